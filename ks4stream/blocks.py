@@ -1,0 +1,152 @@
+"""Which samples a batch owns and which it only sees: all of the package's time arithmetic.
+
+::
+
+    recording   0 ───────────────────────────────────────────────────────────── n_samples
+    crop            start ═══════════════════════════════════════════ stop
+    batches              │ core 0      │ core 1      │ core 2   │
+    tile 1          [halo│ core 1      │halo]
+
+A *tile* is one batch (its *core*) with a *halo* on both sides, always ``batch_size + 2·halo`` samples
+long. Every sample of the crop belongs to exactly one core, and every spike to the tile whose core holds
+it. Tiles are what kernels see, so they fix the result; a *block* is a run of tiles computed by one task,
+so it never does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ks4stream.errors import RecordingError
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One batch and what it sees of its neighbours; samples are counted from the recording's first.
+
+    Attributes
+    ----------
+    index : int
+        Batch number, counted from 0 in the sorted (downsampled) sequence.
+    start, stop : int
+        The core: samples the tile owns, half open.
+    halo : int
+        Samples seen on either side.
+    size : int
+        Common length of the core; the last tile's own core may be shorter and is padded.
+    """
+
+    index: int
+    start: int
+    stop: int
+    halo: int
+    size: int
+
+    @property
+    def first(self) -> int:
+        """First sample seen (may be negative: before the recording the edge value is repeated)."""
+        return self.start - self.halo
+
+    @property
+    def length(self) -> int:
+        """Samples seen, the same for every tile."""
+        return self.size + 2 * self.halo
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The batches of a cropped recording.
+
+    Attributes
+    ----------
+    start, stop : int
+        Crop, in samples of the recording, half open. Beyond it the edge values are repeated.
+    size : int
+        Samples per batch.
+    halo : int
+        Samples a tile sees on either side of its core.
+    n_tiles : int
+        Batches, after downsampling.
+    step : int
+        Every `step`-th batch is sorted (``batch_downsampling``).
+
+    Examples
+    --------
+    >>> tiling = Tiling.of(n_samples=1000, size=300, halo=50, shortest=61)
+    >>> [(tile.start, tile.stop) for tile in tiling]
+    [(0, 300), (300, 600), (600, 900), (900, 1000)]
+    >>> Tiling.of(n_samples=950, size=300, halo=50, shortest=61).n_tiles  # a tail of 50 is dropped
+    3
+    """
+
+    start: int
+    stop: int
+    size: int
+    halo: int
+    n_tiles: int
+    step: int = 1
+
+    @classmethod
+    def of(
+        cls, *, n_samples: int, size: int, halo: int, shortest: int, start: int = 0, stop: int | None = None,
+        step: int = 1,
+    ) -> Tiling:  # fmt: skip
+        """Cut ``[start, stop)`` of a recording into batches; a tail shorter than `shortest` is dropped.
+
+        Raises
+        ------
+        RecordingError
+            If less than `shortest` samples remain, or downsampling leaves no batch.
+        """
+        stop = n_samples if stop is None else min(stop, n_samples)
+        if stop - start < shortest:
+            raise RecordingError(
+                f"The recording has {max(stop - start, 0)} samples to sort (of {n_samples}), but one waveform alone "
+                f"needs nt = {shortest}. Check the file, n_chan_bin, dtype, tmin and tmax."
+            )
+        n_whole, tail = divmod(stop - start, size)
+        n_batches = n_whole + (tail >= shortest)
+        n_tiles = n_batches // step
+        if n_tiles == 0:
+            raise RecordingError(
+                f"batch_downsampling={step} leaves none of the recording's {n_batches} batches; lower it."
+            )
+        if n_batches == n_whole:
+            stop = start + n_whole * size  # samples of a dropped tail are seen by no one
+        return cls(start=start, stop=stop, size=size, halo=halo, n_tiles=n_tiles, step=step)
+
+    def __len__(self) -> int:
+        return self.n_tiles
+
+    def __getitem__(self, index: int) -> Tile:
+        if not 0 <= index < self.n_tiles:
+            raise IndexError(index)
+        start = self.start + index * self.step * self.size
+        return Tile(index, start, min(start + self.size, self.stop), self.halo, self.size)
+
+    def __iter__(self) -> Iterator[Tile]:
+        return (self[index] for index in range(self.n_tiles))
+
+    def tile_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Index of the tile whose core holds each sample."""
+        return (np.asarray(samples, np.int64) - self.start) // (self.size * self.step)
+
+    def evenly(self, every: int, *, least: int = 25, most: int = 200) -> list[int]:
+        """Every `every`-th tile, but at least `least` of them where there are, at most `most`, evenly spaced.
+
+        >>> Tiling.of(n_samples=100_000, size=1000, halo=0, shortest=1).evenly(50, least=4)
+        [0, 25, 50, 75]
+        """
+        wanted = min(max(-(-self.n_tiles // every), least), most, self.n_tiles)
+        return [int(i) for i in (np.arange(wanted, dtype=np.int64) * self.n_tiles) // wanted]
+
+    def blocks(self, tiles_per_block: int, indices: Sequence[int] | None = None) -> list[tuple[Tile, ...]]:
+        """Group the tiles (or those at `indices`) into runs of at most `tiles_per_block`."""
+        chosen = range(self.n_tiles) if indices is None else indices
+        return [
+            tuple(self[i] for i in chosen[at : at + tiles_per_block]) for at in range(0, len(chosen), tiles_per_block)
+        ]

@@ -1,0 +1,52 @@
+"""Every error and warning ks4stream raises on purpose.
+
+All errors derive from :class:`Ks4StreamError` and from the built-in a caller would expect, so that
+both ``except Ks4StreamError`` and ``except ValueError`` work. A message says what was given, what was
+needed and what to change.
+"""
+
+from __future__ import annotations
+
+
+class Ks4StreamError(Exception):
+    """Base of all errors raised on purpose by ks4stream."""
+
+
+class SettingsError(Ks4StreamError, ValueError):
+    """A setting is unknown, out of bounds, or contradicts another one or the recording."""
+
+
+class ProbeError(Ks4StreamError, ValueError):
+    """A probe is unreadable, inconsistent, or does not fit the recording."""
+
+
+class RecordingError(Ks4StreamError, ValueError):
+    """A recording cannot be opened, or holds nothing that can be sorted."""
+
+
+class ResultsError(Ks4StreamError, OSError):
+    """Results cannot be written to, or read from, the given place."""
+
+
+class MissingDependencyError(Ks4StreamError, ImportError):
+    """An optional library is needed for what was asked; the message names the extra to install."""
+
+
+class Ks4StreamWarning(UserWarning):
+    """Base of all warnings issued on purpose by ks4stream."""
+
+
+class FewSpikesWarning(Ks4StreamWarning):
+    """Too few spikes to learn from; the sorting is valid but small or empty."""
+
+
+class DriftWarning(Ks4StreamWarning):
+    """Drift could not be told from the data and is taken as zero."""
+
+
+class BadChannelWarning(Ks4StreamWarning):
+    """A channel carries no signal and is left out."""
+
+
+class SettingsWarning(Ks4StreamWarning):
+    """A setting was legal but did not fit the probe and was clamped."""

@@ -1,0 +1,29 @@
+"""The arithmetic of spike sorting: tensors in, tensors out, on the device of the input.
+
+Nothing here knows of Dask, files, settings or logs. One legend of axes holds for the whole package,
+in einsum letters, shape comments and docstrings:
+
+====== ==================================================================================================
+letter axis
+====== ==================================================================================================
+c      channel (sorted channels, probe order)
+t      sample
+w      sample within a waveform, 0 … nt−1
+b      batch (tile)
+k      centre of universal templates
+j      neighbour slot: nearest channels of a centre or a unit, nearest first
+s      spatial size (Gaussian) of a universal template
+p      universal waveform (row of wTEMP)
+q      principal component of waveforms (row of wPCA)
+u, v   unit (learned template)
+n      peak or spike
+d      flattened feature of a spike within a region: channel × component
+l      lag, −nt … nt
+m      landmark of the clustering graph
+g      depth segment of the drift estimate
+z      depth bin of a fingerprint
+a      amplitude bin of a fingerprint
+====== ==================================================================================================
+
+Traces are channel-major in kernels (c, t); recordings are time-major (time, channel) outside.
+"""

@@ -1,0 +1,131 @@
+"""What each stage found: frozen values, every array declared once with dims, dtype and unit.
+
+Axis names follow the legend in :mod:`ks4stream.kernels`. Arrays are NumPy (results travel between
+processes and go to files); kernels turn them into tensors on their device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ks4stream.probe import Probe
+from ks4stream.settings import Settings
+
+Array = NDArray[Any]
+
+
+def _array(dims: tuple[str, ...], dtype: str, unit: str, doc: str) -> Any:
+    """Declare one array of a result."""
+    return field(metadata={"dims": dims, "dtype": dtype, "unit": unit, "doc": doc})
+
+
+class Checked:
+    """A result that brings its arrays to the declared dtype and refuses another number of dimensions."""
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):  # type: ignore[arg-type]
+            if "dims" not in spec.metadata:
+                continue
+            value = np.asarray(getattr(self, spec.name)).astype(spec.metadata["dtype"], copy=False)
+            if value.ndim != len(spec.metadata["dims"]):
+                raise TypeError(
+                    f"{type(self).__name__}.{spec.name} has shape {value.shape}, but its axes are "
+                    f"({', '.join(spec.metadata['dims'])})."
+                )
+            object.__setattr__(self, spec.name, value)
+
+
+@dataclass(frozen=True, eq=False)
+class Whitening(Checked):
+    """How channels are decorrelated (algorithm, section 1)."""
+
+    matrix: Array = _array(("c", "c"), "float32", "1/file unit", "row: channel made, column: channel used")
+    dead: Array = _array(("dead",), "int64", "", "sorted channels without signal; their rows and columns are 0")
+    n_batches: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Waveforms(Checked):
+    """Universal waveforms (section 2)."""
+
+    components: Array = _array(("q", "w"), "float32", "", "wPCA: orthonormal rows")
+    shapes: Array = _array(("p", "w"), "float32", "", "wTEMP: unit-norm rows")
+    n_snippets: int = 0
+    threshold: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Drift(Checked):
+    """How far the brain moved along the probe (section 4)."""
+
+    shift_um: Array = _array(("b", "g"), "float32", "µm", "positive: larger depth")
+    centre_um: Array = _array(("g",), "float32", "µm", "depth of the segment centres (yblk)")
+
+
+@dataclass(frozen=True, eq=False)
+class PeakSample(Checked):
+    """A bounded, evenly thinned sample of the first pass's detections, for plots only."""
+
+    sample: Array = _array(("n",), "int64", "samples", "time, counted from the recording's first sample")
+    depth_um: Array = _array(("n",), "float32", "µm", "depth along the probe")
+    score: Array = _array(("n",), "float32", "noise s.d.", "detection score")
+
+
+@dataclass(frozen=True, eq=False)
+class Templates(Checked):
+    """Units as templates in the space of the waveform components (sections 5 and 9)."""
+
+    features: Array = _array(("u", "c", "q"), "float32", "noise s.d.", "Wall: template of each unit")
+    count: Array = _array(("u",), "float64", "spikes", "spikes it stands for")
+
+
+@dataclass(frozen=True, eq=False)
+class Sorting(Checked):
+    """A finished sorting: spikes sorted by (time, unit), and the units they belong to.
+
+    All spikes are here; `kept` marks those that are no duplicates. Times are counted from the
+    recording's first sample (a crop's ``tmin`` is included).
+    """
+
+    sample: Array = _array(("n",), "int64", "samples", "spike time (peak of the waveform)")
+    unit: Array = _array(("n",), "int32", "", "final unit, 0 … n_units−1")
+    template: Array = _array(("n",), "int32", "", "learned template that found the spike")
+    score: Array = _array(("n",), "float32", "noise s.d.", "threshold amplitude √G of matching")
+    features: Array = _array(("n", "j", "q"), "float32", "noise s.d.", "on channels `template_channels[template]`")
+    kept: Array = _array(("n",), "bool", "", "False for duplicates")
+    x_um: Array = _array(("n",), "float32", "µm", "position across the probe")
+    y_um: Array = _array(("n",), "float32", "µm", "position along the probe")
+    template_channels: Array = _array(("v", "j"), "int64", "", "channels of features, per learned template; "
+                                      "nearest first, padded with −1 (features there are 0)")
+    unit_features: Array = _array(("u", "c", "q"), "float32", "noise s.d.", "Wall: final template of each unit")
+    similarity: Array = _array(("u", "u"), "float32", "", "largest correlation over lags, diagonal 1")
+    refractory: Array = _array(("u",), "bool", "", "is_ref: no contamination beyond acg_threshold")
+    contamination: Array = _array(("u",), "float64", "", "est_contam_rate")
+    settings: Settings = field(default_factory=Settings)
+    sampling_rate_hz: float = 30000.0
+    probe: Probe | None = None
+    whitening: Whitening | None = None
+    waveforms: Waveforms | None = None
+    drift: Drift | None = None
+    peaks: PeakSample | None = None
+    artifacts: Array = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # [start, stop) in samples
+    n_samples: int = 0
+    files: tuple[str, ...] = ()
+    dtype: str = "int16"
+    n_chan_file: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time per stage
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def n_units(self) -> int:
+        """Number of final units."""
+        return len(self.contamination)
+
+    @property
+    def n_spikes(self) -> int:
+        """Number of spikes, duplicates included."""
+        return len(self.sample)
