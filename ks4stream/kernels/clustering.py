@@ -1,0 +1,282 @@
+"""Graph clustering of the spikes of one region (algorithm, section 6).
+
+::
+
+    landmarks ─► graph (graph.py) ─► seeds on landmarks ─► sweeps ─► tree of clusters (tree.py) ─► labels
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ks4stream.kernels.correlograms import is_refractory_pair
+from ks4stream.kernels.graph import (
+    CHUNK,
+    DenseRows,
+    FeatureRows,
+    ScatteredRows,
+    SpikeGraph,
+    choose_landmarks,
+    join_to_landmarks,
+)
+from ks4stream.kernels.tree import (
+    APART_BELOW,
+    BIMODAL_FROM,
+    HISTOGRAM_SPIKES,
+    RIDGE,
+    LeafSums,
+    bimodality,
+    discriminant,
+    flatten,
+    leaf_sums,
+    links_between,
+    merge_tree,
+    projection,
+    smoothed_histogram,
+)
+
+__all__ = ["DenseRows", "FeatureRows", "ScatteredRows", "cluster_region"]
+
+N_SEEDS = 200  # clusters the sweeps start from (step 3)
+N_CANDIDATES = 100  # among which each seed is the best (step 3)
+MOST_SWEEPS = 200  # step 4
+LANDMARK_NULL = 1 / 10  # weight of expected links in the landmark step (step 4)
+SPIKE_NULL = 1 / 200  # and in the spike step
+
+
+def seed_labels(points: Tensor, *, seed: int, n_seeds: int = N_SEEDS, n_candidates: int = N_CANDIDATES) -> Tensor:
+    """Start a clustering: take as seeds, one after the other, the points that explain most energy.
+
+    Each seed c is the best of `n_candidates` points, drawn with probability proportional to the energy
+    that no seed explains yet. A point x gains 2x·c − ‖c‖² by it, and moves to the seed if that is
+    more than it has.
+
+    Parameters
+    ----------
+    points : Tensor, shape (m, d), float32
+        Landmarks.
+    seed : int
+        Of the draws, which are made on the CPU whatever the device (``cluster_init_seed``).
+    n_seeds, n_candidates : int
+
+    Returns
+    -------
+    Tensor, shape (m,), int64
+        Seed number of each point; some may be unused.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    m = points.shape[0]
+    energy = (points * points).sum(1)
+    explained = torch.zeros_like(energy)
+    label = torch.zeros(m, dtype=torch.int64, device=points.device)
+    for number in range(n_seeds):
+        candidate = _draw(energy - explained, min(n_candidates, m), generator)
+        gain = 2.0 * (points[candidate] @ points.T) - energy[candidate, None] - explained  # (candidates, m)
+        gain.clamp_(min=0.0)
+        total = gain.sum(1)
+        best = int(torch.argmax(total))
+        if float(total[best]) <= 0.0:
+            break  # all that can be explained is
+        label[gain[best] > 0] = number
+        explained += gain[best]
+    return label
+
+
+def _draw(weight: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Draw n places without replacement with probability ∝ weight (where it is positive), ascending."""
+    # The n first of independent exponential clocks with these rates.
+    noise = torch.empty(weight.shape[0], dtype=torch.float64).exponential_(generator=generator)
+    key = weight.double().clamp(min=0.0) / noise.to(weight.device)
+    return torch.topk(key, n).indices.sort().values
+
+
+def landmark_step(graph: SpikeGraph, spike_label: Tensor, n_labels: int, *, resolution: float) -> Tensor:
+    """Give each landmark the label with most links beyond expectation among the spikes joined to it.
+
+    The score of label c is (links of j to spikes in c) − λ/10 · kⱼ/m · Σ kᵢ over spikes in c (step 4).
+
+    Returns
+    -------
+    Tensor, shape (m,), int64
+        Of equal scores the lowest label.
+    """
+    counts = torch.zeros(graph.n_landmarks * n_labels, dtype=torch.int64, device=spike_label.device)
+    for start in range(0, graph.n_spikes, CHUNK):
+        part = slice(start, start + CHUNK)
+        pair = graph.neighbor[part].long() * n_labels + spike_label[part, None]
+        counts += torch.bincount(pair.flatten(), minlength=counts.shape[0])
+    mass = _sum_by_label(graph.spike_degree, spike_label, n_labels)
+    factor = LANDMARK_NULL * resolution / max(graph.n_links, 1)
+    score = counts.view(graph.n_landmarks, n_labels).double()
+    score -= (factor * graph.landmark_degree.double())[:, None] * mass
+    return torch.argmax(score, dim=1)
+
+
+def spike_step(graph: SpikeGraph, landmark_label: Tensor, n_labels: int, *, resolution: float) -> Tensor:
+    """Give each spike the label with most links beyond expectation among its landmarks.
+
+    The score of label c is (landmarks of i in c) − λ/200 · kᵢ/m · Σ kⱼ over landmarks in c (step 4). Only
+    labels that the spike's landmarks have are compared: with λ < 20 every one of them scores above 0.
+
+    Returns
+    -------
+    Tensor, shape (n,), int64
+        Of equal scores the lowest label.
+    """
+    mass = _sum_by_label(graph.landmark_degree, landmark_label, n_labels)
+    penalty = SPIKE_NULL * resolution / max(graph.n_links, 1) * mass
+    label = torch.empty(graph.n_spikes, dtype=torch.int64, device=landmark_label.device)
+    for start in range(0, graph.n_spikes, CHUNK):
+        part = slice(start, start + CHUNK)
+        near = landmark_label[graph.neighbor[part].long()]  # (n, 10)
+        count = torch.zeros(near.shape, dtype=torch.int16, device=near.device)
+        for column in range(near.shape[1]):
+            count += near == near[:, column : column + 1]
+        score = count.double() - graph.spike_degree[part, None].double() * penalty[near]
+        best = score == score.amax(1, keepdim=True)
+        label[part] = torch.where(best, near, n_labels).amin(1)
+    return label
+
+
+def _sum_by_label(values: Tensor, label: Tensor, n_labels: int) -> Tensor:
+    """Sum integers by label; shape (n_labels,), float64, exact on every device."""
+    total = torch.zeros(n_labels, dtype=torch.int64, device=label.device)
+    return total.scatter_add_(0, label, values.long()).double()
+
+
+def sweep(
+    graph: SpikeGraph, landmark_label: Tensor, n_labels: int, *, resolution: float = 1.0, most_sweeps: int = MOST_SWEEPS
+) -> tuple[Tensor, Tensor]:
+    """Let spikes and landmarks take each other's labels until nothing changes (step 4).
+
+    Parameters
+    ----------
+    graph : SpikeGraph
+    landmark_label : Tensor, shape (m,), int64
+        Where to start.
+    n_labels : int
+    resolution : float
+        λ.
+    most_sweeps : int
+
+    Returns
+    -------
+    spike_label : Tensor, shape (n,), int64
+        From 0, no label empty.
+    landmark_label : Tensor, shape (m,), int64
+    """
+    spike_label = spike_step(graph, landmark_label, n_labels, resolution=resolution)
+    for _ in range(most_sweeps):
+        landmark_label = landmark_step(graph, spike_label, n_labels, resolution=resolution)
+        before, spike_label = spike_label, spike_step(graph, landmark_label, n_labels, resolution=resolution)
+        if torch.equal(before, spike_label):
+            break
+    used, spike_label = torch.unique(spike_label, return_inverse=True)
+    return spike_label, landmark_step(graph, spike_label, len(used), resolution=resolution)
+
+
+def cluster_region(
+    rows: FeatureRows,
+    *,
+    sample: NDArray[np.int64] | None = None,
+    sampling_rate_hz: float = 30_000.0,
+    final: bool = False,
+    n_neighbors: int = 10,
+    downsampling: int = 20,
+    max_landmarks: int = 25_000,
+    seed: int = 5,
+    ccg_threshold: float = 0.25,
+    min_spikes: int = 100,
+    least_landmarks: int = 5000,
+    leave_one_out: bool = True,
+) -> NDArray[np.int64]:
+    """Cluster the spikes of one region.
+
+    Parameters
+    ----------
+    rows : FeatureRows, (n, d)
+        Features of the region's spikes, in order of time.
+    sample : ndarray, shape (n,), int64, samples
+        Spike times; needed if `final`.
+    sampling_rate_hz : float
+    final : bool
+        Whether clusters whose cross-correlogram is refractory are kept together (step 6b).
+    n_neighbors, downsampling, max_landmarks, seed, ccg_threshold
+        ``cluster_neighbors``, ``cluster_downsampling``, ``max_cluster_subset``, ``cluster_init_seed`` and
+        ``ccg_threshold`` of the settings.
+    min_spikes : int
+        Fewer are one cluster (section 5).
+    least_landmarks : int
+        Landmarks there are at least, or as many as spikes.
+    leave_one_out : bool
+        Test each split on projections that were found without the spike projected.
+
+    Returns
+    -------
+    ndarray, shape (n,), int64
+        Labels from 0, every one of them used.
+    """
+    if rows.n < max(min_spikes, 2):
+        return np.zeros(rows.n, np.int64)
+    landmark = choose_landmarks(rows.n, downsampling=downsampling, least=least_landmarks, most=max_landmarks)
+    graph = join_to_landmarks(rows, landmark, n_neighbors=n_neighbors)
+    start = seed_labels(rows.take(graph.landmark), seed=seed)
+    spike_label, landmark_label = sweep(graph, start, N_SEEDS)
+    n_leaves = int(spike_label.max()) + 1
+    tree = merge_tree(links_between(graph, spike_label, landmark_label, n_leaves))
+    test = _SplitTest(rows, spike_label, n_leaves, sample if final else None, sampling_rate_hz, ccg_threshold,
+                      leave_one_out)  # fmt: skip
+    cluster: NDArray[np.int64] = flatten(tree, test)[spike_label.cpu().numpy()]
+    return cluster
+
+
+class _SplitTest:
+    """Whether two groups of leaves are different neurons (step 6)."""
+
+    def __init__(
+        self,
+        rows: FeatureRows,
+        label: Tensor,
+        n_leaves: int,
+        sample: NDArray[np.int64] | None,
+        sampling_rate_hz: float,
+        ccg_threshold: float,
+        leave_one_out: bool,
+    ) -> None:
+        self._rows = rows
+        self._members = torch.split(torch.sort(label, stable=True).indices, torch.bincount(label).tolist())
+        self._sums: LeafSums = leaf_sums(rows, label, n_leaves)
+        self._sample = sample
+        self._rate, self._threshold = sampling_rate_hz, ccg_threshold
+        self._leave_one_out = leave_one_out
+
+    def __call__(self, left: NDArray[np.int64], right: NDArray[np.int64], ratio: float) -> bool:
+        if ratio < APART_BELOW:
+            return True
+        if self._sample is not None and self._is_one_train(left, right):
+            return False
+        return self.score(left, right) >= BIMODAL_FROM
+
+    def _of(self, leaves: NDArray[np.int64]) -> Tensor:
+        return torch.cat([self._members[leaf] for leaf in leaves])
+
+    def _is_one_train(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> bool:
+        assert self._sample is not None
+        trains = [np.sort(self._sample[self._of(leaves).cpu().numpy()]) for leaves in (left, right)]
+        return is_refractory_pair(trains[0], trains[1], sampling_rate_hz=self._rate, ccg_threshold=self._threshold)
+
+    def score(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> float:
+        """Bimodality of the projection on the axis between two groups of leaves (step 6c)."""
+        found = discriminant(self._sums, left, right, ridge=RIDGE)
+        sides = [self._of(left), self._of(right)]
+        step = -(-sum(len(side) for side in sides) // HISTOGRAM_SPIKES)
+        values = torch.cat(
+            [
+                projection(self._rows, members[::step], side, found, leave_one_out=self._leave_one_out)
+                for side, members in enumerate(sides)
+            ]
+        )
+        return bimodality(smoothed_histogram(values))

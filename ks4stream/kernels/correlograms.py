@@ -1,0 +1,180 @@
+"""Correlograms of spike trains, and what they say about refractoriness (algorithm, section 7).
+
+Spike trains are sorted int64 sample numbers; pairs are counted exactly, in integers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Samples = NDArray[np.int64]
+
+REACH_MS = 500  # lags that enter, on either side (section 7)
+REFRACTORY_MS = 10  # windows of ±1 … ±10 ms are tried
+FEWEST_SPIKES = 11  # an auto-correlogram of fewer says nothing
+MOST_PAIRS = 100_000_000  # beyond this a sample of the reference spikes is enough
+PAIR_CHUNK = 1_000_000  # pairs held at a time
+
+
+class Refractoriness(NamedTuple):
+    """How empty the middle of a correlogram is.
+
+    Attributes
+    ----------
+    ratio : float
+        R: smallest rate within ±1 … ±10 ms over the baseline rate. 0 is perfectly refractory; 1 where
+        there is no baseline to compare with.
+    probability : float
+        Q: probability of so few counts if there were no refractory period.
+    """
+
+    ratio: float
+    probability: float
+
+
+def correlogram(
+    times_a: Samples,
+    times_b: Samples | None = None,
+    *,
+    sampling_rate_hz: float,
+    reach_ms: int = REACH_MS,
+    most_pairs: int = MOST_PAIRS,
+) -> NDArray[np.int64]:
+    """Count pairs of spikes by lag in bins of 1 ms.
+
+    Parameters
+    ----------
+    times_a : ndarray, shape (n_a,), int64, samples
+        Reference train, sorted.
+    times_b : ndarray, shape (n_b,), int64, samples, optional
+        Other train, sorted; by default `times_a` itself (the pairing of a spike with itself is left out).
+    sampling_rate_hz : float
+    reach_ms : int
+        Largest lag, in bins.
+    most_pairs : int
+        Where there are more pairs, only evenly spaced spikes of `times_a` are used, so that about this many
+        are counted.
+
+    Returns
+    -------
+    ndarray, shape (2·reach_ms + 1,), int64
+        Pairs with round((b − a) / 1 ms) = −reach_ms … reach_ms. The middle bin of an auto-correlogram is 0,
+        as section 7 leaves it out of all counts anyway.
+
+    Examples
+    --------
+    >>> train = np.array([0, 60, 90])
+    >>> correlogram(train, sampling_rate_hz=30_000.0, reach_ms=3).tolist()
+    [1, 1, 1, 0, 1, 1, 1]
+    """
+    bin_samples = sampling_rate_hz / 1000.0
+    reach = math.ceil((reach_ms + 0.5) * bin_samples)  # samples; a pair beyond falls into no bin
+    a = times_a
+    b = times_a if times_b is None else times_b
+    first, last = np.searchsorted(b, a - reach), np.searchsorted(b, a + reach, side="right")
+    n_pairs = int((last - first).sum())
+    if n_pairs > most_pairs:
+        step = -(-n_pairs // most_pairs)
+        a, first, last = a[::step], first[::step], last[::step]
+    # The bin of every possible lag, so that rounding is decided once. Two more bins take what lies beyond.
+    bin_of = np.rint(np.arange(-reach, reach + 1) / bin_samples).astype(np.int64)
+    bin_of = np.clip(bin_of, -reach_ms - 1, reach_ms + 1) + reach_ms + 1
+    counts = _count_lags(a, b, first, last, reach)
+    binned = np.bincount(bin_of, weights=counts, minlength=2 * reach_ms + 3).astype(np.int64)[1:-1]
+    if times_b is None:
+        binned[reach_ms] = 0
+    return binned
+
+
+def _count_lags(a: Samples, b: Samples, first: Samples, last: Samples, reach: int) -> NDArray[np.int64]:
+    """Histogram b − a by sample, for each a over b[first:last]; shape (2·reach + 1,)."""
+    counts = np.zeros(2 * reach + 1, np.int64)
+    ends = np.cumsum(last - first)
+    start = 0
+    while start < len(a):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + PAIR_CHUNK, side="right")))
+        n_of = last[start:stop] - first[start:stop]
+        # Positions in b: first[i], first[i] + 1, … for each spike i of a.
+        offset = np.repeat(first[start:stop] - (ends[start:stop] - n_of), n_of)
+        partner = b[np.arange(before, ends[stop - 1]) + offset]
+        lag = partner - np.repeat(a[start:stop], n_of)
+        counts += np.bincount(lag + reach, minlength=2 * reach + 1)
+        start = stop
+    return counts
+
+
+def refractoriness_of(counts: NDArray[np.int64]) -> Refractoriness:
+    """Compare the middle of a correlogram with its flanks.
+
+    Parameters
+    ----------
+    counts : ndarray, shape (1001,), int64
+        Pairs per millisecond of lag, −500 … 500 ms.
+
+    Returns
+    -------
+    Refractoriness
+    """
+    zero = len(counts) // 2
+    far = np.concatenate([counts[zero - 499 : zero - 249], counts[zero + 250 : zero + 500]]).mean()
+    left, right = counts[zero - 50 : zero - 10].mean(), counts[zero + 10 : zero + 50].mean()
+    baseline = max(float(far), float(left), float(right))  # Q00, counts per bin
+    if baseline == 0.0:
+        return Refractoriness(1.0, 1.0)
+    width = np.arange(1, REFRACTORY_MS + 1)
+    both_sides = counts[zero + 1 : zero + 1 + REFRACTORY_MS] + counts[zero - 1 : zero - 1 - REFRACTORY_MS : -1]
+    half = np.cumsum(both_sides) / 2.0  # n_i; the rates' common factor (expected from totals) cancels in R
+    ratio = float((half / width).min()) / baseline
+    deviation = (half - baseline * width) / np.sqrt(2.0 * baseline * width)
+    return Refractoriness(ratio, 0.5 * (1.0 + math.erf(float(deviation.min()))))
+
+
+def refractoriness(
+    times_a: Samples, times_b: Samples | None = None, *, sampling_rate_hz: float, most_pairs: int = MOST_PAIRS
+) -> Refractoriness:
+    """Measure how refractory a train, or a pair of trains, is.
+
+    Parameters
+    ----------
+    times_a, times_b : ndarray, int64, samples
+        Sorted spike times; without `times_b` the auto-correlogram is used.
+    sampling_rate_hz : float
+    most_pairs : int
+        See :func:`correlogram`.
+
+    Returns
+    -------
+    Refractoriness
+        (ratio, probability), both 1 for trains that say nothing.
+    """
+    if min(len(times_a), len(times_a if times_b is None else times_b)) == 0:
+        return Refractoriness(1.0, 1.0)
+    return refractoriness_of(correlogram(times_a, times_b, sampling_rate_hz=sampling_rate_hz, most_pairs=most_pairs))
+
+
+def is_refractory_unit(
+    times: Samples, *, sampling_rate_hz: float, acg_threshold: float = 0.2, q_threshold: float = 0.2
+) -> bool:
+    """Whether a unit fires like one neuron ("good", section 7)."""
+    if len(times) < FEWEST_SPIKES or times[0] == times[-1]:
+        return False
+    found = refractoriness(times, sampling_rate_hz=sampling_rate_hz)
+    return found.ratio < acg_threshold and found.probability < q_threshold
+
+
+def is_refractory_pair(
+    times_a: Samples,
+    times_b: Samples,
+    *,
+    sampling_rate_hz: float,
+    ccg_threshold: float = 0.25,
+    q_threshold: float = 0.05,
+) -> bool:
+    """Whether two trains avoid each other as parts of one neuron's train do (section 7)."""
+    found = refractoriness(times_a, times_b, sampling_rate_hz=sampling_rate_hz)
+    return found.ratio < ccg_threshold and found.probability < q_threshold

@@ -1,0 +1,238 @@
+"""The graph that is clustered: every spike joined to its nearest landmarks (algorithm, section 6, steps 1 and 2).
+
+Spikes may be millions and wide, so they are only ever seen in chunks; what is kept of them is ten
+landmark numbers each. Landmarks are a subset of the spikes, few enough to be held densely.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+CHUNK = 65_536  # spikes fetched from a store, or swept over, at a time (section 6, cost)
+INNER_CHUNK = 4096  # spikes whose distances to all landmarks are held at a time
+
+
+class FeatureRows(Protocol):
+    """The spikes of one region as rows of a matrix (n, d) that is never held as a whole."""
+
+    @property
+    def n(self) -> int:
+        """Number of spikes."""
+
+    @property
+    def d(self) -> int:
+        """Length of a row: channels of the region × components."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows are returned."""
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """Rows ``start … stop−1``, shape (stop − start, d), float32."""
+
+    def take(self, index: Tensor) -> Tensor:
+        """Rows at `index` (int64), shape (len(index), d), float32."""
+
+
+class DenseRows:
+    """Rows that are held as one matrix.
+
+    Parameters
+    ----------
+    features : Tensor, shape (n, d), float32, noise s.d.
+        One row per spike.
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        self._features = features
+        self.n, self.d = features.shape
+        self.device = features.device
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """Rows ``start … stop−1``."""
+        return self._features[start:stop].float()
+
+    def take(self, index: Tensor) -> Tensor:
+        """Rows at `index`."""
+        return self._features[index].float()
+
+
+class ScatteredRows:
+    """Rows made on the fly from compact features: those of a spike's own channels, zeros elsewhere.
+
+    Parameters
+    ----------
+    features : Tensor, shape (n, j, q), float32, noise s.d.
+        Features on the nearest channels of each spike.
+    slot_of : Tensor, shape (n, j), int
+        Place of each of these channels among the region's; −1 where the feature is padding or the
+        channel is none of the region's. No place occurs twice in a row.
+    n_slots : int
+        Channels of the region; ``d = n_slots · q``.
+    """
+
+    def __init__(self, features: Tensor, slot_of: Tensor, n_slots: int) -> None:
+        self._features, self._slot_of, self._n_slots = features, slot_of, n_slots
+        self.n = features.shape[0]
+        self.d = n_slots * features.shape[2]
+        self.device = features.device
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """Rows ``start … stop−1``."""
+        return self._scatter(self._features[start:stop], self._slot_of[start:stop])
+
+    def take(self, index: Tensor) -> Tensor:
+        """Rows at `index`."""
+        return self._scatter(self._features[index], self._slot_of[index])
+
+    def _scatter(self, features: Tensor, slot_of: Tensor) -> Tensor:
+        b, _, q = features.shape
+        # One slot more than there are takes the padding, and is cut off again.
+        rows = torch.zeros((b, self._n_slots + 1, q), dtype=torch.float32, device=features.device)
+        slot = torch.where(slot_of < 0, self._n_slots, slot_of).long()
+        rows.scatter_(1, slot[:, :, None].expand(features.shape), features.float())
+        return rows[:, : self._n_slots].reshape(b, self.d)
+
+
+class SpikeGraph(NamedTuple):
+    """Spikes and the landmarks they are joined to.
+
+    Attributes
+    ----------
+    landmark : Tensor, shape (m,), int64
+        The spike that each landmark is, ascending.
+    neighbor : Tensor, shape (n, 10), int32
+        Nearest landmarks of each spike, ascending.
+    is_self : Tensor, shape (n, 10), bool
+        Where a landmark is joined to itself. Such a link is left out of the degrees.
+    spike_degree : Tensor, shape (n,), int64
+        kᵢ, the links of each spike.
+    landmark_degree : Tensor, shape (m,), int64
+        kⱼ, the links of each landmark.
+    """
+
+    landmark: Tensor
+    neighbor: Tensor
+    is_self: Tensor
+    spike_degree: Tensor
+    landmark_degree: Tensor
+
+    @property
+    def n_spikes(self) -> int:
+        """Number of spikes."""
+        return self.neighbor.shape[0]
+
+    @property
+    def n_landmarks(self) -> int:
+        """Number of landmarks."""
+        return self.landmark.shape[0]
+
+    @property
+    def n_links(self) -> int:
+        """Sum of the adjacency matrix (m in section 6)."""
+        return int(self.landmark_degree.sum())
+
+
+def choose_landmarks(n: int, *, downsampling: int, least: int, most: int) -> Tensor:
+    """Pick evenly spaced spikes: one in `downsampling`, at least `least` of them where there are, at most `most`.
+
+    Returns
+    -------
+    Tensor, shape (m,), int64
+        Indices, ascending.
+
+    Examples
+    --------
+    >>> choose_landmarks(10, downsampling=4, least=1, most=100).tolist()
+    [0, 3, 6]
+    >>> choose_landmarks(4, downsampling=4, least=100, most=100).tolist()
+    [0, 1, 2, 3]
+    """
+    wanted = min(max(-(-n // downsampling), least), most, n)
+    return torch.arange(wanted, dtype=torch.int64) * n // max(wanted, 1)
+
+
+def nearest(rows: Tensor, landmarks: Tensor, half_squared: Tensor, n_neighbors: int) -> Tensor:
+    """Find each row's nearest landmarks; of equally near ones the first.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (n, d), float32
+    landmarks : Tensor, shape (m, d), float32
+    half_squared : Tensor, shape (m,), float32
+        Half the squared norm of each landmark.
+    n_neighbors : int
+        At most m.
+
+    Returns
+    -------
+    Tensor, shape (n, n_neighbors), int64
+        Landmark numbers, ascending.
+    """
+    # ‖x − y‖² = ‖x‖² − 2(x·y − ‖y‖²/2): the first term does not matter among the landmarks of one spike.
+    nearness = torch.addmm(half_squared, rows, landmarks.T, beta=-1.0)
+    m = landmarks.shape[0]
+    if n_neighbors >= m:
+        return torch.arange(m, device=rows.device).expand(rows.shape[0], m)
+    value, index = torch.topk(nearness, n_neighbors + 1, dim=1)
+    tied = torch.nonzero(value[:, n_neighbors - 1] == value[:, n_neighbors]).flatten()
+    index = index[:, :n_neighbors]
+    if tied.numel():  # topk may take any of them
+        order = torch.sort(nearness[tied], dim=1, descending=True, stable=True).indices
+        index[tied] = order[:, :n_neighbors]
+    return index.sort(dim=1).values
+
+
+def join_to_landmarks(
+    rows: FeatureRows, landmark: Tensor, *, n_neighbors: int, chunk: int = CHUNK, inner: int = INNER_CHUNK
+) -> SpikeGraph:
+    """Join every spike to its nearest landmarks: exact Euclidean distances, in chunks.
+
+    Parameters
+    ----------
+    rows : FeatureRows
+        Spikes of one region.
+    landmark : Tensor, shape (m,), int64
+        The spikes that are landmarks, ascending.
+    n_neighbors : int
+        Links per spike (``cluster_neighbors``); all landmarks where there are fewer.
+    chunk, inner : int
+        Spikes fetched, and spikes compared, at a time.
+
+    Returns
+    -------
+    SpikeGraph
+    """
+    landmark = landmark.to(rows.device)
+    points = rows.take(landmark)  # (m, d)
+    half_squared = 0.5 * (points * points).sum(1)
+    n_links = min(n_neighbors, landmark.shape[0])
+    neighbor = torch.empty((rows.n, n_links), dtype=torch.int32, device=rows.device)
+    for start in range(0, rows.n, chunk):
+        x = rows.chunk(start, min(start + chunk, rows.n))
+        for at in range(0, x.shape[0], inner):
+            found = nearest(x[at : at + inner], points, half_squared, n_links)
+            neighbor[start + at : start + at + found.shape[0]] = found.int()
+    return graph_of(neighbor, landmark)
+
+
+def graph_of(neighbor: Tensor, landmark: Tensor) -> SpikeGraph:
+    """Complete a graph from its links: mark those of a landmark to itself, count the others.
+
+    Parameters
+    ----------
+    neighbor : Tensor, shape (n, 10), int32
+        Landmarks each spike is joined to.
+    landmark : Tensor, shape (m,), int64
+        The spike that each landmark is.
+    """
+    is_self = torch.zeros_like(neighbor, dtype=torch.bool)
+    own = torch.arange(landmark.shape[0], dtype=neighbor.dtype, device=neighbor.device)
+    is_self[landmark] = neighbor[landmark] == own[:, None]
+    spike_degree = neighbor.shape[1] - is_self.sum(1)
+    links = torch.bincount(neighbor.flatten(), minlength=landmark.shape[0])
+    landmark_degree = links - is_self[landmark].any(1).long()
+    return SpikeGraph(landmark, neighbor, is_self, spike_degree, landmark_degree)

@@ -1,0 +1,247 @@
+"""Merging units that are one neuron, and spikes that are one spike (algorithm, sections 9 and 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ks4stream.kernels.correlograms import is_refractory_pair, is_refractory_unit
+
+SIMILAR_ABOVE = 0.5  # templates less alike are never merged (section 9)
+
+SimilarityRow = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Similarity of one template (c, q) to others (v, c, q): values (v,) and lags (v,); see :func:`merge_units`."""
+
+
+class MergedUnits(NamedTuple):
+    """Spikes and templates after merging.
+
+    Attributes
+    ----------
+    order : ndarray, shape (n,), int64
+        Where each spike was before: spikes are sorted anew by (time, unit).
+    sample : ndarray, shape (n,), int64, samples
+        Times, those of absorbed units shifted.
+    unit : ndarray, shape (n,), int64
+        New unit, numbered from 0 in the order of the old numbers.
+    lag : ndarray, shape (n,), int64, samples
+        By how much the spike's waveform has to be rolled (its time became ``sample − lag``); apply
+        :func:`roll_matrix` to its features.
+    features : Tensor, shape (u, c, q), float32
+        Templates of the units that are left.
+    unit_of : ndarray, shape (u before,), int64
+        New number of each old unit.
+    lag_of : ndarray, shape (u before,), int64, samples
+        Lag of each old unit.
+    """
+
+    order: NDArray[np.int64]
+    sample: NDArray[np.int64]
+    unit: NDArray[np.int64]
+    lag: NDArray[np.int64]
+    features: Tensor
+    unit_of: NDArray[np.int64]
+    lag_of: NDArray[np.int64]
+
+
+def roll_matrix(components: Tensor, lag: int) -> Tensor:
+    """Make the matrix that delays features by `lag` samples; samples rolled in repeat the edge.
+
+    Parameters
+    ----------
+    components : Tensor, shape (q, w), float32
+        wPCA, orthonormal rows.
+    lag : int
+        Positive: later within the waveform.
+
+    Returns
+    -------
+    Tensor, shape (q, q), float32
+        ``features @ roll_matrix`` are the features of the delayed waveform.
+    """
+    n_samples = components.shape[1]
+    source = (torch.arange(n_samples, device=components.device) - lag).clamp(0, n_samples - 1)
+    return components[:, source] @ components.T
+
+
+class _Unit:
+    """A unit while it grows: its train, the old units in it with their lags, and its template."""
+
+    def __init__(self, number: int, train: NDArray[np.int64], features: Tensor) -> None:
+        self.train, self.features = train, features
+        self.lags = {number: 0}
+
+    def absorb(self, other: _Unit, lag: int, components: Tensor) -> None:
+        """Take over another unit, its waveform delayed by `lag` (so its spikes are earlier)."""
+        n, m = len(self.train), len(other.train)
+        rolled = other.features @ roll_matrix(components, lag)
+        self.features = (n * self.features + m * rolled) / max(n + m, 1)
+        self.train = np.sort(np.concatenate([self.train, other.train - lag]))
+        self.lags |= {number: before + lag for number, before in other.lags.items()}
+
+
+def merge_units(
+    sample: NDArray[np.int64],
+    unit: NDArray[np.int64],
+    features: Tensor,
+    components: Tensor,
+    *,
+    similarity: NDArray[np.float32],
+    lag: NDArray[np.int64],
+    similarity_row: SimilarityRow,
+    sampling_rate_hz: float,
+    acg_threshold: float = 0.2,
+    ccg_threshold: float = 0.25,
+    similar_above: float = SIMILAR_ABOVE,
+) -> MergedUnits:
+    """Merge units with similar templates whose spikes avoid each other (section 9).
+
+    Units absorb others in descending order of their count; only units that are refractory to begin with
+    do. Of the units more than `similar_above` alike, most similar first, the first one whose
+    cross-correlogram with the unit is refractory is absorbed; then the unit starts over.
+
+    Parameters
+    ----------
+    sample : ndarray, shape (n,), int64, samples
+        Spike times, sorted.
+    unit : ndarray, shape (n,), int
+        Unit of each spike.
+    features : Tensor, shape (u, c, q), float32
+        Templates.
+    components : Tensor, shape (q, w), float32
+        wPCA.
+    similarity, lag : ndarray, shape (u, u), float32 and int64
+        Of each pair the largest correlation over lags, and the lag by which v (column) has to be rolled
+        to line up with u (row).
+    similarity_row : callable
+        The same for the template of a merged unit: ``(template (c, q), templates (v, c, q)) → (v,), (v,)``.
+    sampling_rate_hz, acg_threshold, ccg_threshold, similar_above : float
+
+    Returns
+    -------
+    MergedUnits
+    """
+    n_units = features.shape[0]
+    by_unit = np.split(sample[np.argsort(unit, kind="stable")], np.cumsum(np.bincount(unit, minlength=n_units))[:-1])
+    alive = {u: _Unit(u, by_unit[u], features[u]) for u in range(n_units)}
+    absorbs = [
+        is_refractory_unit(train, sampling_rate_hz=sampling_rate_hz, acg_threshold=acg_threshold)
+        for train in by_unit[:n_units]
+    ]
+    similarity, lag = similarity.copy(), lag.copy()
+    for u in np.argsort([-len(train) for train in by_unit[:n_units]], kind="stable").tolist():
+        while absorbs[u] and u in alive:
+            v = _partner(u, alive, similarity[u], lag[u], sampling_rate_hz, ccg_threshold, similar_above)
+            if v is None:
+                break
+            alive[u].absorb(alive.pop(v), int(lag[u, v]), components)
+            _renew_row(u, alive, similarity, lag, similarity_row)
+    return _renumbered(sample, unit, alive, n_units, features)
+
+
+def _partner(
+    u: int,
+    alive: dict[int, _Unit],
+    similarity: NDArray[np.float32],
+    lag: NDArray[np.int64],
+    sampling_rate_hz: float,
+    ccg_threshold: float,
+    similar_above: float,
+) -> int | None:
+    """The most similar unit whose spikes avoid those of u, or None."""
+    for v in np.argsort(-similarity, kind="stable").tolist():
+        if similarity[v] <= similar_above and v != u:
+            return None
+        if v != u and v in alive:
+            other = alive[v].train - lag[v]
+            if is_refractory_pair(
+                alive[u].train, other, sampling_rate_hz=sampling_rate_hz, ccg_threshold=ccg_threshold
+            ):
+                return int(v)
+    return None
+
+
+def _renew_row(
+    u: int,
+    alive: dict[int, _Unit],
+    similarity: NDArray[np.float32],
+    lag: NDArray[np.int64],
+    similarity_row: SimilarityRow,
+) -> None:
+    """Compare a changed template with all that are left."""
+    others = np.array([v for v in alive if v != u], np.int64)
+    if len(others):
+        stacked = torch.stack([alive[v].features for v in others.tolist()])
+        value, shift = similarity_row(alive[u].features, stacked)
+        similarity[u, others] = similarity[others, u] = value.cpu().numpy()
+        lag[u, others] = shift.cpu().numpy()
+        lag[others, u] = -lag[u, others]
+
+
+def _renumbered(
+    sample: NDArray[np.int64], unit: NDArray[np.int64], alive: dict[int, _Unit], n_units: int, features: Tensor
+) -> MergedUnits:
+    """Number what is left, and sort the spikes by (time, unit)."""
+    unit_of, lag_of = np.zeros(n_units, np.int64), np.zeros(n_units, np.int64)
+    for new, old in enumerate(sorted(alive)):
+        for member, shift in alive[old].lags.items():
+            unit_of[member], lag_of[member] = new, shift
+    moved, fresh = sample - lag_of[unit], unit_of[unit]
+    order = np.lexsort((fresh, moved))
+    templates = [alive[old].features for old in sorted(alive)]
+    return MergedUnits(
+        order=order,
+        sample=moved[order],
+        unit=fresh[order],
+        lag=lag_of[unit][order],
+        features=torch.stack(templates) if templates else features,
+        unit_of=unit_of,
+        lag_of=lag_of,
+    )
+
+
+def mark_duplicates(sample: NDArray[np.int64], unit: NDArray[np.int64], *, min_samples: int) -> NDArray[np.bool_]:
+    """Mark the spikes to keep: in each unit, those at least `min_samples` after the last one kept (section 10).
+
+    Parameters
+    ----------
+    sample : ndarray, shape (n,), int64, samples
+        Spike times.
+    unit : ndarray, shape (n,), int
+        Unit of each spike.
+    min_samples : int
+        int(``duplicate_spike_ms`` · fs / 1000).
+
+    Returns
+    -------
+    ndarray, shape (n,), bool
+
+    Examples
+    --------
+    >>> mark_duplicates(np.array([0, 5, 10, 12]), np.zeros(4, int), min_samples=7).tolist()
+    [True, False, True, False]
+    """
+    order = np.lexsort((sample, unit))
+    time, who = sample[order], unit[order]
+    kept = np.ones(len(order), dtype=bool)
+    close = (np.diff(time) < min_samples) & (np.diff(who) == 0)
+    # Only runs of spikes each close to the one before need a decision, spike by spike from the run's first on;
+    # all runs take a step at a time.
+    at = np.flatnonzero(close & ~np.concatenate([[False], close[:-1]]))
+    last = time[at]
+    while len(at):
+        at = at + 1
+        far = time[at] - last >= min_samples
+        kept[at] = far
+        last = np.where(far, time[at], last)
+        more = np.zeros(len(at), dtype=bool)
+        more[at < len(close)] = close[at[at < len(close)]]
+        at, last = at[more], last[more]
+    result = np.empty_like(kept)
+    result[order] = kept
+    return result
