@@ -1,0 +1,486 @@
+"""Explain the traces as a sum of templates: matching pursuit with learned templates (section 8).
+
+The score of unit u at sample t, ``S[u, t] = B[u, t] / ‖U_u‖ = √G``, is held for all units and samples. Round
+after round the largest scores are taken as spikes and what they explain is subtracted. What a round touches
+is small, so everything else is kept from round to round::
+
+    units     sorted into groups that lie together on the probe: a score is a product over the group's channels
+    samples   cut into blocks of nt, so that a group can have only one peak per block
+    scores    (row, sample)    every unit; changed by a subtraction within ±nt, for units that share channels
+    best      (group, sample)  largest score of the group's units
+    top       (group, block)   largest of `best` in the block, its sample and its unit
+
+A peak is a top that is the largest score within ±nt samples among the units of all groups that share
+channels with its own: what lies further away on the probe cannot be touched by it, so it is peeled in the same round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ks4stream.kernels.convolution import correlate
+from ks4stream.kernels.templates import lagged_products
+
+DROPPED_ENERGY = 1e-4
+"""Share of a template's energy on channels it is not followed to. Dropping ε changes a score by √ε = 0.01
+noise standard deviations (rms, in noise) and by less than ε of itself (on the unit's own spikes)."""
+
+GROUP_SIZE = 16  # units that are scored together, at most
+SAMPLES_AT_ONCE = 4096  # samples of all channels' components held while scoring
+ROWS_AT_ONCE = 1 << 15  # windows of 2·nt − 1 samples held while subtracting: 50 MB
+
+
+class Spikes(NamedTuple):
+    """Spikes of one tile, sorted by (sample, unit).
+
+    Attributes
+    ----------
+    sample_index : Tensor, shape (n,), int64
+        Centre of the waveform's window, counted from the tile's first sample.
+    unit : Tensor, shape (n,), int64
+    score : Tensor, shape (n,), float32, noise s.d.
+        Threshold amplitude √G.
+    amplitude : Tensor, shape (n,), float32
+        Factor a of the template.
+    """
+
+    sample_index: Tensor
+    unit: Tensor
+    score: Tensor
+    amplitude: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Matcher:
+    """Templates made ready for :func:`match`; made by :func:`prepare`, constant for a sort.
+
+    Rows are the units in group order: row r is unit ``unit_of[r]``.
+
+    Attributes
+    ----------
+    features : Tensor, shape (u, c, q), float32, noise s.d.
+        Templates on the channels they are followed to, zero elsewhere.
+    components : Tensor, shape (q, w), float32
+        wPCA.
+    norm : Tensor, shape (u,), float32
+    template_channels : Tensor, shape (u, j), int64
+        Channels of a spike's features: nearest to the template's largest, nearest first, padded with −1.
+    unit_of, group_of : Tensor, shape (row,), int64
+    members : Tensor, shape (g, m), int64
+        Rows of each group, by ascending unit; padded with u, a row without scores.
+    near : Tensor, shape (g, x), int64
+        Groups that share channels with each group, itself included; padded with the number of groups.
+    channels : tuple of Tensor, shape (c',), int64
+        Channels of each group's units.
+    weights : tuple of Tensor, shape (m, c'·q), float32
+        Unit-norm templates of each group's units there.
+    pair_start : Tensor, shape (row + 1,), int64
+        Where each row's pairs start.
+    pair_row : Tensor, shape (pair,), int64
+        Rows that share channels with it.
+    pair_gram : Tensor, shape (pair, q·q), float32
+        Inner products over channels of the pair's unit-norm templates, that of `pair_row` first.
+    lagged : Tensor, shape (q·q, 2·nt − 1), float32
+        ``pair_gram @ lagged``: by how much the score of `pair_row` falls at −nt+1 … nt−1 samples from a spike of
+        score 1 of the row.
+    """
+
+    features: Tensor
+    components: Tensor
+    norm: Tensor
+    template_channels: Tensor
+    unit_of: Tensor
+    group_of: Tensor
+    members: Tensor
+    near: Tensor
+    channels: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...]
+    pair_start: Tensor
+    pair_row: Tensor
+    pair_gram: Tensor
+    lagged: Tensor
+
+    @property
+    def nt(self) -> int:
+        """Samples of a waveform."""
+        return self.components.shape[1]
+
+    @property
+    def n_units(self) -> int:
+        """Number of templates."""
+        return len(self.features)
+
+    def memory_bytes(self, n_samples: int) -> int:
+        """Upper estimate of what :func:`match` holds on a tile of `n_samples`, with the matcher, in bytes."""
+        _, c, q = self.features.shape
+        kept = sum(x.nbytes for x in vars(self).values() if isinstance(x, Tensor))
+        scores = 4 * (self.n_units + 1 + len(self.members) + 1) * (n_samples + 2 * self.nt)
+        scoring = 8 * c * q * SAMPLES_AT_ONCE
+        subtracting = ROWS_AT_ONCE * (4 * q * q + 12 * 2 * self.nt)
+        return kept + scores + max(scoring, 2 * subtracting)
+
+
+# -- templates made ready ----------------------------------------------------------------------------
+
+
+def prepare(
+    features: Tensor,
+    components: Tensor,
+    neighbours: Tensor,
+    positions: NDArray[np.float64],
+    *,
+    dropped_energy: float = DROPPED_ENERGY,
+    group_size: int = GROUP_SIZE,
+) -> Matcher:
+    """Make templates ready for matching, on the device of `features`.
+
+    Parameters
+    ----------
+    features : Tensor, shape (u, c, q), float32, noise s.d.
+        Templates.
+    components : Tensor, shape (q, w), float32
+        wPCA: orthonormal rows.
+    neighbours : Tensor, shape (c, j), int64
+        Each channel's nearest channels of its shank, itself first, padded with −1.
+    positions : array, shape (c, 2), µm
+        Of the channels; only to group units that lie together.
+    dropped_energy : float
+        See :data:`DROPPED_ENERGY`.
+    group_size : int
+        Units that are scored together, at most.
+    """
+    device = features.device
+    features = trimmed(features, dropped_energy)
+    norm = features.norm(dim=(1, 2))
+    unit_templates = features / norm.clamp_min(1e-30)[:, None, None]
+    largest = features.square().sum(dim=2).argmax(dim=1)  # (u,)
+    groups = bisected(np.asarray(positions)[largest.cpu().numpy()], group_size)
+    unit_of = torch.as_tensor(np.concatenate([np.zeros(0, np.int64), *groups]), device=device)
+    sizes = torch.tensor([len(group) for group in groups], dtype=torch.int64, device=device)
+    group_of = torch.arange(len(groups), device=device).repeat_interleave(sizes)
+    support = (features != 0).any(dim=2)[unit_of]  # (row, c)
+    reach = torch.zeros(len(groups), support.shape[1], device=device).index_put_((group_of,), support.float(), True) > 0
+    sharing = (reach.float() @ reach.float().T > 0) | torch.eye(len(groups), dtype=torch.bool, device=device)
+    ordered = unit_templates[unit_of]
+    channels = tuple(torch.nonzero(row)[:, 0] for row in reach)
+    rows = torch.split(torch.arange(len(unit_of), device=device), sizes.tolist())
+    pairs = [_pairs(ordered, support, rows[g], sharing[g][group_of], channels[g]) for g in range(len(groups))]
+    q, nt = components.shape
+    return Matcher(
+        features=features,
+        components=components,
+        norm=norm,
+        template_channels=neighbours.to(device)[largest],
+        unit_of=unit_of,
+        group_of=group_of,
+        members=_padded(torch.arange(len(groups), device=device)[:, None] == group_of, len(unit_of)),
+        near=_padded(sharing, len(groups)),
+        channels=channels,
+        weights=tuple(ordered[r][:, c].reshape(len(r), -1) for r, c in zip(rows, channels, strict=True)),
+        pair_start=_starts([count for count, _, _ in pairs], device),
+        pair_row=torch.cat([torch.zeros(0, dtype=torch.int64, device=device), *(row for _, row, _ in pairs)]),
+        pair_gram=torch.cat([features.new_zeros(0, q * q), *(gram for _, _, gram in pairs)]),
+        lagged=lagged_products(components).flip(2)[:, :, 1 : 2 * nt].reshape(q * q, -1),
+    )
+
+
+def trimmed(features: Tensor, dropped_energy: float) -> Tensor:
+    """Set a template's weakest channels to zero, together at most `dropped_energy` of its energy.
+
+    Parameters
+    ----------
+    features : Tensor, shape (u, c, q)
+    dropped_energy : float
+        Share of the sum of squares.
+    """
+    energy = features.double().square().sum(dim=2).cpu()  # on the CPU: sums in one order everywhere
+    rising, order = torch.sort(energy, dim=1, stable=True)
+    weak = rising.cumsum(dim=1) <= dropped_energy * rising.sum(dim=1, keepdim=True)
+    drop = torch.zeros_like(weak).scatter_(1, order, weak)
+    return features.masked_fill(drop.to(features.device)[:, :, None], 0.0)
+
+
+def bisected(positions: NDArray[np.float64], size: int) -> list[NDArray[np.int64]]:
+    """Group points that lie together: halve along the longer extent until a group has at most `size`.
+
+    >>> [group.tolist() for group in bisected(np.array([[0, 0], [0, 90], [0, 10], [0, 80]]), 2)]
+    [[0, 2], [1, 3]]
+    """
+
+    def halve(index: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        if len(index) <= size:
+            return [np.sort(index)]
+        axis = np.argmax(np.ptp(positions[index], axis=0))
+        index = index[np.argsort(positions[index, axis], kind="stable")]
+        return halve(index[: len(index) // 2]) + halve(index[len(index) // 2 :])
+
+    return halve(np.arange(len(positions), dtype=np.int64)) if len(positions) else []
+
+
+def _pairs(
+    templates: Tensor, support: Tensor, rows: Tensor, sharing: Tensor, channels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, for `rows`, how many rows share channels with each, which, and their inner products over channels."""
+    q = templates.shape[2]
+    others = torch.nonzero(sharing)[:, 0]
+    shared = support[rows][:, channels].float() @ support[others][:, channels].float().T > 0  # (row, other)
+    one, other = torch.nonzero(shared, as_tuple=True)
+    gram = torch.einsum("vcq,ucr->uvqr", templates[others][:, channels], templates[rows][:, channels])
+    return shared.sum(dim=1), others[other], gram[one, other].reshape(-1, q * q)
+
+
+def _starts(counts: list[Tensor], device: torch.device) -> Tensor:
+    """Running total of counts, from 0."""
+    return torch.cat([torch.zeros(1, dtype=torch.int64, device=device), *counts]).cumsum(0)
+
+
+def _padded(mask: Tensor, fill: int) -> Tensor:
+    """Indices of the true entries of each row, ascending, padded with `fill`."""
+    column = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    width = int(mask.sum(dim=1).max()) if mask.numel() else 0
+    return torch.where(mask, column, fill).sort(dim=1).values[:, :width]
+
+
+# -- matching ----------------------------------------------------------------------------------------
+
+
+def match(
+    traces: Tensor,
+    matcher: Matcher,
+    *,
+    threshold: float = 8.0,
+    max_peels: int = 100,
+    first: int | None = None,
+    last: int | None = None,
+) -> Spikes:
+    """Find spikes by matching pursuit.
+
+    Parameters
+    ----------
+    traces : Tensor, shape (c, t), float32, noise s.d.
+        Whitened, drift corrected.
+    matcher : Matcher
+    threshold : float, noise s.d.
+        ``Th_learned``: a spike's score √G exceeds it.
+    max_peels : int
+        Rounds at most.
+    first, last : int, optional
+        Samples searched for the centres of windows, half open; by default all but the outer nt. What is not
+        searched neither makes a spike nor prevents one.
+    """
+    nt = matcher.nt
+    first = nt if first is None else first
+    last = traces.shape[1] - nt if last is None else last
+    none = torch.zeros(0, dtype=torch.int64, device=traces.device)
+    empty = _Peaks(none, none, none, traces.new_zeros(0))
+    rounds = [empty]
+    if matcher.n_units and first < last:
+        search = _Search(traces, matcher, first, last)
+        for _ in range(max_peels):
+            peaks = search.peaks(threshold)
+            if not len(peaks.sample):
+                break
+            search.subtract(peaks)
+            rounds.append(peaks)
+    _, sample, row, score = (torch.cat(parts) for parts in zip(*rounds, strict=True))
+    unit = matcher.unit_of[row]
+    order = torch.argsort(sample * matcher.n_units + unit, stable=True)
+    unit, score = unit[order], score[order]
+    return Spikes(sample[order] - nt + first, unit, score, score / matcher.norm[unit])
+
+
+class _Peaks(NamedTuple):
+    """Peaks of one round; samples count from nt before the first one searched."""
+
+    group: Tensor
+    sample: Tensor
+    row: Tensor
+    score: Tensor
+
+
+class _Search:
+    """Scores of one tile and their maxima, kept up to date while spikes are subtracted.
+
+    The time axis starts one block before the first sample searched and ends at least one block after the last;
+    what is not searched has the score −∞, which no subtraction changes.
+    """
+
+    def __init__(self, traces: Tensor, matcher: Matcher, first: int, last: int) -> None:
+        nt, n_groups = matcher.nt, len(matcher.members)
+        self.matcher = matcher
+        self.n_blocks = -(-(last - first) // nt) + 2
+        width = self.n_blocks * nt
+        self.scores = traces.new_full((matcher.n_units + 1, width), -torch.inf)
+        _score(traces, matcher, first, self.scores[:, nt : nt + last - first])
+        self.best = traces.new_full((n_groups + 1, width), -torch.inf)
+        self.top = traces.new_full((n_groups + 1, self.n_blocks), -torch.inf)
+        self.top_sample = torch.zeros_like(self.top, dtype=torch.int64)
+        self.top_row = torch.zeros_like(self.top_sample)
+        dirty = torch.zeros_like(self.top, dtype=torch.bool)
+        dirty[:-1, 1:-1] = True
+        self._refresh(dirty)
+
+    def _refresh(self, dirty: Tensor) -> None:
+        """Find the maxima anew in the blocks (g, block) that a subtraction reached."""
+        nt = self.matcher.nt
+        scores = self.scores.view(-1, self.n_blocks, nt)
+        best = self.best.view(-1, self.n_blocks, nt)
+        dirty_group, dirty_block = torch.nonzero(dirty, as_tuple=True)
+        step = SAMPLES_AT_ONCE  # blocks, that is 16 MB at 16 units a group
+        for group, block in zip(torch.split(dirty_group, step), torch.split(dirty_block, step), strict=True):
+            rows = self.matcher.members[group]  # (n, m)
+            values = scores[rows, block[:, None]]  # (n, m, w)
+            largest = values.amax(dim=1)  # (n, w)
+            best[group, block] = largest
+            at = largest.argmax(dim=1, keepdim=True)  # the earliest
+            there = values.gather(2, at[:, None].expand(-1, rows.shape[1], -1))[:, :, 0]  # (n, m)
+            self.top[group, block] = largest.gather(1, at)[:, 0]
+            self.top_sample[group, block] = block * nt + at[:, 0]
+            self.top_row[group, block] = rows.gather(1, there.argmax(dim=1, keepdim=True))[:, 0]  # the lowest unit
+
+    def peaks(self, threshold: float) -> _Peaks:
+        """Return the tops above `threshold` that no score of a group nearby within ±nt samples exceeds or precedes."""
+        group, block = torch.nonzero(self.top > threshold, as_tuple=True)
+        stands = ~self._beaten_by_a_top(group, block)
+        group, block = group[stands], block[stands]
+        stands = ~self._beaten(group, block)
+        group, block = group[stands], block[stands]
+        return _Peaks(group, self.top_sample[group, block], self.top_row[group, block], self.top[group, block])
+
+    def _beaten_by_a_top(self, group: Tensor, block: Tensor) -> Tensor:
+        """Tell which tops are beaten by the top of a block nearby: cheap, and settles most, equal scores included."""
+        unit_of = self.matcher.unit_of
+        near = self.matcher.near[group][:, :, None]  # (n, x, 1)
+        blocks = block[:, None] + torch.arange(-1, 2, device=block.device)
+        blocks = blocks[:, None]  # (n, 1, 3)
+        score, sample = self.top[group, block][:, None, None], self.top_sample[group, block][:, None, None]
+        unit = unit_of[self.top_row[group, block]][:, None, None]
+        other_score, other_sample = self.top[near, blocks], self.top_sample[near, blocks]
+        other_unit = unit_of[self.top_row[near, blocks]]
+        precedes = (other_sample < sample) | ((other_sample == sample) & (other_unit < unit))
+        better = (other_score > score) | ((other_score == score) & precedes)
+        return (better & ((other_sample - sample).abs() <= self.matcher.nt)).flatten(1).any(dim=1)
+
+    def _beaten(self, group: Tensor, block: Tensor) -> Tensor:
+        """Tell which tops are beaten by any score within ±nt.
+
+        The top of a block nearby may lie too far away while another of its scores does not. An equal score at the same
+        sample need not be looked for: it would be a top, or lie in a block whose top beats this one.
+        """
+        nt = self.matcher.nt
+        sample, score = self.top_sample[group, block], self.top[group, block]
+        windows = self.best.unfold(1, 2 * nt + 1, 1)  # (g, t, 2·nt + 1)
+        beaten = []
+        for some in torch.split(torch.arange(len(group), device=group.device), SAMPLES_AT_ONCE):
+            around = windows[self.matcher.near[group[some]], sample[some, None] - nt]  # (n, x, 2·nt + 1)
+            limit = score[some, None, None]
+            beaten.append((around > limit).flatten(1).any(1) | (around[:, :, :nt] == limit).flatten(1).any(1))
+        return torch.cat(beaten) if beaten else torch.zeros_like(group, dtype=torch.bool)
+
+    def subtract(self, peaks: _Peaks) -> None:
+        """Take what `peaks` explain out of the scores, in the order of the peaks, and refresh the maxima."""
+        matcher, nt = self.matcher, self.matcher.nt
+        start = matcher.pair_start[peaks.row]
+        count = matcher.pair_start[peaks.row + 1] - start
+        peak = torch.arange(len(count), device=count.device).repeat_interleave(count)
+        pair = torch.arange(len(peak), device=count.device) + (start - count.cumsum(0) + count)[peak]
+        reach = torch.arange(1 - nt, nt, device=count.device)
+        flat = self.scores.view(-1)
+        for some_peak, some_pair in zip(torch.split(peak, ROWS_AT_ONCE), torch.split(pair, ROWS_AT_ONCE), strict=True):
+            fall = matcher.pair_gram[some_pair] @ matcher.lagged * -peaks.score[some_peak, None]  # (n, l)
+            origin = matcher.pair_row[some_pair] * self.scores.shape[1] + peaks.sample[some_peak]
+            # peaks that do not touch each other may touch the same scores: sums in order, never float atomics
+            flat.index_put_((origin[:, None] + reach,), fall, accumulate=True)
+        self._refresh(self._reached(peaks))
+
+    def _reached(self, peaks: _Peaks) -> Tensor:
+        """Mark the blocks (g, block) that a subtraction reaches: of the groups nearby, its own and those beside it."""
+        dirty = torch.zeros_like(self.top, dtype=torch.bool)
+        near = self.matcher.near[peaks.group][:, :, None]
+        beside = torch.arange(-1, 2, device=near.device)
+        dirty[near, (peaks.sample // self.matcher.nt)[:, None, None] + beside] = True
+        dirty[-1], dirty[:, 0], dirty[:, -1] = False, False, False  # the padding
+        return dirty
+
+
+def _score(traces: Tensor, matcher: Matcher, first: int, out: Tensor) -> None:
+    """Fill `out` (row, t) with the scores of all units from sample `first` on."""
+    half = matcher.nt // 2
+    for start in range(0, out.shape[1], SAMPLES_AT_ONCE):
+        stop = min(start + SAMPLES_AT_ONCE, out.shape[1])
+        left = max(first + start - half, 0)
+        projected = correlate(traces[:, left : first + stop + half], matcher.components)  # (c, q, t)
+        begin = first + start - left
+        projected = projected[:, :, begin : begin + stop - start]
+        row = 0
+        for channels, weights in zip(matcher.channels, matcher.weights, strict=True):
+            out[row : row + len(weights), start:stop] = weights @ projected[channels].flatten(0, 1)
+            row += len(weights)
+
+
+# -- what is left ------------------------------------------------------------------------------------
+
+
+def subtract(traces: Tensor, spikes: Spikes, matcher: Matcher) -> Tensor:
+    """Return the residual: `traces` without the templates of all spikes.
+
+    Parameters
+    ----------
+    traces : Tensor, shape (c, t), float32
+    spikes : Spikes
+        With windows inside the traces, sorted.
+    matcher : Matcher
+
+    Returns
+    -------
+    Tensor, shape (c, t), float32
+    """
+    residual = traces.clone()
+    c, t = traces.shape
+    support = (matcher.features != 0).any(dim=2)
+    channels = _padded(support, c)  # (u, x)
+    window = torch.arange(matcher.nt, device=traces.device) - matcher.nt // 2
+    padded = torch.cat([matcher.features, matcher.features.new_zeros(matcher.n_units, 1, matcher.features.shape[2])], 1)
+    on_channels = padded.gather(1, channels[:, :, None].expand(-1, -1, padded.shape[2]))  # (u, x, q)
+    flat = residual.view(-1)
+    step = max(1, ROWS_AT_ONCE // max(channels.shape[1], 1))
+    for some in torch.split(torch.arange(len(spikes.unit), device=traces.device), step):
+        unit = spikes.unit[some]
+        spike, slot = torch.nonzero(channels[unit] < c, as_tuple=True)
+        unit = unit[spike]
+        scaled = on_channels[unit, slot] * -spikes.amplitude[some][spike, None]
+        origin = channels[unit, slot] * t + spikes.sample_index[some][spike]
+        flat.index_put_((origin[:, None] + window,), scaled @ matcher.components, accumulate=True)
+    return residual
+
+
+def features(residual: Tensor, spikes: Spikes, matcher: Matcher) -> Tensor:
+    """Features of each spike: what is left around it plus its own template, on the channels nearest to its largest.
+
+    Parameters
+    ----------
+    residual : Tensor, shape (c, t), float32
+        From :func:`subtract`.
+    spikes : Spikes
+    matcher : Matcher
+
+    Returns
+    -------
+    Tensor, shape (n, j, q), float32
+        On channels ``matcher.template_channels[spikes.unit]``; zero where that is −1.
+    """
+    channels = matcher.template_channels[spikes.unit]  # (n, j)
+    windows = residual.unfold(1, matcher.nt, 1)
+    found = residual.new_empty(*channels.shape, len(matcher.components))
+    for some in torch.split(torch.arange(len(channels), device=residual.device), SAMPLES_AT_ONCE):
+        at = spikes.sample_index[some, None] - matcher.nt // 2
+        left = windows[channels[some].clamp_min(0), at] @ matcher.components.T
+        own = matcher.features[spikes.unit[some, None], channels[some].clamp_min(0)]
+        found[some] = left + spikes.amplitude[some, None, None] * own
+    return found.masked_fill_((channels < 0)[:, :, None], 0.0)

@@ -1,0 +1,173 @@
+"""Compare, align and merge templates (sections 5 and 8).
+
+A template is kept as features U (c, q): its waveform on channel c is ``Σ_q U[c, q] · wPCA[q]``. As the
+rows of wPCA are orthonormal, inner products of waveforms are inner products of features, and those of
+*shifted* waveforms need only how the components overlap with themselves shifted
+(:func:`lagged_products`): no waveform is ever built.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PAIRS_AT_ONCE = 1 << 16  # pairs of templates held over all lags: 32 MB at nt = 61
+
+
+class Similarity(NamedTuple):
+    """How alike templates are, and shifted by how much.
+
+    Attributes
+    ----------
+    value : Tensor, shape (u, u), float32
+        Largest correlation over lags −nt … nt; diagonal 1; symmetric.
+    lag : Tensor, shape (u, u), int64, samples
+        ``lag[u, v]`` moves v later so that it lines up with u (``roll(v, lag)``); antisymmetric.
+    """
+
+    value: Tensor
+    lag: Tensor
+
+
+def lagged_products(components: Tensor) -> Tensor:
+    """Inner products of components with components moved later by −nt … nt samples.
+
+    Parameters
+    ----------
+    components : Tensor, shape (q, w), float32
+
+    Returns
+    -------
+    Tensor, shape (q, q, l), float32
+        ``[q, r, nt + lag] = Σ_w components[q, w] · components[r, w − lag]``, zero beyond the ends.
+
+    Examples
+    --------
+    >>> lagged_products(torch.tensor([[1.0, 2.0, 0.0]]))[0, 0].tolist()
+    [0.0, 0.0, 2.0, 5.0, 2.0, 0.0, 0.0]
+    """
+    nt = components.shape[1]
+    padded = torch.nn.functional.pad(components, (nt, nt))
+    shifted = padded.unfold(1, nt, 1)  # (q, l, w): by nt … −nt
+    return torch.einsum("qw,rlw->qrl", components, shifted).flip(2)
+
+
+def similarity(features: Tensor, components: Tensor) -> Similarity:
+    """Correlate all pairs of templates, at the lag where each pair is most alike.
+
+    Of equally good lags the smallest counts, and of ``±lag`` the negative one. Needs 12·u² bytes and about
+    100 MB.
+
+    Parameters
+    ----------
+    features : Tensor, shape (u, c, q), float32
+    components : Tensor, shape (q, w), float32
+        wPCA.
+    """
+    u, _, q = features.shape
+    nt = components.shape[1]
+    lags = torch.arange(-nt, nt + 1, device=features.device)
+    lags = lags[torch.argsort(lags.abs(), stable=True)]  # 0, −1, 1, −2, … so that argmax prefers the smallest
+    products = lagged_products(components)[:, :, nt + lags].reshape(q * q, -1)  # (q·r, l)
+    unit = features / features.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)
+    value = features.new_empty(u, u)
+    lag = torch.zeros((u, u), dtype=torch.int64, device=features.device)
+    step = max(1, PAIRS_AT_ONCE // max(u, 1))
+    for first in range(0, u, step):  # the lower triangle only: the rest mirrors it
+        last = min(first + step, u)
+        gram = torch.einsum("ucq,vcr->uvqr", unit[first:last], unit[:last])
+        best = (gram.reshape(-1, q * q) @ products).max(dim=1)
+        value[first:last, :last] = best.values.view(last - first, last)
+        lag[first:last, :last] = lags[best.indices].view(last - first, last)
+    return Similarity(_mirrored(value, 1).fill_diagonal_(1.0), _mirrored(lag, -1))
+
+
+def _mirrored(lower: Tensor, sign: int) -> Tensor:
+    """Fill the upper triangle with `sign` times the lower one."""
+    return lower.tril() + sign * lower.tril(-1).T
+
+
+def align(features: Tensor, components: Tensor, shapes: Tensor) -> Tensor:
+    """Roll each template so that it correlates most with a universal waveform at the centre of the window.
+
+    Section 5: reconstruct over time through wPCA, correlate with wTEMP, roll so that the largest |correlation| of any
+    channel and waveform is at ``nt // 2``, project back. Of equal maxima the earliest sample counts.
+
+    Parameters
+    ----------
+    features : Tensor, shape (u, c, q), float32
+    components : Tensor, shape (q, w), float32
+        wPCA.
+    shapes : Tensor, shape (p, w), float32
+        wTEMP.
+
+    Returns
+    -------
+    Tensor, shape (u, c, q), float32
+    """
+    nt = components.shape[1]
+    shifts = torch.arange(nt, device=features.device) - nt // 2
+    # wTEMP centred on each sample of the window, cut at its ends, in the space of the components
+    moved = torch.nn.functional.pad(shapes, (nt, nt)).unfold(1, nt, 1)[:, nt - shifts]  # (p, t, w)
+    basis = torch.einsum("qw,ptw->qpt", components, moved)  # (q, p, t)
+    aligned = torch.empty_like(features)
+    rolled = torch.stack([torch.roll(components, -int(s), dims=1) for s in shifts])  # (t, q, w)
+    turn = torch.einsum("tqw,rw->tqr", rolled, components)  # features before → features after the roll
+    for unit, template in enumerate(features):  # one at a time: bounded memory, and as many as there are units
+        correlation = torch.einsum("cq,qpt->cpt", template, basis).abs()
+        aligned[unit] = template @ turn[correlation.amax(dim=(0, 1)).argmax()]
+    return aligned
+
+
+class Merged(NamedTuple):
+    """Templates after merging.
+
+    Attributes
+    ----------
+    features : Tensor, shape (v, c, q), float32
+    n_spikes : Tensor, shape (v,), float64
+        Spikes each stands for.
+    new_number : Tensor, shape (u,), int64
+        Of each old template.
+    """
+
+    features: Tensor
+    n_spikes: Tensor
+    new_number: Tensor
+
+
+def merge_similar(
+    features: Tensor, count: Tensor, components: Tensor, *, threshold: float = 0.9, norm_tolerance: float = 0.2
+) -> Merged:
+    """Merge templates of nearly the same shape and size, the most numerous first (section 5).
+
+    In order of falling spike count (ties: lowest number) each template that still stands takes in all that are left
+    with similarity > `threshold` and ``2|a − b| / (a + b) < norm_tolerance`` for the norms a, b. The result is
+    their mean, weighted by counts; nothing is shifted in time. New numbers follow the old ones of those that took in.
+
+    Parameters
+    ----------
+    features : Tensor, shape (u, c, q), float32
+    count : Tensor, shape (u,)
+        Spikes each template stands for.
+    components : Tensor, shape (q, w), float32
+        wPCA.
+    threshold, norm_tolerance : float
+        The method's constants.
+    """
+    norm = features.norm(dim=(1, 2))
+    far = 2 * (norm[:, None] - norm).abs() >= norm_tolerance * (norm[:, None] + norm)
+    alike = ((similarity(features, components).value > threshold) & ~far).cpu()
+    leader = torch.full((len(features),), -1, dtype=torch.int64)
+    for unit in torch.argsort(count.cpu(), descending=True, stable=True).tolist():
+        if leader[unit] < 0:
+            leader[(leader < 0) & alike[unit]] = unit
+            leader[unit] = unit
+    kept, index = torch.unique(leader, return_inverse=True)
+    weight = torch.zeros(len(kept), len(features), dtype=torch.float64)
+    weight[index, torch.arange(len(features))] = count.cpu().double()
+    total = weight.sum(dim=1)
+    weight = (weight / total.clamp_min(1e-30)[:, None]).to(features)
+    return Merged(torch.einsum("vu,ucq->vcq", weight, features), total.to(count.device), index.to(features.device))

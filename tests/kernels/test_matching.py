@@ -1,0 +1,293 @@
+"""Matching pursuit, against a dense and obvious version of itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ks4stream.kernels.convolution import correlate
+from ks4stream.kernels.matching import Matcher, Spikes, bisected, features, match, prepare, subtract, trimmed
+
+NT = 21
+
+
+def components(q: int = 4, nt: int = NT) -> torch.Tensor:
+    """Smooth orthonormal waveforms that vanish at the ends."""
+    time = torch.linspace(-1, 1, nt, dtype=torch.float64)
+    bumps = torch.stack([torch.exp(-8 * time**2) * time**k for k in range(q)])
+    return torch.linalg.qr(bumps.T)[0].T.float().contiguous()
+
+
+def line_probe(n_channels: int, n_near: int = 4) -> tuple[np.ndarray, torch.Tensor]:
+    """Positions 20 µm apart, and each channel's nearest channels."""
+    positions = np.stack([np.zeros(n_channels), 20.0 * np.arange(n_channels)], axis=1)
+    distance = np.abs(positions[:, None, 1] - positions[:, 1])
+    near = np.argsort(distance, axis=1, kind="stable")[:, :n_near]
+    return positions, torch.as_tensor(near)
+
+
+def random_units(n_units: int, n_channels: int, draw: torch.Generator, reach: int = 3, q: int = 4) -> torch.Tensor:
+    """Templates of norm 15 … 40 on the channels within `reach` of a random one."""
+    centre = torch.randint(n_channels, (n_units, 1), generator=draw)
+    distance = (torch.arange(n_channels) - centre).abs()
+    weight = torch.exp(-distance.float()) * (distance <= reach)
+    units = torch.randn(n_units, n_channels, q, generator=draw) * weight[:, :, None]
+    size = 15 + 25 * torch.rand(n_units, generator=draw)
+    return units * (size / units.norm(dim=(1, 2)))[:, None, None]
+
+
+def planted(
+    units: torch.Tensor, pcs: torch.Tensor, samples: list[int], which: list[int], length: int, sizes: list[float]
+) -> torch.Tensor:
+    """Traces that hold the given spikes and nothing else."""
+    traces = torch.zeros(units.shape[1], length)
+    half = pcs.shape[1] // 2
+    for sample, unit, size in zip(samples, which, sizes, strict=True):
+        traces[:, sample - half : sample + half + 1] += size * units[unit] @ pcs
+    return traces
+
+
+def oracle(
+    traces: torch.Tensor, matcher: Matcher, *, threshold: float = 8.0, max_peels: int = 100, everywhere: bool = False
+) -> tuple[list[tuple[int, int]], torch.Tensor, torch.Tensor]:
+    """Section 8 as written, in float64, all of it anew in each round.
+
+    A maximum is taken among the units whose groups share channels, or among all units (`everywhere`).
+    Returns the spikes (sample, unit), their scores, and the residual.
+    """
+    nt, units = matcher.nt, matcher.features.double()
+    pcs, half = matcher.components.double(), matcher.nt // 2
+    norm = units.norm(dim=(1, 2))
+    n_units, length = len(units), traces.shape[1]
+    group = torch.empty(n_units, dtype=torch.int64)
+    group[matcher.unit_of] = matcher.group_of
+    rivals = torch.ones(n_units, n_units, dtype=torch.bool)
+    if not everywhere:
+        rivals = torch.tensor([[bool((matcher.near[g] == h).any()) for h in group] for g in group]).reshape(n_units, -1)
+    residual = traces.double().clone()
+    found, scores = [], []
+    for _ in range(max_peels):
+        padded = torch.nn.functional.pad(residual, (half, half)).unfold(1, nt, 1)  # (c, t, w)
+        score = torch.einsum("ucq,qw,ctw->ut", units, pcs, padded) / norm.clamp_min(1e-30)[:, None]
+        score = score.round(decimals=6)  # equal is what float32 cannot tell apart
+        score[:, :nt], score[:, length - nt :] = -torch.inf, -torch.inf
+        peaks = []
+        for unit, sample in torch.nonzero(score > threshold).tolist():
+            around = score[rivals[unit], sample - nt : sample + nt + 1]
+            here = score[unit, sample]
+            ties = torch.nonzero(score[:, sample - nt : sample + nt + 1] == here)
+            ties = ties[rivals[unit][ties[:, 0]]]
+            first = min((lag, other) for other, lag in ties.tolist())
+            if here == around.max() and first == (nt, unit):
+                peaks.append((sample, unit, float(here)))
+        if not peaks:
+            break
+        for sample, unit, here in peaks:
+            residual[:, sample - half : sample + half + 1] -= here / norm[unit] * units[unit] @ pcs
+            found.append((sample, unit))
+            scores.append(here)
+    order = sorted(range(len(found)), key=lambda i: found[i])
+    return [found[i] for i in order], torch.tensor([scores[i] for i in order]), residual
+
+
+def as_list(spikes: Spikes) -> list[tuple[int, int]]:
+    return list(zip(spikes.sample_index.tolist(), spikes.unit.tolist(), strict=True))
+
+
+def small(n_units: int = 3, n_channels: int = 6, seed: int = 0) -> tuple[torch.Tensor, Matcher]:
+    draw = torch.Generator().manual_seed(seed)
+    units = random_units(n_units, n_channels, draw)
+    positions, near = line_probe(n_channels)
+    return units, prepare(units, components(), near, positions, dropped_energy=0.0)
+
+
+def test_one_spike_is_found_where_it_is_and_nothing_is_left() -> None:
+    units, matcher = small()
+    traces = planted(units, matcher.components, [70], [1], 200, [1.5])
+    spikes = match(traces, matcher)
+    assert as_list(spikes) == [(70, 1)]
+    assert spikes.amplitude.item() == pytest.approx(1.5, rel=1e-4)
+    assert spikes.score.item() == pytest.approx(1.5 * units[1].norm().item(), rel=1e-4)
+    residual = subtract(traces, spikes, matcher)
+    assert residual.abs().max() < 1e-3
+    found = features(residual, spikes, matcher)
+    channels = matcher.template_channels[1]
+    assert channels[0] == units[1].square().sum(1).argmax()
+    torch.testing.assert_close(found[0], 1.5 * units[1][channels], atol=1e-3, rtol=1e-3)
+
+
+def test_overlapping_spikes_of_two_units_are_both_found() -> None:
+    units, matcher = small()
+    traces = planted(units, matcher.components, [70, 76], [1, 2], 200, [1.5, 1.0])
+    assert {(70, 1), (76, 2)} <= set(as_list(match(traces, matcher)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("n_units", "n_channels", "group_size"), [(6, 5, 16), (20, 30, 3), (25, 60, 4), (7, 12, 1)])
+def test_agrees_with_the_dense_version_on_overlapping_spikes(
+    n_units: int, n_channels: int, group_size: int, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    units = random_units(n_units, n_channels, draw)
+    positions, near = line_probe(n_channels)
+    matcher = prepare(units, components(), near, positions, dropped_energy=0.0, group_size=group_size)
+    length, n_spikes = 1500, 5 * n_channels
+    samples = torch.randint(NT, length - NT, (n_spikes,), generator=draw).tolist()
+    which = torch.randint(n_units, (n_spikes,), generator=draw).tolist()
+    sizes = (0.6 + torch.rand(n_spikes, generator=draw)).tolist()
+    traces = planted(units, matcher.components, samples, which, length, sizes)
+    traces += torch.randn(traces.shape, generator=draw)
+
+    expected, scores, residual = oracle(traces, matcher)
+    spikes = match(traces, matcher)
+
+    assert as_list(spikes) == expected
+    assert len(expected) > n_spikes / 2
+    torch.testing.assert_close(spikes.score.double(), scores.double(), atol=2e-3, rtol=1e-4)
+    torch.testing.assert_close(subtract(traces, spikes, matcher).double(), residual, atol=2e-3, rtol=1e-4)
+
+
+def test_maxima_nearby_or_everywhere_give_the_same_spikes_up_to_rare_chains() -> None:
+    draw = torch.Generator().manual_seed(11)
+    units = random_units(25, 60, draw)
+    positions, near = line_probe(60)
+    matcher = prepare(units, components(), near, positions, group_size=2)
+    samples = torch.randint(NT, 1980, (300,), generator=draw).tolist()
+    which = torch.randint(25, (300,), generator=draw).tolist()
+    traces = planted(units, matcher.components, samples, which, 2000, [1.0] * 300)
+    traces += torch.randn(traces.shape, generator=draw)
+    nearby, everywhere = set(as_list(match(traces, matcher))), set(oracle(traces, matcher, everywhere=True)[0])
+    assert len(nearby ^ everywhere) <= 0.02 * len(everywhere)
+
+
+def box_matcher(weights: list[list[float]]) -> Matcher:
+    """Units whose waveform is the middle sample only, so that scores are exact."""
+    delta = torch.zeros(1, 5)
+    delta[0, 2] = 1.0
+    units = torch.tensor(weights)[:, :, None]
+    positions, near = line_probe(units.shape[1], 2)
+    return prepare(units, delta, near, positions, dropped_energy=0.0, group_size=1)
+
+
+def test_equal_scores_earliest_then_lowest_unit() -> None:
+    matcher = box_matcher([[0.0, 2.0], [2.0, 0.0], [0.0, 2.0]])  # units 0 and 2 are the same
+    traces = torch.zeros(2, 40)
+    traces[1, [15, 18]] = 10.0
+    spikes = match(traces, matcher, max_peels=1)
+    assert as_list(spikes) == [(15, 0)]
+    assert as_list(match(traces, matcher)) == [(15, 0), (18, 0)]
+    assert spikes.score.tolist() == [10.0]
+    assert spikes.amplitude.tolist() == [5.0]
+
+
+def test_far_apart_on_the_probe_is_one_round_nearby_takes_two() -> None:
+    matcher = box_matcher([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 2.0, 2.0]])
+    traces = torch.zeros(3, 40)
+    traces[0, 15], traces[1, 15] = 10.0, 12.0
+    assert as_list(match(traces, matcher, max_peels=1)) == [(15, 0), (15, 1)]
+    traces[2, 16] = 12.5  # score 12.5/√2 of unit 2, which overlaps unit 1
+    assert as_list(match(traces, matcher, max_peels=1)) == [(15, 0), (15, 1)]
+    assert as_list(match(traces, matcher, max_peels=2)) == [(15, 0), (15, 1), (16, 2)]
+
+
+def test_the_threshold_is_strict_and_only_what_is_searched_counts() -> None:
+    matcher = box_matcher([[2.0]])
+    traces = torch.zeros(1, 40)
+    traces[0, [4, 5, 20, 34, 35]] = torch.tensor([20.0, 10.0, 8.0, 9.0, 20.0])
+    assert as_list(match(traces, matcher)) == [(5, 0), (34, 0)]
+    assert as_list(match(traces, matcher, threshold=7.9)) == [(5, 0), (20, 0), (34, 0)]
+    assert as_list(match(traces, matcher, first=6, last=35)) == [(34, 0)]
+    assert as_list(match(traces, matcher, first=3, last=36)) == [(4, 0), (5, 0), (34, 0), (35, 0)]
+    assert as_list(match(traces, matcher, first=20, last=20)) == []
+
+
+def test_no_units_no_spikes_and_an_empty_template() -> None:
+    positions, near = line_probe(4)
+    none = prepare(torch.zeros(0, 4, 4), components(), near, positions)
+    noise = torch.randn(4, 300, generator=torch.Generator().manual_seed(0))
+    for matcher in (none, small(3, 4)[1], prepare(torch.zeros(2, 4, 4), components(), near, positions)):
+        spikes = match(noise, matcher, threshold=50.0)
+        assert [len(part) for part in spikes] == [0, 0, 0, 0]
+        assert spikes.sample_index.dtype == spikes.unit.dtype == torch.int64
+        assert torch.equal(subtract(noise, spikes, matcher), noise)
+        assert features(noise, spikes, matcher).shape == (0, 4, 4)
+
+
+def test_padded_channels_have_features_zero() -> None:
+    units = random_units(2, 3, torch.Generator().manual_seed(3))
+    near = torch.tensor([[0, 1, -1], [1, 0, -1], [2, -1, -1]])
+    matcher = prepare(units, components(), near, np.zeros((3, 2)))
+    traces = planted(units, matcher.components, [60], [0], 150, [2.0])
+    spikes = match(traces, matcher)
+    found = features(subtract(traces, spikes, matcher), spikes, matcher)
+    assert (found[:, matcher.template_channels[0] < 0] == 0).all()
+    assert (found[:, matcher.template_channels[0] >= 0] != 0).any()
+
+
+def test_same_bytes_again() -> None:
+    draw = torch.Generator().manual_seed(5)
+    units = random_units(20, 30, draw)
+    positions, near = line_probe(30)
+    traces = torch.randn(30, 3000, generator=draw) * 4
+    matcher, again = (prepare(units.clone(), components(), near, positions, group_size=4) for _ in range(2))
+    spikes, other = match(traces, matcher), match(traces.clone(), again)
+    assert len(spikes.unit) > 20
+    for one, two in zip(spikes, other, strict=True):
+        assert torch.equal(one, two)
+    residual = subtract(traces, spikes, matcher)
+    assert torch.equal(residual, subtract(traces, other, again))
+    assert torch.equal(features(residual, spikes, matcher), features(residual, other, again))
+
+
+def test_small_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(6)
+    units = random_units(20, 30, draw)
+    positions, near = line_probe(30)
+    traces = torch.randn(30, 2000, generator=draw) * 4
+    matcher = prepare(units, components(), near, positions, group_size=4)
+    whole = match(traces, matcher)
+    residual = subtract(traces, whole, matcher)
+    monkeypatch.setattr("ks4stream.kernels.matching.SAMPLES_AT_ONCE", 100)
+    monkeypatch.setattr("ks4stream.kernels.matching.ROWS_AT_ONCE", 7)
+    pieces = match(traces, matcher)
+    assert as_list(pieces) == as_list(whole)
+    torch.testing.assert_close(pieces.score, whole.score, atol=1e-3, rtol=1e-5)
+    torch.testing.assert_close(subtract(traces, pieces, matcher), residual, atol=1e-3, rtol=1e-5)
+
+
+def test_dropping_weak_channels_changes_scores_by_no_more_than_promised() -> None:
+    draw = torch.Generator().manual_seed(7)
+    units = random_units(20, 30, draw, reach=30)
+    positions, near = line_probe(30)
+    full = prepare(units, components(), near, positions, dropped_energy=0.0)
+    local = prepare(units, components(), near, positions, dropped_energy=1e-4)
+    assert (local.features != 0).float().mean() < 0.6
+    dropped = 1 - (local.norm / full.norm) ** 2
+    assert dropped.max() <= 1.01e-4
+    noise = torch.randn(30, 2000, generator=draw)
+    projected = correlate(noise, components())
+    one, two = (
+        torch.einsum("ucq,cqt->ut", m.features / m.norm[:, None, None], projected) for m in (full, local)
+    )  # fmt: skip
+    assert (one - two).square().mean().sqrt() < 0.01
+
+
+def test_trimming_drops_the_weakest_channels_first() -> None:
+    template = torch.tensor([[[10.0], [1.0], [0.5], [3.0]]])
+    assert trimmed(template, 0.0).tolist() == template.tolist()
+    assert (trimmed(template, 1.3 / 110.25)[0, :, 0] != 0).tolist() == [True, False, False, True]
+    assert (trimmed(template, 1.2 / 110.25)[0, :, 0] != 0).tolist() == [True, True, False, True]
+
+
+def test_groups_are_halved_along_the_longer_extent() -> None:
+    positions = np.array([[x, y] for x in (0.0, 1000.0) for y in range(4)])
+    assert [g.tolist() for g in bisected(positions, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [g.tolist() for g in bisected(positions, 2)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert sorted(np.concatenate(bisected(positions, 3)).tolist()) == list(range(8))
+    assert bisected(np.zeros((0, 2)), 4) == []
+
+
+def test_memory_estimate_covers_the_scores() -> None:
+    _, matcher = small(3, 6)
+    assert matcher.memory_bytes(10_000) > 4 * 3 * 10_000
