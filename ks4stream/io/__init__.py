@@ -1,0 +1,1 @@
+"""Edges: recordings and probes in, results out."""

@@ -1,0 +1,351 @@
+"""Probe files in and out: Kilosort JSON and ``.mat``, klusta ``.prb``, probeinterface JSON, SpikeGLX ``.meta``.
+
+Nothing in a probe file is ever executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ks4stream.errors import Ks4StreamWarning, MissingDependencyError, ProbeError
+from ks4stream.io import spikeglx
+from ks4stream.probe import Probe
+
+_UM_PER_UNIT = {"um": 1.0, "µm": 1.0, "mm": 1e3, "m": 1e6}
+
+
+def load_probe(probe: Probe | Mapping[str, Any] | str | os.PathLike[str]) -> Probe:
+    """Load a probe.
+
+    Parameters
+    ----------
+    probe : Probe, mapping or path
+        A :class:`~ks4stream.probe.Probe` (returned as it is); a mapping with Kilosort's keys ``chanMap``,
+        ``xc``, ``yc``, ``kcoords``; a file (Kilosort ``.json`` or ``.mat``, klusta ``.prb``, probeinterface
+        ``.json``, SpikeGLX ``.meta``); or the name of a shipped probe (see :func:`shipped_probes`).
+
+    Returns
+    -------
+    Probe
+        The contacts. Kilosort's ``n_chan`` counts the contacts, not the channels of the file, so
+        ``n_chan_file`` is known only from ``.prb`` and ``.meta`` files that tell it.
+
+    Raises
+    ------
+    ProbeError
+        If there is no such file or shipped probe, it cannot be read, or its geometry contradicts itself.
+    MissingDependencyError
+        If a probeinterface file is given and that library is not installed.
+
+    Examples
+    --------
+    >>> load_probe("tetrode").n_channels
+    4
+    """
+    if isinstance(probe, Probe):
+        return probe
+    if isinstance(probe, Mapping):
+        if _is_probeinterface(probe):
+            return _from_probeinterface(dict(probe), "probe")
+        return _from_kilosort(probe, str(probe.get("name", "probe")))
+    path = Path(probe)
+    if path.is_file():
+        reader = _READERS.get(path.suffix.lower())
+        if reader is None:
+            raise ProbeError(
+                f"{path}: probe files end in {', '.join(_READERS)}, not in {path.suffix or 'nothing'!r}. "
+                "Convert it, or pass a dict with chanMap, xc, yc and kcoords."
+            )
+        return reader(path)
+    shipped = shipped_probes()
+    name = path.name.removesuffix(".json")
+    if name in shipped and path.name == str(probe):
+        return _read_json(shipped[name])
+    near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.5)
+    raise ProbeError(
+        f"There is no probe file {probe}, and no shipped probe of that name."
+        + (f" Did you mean {near[0]!r}?" if near else "")
+        + f" Shipped are: {', '.join(shipped) or 'none'}."
+    )
+
+
+def save_probe(probe: Probe, path: str | os.PathLike[str]) -> None:
+    """Write a probe as Kilosort JSON, which Kilosort4, SpikeInterface and :func:`load_probe` read.
+
+    Parameters
+    ----------
+    probe : Probe
+        What to write; its name and ``n_chan_file`` have no place in the format.
+    path : path
+        Where; ends in ``.json``.
+
+    Raises
+    ------
+    ProbeError
+        If the name does not end in ``.json``.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".json":
+        raise ProbeError(f"{path}: probes are written as JSON; let the name end in .json.")
+    values = {
+        "chanMap": probe.chan_map.tolist(),
+        "xc": probe.x_um.tolist(),
+        "yc": probe.y_um.tolist(),
+        "kcoords": probe.shank.tolist(),
+        "n_chan": probe.n_channels,
+    }
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
+    path.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+
+
+def shipped_probes() -> dict[str, Path]:
+    """Return the probes that come with ks4stream, name to file.
+
+    Returns
+    -------
+    dict of str to Path
+        Sorted by name.
+    """
+    installed = Path(str(resources.files("ks4stream"))) / "probes_data"
+    checkout = Path(__file__).resolve().parents[2] / "probes"
+    for folder in (installed, checkout):
+        files = {file.stem: file for file in sorted(folder.glob("*.json"))}
+        if files:
+            return files
+    return {}
+
+
+# -- formats -------------------------------------------------------------------------------------------
+
+
+def _read_json(path: Path) -> Probe:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ProbeError(f"{path} is no valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ProbeError(f"{path} holds a {type(content).__name__}; needed are the keys chanMap, xc, yc and kcoords.")
+    if _is_probeinterface(content):
+        return _from_probeinterface(content, path.stem)
+    return _from_kilosort(content, path.stem)
+
+
+def _read_mat(path: Path) -> Probe:
+    """Kilosort's channel map for MATLAB: channels from 1, ``connected`` false for what is not sorted."""
+    import scipy.io
+
+    try:
+        content = scipy.io.loadmat(path)
+    except NotImplementedError as error:
+        raise ProbeError(f'{path} is a MATLAB 7.3 file; in MATLAB save it again with save(…, "-v7").') from error
+    except Exception as error:  # scipy raises many types for a damaged file
+        raise ProbeError(f"{path} cannot be read as a MATLAB file: {error}.") from error
+    _need(content, ("xcoords", "ycoords"), str(path))
+    n_contacts = np.size(content["xcoords"])
+    is_connected = _vector(content.get("connected", np.ones(n_contacts))).astype(bool)
+    columns = {
+        "chan_map": _mat_chan_map(content, path),
+        "x_um": _vector(content["xcoords"]),
+        "y_um": _vector(content["ycoords"]),
+        "shank": _vector(content.get("kcoords", np.ones(n_contacts))),
+    }
+    lengths = {name: len(values) for name, values in {**columns, "connected": is_connected}.items()}
+    if len(set(lengths.values())) > 1:
+        raise ProbeError(f"{path}: lengths differ: {', '.join(f'{name} {n}' for name, n in lengths.items())}.")
+    return Probe(**{name: values[is_connected] for name, values in columns.items()}, name=path.stem)
+
+
+def _mat_chan_map(content: Mapping[str, Any], path: Path) -> NDArray[Any]:
+    """Channels counted from 0, from ``chanMap`` (from 1), ``chanMap0ind`` or both."""
+    if "chanMap" not in content and "chanMap0ind" not in content:
+        _need(content, ("chanMap",), str(path))
+    from_one = _vector(content["chanMap"]) - 1.0 if "chanMap" in content else None
+    if from_one is not None and from_one.size and from_one.min() < 0:
+        raise ProbeError(f"{path}: chanMap holds 0, but in .mat files it counts from 1 (chanMap0ind counts from 0).")
+    if "chanMap0ind" not in content:
+        return np.asarray(from_one)
+    from_zero = _vector(content["chanMap0ind"]).astype(float)
+    if from_one is not None and not np.array_equal(from_one, from_zero):
+        raise ProbeError(f"{path} contradicts itself: chanMap is not chanMap0ind + 1. Remove the wrong one.")
+    return from_zero
+
+
+def _read_prb(path: Path) -> Probe:
+    """Klusta's probe file: Python source whose assigned literals are parsed, never executed."""
+    values = _literal_assignments(path)
+    groups = values.get("channel_groups")
+    if not isinstance(groups, dict) or not groups:
+        raise ProbeError(f"{path} assigns no channel_groups = {{0: {{'channels': […], 'geometry': {{…}}}}}}.")
+    chan_map: list[int] = []
+    positions: list[Any] = []
+    shank: list[int] = []
+    for number, (key, group) in enumerate(groups.items()):
+        channels, geometry = _prb_group(group, f"{path}: channel group {key!r}")
+        chan_map += channels
+        positions += geometry
+        shank += [key if isinstance(key, int) else number] * len(channels)
+    n_chan_file = values.get("total_nb_channels")
+    return Probe.from_positions(
+        np.array(positions, dtype=np.float64).reshape(-1, 2),
+        chan_map=chan_map,
+        shank=shank,
+        n_chan_file=n_chan_file if isinstance(n_chan_file, int) else None,
+        name=path.stem,
+    )
+
+
+def _prb_group(group: Any, what: str) -> tuple[list[int], list[tuple[float, float]]]:
+    if not isinstance(group, dict) or "channels" not in group or "geometry" not in group:
+        raise ProbeError(f"{what} needs 'channels' and 'geometry'.")
+    channels = list(group["channels"])
+    geometry = group["geometry"]
+    if not isinstance(geometry, dict):  # a list, in the order of the channels
+        if len(geometry) != len(channels):
+            raise ProbeError(f"{what} has {len(channels)} channels and {len(geometry)} positions.")
+        geometry = dict(zip(channels, geometry, strict=True))
+    missing = [channel for channel in channels if channel not in geometry]
+    if missing:
+        raise ProbeError(f"{what} gives no position for channel {', '.join(map(str, missing))}.")
+    try:
+        return channels, [(float(x), float(y)) for x, y in (geometry[channel] for channel in channels)]
+    except (TypeError, ValueError) as error:
+        raise ProbeError(f"{what}: every position must be two numbers, x and y in µm.") from error
+
+
+def _literal_assignments(path: Path) -> dict[str, Any]:
+    """Values assigned to names at the top of a Python file, if all of them are literals."""
+    try:
+        module = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ProbeError(f"{path} cannot be parsed as a .prb file: {error}.") from error
+    values: dict[str, Any] = {}
+    for statement in module.body:
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+            continue  # a comment written as a string
+        name = _assigned_name(statement)
+        try:
+            if name is None or not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
+                raise ValueError("not an assignment")
+            values[name] = ast.literal_eval(statement.value)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            raise ProbeError(
+                f"{path}, line {statement.lineno}: {ast.unparse(statement)[:80]!r} is more than a name and a literal "
+                "value. .prb files are not executed here: write the numbers out ([0, 1, 2] for list(range(3)))."
+            ) from None
+    return values
+
+
+def _assigned_name(statement: ast.stmt) -> str | None:
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        target: ast.expr = statement.targets[0]
+    elif isinstance(statement, ast.AnnAssign):
+        target = statement.target
+    else:
+        return None
+    return target.id if isinstance(target, ast.Name) else None
+
+
+def _read_meta(path: Path) -> Probe:
+    probe = spikeglx.read_meta(path).probe()
+    if probe is None:
+        raise ProbeError(f"{path} describes no probe geometry (~snsGeomMap, ~snsShankMap or ~imroTbl).")
+    return probe
+
+
+_READERS = {".json": _read_json, ".mat": _read_mat, ".prb": _read_prb, ".meta": _read_meta}
+
+
+# -- contents ------------------------------------------------------------------------------------------
+
+
+def _from_kilosort(content: Mapping[str, Any], name: str) -> Probe:
+    """Kilosort4's keys; ``n_chan``, the number of contacts, adds nothing and is not read."""
+    _need(content, ("chanMap", "xc", "yc"), name)
+    chan_map = _vector(content["chanMap"])
+    return Probe(
+        chan_map=chan_map,
+        x_um=_vector(content["xc"]),
+        y_um=_vector(content["yc"]),
+        shank=_vector(content.get("kcoords", np.zeros(len(chan_map), np.int64))),
+        name=name,
+    )
+
+
+def _is_probeinterface(content: Mapping[str, Any]) -> bool:
+    return content.get("specification") == "probeinterface" or "probes" in content
+
+
+def _from_probeinterface(content: dict[str, Any], name: str) -> Probe:
+    """One or several probes of the probeinterface library; each shank of each becomes a shank of its own."""
+    try:
+        import probeinterface
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{name} is a probeinterface file, and that library is not installed. "
+            'Install it with: pip install "ks4stream[probe]"'
+        ) from error
+    try:
+        probes = probeinterface.ProbeGroup.from_dict(content).probes
+    except Exception as error:  # the library checks little: a wrong file fails anywhere in it
+        raise ProbeError(f"{name} cannot be read by probeinterface: {error!r}.") from error
+    columns: list[NDArray[np.float64]] = [np.empty((4, 0))]
+    next_shank = next_contact = 0
+    for probe in probes:
+        columns.append(_probeinterface_columns(probe, next_shank, next_contact, name))
+        next_shank = int(columns[-1][3].max(initial=next_shank - 1)) + 1
+        next_contact += probe.get_contact_count()
+    chan_map, x_um, y_um, shank = np.concatenate(columns, axis=1)
+    return Probe(chan_map.astype(np.int64), x_um, y_um, shank.astype(np.int64), name=name)
+
+
+def _probeinterface_columns(probe: Any, first_shank: int, first_contact: int, name: str) -> NDArray[np.float64]:
+    """Channel, x, y and shank of one probe's connected contacts, shape (4, contact)."""
+    if probe.ndim != 2:
+        raise ProbeError(f"{name} has {probe.ndim}-dimensional positions; project it with to_2d() and save it again.")
+    positions_um = np.asarray(probe.contact_positions, np.float64) * _UM_PER_UNIT[probe.si_units]
+    channels = probe.device_channel_indices
+    if channels is None:
+        warnings.warn(
+            f"{name} has no wiring (device_channel_indices): contact i is taken to be channel i of the file. "
+            "Wire it with probeinterface if it is not.",
+            Ks4StreamWarning,
+            stacklevel=2,
+        )
+        channels = first_contact + np.arange(len(positions_um))
+    channels = np.asarray(channels)
+    shank_ids = probe.shank_ids if probe.shank_ids is not None else np.zeros(len(positions_um))
+    shank = first_shank + _shank_numbers(np.asarray(shank_ids))
+    is_wired = channels >= 0
+    return np.stack([channels, *positions_um.T, shank]).astype(np.float64)[:, is_wired]
+
+
+def _shank_numbers(shank_ids: NDArray[Any]) -> NDArray[np.int64]:
+    """Return shank ids as the numbers they are, or else numbered 0, 1, … in alphabetical order."""
+    try:
+        return shank_ids.astype(np.int64)
+    except ValueError:
+        return np.unique(shank_ids.astype(str), return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def _vector(values: Any) -> NDArray[Any]:
+    """Flatten the (n, 1) and (1, n) columns and rows that MATLAB makes of vectors; leave tables alone."""
+    array = np.asarray(values)
+    return array.reshape(-1) if array.size == max(array.shape, default=0) else array
+
+
+def _need(content: Mapping[str, Any], keys: tuple[str, ...], what: str) -> None:
+    missing = [key for key in keys if key not in content]
+    if missing:
+        present = ", ".join(str(key) for key in content if not str(key).startswith("__"))
+        raise ProbeError(f"{what} has no {' or '.join(missing)}; it has: {present or 'nothing'}.")

@@ -1,0 +1,400 @@
+"""Recordings in: whatever holds the samples becomes a :class:`~ks4stream.recording.Recording`."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from ks4stream.errors import Ks4StreamWarning, MissingDependencyError, ProbeError, RecordingError
+from ks4stream.io import spikeglx
+from ks4stream.io.probes import load_probe
+from ks4stream.io.sources import ArraySource, BinarySource, DaskSource, Source, ZarrSource, delivered_dtype, join
+from ks4stream.probe import Probe
+from ks4stream.recording import Recording
+
+# Files that would open as a flat binary, and be noise.
+_NOT_FLAT = {
+    ".cbin": "compressed by mtscomp; decompress it first",
+    ".gz": "compressed; decompress it first",
+    ".xz": "compressed; decompress it first",
+    ".zip": "compressed; decompress it first",
+    ".h5": "an HDF5 file; open it with h5py and pass its dataset",
+    ".hdf5": "an HDF5 file; open it with h5py and pass its dataset",
+    ".nwb": "an NWB file; open it with h5py and pass its dataset",
+    ".mat": "a MATLAB file; load it and pass its array",
+    ".meta": "metadata; pass the .bin file beside it",
+    ".json": "no recording",
+    ".prb": "a probe; pass it as probe",
+}
+_ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
+_TRANSPOSE = " Time must be the first axis: transpose the array (array.T)."
+_RATE_NAMES = ("sampling_rate_hz", "sampling_frequency", "fs")  # ours, SpikeInterface's, Kilosort's
+
+_AnySource = TypeVar("_AnySource", bound=Source)
+
+
+def open_recording(
+    source: Any,
+    *,
+    n_chan: int | None = None,
+    fs: float | None = None,
+    dtype: DTypeLike | None = None,
+    probe: Probe | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+) -> Recording:
+    """Open a recording; only its metadata are read.
+
+    Parameters
+    ----------
+    source : path, list, array or Recording
+        - path of a flat binary file (``.bin``, ``.dat``, …; channels interleaved). A SpikeGLX ``.meta``
+          beside a ``.bin`` supplies channels, rate, gain and contacts, without sync channel and reference;
+        - path of a ``.npy`` file;
+        - path of a local Zarr array, version 2 or 3, of a group that holds one, or of a folder written by
+          SpikeInterface;
+        - a NumPy array or memory map, a Dask array, or anything with a shape, a dtype and slices
+          (``h5py.Dataset``, ``zarr.Array``), of shape (time, channel);
+        - an ``xarray.DataArray`` with dims ``time`` and ``channel``, in any order; best with Dask chunks;
+        - a list of these, joined in time.
+    n_chan : int, optional
+        Channels in the file, sorted or not. Needed for flat files without metadata.
+    fs : float, optional
+        Samples per second. Needed where no metadata tell it; beats them where they do.
+    dtype : dtype-like, optional
+        Type of the samples of flat files; by default int16.
+    probe : Probe, mapping, path or name, optional
+        The contacts, as :func:`~ks4stream.io.probes.load_probe` takes them; beats the metadata's.
+
+    Returns
+    -------
+    Recording
+        With ``probe`` None where nothing tells the contacts.
+
+    Raises
+    ------
+    RecordingError
+        If there is no such file, it is empty or does not fit its description, the samples' type is not
+        supported, time is not the first axis, or arguments are missing or contradict the metadata.
+    ProbeError
+        If the probe cannot be loaded or has channels that the file has not.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> recording = open_recording(np.zeros((60000, 4), "int16"), fs=30000, probe="tetrode")
+    >>> recording.duration_s
+    2.0
+    """
+    found = _look_at(source, n_chan, dtype)
+    rate_hz = found.sampling_rate_hz if fs is None else _checked_rate(fs)
+    if rate_hz is None:
+        raise RecordingError(
+            f"{found.name} does not tell its sampling rate; give it as fs, in samples per second (fs=30000)."
+        )
+    return Recording(
+        source=found.source,
+        sampling_rate_hz=rate_hz,
+        probe=found.find_probe() if probe is None else load_probe(probe),
+        gain_uv=found.gain_uv,
+        offset_uv=found.offset_uv,
+        name=found.name,
+        files=found.files,
+    )
+
+
+def _no_probe() -> Probe | None:
+    return None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found out about a source; the probe only when asked for, as it may be given instead."""
+
+    source: Source
+    name: str
+    files: tuple[str, ...] = ()
+    sampling_rate_hz: float | None = None
+    gain_uv: float | None = None
+    offset_uv: float | None = None
+    find_probe: Callable[[], Probe | None] = _no_probe
+
+
+def _look_at(source: Any, n_chan: int | None, dtype: DTypeLike | None) -> _Found:
+    if isinstance(source, str | os.PathLike):
+        found = _look_at_path(source, n_chan, dtype)
+    elif isinstance(source, list | tuple):
+        return _look_at_list(source, n_chan, dtype)
+    elif isinstance(source, Recording):
+        found = _look_at_recording(source)
+    elif _is_from(source, "xarray"):
+        found = _look_at_xarray(source)
+    elif _is_from(source, "dask.array"):
+        found = _Found(_time_first(DaskSource(source), "Dask array"), "Dask array")
+    elif all(hasattr(source, name) for name in ("shape", "dtype", "__getitem__")):
+        array = _time_first(ArraySource.open(source), "array")
+        found = _Found(array, "array", (array.path,) if isinstance(array, BinarySource) else ())
+    else:
+        raise RecordingError(
+            f"A recording cannot be made of {type(source).__name__}; give a path, a list of paths, or a NumPy, "
+            "Dask or xarray array of shape (time, channel)."
+        )
+    _check_agrees(found, n_chan, dtype)
+    return found
+
+
+def _look_at_path(path: str | os.PathLike[str], n_chan: int | None, dtype: DTypeLike | None) -> _Found:
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise RecordingError(f"There is no file {path}.")
+    if path.is_dir():
+        if any((path / mark).is_file() for mark in _ZARR_MARKS):
+            return _look_at_zarr(path)
+        raise RecordingError(
+            f"{path} is a folder, and not a Zarr array or group; give the file that holds the samples."
+        )
+    if path.suffix.lower() in _NOT_FLAT:
+        raise RecordingError(f"{path} cannot be read as samples: it is {_NOT_FLAT[path.suffix.lower()]}.")
+    if path.suffix.lower() == ".npy":
+        return _look_at_npy(path)
+    meta_path = spikeglx.find_meta(path)
+    if meta_path is not None:
+        return _look_at_spikeglx(path, spikeglx.read_meta(meta_path), n_chan, dtype)
+    if n_chan is None:
+        raise RecordingError(
+            f"{path} is a flat binary file and does not tell how many channels it has; give n_chan (all in the "
+            "file, sync channels too; n_chan_bin in run_kilosort)."
+        )
+    source = BinarySource.open(path, n_chan, "int16" if dtype is None else dtype)
+    return _Found(source, path.name, (source.path,))
+
+
+def _look_at_spikeglx(path: Path, meta: spikeglx.SpikeGLXMeta, n_chan: int | None, dtype: DTypeLike | None) -> _Found:
+    if n_chan is not None and n_chan != meta.n_channels:
+        raise RecordingError(
+            f"n_chan={n_chan}, but {meta.path} says that {path.name} has {meta.n_channels} channels. Leave n_chan "
+            "out, or remove the .meta file if it belongs to another file."
+        )
+    if dtype is not None and delivered_dtype(dtype, "dtype") != np.int16:
+        raise RecordingError(f"dtype={dtype}, but SpikeGLX writes int16 (there is {meta.path}). Leave dtype out.")
+    source = BinarySource.open(path, meta.n_channels, "int16")
+    n_bytes = path.stat().st_size
+    if meta.file_size_bytes not in (None, n_bytes):
+        warnings.warn(
+            f"{path} has {n_bytes} bytes, but {meta.path.name} says {meta.file_size_bytes}: was it copied completely?",
+            Ks4StreamWarning,
+            stacklevel=4,
+        )
+
+    def find_probe() -> Probe | None:
+        try:
+            return meta.probe()
+        except ProbeError as error:  # the samples are fine, and the probe can still be given
+            warnings.warn(str(error), Ks4StreamWarning, stacklevel=3)
+            return None
+
+    return _Found(
+        source, path.name, (source.path,), meta.sampling_rate_hz, meta.gain_uv, None if meta.gain_uv is None else 0.0,
+        find_probe,
+    )  # fmt: skip
+
+
+def _look_at_npy(path: Path) -> _Found:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise RecordingError(f"{path} cannot be read as a .npy file: {error}.") from error
+    return _Found(_time_first(ArraySource.open(array), path.name), path.name, (str(path.absolute()),))
+
+
+def _look_at_list(sources: Sequence[Any], n_chan: int | None, dtype: DTypeLike | None) -> _Found:
+    if not sources:
+        raise RecordingError("The list of recordings is empty; give at least one file or array.")
+    if any(isinstance(item, int | float | list | tuple) for item in sources):
+        raise RecordingError(
+            "A list of recordings was expected, of paths or arrays. Make numbers an array (numpy.array)."
+        )
+    parts = [_look_at(item, n_chan, dtype) for item in sources]
+    rates = {part.sampling_rate_hz for part in parts if part.sampling_rate_hz is not None}
+    if len(rates) > 1:
+        raise RecordingError(
+            "Files cannot be joined in time: their sampling rates differ ("
+            + ", ".join(f"{part.name}: {part.sampling_rate_hz} Hz" for part in parts)
+            + ")."
+        )
+    gains = {(part.gain_uv, part.offset_uv) for part in parts}
+    gain_uv, offset_uv = gains.pop() if len(gains) == 1 else (None, None)
+
+    def find_probe() -> Probe | None:
+        probes = [part.find_probe() for part in parts]
+        for part, probe in zip(parts, probes, strict=True):
+            if probe != probes[0]:
+                raise ProbeError(
+                    f"{parts[0].name} and {part.name} cannot be joined in time: their probes differ. Sort them "
+                    "apart, or give the probe they share (probe)."
+                )
+        return probes[0]
+
+    return _Found(
+        source=join(part.source for part in parts),
+        name=parts[0].name if len(parts) == 1 else f"{parts[0].name} and {len(parts) - 1} more",
+        files=tuple(file for part in parts for file in part.files),
+        sampling_rate_hz=rates.pop() if rates else None,
+        gain_uv=gain_uv,
+        offset_uv=offset_uv,
+        find_probe=find_probe,
+    )
+
+
+def _look_at_recording(recording: Recording) -> _Found:
+    return _Found(
+        recording.source, recording.name, recording.files, recording.sampling_rate_hz, recording.gain_uv,
+        recording.offset_uv, lambda: recording.probe,
+    )  # fmt: skip
+
+
+def _look_at_xarray(array: Any) -> _Found:
+    import xarray as xr
+
+    if not isinstance(array, xr.DataArray):
+        raise RecordingError(f"An xarray {type(array).__name__} holds several arrays; give the one with the traces.")
+    if set(array.dims) != {"time", "channel"}:
+        raise RecordingError(
+            f"The DataArray has dims {array.dims}; needed are 'time' and 'channel'. Rename them (rename)."
+        )
+    array = array.transpose("time", "channel")
+    source: Source = DaskSource(array.data) if array.chunks is not None else ArraySource.open(array.data)
+
+    def find_probe() -> Probe | None:
+        if not {"x_um", "y_um"} <= set(array.coords):
+            return None
+        x_um, y_um = (np.asarray(array.coords[name], np.float64) for name in ("x_um", "y_um"))
+        shank = np.asarray(array.coords["shank"]) if "shank" in array.coords else np.zeros(len(x_um), np.int64)
+        sorted_channels = np.flatnonzero(np.isfinite(x_um) & np.isfinite(y_um))
+        return Probe(
+            sorted_channels, x_um[sorted_channels], y_um[sorted_channels], shank[sorted_channels], name="DataArray"
+        )
+
+    return _Found(
+        source,
+        str(array.name or "DataArray"),
+        sampling_rate_hz=_rate_of(array.attrs),
+        gain_uv=array.attrs.get("gain_uv"),
+        offset_uv=array.attrs.get("offset_uv"),
+        find_probe=find_probe,
+    )
+
+
+# -- Zarr ----------------------------------------------------------------------------------------------
+
+
+def _look_at_zarr(path: Path) -> _Found:
+    import zarr
+
+    try:
+        node: Any = zarr.open(str(path), mode="r")
+    except Exception as error:  # Zarr 2 and 3 raise a dozen types here
+        raise RecordingError(
+            f"{path} cannot be opened as a Zarr array or group ({error}). If it is a group, try the array's own "
+            f"path, {path}/NAME."
+        ) from error
+    attrs = dict(node.attrs)
+    if hasattr(node, "shape"):
+        source: Source = ZarrSource.open(path)
+    else:
+        names = _trace_arrays(node, path)
+        attrs |= dict(node[names[0]].attrs)
+        source = join(ZarrSource.open(path, name) for name in names)
+    gain_uv, offset_uv = attrs.get("gain_uv"), attrs.get("offset_uv")
+    if gain_uv is None and not hasattr(node, "shape"):
+        gain_uv, offset_uv = _common_value(node, "gain_to_uV"), _common_value(node, "offset_to_uV")
+    return _Found(
+        _time_first(source, path.name), path.name, (str(path.absolute()),), _rate_of(attrs), gain_uv, offset_uv,
+        lambda: _probe_of_attrs(attrs, path),
+    )  # fmt: skip
+
+
+def _trace_arrays(group: Any, path: Path) -> list[str]:
+    """Names of the arrays that hold traces: SpikeInterface's segments in order, or the only 2-D array."""
+    arrays = dict(group.arrays())
+    segments = sorted((name for name in arrays if name.startswith("traces_seg")), key=lambda name: int(name[10:] or 0))
+    if segments:
+        return segments
+    tables = [name for name, array in arrays.items() if len(array.shape) == 2]
+    if len(tables) != 1:
+        raise RecordingError(
+            f"{path} is a Zarr group with {len(tables)} two-dimensional arrays; needed is one with the traces. Give "
+            f"the array's own path, {path}/NAME"
+            + (f", NAME being one of {', '.join(sorted(tables))}." if tables else ".")
+        )
+    return tables
+
+
+def _common_value(group: Any, name: str) -> float | None:
+    """Value of a SpikeInterface channel property, None if channels differ or it is not there."""
+    if f"properties/{name}" not in group:
+        return None
+    values = np.unique(np.asarray(group[f"properties/{name}"][:], np.float64))
+    return float(values[0]) if len(values) == 1 else None
+
+
+def _probe_of_attrs(attrs: Mapping[str, Any], path: Path) -> Probe | None:
+    """Probe that SpikeInterface stored with its recording."""
+    content = attrs.get("probegroup") or attrs.get("probe")
+    if not isinstance(content, Mapping):
+        return None
+    try:
+        return replace(load_probe(content), name=path.stem)
+    except (MissingDependencyError, ProbeError) as error:  # the samples are fine, and the probe can still be given
+        warnings.warn(f"The probe stored in {path} is left out: {error}", Ks4StreamWarning, stacklevel=3)
+        return None
+
+
+# -- checks --------------------------------------------------------------------------------------------
+
+
+def _check_agrees(found: _Found, n_chan: int | None, dtype: DTypeLike | None) -> None:
+    """Check what a source is against what was said of it."""
+    source = found.source
+    if n_chan is not None and n_chan != source.n_channels:
+        raise RecordingError(
+            f"n_chan={n_chan}, but {found.name} has {source.n_samples} samples of {source.n_channels} channels."
+            + (_TRANSPOSE if n_chan == source.n_samples else " Correct n_chan or leave it out.")
+        )
+    if dtype is not None and delivered_dtype(dtype, "dtype") != source.dtype:
+        raise RecordingError(
+            f"dtype={dtype}, but {found.name} holds {source.dtype} samples. Leave dtype out, or convert the array."
+        )
+
+
+def _time_first(source: _AnySource, name: str) -> _AnySource:
+    """Return the source if it is longer than wide: arrays come transposed, flat files cannot."""
+    if 0 < source.n_samples < source.n_channels:
+        raise RecordingError(
+            f"{name} has shape ({source.n_samples}, {source.n_channels}): more channels than samples." + _TRANSPOSE
+        )
+    return source
+
+
+def _checked_rate(fs: float) -> float:
+    try:
+        return float(fs)
+    except (TypeError, ValueError):
+        raise RecordingError(f"fs={fs!r} is no sampling rate; needed is a number of samples per second.") from None
+
+
+def _rate_of(attrs: Mapping[Any, Any]) -> float | None:
+    for name in _RATE_NAMES:
+        if attrs.get(name) is not None:
+            return _checked_rate(attrs[name])
+    return None
+
+
+def _is_from(value: Any, module: str) -> bool:
+    """Whether a value's type comes from a library, without importing it."""
+    return f"{type(value).__module__}.".startswith(f"{module}.")

@@ -1,0 +1,494 @@
+"""Where samples come from: flat files, arrays, Dask and Zarr, all behind :class:`Source`.
+
+Each is a frozen value that checks itself when made, reads only what it is asked for, and delivers native
+int16, uint16, int32 or float32. Those that lie in files hold the path and not the data, so that they can
+be sent to any worker that sees the file.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ks4stream.errors import RecordingError
+from ks4stream.recording import Source
+
+if TYPE_CHECKING:
+    import dask.array
+
+__all__ = [
+    "ArraySource",
+    "BinarySource",
+    "ConcatenatedSource",
+    "DaskSource",
+    "Source",
+    "ZarrSource",
+    "delivered_dtype",
+    "join",
+]
+
+_DTYPES = ("int16", "uint16", "int32", "float32")
+_DIGEST_WHOLE_BYTES = 2**28  # an array in memory up to this size enters its digest as a whole, …
+_DIGEST_SPOTS = 32  # … a larger one with this many stretches …
+_DIGEST_SAMPLES = 1024  # … of this length
+
+
+def delivered_dtype(dtype: DTypeLike, what: str = "the recording") -> np.dtype[Any]:
+    """Return the dtype in which samples stored as ``dtype`` are delivered.
+
+    Parameters
+    ----------
+    dtype : dtype-like
+        Type of the stored samples: int16, uint16, int32 or float32, in either byte order, or float64.
+    what : str, optional
+        What has this type, for the message.
+
+    Returns
+    -------
+    numpy.dtype
+        The same in native byte order; float32 for float64, whose extra digits no amplifier fills.
+
+    Raises
+    ------
+    RecordingError
+        If samples of this type are not supported.
+    """
+    try:
+        native = np.dtype(dtype).newbyteorder("=")
+    except TypeError as error:
+        raise RecordingError(f"dtype={dtype!r} is not known to NumPy; use one of {', '.join(_DTYPES)}.") from error
+    if native == np.float64:
+        return np.dtype(np.float32)
+    if native.name not in _DTYPES:
+        raise RecordingError(
+            f"{what} holds {native} samples; supported are {', '.join(_DTYPES)} (and float64, read as float32). "
+            "Convert it, or name the type the samples really have (dtype)."
+        )
+    return native
+
+
+@dataclass(frozen=True)
+class BinarySource:
+    """Samples in a flat binary file, channels interleaved (time-major).
+
+    Attributes
+    ----------
+    path : str
+        The file; absolute, so that it means the same to every worker.
+    n_channels, n_samples : int
+        Shape of what is read.
+    file_dtype : numpy.dtype
+        Type of the samples in the file.
+    offset_bytes : int
+        Where the first sample starts.
+    """
+
+    path: str
+    n_channels: int
+    n_samples: int
+    file_dtype: np.dtype[Any]
+    offset_bytes: int = 0
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], n_channels: int, dtype: DTypeLike = "int16", offset_bytes: int = 0
+    ) -> BinarySource:
+        """Look at a file's size and describe its samples.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+        n_channels : int
+            Channels in the file, sorted or not.
+        dtype : dtype-like, optional
+            Type of the samples.
+        offset_bytes : int, optional
+            Length of a header to skip.
+
+        Raises
+        ------
+        RecordingError
+            If there is no such file, it holds no samples, its size does not fit the channels, or samples of
+            this type are not supported.
+        """
+        path = os.path.abspath(path)
+        if not os.path.isfile(path):
+            raise RecordingError(f"There is no file {path}.")
+        delivered_dtype(dtype, path)
+        file_dtype = np.dtype(dtype)
+        if n_channels < 1:
+            raise RecordingError(f"n_chan={n_channels}: a file has at least one channel.")
+        if offset_bytes < 0:
+            raise RecordingError(f"offset_bytes={offset_bytes} lies before the start of {path}; needed is 0 or more.")
+        n_bytes = os.path.getsize(path) - offset_bytes
+        if n_bytes <= 0:
+            raise RecordingError(f"{path} holds no samples ({n_bytes + offset_bytes} bytes): there is nothing to sort.")
+        n_samples, remainder = divmod(n_bytes, n_channels * file_dtype.itemsize)
+        if remainder:
+            raise RecordingError(
+                f"{path} has {n_bytes} bytes of samples, which is no multiple of {n_channels} channels × "
+                f"{file_dtype.itemsize} bytes ({file_dtype}): {remainder} bytes are left over after {n_samples} "
+                "samples. Check the number of channels (n_chan; all in the file, sync channels too) and dtype; "
+                "a file that was cut short can be trimmed to a whole number of samples."
+            )
+        return cls(path, int(n_channels), n_samples, file_dtype, int(offset_bytes))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the samples as they are delivered."""
+        return delivered_dtype(self.file_dtype)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Read samples ``start`` to ``stop``, shape (time, channel); the file is open only meanwhile."""
+        count = (stop - start) * self.n_channels
+        offset = self.offset_bytes + start * self.n_channels * self.file_dtype.itemsize
+        try:
+            values = np.fromfile(self.path, self.file_dtype, count=count, offset=offset)
+        except OSError as error:
+            raise RecordingError(f"{self.path} cannot be read at sample {start}: {error}.") from error
+        if len(values) < count:
+            raise RecordingError(
+                f"{self.path} ends before sample {stop}: it has become shorter since it was opened, when it held "
+                f"{self.n_samples} samples."
+            )
+        return values.reshape(-1, self.n_channels).astype(self.dtype, copy=False)
+
+    def digest(self) -> str:
+        """Hash of the file's name, size and time of change, and of how it is read."""
+        status = os.stat(self.path)
+        return _hash(
+            "binary", os.path.basename(self.path), status.st_size, status.st_mtime_ns, self.n_channels,
+            self.n_samples, self.file_dtype.str, self.offset_bytes,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ConcatenatedSource:
+    """Several sources, one after the other in time.
+
+    Attributes
+    ----------
+    sources : tuple of Source
+        The parts, in order of time; all with the same channels and type.
+
+    Raises
+    ------
+    RecordingError
+        If there is no part, or two parts differ in channels or type.
+    """
+
+    sources: tuple[Source, ...]
+    _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit together and find where each ends."""
+        object.__setattr__(self, "sources", tuple(self.sources))
+        if not self.sources:
+            raise RecordingError("No parts were given to join; needed is at least one.")
+        first = self.sources[0]
+        for number, part in enumerate(self.sources[1:], start=1):
+            if part.n_channels != first.n_channels or part.dtype != first.dtype:
+                raise RecordingError(
+                    f"Parts cannot be joined in time: part {number} has {part.n_channels} channels of {part.dtype}, "
+                    f"part 0 has {first.n_channels} of {first.dtype}. Join parts of one recording only."
+                )
+        object.__setattr__(self, "_ends", tuple(itertools.accumulate(part.n_samples for part in self.sources)))
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of all parts together."""
+        return self._ends[-1]
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels."""
+        return self.sources[0].n_channels
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the samples as they are delivered."""
+        return self.sources[0].dtype
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Read samples ``start`` to ``stop``, shape (time, channel), across the joints."""
+        pieces = []
+        part = bisect.bisect_right(self._ends, start)
+        while start < stop:
+            begin = self._ends[part] - self.sources[part].n_samples
+            piece_stop = min(stop, self._ends[part])
+            if piece_stop > start:  # parts may be empty
+                pieces.append(self.sources[part].read(start - begin, piece_stop - begin))
+            start, part = piece_stop, part + 1
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces) if pieces else np.empty((0, self.n_channels), self.dtype)
+
+    def digest(self) -> str:
+        """Hash of the parts' hashes, in order."""
+        return _hash("concatenated", *(part.digest() for part in self.sources))
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Samples in an array, or in anything that has a shape, a dtype and slices like one.
+
+    NumPy arrays are sent to other processes with their data; memory maps of plain files become a
+    :class:`BinarySource` (see :meth:`open`), which does not do that.
+
+    Attributes
+    ----------
+    array : array-like, shape (time, channel)
+        The samples. They must not change while the source is in use.
+    """
+
+    array: Any
+
+    def __post_init__(self) -> None:
+        """Check rank and type."""
+        _check_rank(self.array.shape)
+        delivered_dtype(self.array.dtype, "the array")
+
+    @classmethod
+    def open(cls, array: Any) -> ArraySource | BinarySource:
+        """Describe the samples of an array; those of a memory map by the file they lie in.
+
+        Parameters
+        ----------
+        array : array-like, shape (time, channel)
+            NumPy array or memory map, ``h5py.Dataset``, ``zarr.Array``, …
+
+        Raises
+        ------
+        RecordingError
+            If it is not two-dimensional, or samples of its type are not supported.
+        """
+        source = cls(array)
+        return _binary_of_memmap(array) or source
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples per channel."""
+        return int(self.array.shape[0])
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels."""
+        return int(self.array.shape[1])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the samples as they are delivered."""
+        return delivered_dtype(self.array.dtype)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Copy samples ``start`` to ``stop``, shape (time, channel)."""
+        return np.array(self.array[start:stop, :], dtype=self.dtype)
+
+    def digest(self) -> str:
+        """Hash of shape, type and all samples; beyond 256 MB of samples from 32 places."""
+        is_small = self.n_samples * self.n_channels * self.dtype.itemsize <= _DIGEST_WHOLE_BYTES
+        n_spots = -(-self.n_samples // _DIGEST_SAMPLES) if is_small else _DIGEST_SPOTS
+        return _content_hash("array", self, n_spots)
+
+
+@dataclass(frozen=True, eq=False)
+class DaskSource:
+    """Samples of a Dask array; what is read is computed where it is read.
+
+    Attributes
+    ----------
+    array : dask.array.Array, shape (time, channel)
+        The samples. The graph is sent to other processes with the source, so it should hold recipes rather
+        than data.
+    """
+
+    array: dask.array.Array
+
+    def __post_init__(self) -> None:
+        """Check rank, type and that the length is known."""
+        _check_rank(self.array.shape)
+        delivered_dtype(self.array.dtype, "the Dask array")
+        if np.isnan(self.array.shape).any():
+            raise RecordingError(
+                f"The Dask array has unknown lengths (shape {self.array.shape}); call compute_chunk_sizes() first."
+            )
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples per channel."""
+        return int(self.array.shape[0])
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels."""
+        return int(self.array.shape[1])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the samples as they are delivered."""
+        return delivered_dtype(self.array.dtype)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Compute samples ``start`` to ``stop``, shape (time, channel), in this thread."""
+        # Not on the ambient scheduler: inside a task that would wait for a worker which may be this one.
+        block = self.array[start:stop].compute(scheduler="synchronous")
+        return np.asarray(block).astype(self.dtype, copy=False)
+
+    def to_dask(self) -> dask.array.Array:
+        """Return the array itself, in the type that is delivered."""
+        array: Any = self.array  # Dask's methods are untyped
+        lazy: dask.array.Array = array.astype(self.dtype)
+        return lazy
+
+    def digest(self) -> str:
+        """Hash of shape, type and samples from a few places (which are computed)."""
+        return _content_hash("dask", self, n_spots=5)
+
+
+@dataclass(frozen=True)
+class ZarrSource:
+    """Samples in a local Zarr array, version 2 or 3, opened at the first read in each process.
+
+    Attributes
+    ----------
+    path : str
+        The store's folder; absolute.
+    component : str
+        The array's path within it; empty if the store is the array.
+    n_samples, n_channels : int
+        Its shape.
+    file_dtype : numpy.dtype
+        Type of the stored samples.
+    """
+
+    path: str
+    component: str
+    n_samples: int
+    n_channels: int
+    file_dtype: np.dtype[Any]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], component: str = "") -> ZarrSource:
+        """Read an array's metadata and describe its samples.
+
+        Parameters
+        ----------
+        path : path
+            The store's folder.
+        component : str, optional
+            The array's path within it.
+
+        Raises
+        ------
+        RecordingError
+            If there is no such array, it is not two-dimensional, or samples of its type are not supported.
+        """
+        path = os.path.abspath(path)
+        array = _zarr_array(path, component)
+        what = os.path.join(path, component)
+        _check_rank(array.shape, what)
+        delivered_dtype(array.dtype, what)
+        return cls(path, component, int(array.shape[0]), int(array.shape[1]), np.dtype(array.dtype))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the samples as they are delivered."""
+        return delivered_dtype(self.file_dtype)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Read samples ``start`` to ``stop``, shape (time, channel)."""
+        array = _zarr_array(self.path, self.component)
+        return np.asarray(array[start:stop, :]).astype(self.dtype, copy=False)
+
+    def digest(self) -> str:
+        """Hash of the metadata (content and time of change) and of samples from a few places."""
+        metadata = _zarr_metadata(self.path, self.component)
+        facts = (metadata.name, metadata.stat().st_mtime_ns, metadata.read_bytes())
+        return _content_hash(f"zarr {metadata.parent.name} {facts}", self, n_spots=5)
+
+
+def _zarr_array(path: str, component: str) -> Any:
+    """Open an array, or take it from the cache if it was opened here and has not been replaced since."""
+    changed_ns = _zarr_metadata(path, component).stat().st_mtime_ns
+    # By process: Zarr 3 runs threads of its own, which a forked process does not inherit.
+    return _open_zarr_array(path, component, os.getpid(), changed_ns)
+
+
+def _zarr_metadata(path: str, component: str) -> Path:
+    """File that holds the metadata of an array."""
+    for name in ("zarr.json", ".zarray"):
+        if (file := Path(path, component, name)).is_file():
+            return file
+    raise RecordingError(f"{Path(path, component)} is no local Zarr array: it has neither zarr.json nor .zarray.")
+
+
+@lru_cache(maxsize=16)
+def _open_zarr_array(path: str, component: str, process_id: int, changed_ns: int) -> Any:
+    import zarr
+
+    try:
+        array = zarr.open(os.path.join(path, component) if component else path, mode="r")
+    except Exception as error:  # Zarr 2 and 3 and their codecs raise a dozen types here
+        raise RecordingError(f"{os.path.join(path, component)} cannot be opened as a Zarr array: {error}") from error
+    if not hasattr(array, "shape"):
+        raise RecordingError(f"{os.path.join(path, component)} is a Zarr group; name the array within it.")
+    return array
+
+
+def _check_rank(shape: tuple[int, ...], what: str = "the array") -> None:
+    if len(shape) != 2:
+        raise RecordingError(
+            f"{what} has shape {tuple(shape)}; needed are two dimensions, (time, channel)."
+            + (" A single channel is array[:, None]." if len(shape) == 1 else "")
+        )
+
+
+def _binary_of_memmap(array: Any) -> BinarySource | None:
+    """Describe a memory map by its file; None if it is none, or its samples do not lie there in order."""
+    if not isinstance(array, np.memmap) or not array.flags.c_contiguous or not array.size:
+        return None
+    mapping = array
+    while isinstance(mapping.base, np.memmap):
+        mapping = mapping.base
+    # In mode "c" changes stay in memory; a mapping without a name has no file to open again.
+    if mapping.filename is None or mapping.mode == "c":
+        return None
+    offset_bytes = mapping.offset + _address(array) - _address(mapping)
+    return BinarySource(
+        os.path.abspath(mapping.filename), int(array.shape[1]), int(array.shape[0]), array.dtype, int(offset_bytes)
+    )
+
+
+def _address(array: NDArray[Any]) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _content_hash(label: str, source: Source, n_spots: int) -> str:
+    """Hash shape, type and evenly spaced stretches, from the first sample to the last (all, if they suffice)."""
+    content = hashlib.sha256(repr((label, source.n_samples, source.n_channels, source.dtype.str)).encode())
+    last = max(0, source.n_samples - _DIGEST_SAMPLES)
+    for start in sorted({last * spot // max(1, n_spots - 1) for spot in range(n_spots)}):
+        block = source.read(start, min(start + _DIGEST_SAMPLES, source.n_samples))
+        content.update(np.ascontiguousarray(block).tobytes())
+    return content.hexdigest()
+
+
+def _hash(*facts: Any) -> str:
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def join(sources: Iterable[Source]) -> Source:
+    """Return sources joined in time; a single one as it is."""
+    parts = tuple(sources)
+    return parts[0] if len(parts) == 1 else ConcatenatedSource(parts)

@@ -1,0 +1,329 @@
+"""The traces, read only when they are needed.
+
+A :class:`Recording` is a frozen description: where samples come from (a :class:`Source`), how fast they
+were taken, and where the contacts are. Making one reads nothing; :meth:`Recording.read` reads one stretch
+of time, and :attr:`Recording.traces` is the whole of it as a lazy array. Opening files is the business of
+:mod:`ks4stream.io.recordings`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ks4stream.errors import RecordingError
+from ks4stream.probe import Probe
+
+if TYPE_CHECKING:
+    import dask.array
+    import xarray
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Samples that can be read by time; immutable, and cheap to pickle where they lie in files.
+
+    Samples are counted from 0 and may exceed 2^31. ``read`` delivers ``dtype`` in native byte order:
+    int16, uint16, int32 or float32.
+    """
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples per channel."""
+        ...
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels, sorted or not."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the samples as :meth:`read` delivers them."""
+        ...
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Read samples ``start`` to ``stop`` (half open, within the source), shape (time, channel)."""
+        ...
+
+    def digest(self) -> str:
+        """Hash that changes when the data do; the same in every process."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One recording: samples, their rate and the probe.
+
+    Attributes
+    ----------
+    source : Source
+        Where the samples come from.
+    sampling_rate_hz : float
+        Samples per second.
+    probe : Probe or None
+        The contacts of the channels to be sorted; None if they are not known (yet).
+    gain_uv, offset_uv : float or None
+        µV = gain_uv · sample + offset_uv, the same for all sorted channels; None where not known.
+    name : str
+        For messages and logs.
+    files : tuple of str
+        The files the samples lie in, in order of time; empty for arrays in memory.
+
+    Raises
+    ------
+    RecordingError
+        On construction, if it holds no samples or the rate is no positive number.
+    ProbeError
+        On construction, if the probe has channels that the source has not.
+    """
+
+    source: Source
+    sampling_rate_hz: float
+    probe: Probe | None = None
+    gain_uv: float | None = None
+    offset_uv: float | None = None
+    name: str = "recording"
+    files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without reading."""
+        rate = self.sampling_rate_hz
+        if not (math.isfinite(rate) and rate > 0):
+            raise RecordingError(f"{self.name}: fs={rate} is no sampling rate; needed are samples per second, above 0.")
+        if self.n_samples < 1 or self.n_channels < 1:
+            raise RecordingError(
+                f"{self.name} is empty ({self.n_samples} samples of {self.n_channels} channels): "
+                "there is nothing to sort."
+            )
+        if self.probe is not None:
+            self.probe.check_file(self.n_channels)
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples per channel."""
+        return self.source.n_samples
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels in the file, sorted or not."""
+        return self.source.n_channels
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the samples."""
+        return self.source.dtype
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return self.n_samples / self.sampling_rate_hz
+
+    @property
+    def traces(self) -> xarray.DataArray:
+        """All channels of the file as a lazy array; nothing is read until it is computed.
+
+        Returns
+        -------
+        xarray.DataArray
+            dims ``time, channel`` over a Dask array in chunks of about one second, in the file's dtype and
+            units. Coordinates: ``channel`` (column in the file) and, where there is a probe, ``x_um``,
+            ``y_um`` (NaN) and ``shank`` (-1, for channels that are not sorted). Time has no coordinate,
+            which for long recordings would be larger than memory: sample i is at i / ``sampling_rate_hz``.
+        """
+        import xarray as xr
+
+        attrs: dict[str, Any] = {"sampling_rate_hz": self.sampling_rate_hz}
+        if self.gain_uv is not None:
+            attrs["gain_uv"] = self.gain_uv
+        if self.offset_uv is not None:
+            attrs["offset_uv"] = self.offset_uv
+        return xr.DataArray(
+            self._lazy_array(), dims=("time", "channel"), coords=self._channel_coords(), attrs=attrs, name="traces"
+        )
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Read a stretch of all channels.
+
+        Parameters
+        ----------
+        start, stop : int
+            Samples, counted from the recording's first; half open.
+
+        Returns
+        -------
+        ndarray, shape (time, channel)
+            In the file's dtype and units.
+
+        Raises
+        ------
+        RecordingError
+            If the stretch is not within the recording.
+        """
+        start, stop = int(start), int(stop)
+        if not 0 <= start <= stop <= self.n_samples:
+            raise RecordingError(
+                f"{self.name}: samples {start} to {stop} were asked for, but it holds samples 0 to {self.n_samples}."
+            )
+        return self.source.read(start, stop)
+
+    def with_probe(self, probe: Probe | None) -> Recording:
+        """Return the same recording with another probe.
+
+        Raises
+        ------
+        ProbeError
+            If the probe has channels that the file has not.
+        """
+        return replace(self, probe=probe)
+
+    def digest(self) -> str:
+        """Hash of the data: samples (for files by name, size and time of change), shape, type and rate.
+
+        Neither the probe nor the gain enters; they have their own identity.
+
+        Returns
+        -------
+        str
+            64 hexadecimal digits.
+        """
+        facts = ("ks4stream.Recording/1", self.source.digest(), self.n_samples, self.n_channels, self.dtype.str)
+        return hashlib.sha256(repr((*facts, float(self.sampling_rate_hz))).encode()).hexdigest()
+
+    def __repr__(self) -> str:
+        """Describe the recording on one line."""
+        return (
+            f"<Recording {self.name!r}: {self.duration_s:.6g} s, {self.n_channels} channels of {self.dtype} "
+            f"at {self.sampling_rate_hz:g} Hz, {self.probe!r}>"
+        )
+
+    def _lazy_array(self) -> dask.array.Array:
+        array: dask.array.Array
+        to_dask = getattr(self.source, "to_dask", None)
+        if to_dask is not None:  # it is a Dask array already: no second graph around it
+            array = to_dask()
+            return array
+        import dask.array as da
+
+        from_array: Any = da.from_array  # untyped
+        array = from_array(
+            _Sliceable(self.source),
+            chunks=(max(1, round(self.sampling_rate_hz)), self.n_channels),
+            name=False,  # a name from the content would read it
+            asarray=False,
+            fancy=False,
+            inline_array=True,
+            meta=np.empty((0, 0), self.dtype),
+        )
+        return array
+
+    def _channel_coords(self) -> dict[str, Any]:
+        coords: dict[str, Any] = {"channel": np.arange(self.n_channels, dtype=np.int64)}
+        if self.probe is not None:
+            x_um, y_um = np.full((2, self.n_channels), np.nan)
+            shank = np.full(self.n_channels, -1, np.int64)
+            x_um[self.probe.chan_map] = self.probe.x_um
+            y_um[self.probe.chan_map] = self.probe.y_um
+            shank[self.probe.chan_map] = self.probe.shank
+            coords |= {"x_um": ("channel", x_um), "y_um": ("channel", y_um), "shank": ("channel", shank)}
+        return coords
+
+
+class _Sliceable:
+    """A source as Dask wants it: shape, dtype and indexing by (time, channel)."""
+
+    ndim = 2
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.shape = (source.n_samples, source.n_channels)
+        self.dtype = source.dtype
+
+    def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        """Read what a slice or an index in time selects, then select channels."""
+        time, *channel = key if isinstance(key, tuple) else (key,)
+        if isinstance(time, slice):
+            wanted = range(self.shape[0])[time]
+            if not len(wanted):
+                block = np.empty((0, self.shape[1]), self.dtype)
+            else:
+                first, last = min(wanted[0], wanted[-1]), max(wanted[0], wanted[-1])
+                block = self.source.read(first, last + 1)[:: wanted.step]
+        else:
+            sample = range(self.shape[0])[time]
+            block = self.source.read(sample, sample + 1)[0]
+        return block[(..., *channel)] if channel else block
+
+
+def check_traces(recording: Recording, *, n_spots: int = 5, spot_s: float = 1.0) -> list[int]:
+    """Look at a few spots of a recording before hours are spent on it.
+
+    Reads ``n_spots`` stretches of ``spot_s`` seconds, evenly spaced from start to end (all of a recording
+    that is no longer than they are together). With a probe only its channels are looked at.
+
+    Parameters
+    ----------
+    recording : Recording
+        What to look at.
+    n_spots : int, optional
+        How many stretches.
+    spot_s : float, optional
+        Length of a stretch, in seconds.
+
+    Returns
+    -------
+    list of int
+        Dead channels (columns of the file): constant within every spot.
+
+    Raises
+    ------
+    RecordingError
+        If a sample is NaN or infinite, all are zero, or no channel has any signal.
+    """
+    probe = recording.probe
+    channels = np.arange(recording.n_channels) if probe is None else np.sort(probe.chan_map)
+    is_dead = np.ones(len(channels), bool)
+    all_zero = True
+    for start, stop in _spots(recording.n_samples, n_spots, max(1, round(spot_s * recording.sampling_rate_hz))):
+        block = recording.read(start, stop)[:, channels]
+        _check_finite(block, start, channels, recording)
+        is_dead &= (block == block[0]).all(axis=0)
+        all_zero &= not block.any()
+    if all_zero:
+        raise RecordingError(
+            f"{recording.name}: every sample looked at is zero, on all {len(channels)} channels. "
+            "Check n_chan, dtype and that the file was copied completely."
+        )
+    if is_dead.all():
+        raise RecordingError(
+            f"{recording.name}: none of the {len(channels)} channels changes in any of the places looked at. "
+            "Check n_chan, dtype and the channel map."
+        )
+    return [int(channel) for channel in channels[is_dead]]
+
+
+def _check_finite(block: NDArray[Any], start: int, channels: NDArray[np.int64], recording: Recording) -> None:
+    if block.dtype.kind != "f":
+        return
+    is_bad = ~np.isfinite(block)
+    if is_bad.any():
+        time, column = np.argwhere(is_bad)[0]
+        sample = start + int(time)
+        raise RecordingError(
+            f"{recording.name}: channel {channels[column]} is {block[time, column]} at sample {sample} "
+            f"({sample / recording.sampling_rate_hz:.3f} s). Samples must be finite: check dtype, replace NaN and "
+            "infinite values (with zeros, say), or leave the channel out with bad_channels."
+        )
+
+
+def _spots(n_samples: int, n_spots: int, length: int) -> list[tuple[int, int]]:
+    """Evenly spaced stretches from the first sample to the last; one of all samples if they would overlap."""
+    if n_samples <= n_spots * length:
+        return [(start, min(start + length, n_samples)) for start in range(0, n_samples, length)]
+    last = n_samples - length
+    return [(start, start + length) for start in (last * i // max(1, n_spots - 1) for i in range(n_spots))]
