@@ -12,14 +12,14 @@ unit, not the samples: nothing is interpolated between channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
+from dask.delayed import delayed
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 
@@ -49,6 +49,7 @@ _FILTER_SAMPLES = _FFT_SAMPLES - BLOCK_SAMPLES
 _BEFORE_MS, _AFTER_MS = 1.2, 2.8  # extent of a rendered waveform around its trough
 _N_PHASES = 4  # spikes fall on quarters of a sample
 _REACH_UM = (120.0, 200.0)  # a unit's field fades to nothing between these distances
+_MAX_RATE_HZ = 200.0  # beyond it a train could not keep its refractory period
 _CACHED_TEMPLATES = 10_000
 
 # What a random stream is for; part of its key, so that no two purposes share numbers.
@@ -253,7 +254,9 @@ class _Unit:
         local_ms = time_ms[:, None] - self.delay_ms_per_um * beyond_um
         edge_ms = np.minimum(time_ms - time_ms[0], time_ms[-1] - time_ms)[:, None]
         window = np.sin(0.5 * np.pi * np.clip(edge_ms / 0.3, 0, 1)) ** 2  # no steps where the snippet ends
-        return window * self.course(local_ms / (1 + self.broadening_per_um * beyond_um)) * self.field_uv(dx_um, dy_um)
+        course = self.course(local_ms / (1 + self.broadening_per_um * beyond_um))
+        waveform_uv: FloatArray = window * course * self.field_uv(dx_um, dy_um)
+        return waveform_uv
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
@@ -423,7 +426,8 @@ class _Noise:
         white = np.concatenate([tail_before, head, tail], axis=1)
         coloured = fft.irfft(fft.rfft(white, axis=1) * self.response, n=_FFT_SAMPLES, axis=1)
         first = _FILTER_SAMPLES // 2
-        return self.mixing @ coloured[:, first : first + BLOCK_SAMPLES]
+        traces_uv: NDArray[np.float32] = self.mixing @ coloured[:, first : first + BLOCK_SAMPLES]
+        return traces_uv
 
     def _white(self, index: int, *, tail_only: bool = False) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         # Keys are not negative: the block before the first is number 0.
@@ -441,9 +445,8 @@ def _make_noise(probe: Probe, *, noise_uv: float, sampling_rate_hz: float, seed:
     own_power = 1 / (1 + (frequency_hz / 9000) ** 8)
     in_band = (frequency_hz > 300) & (frequency_hz < 6000)
 
-    distance_um = np.hypot(
-        probe.x_um[:, None] - probe.x_um[None, :], probe.y_um[:, None] - probe.y_um[None, :]
-    )  # fmt: skip
+    place_um = np.stack([probe.x_um, probe.y_um], axis=1)
+    distance_um = np.hypot(*np.moveaxis(place_um[:, None] - place_um[None, :], -1, 0))
     kernel = 0.75 * np.exp(-distance_um / 80.0) + 0.25  # neighbours, and a common mode
     variance, modes = np.linalg.eigh(kernel)
     # A white input of variance 1 has the density 1 in every bin, so a bin counts for 2 / n of the power.
@@ -460,7 +463,8 @@ def _shortened(amplitude: FloatArray) -> NDArray[np.float32]:
     impulse = fft.irfft(amplitude, n=_FFT_SAMPLES, axis=1)
     lag = np.minimum(np.arange(_FFT_SAMPLES), _FFT_SAMPLES - np.arange(_FFT_SAMPLES))
     window = np.cos(0.5 * np.pi * np.clip(lag / (_FILTER_SAMPLES / 2 - 1), 0, 1)) ** 2
-    return fft.rfft(impulse * window, axis=1).real.astype(np.float32)
+    response: NDArray[np.float32] = fft.rfft(impulse * window, axis=1).real.astype(np.float32)
+    return response
 
 
 @dataclass(frozen=True, eq=False)
@@ -558,7 +562,7 @@ class _Scene:
 
     def read(self, start: int, stop: int) -> NDArray[np.int16]:
         """Return samples start … stop − 1, (time, file channel), in bits."""
-        parts = []
+        parts = [np.empty((0, _n_file_channels(self.probe)), dtype=np.int16)]
         for index in range(start // BLOCK_SAMPLES, -(-stop // BLOCK_SAMPLES)):
             first = index * BLOCK_SAMPLES
             parts.append(self._block(index)[max(start - first, 0) : stop - first])
@@ -627,7 +631,7 @@ class _Scene:
         dy_um = self.probe.y_um - (unit.y_um + moved_um)
         reached = np.flatnonzero(np.hypot(dx_um, dy_um) < _REACH_UM[1])
         channels = slice(int(reached.min()), int(reached.max()) + 1) if len(reached) else slice(0, 0)
-        time_ms = (self._offset_samples - phase / _N_PHASES) * 1000 / self.sampling_rate_hz
+        time_ms = np.asarray((self._offset_samples - phase / _N_PHASES) * 1000 / self.sampling_rate_hz, np.float64)
         return channels, unit.waveform_uv(dx_um[channels], dy_um[channels], time_ms).astype(np.float32)
 
 
@@ -702,15 +706,11 @@ class SimulatedRecording:
     def write_binary(self, path: str | Path) -> Path:
         """Write the traces as flat int16, time-major, one block in memory at a time; return the path."""
         path = Path(path)
-        with path.open("wb") as file:
-            for part in self._blocks():
-                part.tofile(file)
-        return path
-
-    def _blocks(self) -> Iterator[NDArray[np.int16]]:
         n_samples = self.traces.shape[0]
-        for start in range(0, n_samples, BLOCK_SAMPLES):
-            yield self.read(start, start + BLOCK_SAMPLES)
+        with path.open("wb") as file:
+            for start in range(0, n_samples, BLOCK_SAMPLES):
+                self.read(start, start + BLOCK_SAMPLES).tofile(file)
+        return path
 
     def templates_uv(self, time_s: float = 0.0) -> NDArray[np.float32]:
         """Return the units' noiseless waveforms (unit, time, channel) in µV, where they are at `time_s`."""
@@ -791,6 +791,10 @@ def simulate(
     """
     n_samples = round(duration_s * sampling_rate_hz)
     _check(n_samples=n_samples, seed=seed, n_units=n_units, drift=drift, chunk_samples=chunk_samples)
+    if not 0 < rate_range_hz[0] <= rate_range_hz[1] <= _MAX_RATE_HZ:
+        raise SettingsError(f"{rate_range_hz=} must be ascending and within 0 and {_MAX_RATE_HZ:.0f} Hz")
+    if not 0 < amplitude_range_uv[0] <= amplitude_range_uv[1]:
+        raise SettingsError(f"{amplitude_range_uv=} must be ascending and above 0 µV")
     good = np.ones(probe.n_channels, dtype=bool)
     bad = np.unique([*dead_channels, *noisy_channels]).astype(np.int64)
     good[bad] = False
@@ -845,13 +849,14 @@ def _check(*, n_samples: int, seed: int, n_units: int, drift: str, chunk_samples
 def _lazy_traces(scene: _Scene, chunk_samples: int) -> da.Array:
     whole, rest = divmod(scene.n_samples, chunk_samples)
     chunks = (chunk_samples,) * whole + ((rest,) if rest else ())
-    return da.map_blocks(
+    traces: da.Array = da.map_blocks(  # type: ignore[no-untyped-call]
         _read_chunk,
-        scene=dask.delayed(scene, pure=False),  # one node of the graph, not a copy in every task
+        scene=delayed(scene, pure=False),  # one node of the graph, not a copy in every task
         chunks=(chunks, (_n_file_channels(scene.probe),)),
         dtype=np.int16,
         meta=np.empty((0, 0), dtype=np.int16),
     )
+    return traces
 
 
 def _unit_table(units: Sequence[_Unit], amplitudes_uv: FloatArray, spikes: _Spikes) -> NDArray[np.void]:
