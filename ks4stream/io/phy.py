@@ -1,0 +1,520 @@
+"""The folder that Phy, SpikeInterface and scripts written for Kilosort4 read.
+
+Format only, no science: names, types and shapes are those of Kilosort4's results folder. Phy's arrays
+hold the kept spikes; ``kept_spikes.npy`` says which of all they are. ``ops.npy`` is a pickle because
+readers expect one; ks4stream writes it and never reads it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ks4stream.errors import ResultsError
+from ks4stream.geometry import nearest, vertical_pitch_um
+from ks4stream.results import Sorting
+
+__all__ = [
+    "check_writable",
+    "crop_start",
+    "export_phy",
+    "ops_from_sorting",
+    "write_extra_vars",
+    "write_ops",
+    "write_params",
+    "write_preprocessed_copy",
+]
+
+PREPROCESSED_SCALE = 200.0  # temp_wh.dat holds whitened traces times this, as int16
+_SPIKES_AT_ONCE = 65_536
+_UNITS_AT_ONCE = 256
+_EXTRA_VARS = ("tF.npy", "Wall.npy", "full_st.npy", "full_clu.npy", "full_amp.npy")
+_CLUSTER_TABLES = ("KSLabel", "group", "ContamPct", "Amplitude")
+
+
+def check_writable(folder: str | os.PathLike[str]) -> Path:
+    """Make the results folder if need be and see that files can be written there.
+
+    Called before a sort begins, so that hours of work do not end at a locked folder.
+
+    Parameters
+    ----------
+    folder : path
+        Results folder; parents are made too.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ResultsError
+        If it is no folder, cannot be made or written to, or holds a file that cannot be replaced.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+        locked = [file.name for file in path.iterdir() if file.is_file() and not os.access(file, os.W_OK)]
+    except OSError as error:
+        raise ResultsError(
+            f"Results cannot be written to {path}: {error.strerror or error}. "
+            "Choose another results_dir, or change the permissions of this one."
+        ) from error
+    if locked:
+        raise ResultsError(
+            f"{path} holds results that cannot be replaced ({locked[0]} is read-only). "
+            "Choose another results_dir, or make its files writable."
+        )
+    return path
+
+
+def export_phy(
+    sorting: Sorting,
+    folder: str | os.PathLike[str],
+    *,
+    recording_files: Sequence[str | os.PathLike[str]] | None = None,
+    save_extra_vars: bool = False,
+    ops: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the complete results folder, replacing an earlier one.
+
+    Curation that Phy left in the folder belongs to the spikes that are replaced: its tables are renamed to
+    ``*.old``, its cache is removed.
+
+    Parameters
+    ----------
+    sorting : Sorting
+        What to write; may be empty.
+    folder : path
+        Results folder; made if need be.
+    recording_files : sequence of paths, optional
+        Flat binary files of the raw traces, for Phy's trace view; by default those the sorting names.
+        Files that do not exist, and stores that are no flat files, are left out.
+    save_extra_vars : bool, optional
+        Also write tF, Wall, full_st, full_clu and full_amp: all spikes, duplicates included.
+    ops : mapping, optional
+        What to write to ``ops.npy``; by default :func:`ops_from_sorting`.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ResultsError
+        If the folder cannot be written to, or the sorting has units but no probe or waveforms.
+    """
+    path = check_writable(folder)
+    _set_aside(path)
+    _write_spikes(sorting, path)
+    _write_features(sorting, path)
+    _write_units(sorting, path)
+    _write_channels(sorting, path)
+    _write_tables(sorting, path)
+    write_params(sorting, path, sorting.files if recording_files is None else recording_files)
+    write_ops(ops_from_sorting(sorting) if ops is None else ops, path)
+    if save_extra_vars:
+        write_extra_vars(sorting, path)
+    return path
+
+
+def crop_start(sorting: Sorting) -> int:
+    """First sample that was sorted: spike times in ``st`` are counted from here."""
+    return int(sorting.settings.tmin * sorting.sampling_rate_hz)
+
+
+# -- spikes ------------------------------------------------------------------------------------------
+
+
+def _write_spikes(sorting: Sorting, path: Path) -> None:
+    kept = sorting.kept
+    unit = sorting.unit[kept]
+    _save(path, "spike_times", sorting.sample[kept], np.int64)
+    _save(path, "spike_clusters", unit, np.int32)
+    _save(path, "spike_templates", unit, np.int32)
+    _save(path, "spike_detection_templates", sorting.template[kept], np.int32)
+    _save(path, "spike_positions", np.column_stack([sorting.x_um[kept], sorting.y_um[kept]]), np.float32)
+    _save(path, "amplitudes", _amplitudes(sorting)[kept], np.float32)
+    _save(path, "kept_spikes", kept, np.bool_)
+
+
+def _amplitudes(sorting: Sorting) -> NDArray[np.float32]:
+    """Norm of each spike's features."""
+    norms = np.empty(sorting.n_spikes, np.float32)
+    for rows in _slices(sorting.n_spikes, _SPIKES_AT_ONCE):
+        norms[rows] = np.sqrt(np.einsum("njq,njq->n", sorting.features[rows], sorting.features[rows]))
+    return norms
+
+
+def _write_features(sorting: Sorting, path: Path) -> None:
+    """Features of the kept spikes, moved from the channels of their template to those of their unit."""
+    channels = _unit_channels(sorting)
+    kept = np.flatnonzero(sorting.kept)
+    slot = _slots(sorting.template_channels, _n_channels(sorting))
+
+    def moved() -> Iterator[NDArray[np.float32]]:
+        for rows in _slices(len(kept), _SPIKES_AT_ONCE):
+            spikes = kept[rows]
+            wanted = slot[sorting.template[spikes, None], channels[sorting.unit[spikes]]]  # (n, j), −1: not there
+            features = np.take_along_axis(sorting.features[spikes], np.maximum(wanted, 0)[:, :, None], axis=1)
+            features[wanted < 0] = 0
+            yield features.transpose(0, 2, 1)
+
+    n_pcs = sorting.features.shape[2]
+    _save_stream(path / "pc_features.npy", (len(kept), n_pcs, channels.shape[1]), np.float32, moved())
+    _save(path, "pc_feature_ind", channels, np.uint32)
+
+
+def _unit_channels(sorting: Sorting) -> NDArray[np.int64]:
+    """Channels (u, j) of largest mean feature norm, largest first.
+
+    There are never more slots than channels, so every row lists different, existing channels: readers
+    need no rule for padding.
+    """
+    n_slots = min(sorting.features.shape[1], _n_channels(sorting))
+    strength = np.linalg.norm(sorting.unit_features, axis=2)  # (u, c)
+    return np.argsort(-strength, axis=1, kind="stable")[:, :n_slots].astype(np.int64)
+
+
+def _slots(template_channels: NDArray[np.int64], n_channels: int) -> NDArray[np.int16]:
+    """Where a template keeps the features of a channel (v, c); −1 where it does not."""
+    n_templates, n_slots = template_channels.shape
+    slot = np.full((n_templates, n_channels + 1), -1, np.int16)  # the last column takes the padding
+    np.put_along_axis(slot, template_channels, np.arange(n_slots, dtype=np.int16)[None, :], axis=1)
+    return slot[:, :-1]
+
+
+# -- units and channels ------------------------------------------------------------------------------
+
+
+def _write_units(sorting: Sorting, path: Path) -> None:
+    n_units, n_channels = sorting.n_units, _n_channels(sorting)
+    components = _components(sorting)
+
+    def templates() -> Iterator[NDArray[np.float32]]:
+        for rows in _slices(n_units, _UNITS_AT_ONCE):
+            yield np.einsum("ucq,qw->uwc", sorting.unit_features[rows], components)
+
+    _save_stream(path / "templates.npy", (n_units, components.shape[1], n_channels), np.float32, templates())
+    _save(path, "templates_ind", np.tile(np.arange(n_channels), (n_units, 1)), np.int64)
+    _save(path, "similar_templates", sorting.similarity, np.float32)
+
+
+def _components(sorting: Sorting) -> NDArray[np.float32]:
+    """The waveform components (q, w); zeros where an empty sorting has none."""
+    if sorting.waveforms is not None:
+        return np.asarray(sorting.waveforms.components, np.float32)
+    if sorting.n_units:
+        raise ResultsError(f"The sorting has {sorting.n_units} units but no waveforms to draw their templates with.")
+    return np.zeros((sorting.features.shape[2], sorting.settings.nt), np.float32)
+
+
+def _write_channels(sorting: Sorting, path: Path) -> None:
+    if sorting.probe is None:
+        raise ResultsError("The sorting has no probe; Phy needs the positions of its channels. Sort with a probe.")
+    whitening = _whitening(sorting)
+    _save(path, "channel_map", sorting.probe.chan_map, np.int64)
+    _save(path, "channel_positions", np.column_stack([sorting.probe.x_um, sorting.probe.y_um]), np.float32)
+    _save(path, "channel_shanks", sorting.probe.shank, np.int32)
+    _save(path, "whitening_mat", whitening, np.float32)
+    _save(path, "whitening_mat_dat", whitening, np.float32)
+    _save(path, "whitening_mat_inv", _inverse(whitening), np.float32)
+
+
+def _whitening(sorting: Sorting) -> NDArray[np.float32]:
+    if sorting.whitening is None:
+        return np.eye(_n_channels(sorting), dtype=np.float32)
+    return np.asarray(sorting.whitening.matrix, np.float32)
+
+
+def _inverse(matrix: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+    regular = matrix.astype(np.float64) + 1e-5 * np.eye(len(matrix))  # dead channels have rows of zeros
+    try:
+        return np.linalg.inv(regular)
+    except np.linalg.LinAlgError:
+        return np.linalg.pinv(regular)
+
+
+def _write_tables(sorting: Sorting, path: Path) -> None:
+    """One table per property of units. The group repeats the label, under its name, as Kilosort4 writes it."""
+    label = np.where(sorting.refractory, "good", "mua")
+    norm = np.linalg.norm(sorting.unit_features, axis=(1, 2))
+    _write_table(path / "cluster_KSLabel.tsv", "KSLabel", label)
+    _write_table(path / "cluster_group.tsv", "KSLabel", label)
+    _write_table(path / "cluster_ContamPct.tsv", "ContamPct", [f"{100 * rate:.1f}" for rate in sorting.contamination])
+    _write_table(path / "cluster_Amplitude.tsv", "Amplitude", [f"{amplitude:.1f}" for amplitude in norm])
+
+
+def _write_table(path: Path, column: str, values: Sequence[str] | NDArray[np.str_]) -> None:
+    lines = [f"cluster_id\t{column}", *(f"{unit}\t{value}" for unit, value in enumerate(values))]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# -- params.py and the preprocessed copy --------------------------------------------------------------
+
+
+def write_params(
+    sorting: Sorting,
+    folder: str | os.PathLike[str],
+    recording_files: Sequence[str | os.PathLike[str]],
+    *,
+    dtype: str | None = None,
+    hp_filtered: bool = False,
+) -> None:
+    """Write ``params.py``, from which Phy learns where the raw traces are.
+
+    Paths are relative to the folder, with forward slashes, so that data and results can be moved or
+    mounted elsewhere together; a file on another drive keeps its absolute path.
+
+    Parameters
+    ----------
+    sorting : Sorting
+        Gives the sampling rate and the number of channels in the file.
+    folder : path
+        Results folder.
+    recording_files : sequence of paths
+        Flat binary files. What is no existing file is named in a comment only, and with no file left
+        ``dat_path`` is empty: readers then work without traces.
+    dtype : str, optional
+        Type of the samples; by default the recording's.
+    hp_filtered : bool, optional
+        Whether the files are filtered already.
+    """
+    path = Path(folder)
+    found = [_portable(Path(file), path) for file in recording_files if Path(file).is_file()]
+    missing = [str(file) for file in recording_files if not Path(file).is_file()]
+    lines = [f"# {file!a} is no flat binary file (or not there)" for file in missing]
+    lines += [
+        f"dat_path = [{', '.join(ascii(file) for file in found)}]",
+        f"n_channels_dat = {_n_chan_file(sorting)}",
+        f"dtype = {(dtype or sorting.dtype)!r}",
+        "offset = 0",
+        f"sample_rate = {float(sorting.sampling_rate_hz)!r}",
+        f"hp_filtered = {hp_filtered}",
+    ]
+    (path / "params.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _portable(file: Path, folder: Path) -> str:
+    """Path of a file as seen from the folder, absolute if they share nothing but the root."""
+    file, folder = file.resolve(), folder.resolve()
+    try:
+        shared = Path(os.path.commonpath([file, folder]))
+    except ValueError:  # different drives
+        return file.as_posix()
+    if shared == Path(shared.anchor):
+        return file.as_posix()
+    return Path(os.path.relpath(file, folder)).as_posix()
+
+
+def write_preprocessed_copy(
+    sorting: Sorting, folder: str | os.PathLike[str], read: Callable[[int, int], NDArray[Any]], *, samples: int = 60_000
+) -> Path:
+    """Write the whitened, drift-corrected traces to ``temp_wh.dat`` and let Phy show them.
+
+    The file is int16, traces times 200, with all columns of the original so that ``channel_map`` holds for
+    both; columns that were not sorted are 0.
+
+    Parameters
+    ----------
+    sorting : Sorting
+        Gives the channels and the length.
+    folder : path
+        Results folder, exported before.
+    read : callable
+        ``read(start, stop)`` returns preprocessed traces, shape (time, sorted channel).
+    samples : int, optional
+        How many samples are in memory at once.
+
+    Returns
+    -------
+    Path
+        The file.
+    """
+    if sorting.probe is None:
+        raise ResultsError("The sorting has no probe, so the columns of the preprocessed copy are not known.")
+    path = Path(folder) / "temp_wh.dat"
+    limits = np.iinfo(np.int16)
+    with path.open("wb") as file:
+        for rows in _slices(sorting.n_samples, samples):
+            block = np.zeros((rows.stop - rows.start, _n_chan_file(sorting)), np.int16)
+            traces = np.rint(np.asarray(read(rows.start, rows.stop), np.float32) * PREPROCESSED_SCALE)
+            block[:, sorting.probe.chan_map] = np.clip(traces, limits.min, limits.max).astype(np.int16)
+            block.tofile(file)
+    write_params(sorting, folder, [path], dtype="int16", hp_filtered=True)
+    return path
+
+
+# -- what Kilosort4's users read back -----------------------------------------------------------------
+
+
+def write_extra_vars(sorting: Sorting, folder: str | os.PathLike[str]) -> None:
+    """Write all spikes as ``run_kilosort`` returns them: tF, Wall, full_st, full_clu, full_amp."""
+    path = Path(folder)
+    n, j, q = sorting.features.shape
+    pieces = (sorting.features[rows] for rows in _slices(n, _SPIKES_AT_ONCE))
+    _save_stream(path / "tF.npy", (n, j, q), np.float32, pieces)
+    _save(path, "Wall", sorting.unit_features, np.float32)
+    _save(path, "full_st", spike_table(sorting), np.float64)
+    _save(path, "full_clu", sorting.unit, np.int32)
+    _save(path, "full_amp", _amplitudes(sorting), np.float32)
+
+
+def spike_table(sorting: Sorting) -> NDArray[np.float64]:
+    """Kilosort4's ``st``.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_spikes, 3)
+        Time in samples, counted from the first that was sorted; template; threshold amplitude.
+    """
+    return np.column_stack(
+        [sorting.sample - crop_start(sorting), sorting.template, sorting.score.astype(np.float64)]
+    ).astype(np.float64, copy=False)
+
+
+def write_ops(ops: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Write ``ops.npy``: a pickle of NumPy arrays and plain values, for readers that expect one."""
+    np.save(Path(folder) / "ops.npy", np.array(dict(ops), dtype=object), allow_pickle=True)
+
+
+def ops_from_sorting(sorting: Sorting) -> dict[str, Any]:
+    """Describe a sorting the way Kilosort4's ``ops`` does, as far as the words mean the same in both.
+
+    Every setting stands in ``ops`` itself and in ``ops['settings']``. Nothing in ks4stream reads an ``ops``.
+
+    Parameters
+    ----------
+    sorting : Sorting
+        A finished sorting.
+
+    Returns
+    -------
+    dict
+        NumPy arrays and plain values. Channels of a spike's features are
+        ``ops['iCC'][:, ops['iU'][template]]``, where ``ops['iCC_mask']`` is True.
+    """
+    settings = sorting.settings.to_dict() | {
+        "n_chan_bin": _n_chan_file(sorting),
+        "fs": sorting.sampling_rate_hz,
+        "nt0min": sorting.settings.peak_sample,
+        "drift_smoothing": list(sorting.settings.drift_smoothing),
+    }
+    files = [Path(file) for file in sorting.files]
+    ops: dict[str, Any] = {**settings, "settings": settings}
+    ops |= {
+        "filename": files,
+        "data_dir": files[0].parent if files else None,
+        "data_dtype": sorting.dtype,
+        "Nbatches": _n_batches(sorting),
+        "NTbuff": sorting.settings.batch_size + 2 * sorting.settings.nt,
+        "Nchan": _n_channels(sorting),
+        "n_chan": _n_channels(sorting),
+        "duplicate_spike_bins": int(sorting.settings.duplicate_spike_ms * sorting.sampling_rate_hz / 1000),
+        "n_spikes": sorting.n_spikes,
+        "n_units_total": sorting.n_units,
+        "n_units_good": int(sorting.refractory.sum()),
+        "runtime": float(sum(sorting.seconds.values())),
+        "ks4stream": {"seconds": dict(sorting.seconds), "warnings": list(sorting.warnings)},
+    }
+    return ops | _probe_ops(sorting) | _stage_ops(sorting)
+
+
+def _probe_ops(sorting: Sorting) -> dict[str, Any]:
+    probe = sorting.probe
+    if probe is None:
+        return {}
+    words = {
+        "chanMap": probe.chan_map.copy(),
+        "xc": probe.x_um.astype(np.float32),
+        "yc": probe.y_um.astype(np.float32),
+        "kcoords": probe.shank.astype(np.float32),
+    }
+    positions = np.column_stack([probe.x_um, probe.y_um])
+    same_shank = probe.shank[:, None] == probe.shank[None, :]
+    near, _ = nearest(positions, positions, sorting.features.shape[1], same_shank)  # (c, j)
+    own = sorting.template_channels
+    near[own[:, 0]] = own  # where there are spikes, exactly the channels that hold their features
+    return words | {
+        "probe": {**words, "n_chan": probe.n_channels},
+        "dmin": sorting.settings.dmin or vertical_pitch_um(probe),
+        "iCC": np.where(near >= 0, near, np.arange(len(near))[:, None]).T,
+        "iCC_mask": (near >= 0).T,
+        "iU": own[:, 0].copy(),
+    }
+
+
+def _stage_ops(sorting: Sorting) -> dict[str, Any]:
+    whitening = _whitening(sorting)
+    ops: dict[str, Any] = {"Wrot": whitening, "preprocessing": {"whiten_mat": whitening}}
+    if sorting.waveforms is not None:
+        ops |= {"wPCA": sorting.waveforms.components, "wTEMP": sorting.waveforms.shapes}
+    ops["dshift"] = None if sorting.drift is None else sorting.drift.shift_um
+    ops["yblk"] = None if sorting.drift is None else sorting.drift.centre_um
+    return ops
+
+
+def _n_batches(sorting: Sorting) -> int:
+    if sorting.drift is not None:
+        return len(sorting.drift.shift_um)
+    settings = sorting.settings
+    last = min(sorting.n_samples, settings.tmax * sorting.sampling_rate_hz)
+    whole, tail = divmod(max(int(last) - crop_start(sorting), 0), settings.batch_size)
+    return (whole + (tail >= settings.nt)) // settings.batch_downsampling
+
+
+# -- helpers -----------------------------------------------------------------------------------------
+
+
+def _n_channels(sorting: Sorting) -> int:
+    """Number of sorted channels."""
+    return int(sorting.unit_features.shape[1]) if sorting.probe is None else sorting.probe.n_channels
+
+
+def _n_chan_file(sorting: Sorting) -> int:
+    """Number of columns in the file, at least those of the channel map."""
+    least = 0 if sorting.probe is None else int(sorting.probe.chan_map.max()) + 1
+    return max(sorting.n_chan_file, least)
+
+
+def _set_aside(path: Path) -> None:
+    """Take away what an earlier sort or its curation left and the new one will not replace."""
+    for name in _EXTRA_VARS:
+        (path / name).unlink(missing_ok=True)
+    ours = {f"cluster_{name}.tsv" for name in _CLUSTER_TABLES}
+    for table in [*path.glob("cluster_*.tsv"), *path.glob("cluster_*.csv")]:
+        if table.name not in ours:
+            table.replace(table.with_name(f"{table.name}.old"))
+    shutil.rmtree(path / ".phy", ignore_errors=True)
+
+
+def _save(path: Path, name: str, values: NDArray[Any], dtype: DTypeLike) -> None:
+    np.save(path / f"{name}.npy", np.ascontiguousarray(values, dtype), allow_pickle=False)
+
+
+def _save_stream(path: Path, shape: tuple[int, ...], dtype: DTypeLike, pieces: Iterator[NDArray[Any]]) -> None:
+    """Write an ``.npy`` file piece by piece along its first axis.
+
+    Appending keeps one piece in memory; pages of a memory-mapped file would count as the process's own.
+    """
+    kind = np.dtype(dtype)
+    header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in pieces:
+            np.ascontiguousarray(piece, kind).tofile(file)
+
+
+def _slices(n: int, step: int) -> Iterator[slice]:
+    return (slice(at, min(at + step, n)) for at in range(0, n, step))

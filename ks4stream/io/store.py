@@ -1,0 +1,278 @@
+"""Sortings as Zarr groups: the native store, complete and without pickles.
+
+Arrays keep the names, dims and units that :mod:`ks4stream.results` declares; nested results (probe,
+whitening, drift …) are groups of their own; all else is JSON in the attributes. Stores are written in Zarr
+format 2, which zarr 2 and 3 both read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numcodecs import Blosc  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from ks4stream.errors import ResultsError
+from ks4stream.probe import Probe
+from ks4stream.results import Drift, PeakSample, Sorting, Waveforms, Whitening
+from ks4stream.settings import Settings
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["load_sorting", "save_sorting", "to_dataset"]
+
+FORMAT = "ks4stream.Sorting/1"
+_NESTED = {"probe": Probe, "whitening": Whitening, "waveforms": Waveforms, "drift": Drift, "peaks": PeakSample}
+_CHUNK_BYTES = 2**23
+_CODEC = Blosc(cname="zstd", clevel=3, shuffle=Blosc.BITSHUFFLE)
+_DIM_NAMES = {
+    "n": "spike", "u": "unit", "v": "template", "c": "channel", "j": "neighbour", "q": "component", "w": "sample",
+    "p": "waveform", "b": "batch", "g": "segment",
+}  # fmt: skip
+
+
+def save_sorting(sorting: Sorting, path: str | os.PathLike[str]) -> Path:
+    """Write a sorting as a Zarr group, replacing what is there.
+
+    The store appears under its name only when it is complete.
+
+    Parameters
+    ----------
+    sorting : Sorting
+        What to write.
+    path : path
+        Directory of the store, ``sorting.zarr`` by custom.
+
+    Returns
+    -------
+    Path
+        The store.
+
+    Raises
+    ------
+    ResultsError
+        If it cannot be written.
+    """
+    path = Path(path)
+    try:
+        with _complete_or_nothing(path) as draft:
+            group = _new_group(draft)
+            _write(group, sorting)
+            group.attrs["format"] = FORMAT
+    except OSError as error:
+        raise ResultsError(
+            f"The sorting cannot be written to {path}: {error.strerror or error}. "
+            "Check free space and permissions, or choose another place."
+        ) from error
+    return path
+
+
+def load_sorting(path: str | os.PathLike[str]) -> Sorting:
+    """Read a sorting that :func:`save_sorting` wrote.
+
+    Parameters
+    ----------
+    path : path
+        The store, or a results folder with a ``sorting.zarr`` in it.
+
+    Returns
+    -------
+    Sorting
+        All of it in memory, spike features included.
+
+    Raises
+    ------
+    ResultsError
+        If there is no such store, or it was written by something else.
+    """
+    path = Path(path)
+    store = path / "sorting.zarr" if (path / "sorting.zarr").is_dir() else path
+    if not (store / ".zgroup").is_file():
+        raise ResultsError(
+            f"{path} holds no sorting. Give a sorting.zarr, or the results folder that one was written to."
+        )
+    group = zarr.open_group(str(store), mode="r")
+    written_as = group.attrs.get("format")
+    if written_as != FORMAT:
+        raise ResultsError(
+            f"{store} is of format {written_as!r}; this version of ks4stream reads {FORMAT!r}. "
+            "Open it with the version that wrote it, or sort again."
+        )
+    found = _read(group, Sorting)
+    assert isinstance(found, Sorting)
+    return found
+
+
+def to_dataset(sorting: Sorting) -> xarray.Dataset:
+    """View a sorting as an :class:`xarray.Dataset`, without copying.
+
+    Parameters
+    ----------
+    sorting : Sorting
+        A sorting.
+
+    Returns
+    -------
+    xarray.Dataset
+        Variables by the names of :class:`~ks4stream.results.Sorting`, along spike, unit, channel, sample …
+        Those of spikes have ``spike_`` in front (``spike_unit``, as ``unit`` is an axis), those of nested
+        results their name (``drift_shift_um``). Each says its unit and meaning. Where a matrix has the same
+        axis twice, the second is called ``other_unit`` and so on.
+    """
+    import xarray as xr
+
+    variables = {
+        f"spike_{name}" if value[0][0] == "spike" else name: value for name, value in _variables(sorting).items()
+    }
+    for name in _NESTED.keys() - {"probe"}:
+        nested = getattr(sorting, name)
+        if nested is not None:
+            own = {"n": "peak"} if name == "peaks" else {}
+            variables |= {f"{name}_{key}": value for key, value in _variables(nested, own).items()}
+    coords: dict[str, Any] = {"unit": np.arange(sorting.n_units)}
+    if sorting.probe is not None:
+        probe = sorting.probe
+        coords |= {
+            "channel": probe.chan_map,
+            "channel_x_um": ("channel", probe.x_um, {"units": "µm"}),
+            "channel_y_um": ("channel", probe.y_um, {"units": "µm"}),
+            "shank": ("channel", probe.shank),
+        }
+    attrs = {"sampling_rate_hz": sorting.sampling_rate_hz, "n_samples": sorting.n_samples, "files": sorting.files}
+    return xr.Dataset(variables, coords, attrs)
+
+
+def _variables(result: Any, dim_names: dict[str, str] | None = None) -> dict[str, tuple[Any, ...]]:
+    """The declared arrays of one result, as xarray takes them."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for spec in fields(result):
+        if "dims" in spec.metadata:
+            dims = _distinct([(_DIM_NAMES | (dim_names or {})).get(d, d) for d in spec.metadata["dims"]])
+            found[spec.name] = (dims, getattr(result, spec.name), _about(spec.metadata))
+    return found
+
+
+def _distinct(dims: list[str]) -> list[str]:
+    return [f"other_{dim}" if dim in dims[:axis] else dim for axis, dim in enumerate(dims)]
+
+
+def _about(metadata: Any) -> dict[str, str]:
+    about = {"units": metadata["unit"], "description": metadata["doc"]}
+    return {key: text for key, text in about.items() if text}
+
+
+# -- one group per result --------------------------------------------------------------------------------
+
+
+def _write(group: Any, result: Any) -> None:
+    """Write a result's arrays, nested results and plain values."""
+    values: dict[str, Any] = {}
+    for spec in fields(result):
+        value = getattr(result, spec.name)
+        if isinstance(value, np.ndarray):
+            array = _new_array(group, spec.name, value)
+            array.attrs.update(_array_attrs(spec.metadata, value))
+        elif is_dataclass(value) and not isinstance(value, Settings):
+            _write(group.create_group(spec.name), value)
+        else:
+            values[spec.name] = _to_json(value.to_dict() if isinstance(value, Settings) else value)
+    group.attrs["values"] = values
+
+
+def _read(group: Any, kind: type) -> Any:
+    """Make a result from its group; fields that the store does not have keep their defaults."""
+    values = {name: _from_json(value) for name, value in dict(group.attrs)["values"].items()}
+    known = {spec.name for spec in fields(kind)}
+    for name in known & set(group.keys()):
+        values[name] = _read(group[name], _NESTED[name]) if name in _NESTED else np.asarray(group[name][...])
+    if "settings" in values:
+        values["settings"] = Settings.from_dict(values["settings"])
+    for name in ("files", "warnings"):
+        if name in values:
+            values[name] = tuple(values[name])
+    return kind(**{name: value for name, value in values.items() if name in known})
+
+
+def _array_attrs(metadata: Any, value: NDArray[Any]) -> dict[str, Any]:
+    """Dims under the name xarray reads them by, unit and meaning."""
+    if "dims" not in metadata:
+        return {"_ARRAY_DIMENSIONS": [f"axis_{axis}" for axis in range(value.ndim)]}
+    dims = _distinct([_DIM_NAMES.get(dim, dim) for dim in metadata["dims"]])
+    return {"_ARRAY_DIMENSIONS": dims, **_about(metadata)}
+
+
+def _to_json(value: Any) -> Any:
+    """Plain JSON: infinity, which JSON has no word for, becomes ``"Infinity"``."""
+    if isinstance(value, dict):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_to_json(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "Infinity" if value > 0 else "-Infinity" if value < 0 else "NaN"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{value!r} ({type(value).__name__}) has no place in JSON.")
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _from_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    return float(value) if value in ("Infinity", "-Infinity", "NaN") else value
+
+
+# -- zarr 2 and 3 ------------------------------------------------------------------------------------------
+
+
+def _new_group(path: Path) -> Any:
+    """Make an empty group of Zarr format 2, whichever zarr is installed."""
+    about: dict[str, Any] = {"zarr_format": 2} if hasattr(zarr.Group, "create_array") else {}
+    return zarr.open_group(str(path), mode="w", **about)
+
+
+def _new_array(group: Any, name: str, value: NDArray[Any]) -> Any:
+    """Write an array in chunks of whole rows; as the array may be a memory map, a few rows at a time."""
+    row_bytes = max(1, value.itemsize * math.prod(value.shape[1:]))
+    rows = max(1, min(_CHUNK_BYTES // row_bytes, len(value)))
+    chunks = (rows, *(max(1, length) for length in value.shape[1:]))
+    about: dict[str, Any] = {"shape": value.shape, "chunks": chunks, "dtype": value.dtype}
+    if hasattr(group, "create_array"):
+        array = group.create_array(name, compressors=_CODEC, **about)
+    else:
+        array = group.create_dataset(name, compressor=_CODEC, **about)
+    if value.size:
+        for at in range(0, len(value), rows):
+            array[at : at + rows] = value[at : at + rows]
+    return array
+
+
+@contextmanager
+def _complete_or_nothing(path: Path) -> Iterator[Path]:
+    """Write to a sibling and take its name at the end; on an error nothing of it stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        yield draft
+        if path.exists():
+            old = draft.with_name(f"{draft.name}.old")
+            path.replace(old)
+            draft.replace(path)
+            shutil.rmtree(old)
+        else:
+            draft.replace(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,52 @@
+"""What a finished sort leaves behind for people: files, plots and a log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from ks4stream.results import Sorting
+
+__all__ = ["finish"]
+
+_log = logging.getLogger(__name__)
+
+
+def finish(sorting: Sorting, results_dir: str | os.PathLike[str], *, save_extra_vars: bool = False) -> Path:
+    """Write everything a sorting leaves: the Phy folder, the native store ``sorting.zarr`` and the plots.
+
+    Parameters
+    ----------
+    sorting : Sorting
+        A finished sorting; may be empty.
+    results_dir : path
+        Results folder; made if need be, an earlier sorting in it is replaced.
+    save_extra_vars : bool, optional
+        Also write tF, Wall, full_st, full_clu and full_amp.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ResultsError
+        If the folder cannot be written to.
+    """
+    from ks4stream.io.phy import export_phy
+    from ks4stream.io.store import save_sorting
+    from ks4stream.report.plots import write_plots
+
+    began = time.perf_counter()
+    folder = export_phy(sorting, results_dir, save_extra_vars=save_extra_vars)
+    save_sorting(sorting, folder / "sorting.zarr")
+    write_plots(sorting, folder)
+    _log.info(
+        "%d units (%d good), %d spikes (%d kept) written to %s in %.1f s",
+        sorting.n_units, sorting.refractory.sum(), sorting.n_spikes, sorting.kept.sum(), folder,
+        time.perf_counter() - began,
+    )  # fmt: skip
+    return folder

@@ -1,0 +1,97 @@
+"""Fixtures shared by all tests: a small, consistent sorting made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ks4stream.probe import Probe
+from ks4stream.results import Drift, PeakSample, Sorting, Waveforms, Whitening
+from ks4stream.settings import Settings
+
+MakeSorting = Callable[..., Sorting]
+
+
+@pytest.fixture
+def make_sorting() -> MakeSorting:
+    """A function that makes a small sorting; keywords replace fields of the result."""
+    return small_sorting
+
+
+def small_sorting(
+    *, n_spikes: int = 400, n_units: int = 4, n_channels: int = 12, n_slots: int = 5, n_pcs: int = 3, **changes: Any
+) -> Sorting:
+    """Spikes of `n_units` units on two columns of contacts; the last unit was found by two templates.
+
+    Templates on the first channel have one channel fewer than slots, so their lists end with −1.
+    """
+    rng = np.random.default_rng([n_spikes, n_units, n_channels])
+    settings = changes.pop("settings", Settings(n_chan_bin=n_channels + 1, nt=21, n_pcs=n_pcs, nearest_chans=n_slots))
+    probe = Probe(
+        chan_map=np.arange(n_channels)[::-1].copy(),
+        x_um=np.tile([0.0, 32.0], n_channels)[:n_channels],
+        y_um=20.0 * (np.arange(n_channels) // 2),
+        shank=np.zeros(n_channels, np.int64),
+        name="two columns",
+    )
+    template_channels, unit_of_template = _templates(probe, n_units, n_slots)
+    unit_features = _unit_features(rng, template_channels[:n_units], n_channels, n_pcs)
+    template = np.sort(rng.integers(0, max(len(unit_of_template), 1), n_spikes)).astype(np.int32)
+    rng.shuffle(template)
+    unit = unit_of_template[template] if n_units else template
+    slots = template_channels[template]
+    features = unit_features[unit[:, None], slots] + rng.normal(0, 0.1, (n_spikes, n_slots, n_pcs))
+    features[slots < 0] = 0
+    n_batches = 6
+    values: dict[str, Any] = {
+        "sample": np.sort(rng.integers(0, 300_000, n_spikes)),
+        "unit": unit,
+        "template": template,
+        "score": rng.uniform(8, 60, n_spikes),
+        "features": features,
+        "kept": rng.uniform(size=n_spikes) > 0.05,
+        "x_um": rng.uniform(0, 32, n_spikes),
+        "y_um": probe.y_um[slots[:, 0]] + rng.normal(0, 3, n_spikes) if n_units else np.zeros(0),
+        "template_channels": template_channels,
+        "unit_features": unit_features,
+        "similarity": np.eye(n_units),
+        "refractory": np.arange(n_units) % 2 == 0,
+        "contamination": np.linspace(0.01, 0.9, n_units),
+        "settings": settings,
+        "probe": probe,
+        "whitening": Whitening(np.eye(n_channels) * 0.1 + 0.01, np.zeros(0), n_batches),
+        "waveforms": Waveforms(np.linalg.qr(rng.normal(size=(21, n_pcs)))[0].T, rng.normal(size=(6, 21)), 1234, 6.0),
+        "drift": Drift(rng.normal(0, 3, (n_batches, 2)).cumsum(axis=0), [20.0, 80.0]),
+        "peaks": PeakSample(
+            np.sort(rng.integers(0, 300_000, 500)), rng.uniform(0, 100, 500), 9 + rng.exponential(10, 500)
+        ),
+        "artifacts": np.array([[1000, 1200], [50_000, 50_100]]),
+        "n_samples": 300_000,
+        "n_chan_file": n_channels + 1,
+        "seconds": {"whitening": 0.5, "drift": 2.0},
+        "warnings": ("a warning",),
+    }
+    return Sorting(**(values | changes))
+
+
+def _templates(probe: Probe, n_units: int, n_slots: int) -> tuple[Any, Any]:
+    """Nearest channels of each learned template, and the unit each ended in; one template more than units."""
+    n_templates = n_units + (n_units > 0)
+    at = (np.arange(n_templates) * 3) % probe.n_channels
+    distance = np.hypot(probe.x_um - probe.x_um[at, None], probe.y_um - probe.y_um[at, None])
+    channels = np.full((n_templates, n_slots), -1, np.int64)
+    nearest = np.argsort(distance, axis=1, kind="stable")[:, :n_slots]
+    channels[:, : nearest.shape[1]] = nearest
+    channels[at == 0, -1:] = -1
+    return channels, np.minimum(np.arange(n_templates), n_units - 1).astype(np.int32)
+
+
+def _unit_features(rng: np.random.Generator, channels: Any, n_channels: int, n_pcs: int) -> Any:
+    features = np.zeros((len(channels), n_channels, n_pcs))
+    for unit, own in enumerate(channels):
+        own = own[own >= 0]
+        features[unit, own] = rng.normal(size=n_pcs) * (20.0 / (1 + np.arange(len(own))))[:, None]
+    return features

@@ -1,0 +1,305 @@
+"""The Phy folder: every file, what it holds, and that phylib and SpikeInterface read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ks4stream.errors import ResultsError
+from ks4stream.io.phy import (
+    check_writable,
+    export_phy,
+    ops_from_sorting,
+    spike_table,
+    write_params,
+    write_preprocessed_copy,
+)
+from ks4stream.settings import Settings
+
+NAMES = {
+    "spike_times", "spike_clusters", "spike_templates", "spike_detection_templates", "amplitudes", "spike_positions",
+    "templates", "templates_ind", "similar_templates", "pc_features", "pc_feature_ind", "channel_map",
+    "channel_positions", "channel_shanks", "whitening_mat", "whitening_mat_dat", "whitening_mat_inv", "kept_spikes",
+    "ops",
+}  # fmt: skip
+TABLES = {f"cluster_{name}.tsv" for name in ("KSLabel", "group", "ContamPct", "Amplitude")}
+
+
+def load(folder: Path, name: str):
+    return np.load(folder / f"{name}.npy", allow_pickle=name == "ops")
+
+
+def params(folder: Path) -> dict:
+    found: dict = {}
+    exec((folder / "params.py").read_text(), {}, found)
+    return found
+
+
+def test_folder_is_complete_with_declared_types_and_shapes(make_sorting, tmp_path):
+    sorting = make_sorting()
+    folder = export_phy(sorting, tmp_path / "deep" / "kilosort4")
+    assert {path.name for path in folder.iterdir()} == {f"{name}.npy" for name in NAMES} | TABLES | {"params.py"}
+    n, u, c, w, q, j = int(sorting.kept.sum()), 4, 12, 21, 3, 5
+    expected = {
+        "spike_times": (np.int64, (n,)),
+        "spike_clusters": (np.int32, (n,)),
+        "spike_templates": (np.int32, (n,)),
+        "spike_detection_templates": (np.int32, (n,)),
+        "amplitudes": (np.float32, (n,)),
+        "spike_positions": (np.float32, (n, 2)),
+        "templates": (np.float32, (u, w, c)),
+        "templates_ind": (np.int64, (u, c)),
+        "similar_templates": (np.float32, (u, u)),
+        "pc_features": (np.float32, (n, q, j)),
+        "pc_feature_ind": (np.uint32, (u, j)),
+        "channel_map": (np.int64, (c,)),
+        "channel_positions": (np.float32, (c, 2)),
+        "channel_shanks": (np.int32, (c,)),
+        "whitening_mat": (np.float32, (c, c)),
+        "whitening_mat_inv": (np.float32, (c, c)),
+        "kept_spikes": (np.bool_, (sorting.n_spikes,)),
+    }
+    for name, (dtype, shape) in expected.items():
+        array = load(folder, name)
+        assert (array.dtype, array.shape) == (dtype, shape), name
+
+
+def test_arrays_hold_kept_spikes_and_times_keep_the_crops_shift(make_sorting, tmp_path):
+    sorting = make_sorting(settings=Settings(tmin=0.01, nt=21, n_pcs=3, nearest_chans=5), sample=np.arange(400) + 300)
+    export_phy(sorting, tmp_path, save_extra_vars=True)
+    assert np.array_equal(load(tmp_path, "spike_times"), sorting.sample[sorting.kept])
+    assert np.array_equal(load(tmp_path, "spike_clusters"), sorting.unit[sorting.kept])
+    assert np.array_equal(load(tmp_path, "spike_detection_templates"), sorting.template[sorting.kept])
+    assert np.array_equal(load(tmp_path, "full_st"), spike_table(sorting))
+    assert spike_table(sorting)[0, 0] == 0  # the crop begins at sample 300
+    assert load(tmp_path, "tF").shape == sorting.features.shape
+    assert np.array_equal(load(tmp_path, "Wall"), sorting.unit_features)
+    assert np.array_equal(load(tmp_path, "full_amp")[sorting.kept], load(tmp_path, "amplitudes"))
+
+
+def test_amplitude_is_the_norm_of_a_spikes_features(make_sorting, tmp_path):
+    sorting = make_sorting()
+    export_phy(sorting, tmp_path)
+    norm = np.sqrt((sorting.features.astype(float) ** 2).sum(axis=(1, 2)))[sorting.kept]
+    assert np.allclose(load(tmp_path, "amplitudes"), norm, rtol=1e-5)
+
+
+def test_features_move_to_the_channels_of_their_unit(make_sorting, tmp_path, monkeypatch):
+    """Dense reference: write each spike's features onto the probe, then look them up."""
+    monkeypatch.setattr("ks4stream.io.phy._SPIKES_AT_ONCE", 7)  # pieces must not show
+    sorting = make_sorting()
+    export_phy(sorting, tmp_path)
+    moved, channels = load(tmp_path, "pc_features"), load(tmp_path, "pc_feature_ind").astype(int)
+    strength = np.linalg.norm(sorting.unit_features, axis=2)
+    assert all(np.all(np.diff(strength[u][channels[u]]) <= 0) for u in range(sorting.n_units))
+    assert all(len(set(row)) == len(row) for row in channels)
+    for row, spike in enumerate(np.flatnonzero(sorting.kept)):
+        dense = np.zeros((13, 3), np.float32)
+        dense[sorting.template_channels[sorting.template[spike]]] = sorting.features[spike]
+        dense[-1] = 0  # where −1 went
+        assert np.array_equal(moved[row].T, dense[channels[sorting.unit[spike]]])
+
+
+def test_more_slots_than_channels_leave_no_padding(make_sorting, tmp_path):
+    export_phy(make_sorting(n_channels=4, n_slots=6), tmp_path)
+    assert load(tmp_path, "pc_features").shape[2] == 4
+    assert np.array_equal(np.sort(load(tmp_path, "pc_feature_ind"), axis=1), np.tile(np.arange(4), (4, 1)))
+
+
+def test_templates_are_features_through_the_components(make_sorting, tmp_path, monkeypatch):
+    monkeypatch.setattr("ks4stream.io.phy._UNITS_AT_ONCE", 3)
+    sorting = make_sorting()
+    export_phy(sorting, tmp_path)
+    expected = np.einsum("ucq,qw->uwc", sorting.unit_features, sorting.waveforms.components)
+    assert np.allclose(load(tmp_path, "templates"), expected, atol=1e-6)
+
+
+def test_tables(make_sorting, tmp_path):
+    export_phy(make_sorting(contamination=[0.0, 0.123, 1.0, np.inf]), tmp_path)
+    assert (tmp_path / "cluster_KSLabel.tsv").read_text() == "cluster_id\tKSLabel\n0\tgood\n1\tmua\n2\tgood\n3\tmua\n"
+    assert (tmp_path / "cluster_ContamPct.tsv").read_text().splitlines()[1:] == [
+        "0\t0.0",
+        "1\t12.3",
+        "2\t100.0",
+        "3\tinf",
+    ]
+
+
+def test_dead_channel_does_not_break_the_inverse(make_sorting, tmp_path):
+    sorting = make_sorting()
+    matrix = sorting.whitening.matrix.copy()
+    matrix[3] = matrix[:, 3] = 0
+    from ks4stream.results import Whitening
+
+    export_phy(make_sorting(whitening=Whitening(matrix, [3])), tmp_path)
+    product = load(tmp_path, "whitening_mat_inv").astype(float) @ (matrix + 1e-5 * np.eye(12))
+    assert np.allclose(product, np.eye(12), atol=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{"n_spikes": 0}, {"n_spikes": 0, "n_units": 0}, {"n_spikes": 1, "n_units": 1}])
+def test_empty_and_tiny_sortings_export(make_sorting, tmp_path, changes):
+    sorting = make_sorting(**changes)
+    export_phy(sorting, tmp_path, save_extra_vars=True)
+    assert load(tmp_path, "pc_features").shape == (int(sorting.kept.sum()), 3, 5)
+    assert load(tmp_path, "templates").shape == (sorting.n_units, 21, 12)
+    assert len((tmp_path / "cluster_KSLabel.tsv").read_text().splitlines()) == 1 + sorting.n_units
+
+
+def test_an_empty_sorting_that_stopped_early_exports(make_sorting, tmp_path):
+    sorting = make_sorting(n_spikes=0, n_units=0, waveforms=None, whitening=None, drift=None, peaks=None)
+    export_phy(sorting, tmp_path)
+    assert load(tmp_path, "templates").shape == (0, 21, 12)
+
+
+def test_units_without_waveforms_or_probe_are_refused(make_sorting, tmp_path):
+    with pytest.raises(ResultsError, match="no waveforms"):
+        export_phy(make_sorting(waveforms=None), tmp_path)
+    with pytest.raises(ResultsError, match="no probe"):
+        export_phy(make_sorting(probe=None), tmp_path)
+
+
+def test_a_second_export_replaces_the_first_and_its_curation(make_sorting, tmp_path):
+    export_phy(make_sorting(), tmp_path, save_extra_vars=True)
+    (tmp_path / "cluster_info.tsv").write_text("cluster_id\tgroup\n0\tnoise\n")
+    (tmp_path / ".phy").mkdir()
+    export_phy(make_sorting(n_spikes=50), tmp_path)
+    assert not (tmp_path / "tF.npy").exists()
+    assert not (tmp_path / ".phy").exists()
+    assert not (tmp_path / "cluster_info.tsv").exists()
+    assert (tmp_path / "cluster_info.tsv.old").exists()
+    assert len(load(tmp_path, "kept_spikes")) == 50
+
+
+# -- params.py -----------------------------------------------------------------------------------------
+
+
+def test_paths_are_relative_to_the_folder(make_sorting, tmp_path):
+    data = tmp_path / "it's dätä.bin"
+    data.write_bytes(b"\0" * 26)
+    export_phy(make_sorting(files=(str(data),), dtype="uint16"), tmp_path / "kilosort4")
+    assert params(tmp_path / "kilosort4") == {
+        "dat_path": ["../it's dätä.bin"], "n_channels_dat": 13, "dtype": "uint16", "offset": 0,
+        "sample_rate": 30000.0, "hp_filtered": False,
+    }  # fmt: skip
+    assert (tmp_path / "kilosort4" / "params.py").read_text().isascii()
+
+
+def test_without_flat_files_the_path_is_empty_and_the_source_is_named(make_sorting, tmp_path):
+    (tmp_path / "rec.zarr").mkdir()
+    write_params(make_sorting(n_chan_file=0), tmp_path, [tmp_path / "rec.zarr"])
+    assert params(tmp_path)["dat_path"] == []
+    assert params(tmp_path)["n_channels_dat"] == 12
+    assert "rec.zarr" in (tmp_path / "params.py").read_text()
+
+
+def test_preprocessed_copy_keeps_the_columns_of_the_file(make_sorting, tmp_path):
+    sorting = make_sorting(n_samples=1000)
+    export_phy(sorting, tmp_path)
+    traces = np.random.default_rng(0).normal(0, 50, (1000, 12)).astype(np.float32)
+    path = write_preprocessed_copy(sorting, tmp_path, lambda start, stop: traces[start:stop], samples=300)
+    copied = np.fromfile(path, np.int16).reshape(1000, 13)
+    assert not copied[:, 12].any()
+    assert np.array_equal(copied[:, sorting.probe.chan_map], np.clip(np.rint(traces * 200), -32768, 32767))
+    assert params(tmp_path)["dat_path"] == ["temp_wh.dat"]
+    assert params(tmp_path)["hp_filtered"] is True
+
+
+# -- ops -----------------------------------------------------------------------------------------------
+
+
+def test_ops_uses_kilosorts_words(make_sorting, tmp_path):
+    sorting = make_sorting(files=("data/rec.bin",))
+    export_phy(sorting, tmp_path)
+    ops = load(tmp_path, "ops").item()
+    assert ops["settings"]["n_chan_bin"] == ops["n_chan_bin"] == 13
+    assert ops["nt0min"] == int(20 * 21 / 61)
+    assert ops["Nbatches"] == 6 and ops["Nchan"] == 12
+    assert set(ops["probe"]) == {"chanMap", "xc", "yc", "kcoords", "n_chan"}
+    assert np.array_equal(ops["wPCA"], sorting.waveforms.components)
+    assert ops["filename"] == [Path("data/rec.bin")]
+    for template, channels in enumerate(sorting.template_channels):
+        at = ops["iU"][template]
+        assert np.array_equal(ops["iCC"][ops["iCC_mask"][:, at], at], channels[channels >= 0])
+
+
+def test_number_of_batches_without_a_drift_estimate(make_sorting):
+    settings = Settings(batch_size=60_000, tmin=1.0, tmax=9.5, nt=21, n_pcs=3, nearest_chans=5)
+    assert ops_from_sorting(make_sorting(drift=None, settings=settings))["Nbatches"] == 5
+
+
+# -- where results go ------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_error_before_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultsError, match="Choose another results_dir"):
+        check_writable(tmp_path / "file")
+    with pytest.raises(ResultsError, match="cannot be written"):
+        check_writable(tmp_path / "file" / "kilosort4")
+    assert check_writable(tmp_path / "new" / "kilosort4").is_dir()
+    (tmp_path / "new" / "params.py").write_text("")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ResultsError, match=r"params.py is read-only"):
+        check_writable(tmp_path / "new")
+
+
+# -- readers -----------------------------------------------------------------------------------------------
+
+
+def test_phylib_reads_the_folder(make_sorting, tmp_path):
+    model_of = pytest.importorskip("phylib.io.model").load_model
+    data = tmp_path / "rec.bin"
+    np.random.default_rng(0).integers(-99, 99, (300_000, 13), dtype=np.int16).tofile(data)
+    sorting = make_sorting(files=(str(data),))
+    model = model_of(export_phy(sorting, tmp_path / "kilosort4") / "params.py")
+    try:
+        kept = np.flatnonzero(sorting.kept)
+        assert model.n_spikes == len(kept)
+        assert np.array_equal(model.spike_samples, sorting.sample[kept])
+        assert np.array_equal(model.spike_clusters, sorting.unit[kept])
+        assert model.traces[:10].shape == (10, 12)
+        assert (model.n_templates, model.n_samples_waveforms, model.n_channels_loc) == (4, 21, 12)
+        assert np.array_equal(model.spike_attributes["positions"], np.load(tmp_path / "kilosort4/spike_positions.npy"))
+        assert model.metadata["KSLabel"] == {0: "good", 1: "mua", 2: "good", 3: "mua"}
+        best = sorting.template_channels[2][:2]
+        features = model.get_features(np.array([0, 1, 2]), best)
+        for row, spike in enumerate(kept[:3]):
+            slots = sorting.template_channels[sorting.template[spike]]
+            for column, channel in enumerate(best):
+                if channel in slots:
+                    assert np.array_equal(features[row, column], sorting.features[spike, list(slots).index(channel)])
+        assert model.get_template(1).template.shape[0] == 21
+        assert np.isfinite(model.get_template_waveforms(0)).all()
+    finally:
+        model.close()
+
+
+def test_phylib_reads_the_folder_of_an_array(make_sorting, tmp_path):
+    model_of = pytest.importorskip("phylib.io.model").load_model
+    model = model_of(export_phy(make_sorting(), tmp_path) / "params.py")
+    assert model.traces is None
+    assert model.get_template(0) is not None
+    model.close()
+
+
+@pytest.mark.parametrize("keep_good_only", [False, True])
+def test_spikeinterface_reads_the_folder(make_sorting, tmp_path, keep_good_only):
+    extractors = pytest.importorskip("spikeinterface.extractors")
+    sorting = make_sorting()
+    export_phy(sorting, tmp_path)
+    read = extractors.read_kilosort(tmp_path, keep_good_only=keep_good_only)
+    assert list(read.unit_ids) == ([0, 2] if keep_good_only else [0, 1, 2, 3])
+    for unit in read.unit_ids:
+        expected = sorting.sample[sorting.kept & (sorting.unit == unit)]
+        assert np.array_equal(read.get_unit_spike_train(unit), expected)
+    assert list(extractors.read_phy(tmp_path).get_property("KSLabel")) == ["good", "mua", "good", "mua"]
+
+
+def test_spikeinterface_makes_an_analyzer_of_the_folder(make_sorting, tmp_path):
+    module = pytest.importorskip("spikeinterface.extractors.phykilosortextractors")
+    export_phy(make_sorting(), tmp_path)
+    analyzer = module.read_kilosort_as_analyzer(tmp_path, gain_to_uV=1.0, offset_to_uV=0.0)
+    assert analyzer.get_extension("templates").data["average"].shape == (4, 21, 12)
+    assert len(analyzer.get_extension("spike_locations").data["spike_locations"]) == len(load(tmp_path, "amplitudes"))
