@@ -1,0 +1,10 @@
+"""Where work runs: a plain loop, or a Dask cluster. The only room that knows ``distributed``.
+
+An :class:`Engine` has one verb, ``map(function, items)``: the results of a picklable callable over small
+items, in the items' order. Callers never learn where, or in which order, they were computed.
+"""
+
+from ks4stream.engine.base import Engine, Progress, one_thread
+from ks4stream.engine.loop import Loop
+
+__all__ = ["Engine", "Loop", "Progress", "one_thread"]

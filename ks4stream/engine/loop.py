@@ -1,0 +1,27 @@
+"""A plain loop in this thread: the oracle the cluster is tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from ks4stream.engine.base import Item, Progress, Result, no_progress, one_thread
+
+
+class Loop:
+    """Runs one task after the other."""
+
+    n_workers = 1
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self._progress = progress or no_progress
+
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, priority: Sequence[float] = ()
+    ) -> Iterator[Result]:
+        """Yield ``function(item)`` for every item, in order; see :class:`~ks4stream.engine.base.Engine`."""
+        self._progress(stage, 0, len(items))
+        for done, item in enumerate(items, start=1):
+            with one_thread():
+                result = function(item)
+            self._progress(stage, done, len(items))
+            yield result

@@ -1,0 +1,249 @@
+"""Geometry of a sort, made once from the probe and the settings: neighbourhoods, centres, regions.
+
+Everything is decided here by distance and shank, never by channel number, with ties going to the lower
+index. Plain NumPy; indices are those of the sorted channels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ks4stream.errors import ProbeError, SettingsWarning
+from ks4stream.probe import Probe
+from ks4stream.settings import Settings
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+MIN_REFERENCE_CHANNELS = 16  # a shank with fewer good channels is referenced with the others (section 1.2)
+PEAK_NEIGHBOURS, ALONE_NEIGHBOURS = 9, 13  # section 2
+WIDE_PROBE_UM = 200.0  # one column of regions per so much width on 2-D arrays (section 5)
+SAME_DEPTH_UM = 1.0  # depths closer than this are one row of contacts (section 3)
+
+
+def distances_um(a: Floats, b: Floats) -> Floats:
+    """Euclidean distances between positions (n, 2) and (m, 2): (n, m)."""
+    return np.sqrt(((a[:, None, :] - b[None, :, :]) ** 2).sum(axis=2))
+
+
+def nearest(a: Floats, b: Floats, count: int, allowed: NDArray[np.bool_] | None = None) -> tuple[Ints, Floats]:
+    """The `count` positions of `b` nearest to each of `a`, nearest first; −1 at infinite distance where none is left.
+
+    Parameters
+    ----------
+    a, b : ndarray, shape (n, 2) and (m, 2)
+        Positions in µm.
+    allowed : ndarray of bool, shape (n, m), optional
+        Pairs that may be neighbours (the same shank, say).
+
+    Returns
+    -------
+    index : ndarray of int64, shape (n, count)
+    distance : ndarray of float64, shape (n, count)
+        In µm.
+    """
+    index = np.full((len(a), count), -1, np.int64)
+    distance = np.full((len(a), count), np.inf)
+    kept = min(count, len(b))
+    for first in range(0, len(a), 512):  # rows at a time: thousands of centres × channels need not exist at once
+        rows = slice(first, first + 512)
+        d = distances_um(a[rows], b)
+        if allowed is not None:
+            d[~allowed[rows]] = np.inf
+        # Distances that differ by rounding only are equal: what a row of a grid orders must not hang on the last bit.
+        order = np.argsort(np.round(d, 6), axis=1, kind="stable")[:, :kept]
+        near = np.take_along_axis(d, order, axis=1)
+        index[rows, :kept] = np.where(np.isfinite(near), order, -1)
+        distance[rows, :kept] = near
+    return index, distance
+
+
+def channel_neighbours(probe: Probe, count: int, *, same_shank: bool = True, dead: Ints | None = None) -> list[Ints]:
+    """Per channel its `count` nearest channels, itself first, without dead ones; empty for a dead channel."""
+    alive = np.ones(probe.n_channels, bool)
+    alive[[] if dead is None else dead] = False
+    allowed = alive[:, None] & alive[None, :]
+    if same_shank:
+        allowed &= probe.shank[:, None] == probe.shank[None, :]
+    positions = np.column_stack([probe.x_um, probe.y_um])
+    index, _ = nearest(positions, positions, min(count, probe.n_channels), allowed)
+    return [row[row >= 0] for row in index]
+
+
+def padded(lists: list[Ints]) -> Ints:
+    """Lists of indices as one array (n, longest), short ones filled with their own first entry (0 if empty)."""
+    longest = max((len(one) for one in lists), default=1)
+    return np.array([np.concatenate([one, np.full(longest - len(one), one[0] if len(one) else 0)]) for one in lists],
+                    np.int64).reshape(len(lists), longest)  # fmt: skip
+
+
+def reference_groups(probe: Probe, dead: Ints) -> list[tuple[Ints, Ints]]:
+    """Channels each common reference is taken over, and those it is subtracted from (section 1.2)."""
+    good = np.setdiff1d(np.arange(probe.n_channels), dead)
+    groups, others = [], []
+    for shank in np.unique(probe.shank):
+        members = np.flatnonzero(probe.shank == shank)
+        used = np.intersect1d(members, good)
+        if len(used) >= MIN_REFERENCE_CHANNELS:
+            groups.append((used, members))
+        else:
+            others.append(members)
+    if others and len(good):
+        groups.append((good, np.sort(np.concatenate(others))))
+    return groups
+
+
+def vertical_pitch_um(probe: Probe) -> float:
+    """Median spacing of the distinct depths of each shank's contacts; 1 µm where every shank has one depth."""
+    spacings = [np.diff(_distinct(probe.y_um[probe.shank == shank])) for shank in np.unique(probe.shank)]
+    joined = np.concatenate(spacings)
+    return float(np.median(joined)) if len(joined) else 1.0
+
+
+def _distinct(values: Floats) -> Floats:
+    """Sorted values, those within SAME_DEPTH_UM of the one before dropped."""
+    ordered = np.sort(values)
+    return ordered[np.concatenate([[True], np.diff(ordered) > SAME_DEPTH_UM])]
+
+
+@dataclass(frozen=True, eq=False)
+class Centres:
+    """Centres of the universal templates and what they see.
+
+    Attributes
+    ----------
+    position_um : ndarray, shape (k, 2)
+    shank : ndarray of int64, shape (k,)
+    channels : ndarray of int64, shape (k, j)
+        Nearest channels of the same shank, nearest first; −1 where the shank has fewer.
+    weights : ndarray of float32, shape (k, s, j)
+        Spatial Gaussians of unit norm; 0 where there is no channel.
+    neighbours : ndarray of int64, shape (k, m)
+        Nearest centres of the same shank, itself first; the centre itself where there are fewer.
+    pitch_um : float
+        ``dmin``.
+    """
+
+    position_um: Floats
+    shank: Ints
+    channels: Ints
+    weights: NDArray[np.float32]
+    neighbours: Ints
+    pitch_um: float
+
+    def __len__(self) -> int:
+        return len(self.shank)
+
+
+def template_centres(probe: Probe, settings: Settings) -> Centres:
+    """Place the universal templates (section 3): a grid per shank, centres far from every contact dropped.
+
+    Raises
+    ------
+    ProbeError
+        If no centre lies within ``max_channel_distance`` of a contact.
+    """
+    pitch = settings.dmin if settings.dmin is not None else vertical_pitch_um(probe)
+    contacts = np.column_stack([probe.x_um, probe.y_um])
+    grids = [_grid(contacts[probe.shank == shank], pitch / 2, settings.dminx / 2) for shank in np.unique(probe.shank)]
+    position = np.concatenate(grids)
+    shank = np.repeat(np.unique(probe.shank), [len(grid) for grid in grids])
+    n_slots = min(settings.nearest_chans, probe.n_channels)
+    if n_slots < settings.nearest_chans:
+        warnings.warn(
+            f"nearest_chans={settings.nearest_chans} but the probe has {probe.n_channels} channels; using {n_slots}.",
+            SettingsWarning, stacklevel=2,
+        )  # fmt: skip
+    channels, distance = nearest(position, contacts, n_slots, shank[:, None] == probe.shank[None, :])
+    close = distance[:, 0] < settings.max_channel_distance
+    if not close.any():
+        raise ProbeError(
+            f"None of the {len(position)} template centres lies within max_channel_distance="
+            f"{settings.max_channel_distance} µm of a contact; the nearest is {distance[:, 0].min():.1f} µm away. "
+            "Raise max_channel_distance, or lower dmin and dminx."
+        )
+    position, shank, channels, distance = position[close], shank[close], channels[close], distance[close]
+    near, _ = nearest(position, position, settings.nearest_templates, shank[:, None] == shank[None, :])
+    near = near[:, (near >= 0).any(axis=0)]
+    return Centres(
+        position_um=position,
+        shank=shank,
+        channels=channels,
+        weights=_gaussians(distance, settings.min_template_size, settings.template_sizes),
+        neighbours=np.where(near >= 0, near, np.arange(len(near))[:, None]),
+        pitch_um=pitch,
+    )
+
+
+def _grid(contacts: Floats, step_y_um: float, step_x_um: float) -> Floats:
+    (x0, y0), (x1, y1) = contacts.min(axis=0), contacts.max(axis=0)
+    x = np.linspace(x0, x1, int(round((x1 - x0) / step_x_um)) + 1)
+    y = np.arange(y0, y1 + step_y_um * 1e-6, step_y_um)
+    return np.column_stack([np.tile(x, len(y)), np.repeat(y, len(x))])
+
+
+def _gaussians(distance: Floats, smallest_um: float, n_sizes: int) -> NDArray[np.float32]:
+    """Weights exp(−d² / (σ (1 + i))²) of unit norm over the slots: (k, j) to (k, s, j)."""
+    widths = smallest_um * (1 + np.arange(n_sizes))
+    weights = np.exp(-((distance[:, None, :] / widths[:, None]) ** 2))
+    norm = np.linalg.norm(weights, axis=2, keepdims=True)
+    return (weights / np.maximum(norm, np.finfo(float).tiny)).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """Groups of centres that are clustered together, per shank (section 5).
+
+    Attributes
+    ----------
+    position_um : ndarray, shape (r, 2)
+    shank : ndarray of int64, shape (r,)
+    of_centre : ndarray of int64, shape (k,)
+        Region of each centre of the universal templates.
+    """
+
+    position_um: Floats
+    shank: Ints
+    of_centre: Ints
+
+    def __len__(self) -> int:
+        return len(self.shank)
+
+    def nearest(self, position_um: Floats, shank: Ints) -> Ints:
+        """Region of each position (n, 2) on its shank: (n,)."""
+        index, _ = nearest(position_um, self.position_um, 1, shank[:, None] == self.shank[None, :])
+        return index[:, 0]
+
+
+def clustering_regions(centres: Centres, settings: Settings) -> Regions:
+    """Cut each shank into regions of about two vertical pitches of the contacts."""
+    positions, shanks = [], []
+    for shank in np.unique(centres.shank):
+        inside = centres.position_um[centres.shank == shank]
+        y0, y1, pitch = inside[:, 1].min(), inside[:, 1].max(), centres.pitch_um
+        y = np.arange(y0 + pitch - 1, y1 + pitch + 1, 2 * pitch)
+        width = np.ptp(inside[:, 0])
+        n_columns = settings.x_centers or max(1, int(round(width / WIDE_PROBE_UM)))
+        x = inside[:, 0].min() + width * (np.arange(n_columns) + 0.5) / n_columns
+        positions.append(np.column_stack([np.tile(x, len(y)), np.repeat(y, len(x))]))
+        shanks.append(np.full(len(x) * len(y), shank, np.int64))
+    position, shank_of = np.concatenate(positions), np.concatenate(shanks)
+    draft = Regions(position, shank_of, np.zeros(0, np.int64))
+    owner = draft.nearest(centres.position_um, centres.shank)
+    used, compact = np.unique(owner, return_inverse=True)
+    return Regions(position[used], shank_of[used], compact.astype(np.int64))
+
+
+def region_channels(channels: Ints, region: Ints, n_regions: int) -> list[Ints]:
+    """Union of the channels (n, j; −1 for none) of the members of each region."""
+    return [np.unique(rows[rows >= 0]) for rows in (channels[region == r] for r in range(n_regions))]
+
+
+def describe(centres: Centres, regions: Regions) -> dict[str, Any]:
+    """Counts for the log."""
+    return {"centres": len(centres), "regions": len(regions), "dmin_um": centres.pitch_um}

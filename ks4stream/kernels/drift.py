@@ -1,0 +1,171 @@
+"""How far the tissue moved: fingerprints of activity over depth, and their alignment (section 4)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+N_AMPLITUDE_BINS = 20
+LARGEST_SCORE = 99.0  # larger scores count as this
+REFERENCE_BATCH = 300  # the first reference, or the middle of a shorter recording
+RIGID_ITERATIONS = 10  # the last only compares
+RIGID_REACH = 15  # bins tried in one iteration
+SEGMENT_REACH = 5  # bins tried per segment, after the rigid shift
+UPSAMPLING = 10  # steps per bin of the final shift
+FEWEST_BINS = 16  # with fewer depth bins a shift cannot be told
+ROWS_AT_ONCE = 2048  # batches compared at a time
+
+
+def n_depth_bins(span_um: float, bin_um: float) -> int:
+    """Depth bins from 1 µm below the lowest contact to the highest."""
+    return 1 + math.ceil((span_um + 1) / bin_um)
+
+
+def fingerprint(
+    depth_um: Tensor, score: Tensor, *, lowest_um: float, bin_um: float, n_bins: int, threshold: float
+) -> Tensor:
+    """Count one batch's peaks by depth and by logarithm of their score.
+
+    Parameters
+    ----------
+    depth_um, score : Tensor, shape (n,)
+    lowest_um : float
+        Depth of the lowest contact.
+    threshold : float
+        ``Th_universal``: where the first amplitude bin begins; the last ends at 100.
+
+    Returns
+    -------
+    Tensor of int64, shape (z, a)
+    """
+    z = ((depth_um.double() - (lowest_um - 1)) / bin_um).long().clamp(0, n_bins - 1)
+    level = torch.log(score.double().clamp(max=LARGEST_SCORE) / threshold) / math.log(100 / threshold)
+    a = (level * N_AMPLITUDE_BINS).long().clamp(0, N_AMPLITUDE_BINS - 1)
+    counts = torch.bincount(z * N_AMPLITUDE_BINS + a, minlength=n_bins * N_AMPLITUDE_BINS)
+    return counts.view(n_bins, N_AMPLITUDE_BINS)
+
+
+def segment_bounds(n_bins: int, n_blocks: int) -> list[tuple[int, int]]:
+    """Half-overlapping depth segments, 2·n_blocks − 1 of n_bins // n_blocks bins each.
+
+    >>> segment_bounds(100, 2)
+    [(0, 50), (25, 75), (50, 100)]
+    """
+    length = max(n_bins // n_blocks, 1)
+    starts = np.round(np.linspace(0, n_bins - length, 2 * n_blocks - 1)).astype(int)
+    return [(int(start), int(start) + length) for start in starts]
+
+
+def register(
+    counts: NDArray[np.uint16], *, n_blocks: int, smoothing: tuple[float, float, float]
+) -> NDArray[np.float64]:
+    """Align the fingerprints of all batches.
+
+    Nothing wraps around: bins that a shift brings in from beyond the probe hold the mean (0), and the total
+    rigid shift is at most half of the depth bins.
+
+    Parameters
+    ----------
+    counts : ndarray, shape (b, z, a)
+        From :func:`fingerprint`.
+    n_blocks : int
+        ``nblocks``.
+    smoothing : tuple of float
+        Widths over shift, batch and segment.
+
+    Returns
+    -------
+    ndarray of float64, shape (b, g)
+        Shift in depth bins; positive moves a batch to larger depth.
+    """
+    n_batches, n_bins, _ = counts.shape
+    rigid, reference = _register_rigidly(counts)
+    reach = min(SEGMENT_REACH, n_bins // 2)
+    segments = segment_bounds(n_bins, n_blocks)
+    similarity = np.zeros((2 * reach + 1, n_batches, len(segments)))
+    for g, (first, last) in enumerate(segments):
+        window = np.zeros_like(reference)
+        window[first:last] = reference[first:last]
+        shifts = np.arange(-reach, reach + 1)
+        for rows in _chunks(n_batches):
+            similarity[:, rows, g] = _compare(_prints(counts[rows]), window, rigid[rows], shifts).T
+    similarity = gaussian_filter(similarity, smoothing, mode="reflect")
+    return rigid[:, None] + _peak_between_bins(similarity, reach)
+
+
+def _prints(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
+    """Fingerprints: log2(1 + count), minus the mean over depth."""
+    prints = np.log2(1.0 + counts)
+    return np.asarray(prints - prints.mean(axis=1, keepdims=True))
+
+
+def _chunks(n: int) -> list[slice]:
+    return [slice(at, at + ROWS_AT_ONCE) for at in range(0, n, ROWS_AT_ONCE)]
+
+
+def _register_rigidly(counts: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Whole-bin shifts (b,) and the mean fingerprint they line up with (z, a)."""
+    n_batches, n_bins, _ = counts.shape
+    reach = min(RIGID_REACH, n_bins // 2)
+    steps = np.array(sorted(range(-reach, reach + 1), key=lambda step: (abs(step), step)))  # ties: stay
+    middle = min(REFERENCE_BATCH, n_batches // 2)
+    reference = _prints(counts[middle : middle + 1])[0]
+    total = np.zeros(n_batches, np.int64)
+    for _ in range(RIGID_ITERATIONS - 1):
+        mean = np.zeros_like(reference)
+        for rows in _chunks(n_batches):
+            prints = _prints(counts[rows])
+            best = steps[np.argmax(_compare(prints, reference, total[rows], steps), axis=1)]
+            total[rows] = np.clip(total[rows] + best, -(n_bins // 2), n_bins // 2)
+            for shift in np.unique(total[rows]):
+                mean += _shifted(prints[total[rows] == shift].sum(axis=0), int(shift))
+        if np.array_equal(mean / n_batches, reference):
+            break
+        reference = mean / n_batches
+    return total, reference
+
+
+def _compare(
+    prints: NDArray[np.float64], reference: NDArray[np.float64], base: NDArray[np.int64], steps: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Inner products of each print (b, z, a), moved by ``base + steps``, with the reference (z, a): (b, step)."""
+    wanted = base[:, None] + steps[None, :]
+    shifts = np.unique(wanted)
+    moved = np.stack([_shifted(reference, -int(shift)).ravel() for shift in shifts], axis=1)  # moving back the other
+    products = prints.reshape(len(prints), -1) @ moved
+    return np.asarray(np.take_along_axis(products, np.searchsorted(shifts, wanted), axis=1))
+
+
+def _shifted(values: NDArray[np.float64], shift: int) -> NDArray[np.float64]:
+    """Move rows (z, a) to larger depth by `shift` bins; what comes in is 0."""
+    moved = np.zeros_like(values)
+    n = len(values)
+    if abs(shift) < n:
+        moved[max(shift, 0) : n + min(shift, 0)] = values[max(-shift, 0) : n + min(-shift, 0)]
+    return moved
+
+
+def _peak_between_bins(similarity: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
+    """Where the similarity (shift, b, g), upsampled by a Gaussian of one bin, is largest: (b, g) in bins."""
+    coarse = np.arange(-reach, reach + 1)
+    fine = np.arange(-reach * UPSAMPLING, reach * UPSAMPLING + 1) / UPSAMPLING
+    fine = fine[np.argsort(np.abs(fine), kind="stable")]  # ties: stay
+    kernel = np.exp(-0.5 * (fine[:, None] - coarse[None, :]) ** 2)
+    return fine[np.argmax(np.tensordot(kernel, similarity, axes=(1, 0)), axis=0)]
+
+
+def shift_at(
+    depth_um: NDArray[np.float64], centre_um: NDArray[np.float32], shift_um: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Shift at given depths: linear between segment centres, extrapolated outside: (c,), (g,), (g,) to (c,)."""
+    if len(centre_um) == 1:
+        return np.full(len(depth_um), float(shift_um[0]))
+    segment = np.clip(np.searchsorted(centre_um, depth_um) - 1, 0, len(centre_um) - 2)
+    width = centre_um[segment + 1].astype(float) - centre_um[segment]
+    along = (depth_um - centre_um[segment]) / width
+    return np.asarray(shift_um[segment] * (1 - along) + shift_um[segment + 1] * along, np.float64)

@@ -1,0 +1,139 @@
+"""Universal waveforms: clean single spikes, their principal components and their typical shapes (section 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PEAK_REACH = 5  # samples on either side within which a snippet's peak is the largest
+ALONE_REACH = 30  # samples on either side within which it is the only one
+KMEANS_RESTARTS = 10
+KMEANS_SWEEPS = 100
+KMEANS_MOST = 50_000  # snippets that enter k-means; the centres of six shapes need no more
+
+
+def find_clean_peaks(
+    traces: Tensor, near: Tensor, wide: Tensor, *, threshold: float, first: int, last: int
+) -> tuple[Tensor, Tensor]:
+    """Peaks of either sign with ``first <= sample < last`` that stand alone in their neighbourhood.
+
+    Parameters
+    ----------
+    traces : Tensor, shape (c, t)
+        Whitened traces.
+    near, wide : Tensor of int64, shape (c, 9) and (c, 13)
+        Channels among which a peak must be the largest, and the only one; itself included.
+    threshold : float
+        In noise standard deviations.
+    first, last : int
+        Samples to report, half open; more than ``ALONE_REACH`` + ``PEAK_REACH`` from the ends.
+
+    Returns
+    -------
+    channel, sample : Tensor of int64, shape (n,)
+        Sorted by (channel, sample).
+    """
+    low = first - ALONE_REACH - PEAK_REACH
+    size = traces[:, low : last + ALONE_REACH + PEAK_REACH].abs()
+    channel, sample = (size[:, PEAK_REACH:-PEAK_REACH] > threshold).nonzero(as_tuple=True)
+    sample = sample + PEAK_REACH
+    largest = _windows(size, near[channel], sample, PEAK_REACH).amax(dim=(1, 2)) <= size[channel, sample]
+    channel, sample = channel[largest], sample[largest]
+    marks = torch.zeros_like(size, dtype=torch.int32)
+    marks[channel, sample] = 1
+    inside = (sample >= first - low) & (sample < last - low)
+    channel, sample = channel[inside], sample[inside]
+    alone = _windows(marks, wide[channel], sample, ALONE_REACH).sum(dim=(1, 2)) == _repeats(wide, channel)
+    return channel[alone], sample[alone] + low
+
+
+def _windows(values: Tensor, rows: Tensor, sample: Tensor, reach: int) -> Tensor:
+    """Gather ``values[rows, sample ± reach]``: (c, t), (n, j), (n,) to (n, j, 2·reach + 1)."""
+    around = sample[:, None] + torch.arange(-reach, reach + 1, device=sample.device)
+    return values[rows[:, :, None], around[:, None, :]]
+
+
+def _repeats(wide: Tensor, channel: Tensor) -> Tensor:
+    """How often a channel stands in its own row of `wide` (rows of small shanks are padded with it)."""
+    return (wide == wide[:, :1]).sum(dim=1)[channel]
+
+
+def cut_snippets(traces: Tensor, channel: Tensor, sample: Tensor, *, nt: int, peak_sample: int) -> Tensor:
+    """The peaks' own waveforms, scaled to unit norm: (c, t), (n,), (n,) to (n, w)."""
+    around = sample[:, None] + torch.arange(nt, device=sample.device) - peak_sample
+    snippets = traces[channel[:, None], around]
+    return snippets / snippets.norm(dim=1, keepdim=True)
+
+
+def principal_components(snippets: Tensor, count: int) -> Tensor:
+    """First right singular vectors of the snippets, no mean subtracted.
+
+    Through the eigenvectors of the nt × nt Gram matrix in float64; the sign of each makes its largest
+    entry positive, so that the result is determined.
+
+    Parameters
+    ----------
+    snippets : Tensor, shape (n, w)
+
+    Returns
+    -------
+    Tensor of float32, shape (q, w)
+    """
+    gram = torch.zeros(snippets.shape[1], snippets.shape[1], dtype=torch.float64)
+    for chunk in snippets.cpu().split(16_384):
+        gram += chunk.double().T @ chunk.double()
+    vectors = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :count].T
+    largest = vectors.abs().argmax(dim=1, keepdim=True)
+    return (vectors * vectors.gather(1, largest).sign()).float().to(snippets.device)
+
+
+def typical_shapes(snippets: Tensor, count: int, *, seed: int) -> Tensor:
+    """k-means centres of the snippets, scaled to unit norm, most numerous first.
+
+    Parameters
+    ----------
+    snippets : Tensor, shape (n, w)
+        At least `count` of them.
+    seed : int
+        Of the starts, drawn on the CPU.
+
+    Returns
+    -------
+    Tensor of float32, shape (p, w)
+    """
+    chosen = torch.arange(min(len(snippets), KMEANS_MOST)) * len(snippets) // min(len(snippets), KMEANS_MOST)
+    points = snippets.cpu()[chosen]
+    generator = torch.Generator().manual_seed(seed)
+    runs = [_lloyd(points, _spread_start(points, count, generator)) for _ in range(KMEANS_RESTARTS)]
+    centres, labels, _ = min(runs, key=lambda run: run[2])
+    numerous = torch.bincount(labels, minlength=count).argsort(descending=True, stable=True)
+    centres = centres[numerous]
+    return (centres / centres.norm(dim=1, keepdim=True)).to(snippets.device)
+
+
+def _spread_start(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """k-means++ start: each further centre is drawn with probability ∝ squared distance to the nearest so far."""
+    chosen = [int(torch.randint(len(points), (1,), generator=generator))]
+    distance = ((points - points[chosen[0]]) ** 2).sum(dim=1).double()
+    for _ in range(count - 1):
+        mass = distance.cumsum(0)
+        draw = torch.rand(1, generator=generator, dtype=torch.float64) * mass[-1]
+        chosen.append(min(int(torch.searchsorted(mass, draw)), len(points) - 1))
+        distance = torch.minimum(distance, ((points - points[chosen[-1]]) ** 2).sum(dim=1).double())
+    return points[chosen]
+
+
+def _lloyd(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Lloyd's sweeps from a start until the labels stand: centres (p, w), labels (n,), summed squared distance."""
+    labels = torch.full((len(points),), -1)
+    for _ in range(KMEANS_SWEEPS):
+        gain = points @ centres.T * 2 - (centres**2).sum(dim=1)
+        best = gain.max(dim=1)
+        if torch.equal(best.indices, labels):
+            break
+        labels = best.indices
+        member = torch.nn.functional.one_hot(labels, len(centres)).float()
+        count = member.sum(dim=0)[:, None]
+        centres = torch.where(count > 0, member.T @ points / count.clamp(min=1), centres)
+    cost = float((points**2).sum(dtype=torch.float64) - best.values.sum(dtype=torch.float64))
+    return centres, labels, cost

@@ -1,0 +1,332 @@
+"""A sort, from the first sample to the last unit: the line of stages, readable as a methods section."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ks4stream import geometry
+from ks4stream.blocks import Tile
+from ks4stream.engine import Engine, Loop, Progress, one_thread
+from ks4stream.errors import FewSpikesWarning, Ks4StreamWarning
+from ks4stream.kernels import merging, templates as template_kernels
+from ks4stream.recording import Recording, check_traces
+from ks4stream.results import Drift, PeakSample, Sorting, Templates, Waveforms, Whitening
+from ks4stream.settings import Settings
+from ks4stream.stages import detection, drift, matching, preprocessing, templates, units, waveforms, whitening
+from ks4stream.stages.preprocessing import Preprocessor
+
+logger = logging.getLogger("ks4stream")
+
+BLOCK_SECONDS = 60.0  # of recording per task, at most
+TASKS_PER_WORKER = 4  # at least, where the recording is long enough, so that no worker waits for the last
+FEW_SPIKES = 1000
+
+
+def sort(
+    recording: Recording,
+    settings: Settings | None = None,
+    *,
+    results_dir: str | os.PathLike[str] | None = None,
+    client: Any = None,
+    block_batches: int | None = None,
+    do_CAR: bool = True,
+    invert_sign: bool = False,
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+    save_extra_vars: bool = False,
+) -> Sorting:
+    """Sort a recording into units.
+
+    Parameters
+    ----------
+    recording : Recording
+        From :func:`ks4stream.open_recording`, with a probe.
+    settings : Settings, optional
+    results_dir : path, optional
+        Folder for the Phy files, plots and the native store; None writes nothing.
+    client : distributed.Client, optional
+        Where to compute; by default the cores and GPUs of this machine. The string "loop" computes in this
+        thread, one task after the other.
+    block_batches : int, optional
+        Batches per task; by default about a minute of recording. Never a matter of results.
+    do_CAR : bool
+        Subtract the common median reference.
+    invert_sign : bool
+        Turn the traces upside down.
+    device : str or torch.device, optional
+        Where kernels run; by default the GPU if there is one.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``.
+    save_extra_vars : bool
+        Write Kilosort4's extra files too.
+
+    Returns
+    -------
+    Sorting
+        Possibly without units; a warning then says why.
+
+    Raises
+    ------
+    RecordingError, ProbeError, SettingsError, ResultsError
+        Before work starts, if the input cannot be sorted or the results not be written.
+    """
+    from ks4stream import report
+
+    settings = settings or Settings(fs=recording.sampling_rate_hz)
+    if results_dir is not None:
+        report.check_writable(results_dir)
+    device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    source = prepare(recording, settings, do_car=do_CAR, invert_sign=invert_sign, device=device)
+    with ExitStack() as stack, _recorded_warnings() as said:
+        stack.enter_context(one_thread())
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ks4stream-")))
+        engine = stack.enter_context(_engine(client, progress))
+        sorting = _Sort(source, engine, scratch, block_batches).run()
+    sorting = replace(sorting, warnings=tuple(said))
+    if results_dir is not None:
+        report.finish(sorting, results_dir, save_extra_vars=save_extra_vars)
+    return sorting
+
+
+def prepare(
+    recording: Recording, settings: Settings, *, do_car: bool = True, invert_sign: bool = False, device: str = "cpu"
+) -> Preprocessor:
+    """Check recording, probe and settings against each other, before work starts.
+
+    Raises
+    ------
+    RecordingError, ProbeError, SettingsError
+    """
+    tiling = preprocessing.tiling_of(recording, settings)
+    source = Preprocessor(recording, tiling, settings, do_car=do_car, invert_sign=invert_sign, device=device)
+    source.probe.check_file(recording.n_channels)
+    dead = preprocessing.dead_channels(recording, source.probe, check_traces(recording))
+    return replace(source, dead=dead)
+
+
+@dataclass
+class _Sort:
+    """One run: what it reads, where it computes, and the time each stage took."""
+
+    source: Preprocessor
+    engine: Engine
+    scratch: Path
+    block_batches: int | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> Sorting:
+        """The methods section."""
+        source, settings = self.source, self.source.settings
+        centres = geometry.template_centres(source.probe, settings)
+        regions = geometry.clustering_regions(centres, settings)
+        logger.info("%d template centres, %d regions", len(centres), len(regions))
+
+        source = source.with_results(whitening=self.learn_whitening(source))
+        shapes = self.learn_waveforms(source)
+        moved, peaks = None, None
+        if settings.nblocks > 0:
+            moved, peaks = self.estimate_drift(detection.Detector(source, centres, shapes))
+            if np.any(moved.shift_um):
+                source = source.with_results(drift=moved)
+                shapes = self.learn_waveforms(source)
+
+        learned = self.learn_templates(detection.Detector(source, centres, shapes), regions)
+        found, template_channels = self.match(source, shapes, learned, regions)
+        return self.finish(source, shapes, moved, peaks, template_channels, found)
+
+    def learn_whitening(self, source: Preprocessor) -> Whitening:
+        """Section 1.4."""
+        with self._timed("whitening"):
+            chosen = source.tiling.evenly(source.settings.nskip)
+            parts = self._map(whitening.Covariances(source), self._blocks(chosen), "whitening")
+            return whitening.combine(source, parts)
+
+    def learn_waveforms(self, source: Preprocessor) -> Waveforms:
+        """Section 2; fewer than a thousand snippets: all batches, then a lower threshold."""
+        settings = source.settings
+        with self._timed("waveforms"):
+            if not settings.templates_from_data:
+                return waveforms.shipped(settings, source.recording.sampling_rate_hz)
+            everything = list(range(len(source.tiling)))
+            some = source.tiling.evenly(waveforms.EVERY_BATCH)
+            tries = [(settings.Th_single_ch, some)] if len(some) < len(everything) else []
+            tries += [(threshold, everything) for threshold in waveforms.thresholds(settings)]
+            for threshold, chosen in tries:
+                most = -(-waveforms.MOST_SNIPPETS // len(chosen))
+                parts = list(self._map(waveforms.Snippets(source, threshold, most), self._blocks(chosen), "waveforms"))
+                n_snippets = sum(len(one) for part in parts for one in part)
+                if n_snippets >= waveforms.FEWEST_SNIPPETS:
+                    break
+            learned = waveforms.combine(settings, parts, threshold=threshold)
+            if learned is None:
+                waveforms.warn_of_few(n_snippets, threshold, "the waveforms shipped with ks4stream are used instead")
+                return waveforms.shipped(settings, source.recording.sampling_rate_hz)
+            if n_snippets < waveforms.FEWEST_SNIPPETS:
+                waveforms.warn_of_few(n_snippets, threshold, "they were learned from those")
+            return learned
+
+    def estimate_drift(self, detector: detection.Detector) -> tuple[Drift, PeakSample]:
+        """Section 4: a full pass of detection, counted into fingerprints, aligned."""
+        with self._timed("drift"):
+            most = -(-drift.MOST_PLOTTED // len(detector.source.tiling))
+            parts = self._map(drift.Fingerprinter(detector, most), self._blocks(), "drift")
+            return drift.combine(detector.source, parts)
+
+    def learn_templates(self, detector: detection.Detector, regions: geometry.Regions) -> Templates:
+        """Section 5: detect everywhere, cluster each region, post-process."""
+        source = detector.source
+        with self._timed("detection"):
+            writer = templates.PeakWriter(detector, regions, self.scratch)
+            receipts = list(self._map(writer, self._blocks(), "detection"))
+        with self._timed("first clustering"):
+            sizes = np.diff(np.stack([receipt.start for receipt in receipts]), axis=1).sum(axis=0)
+            clusterer = templates.RegionClusterer(
+                receipts, detector.centres.channels, regions.of_centre, source.probe.n_channels, source.settings,
+                source.device,
+            )  # fmt: skip
+            found = self._map(clusterer, _occupied(sizes), "first clustering", _occupied_sizes(sizes))
+            learned = templates.combine(list(found), detector.waveforms.components, detector.waveforms.shapes) if sizes.any() else _no_templates(source)
+            logger.info("%d peaks, %d learned templates", sizes.sum(), len(learned.features))
+            return learned
+
+    def match(
+        self, source: Preprocessor, shapes: Waveforms, learned: Templates, regions: geometry.Regions
+    ) -> tuple[units.Units | None, NDArray[np.int64]]:
+        """Sections 8 and 9: all spikes, clustered into units."""
+        probe, settings = source.probe, source.settings
+        region_of = units.template_regions(learned.features, probe, regions)
+        matcher = matching.SpikeMatcher(source, shapes, learned, region_of, len(regions), self.scratch)
+        template_channels = matcher.matcher.template_channels.cpu().numpy()
+        if not len(learned.features):
+            return None, template_channels
+        with self._timed("matching"):
+            receipts, counts = matching.combine(source, self._map(matcher, self._blocks(), "matching"))
+        with self._timed("final clustering"):
+            sizes = np.diff(np.stack([receipt.start for receipt in receipts]), axis=1).sum(axis=0)
+            rate = source.recording.sampling_rate_hz
+            sorter = units.RegionSorter(
+                receipts, counts, template_channels, region_of, probe.n_channels, rate, settings, source.device
+            )
+            found = list(self._map(sorter, _occupied(sizes), "final clustering", _occupied_sizes(sizes)))
+        with self._timed("merging"):
+            return (units.combine(found, shapes, settings, rate) if found else None), template_channels
+
+    def finish(
+        self, source: Preprocessor, shapes: Waveforms, moved: Drift | None, peaks: PeakSample | None,
+        template_channels: NDArray[np.int64], found: units.Units | None,
+    ) -> Sorting:  # fmt: skip
+        """Section 10: duplicates, labels, positions."""
+        settings, probe, recording = source.settings, source.probe, source.recording
+        found = found or _no_units(source, template_channels)
+        rate = recording.sampling_rate_hz
+        kept = merging.mark_duplicates(
+            found.sample, found.unit, min_samples=int(settings.duplicate_spike_ms * rate / 1000)
+        )
+        refractory, contamination = units.labels(found, settings, rate, kept)
+        x_um, y_um = units.positions(found.features, found.template, template_channels, probe, settings.position_limit)
+        n_units = len(found.unit_features)
+        if len(found.sample) < FEW_SPIKES or n_units < 2:
+            warnings.warn(
+                f"Only {len(found.sample)} spikes in {n_units} units were found. If more were to be expected, check "
+                "the probe's units (µm), the channel map, dtype and n_chan, or lower Th_universal and Th_learned.",
+                FewSpikesWarning, stacklevel=4,
+            )  # fmt: skip
+        similarity = template_kernels.similarity(
+            torch.from_numpy(found.unit_features), torch.from_numpy(shapes.components)
+        ).value.numpy() if n_units else np.zeros((0, 0))
+        return Sorting(
+            sample=found.sample, unit=found.unit, template=found.template, score=found.score, features=found.features,
+            kept=kept, x_um=x_um, y_um=y_um, template_channels=template_channels, unit_features=found.unit_features,
+            similarity=similarity, refractory=refractory, contamination=contamination, settings=settings,
+            sampling_rate_hz=rate, probe=probe, whitening=source.whitening, waveforms=shapes, drift=moved, peaks=peaks,
+            n_samples=recording.n_samples, files=recording.files, dtype=recording.dtype.name,
+            n_chan_file=recording.n_channels, seconds=dict(self.seconds),
+        )  # fmt: skip
+
+    def _blocks(self, indices: Sequence[int] | None = None) -> list[tuple[Tile, ...]]:
+        tiling = self.source.tiling
+        n_tiles = len(tiling) if indices is None else len(indices)
+        if self.block_batches is not None:
+            return tiling.blocks(self.block_batches, indices)
+        longest = max(int(BLOCK_SECONDS * self.source.recording.sampling_rate_hz / tiling.size), 1)
+        return tiling.blocks(min(longest, -(-n_tiles // (TASKS_PER_WORKER * self.engine.n_workers))), indices)
+
+    def _map(
+        self, function: Callable[[Any], Any], items: Sequence[Any], stage: str, priority: Sequence[float] = ()
+    ) -> Iterator[Any]:
+        return self.engine.map(function, items, stage=stage, priority=priority)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+        logger.info("%s: %.2f s", stage, self.seconds[stage])
+
+
+def _occupied(sizes: NDArray[np.int64]) -> list[int]:
+    return [int(region) for region in np.flatnonzero(sizes)]
+
+
+def _occupied_sizes(sizes: NDArray[np.int64]) -> list[float]:
+    return [float(size) for size in sizes[sizes > 0]]
+
+
+def _no_templates(source: Preprocessor) -> Templates:
+    return Templates(features=np.zeros((0, source.probe.n_channels, source.settings.n_pcs)), count=np.zeros(0))
+
+
+def _no_units(source: Preprocessor, template_channels: NDArray[np.int64]) -> units.Units:
+    n_slots, n_pcs = template_channels.shape[1], source.settings.n_pcs
+    return units.Units(
+        sample=np.zeros(0, np.int64), template=np.zeros(0, np.int32), score=np.zeros(0, np.float32),
+        features=np.zeros((0, n_slots, n_pcs), np.float32), unit=np.zeros(0, np.int64),
+        unit_features=np.zeros((0, source.probe.n_channels, n_pcs), np.float32),
+    )  # fmt: skip
+
+
+@contextmanager
+def _engine(client: Any, progress: Progress | None) -> Iterator[Engine]:
+    """The engine to compute with: the caller's client, this thread, or this machine."""
+    if client == "loop":
+        yield Loop(progress)
+        return
+    from ks4stream.engine import cluster
+
+    if client is not None:
+        yield cluster.Cluster(client, progress)
+        return
+    with cluster.local_client() as own:
+        yield cluster.Cluster(own, progress)
+
+
+@contextmanager
+def _recorded_warnings() -> Iterator[list[str]]:
+    """Collect the text of our warnings while they are shown as usual."""
+    said: list[str] = []
+    show = warnings.showwarning
+
+    def record(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        if issubclass(category, Ks4StreamWarning):
+            said.append(str(message))
+            logger.warning("%s", message)
+        show(message, category, *rest)
+
+    warnings.showwarning = record  # type: ignore[assignment]
+    try:
+        yield said
+    finally:
+        warnings.showwarning = show

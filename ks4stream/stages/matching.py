@@ -1,0 +1,143 @@
+"""All spikes: matching pursuit with the learned templates, block by block, borders settled (section 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ks4stream import geometry
+from ks4stream.blocks import Tile
+from ks4stream.io.spikes import Receipt, write_block
+from ks4stream.kernels import matching as kernels
+from ks4stream.kernels.borders import Reported, settle
+from ks4stream.results import Templates, Waveforms
+from ks4stream.stages.preprocessing import Preprocessor
+from ks4stream.stages.waveforms import away_from
+
+
+class Edge(NamedTuple):
+    """A block's spikes within nt of one of its outer borders, still to be settled with the next block's."""
+
+    row: NDArray[np.int64]  # of the block's file
+    spikes: Reported
+
+
+class Matched(NamedTuple):
+    """What one block found."""
+
+    first: int  # first sample of its core
+    receipt: Receipt
+    counts: NDArray[np.bool_]  # (n,) rows that count; within nt of the outer borders not final
+    left: Edge
+    right: Edge
+
+
+@dataclass(frozen=True, eq=False)
+class SpikeMatcher:
+    """Matches a block and writes its spikes, with features, grouped by the region of their template."""
+
+    source: Preprocessor
+    waveforms: Waveforms
+    templates: Templates
+    region_of: NDArray[np.int64]  # (v,) region of each template
+    n_regions: int
+    folder: Path
+    _ready: dict[str, kernels.Matcher] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_ready": {}}
+
+    @property
+    def matcher(self) -> kernels.Matcher:
+        """The templates made ready, on first use."""
+        if "matcher" not in self._ready:
+            device, count = self.source.device, self.source.settings.nearest_chans
+            self._ready["matcher"] = kernels.prepare(
+                torch.from_numpy(self.templates.features).to(device),
+                torch.from_numpy(self.waveforms.components).to(device),
+                torch.from_numpy(channel_slots(self.source, count)),
+                self.source.probe.positions_um,
+            )
+        return self._ready["matcher"]
+
+    def __call__(self, block: tuple[Tile, ...]) -> Matched:
+        tiles = [self._of(tile) for tile in block]
+        for at in range(1, len(block)):
+            if block[at - 1].stop == block[at].start:  # else batches between them are not sorted
+                tiles[at - 1]["counts"], tiles[at]["counts"] = self._settle(*tiles[at - 1 : at + 1], block[at].start)
+        columns = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
+        nt, first, last = self.source.settings.nt, block[0].start, block[-1].stop
+        outer = (columns["sample"] < first + nt) | (columns["sample"] >= last - nt)
+        columns = {name: values[columns["counts"] | outer] for name, values in columns.items()}
+        counts, region = columns.pop("counts"), self.region_of[columns["template"]]
+        order = np.argsort(region, kind="stable")  # as write_block does
+        receipt = write_block(self.folder / f"spikes-{block[0].index:08d}.npz", columns, region, self.n_regions)
+        sample, template, counts = columns["sample"][order], columns["template"][order], counts[order]
+
+        def edge(rows: NDArray[np.bool_]) -> Edge:
+            return Edge(np.flatnonzero(rows), Reported(sample[rows], template[rows], counts[rows]))
+
+        return Matched(first, receipt, counts, edge(sample < first + nt), edge(sample >= last - nt))
+
+    def _settle(
+        self, left: dict[str, NDArray[Any]], right: dict[str, NDArray[Any]], border: int
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        settings = self.source.settings
+        one, other = (Reported(side["sample"], side["template"], side["counts"]) for side in (left, right))
+        return settle(one, other, border=border, nt=settings.nt, tolerance=settings.peak_sample)
+
+    def _of(self, tile: Tile) -> dict[str, NDArray[Any]]:
+        """Spikes of the core and of nt around it; those outside the core do not count unless settled so."""
+        settings, matcher = self.source.settings, self.matcher
+        traces, blank = self.source.whitened(tile)
+        found = kernels.match(traces, matcher, threshold=settings.Th_learned, max_peels=settings.max_peels)
+        residual = kernels.subtract(traces, found, matcher)
+        time = found.sample_index + (tile.first - settings.nt // 2 + settings.peak_sample)
+        near = (time >= tile.start - settings.nt) & (time < tile.stop + settings.nt)
+        near &= away_from(self.source, tile, found.sample_index, blank)
+        spikes = kernels.Spikes(*(column[near] for column in found))
+        sample = time[near].cpu().numpy()
+        return {
+            "sample": sample,
+            "template": spikes.unit.cpu().numpy().astype(np.int32),
+            "score": spikes.score.cpu().numpy(),
+            "features": kernels.features(residual, spikes, matcher).cpu().numpy(),
+            "counts": (sample >= tile.start) & (sample < tile.stop),
+        }
+
+
+def channel_slots(source: Preprocessor, count: int) -> NDArray[np.int64]:
+    """Each channel's nearest channels of its shank, itself first, padded with −1: (c, j)."""
+    dead = source.whitening.dead if source.whitening is not None else None
+    lists = geometry.channel_neighbours(source.probe, count, dead=dead)
+    longest = max((len(one) for one in lists), default=0)
+    slots = np.full((len(lists), max(longest, 1)), -1, np.int64)
+    for channel, near in enumerate(lists):
+        slots[channel, : len(near)] = near
+    return slots
+
+
+def combine(source: Preprocessor, blocks: Iterable[Matched]) -> tuple[list[Receipt], list[NDArray[np.bool_]]]:
+    """Settle the borders between blocks; return the receipts and which rows of each count."""
+    settings = source.settings
+    receipts: list[Receipt] = []
+    counts: list[NDArray[np.bool_]] = []
+    before: Matched | None = None
+    for index, block in enumerate(blocks):
+        receipts.append(block.receipt)
+        counts.append(block.counts.copy())
+        if before is not None and source.tiling.step == 1:
+            left = before.right.spikes._replace(in_core=counts[-2][before.right.row])
+            keep_left, keep_right = settle(
+                left, block.left.spikes, border=block.first, nt=settings.nt, tolerance=settings.peak_sample
+            )
+            counts[index - 1][before.right.row], counts[index][block.left.row] = keep_left, keep_right
+        before = block
+    return receipts, counts
+

@@ -1,0 +1,189 @@
+"""A tile of the recording, made ready: read, filtered, referenced, blanked, whitened, moved (sections 0, 1)."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ks4stream import geometry
+from ks4stream.blocks import Tile, Tiling
+from ks4stream.errors import ProbeError, RecordingError
+from ks4stream.kernels import drift as drift_kernels
+from ks4stream.kernels import preprocessing as kernels
+from ks4stream.probe import Probe
+from ks4stream.recording import Recording
+from ks4stream.results import Drift, Whitening
+from ks4stream.settings import Settings
+
+ARTIFACT_MARGIN_MS = 2.0  # blanked on either side of an artifact
+MATCHING_REACH_WAVEFORMS = 16  # halo beyond the filter, in waveforms: how far a chain of overlapping spikes reaches
+
+
+def tiling_of(recording: Recording, settings: Settings) -> Tiling:
+    """Cut a recording into tiles, with a halo as long as the farthest reach of what is computed.
+
+    Raises
+    ------
+    RecordingError
+        If there is less to sort than one waveform.
+    """
+    rate = recording.sampling_rate_hz
+    reach = kernels.highpass_reach(sampling_rate_hz=rate, cutoff_hz=settings.highpass_cutoff)
+    artifact = artifact_margin(rate) + settings.nt if np.isfinite(settings.artifact_threshold) else 0
+    stop = None if np.isinf(settings.tmax) else int(settings.tmax * rate)
+    return Tiling.of(
+        n_samples=recording.n_samples,
+        size=settings.batch_size,
+        halo=reach + max(settings.nt // 2 + MATCHING_REACH_WAVEFORMS * settings.nt, artifact),
+        shortest=settings.nt,
+        start=int(settings.tmin * rate),
+        stop=stop,
+        step=settings.batch_downsampling,
+    )
+
+
+def artifact_margin(sampling_rate_hz: float) -> int:
+    """Samples blanked on either side of an artifact."""
+    return int(round(ARTIFACT_MARGIN_MS * sampling_rate_hz / 1000))
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocessor:
+    """Everything a worker needs to turn a tile of the file into traces.
+
+    Attributes
+    ----------
+    recording : Recording
+        With a probe.
+    dead : ndarray of int64
+        Sorted channels without signal: they enter no reference and no whitening.
+    whitening, drift : Whitening, Drift or None
+        As far as known.
+    device : str
+        Where kernels run: "cpu", "cuda".
+    """
+
+    recording: Recording
+    tiling: Tiling
+    settings: Settings
+    dead: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    do_car: bool = True
+    invert_sign: bool = False
+    device: str = "cpu"
+    whitening: Whitening | None = None
+    drift: Drift | None = None
+    _ready: dict[str, Any] = field(default_factory=dict, repr=False)  # constants as tensors, made on first use
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_ready": {}}
+
+    def with_results(self, **results: Any) -> Preprocessor:
+        """The same with a whitening or a drift."""
+        return replace(self, _ready={}, **results)
+
+    @property
+    def probe(self) -> Probe:
+        """The recording's probe."""
+        if self.recording.probe is None:
+            raise ProbeError(f"{self.recording.name} has no probe; give one to open_recording(…, probe=…).")
+        return self.recording.probe
+
+    def core(self, tile: Tile) -> slice:
+        """The samples a tile owns, as a slice of its traces."""
+        return slice(tile.halo, tile.halo + tile.stop - tile.start)
+
+    def referenced(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """Filtered, referenced and blanked traces (c, t), and where they were blanked (t,)."""
+        traces = kernels.highpass(self._raw(tile), self._constant("response"))
+        if self.do_car:
+            traces = kernels.subtract_reference(traces, self._constant("groups"))
+        if np.isinf(self.settings.artifact_threshold):
+            return traces, torch.zeros(traces.shape[1], dtype=torch.bool, device=traces.device)
+        margin = artifact_margin(self.recording.sampling_rate_hz)
+        blank = kernels.artifact_mask(traces, threshold=self.settings.artifact_threshold, margin=margin)
+        return traces.masked_fill_(blank, 0.0), blank
+
+    def whitened(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """Whitened traces (c, t), drift corrected where the drift is known, and where they were blanked (t,)."""
+        traces, blank = self.referenced(tile)
+        matrix = self._constant("whitening")
+        if self.drift is not None and bool(np.any(self.drift.shift_um[tile.index])):
+            matrix = self._drift_matrix(self.drift.shift_um[tile.index]) @ matrix
+        return matrix @ traces, blank
+
+    def _drift_matrix(self, shift_um: NDArray[np.float32]) -> Tensor:
+        assert self.drift is not None
+        at_channels = drift_kernels.shift_at(self.probe.y_um, self.drift.centre_um, shift_um)
+        matrix = kernels.drift_matrix(
+            torch.from_numpy(self.probe.positions_um.astype(np.float64)),
+            torch.from_numpy(at_channels),
+            torch.from_numpy(self.probe.shank.astype(np.int64)),
+            sigma_um=self.settings.sig_interp,
+        )
+        return matrix.to(self.device)
+
+    def _raw(self, tile: Tile) -> Tensor:
+        """A tile as it lies in the file, in the order of the probe: (c, t)."""
+        samples = read_tile(self.recording, self.tiling, tile)[:, self.probe.chan_map]
+        if samples.dtype == np.uint16:
+            samples = (samples.astype(np.int32) - 2**15).astype(np.int16)
+        traces = torch.from_numpy(np.ascontiguousarray(samples)).to(self.device).T.float().contiguous()
+        if samples.dtype.kind == "f" and not bool(torch.isfinite(traces).all()):
+            channel, at = (~torch.isfinite(traces)).nonzero()[0].tolist()
+            raise RecordingError(
+                f"{self.recording.name}: channel {self.probe.chan_map[channel]} is not a number near sample "
+                f"{tile.first + at}. Replace such samples, or leave them out with tmin, tmax or bad_channels."
+            )
+        if self.settings.scale is not None:
+            traces *= self.settings.scale
+        if self.settings.shift is not None:
+            traces += self.settings.shift
+        return traces.neg_() if self.invert_sign else traces
+
+    def _constant(self, name: str) -> Any:
+        if name not in self._ready:
+            self._ready[name] = getattr(self, f"_make_{name}")()
+        return self._ready[name]
+
+    def _make_response(self) -> Tensor:
+        response = kernels.highpass_response(
+            self.tiling.size + 2 * self.tiling.halo,
+            sampling_rate_hz=self.recording.sampling_rate_hz,
+            cutoff_hz=self.settings.highpass_cutoff,
+        )
+        return torch.from_numpy(response).to(self.device)
+
+    def _make_groups(self) -> list[tuple[Tensor, Tensor]]:
+        groups = geometry.reference_groups(self.probe, self.dead)
+        return [(torch.from_numpy(a).to(self.device), torch.from_numpy(b).to(self.device)) for a, b in groups]
+
+    def _make_whitening(self) -> Tensor:
+        assert self.whitening is not None, "whitened() needs a Whitening"
+        return torch.from_numpy(self.whitening.matrix).to(self.device)
+
+
+def read_tile(recording: Recording, tiling: Tiling, tile: Tile) -> NDArray[Any]:
+    """All a tile sees, (time, channel in file); beyond the crop's ends its edge value is repeated."""
+    first, last = max(tile.first, tiling.start), min(tile.first + tile.length, tiling.stop)
+    samples = recording.read(first, last)
+    missing = (first - tile.first, tile.first + tile.length - last)
+    return np.pad(samples, (missing, (0, 0)), mode="edge") if any(missing) else samples
+
+
+def dead_channels(recording: Recording, probe: Probe, dead_in_file: list[int]) -> NDArray[np.int64]:
+    """Sorted channels among those found constant in the file."""
+    dead = np.flatnonzero(np.isin(probe.chan_map, dead_in_file))
+    if len(dead):
+        from ks4stream.errors import BadChannelWarning
+
+        warnings.warn(
+            f"{recording.name}: channels {probe.chan_map[dead].tolist()} of the file carry no signal and are left out.",
+            BadChannelWarning, stacklevel=2,
+        )  # fmt: skip
+    return dead
