@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -319,12 +319,12 @@ def _portable(file: Path, folder: Path) -> str:
 
 
 def write_preprocessed_copy(
-    sorting: Sorting, folder: str | os.PathLike[str], read: Callable[[int, int], NDArray[Any]], *, samples: int = 60_000
+    sorting: Sorting, folder: str | os.PathLike[str], pieces: Iterable[tuple[int, NDArray[Any]]]
 ) -> Path:
     """Write the whitened, drift-corrected traces to ``temp_wh.dat`` and let Phy show them.
 
-    The file is int16, traces times 200, with all columns of the original so that ``channel_map`` holds for
-    both; columns that were not sorted are 0.
+    The file is int16, traces times 200, as long and as wide as the original, so that spike times and
+    ``channel_map`` hold for both. What was not sorted (other channels, time outside the crop) is 0.
 
     Parameters
     ----------
@@ -332,10 +332,8 @@ def write_preprocessed_copy(
         Gives the channels and the length.
     folder : path
         Results folder, exported before.
-    read : callable
-        ``read(start, stop)`` returns preprocessed traces, shape (time, sorted channel).
-    samples : int, optional
-        How many samples are in memory at once.
+    pieces : iterable of (start, traces)
+        First sample, counted from the recording's first, and traces of shape (time, sorted channel).
 
     Returns
     -------
@@ -346,12 +344,15 @@ def write_preprocessed_copy(
         raise ResultsError("The sorting has no probe, so the columns of the preprocessed copy are not known.")
     path = Path(folder) / "temp_wh.dat"
     limits = np.iinfo(np.int16)
+    row_bytes = 2 * _n_chan_file(sorting)
     with path.open("wb") as file:
-        for rows in _slices(sorting.n_samples, samples):
-            block = np.zeros((rows.stop - rows.start, _n_chan_file(sorting)), np.int16)
-            traces = np.rint(np.asarray(read(rows.start, rows.stop), np.float32) * PREPROCESSED_SCALE)
-            block[:, sorting.probe.chan_map] = np.clip(traces, limits.min, limits.max).astype(np.int16)
+        for start, traces in pieces:
+            scaled = np.rint(np.asarray(traces, np.float32) * PREPROCESSED_SCALE)
+            block = np.zeros((len(scaled), _n_chan_file(sorting)), np.int16)
+            block[:, sorting.probe.chan_map] = np.clip(scaled, limits.min, limits.max).astype(np.int16)
+            file.seek(start * row_bytes)
             block.tofile(file)
+        file.truncate(sorting.n_samples * row_bytes)
     write_params(sorting, folder, [path], dtype="int16", hp_filtered=True)
     return path
 

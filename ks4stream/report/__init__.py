@@ -7,9 +7,12 @@ import os
 import time
 from pathlib import Path
 
+from ks4stream.io.phy import check_writable, export_phy
+from ks4stream.io.store import save_sorting
+from ks4stream.report.log import log_inputs, run_log
 from ks4stream.results import Sorting
 
-__all__ = ["finish"]
+__all__ = ["check_writable", "finish", "log_inputs", "run_log"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,9 +39,7 @@ def finish(sorting: Sorting, results_dir: str | os.PathLike[str], *, save_extra_
     ResultsError
         If the folder cannot be written to.
     """
-    from ks4stream.io.phy import export_phy
-    from ks4stream.io.store import save_sorting
-    from ks4stream.report.plots import write_plots
+    from ks4stream.report.plots import write_plots  # matplotlib: only when there is something to draw
 
     began = time.perf_counter()
     folder = export_phy(sorting, results_dir, save_extra_vars=save_extra_vars)

@@ -17,6 +17,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from ks4stream.io.phy import crop_start
@@ -168,9 +169,8 @@ def _template_norms(figure: Figure, axes: Axes, sorting: Sorting) -> None:
         _empty(figure, axes, "no units")
         return
     norms = np.linalg.norm(sorting.unit_features, axis=2)  # (u, c)
-    by_depth = np.argsort(norms.argmax(axis=1), kind="stable")
     picture = axes.imshow(
-        norms[by_depth].T, aspect="auto", origin="lower", cmap="magma_r", interpolation="nearest", vmin=0,
+        norms[_by_depth(sorting)].T, aspect="auto", origin="lower", cmap="BuPu", interpolation="nearest", vmin=0,
         vmax=max(float(np.quantile(norms.max(axis=1), 0.95)), 1e-6),
     )  # fmt: skip
     bar = figure.colorbar(picture, ax=axes, pad=0.02)
@@ -192,6 +192,10 @@ def _amplitude_against_count(figure: Figure, axes: Axes, sorting: Sorting) -> No
             label=f"{label} ({chosen.sum()})",
         )  # fmt: skip
     axes.set_xscale("log")
+    decades = np.log10([max(count.min(), 1), max(count.max(), 1)])
+    axes.set_xlim(10 ** np.floor(decades[0] - 0.05), 10 ** np.ceil(decades[1] + 0.05))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -244,11 +248,18 @@ def _greys() -> Any:
 
 def _unit_colours(sorting: Sorting) -> NDArray[np.float64]:
     """RGBA per unit (u, 4): neighbours in depth get hues far apart."""
-    depth = np.linalg.norm(sorting.unit_features, axis=2).argmax(axis=1)
     rank = np.empty(sorting.n_units, np.int64)
-    rank[np.argsort(depth, kind="stable")] = np.arange(sorting.n_units)
+    rank[_by_depth(sorting)] = np.arange(sorting.n_units)
     rgb = [colorsys.hls_to_rgb((at * _GOLDEN_TURN) % 1, 0.42 + 0.16 * (at % 2), 0.72) for at in rank]
     return np.column_stack([np.array(rgb).reshape(-1, 3), np.where(sorting.refractory, 0.8, 0.25)])
+
+
+def _by_depth(sorting: Sorting) -> NDArray[np.int64]:
+    """Units by shank and depth of their largest channel."""
+    channel = np.linalg.norm(sorting.unit_features, axis=2).argmax(axis=1)
+    if sorting.probe is None:
+        return np.argsort(channel, kind="stable")
+    return np.lexsort((sorting.probe.x_um[channel], sorting.probe.y_um[channel], sorting.probe.shank[channel]))
 
 
 def _width(sorting: Sorting) -> float:

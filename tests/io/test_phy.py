@@ -194,12 +194,13 @@ def test_without_flat_files_the_path_is_empty_and_the_source_is_named(make_sorti
     assert "rec.zarr" in (tmp_path / "params.py").read_text()
 
 
-def test_preprocessed_copy_keeps_the_columns_of_the_file(make_sorting, tmp_path):
+def test_preprocessed_copy_keeps_columns_and_times_of_the_file(make_sorting, tmp_path):
     sorting = make_sorting(n_samples=1000)
     export_phy(sorting, tmp_path)
     traces = np.random.default_rng(0).normal(0, 50, (1000, 12)).astype(np.float32)
-    path = write_preprocessed_copy(sorting, tmp_path, lambda start, stop: traces[start:stop], samples=300)
+    path = write_preprocessed_copy(sorting, tmp_path, ((at, traces[at : at + 200]) for at in (100, 300, 600)))
     copied = np.fromfile(path, np.int16).reshape(1000, 13)
+    traces[:100] = traces[500:600] = traces[800:] = 0
     assert not copied[:, 12].any()
     assert np.array_equal(copied[:, sorting.probe.chan_map], np.clip(np.rint(traces * 200), -32768, 32767))
     assert params(tmp_path)["dat_path"] == ["temp_wh.dat"]

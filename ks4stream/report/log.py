@@ -1,0 +1,161 @@
+"""``kilosort4.log``: what was sorted, how, with which versions, on what machine, and how long it took.
+
+ks4stream logs to the logger ``ks4stream``. :func:`run_log` sends it to a file (and to the console, if asked)
+for the length of one sort and leaves the logger as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ks4stream.errors import ResultsError
+from ks4stream.recording import Recording
+from ks4stream.settings import Settings
+
+__all__ = ["LOG_NAME", "log_inputs", "run_log"]
+
+LOG_NAME = "kilosort4.log"
+_PACKAGES = ("ks4stream", "numpy", "scipy", "torch", "dask", "distributed", "xarray", "zarr", "matplotlib")
+_EVERYTHING = 1  # a level below DEBUG, for what is logged in the innermost loops
+
+_logger = logging.getLogger("ks4stream")
+
+
+@contextmanager
+def run_log(
+    folder: str | os.PathLike[str], *, verbose_console: bool | None = None, verbose_log: bool = False
+) -> Iterator[logging.Logger]:
+    """Log a sort to ``kilosort4.log``.
+
+    Used again inside itself for the same folder it changes nothing, so that every level of the interface can
+    ask for it. An error that ends the sort is logged with its traceback, and goes on.
+
+    Parameters
+    ----------
+    folder : path
+        Results folder; made if need be. A log that lies there is replaced.
+    verbose_console : bool, optional
+        None: nothing on the console. False: what is worth knowing while it runs. True: all that the file gets.
+    verbose_log : bool, optional
+        Also write what is logged below the level DEBUG, for finding errors; slower.
+
+    Yields
+    ------
+    logging.Logger
+        The logger ``ks4stream``.
+
+    Raises
+    ------
+    ResultsError
+        If the log cannot be written.
+    """
+    path = Path(folder).absolute() / LOG_NAME
+    if any(getattr(handler, "baseFilename", None) == str(path) for handler in _logger.handlers):
+        yield _logger
+        return
+    with ExitStack() as stack:
+        stack.enter_context(_handler(_file_handler(path), _EVERYTHING if verbose_log else logging.DEBUG))
+        if verbose_console is not None:
+            stack.enter_context(_handler(_console_handler(), logging.DEBUG if verbose_console else logging.INFO))
+        _log_environment()
+        began = time.perf_counter()
+        try:
+            yield _logger
+        except BaseException:
+            _logger.debug("Stopped after %.1f s by an error:", time.perf_counter() - began, exc_info=True)
+            raise
+        _logger.info("Finished in %.1f s", time.perf_counter() - began)
+
+
+def log_inputs(recording: Recording, settings: Settings, **options: Any) -> None:
+    """Log what is sorted and how: the recording, its probe, every setting, and further options by name."""
+    _logger.info("Sorting %r", recording)
+    for file in recording.files:
+        _logger.debug("file: %s", file)
+    default = Settings().to_dict()
+    for name, value in settings.to_dict().items():
+        _logger.debug("%s = %r%s", name, value, "" if value == default[name] else f"  (default {default[name]!r})")
+    for name, value in options.items():
+        _logger.debug("%s = %r", name, value)
+    if recording.probe is not None:
+        probe = recording.probe
+        for row in zip(probe.chan_map, probe.x_um, probe.y_um, probe.shank, strict=True):
+            _logger.debug("channel %d: x %g µm, y %g µm, shank %d", *row)
+
+
+def _file_handler(path: Path) -> logging.Handler:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    except OSError as error:
+        raise ResultsError(
+            f"The log {path} cannot be written: {error.strerror or error}. Choose another results_dir."
+        ) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)-8s %(message)s"))
+    return handler
+
+
+def _console_handler() -> logging.Handler:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("ks4stream: %(message)s"))
+    return handler
+
+
+@contextmanager
+def _handler(handler: logging.Handler, level: int) -> Iterator[None]:
+    """Attach a handler, and let the logger pass what it wants to see; both undone at the end."""
+    before = _logger.level
+    handler.setLevel(level)
+    _logger.addHandler(handler)
+    _logger.setLevel(min(level, before) if before else level)
+    try:
+        yield
+    finally:
+        _logger.removeHandler(handler)
+        _logger.setLevel(before)
+        handler.close()
+
+
+def _log_environment() -> None:
+    _logger.info("ks4stream %s", _version("ks4stream"))
+    _logger.debug("Python %s on %s %s", platform.python_version(), platform.platform(), platform.machine())
+    _logger.debug("%s", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES[1:]))
+    _logger.debug("%d CPU cores, %s of memory, GPUs: %s", _n_cores(), _memory(), ", ".join(_gpus()) or "none")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed as a package)"
+
+
+def _n_cores() -> int:
+    """Cores this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+    except (AttributeError, OSError, ValueError):
+        return "an unknown amount"
+
+
+def _gpus() -> list[str]:
+    """Names of the visible GPUs; none where torch is not loaded, as it is too slow to load for a log."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
