@@ -30,11 +30,11 @@ def settle(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Decide which spikes count at the border between two tiles that follow each other.
 
-    Both tiles see the samples around their border. Spikes within `nt` of it are paired one to one: same unit,
-    at most `tolerance` apart, nearest first, then earlier. A pair is one spike, the left tile's version. A spike
-    without a partner counts if it lies in its reporter's core. Spikes farther away are none of this border's business
-    and keep their `in_core`, so a tile's two borders are settled one after the other, the result of the first being
-    the `in_core` of the second.
+    Both tiles see the samples around their border. Spikes within `nt` of it (from ``border − nt`` to before
+    ``border + nt``) are paired one to one: same unit, at most `tolerance` apart, nearest first, then earlier. A pair
+    is one spike, the left tile's version. A spike without a partner counts if it lies in its reporter's core.
+    Spikes farther away are none of this border's business and keep their `in_core`, so a tile's two borders are
+    settled one after the other, the result of the first being the `in_core` of the second.
 
     Parameters
     ----------
@@ -68,8 +68,9 @@ def settle(
 
 def _pairs(left: Reported, right: Reported, border: int, nt: int, tolerance: int) -> list[tuple[int, int]]:
     """Pair spikes near the border, nearest first, then the earlier left and right spike."""
-    near_left = np.flatnonzero(np.abs(left.sample - border) <= nt)
-    near_right = np.flatnonzero(np.abs(right.sample - border) <= nt)
+    near_left, near_right = (
+        np.flatnonzero((side.sample >= border - nt) & (side.sample < border + nt)) for side in (left, right)
+    )
     apart = np.abs(left.sample[near_left, None] - right.sample[near_right])
     may = (apart <= tolerance) & (left.unit[near_left, None] == right.unit[near_right])
     one, other = near_left[np.nonzero(may)[0]], near_right[np.nonzero(may)[1]]

@@ -32,7 +32,7 @@ DROPPED_ENERGY = 1e-4
 noise standard deviations (rms, in noise) and by less than ε of itself (on the unit's own spikes)."""
 
 GROUP_SIZE = 16  # units that are scored together, at most
-SAMPLES_AT_ONCE = 4096  # samples of all channels' components held while scoring
+SAMPLES_AT_ONCE = 2048  # samples of all components held while scoring; blocks or spikes held elsewhere
 ROWS_AT_ONCE = 1 << 15  # windows of 2·nt − 1 samples held while subtracting: 50 MB
 
 
@@ -76,7 +76,7 @@ class Matcher:
         Rows of each group, by ascending unit; padded with u, a row without scores.
     near : Tensor, shape (g, x), int64
         Groups that share channels with each group, itself included; padded with the number of groups.
-    channels : tuple of Tensor, shape (c',), int64
+    channels : tuple of slice or Tensor, shape (c',), int64
         Channels of each group's units.
     weights : tuple of Tensor, shape (m, c'·q), float32
         Unit-norm templates of each group's units there.
@@ -99,7 +99,7 @@ class Matcher:
     group_of: Tensor
     members: Tensor
     near: Tensor
-    channels: tuple[Tensor, ...]
+    channels: tuple[slice | Tensor, ...]
     weights: tuple[Tensor, ...]
     pair_start: Tensor
     pair_row: Tensor
@@ -168,7 +168,7 @@ def prepare(
     reach = torch.zeros(len(groups), support.shape[1], device=device).index_put_((group_of,), support.float(), True) > 0
     sharing = (reach.float() @ reach.float().T > 0) | torch.eye(len(groups), dtype=torch.bool, device=device)
     ordered = unit_templates[unit_of]
-    channels = tuple(torch.nonzero(row)[:, 0] for row in reach)
+    channels = tuple(_span(row) for row in reach)
     rows = torch.split(torch.arange(len(unit_of), device=device), sizes.tolist())
     pairs = [_pairs(ordered, support, rows[g], sharing[g][group_of], channels[g]) for g in range(len(groups))]
     q, nt = components.shape
@@ -223,8 +223,16 @@ def bisected(positions: NDArray[np.float64], size: int) -> list[NDArray[np.int64
     return halve(np.arange(len(positions), dtype=np.int64)) if len(positions) else []
 
 
+def _span(mask: Tensor) -> slice | Tensor:
+    """Indices of the true entries; as a slice, which costs no copy, where that holds few others."""
+    index = torch.nonzero(mask)[:, 0]
+    if len(index) and int(index[-1] - index[0]) < 1.25 * len(index):
+        return slice(int(index[0]), int(index[-1]) + 1)
+    return index
+
+
 def _pairs(
-    templates: Tensor, support: Tensor, rows: Tensor, sharing: Tensor, channels: Tensor
+    templates: Tensor, support: Tensor, rows: Tensor, sharing: Tensor, channels: slice | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for `rows`, how many rows share channels with each, which, and their inner products over channels."""
     q = templates.shape[2]
