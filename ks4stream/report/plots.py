@@ -160,7 +160,7 @@ def _waveforms(figure: Figure, axes: Axes, sorting: Sorting, which: str, title: 
         axes.plot(time_ms, row, color=colour, linewidth=1.3, label=str(number))
     axes.margins(x=0)
     if 0 < len(rows) <= 10:
-        axes.legend(frameon=False, fontsize=7, ncols=2, loc="best", handlelength=1.2, columnspacing=1.0)
+        axes.legend(frameon=False, fontsize=7, ncols=2, loc="lower right", handlelength=1.2, columnspacing=1.0)
 
 
 def _template_norms(figure: Figure, axes: Axes, sorting: Sorting) -> None:

@@ -1,0 +1,449 @@
+"""Kilosort4's way to call a sort: its arguments in, its nine results out.
+
+A thin layer over :func:`ks4stream.sorter.sort`. Everything that is Kilosort4's convention (settings that
+name files, the default results folder, ``ops``) is converted here and goes no further.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+
+from ks4stream.errors import BadChannelWarning, ProbeError, RecordingError, SettingsError
+from ks4stream.io import spikeglx
+from ks4stream.io.phy import (
+    check_writable,
+    ops_from_sorting,
+    spike_table,
+    write_ops,
+    write_preprocessed_copy,
+)
+from ks4stream.io.probes import shipped_probes
+from ks4stream.io.recordings import open_recording
+from ks4stream.probe import Probe
+from ks4stream.recording import Recording
+from ks4stream.report import log_inputs, run_log
+from ks4stream.results import Sorting
+from ks4stream.settings import Settings
+from ks4stream.sorter import prepare, sort
+
+__all__ = ["KilosortResults", "ops_from_sorting", "run_kilosort"]
+
+KilosortResults = tuple[
+    dict[str, Any],
+    NDArray[np.float64],
+    NDArray[np.int32],
+    torch.Tensor,
+    torch.Tensor,
+    NDArray[np.float32],
+    NDArray[np.bool_],
+    NDArray[np.float64],
+    NDArray[np.bool_],
+]
+"""``ops, st, clu, tF, Wall, similar_templates, is_ref, est_contam_rate, kept_spikes``"""
+
+PathLike = str | os.PathLike[str]
+Progress = Callable[[str, int, int], None]
+
+_PLACES = ("filename", "data_dir", "results_dir", "data_dtype", "probe", "probe_name", "probe_path")
+_BINARY_SUFFIXES = (".bin", ".dat", ".bat", ".raw")
+_TENSORS = ("Wrot", "wPCA", "wTEMP", "iCC", "iCC_mask", "iU")  # tensors in Kilosort4's ops too
+_LOGGED = ("do_CAR", "invert_sign", "device", "block_batches")
+_DEFAULT_FS = 30_000.0
+
+
+def run_kilosort(
+    settings: Mapping[str, Any] | Settings,
+    probe: Probe | Mapping[str, Any] | PathLike | None = None,
+    probe_name: str | None = None,
+    filename: PathLike | Sequence[PathLike] | None = None,
+    data_dir: PathLike | None = None,
+    file_object: Any = None,
+    results_dir: PathLike | None = None,
+    data_dtype: DTypeLike | None = None,
+    do_CAR: bool = True,
+    invert_sign: bool = False,
+    device: str | torch.device | None = None,
+    progress_bar: Any = None,
+    save_extra_vars: bool = False,
+    clear_cache: bool = False,
+    save_preprocessed_copy: bool = False,
+    bad_channels: Sequence[int] | None = None,
+    shank_idx: float | Sequence[float] | None = None,
+    verbose_console: bool = False,
+    verbose_log: bool = False,
+    torch_thread_lim: int | None = None,
+    *,
+    client: Any = None,
+    block_batches: int | None = None,
+) -> KilosortResults:
+    """Sort a recording, called like Kilosort4.
+
+    Parameters
+    ----------
+    settings : mapping or Settings
+        Kilosort4's settings by name; ``n_chan_bin`` is needed, all else has a default. As in Kilosort4 it may
+        also hold ``filename``, ``data_dir``, ``results_dir``, ``data_dtype``, ``probe``, ``probe_name`` and
+        ``probe_path``; arguments of the same name count more.
+    probe : Probe, mapping or path, optional
+        A :class:`~ks4stream.probe.Probe`, a dictionary with ``chanMap``, ``xc``, ``yc``, ``kcoords``, or a
+        probe file. Without any of the probe arguments, what the recording's own metadata say.
+    probe_name : str, optional
+        A probe shipped with ks4stream, or a probe file; used if `probe` is None.
+    filename : path or list of paths, optional
+        Binary files, joined in time in this order. What :func:`~ks4stream.io.recordings.open_recording`
+        opens (Zarr, ``.npy``) will do too.
+    data_dir : path, optional
+        A folder with exactly one .bin, .dat, .bat or .raw file; used if `filename` is None.
+    file_object : array-like, optional
+        Samples to sort in place of a file: anything with ``shape``, ``dtype`` and slices, (time, channel).
+    results_dir : path, optional
+        Results folder; ``kilosort4`` beside the data by default.
+    data_dtype : dtype-like, optional
+        Type of the samples in the file; int16 by default.
+    do_CAR : bool
+        Subtract the common median reference.
+    invert_sign : bool
+        Turn the traces upside down.
+    device : str or torch.device, optional
+        Where kernels run; by default the GPU if there is one.
+    progress_bar : optional
+        A tqdm bar (one round per stage), a Qt progress bar or signal (percent of a stage), or a callable
+        ``progress(stage, done, total)``.
+    save_extra_vars : bool
+        Also write tF, Wall, full_st, full_clu and full_amp.
+    clear_cache : bool
+        Accepted for Kilosort4's sake; memory is bounded without it.
+    save_preprocessed_copy : bool
+        Also write the preprocessed traces to ``temp_wh.dat``, and let Phy show those.
+    bad_channels : list of int, optional
+        Columns of the file that are not sorted.
+    shank_idx : int or list of int, optional
+        Sort this shank alone (a value of ``kcoords``), into a folder ``shank_<idx>`` within the results
+        folder. Shanks of a list are sorted one after the other, and the last one's results are returned.
+        By default all shanks are sorted together; templates and units never span two.
+    verbose_console : bool
+        Show on the console what otherwise only the log gets.
+    verbose_log : bool
+        Log still more to ``kilosort4.log``.
+    torch_thread_lim : int, optional
+        Cores to use at most (each task computes on one); of no effect on a `client`.
+    client : distributed.Client, optional
+        Where to compute; by default on this machine. "loop": in this thread.
+    block_batches : int, optional
+        Batches per task; by default about a minute. Never a matter of results.
+
+    Returns
+    -------
+    ops : dict
+        Settings and results by Kilosort4's names; see :func:`~ks4stream.io.phy.ops_from_sorting`.
+    st : ndarray of float64, shape (n_spikes, 3)
+        Time in samples, counted from the first that was sorted (``tmin``); template; threshold amplitude.
+    clu : ndarray of int32, shape (n_spikes,)
+        Unit of each spike.
+    tF : Tensor, shape (n_spikes, nearest_chans, n_pcs)
+        Features of each spike, on channels ``ops['iCC'][:, ops['iU'][template]]``.
+    Wall : Tensor, shape (n_units, n_channels, n_pcs)
+        Template of each unit.
+    similar_templates : ndarray of float32, shape (n_units, n_units)
+        Largest correlation of the templates over lags.
+    is_ref : ndarray of bool, shape (n_units,)
+        Whether a unit is refractory ("good").
+    est_contam_rate : ndarray of float64, shape (n_units,)
+        Estimated contamination.
+    kept_spikes : ndarray of bool, shape (n_spikes,)
+        False for duplicates.
+
+    Raises
+    ------
+    ValueError
+        Before work starts: ``n_chan_bin`` is missing, a setting is unknown or out of bounds, or recording
+        and probe cannot be sorted (:class:`~ks4stream.errors.SettingsError`,
+        :class:`~ks4stream.errors.RecordingError`, :class:`~ks4stream.errors.ProbeError`).
+    ResultsError
+        If the results folder cannot be written to.
+    """
+    values, given = _split_settings(settings)
+    places = given | _given(
+        filename=filename, data_dir=data_dir, results_dir=results_dir, data_dtype=data_dtype, probe=probe,
+        probe_name=probe_name,
+    )  # fmt: skip
+    files = _files(places, needed=file_object is None)
+    folder = _results_folder(places, files)
+    recording = _open(files, file_object, values, places)
+    job = _Job(
+        settings=Settings.from_dict(values | {"fs": recording.sampling_rate_hz}),
+        arguments={
+            "do_CAR": do_CAR, "invert_sign": invert_sign, "device": device, "client": client,
+            "block_batches": block_batches, "save_extra_vars": save_extra_vars, "progress": _progress(progress_bar),
+        },
+        save_preprocessed_copy=save_preprocessed_copy,
+        verbose={"verbose_console": verbose_console, "verbose_log": verbose_log},
+        most_cores=torch_thread_lim,
+    )  # fmt: skip
+    jobs = [(_with_channels(recording, shank, bad_channels), folder / name) for shank, name in _shanks(shank_idx)]
+    for _, target in jobs:
+        check_writable(target)
+    for one, target in jobs:
+        results = job.run(one, target)
+    return results
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is the same for every shank of a recording."""
+
+    settings: Settings
+    arguments: dict[str, Any]
+    save_preprocessed_copy: bool
+    verbose: dict[str, bool]
+    most_cores: int | None
+
+    def run(self, recording: Recording, folder: Path) -> KilosortResults:
+        """Sort, and write what Kilosort4 writes beyond :func:`ks4stream.sorter.sort`."""
+        with run_log(folder, **self.verbose), self._limited_cores() as client:
+            log_inputs(recording, self.settings, **{name: self.arguments[name] for name in _LOGGED})
+            arguments = self.arguments | {"client": client}
+            sorting = sort(recording, self.settings, results_dir=folder, **arguments)
+            if self.save_preprocessed_copy:
+                write_preprocessed_copy(sorting, folder, self._preprocessed(recording, sorting))
+            ops = ops_from_sorting(sorting) | self._own_ops(folder)
+            write_ops(ops, folder)
+        return _as_kilosort(sorting, ops)
+
+    def _own_ops(self, folder: Path) -> dict[str, Any]:
+        device = self.arguments["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+        return {
+            "do_CAR": self.arguments["do_CAR"],
+            "invert_sign": self.arguments["invert_sign"],
+            "save_preprocessed_copy": self.save_preprocessed_copy,
+            "torch_device": str(device),
+            "results_dir": folder,
+        }
+
+    @contextmanager
+    def _limited_cores(self) -> Iterator[Any]:
+        """The caller's client, or one of this machine with few workers where cores are limited."""
+        client = self.arguments["client"]
+        if client is not None or self.most_cores is None:
+            yield client
+            return
+        from ks4stream.engine.cluster import local_client
+
+        with local_client(n_workers=self.most_cores) as own:
+            yield own
+
+    def _preprocessed(self, recording: Recording, sorting: Sorting) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Whitened and drift-corrected traces, batch by batch: first sample and (time, channel)."""
+        device = self._own_ops(Path())["torch_device"]
+        options = {"do_car": self.arguments["do_CAR"], "invert_sign": self.arguments["invert_sign"], "device": device}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BadChannelWarning)  # the sort has warned already
+            source = prepare(recording, self.settings, **options)
+        source = source.with_results(whitening=sorting.whitening, drift=sorting.drift)
+        for tile in source.tiling:
+            traces, _ = source.whitened(tile)
+            yield tile.start, traces[:, source.core(tile)].T.cpu().numpy()
+
+
+def _as_kilosort(sorting: Sorting, ops: dict[str, Any]) -> KilosortResults:
+    tensors: dict[str, Any] = {name: _tensor(ops[name]) for name in _TENSORS if name in ops}
+    if "Wrot" in tensors:
+        tensors["preprocessing"] = {"whiten_mat": tensors["Wrot"]}
+    return (
+        ops | tensors,
+        spike_table(sorting),
+        sorting.unit,
+        _tensor(sorting.features),
+        _tensor(sorting.unit_features),
+        sorting.similarity,
+        sorting.refractory,
+        sorting.contamination,
+        sorting.kept,
+    )
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    """The same memory as a tensor; a copy only where it is read-only, which torch does not know."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+# -- what is sorted, and where results go --------------------------------------------------------------
+
+
+def _split_settings(settings: Mapping[str, Any] | Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters of the method, and what names files and probes.
+
+    Raises
+    ------
+    SettingsError
+        If ``n_chan_bin`` is missing, or a name is unknown.
+    """
+    if isinstance(settings, Settings):
+        values, places = _explicit(settings), {}
+    else:
+        values = {name: value for name, value in settings.items() if name not in _PLACES}
+        places = _given(**{name: settings.get(name) for name in _PLACES})
+    if values.get("n_chan_bin") is None:
+        raise SettingsError(
+            "n_chan_bin is missing; settings must say how many channels the file has, sorted or not: "
+            "run_kilosort(settings={'n_chan_bin': 385})."
+        )
+    Settings.from_dict(values)  # a bad setting is told before a missing file
+    return values, places
+
+
+def _given(**places: Any) -> dict[str, Any]:
+    """Those that are set; callers such as SpikeInterface say "not set" with an empty string."""
+    return {name: value for name, value in places.items() if value is not None and not _is_blank(value)}
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _explicit(settings: Settings) -> dict[str, Any]:
+    """Settings as a dictionary; a sampling rate that is the default may still be beaten by metadata."""
+    values = settings.to_dict()
+    if values["fs"] == next(spec.default for spec in fields(Settings) if spec.name == "fs"):
+        del values["fs"]
+    return values
+
+
+def _files(places: Mapping[str, Any], *, needed: bool) -> list[Path]:
+    """The files to sort: those named, or the only one of the folder."""
+    named = places.get("filename")
+    if named is not None:
+        return [Path(file) for file in (named if isinstance(named, list | tuple) else [named])]
+    if places.get("data_dir") is not None:
+        return [_only_binary(Path(places["data_dir"]))] if needed else []
+    if needed:
+        raise RecordingError("Nothing to sort: give filename, data_dir or file_object.")
+    return []
+
+
+def _only_binary(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise RecordingError(f"data_dir={folder} is no folder. Give the folder of the binary file, or filename.")
+    found = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in _BINARY_SUFFIXES)
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise RecordingError(
+            f"data_dir={folder} must hold exactly one file that ends in {', '.join(_BINARY_SUFFIXES)}; found: "
+            f"{names}. Name the file with filename."
+        )
+    return found[0]
+
+
+def _results_folder(places: Mapping[str, Any], files: Sequence[Path]) -> Path:
+    if places.get("results_dir") is not None:
+        return Path(places["results_dir"])
+    if files:
+        return files[0].parent / "kilosort4"
+    if places.get("data_dir") is not None:
+        return Path(places["data_dir"]) / "kilosort4"
+    raise SettingsError("A file_object does not tell where results should go; give results_dir.")
+
+
+def _open(files: Sequence[Path], file_object: Any, values: Mapping[str, Any], places: Mapping[str, Any]) -> Recording:
+    """Open the recording with its probe.
+
+    The rate is, in this order: ``fs`` of the settings, what the recording itself tells, 30 kHz.
+    """
+    rate = values.get("fs")
+    if rate is None and (file_object is not None or not all(map(_tells_rate, files))):
+        rate = _DEFAULT_FS
+    source = file_object if file_object is not None else files[0] if len(files) == 1 else list(files)
+    recording = open_recording(
+        source, n_chan=values["n_chan_bin"], fs=rate, dtype=places.get("data_dtype"), probe=_probe(places)
+    )
+    if recording.probe is None:
+        raise ProbeError(
+            f"{recording.name} does not tell where its contacts are; give probe (a dictionary with chanMap, xc, yc "
+            f"and kcoords, or a file), or probe_name (shipped: {', '.join(shipped_probes())})."
+        )
+    return recording
+
+
+def _tells_rate(file: Path) -> bool:
+    """Whether a recording brings metadata that tell its sampling rate: SpikeGLX files and Zarr groups may."""
+    return file.is_dir() or spikeglx.find_meta(file) is not None
+
+
+def _probe(places: Mapping[str, Any]) -> Any:
+    return next((places[name] for name in ("probe", "probe_path", "probe_name") if name in places), None)
+
+
+def _shanks(shank_idx: float | Sequence[float] | None) -> list[tuple[int | None, str]]:
+    """The shanks to sort apart, each with its folder; all together is one job without a folder of its own."""
+    if shank_idx is None:
+        return [(None, "")]
+    chosen = np.atleast_1d(np.asarray(shank_idx, np.float64)).ravel().tolist()
+    if not chosen:
+        raise SettingsError("shank_idx is an empty list; name the shanks to sort, or None for all.")
+    if any(shank != int(shank) for shank in chosen):
+        raise SettingsError(f"shank_idx={shank_idx} must be whole numbers, the values of kcoords.")
+    return [(int(shank), f"shank_{int(shank)}") for shank in chosen]
+
+
+def _with_channels(recording: Recording, shank: int | None, bad_channels: Sequence[int] | None) -> Recording:
+    """The recording with the channels that are to be sorted."""
+    probe = recording.probe
+    assert probe is not None
+    bad = np.unique(np.asarray([] if bad_channels is None else bad_channels, np.int64))
+    beyond = bad[(bad < 0) | (bad >= recording.n_channels)]
+    if len(beyond):
+        raise ProbeError(
+            f"bad_channels={beyond.tolist()} lie outside the file's channels 0 to {recording.n_channels - 1}."
+        )
+    if shank is not None:
+        probe = probe.select_shanks(shank)
+    on_probe = np.intersect1d(bad, probe.chan_map)  # others are not sorted anyway
+    return recording.with_probe(probe.drop_channels(on_probe) if len(on_probe) else probe)
+
+
+# -- progress ------------------------------------------------------------------------------------------
+
+
+def _progress(bar: Any) -> Progress | None:
+    """What :func:`ks4stream.sorter.sort` calls, for a progress bar of any of the usual kinds."""
+    if bar is None:
+        return None
+    show = getattr(bar, "emit", None) or getattr(bar, "setValue", None)  # a Qt signal, a Qt progress bar
+    if show is not None:
+        return lambda stage, done, total: show(100 * done // max(total, 1))
+    if hasattr(bar, "update") and hasattr(bar, "reset"):
+        return _Tqdm(bar)
+    if callable(bar):
+        found: Progress = bar
+        return found
+    raise SettingsError(
+        f"progress_bar={bar!r} is no progress bar; give a tqdm bar, a Qt progress bar or signal, or a callable "
+        "progress(stage, done, total)."
+    )
+
+
+class _Tqdm:
+    """One round of a tqdm bar per stage."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+        self._stage: str | None = None
+        self._done = 0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage or done < self._done:
+            self._bar.reset(total=total)
+            self._bar.set_description(stage)
+            self._stage, self._done = stage, 0
+        self._bar.update(done - self._done)
+        self._done = done

@@ -1,0 +1,302 @@
+"""Kilosort4's way in: arguments, files, probes, folders, and the nine results."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ks4stream import kilosort
+from ks4stream.errors import ProbeError, RecordingError, ResultsError, SettingsError
+from ks4stream.kilosort import run_kilosort
+from ks4stream.probe import Probe
+from ks4stream.report import finish
+from ks4stream.settings import Settings
+
+KILOSORT4_ARGUMENTS = (
+    "settings", "probe", "probe_name", "filename", "data_dir", "file_object", "results_dir", "data_dtype", "do_CAR",
+    "invert_sign", "device", "progress_bar", "save_extra_vars", "clear_cache", "save_preprocessed_copy",
+    "bad_channels", "shank_idx", "verbose_console", "verbose_log", "torch_thread_lim",
+)  # fmt: skip
+PROBE = {
+    "chanMap": np.arange(12), "xc": np.tile([0.0, 32.0], 6), "yc": np.repeat(20.0 * np.arange(6), 2),
+    "kcoords": np.zeros(12), "n_chan": 12,
+}  # fmt: skip
+TWO_SHANKS = PROBE | {"xc": PROBE["xc"] + 250 * (np.arange(12) >= 6), "kcoords": np.arange(12) // 6}
+
+
+class FakeSort:
+    """Stands in for the sort: notes what it was asked, and hands back a small sorting."""
+
+    def __init__(self, make_sorting) -> None:
+        self.make_sorting = make_sorting
+        self.calls: list[tuple] = []
+        self.changes: dict = {}
+
+    def __call__(self, recording, settings, *, results_dir, save_extra_vars, **options):
+        self.calls.append((recording, settings, Path(results_dir), options))
+        if options["progress"] is not None:
+            for done in range(3):
+                options["progress"]("detection", done, 2)
+        sorting = self.make_sorting(
+            n_channels=recording.probe.n_channels, probe=recording.probe, settings=settings, files=recording.files,
+            n_samples=recording.n_samples, n_chan_file=recording.n_channels, **self.changes,
+        )  # fmt: skip
+        finish(sorting, results_dir, save_extra_vars=save_extra_vars)
+        self.sorting = sorting
+        return sorting
+
+
+@pytest.fixture
+def fake(make_sorting, monkeypatch):
+    found = FakeSort(make_sorting)
+    monkeypatch.setattr(kilosort, "sort", found)
+    monkeypatch.setattr("ks4stream.report.plots.write_plots", lambda *_: [])
+    return found
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A second of 13 channels."""
+    path = tmp_path / "data" / "rec.bin"
+    path.parent.mkdir()
+    np.random.default_rng(0).integers(-99, 99, (30_000, 13), dtype=np.int16).tofile(path)
+    return path
+
+
+SETTINGS = {"n_chan_bin": 13, "nt": 21, "n_pcs": 3, "nearest_chans": 5}
+
+
+def test_signature_is_kilosort4s():
+    parameters = inspect.signature(run_kilosort).parameters
+    positional = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert tuple(positional) == KILOSORT4_ARGUMENTS
+    defaults = {name: parameters[name].default for name in KILOSORT4_ARGUMENTS[1:]}
+    falses = {
+        "invert_sign",
+        "save_extra_vars",
+        "clear_cache",
+        "save_preprocessed_copy",
+        "verbose_console",
+        "verbose_log",
+    }
+    assert all(defaults[name] is False for name in falses) and defaults["do_CAR"] is True
+    assert all(value is None for name, value in defaults.items() if name not in falses | {"do_CAR"})
+
+
+def test_nine_results(fake, data):
+    results = run_kilosort(SETTINGS | {"tmin": 0.1}, probe=PROBE, filename=data)
+    assert isinstance(results, tuple) and len(results) == 9
+    ops, st, clu, tF, Wall, similar_templates, is_ref, est_contam_rate, kept_spikes = results
+    sorting = fake.sorting
+    assert st.dtype == np.float64 and np.array_equal(st[:, 0], sorting.sample - 3000)
+    assert np.array_equal(st[:, 1], sorting.template) and np.array_equal(st[:, 2].astype(np.float32), sorting.score)
+    assert np.array_equal(clu, sorting.unit)
+    assert isinstance(tF, torch.Tensor) and tF.shape == (400, 5, 3)
+    assert isinstance(Wall, torch.Tensor) and Wall.shape == (4, 12, 3)
+    assert similar_templates.shape == (4, 4)
+    assert is_ref.dtype == bool and est_contam_rate.shape == (4,) and kept_spikes.dtype == bool
+    assert isinstance(ops["wPCA"], torch.Tensor) and ops["do_CAR"] is True and ops["settings"]["n_chan_bin"] == 13
+
+
+def test_ops_file_knows_the_call(fake, data):
+    run_kilosort(SETTINGS, probe=PROBE, filename=data, do_CAR=False, invert_sign=True)
+    ops = np.load(data.parent / "kilosort4" / "ops.npy", allow_pickle=True).item()
+    assert (ops["do_CAR"], ops["invert_sign"]) == (False, True)
+    assert isinstance(ops["wPCA"], np.ndarray)
+    assert fake.calls[0][3]["do_CAR"] is False and fake.calls[0][3]["invert_sign"] is True
+
+
+# -- settings --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"n_chan_bin": None, "fs": 20_000}, Settings()])
+def test_n_chan_bin_is_needed(settings, data):
+    with pytest.raises(ValueError, match="n_chan_bin is missing"):
+        run_kilosort(settings, probe=PROBE, filename=data)
+
+
+def test_an_unknown_setting_is_told_before_a_missing_file():
+    with pytest.raises(SettingsError, match="Did you mean 'Th_learned'"):
+        run_kilosort({"n_chan_bin": 13, "Th_lerned": 8}, filename="nowhere.bin")
+
+
+def test_settings_may_name_the_places(fake, data, tmp_path):
+    places = {"filename": str(data), "results_dir": tmp_path / "out", "probe": PROBE, "data_dtype": "int16"}
+    run_kilosort(SETTINGS | places)
+    assert fake.calls[0][2] == tmp_path / "out"
+    run_kilosort(SETTINGS | places, results_dir=tmp_path / "argument")
+    assert fake.calls[1][2] == tmp_path / "argument"
+    run_kilosort(SETTINGS | places | {"filename": "", "probe_name": "", "data_dir": data.parent})
+    assert fake.calls[2][0].files == (str(data),)
+
+
+def test_settings_object_and_rate(fake, data):
+    run_kilosort(Settings(**SETTINGS, fs=25_000), probe=PROBE, filename=data)
+    assert fake.calls[0][0].sampling_rate_hz == fake.calls[0][1].fs == 25_000
+    run_kilosort(Settings(**SETTINGS), probe=PROBE, filename=data)
+    assert fake.calls[1][1].fs == 30_000
+
+
+# -- files -----------------------------------------------------------------------------------------------
+
+
+def test_results_lie_beside_the_data_by_default(fake, data):
+    run_kilosort(SETTINGS, probe=PROBE, filename=str(data))
+    folder = data.parent / "kilosort4"
+    assert fake.calls[0][2] == folder
+    assert {"params.py", "kilosort4.log", "ops.npy", "sorting.zarr"} <= {path.name for path in folder.iterdir()}
+    assert "../rec.bin" in (folder / "params.py").read_text()
+    assert "n_chan_bin = 13" in (folder / "kilosort4.log").read_text()
+
+
+def test_the_only_binary_of_a_folder(fake, data):
+    run_kilosort(SETTINGS, probe=PROBE, data_dir=data.parent)
+    assert fake.calls[0][0].files == (str(data),)
+    (data.parent / "other.DAT").write_bytes(b"")
+    with pytest.raises(RecordingError, match=r"found: other.DAT, rec.bin"):
+        run_kilosort(SETTINGS, probe=PROBE, data_dir=data.parent)
+    with pytest.raises(RecordingError, match="is no folder"):
+        run_kilosort(SETTINGS, probe=PROBE, data_dir=data)
+
+
+def test_files_are_joined_in_time(fake, data):
+    run_kilosort(SETTINGS, probe=PROBE, filename=[data, data])
+    recording = fake.calls[0][0]
+    assert recording.n_samples == 60_000 and recording.files == (str(data), str(data))
+    assert fake.calls[0][2] == data.parent / "kilosort4"
+
+
+def test_a_file_object_takes_the_place_of_a_file(fake, data, tmp_path):
+    class Wrapped:
+        """Like Kilosort4's wrapper of a SpikeInterface recording."""
+
+        shape, dtype = (30_000, 13), np.dtype("int16")
+
+        def __getitem__(self, *items):
+            return np.fromfile(data, np.int16).reshape(self.shape)[items[0]]
+
+    run_kilosort(SETTINGS, probe=PROBE, file_object=Wrapped(), filename=data)
+    recording = fake.calls[0][0]
+    assert np.array_equal(recording.read(5, 9), Wrapped()[5:9, :])
+    assert fake.calls[0][2] == data.parent / "kilosort4"
+    run_kilosort(SETTINGS, probe=PROBE, file_object=Wrapped(), data_dir=tmp_path / "new")
+    assert fake.calls[1][2] == tmp_path / "new" / "kilosort4"
+    with pytest.raises(SettingsError, match="give results_dir"):
+        run_kilosort(SETTINGS, probe=PROBE, file_object=Wrapped())
+
+
+def test_nothing_to_sort():
+    with pytest.raises(RecordingError, match="Nothing to sort"):
+        run_kilosort(SETTINGS, probe=PROBE)
+
+
+def test_a_locked_results_folder_is_told_before_work(fake, data):
+    (data.parent / "kilosort4").write_text("")
+    with pytest.raises(ResultsError, match="another results_dir"):
+        run_kilosort(SETTINGS, probe=PROBE, filename=data)
+    assert not fake.calls
+
+
+# -- probes, channels, shanks ------------------------------------------------------------------------------
+
+
+def test_probe_by_name_object_and_path(fake, data, tmp_path):
+    run_kilosort(SETTINGS, probe_name="tetrode", filename=data)
+    assert fake.calls[-1][0].probe.n_channels == 4
+    probe = Probe(np.arange(3), np.zeros(3), 25.0 * np.arange(3), np.zeros(3))
+    run_kilosort(SETTINGS, probe=probe, probe_name="tetrode", filename=data)
+    assert fake.calls[-1][0].probe == probe
+    from ks4stream.io.probes import save_probe
+
+    save_probe(probe, tmp_path / "probe.json")
+    run_kilosort(SETTINGS | {"probe_path": tmp_path / "probe.json"}, filename=data)
+    assert fake.calls[-1][0].probe == probe
+    with pytest.raises(ProbeError, match=r"probe_name \(shipped: .*tetrode"):
+        run_kilosort(SETTINGS, filename=data)
+
+
+def test_bad_channels_are_not_sorted(fake, data):
+    run_kilosort(SETTINGS, probe=PROBE, filename=data, bad_channels=[3, 12])  # 12 is on no contact
+    assert fake.calls[0][0].probe.chan_map.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]
+    with pytest.raises(ProbeError, match=r"bad_channels=\[13\]"):
+        run_kilosort(SETTINGS, probe=PROBE, filename=data, bad_channels=[13])
+
+
+def test_shanks_are_sorted_apart(fake, data):
+    results = run_kilosort(SETTINGS, probe=TWO_SHANKS, filename=data, shank_idx=[0, 1], bad_channels=[2])
+    assert [call[2].name for call in fake.calls] == ["shank_0", "shank_1"]
+    assert [call[0].probe.chan_map.tolist() for call in fake.calls] == [[0, 1, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert np.array_equal(results[0]["chanMap"], np.arange(6, 12))  # those of the last
+    run_kilosort(SETTINGS, probe=TWO_SHANKS, filename=data, shank_idx=1.0)
+    assert fake.calls[-1][2] == data.parent / "kilosort4" / "shank_1"
+    with pytest.raises(ProbeError, match="no shank 7"):
+        run_kilosort(SETTINGS, probe=TWO_SHANKS, filename=data, shank_idx=7)
+    with pytest.raises(SettingsError, match="whole numbers"):
+        run_kilosort(SETTINGS, probe=TWO_SHANKS, filename=data, shank_idx=0.5)
+
+
+# -- progress, logs ------------------------------------------------------------------------------------------
+
+
+def test_progress_bars_of_all_kinds(fake, data):
+    class Bar:
+        def __init__(self) -> None:
+            self.n, self.total, self.said = 0, None, []
+
+        def reset(self, total) -> None:
+            self.n, self.total = 0, total
+
+        def set_description(self, text) -> None:
+            self.said.append(text)
+
+        def update(self, n) -> None:
+            self.n += n
+
+    class Signal:
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def emit(self, percent: int) -> None:
+            self.seen.append(percent)
+
+    bar, signal, seen = Bar(), Signal(), []
+    for progress in (bar, signal, lambda *args: seen.append(args)):
+        run_kilosort(SETTINGS, probe=PROBE, filename=data, progress_bar=progress)
+    assert (bar.n, bar.total, bar.said) == (2, 2, ["detection"])
+    assert signal.seen == [0, 50, 100]
+    assert seen == [("detection", 0, 2), ("detection", 1, 2), ("detection", 2, 2)]
+    with pytest.raises(SettingsError, match="no progress bar"):
+        run_kilosort(SETTINGS, probe=PROBE, filename=data, progress_bar="bar")
+
+
+def test_the_logger_is_left_alone(fake, data):
+    before = list(logging.getLogger("ks4stream").handlers)
+    run_kilosort(SETTINGS, probe=PROBE, filename=data, verbose_console=True, verbose_log=True)
+    assert logging.getLogger("ks4stream").handlers == before
+
+
+# -- files written on request ----------------------------------------------------------------------------------
+
+
+def test_extra_files(fake, data):
+    run_kilosort(SETTINGS, probe=PROBE, filename=data, save_extra_vars=True)
+    folder = data.parent / "kilosort4"
+    assert {"tF.npy", "Wall.npy", "full_st.npy", "full_clu.npy", "full_amp.npy"} <= {p.name for p in folder.iterdir()}
+
+
+def test_preprocessed_copy(fake, data):
+    from ks4stream.results import Whitening
+
+    fake.changes = {"drift": None, "whitening": Whitening(np.eye(12) * 0.02, [])}
+    run_kilosort(SETTINGS, probe=PROBE, filename=data, save_preprocessed_copy=True)
+    folder = data.parent / "kilosort4"
+    copied = np.fromfile(folder / "temp_wh.dat", np.int16).reshape(30_000, 13)
+    assert not copied[:, 12].any()
+    original = np.fromfile(data, np.int16).reshape(30_000, 13)[:, :12]
+    assert np.corrcoef(copied[100:-100, 3], original[100:-100, 3])[0, 1] > 0.8  # filtered and referenced
+    assert "temp_wh.dat" in (folder / "params.py").read_text()
