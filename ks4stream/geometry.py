@@ -182,7 +182,7 @@ def template_centres(probe: Probe, settings: Settings) -> Centres:
 
 def _grid(contacts: Floats, step_y_um: float, step_x_um: float) -> Floats:
     (x0, y0), (x1, y1) = contacts.min(axis=0), contacts.max(axis=0)
-    x = np.linspace(x0, x1, int(round((x1 - x0) / step_x_um)) + 1)
+    x = np.linspace(x0, x1, round((x1 - x0) / step_x_um) + 1)
     y = np.arange(y0, y1 + step_y_um * 1e-6, step_y_um)
     return np.column_stack([np.tile(x, len(y)), np.repeat(y, len(x))])
 
@@ -228,7 +228,7 @@ def clustering_regions(centres: Centres, settings: Settings) -> Regions:
         y0, y1, pitch = inside[:, 1].min(), inside[:, 1].max(), centres.pitch_um
         y = np.arange(y0 + pitch - 1, y1 + pitch + 1, 2 * pitch)
         width = np.ptp(inside[:, 0])
-        n_columns = settings.x_centers or max(1, int(round(width / WIDE_PROBE_UM)))
+        n_columns = settings.x_centers or max(1, round(width / WIDE_PROBE_UM))
         x = inside[:, 0].min() + width * (np.arange(n_columns) + 0.5) / n_columns
         positions.append(np.column_stack([np.tile(x, len(y)), np.repeat(y, len(x))]))
         shanks.append(np.full(len(x) * len(y), shank, np.int64))

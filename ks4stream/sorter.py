@@ -21,7 +21,9 @@ from ks4stream import geometry
 from ks4stream.blocks import Tile
 from ks4stream.engine import Engine, Loop, Progress, one_thread
 from ks4stream.errors import FewSpikesWarning, Ks4StreamWarning
-from ks4stream.kernels import merging, templates as template_kernels
+from ks4stream.io.spikes import Receipt
+from ks4stream.kernels import merging
+from ks4stream.kernels import templates as template_kernels
 from ks4stream.recording import Recording, check_traces
 from ks4stream.results import Drift, PeakSample, Sorting, Templates, Waveforms, Whitening
 from ks4stream.settings import Settings
@@ -136,16 +138,19 @@ class _Sort:
 
         source = source.with_results(whitening=self.learn_whitening(source))
         shapes = self.learn_waveforms(source)
-        moved, peaks = None, None
+        peaks = self.detect(source, centres, regions, shapes)
+        moved, plotted = None, None
         if settings.nblocks > 0:
-            moved, peaks = self.estimate_drift(detection.Detector(source, centres, shapes))
+            with self._timed("drift"):
+                moved, plotted = drift.combine(source, peaks)
             if np.any(moved.shift_um):
                 source = source.with_results(drift=moved)
                 shapes = self.learn_waveforms(source)
+                peaks = self.detect(source, centres, regions, shapes)
 
-        learned = self.learn_templates(detection.Detector(source, centres, shapes), regions)
+        learned = self.learn_templates(source, centres, regions, shapes, peaks)
         found, template_channels = self.match(source, shapes, learned, regions)
-        return self.finish(source, shapes, moved, peaks, template_channels, found)
+        return self.finish(source, shapes, moved, plotted, template_channels, found)
 
     def learn_whitening(self, source: Preprocessor) -> Whitening:
         """Section 1.4."""
@@ -178,27 +183,30 @@ class _Sort:
                 waveforms.warn_of_few(n_snippets, threshold, "they were learned from those")
             return learned
 
-    def estimate_drift(self, detector: detection.Detector) -> tuple[Drift, PeakSample]:
-        """Section 4: a full pass of detection, counted into fingerprints, aligned."""
-        with self._timed("drift"):
-            most = -(-drift.MOST_PLOTTED // len(detector.source.tiling))
-            parts = self._map(drift.Fingerprinter(detector, most), self._blocks(), "drift")
-            return drift.combine(detector.source, parts)
-
-    def learn_templates(self, detector: detection.Detector, regions: geometry.Regions) -> Templates:
-        """Section 5: detect everywhere, cluster each region, post-process."""
-        source = detector.source
+    def detect(
+        self, source: Preprocessor, centres: geometry.Centres, regions: geometry.Regions, shapes: Waveforms
+    ) -> list[Receipt]:
+        """Section 3: a full pass; peaks and their features go to disk, by region."""
         with self._timed("detection"):
-            writer = templates.PeakWriter(detector, regions, self.scratch)
-            receipts = list(self._map(writer, self._blocks(), "detection"))
+            folder = self.scratch / ("as recorded" if source.drift is None else "drift corrected")
+            writer = templates.PeakWriter(detection.Detector(source, centres, shapes), regions, folder)
+            return list(self._map(writer, self._blocks(), "detection"))
+
+    def learn_templates(
+        self, source: Preprocessor, centres: geometry.Centres, regions: geometry.Regions, shapes: Waveforms,
+        peaks: list[Receipt],
+    ) -> Templates:  # fmt: skip
+        """Section 5: cluster each region's peaks; the means of the clusters are templates."""
         with self._timed("first clustering"):
-            sizes = np.diff(np.stack([receipt.start for receipt in receipts]), axis=1).sum(axis=0)
+            sizes = _sizes(peaks)
             clusterer = templates.RegionClusterer(
-                receipts, detector.centres.channels, regions.of_centre, source.probe.n_channels, source.settings,
-                source.device,
-            )  # fmt: skip
-            found = self._map(clusterer, _occupied(sizes), "first clustering", _occupied_sizes(sizes))
-            learned = templates.combine(list(found), detector.waveforms.components, detector.waveforms.shapes) if sizes.any() else _no_templates(source)
+                peaks, centres.channels, regions.of_centre, source.probe.n_channels, source.settings, source.device
+            )
+            occupied = np.flatnonzero(sizes).tolist()
+            found = list(self._map(clusterer, occupied, "first clustering", sizes[occupied]))
+            if not found:
+                return Templates(np.zeros((0, source.probe.n_channels, source.settings.n_pcs)), np.zeros(0))
+            learned = templates.combine(found, shapes.components, shapes.shapes)
             logger.info("%d peaks, %d learned templates", sizes.sum(), len(learned.features))
             return learned
 
@@ -215,12 +223,13 @@ class _Sort:
         with self._timed("matching"):
             receipts, counts = matching.combine(source, self._map(matcher, self._blocks(), "matching"))
         with self._timed("final clustering"):
-            sizes = np.diff(np.stack([receipt.start for receipt in receipts]), axis=1).sum(axis=0)
+            sizes = _sizes(receipts)
+            occupied = np.flatnonzero(sizes).tolist()
             rate = source.recording.sampling_rate_hz
             sorter = units.RegionSorter(
                 receipts, counts, template_channels, region_of, probe.n_channels, rate, settings, source.device
             )
-            found = list(self._map(sorter, _occupied(sizes), "final clustering", _occupied_sizes(sizes)))
+            found = list(self._map(sorter, occupied, "final clustering", sizes[occupied]))
         with self._timed("merging"):
             return (units.combine(found, shapes, settings, rate) if found else None), template_channels
 
@@ -265,7 +274,7 @@ class _Sort:
         return tiling.blocks(min(longest, -(-n_tiles // (TASKS_PER_WORKER * self.engine.n_workers))), indices)
 
     def _map(
-        self, function: Callable[[Any], Any], items: Sequence[Any], stage: str, priority: Sequence[float] = ()
+        self, function: Callable[[Any], Any], items: Sequence[Any], stage: str, priority: Any = ()
     ) -> Iterator[Any]:
         return self.engine.map(function, items, stage=stage, priority=priority)
 
@@ -277,16 +286,9 @@ class _Sort:
         logger.info("%s: %.2f s", stage, self.seconds[stage])
 
 
-def _occupied(sizes: NDArray[np.int64]) -> list[int]:
-    return [int(region) for region in np.flatnonzero(sizes)]
-
-
-def _occupied_sizes(sizes: NDArray[np.int64]) -> list[float]:
-    return [float(size) for size in sizes[sizes > 0]]
-
-
-def _no_templates(source: Preprocessor) -> Templates:
-    return Templates(features=np.zeros((0, source.probe.n_channels, source.settings.n_pcs)), count=np.zeros(0))
+def _sizes(receipts: Sequence[Receipt]) -> NDArray[np.int64]:
+    """Rows of each region in all blocks."""
+    return np.asarray(np.diff(np.stack([receipt.start for receipt in receipts]), axis=1).sum(axis=0))
 
 
 def _no_units(source: Preprocessor, template_channels: NDArray[np.int64]) -> units.Units:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from torch import Tensor
 
 N_AMPLITUDE_BINS = 20
 LARGEST_SCORE = 99.0  # larger scores count as this
@@ -26,14 +24,15 @@ def n_depth_bins(span_um: float, bin_um: float) -> int:
     return 1 + math.ceil((span_um + 1) / bin_um)
 
 
-def fingerprint(
-    depth_um: Tensor, score: Tensor, *, lowest_um: float, bin_um: float, n_bins: int, threshold: float
-) -> Tensor:
-    """Count one batch's peaks by depth and by logarithm of their score.
+def fingerprint_bins(
+    depth_um: NDArray[np.float32], score: NDArray[np.float32], *, lowest_um: float, bin_um: float, n_bins: int,
+    threshold: float,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
+    """Bins of a fingerprint that peaks are counted in, by depth and by logarithm of the score.
 
     Parameters
     ----------
-    depth_um, score : Tensor, shape (n,)
+    depth_um, score : ndarray, shape (n,)
     lowest_um : float
         Depth of the lowest contact.
     threshold : float
@@ -41,13 +40,12 @@ def fingerprint(
 
     Returns
     -------
-    Tensor of int64, shape (z, a)
+    z, a : ndarray of int64, shape (n,)
+        Depth bin and amplitude bin.
     """
-    z = ((depth_um.double() - (lowest_um - 1)) / bin_um).long().clamp(0, n_bins - 1)
-    level = torch.log(score.double().clamp(max=LARGEST_SCORE) / threshold) / math.log(100 / threshold)
-    a = (level * N_AMPLITUDE_BINS).long().clamp(0, N_AMPLITUDE_BINS - 1)
-    counts = torch.bincount(z * N_AMPLITUDE_BINS + a, minlength=n_bins * N_AMPLITUDE_BINS)
-    return counts.view(n_bins, N_AMPLITUDE_BINS)
+    z = np.floor((depth_um.astype(float) - (lowest_um - 1)) / bin_um).astype(np.int64).clip(0, n_bins - 1)
+    level = np.log(np.minimum(score.astype(float), LARGEST_SCORE) / threshold) / math.log(100 / threshold)
+    return z, (level * N_AMPLITUDE_BINS).astype(np.int64).clip(0, N_AMPLITUDE_BINS - 1)
 
 
 def segment_bounds(n_bins: int, n_blocks: int) -> list[tuple[int, int]]:
@@ -72,7 +70,7 @@ def register(
     Parameters
     ----------
     counts : ndarray, shape (b, z, a)
-        From :func:`fingerprint`.
+        Peaks counted by :func:`fingerprint_bins`.
     n_blocks : int
         ``nblocks``.
     smoothing : tuple of float

@@ -3,64 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ks4stream.blocks import Tile
 from ks4stream.errors import DriftWarning
+from ks4stream.io.spikes import Receipt, read_rows
 from ks4stream.kernels import drift as kernels
 from ks4stream.results import Drift, PeakSample
-from ks4stream.stages.detection import Detector
 from ks4stream.stages.preprocessing import Preprocessor
 
 MOST_PLOTTED = 200_000  # peaks kept for the drift scatter plot
 LEAST_RELIABILITY = 0.5  # correlation of the shifts told by the two halves of the peaks, below which they are noise
 STILL_BINS = 1.0  # noise in the shifts up to which a recording is called still without a warning
-
-
-class Fingerprints(NamedTuple):
-    """What one tile contributes."""
-
-    counts: NDArray[np.uint16]  # (half, z, a): peaks of even and of odd rank, by depth and score
-    sample: NDArray[np.int64]  # (n,) a thinned sample of the peaks, for the plot
-    depth_um: NDArray[np.float32]  # (n,)
-    score: NDArray[np.float32]  # (n,)
-
-
-@dataclass(frozen=True)
-class Fingerprinter:
-    """Detects the peaks of each tile and counts them by depth and score."""
-
-    detector: Detector
-    most_plotted_per_tile: int
-
-    def __call__(self, block: tuple[Tile, ...]) -> list[Fingerprints]:
-        return [self._of(tile) for tile in block]
-
-    def _of(self, tile: Tile) -> Fingerprints:
-        _, peaks = self.detector.peaks(tile)
-        source = self.detector.source
-        lowest, n_bins = depth_range(source)
-        halves = [
-            kernels.fingerprint(
-                peaks.depth_um[half::2], peaks.score[half::2], lowest_um=lowest,
-                bin_um=source.settings.binning_depth, n_bins=n_bins, threshold=source.settings.Th_universal,
-            )
-            for half in (0, 1)
-        ]  # fmt: skip
-        kept = torch.arange(min(len(peaks.sample), self.most_plotted_per_tile), device=peaks.sample.device)
-        kept = kept * len(peaks.sample) // max(len(kept), 1)
-        return Fingerprints(
-            counts=torch.stack(halves).clamp(max=65535).cpu().numpy().astype(np.uint16),
-            sample=self.detector.time_of(tile, peaks.sample[kept]).cpu().numpy(),
-            depth_um=peaks.depth_um[kept].cpu().numpy(),
-            score=peaks.score[kept].cpu().numpy(),
-        )
 
 
 def depth_range(source: Preprocessor) -> tuple[float, int]:
@@ -69,16 +25,25 @@ def depth_range(source: Preprocessor) -> tuple[float, int]:
     return float(y.min()), kernels.n_depth_bins(float(np.ptp(y)), source.settings.binning_depth)
 
 
-def combine(source: Preprocessor, parts: Iterable[list[Fingerprints]]) -> tuple[Drift, PeakSample]:
-    """Register the fingerprints of all tiles; where they cannot tell, the shift is 0 and a warning says so."""
-    tiles = [one for part in parts for one in part]
-    counts = np.stack([tile.counts for tile in tiles])  # (b, half, z, a)
-    peaks = PeakSample(
-        sample=np.concatenate([tile.sample for tile in tiles]),
-        depth_um=np.concatenate([tile.depth_um for tile in tiles]),
-        score=np.concatenate([tile.score for tile in tiles]),
-    )
-    return estimate(source, counts), peaks
+def combine(source: Preprocessor, receipts: Sequence[Receipt]) -> tuple[Drift, PeakSample]:
+    """Register the peaks of all tiles; where they cannot tell, the shift is 0 and a warning says so."""
+    lowest, n_bins = depth_range(source)
+    counts = np.zeros((len(source.tiling), 2, n_bins, kernels.N_AMPLITUDE_BINS), np.uint16)
+    plotted = []
+    most = -(-MOST_PLOTTED // len(receipts))
+    for receipt in receipts:
+        sample, depth, score = (read_rows(receipt, name) for name in ("sample", "depth_um", "score"))
+        order = np.lexsort((score, sample))
+        sample, depth, score = sample[order], depth[order], score[order]
+        half = np.arange(len(sample)) % 2
+        bins = kernels.fingerprint_bins(
+            depth, score, lowest_um=lowest, bin_um=source.settings.binning_depth, n_bins=n_bins,
+            threshold=source.settings.Th_universal,
+        )  # fmt: skip
+        np.add.at(counts, (source.tiling.tile_of(sample), half, *bins), 1)
+        kept = np.arange(min(len(sample), most)) * len(sample) // max(min(len(sample), most), 1)
+        plotted.append((sample[kept], depth[kept], score[kept]))
+    return estimate(source, counts), PeakSample(*(np.concatenate(column) for column in zip(*plotted, strict=True)))
 
 
 def estimate(source: Preprocessor, counts: NDArray[np.uint16]) -> Drift:
@@ -88,8 +53,8 @@ def estimate(source: Preprocessor, counts: NDArray[np.uint16]) -> Drift:
     segments = kernels.segment_bounds(n_bins, settings.nblocks)
     centre = lowest - 1 + settings.binning_depth * np.array([(first + last) / 2 for first, last in segments])
     none = Drift(shift_um=np.zeros((len(counts), len(segments))), centre_um=centre)
-    if n_bins < kernels.FEWEST_BINS:
-        return _undecided(none, f"the probe has only {n_bins} depth bins of {settings.binning_depth:g} µm")
+    if n_bins < kernels.FEWEST_BINS:  # nothing to tell it from: not worth a warning on every tetrode
+        return none
     if len(counts) < 2:
         return none
 

@@ -50,7 +50,7 @@ def tiling_of(recording: Recording, settings: Settings) -> Tiling:
 
 def artifact_margin(sampling_rate_hz: float) -> int:
     """Samples blanked on either side of an artifact."""
-    return int(round(ARTIFACT_MARGIN_MS * sampling_rate_hz / 1000))
+    return round(ARTIFACT_MARGIN_MS * sampling_rate_hz / 1000)
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,6 +46,8 @@ class PeakWriter:
         return {
             "sample": self.detector.time_of(tile, peaks.sample).cpu().numpy(),
             "centre": peaks.centre.cpu().numpy().astype(np.int32),
+            "depth_um": peaks.depth_um.cpu().numpy(),
+            "score": peaks.score.cpu().numpy(),
             "features": features.cpu().numpy(),
         }
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ks4stream import geometry
 from ks4stream.io.spikes import Receipt, read_region
@@ -47,7 +48,8 @@ class RegionSorter:
     device: str
 
     def __call__(self, region: int) -> RegionUnits:
-        keep = np.concatenate([c[r.start[region] : r.start[region + 1]] for r, c in zip(self.receipts, self.counts, strict=True)])
+        blocks = zip(self.receipts, self.counts, strict=True)
+        keep = np.concatenate([counts[block.start[region] : block.start[region + 1]] for block, counts in blocks])
         sample = read_region(self.receipts, "sample", region)[keep]
         template = read_region(self.receipts, "template", region)[keep]
         order = np.lexsort((template, sample))
@@ -113,13 +115,15 @@ def combine(
     )
 
 
-def _similarity_row(one: torch.Tensor, others: torch.Tensor, components: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _similarity_row(one: Tensor, others: Tensor, components: Tensor) -> tuple[Tensor, Tensor]:
     """Similarity of one template (c, q) to others (v, c, q), and the lags."""
     alike = templates.similarity(torch.cat([one[None], others]), components)
     return alike.value[0, 1:], alike.lag[0, 1:]
 
 
-def labels(units: Units, settings: Settings, sampling_rate_hz: float, kept: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def labels(
+    units: Units, settings: Settings, sampling_rate_hz: float, kept: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Per unit whether it is refractory, and its contamination (section 7), without duplicates."""
     n_units = len(units.unit_features)
     refractory, contamination = np.zeros(n_units, bool), np.zeros(n_units)
