@@ -80,6 +80,7 @@ def plot_drift_amount(sorting: Sorting) -> Figure:
         axes.plot(time, shift[:, segment], color=colour, linewidth=1.2, label=f"{depth[segment]:.0f}",
                   marker="o" if len(shift) < 50 else "", markersize=3)  # fmt: skip
     if 1 < len(depth) <= 12:
+        _margins(figure, right=1.1)
         handles, labels = axes.get_legend_handles_labels()
         axes.legend(handles[::-1], labels[::-1], title="Depth (µm)", frameon=False, fontsize=8, title_fontsize=8,
                     loc="center left", bbox_to_anchor=(1.0, 0.5))  # fmt: skip
@@ -112,7 +113,8 @@ def plot_drift_scatter(sorting: Sorting) -> Figure:
 
 def plot_diagnostics(sorting: Sorting) -> Figure:
     """Draw the waveforms learned, where each unit's template is strong, and amplitude against spike count."""
-    figure = Figure(figsize=(10.0, 7.5), layout="constrained")
+    figure = Figure(figsize=(10.0, 7.5))
+    _margins(figure)
     panels = figure.subplots(2, 2)
     for axes in panels.flat:
         _bare(axes)
@@ -203,10 +205,17 @@ def _amplitude_against_count(figure: Figure, axes: Axes, sorting: Sorting) -> No
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height))
+    _margins(figure)
     axes = figure.subplots()
     _bare(axes)
     return figure, axes
+
+
+def _margins(figure: Figure, *, right: float = 0.2) -> None:
+    """Fixed margins, in inches: finding them costs matplotlib a second drawing of everything."""
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(0.75 / width, 0.55 / height, 1 - right / width, 1 - 0.4 / height, 0.28, 0.32)
 
 
 def _bare(axes: Axes) -> None:
