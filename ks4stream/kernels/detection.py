@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ks4stream.kernels.convolution import correlate
 
-BIN = 8  # samples; a bin is evaluated whole
+BIN = 4  # samples; a bin is evaluated whole
 PIECE = 8192  # samples of a tile detected at a time, a multiple of BIN: a constant of the method
 PAIRS_AT_ONCE = 8192  # (centre, bin) pairs evaluated at a time
 ROUNDING = 1e-5  # by which the bound is lowered, so that rounding cannot hide a score at the threshold
@@ -150,7 +150,8 @@ class _Search:
         self.rows = matches.view(c * self.n_bins, BIN * p)
         self.n_shapes = p
         self.threshold = threshold
-        energy = torch.maximum(self.rows.amax(dim=1), -self.rows.amin(dim=1)).square_().view(c, self.n_bins)
+        lowest, highest = torch.aminmax(self.rows, dim=1)
+        energy = torch.maximum(highest, lowest.neg_()).square_().view(c, self.n_bins)
         bound = _sum_over_channels(energy, templates).sqrt_()
         self.bound = bound.masked_fill_(bound <= threshold, 0)
         self.score = matches.new_zeros(len(bound), t)
@@ -189,21 +190,24 @@ class _Search:
             self.best[k, b] = score.amax(dim=1)
 
     def candidates(self, threshold: float, reach: int, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Evaluated scores above threshold that no evaluated score of their own centre within reach exceeds."""
+        """Evaluated scores above threshold that no score in the whole bins around exceeds, as far as evaluated."""
         centre, bin_ = (self.best > threshold).nonzero(as_tuple=True)
+        best = self.best[centre, bin_]
+        whole = (reach + 1) // BIN - 1
+        for step in range(-whole, whole + 1):
+            near = (bin_ + step).clamp(0, self.n_bins - 1)
+            alive = self.best[centre, near] <= best
+            centre, bin_, best = centre[alive], bin_[alive], best[alive]
+        for step in range(-whole, whole + 1):
+            near = (bin_ + step).clamp(0, self.n_bins - 1)
+            pair = self.templates.neighbours.index_select(0, centre) * self.n_bins + near[:, None]
+            alive = self.best.view(-1).take(pair).amax(dim=1) <= best
+            centre, bin_, best = centre[alive], bin_[alive], best[alive]
         value = self.score.view(-1, BIN).index_select(0, centre * self.n_bins + bin_)  # (n, BIN)
-        pair, offset = (value > threshold).nonzero(as_tuple=True)
-        centre, sample, value = centre[pair], bin_[pair] * BIN + offset, value[pair, offset]
+        pair, offset = (value == best[:, None]).nonzero(as_tuple=True)
+        centre, sample, value = centre[pair], bin_[pair] * BIN + offset, best[pair]
         inside = (sample >= first) & (sample < last)
-        centre, sample, value = centre[inside], sample[inside], value[inside]
-        for step in sorted(range(-reach, reach + 1), key=abs):  # near samples first: they rule out most
-            alive = self.score[centre, sample + step] <= value
-            centre, sample, value = centre[alive], sample[alive], value[alive]
-        for inner in range((2 * reach + 2 - BIN) // BIN):  # bins that lie within the window wherever it begins
-            bin_ = (sample - reach + BIN - 1) // BIN + inner
-            alive = self.best[self.templates.neighbours[centre], bin_[:, None]].amax(dim=1) <= value
-            centre, sample, value = centre[alive], sample[alive], value[alive]
-        return centre, sample, value
+        return centre[inside], sample[inside], value[inside]
 
     def rivals(self, centre: Tensor, sample: Tensor, value: Tensor, reach: int) -> tuple[Tensor, Tensor]:
         """Pairs not yet evaluated that could hold a score as large as a candidate's in its neighbourhood."""
