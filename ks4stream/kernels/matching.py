@@ -281,10 +281,20 @@ def match(
     first, last : int, optional
         Samples searched for the centres of windows, half open; by default all but the outer nt. What is not
         searched neither makes a spike nor prevents one.
+
+    Raises
+    ------
+    ValueError
+        If the window of a sample searched does not lie within the traces.
     """
     nt = matcher.nt
     first = nt if first is None else first
     last = traces.shape[1] - nt if last is None else last
+    if first < last and (first < nt // 2 or last > traces.shape[1] - nt // 2):
+        raise ValueError(
+            f"Samples {first} to {last} cannot be searched: windows of nt={nt} samples around them leave the traces' "
+            f"{traces.shape[1]} samples. Use first >= {nt // 2} and last <= {traces.shape[1] - nt // 2}."
+        )
     none = torch.zeros(0, dtype=torch.int64, device=traces.device)
     empty = _Peaks(none, none, none, traces.new_zeros(0))
     rounds = [empty]

@@ -57,7 +57,7 @@ def lagged_products(components: Tensor) -> Tensor:
 def similarity(features: Tensor, components: Tensor) -> Similarity:
     """Correlate all pairs of templates, at the lag where each pair is most alike.
 
-    Of equally good lags the smallest counts, and of ``±lag`` the negative one. Needs 12·u² bytes and about
+    Of equally good lags the smallest counts, of ``±lag`` the negative one for u > v. Needs 12·u² bytes and about
     100 MB.
 
     Parameters

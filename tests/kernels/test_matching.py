@@ -200,6 +200,9 @@ def test_the_threshold_is_strict_and_only_what_is_searched_counts() -> None:
     assert as_list(match(traces, matcher, first=6, last=35)) == [(34, 0)]
     assert as_list(match(traces, matcher, first=3, last=36)) == [(4, 0), (5, 0), (34, 0), (35, 0)]
     assert as_list(match(traces, matcher, first=20, last=20)) == []
+    for bad in ({"first": 1}, {"last": 39}):
+        with pytest.raises(ValueError, match="leave the traces"):
+            match(traces, matcher, **bad)
 
 
 def test_no_units_no_spikes_and_an_empty_template() -> None:
