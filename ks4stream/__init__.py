@@ -1,1 +1,71 @@
-"""Spike sorting the way Kilosort4 does it, as a dataflow on Dask."""
+"""Spike sorting the way Kilosort4 does it, as a dataflow on Dask.
+
+Names are loaded on first use, so that importing the package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ks4stream import errors, simulate
+    from ks4stream.io.probes import load_probe
+    from ks4stream.io.recordings import open_recording
+    from ks4stream.io.store import load_sorting
+    from ks4stream.kilosort import run_kilosort
+    from ks4stream.probe import Probe
+    from ks4stream.recording import Recording
+    from ks4stream.results import Sorting
+    from ks4stream.settings import Settings
+    from ks4stream.sorter import preprocess, sort
+
+__all__ = [
+    "open_recording",
+    "load_probe",
+    "Recording",
+    "Probe",
+    "Settings",
+    "sort",
+    "Sorting",
+    "load_sorting",
+    "preprocess",
+    "run_kilosort",
+    "simulate",
+    "errors",
+]
+
+_HOME = {
+    "open_recording": "ks4stream.io.recordings",
+    "load_probe": "ks4stream.io.probes",
+    "Recording": "ks4stream.recording",
+    "Probe": "ks4stream.probe",
+    "Settings": "ks4stream.settings",
+    "sort": "ks4stream.sorter",
+    "Sorting": "ks4stream.results",
+    "load_sorting": "ks4stream.io.store",
+    "preprocess": "ks4stream.sorter",
+    "run_kilosort": "ks4stream.kilosort",
+}
+_MODULES = ("simulate", "errors")
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use; later uses find it at once."""
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")  # which also sets the attribute
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("ks4stream")
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names, loaded or not."""
+    return sorted({*globals(), *__all__, "__version__"})

@@ -1,0 +1,419 @@
+"""The command line: ``ks4stream demo``, ``ks4stream sort`` and ``ks4stream probes``.
+
+The settings' options, their help and their conversion are made from the fields of
+:class:`~ks4stream.settings.Settings`. Libraries that take long to load are imported by the commands.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import Field, fields
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+from rich.text import Text
+
+from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, ProbeError
+from ks4stream.settings import Settings
+
+if TYPE_CHECKING:
+    from ks4stream.recording import Recording
+    from ks4stream.results import Sorting
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_DEBUG = "ks4stream.debug"  # key in the context's meta, which all subcommands share
+_FAILED = 1
+
+
+# --- what is the same for all commands ----------------------------------------------------------------------
+
+
+class _Program(click.Group):
+    """The commands. Errors become one paragraph, warnings short notes, and Ctrl-C a clean end."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        console = Console(stderr=True)
+        try:
+            with _clean_stop(console), _short_notes(console, ctx):
+                return super().invoke(ctx)
+        except Ks4StreamError as error:
+            if ctx.meta.get(_DEBUG):
+                raise
+            _say(console, f"Error: {error}", "bold red")
+            ctx.exit(_FAILED)
+        except _Stopped as stopped:
+            _say(console, "Stopped: the sort was not finished.", "bold red")
+            ctx.exit(stopped.status)
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal asked the program to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.status = 128 + number
+
+
+@contextmanager
+def _clean_stop(console: Console) -> Iterator[None]:
+    """Stop at the first Ctrl-C (or SIGTERM) with all clean-up; a second one ends the program at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        _say(console, "Stopping; the tasks that are running come to their end first …", "yellow")
+        raise _Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _short_notes(console: Console, ctx: click.Context) -> Iterator[None]:
+    """Show our warnings as notes, and those of libraries only with ``--debug``."""
+    with warnings.catch_warnings():
+
+        def note(message: Warning | str, category: type[Warning], file: str, line: int, *_: Any) -> None:
+            if issubclass(category, Ks4StreamWarning):
+                _say(console, f"Note: {message}", "yellow")
+            elif ctx.meta.get(_DEBUG):
+                _say(console, warnings.formatwarning(message, category, file, line), "yellow")
+
+        warnings.simplefilter("default")
+        warnings.simplefilter("always", Ks4StreamWarning)
+        warnings.showwarning = note  # type: ignore[assignment]
+        yield
+
+
+def _say(console: Console, text: str, style: str) -> None:
+    console.print(Text(text, style), soft_wrap=True)  # lines are left to the terminal, so that paths stay whole
+
+
+def _note_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[_DEBUG] = True
+
+
+_debug_option = click.option(
+    "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_note_debug,
+    help="Show errors with their traceback, and the warnings of libraries.",
+)  # fmt: skip
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="ks4stream")
+@_debug_option
+def main() -> None:
+    """Spike sorting the way Kilosort4 does it, as a dataflow on Dask."""
+
+
+# --- options made from the settings --------------------------------------------------------------------------
+
+
+class _Option(click.Option):
+    """An option that belongs to a section of the help."""
+
+    def __init__(self, *args: Any, section: str = "Options", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class _SectionedCommand(click.Command):
+    """A command whose help has its options in sections, those of the settings last."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections; click calls this."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
+        for name in sorted(sections, key=lambda name: name.startswith("Settings")):
+            with formatter.section(name):
+                formatter.write_dl(sections[name])
+
+
+_KINDS: dict[type, tuple[str, Callable[[str], Any]]] = {
+    int: ("INTEGER", int),
+    float: ("NUMBER", float),
+    bool: ("TRUE|FALSE", lambda text: {"true": True, "false": False}[text.lower()]),
+    tuple: ("A,B,C", lambda text: tuple(float(number) for number in text.split(","))),
+}
+
+_SETTINGS = {spec.name: spec for spec in fields(Settings)}
+_FLAGS = {"n_chan_bin": ["--n-chan", "--n-chan-bin"]}  # where it is not the setting's name
+
+
+def _setting_options(command: Command) -> Command:
+    """Add an option for every setting, in their order."""
+    for spec in reversed(_SETTINGS.values()):
+        name = "--" + spec.name.replace("_", "-")
+        stage = spec.metadata["stage"]
+        command = click.option(
+            *_FLAGS.get(spec.name, dict.fromkeys([name, name.lower()])), spec.name, cls=_Option,
+            section="Recording" if spec.name in ("n_chan_bin", "fs") else f"Settings: {stage}",
+            metavar=_KINDS[spec.metadata["kind"]][0], callback=_read_option, help=_setting_help(spec),
+        )(command)  # fmt: skip
+    return command
+
+
+def _setting_help(spec: Field[Any]) -> str:
+    """Describe a setting: what it is, its unit, bounds and default."""
+    about = spec.metadata
+    facts = [about["unit"]] if about["unit"] else []
+    for name, sign in (("above", ">"), ("least", "≥"), ("most", "≤")):
+        if about[name] is not None:
+            facts.append(f"{sign} {about[name]:g}")
+    return f"{about['doc']} [{'; '.join([*facts, f'default {_as_typed(spec.default)}'])}]"
+
+
+def _as_typed(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, tuple):
+        return ",".join(map(_as_typed, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
+def _read_option(_: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+    return None if text is None else _read_setting(str(parameter.name), text)
+
+
+def _read_setting(name: str, text: str) -> Any:
+    """Bring text to the type of a setting; bounds, and names that are unknown, are for Settings to refuse."""
+    if name not in _SETTINGS:
+        return text
+    about = _SETTINGS[name].metadata
+    if about["optional"] and text.lower() == "none":
+        return None
+    what, read = _KINDS[about["kind"]]
+    try:
+        return read(text)
+    except (KeyError, ValueError):
+        raise click.BadParameter(f"{text!r} is not {what}{' or none' * about['optional']}.") from None
+
+
+def _settings_given(ctx: click.Context, options: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Settings that were given, by option or by ``--set``; others keep their defaults."""
+    by_option = {
+        name: value
+        for name, value in options.items()
+        if name in _SETTINGS and ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    return by_option | dict(_read_assignment(text) for text in assignments)
+
+
+def _read_assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{text!r} must be NAME=VALUE, for instance Th_learned=7.", param_hint="--set")
+    return name, _read_setting(name, value)
+
+
+def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(",")) if text else ()
+    except ValueError:
+        raise click.BadParameter(f"{text!r} must be whole numbers with commas between them, as in 3,191.") from None
+
+
+# --- ks4stream sort ------------------------------------------------------------------------------------------
+
+
+@main.command("sort", cls=_SectionedCommand)
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE [FILE ...]")
+@_setting_options
+@click.option(
+    "--probe", cls=_Option, section="Recording",
+    help="Probe file (.json, .mat, .prb, .meta) or the name of a shipped probe (see: ks4stream probes). Not needed "
+    "where the recording's own metadata tell.",
+)  # fmt: skip
+@click.option("--dtype", cls=_Option, section="Recording", help="Type of the samples in the file. [default int16]")
+@click.option(
+    "--bad-channels", callback=_read_integers, metavar="INTEGERS", cls=_Option, section="Recording",
+    help="Columns of the file to leave out, for instance 3,191.",
+)  # fmt: skip
+@click.option(
+    "--shank", "shanks", callback=_read_integers, metavar="INTEGERS", cls=_Option, section="Recording",
+    help="Sort these shanks only, for instance 0,2.",
+)  # fmt: skip
+@click.option("--no-car", is_flag=True, cls=_Option, section="Recording", help="Subtract no common reference.")
+@click.option("--invert-sign", is_flag=True, cls=_Option, section="Recording", help="Turn the traces upside down.")
+@click.option(
+    "--results-dir", type=click.Path(path_type=Path), cls=_Option, section="Results and machine",
+    help="Folder for the results. [default kilosort4/ beside the first file]",
+)  # fmt: skip
+@click.option(
+    "--save-extra-vars", is_flag=True, cls=_Option, section="Results and machine",
+    help="Also write tF, Wall, full_st, full_clu and full_amp.",
+)  # fmt: skip
+@click.option(
+    "--device", cls=_Option, section="Results and machine",
+    help="Where to compute: cpu, cuda, cuda:1. [default the GPU if there is one]",
+)  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(min=1), metavar="INTEGER", cls=_Option, section="Results and machine",
+    help="Tasks at a time. [default one per GPU, or one per core as far as memory reaches]",
+)  # fmt: skip
+@click.option(
+    "--block-batches", type=click.IntRange(min=1), metavar="INTEGER", cls=_Option, section="Results and machine",
+    help="Batches per task; never changes a result. [default about a minute]",
+)  # fmt: skip
+@click.option(
+    "--set", "assignments", multiple=True, metavar="NAME=VALUE", cls=_Option, section="Results and machine",
+    help="Any setting by Kilosort4's name, for instance Th_learned=7; may be repeated.",
+)  # fmt: skip
+@_debug_option
+@click.pass_context
+def sort_command(
+    ctx: click.Context,
+    /,
+    files: tuple[Path, ...],
+    probe: str | None,
+    dtype: str | None,
+    bad_channels: tuple[int, ...],
+    shanks: tuple[int, ...],
+    results_dir: Path | None,
+    assignments: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Sort a recording: a flat binary file, several of them joined in time, a .npy file or a Zarr array.
+
+    A SpikeGLX .meta beside a .bin supplies channels, rate and contacts. For other flat files --n-chan and --probe
+    are needed, and --fs where it is not 30 kHz.
+    """
+    given = _settings_given(ctx, options, assignments)
+    Settings.from_dict(given)  # mistakes in settings come to light before a file is opened
+    recording = _open(files, probe=probe, dtype=dtype, settings=given)
+    recording = _with_channels(recording, bad_channels, shanks)
+    settings = Settings.from_dict(given | {"fs": recording.sampling_rate_hz, "n_chan_bin": recording.n_channels})
+    folder = results_dir or files[0].absolute().parent / "kilosort4"
+    click.echo(f"Sorting {recording!r}")
+    _sort(
+        recording, settings, folder, workers=options["workers"], do_CAR=not options["no_car"],
+        **{name: options[name] for name in ("invert_sign", "device", "block_batches", "save_extra_vars")},
+    )  # fmt: skip
+
+
+def _open(files: Sequence[Path], *, probe: str | None, dtype: str | None, settings: dict[str, Any]) -> Recording:
+    from ks4stream.io.probes import shipped_probes
+    from ks4stream.io.recordings import open_recording
+    from ks4stream.io.spikeglx import find_meta
+
+    may_tell_rate = all(file.is_dir() or find_meta(file) for file in files)
+    recording = open_recording(
+        files[0] if len(files) == 1 else list(files),
+        n_chan=settings.get("n_chan_bin"),
+        fs=settings.get("fs", None if may_tell_rate else Settings().fs),
+        dtype=dtype,
+        probe=probe,
+    )
+    if recording.probe is None:
+        raise ProbeError(
+            f"{recording.name} does not tell where its contacts are. Give --probe: a file (.json, .mat, .prb, .meta), "
+            f"or one of the shipped probes {', '.join(shipped_probes())}."
+        )
+    return recording
+
+
+def _with_channels(recording: Recording, bad_channels: Sequence[int], shanks: Sequence[int]) -> Recording:
+    """The recording with the channels that are to be sorted."""
+    probe = recording.probe
+    assert probe is not None
+    if shanks:
+        probe = probe.select_shanks(shanks)
+    return recording.with_probe(probe.drop_channels(bad_channels) if bad_channels else probe)
+
+
+def _sort(
+    recording: Recording, settings: Settings, folder: Path, *, workers: int | None = None, **options: Any
+) -> Sorting:
+    """Sort with progress on stderr, and say what was found and where it is."""
+    from ks4stream.report import run_log
+    from ks4stream.report.progress import shown_progress
+    from ks4stream.sorter import sort
+
+    began = time.monotonic()
+    with run_log(folder), _workers(workers) as client, shown_progress(Console(stderr=True)) as progress:
+        sorting = sort(recording, settings, results_dir=folder, client=client, progress=progress, **options)
+    click.echo(
+        f"{sorting.n_units} units ({int(sorting.refractory.sum())} good) with {int(sorting.kept.sum())} spikes, "
+        f"in {time.monotonic() - began:.0f} s\n"
+        f"Results: {folder}\nLook at them with: phy template-gui {folder / 'params.py'}"
+    )
+    return sorting
+
+
+@contextmanager
+def _workers(count: int | None) -> Iterator[Any]:
+    """A client with so many workers; None leaves the choice to the sorter."""
+    if count is None:
+        yield None
+        return
+    from ks4stream.engine.cluster import local_client
+
+    with local_client(n_workers=count) as client:
+        yield client
+
+
+# --- ks4stream demo, ks4stream probes ------------------------------------------------------------------------
+
+
+@main.command("demo")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("ks4stream-demo"), show_default=True,
+    help="Folder for recording, truth and results.",
+)  # fmt: skip
+@click.option("--seconds", type=float, default=60.0, show_default=True, help="Length of the recording.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Another seed is another recording.")
+@_debug_option
+def demo_command(out: Path, seconds: float, seed: int) -> None:
+    """Simulate a drifting recording with known units, sort it, and show how well each unit was found."""
+    from ks4stream import demo
+    from ks4stream.report.progress import shown_progress
+
+    click.echo(
+        f"Simulating {seconds:g} s of {demo.N_CHANNELS} channels with {demo.N_UNITS} units in tissue that drifts"
+    )
+    with shown_progress(Console(stderr=True)) as progress:
+        made = demo.make_recording(out, duration_s=seconds, seed=seed, progress=progress)
+    recording = made.open()
+    settings = Settings(fs=recording.sampling_rate_hz, n_chan_bin=recording.n_channels)
+    sorting = _sort(recording, settings, out / "kilosort4")
+    click.echo("\nHow well each unit was found (its spikes and the matched unit's: common / all; from 0.8 on: well):\n")
+    click.echo(demo.score_table(made, sorting))
+    click.echo(
+        f"\nThe recording, its probe and the truth: {out}\nThe same sort by hand: ks4stream sort {made.path} "
+        f"--n-chan {recording.n_channels} --fs {recording.sampling_rate_hz:g} --probe {made.probe_path}"
+    )
+
+
+@main.command("probes")
+@_debug_option
+def probes_command() -> None:
+    """List the probes that come with ks4stream."""
+    from ks4stream.io.probes import load_probe, shipped_probes
+
+    for name in shipped_probes():
+        probe = load_probe(name)
+        n_shanks = len(set(probe.shank.tolist()))
+        click.echo(f"{name:<28}{probe.n_channels:>4} channels, {n_shanks} shank{'s' * (n_shanks != 1)}")
+
+
+if __name__ == "__main__":
+    main()

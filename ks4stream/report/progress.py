@@ -1,0 +1,102 @@
+"""Progress for people: one bar per stage with the time left, or one line per finished stage.
+
+Both are what :func:`ks4stream.sorter.sort` calls as ``progress(stage, done, total)``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+__all__ = ["shown_progress"]
+
+ReportProgress = Callable[[str, int, int], None]
+
+
+@contextmanager
+def shown_progress(console: Console) -> Iterator[ReportProgress]:
+    """Show the progress of a sort on a console.
+
+    Parameters
+    ----------
+    console : rich.console.Console
+        On a terminal there is a bar per stage; in a file, or a batch job's log, a line when a stage ends.
+
+    Yields
+    ------
+    callable
+        To be called as ``progress(stage, done, total)``. A stage that begins anew gets a bar of its own.
+    """
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    columns = (
+        SpinnerColumn(finished_text="✓"), TextColumn("{task.description:<18}"), BarColumn(bar_width=32),
+        TextColumn("{task.completed:>4.0f} of {task.total:.0f}"), _TimeLeft(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, refresh_per_second=4) as bars:
+        yield _Bars(bars)
+
+
+class _Bars:
+    """One bar per stage."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._current: tuple[str, TaskID] | None = None
+        self._began = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self._current is None or self._current[0] != stage or done == 0:
+            self._current = stage, self._bars.add_task(stage, total=total, ends=None)
+            self._began = time.monotonic()
+        ends = None
+        if done:
+            ends = self._began + (time.monotonic() - self._began) * total / done
+        self._bars.update(self._current[1], completed=done, ends=ends)
+
+
+class _TimeLeft(ProgressColumn):
+    """Time left, from the mean time per task so far; of a finished stage the time it took."""
+
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text(_duration(task.finished_time or 0.0), style="green")
+        ends = task.fields["ends"]
+        if ends is None:
+            return Text("")
+        return Text(f"{_duration(max(ends - time.monotonic(), 1.0))} left", style="cyan")
+
+
+class _Lines:
+    """A line for each stage that is done."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if done == 0:
+            self._began = time.monotonic()
+        if done == total:
+            took = _duration(time.monotonic() - self._began)
+            self._console.print(f"{stage}: {total} tasks in {took}", highlight=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    """Write a time as people say it.
+
+    >>> [_duration(seconds) for seconds in (3.21, 75, 7500)]
+    ['3.2 s', '1 min 15 s', '2 h 05 min']
+    """
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,262 @@
+"""The command line: the main job, the options, and what is said when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from ks4stream import cli, sorter
+from ks4stream.errors import Ks4StreamError, Ks4StreamWarning
+from ks4stream.settings import Settings
+
+DEMO_SECONDS = 6
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A short demo, run once: its folder and what it said."""
+    folder = tmp_path_factory.mktemp("demo") / "new"
+    return folder, run("demo", "--out", folder, "--seconds", DEMO_SECONDS)
+
+
+@pytest.fixture
+def tetrode_file(tmp_path: Path) -> Path:
+    path = tmp_path / "data.bin"
+    np.random.default_rng(0).integers(-100, 100, (60_000, 4), np.int16).tofile(path)
+    return path
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, make_sorting: Callable[..., Any]) -> dict[str, Any]:
+    """What the command line asks the sorter for, in place of a sort."""
+    arguments: dict[str, Any] = {}
+
+    def sort(recording: Any, settings: Any, **options: Any) -> Any:
+        arguments.update(options, recording=recording, settings=settings)
+        arguments["n_workers"] = len(options["client"].nthreads()) if options["client"] else None
+        return make_sorting()
+
+    monkeypatch.setattr(sorter, "sort", sort)
+    return arguments
+
+
+# --- the main job -------------------------------------------------------------------------------------------
+
+
+def test_the_demo_sorts_and_shows_how_well_each_unit_was_found(demo: tuple[Path, Result]) -> None:
+    folder, result = demo
+    assert result.exit_code == 0, result.output
+    assert {"recording.bin", "probe.json", "truth.json", "kilosort4"} <= set(os.listdir(folder))
+    truth = json.loads((folder / "truth.json").read_text())
+    table = result.stdout[result.stdout.index("accuracy  recall") :].splitlines()[1 : len(truth["units"]) + 1]
+    assert sorted(int(line.split()[0]) for line in table) == list(range(len(truth["units"])))
+    assert "well" in result.stdout
+    assert "the tissue moved by 20.0 µm" in result.stdout
+    assert str(folder / "kilosort4") in result.stdout
+    for stage in ("simulation", "whitening", "waveforms", "first clustering", "matching", "final clustering"):
+        assert f"{stage}: " in result.stderr
+
+
+def test_a_file_is_sorted_alike_whatever_the_workers_and_blocks(demo: tuple[Path, Result], tmp_path: Path) -> None:
+    folder, _ = demo
+    recording = ("--n-chan", 24, "--fs", 30000, "--probe", folder / "probe.json")
+    machine = ("--workers", 1, "--block-batches", 3)
+    result = run("sort", folder / "recording.bin", *recording, *machine, "--results-dir", tmp_path / "again")
+    assert result.exit_code == 0, result.output
+    for name in ("spike_times.npy", "spike_clusters.npy", "amplitudes.npy", "templates.npy"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / "kilosort4" / name).read_bytes(), name
+    assert f"Results: {tmp_path / 'again'}" in result.stdout
+    assert "units (" in result.stdout
+
+
+def test_ctrl_c_stops_cleanly(demo: tuple[Path, Result], tmp_path: Path) -> None:
+    folder, _ = demo
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    arguments = ["sort", folder / "recording.bin", "--n-chan", 24, "--probe", folder / "probe.json"]
+    command = [sys.executable, "-m", "ks4stream.cli", *map(str, arguments), "--results-dir", str(tmp_path / "results")]
+    said = ""
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(scratch)}
+    ) as process:
+        for line in process.stderr or ():
+            said += line
+            if line.startswith("whitening"):
+                process.send_signal(signal.SIGINT)
+    assert process.returncode == 130, said
+    assert "Stopping" in said
+    assert "Stopped: the sort was not finished." in said
+    assert "Traceback" not in said
+    assert not list(scratch.glob("ks4stream-*"))
+    assert not (tmp_path / "results" / "spike_times.npy").exists()
+
+
+# --- options ------------------------------------------------------------------------------------------------
+
+
+def test_help_comes_quickly_as_a_program_of_its_own() -> None:
+    code = "import sys; sys.argv = ['ks4stream', '--help']\nfrom ks4stream.cli import main\nimport atexit\n"
+    code += "atexit.register(lambda: print('torch' in sys.modules))\nmain()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "demo" in done.stdout and "sort" in done.stdout and "probes" in done.stdout
+    assert done.stdout.endswith("False\n")
+
+
+def test_every_setting_has_an_option_with_unit_bounds_and_default() -> None:
+    text = " ".join(run("sort", "--help").output.split())
+    for spec in fields(Settings):
+        name = "--n-chan" if spec.name == "n_chan_bin" else "--" + spec.name.replace("_", "-")
+        assert f"{name} " in text or f"{name}," in text
+    assert "[noise s.d.; > 0; default 9]" in text
+    assert "[≥ 1; ≤ 10000; default 100]" in text
+    assert "[default 0.5,0.5,0.5]" in text
+    assert "--Th-universal, --th-universal NUMBER" in text
+
+
+def test_settings_are_given_by_option_or_by_name(tetrode_file: Path, asked: dict[str, Any]) -> None:
+    result = run(
+        "sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", "--th-universal", 7, "--Th-learned", "6.5",
+        "--drift-smoothing", "1,2,3", "--templates-from-data", "false", "--max-cluster-subset", "none", "--set",
+        "nblocks=0", "--set", "tmax=1.5",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert asked["settings"] == Settings(
+        n_chan_bin=4, Th_universal=7, Th_learned=6.5, drift_smoothing=(1, 2, 3), templates_from_data=False,
+        max_cluster_subset=None, nblocks=0, tmax=1.5,
+    )  # fmt: skip
+
+
+def test_recording_and_machine_are_passed_on(tetrode_file: Path, asked: dict[str, Any]) -> None:
+    result = run(
+        "sort", tetrode_file, tetrode_file, "--n-chan", 4, "--fs", 20000, "--probe", "tetrode", "--bad-channels", "1,3",
+        "--no-car", "--invert-sign", "--device", "cpu", "--block-batches", 5, "--workers", 2,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert asked["recording"].sampling_rate_hz == asked["settings"].fs == 20000
+    assert asked["recording"].n_samples == 120_000
+    assert asked["recording"].probe.chan_map.tolist() == [0, 2]
+    assert (asked["do_CAR"], asked["invert_sign"], asked["device"], asked["block_batches"]) == (False, True, "cpu", 5)
+    assert asked["n_workers"] == 2
+    assert asked["results_dir"] == tetrode_file.parent / "kilosort4"
+
+
+def test_shanks_can_be_chosen(tmp_path: Path, asked: dict[str, Any]) -> None:
+    path = tmp_path / "data.bin"
+    np.random.default_rng(0).integers(-9, 9, (3000, 384), np.int16).tofile(path)
+    result = run("sort", path, "--n-chan", 384, "--probe", "neuropixels_2_four_shank", "--shank", "1,3")
+    assert result.exit_code == 0, result.output
+    assert set(asked["recording"].probe.shank.tolist()) == {1, 3}
+
+
+def test_probes_are_listed() -> None:
+    lines = run("probes").output.splitlines()
+    assert [line.split() for line in lines if "tetrode" in line] == [["tetrode", "4", "channels,", "1", "shank"]]
+
+
+# --- what is said when something is wrong -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--set", "Th_univrsal=8"), "Unknown setting 'Th_univrsal'. Did you mean 'Th_universal'?"),
+        (("--nt", 60), "nt=60 is even"),
+        (("--Th-learned", -1), "it must be above 0 noise s.d."),
+        (("--n-chan", 7), "7"),
+        (("--bad-channels", 99), "no contact on channel 99"),
+        (("--probe", "tetrod"), "Did you mean 'tetrode'?"),
+        (("--tmin", 2), "0 samples to sort"),
+    ],
+)
+def test_an_error_is_one_paragraph_with_status_1(tetrode_file: Path, arguments: tuple[Any, ...], said: str) -> None:
+    result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.count("Error:") == 1
+    assert said in result.stderr
+    assert result.stderr.startswith("Error: ") or "\nError: " in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_recording_without_a_probe_is_told_of_the_shipped_ones(tetrode_file: Path) -> None:
+    result = run("sort", tetrode_file, "--n-chan", 4)
+    assert result.exit_code == 1
+    assert "--probe" in result.stderr and "neuropixels_1" in result.stderr
+
+
+def test_results_that_cannot_be_written_are_an_error_before_work_starts(tetrode_file: Path) -> None:
+    arguments = ("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", "--results-dir", tetrode_file)
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert str(tetrode_file) in result.stderr
+    assert run("demo", "--out", tetrode_file).exit_code == 1
+
+
+def test_debug_shows_where_an_error_came_from(tetrode_file: Path) -> None:
+    for arguments in (("--debug", "sort", tetrode_file), ("sort", tetrode_file, "--debug")):
+        assert isinstance(run(*arguments).exception, Ks4StreamError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--nt", "many"), "'many' is not INTEGER."),
+        (("--nt0min", "x"), "'x' is not INTEGER or none."),
+        (("--set", "nblocks"), "'nblocks' must be NAME=VALUE"),
+        (("--bad-channels", "1-3"), "'1-3' must be whole numbers"),
+        (("--Th-unversal", 8), "--Th-universal"),
+    ],
+)
+def test_what_cannot_be_read_is_a_usage_error(tetrode_file: Path, arguments: tuple[Any, ...], said: str) -> None:
+    result = run("sort", tetrode_file, "--n-chan", 4, *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_our_warnings_are_notes_and_those_of_libraries_are_not_shown(
+    tetrode_file: Path, monkeypatch: pytest.MonkeyPatch, make_sorting: Callable[..., Any]
+) -> None:
+    def sort(*_: Any, **__: Any) -> Any:
+        warnings.warn("only few spikes", Ks4StreamWarning, stacklevel=1)
+        warnings.warn("something is deprecated", FutureWarning, stacklevel=1)
+        return make_sorting()
+
+    monkeypatch.setattr(sorter, "sort", sort)
+    arguments = ("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode")
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert "Note: only few spikes\n" in result.stderr
+    assert "deprecated" not in result.stderr
+    assert "deprecated" in run(*arguments, "--debug").stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_its_status_and_leaves_the_handlers_alone(
+    tetrode_file: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    def sort(*_: Any, **__: Any) -> None:
+        signal.raise_signal(number)
+        time.sleep(1)
+
+    monkeypatch.setattr(sorter, "sort", sort)
+    before = signal.getsignal(number)
+    result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode")
+    assert result.exit_code == 128 + number
+    assert "Stopped" in result.stderr
+    assert signal.getsignal(number) is before

@@ -1,0 +1,60 @@
+"""The public names: few, loaded on first use, and the same for type checkers."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ks4stream
+
+NAMES = [
+    "open_recording", "load_probe", "Recording", "Probe", "Settings", "sort", "Sorting", "load_sorting", "preprocess",
+    "run_kilosort", "simulate", "errors",
+]  # fmt: skip
+
+
+def test_all_is_what_was_agreed():
+    assert ks4stream.__all__ == NAMES
+    assert set(NAMES) <= set(dir(ks4stream))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_loads_and_is_documented(name):
+    value = getattr(ks4stream, name)
+    assert inspect.getdoc(value)
+    assert getattr(ks4stream, name) is value
+
+
+def test_the_version_is_the_installed_one():
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        assert ks4stream.__version__ == version("ks4stream")
+    except PackageNotFoundError:
+        pytest.skip("ks4stream is not installed, only on the path")
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="run_kilosrot"):
+        ks4stream.run_kilosrot  # noqa: B018
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(ks4stream.__file__).read_text(encoding="utf-8"))
+    (guarded,) = (node for node in tree.body if isinstance(node, ast.If))
+    imported = {
+        alias.name: node.module for node in guarded.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    homes = ks4stream._HOME | dict.fromkeys(ks4stream._MODULES, "ks4stream")
+    assert imported == homes == {name: homes[name] for name in NAMES}
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import ks4stream, sys; print([m for m in ('torch', 'numpy', 'dask', 'xarray', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
