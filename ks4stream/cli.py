@@ -49,7 +49,7 @@ class _Program(click.Group):
         except Ks4StreamError as error:
             if ctx.meta.get(_DEBUG):
                 raise
-            _say(console, f"Error: {error}", "bold red")
+            _say(console, " ".join(["Error:", str(error), *getattr(error, "__notes__", ())]), "bold red")
             ctx.exit(_FAILED)
         except _Stopped as stopped:
             _say(console, "Stopped: the sort was not finished.", "bold red")

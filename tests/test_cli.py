@@ -165,6 +165,15 @@ def test_shanks_can_be_chosen(tmp_path: Path, asked: dict[str, Any]) -> None:
     assert set(asked["recording"].probe.shank.tolist()) == {1, 3}
 
 
+def test_the_readme_shows_options_that_exist() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    known = {flag for command in cli.main.commands.values() for parameter in command.params for flag in parameter.opts}
+    shown = [line for line in readme.splitlines() if line.startswith("ks4stream ")]
+    assert len(shown) >= 4
+    assert {word for line in shown for word in line.split() if word.startswith("--")} - {"--help"} <= known
+    assert {line.split()[1] for line in shown} <= set(cli.main.commands)
+
+
 def test_probes_are_listed() -> None:
     lines = run("probes").output.splitlines()
     assert [line.split() for line in lines if "tetrode" in line] == [["tetrode", "4", "channels,", "1", "shank"]]
