@@ -1,20 +1,36 @@
 """The same work on Dask's distributed scheduler, with a bounded number of tasks in flight."""
 
+# mypy: disable-error-code="no-untyped-call"
+# (half of distributed's interface carries no types)
+
 from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any
+from uuid import uuid4
 
+import dask
 import torch
-from distributed import Client, LocalCluster, as_completed
+from dask.system import CPU_COUNT
+from distributed import Client, Future, KilledWorker, LocalCluster, Nanny, Scheduler, SpecCluster, as_completed
+from distributed.system import MEMORY_LIMIT
 
-from ks4stream.engine.base import Item, Progress, Result, no_progress, one_thread
+from ks4stream.engine.base import Item, LostWorkerError, Progress, Result, named, no_progress, one_thread
 
 IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would only hold memory
 WORKER_MEMORY_BYTES = 3 << 30  # what one worker needs of the machine's memory for itself, torch included
+MOST_LOSSES = 3  # times that all workers may die under one map, as scheduler.allowed-failures does for one task
+RESTART_SECONDS = 120  # that a dead worker may take to come back
+QUIET_SCHEDULER = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}  # any port: several sorts may run at a time
+ADVICE = (
+    "Workers died while computing stage {stage!r}, {times} times in a row; mostly they run out of memory. "
+    "Use fewer workers per machine, a smaller block_batches or a smaller batch_size."
+)
 
 
 class Cluster:
@@ -26,48 +42,110 @@ class Cluster:
 
     @property
     def n_workers(self) -> int:
-        """Threads of all workers."""
-        return max(sum(self._client.nthreads().values()), 1)
+        """Tasks that run at a time: GPUs where workers declare them as a resource, else threads of all workers."""
+        return max(self._gpus() or sum(self._client.nthreads().values()), 1)
 
     def map(
         self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, priority: Sequence[float] = ()
     ) -> Iterator[Result]:
         """Yield ``function(item)`` for every item, in order; see :class:`~ks4stream.engine.base.Engine`.
 
-        Results that arrive early are held until their turn. Where there are no priorities items are begun in
-        order, so at most the window of results is held; with priorities (regions) all of them may be.
+        Results that arrive early are held until their turn. Without priorities items are begun in order and no
+        more results are held than tasks are in flight.
         """
         self._progress(stage, 0, len(items))
-        constants = self._client.scatter(function, broadcast=True, hash=False)
-        begin = sorted(range(len(items)), key=lambda i: -priority[i]) if len(priority) else list(range(len(items)))
-        waiting, done, early, turn = iter(begin), 0, {}, 0
-        running = as_completed(with_results=True, raise_errors=True)
-        index_of: dict[str, int] = {}
-
-        def submit_next() -> None:
-            index = next(waiting, None)
-            if index is not None:
-                future = self._client.submit(_run, constants, items[index], pure=False, key=f"{stage}-{index}-{id(early)}")
-                index_of[future.key] = index
-                running.add(future)
-
-        for _ in range(IN_FLIGHT_PER_WORKER * self.n_workers):
-            submit_next()
+        if not len(items):
+            return
+        tasks = _Tasks(self._client, function, stage, {"GPU": 1} if self._gpus() else None)
+        begin = sorted(range(len(items)), key=lambda i: -priority[i]) if len(priority) else range(len(items))
+        waiting, early, done, window = deque(begin), dict[int, Result](), 0, IN_FLIGHT_PER_WORKER * self.n_workers
         try:
-            for future, result in running:
-                early[index_of.pop(future.key)] = result
-                future.release()
-                done += 1
-                self._progress(stage, done, len(items))
-                while turn in early:
-                    yield early.pop(turn)
-                    turn += 1
-                if len(early) <= IN_FLIGHT_PER_WORKER * self.n_workers or len(priority):
-                    submit_next()
-                while not index_of and turn < len(items):
-                    submit_next()
+            for turn in range(len(items)):
+                while turn not in early:
+                    while waiting and len(tasks) < window and (len(early) < window or len(priority) or not len(tasks)):
+                        index = waiting.popleft()
+                        tasks.begin(index, items[index])
+                    finished, lost = tasks.finished(len(items))
+                    early |= finished
+                    waiting.extendleft(lost)
+                    done += len(finished)
+                    if finished:
+                        self._progress(stage, done, len(items))
+                yield early.pop(turn)
         finally:
-            running.clear()
+            tasks.cancel()
+
+    def _gpus(self) -> int:
+        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+        return int(sum(worker["resources"].get("GPU", 0) for worker in workers))
+
+
+class _Tasks:
+    """The tasks of one map that are in flight, and the function they share, which travels to each worker once."""
+
+    def __init__(
+        self, client: Client, function: Callable[[Any], Any], stage: str, resources: dict[str, float] | None
+    ) -> None:
+        self._client, self._function, self._stage, self._resources = client, function, stage, resources
+        self._index: dict[Future[Any], int] = {}
+        self._ended = as_completed()
+        self._losses = 0
+        self._client.wait_for_workers(1)  # a cluster whose jobs still wait for their turn is no error
+        self._send()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def begin(self, index: int, item: Any) -> None:
+        """Submit one item."""
+        key = (f"{self._stage}-{uuid4().hex}", index)  # never one used before: a known key is not computed again
+        future = self._client.submit(_run, self._constants, item, key=key, pure=False, resources=self._resources)
+        self._index[future] = index
+        self._ended.add(future)
+
+    def finished(self, total: int) -> tuple[dict[int, Any], list[int]]:
+        """Wait for something to end: results by index, and indices of tasks that must be begun anew.
+
+        A task is begun anew on another worker by Dask itself, but where no worker is left that holds the function
+        it is cancelled. The function is then sent again to the workers that have been started in the meantime.
+        """
+        results, lost = {}, []
+        for future in self._ended.next_batch():
+            index = self._index[future]
+            try:
+                with named(self._stage, index, total):
+                    results[index] = future.result()
+            except CancelledError:
+                lost.append(index)
+            except KilledWorker as error:
+                raise LostWorkerError(ADVICE.format(stage=self._stage, times=MOST_LOSSES + 1)) from error
+            del self._index[future]
+        if lost:
+            self._start_over()
+        return results, sorted(lost, reverse=True)
+
+    def cancel(self) -> None:
+        """Let go of everything: tasks not begun will not be, results not asked for are dropped."""
+        self._ended.clear()
+        if self._client.status != "running":  # a map abandoned and found only after its client was closed
+            return
+        # also the one that failed: its error holds on to it
+        self._client.cancel(list(self._index), force=True)
+        self._index.clear()
+        self._constants.release()
+
+    def _start_over(self) -> None:
+        self._losses += 1
+        if self._losses > MOST_LOSSES:
+            raise LostWorkerError(ADVICE.format(stage=self._stage, times=self._losses))
+        try:
+            self._client.wait_for_workers(1, timeout=RESTART_SECONDS)
+        except TimeoutError:
+            raise LostWorkerError(ADVICE.format(stage=self._stage, times=self._losses)) from None
+        self._send()
+
+    def _send(self) -> None:
+        self._constants = self._client.scatter(self._function, broadcast=True, hash=False)
 
 
 def _run(function: Callable[[Any], Any], item: Any) -> Any:
@@ -79,26 +157,55 @@ def _run(function: Callable[[Any], Any], item: Any) -> Any:
 def local_client(*, n_workers: int | None = None, processes: bool | None = None) -> Iterator[Client]:
     """A cluster of this machine for the duration of one sort.
 
-    One worker per visible GPU; without a GPU one per core, as far as memory reaches. Workers are threads of
-    this process on a machine without several GPUs: torch computes without Python's lock, and nothing has to be
-    started or copied.
+    One worker process per GPU where there are several. Otherwise workers are threads of this process, one per core
+    as far as memory reaches, or one for the GPU: torch computes without Python's lock, and nothing has to be started
+    or copied.
     """
-    n_gpus = torch.cuda.device_count()
+    gpus = _visible_gpus()
     if n_workers is None:
-        n_workers = n_gpus or max(1, min(len(os.sched_getaffinity(0)), _memory_bytes() // WORKER_MEMORY_BYTES))
-    quiet = logging.getLogger("distributed").level
+        n_workers = len(gpus) or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_MEMORY_BYTES))
+    if processes is None:
+        processes = len(gpus) > 1
     with (
-        LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, processes=n_gpus > 1 if processes is None else processes,
-            dashboard_address=None, silence_logs=logging.ERROR, memory_limit=0,
-        ) as cluster,
+        _same_environment(),
+        _cluster(n_workers, processes, gpus) as cluster,
         Client(cluster) as client,
-    ):  # fmt: skip
-        try:
-            yield client
-        finally:
-            logging.getLogger("distributed").setLevel(quiet)
+    ):
+        yield client
 
 
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _cluster(n_workers: int, processes: bool, gpus: Sequence[str]) -> SpecCluster:
+    if not processes or len(gpus) < 2:
+        return LocalCluster(
+            n_workers=n_workers, threads_per_worker=1, processes=processes, memory_limit=0,
+            silence_logs=logging.ERROR, scheduler_kwargs=QUIET_SCHEDULER,
+        )  # fmt: skip
+    options = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.ERROR, "resources": {"GPU": 1}}
+    workers = {
+        number: {"cls": Nanny, "options": options | {"env": {"CUDA_VISIBLE_DEVICES": gpu}}}
+        for number, gpu in enumerate(gpus[:n_workers])
+    }
+    scheduler = {"cls": Scheduler, "options": QUIET_SCHEDULER | {"host": "127.0.0.1", "port": 0}}
+    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
+
+
+def _visible_gpus() -> list[str]:
+    """Names by which CUDA_VISIBLE_DEVICES knows the GPUs this process sees."""
+    named_so = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = named_so.split(",") if named_so else [str(number) for number in range(torch.cuda.device_count())]
+    return names[: torch.cuda.device_count()]
+
+
+@contextmanager
+def _same_environment() -> Iterator[None]:
+    """Undo what starting worker processes does to this process's environment: one thread for OpenMP and BLAS."""
+    names = list(dask.config.get("distributed.nanny.pre-spawn-environ"))
+    before = {name: os.environ.get(name) for name in [*names, "PYTHONHASHSEED"]}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,333 @@
+"""The loop and the cluster keep the same promises; the cluster keeps them when workers fail."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distributed import Client, LocalCluster
+
+from ks4stream.engine import Engine, Loop, one_thread
+from ks4stream.engine import cluster as cluster_module
+from ks4stream.engine.base import LostWorkerError
+from ks4stream.engine.cluster import IN_FLIGHT_PER_WORKER, Cluster, local_client
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with local_client(n_workers=2, processes=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Client]:
+    """Two worker processes; the slowest thing here, so started once."""
+    with local_client(n_workers=2, processes=True) as client:
+        yield client
+
+
+@pytest.fixture(params=["loop", "threads"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return Loop() if request.param == "loop" else Cluster(request.getfixturevalue("client"))
+
+
+@dataclass
+class Squares:
+    """Squares numbers; slow on some, failing on some; notes in which order they were begun."""
+
+    slow: tuple[int, ...] = ()
+    failing: tuple[int, ...] = ()
+    begun: list[int] = field(default_factory=list)
+    lock: Any = field(default_factory=threading.Lock)
+
+    def __call__(self, number: int) -> int:
+        with self.lock:
+            self.begun.append(number)
+        if number in self.failing:
+            raise KeyError(f"no square of {number}")
+        time.sleep(0.3 if number in self.slow else 0.002)
+        return number**2
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"lock": None, "begun": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"lock": threading.Lock()})
+
+
+def settled(client: Client) -> None:
+    """Wait until the scheduler has forgotten every task; fail if it does not."""
+    for _ in range(200):
+        n_tasks = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
+        if not n_tasks and not client.futures:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{n_tasks} tasks and {len(client.futures)} futures are stuck")
+
+
+@pytest.mark.parametrize("slow", [(), (0,), (5, 6)])
+def test_results_come_in_the_order_of_the_items(engine: Engine, slow: tuple[int, ...]) -> None:
+    items = list(range(40))
+    assert list(engine.map(Squares(slow), items, stage="squares")) == [item**2 for item in items]
+
+
+def test_items_may_be_equal_or_none(engine: Engine) -> None:
+    assert list(engine.map(Squares(), [3, 3, 3], stage="squares")) == [9, 9, 9]
+    assert list(engine.map(Squares(), [], stage="squares")) == []
+
+
+def test_two_maps_of_one_stage_do_not_see_each_other(engine: Engine) -> None:
+    first = engine.map(Squares(), [1, 2], stage="squares")
+    assert next(first) == 1
+    assert list(engine.map(Squares(), [5, 6], stage="squares")) == [25, 36]
+    assert list(first) == [4]
+
+
+def test_progress_is_told_from_none_to_all(client: Client) -> None:
+    for make in (Loop, lambda progress: Cluster(client, progress)):
+        calls: list[tuple[str, int, int]] = []
+        list(make(lambda *call: calls.append(call)).map(Squares(), list(range(9)), stage="squares"))  # noqa: B023
+        assert calls[0] == ("squares", 0, 9)
+        assert calls[-1] == ("squares", 9, 9)
+        done = [call[1] for call in calls]
+        assert done == sorted(set(done))
+
+
+def test_larger_priorities_are_begun_first(client: Client) -> None:
+    with local_client(n_workers=1, processes=False) as single:
+        squares, items = Squares(), list(range(30))
+        found = list(Cluster(single).map(squares, items, stage="squares", priority=[float(i % 7) for i in items]))
+        assert found == [item**2 for item in items]
+        assert squares.begun == sorted(items, key=lambda i: -(i % 7))
+
+
+def test_only_a_window_of_results_is_held_while_one_is_awaited(client: Client) -> None:
+    squares = Squares(slow=(0,))
+    results = Cluster(client).map(squares, list(range(100)), stage="squares")
+    assert next(results) == 0
+    window = IN_FLIGHT_PER_WORKER * 2
+    assert len(squares.begun) <= 2 * window + 1  # held and in flight
+    list(results)
+    assert sorted(squares.begun) == list(range(100))
+
+
+def test_the_cluster_is_kept_busy_after_a_slow_item(client: Client) -> None:
+    """Both workers compute again once a slow first item is there: items 50 and 51 are in flight at a time."""
+    meet = threading.Barrier(2, timeout=30)
+
+    def function(number: int) -> int:
+        if number == 0:
+            time.sleep(0.3)
+        if number in (50, 51):
+            meet.wait()
+        return number
+
+    assert list(Cluster(client).map(function, list(range(60)), stage="meeting")) == list(range(60))
+
+
+def test_an_error_names_its_stage_and_leaves_nothing_behind(engine: Engine, client: Client) -> None:
+    squares = Squares(failing=(7,))
+    with pytest.raises(KeyError, match="no square of 7") as caught:
+        list(engine.map(squares, list(range(500)), stage="squares"))
+    assert caught.value.__notes__ == ["Raised in stage 'squares', task 8 of 500."]
+    settled(client)
+    assert len(squares.begun) < 100  # what was not begun is not computed
+    assert list(engine.map(Squares(), [2], stage="squares")) == [4]
+
+
+def test_a_consumer_that_stops_leaves_nothing_behind(client: Client) -> None:
+    squares = Squares()
+    results = Cluster(client).map(squares, list(range(500)), stage="squares")
+    assert [next(results), next(results)] == [0, 1]
+    results.close()  # type: ignore[attr-defined]
+    settled(client)
+    assert len(squares.begun) < 100
+
+
+def test_a_map_may_be_abandoned_and_outlive_its_client() -> None:
+    with local_client(n_workers=1, processes=False) as own:
+        results = Cluster(own).map(Squares(), list(range(50)), stage="squares")
+        next(results)
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_an_interrupt_leaves_nothing_behind(client: Client) -> None:
+    """Ctrl-C arrives in this thread, wherever it is in the map: here in the report of progress."""
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    squares = Squares()
+    with pytest.raises(KeyboardInterrupt):
+        list(Cluster(client, interrupt).map(squares, list(range(500)), stage="squares"))
+    settled(client)
+    assert len(squares.begun) < 100
+
+
+def test_tasks_run_on_one_thread_and_others_are_left_alone(engine: Engine) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with one_thread():
+            inside = list(engine.map(lambda _: torch.get_num_threads(), list(range(8)), stage="threads"))
+        assert inside == [1] * 8
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_overlapping_users_of_one_thread_keep_it_until_the_last_has_gone() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        first, second = one_thread(), one_thread()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.get_num_threads() == 1
+        second.__exit__(None, None, None)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_of_this_process_share_the_function_itself(client: Client) -> None:
+    """No copy is made, however large its constants."""
+    squares = Squares()
+    list(Cluster(client).map(squares, [1, 2, 3], stage="squares"))
+    assert sorted(squares.begun) == [1, 2, 3]
+
+
+class CountsItsTravels:
+    """Leaves a file each time a copy of it arrives in another process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, number: int) -> int:
+        time.sleep(0.01)
+        return os.getpid()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        (self.folder / f"{os.getpid()}-{time.time_ns()}").touch()
+
+
+def test_constants_travel_to_each_process_once(processes: Client, tmp_path: Path) -> None:
+    used = set(Cluster(processes).map(CountsItsTravels(tmp_path), list(range(30)), stage="travels"))
+    assert os.getpid() not in used
+    arrivals = [path.name.split("-")[0] for path in tmp_path.iterdir()]
+    assert {int(pid) for pid in arrivals} >= used
+    assert len(arrivals) <= 4  # two workers, and once more for each from the other where Dask dropped a copy
+
+
+class DiesOnce:
+    """Ends its process on item 3, unless it has done so before."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __call__(self, number: int) -> int:
+        if number == 3 and not self.mark.exists():
+            self.mark.touch()
+            os._exit(1)
+        return number**2
+
+
+def test_a_worker_that_dies_costs_its_tasks_only(processes: Client, tmp_path: Path) -> None:
+    found = list(Cluster(processes).map(DiesOnce(tmp_path / "died"), list(range(20)), stage="dying"))
+    assert found == [number**2 for number in range(20)]
+    assert (tmp_path / "died").exists()
+
+
+def test_what_is_lost_with_all_workers_is_sent_and_computed_again(client: Client) -> None:
+    """The scheduler cancels tasks whose constants are gone; a few times they are begun anew, then it is an error."""
+
+    class Loses(Cluster):
+        losses = 0
+
+    real = cluster_module._Tasks.finished
+
+    def lossy(self: Any, total: int) -> tuple[dict[int, Any], list[int]]:
+        results, lost = real(self, total)
+        if results and Loses.losses:
+            Loses.losses -= 1
+            lost += list(results)
+            self._start_over()
+            return {}, lost
+        return results, lost
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster_module._Tasks, "finished", lossy)
+        Loses.losses = 3
+        assert list(Loses(client).map(Squares(), list(range(9)), stage="lossy")) == [n**2 for n in range(9)]
+        Loses.losses = 4
+        with pytest.raises(LostWorkerError, match=r"'lossy'.*block_batches"):
+            list(Loses(client).map(Squares(), list(range(9)), stage="lossy"))
+    settled(client)
+
+
+def test_cancelled_tasks_are_begun_anew_and_never_results(client: Client) -> None:
+    tasks = cluster_module._Tasks(client, Squares(slow=(0, 1)), "cancelled", None)
+    tasks.begin(0, 0)
+    tasks.begin(1, 1)
+    client.cancel(list(tasks._index), force=True)
+    results: dict[int, int] = {}
+    lost: list[int] = []
+    while len(tasks):
+        found, gone = tasks.finished(2)
+        results |= found
+        lost += gone
+    assert (sorted(lost), results) == ([0, 1], {})
+    tasks.cancel()
+
+
+def test_gpus_are_asked_for_where_workers_declare_them() -> None:
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=4, processes=False, resources={"GPU": 1}, memory_limit=0,
+            silence_logs=40, scheduler_kwargs=cluster_module.QUIET_SCHEDULER,
+        ) as cluster,
+        Client(cluster) as client,
+    ):  # fmt: skip
+        engine, most, now, lock = Cluster(client), [0], [0], threading.Lock()
+        assert engine.n_workers == 2
+
+        def function(number: int) -> int:
+            with lock:
+                now[0] += 1
+                most[0] = max(most[0], now[0])
+            time.sleep(0.01)
+            with lock:
+                now[0] -= 1
+            return number
+
+        assert list(engine.map(function, list(range(20)), stage="gpu")) == list(range(20))
+        assert most[0] <= 2  # of eight threads
+
+
+def test_one_process_per_gpu_each_seeing_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "_visible_gpus", lambda: ["3", "5"])
+    with local_client() as client:
+        client.wait_for_workers(2)
+        seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
+        assert sorted(seen.values()) == ["3", "5"]
+        assert Cluster(client).n_workers == 2
+
+
+def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch, processes: Client) -> None:
+    """Dask's worker processes are started with one thread for OpenMP; this process must not be."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "7")
+    before = dict(os.environ)
+    with cluster_module._same_environment():
+        os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONHASHSEED": "6640"})
+    assert dict(os.environ) == before
