@@ -206,7 +206,7 @@ class _Sort:
             found = list(self._map(clusterer, occupied, "first clustering", sizes[occupied]))
             if not found:
                 return Templates(np.zeros((0, source.probe.n_channels, source.settings.n_pcs)), np.zeros(0))
-            learned = templates.combine(found, shapes.components, shapes.shapes)
+            learned = templates.combine(found, shapes.components, shapes.shapes, fewest=self._fewest())
             logger.info("%d peaks, %d learned templates", sizes.sum(), len(learned.features))
             return learned
 
@@ -231,7 +231,7 @@ class _Sort:
             )
             found = list(self._map(sorter, occupied, "final clustering", sizes[occupied]))
         with self._timed("merging"):
-            return (units.combine(found, shapes, settings, rate) if found else None), template_channels
+            return (units.combine(found, shapes, settings, rate, self._fewest()) if found else None), template_channels
 
     def finish(
         self, source: Preprocessor, shapes: Waveforms, moved: Drift | None, peaks: PeakSample | None,
@@ -264,6 +264,10 @@ class _Sort:
             n_samples=recording.n_samples, files=recording.files, dtype=recording.dtype.name,
             n_chan_file=recording.n_channels, seconds=dict(self.seconds),
         )  # fmt: skip
+
+    def _fewest(self) -> int:
+        tiling = self.source.tiling
+        return units.fewest_spikes(tiling.n_tiles * tiling.size, self.source.recording.sampling_rate_hz)
 
     def _blocks(self, indices: Sequence[int] | None = None) -> list[tuple[Tile, ...]]:
         tiling = self.source.tiling

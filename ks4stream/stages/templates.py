@@ -176,13 +176,14 @@ def _hash(sample: NDArray[np.int64], centre: NDArray[np.int64]) -> NDArray[np.ui
 
 
 def combine(
-    regions: Sequence[RegionTemplates], components: NDArray[np.float32], shapes: NDArray[np.float32]
+    regions: Sequence[RegionTemplates], components: NDArray[np.float32], shapes: NDArray[np.float32], *, fewest: int
 ) -> Templates:
-    """All regions' clusters as templates: centred in time, near copies merged."""
+    """All regions' clusters as templates: centred in time, near copies merged, those of too few spikes dropped."""
     features = torch.from_numpy(np.concatenate([region.features for region in regions]))
     count = torch.from_numpy(np.concatenate([region.count for region in regions]))
     if not len(features):
         return Templates(features=features.numpy(), count=count.numpy())
     basis = torch.from_numpy(components)
     merged = templates.merge_similar(templates.align(features, basis, torch.from_numpy(shapes)), count, basis)
-    return Templates(features=merged.features.numpy(), count=merged.n_spikes.numpy())
+    stays = merged.n_spikes >= fewest
+    return Templates(features=merged.features[stays].numpy(), count=merged.n_spikes[stays].numpy())

@@ -21,6 +21,17 @@ from ks4stream.settings import Settings
 from ks4stream.stages.templates import cluster_means, scattered_rows
 
 ROWS_AT_ONCE = 65_536
+LEAST_MARGIN = 1.5
+"""Mean score of a unit's spikes above ``Th_learned``, in noise standard deviations. Departure from section 9: clusters
+closer to the threshold are the summit of a distribution that reaches below it, more than a tenth of it cut off
+(scores have unit noise), which is what background activity looks like; they are not reported as units."""
+SECONDS_PER_SPIKE, FEWEST_SPIKES, ENOUGH_SPIKES = 3.0, 5, 20
+"""A template or a unit has at least a spike in three seconds of recording, but 5 in any, and 20 always suffice."""
+
+
+def fewest_spikes(n_samples: int, sampling_rate_hz: float) -> int:
+    """Spikes that make a unit; clusters of fewer are chance collisions, not neurons."""
+    return int(np.clip(n_samples / sampling_rate_hz / SECONDS_PER_SPIKE, FEWEST_SPIKES, ENOUGH_SPIKES))
 
 
 class RegionUnits(NamedTuple):
@@ -84,9 +95,9 @@ class Units(NamedTuple):
 
 
 def combine(
-    regions: Sequence[RegionUnits], waveforms: Waveforms, settings: Settings, sampling_rate_hz: float
+    regions: Sequence[RegionUnits], waveforms: Waveforms, settings: Settings, sampling_rate_hz: float, fewest: int
 ) -> Units:
-    """Join the regions' units, merge those that are one neuron, and sort by (time, unit)."""
+    """Join the regions' units, merge those that are one neuron, drop what is none, and sort by (time, unit)."""
     first = np.cumsum([0] + [len(region.unit_features) for region in regions])
     sample = np.concatenate([region.sample for region in regions])
     unit = np.concatenate([region.unit + start for region, start in zip(regions, first, strict=False)]).astype(np.int64)
@@ -110,9 +121,22 @@ def combine(
     for lag in np.unique(merged.lag[merged.lag != 0]).tolist():
         moved = merged.lag == lag
         features[moved] = features[moved] @ merging.roll_matrix(components, lag).numpy().T
-    return Units(
+    joined = Units(
         merged.sample, column("template"), column("score"), features, merged.unit, merged.features.numpy()
     )
+    return above_noise(joined, threshold=settings.Th_learned, fewest=fewest)
+
+
+def above_noise(units: Units, *, threshold: float, fewest: int) -> Units:
+    """Only units of at least `fewest` spikes whose scores stand clear of the threshold, numbered anew."""
+    n_units = len(units.unit_features)
+    count = np.bincount(units.unit, minlength=n_units)
+    mean = np.bincount(units.unit, units.score, n_units) / np.maximum(count, 1)
+    stays = (count >= fewest) & (mean > threshold + LEAST_MARGIN)
+    rows = stays[units.unit]
+    number = np.cumsum(stays) - 1
+    spikes = (column[rows] for column in units[:4])
+    return Units(*spikes, number[units.unit[rows]], units.unit_features[stays])
 
 
 def _similarity_row(one: Tensor, others: Tensor, components: Tensor) -> tuple[Tensor, Tensor]:
