@@ -209,6 +209,17 @@ def test_a_recording_without_a_probe_is_told_of_the_shipped_ones(tetrode_file: P
     assert "--probe" in result.stderr and "neuropixels_1" in result.stderr
 
 
+def test_an_error_of_a_task_says_where_it_arose(tetrode_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sort(*_: Any, **__: Any) -> None:
+        error = Ks4StreamError("channel 3 is not a number.")
+        error.add_note("Raised in stage 'detection', task 2 of 9.")
+        raise error
+
+    monkeypatch.setattr(sorter, "sort", sort)
+    result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode")
+    assert result.stderr == "Error: channel 3 is not a number. Raised in stage 'detection', task 2 of 9.\n"
+
+
 def test_results_that_cannot_be_written_are_an_error_before_work_starts(tetrode_file: Path) -> None:
     arguments = ("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", "--results-dir", tetrode_file)
     result = run(*arguments)
