@@ -22,6 +22,9 @@ from typing import Any
 import numpy as np
 import outcome
 
+LEARNED_FROM, MOST_LEARNED_FROM = 25, 8
+"""Universal waveforms are learned from every 25th batch; ``--stages`` keeps the traces of the first of these too."""
+
 
 def main() -> None:
     """Sort one file."""
@@ -71,7 +74,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=None, help="of torch; its own choice by default")
     parser.add_argument("--stages", action="store_true", help="call the stages in turn, keep what they return")
-    parser.add_argument("--stage-batches", type=int, default=3, help="batches whose traces --stages keeps")
+    parser.add_argument(
+        "--stage-batches", type=int, default=3, help="batches whose traces --stages keeps, and 0, 25, …"
+    )
     return parser.parse_args()
 
 
@@ -96,6 +101,7 @@ def _run_in_stages(
     recording: Path, out: Path, given: dict[str, Any], n_batches: int
 ) -> tuple[Any, Any, dict[str, Any]]:
     """Sort by calling the public stage functions in turn, as their documentation shows."""
+    import torch
     from kilosort.parameters import DEFAULT_SETTINGS
 
     # the package has a function of the module's name, which hides it
@@ -107,11 +113,15 @@ def _run_in_stages(
     )
     settings |= {"filename": files, "data_dir": data_dir, "results_dir": results_dir}
     ops, _ = ks.initialize_ops(settings, probe, "int16", True, False, device, False)
+    np.random.seed(1)  # noqa: NPY002 as run_kilosort does, or its k-means differs from run to run
+    torch.manual_seed(1)
 
     ops = ks.compute_preprocessing(ops, device, tic0=began)
     kept: dict[str, Any] = {"whitening": ops["Wrot"], "n_batches": ops["Nbatches"]}
     ops, bfile, peaks = ks.compute_drift_correction(ops, device, tic0=began)
-    batches = np.unique(np.linspace(0, int(ops["Nbatches"]) - 1, n_batches).astype(int))
+    last = int(ops["Nbatches"]) - 1
+    spread = np.linspace(0, last, max(n_batches, 2)).astype(int)[:n_batches]
+    batches = np.union1d(spread, np.arange(0, last + 1, LEARNED_FROM)[:MOST_LEARNED_FROM])
     kept |= {"batches": batches, "whitened": np.stack([_array(bfile.padded_batch_to_torch(b)) for b in batches])}
     if peaks is not None:  # with nblocks=0 there is no first pass
         kept |= {"drift_um": ops["dshift"], "drift_centre_um": ops["yblk"], "peaks": peaks}

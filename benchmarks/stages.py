@@ -1,0 +1,630 @@
+"""Compare ks4stream with Kilosort4 stage by stage: the same input to each stage, and what differs in its result.
+
+    python benchmarks/stages.py static --seconds 60 --kilosort-python PYTHON_WITH_KILOSORT --out DIR
+
+Kilosort4's public stage functions run in their own environment (``run_kilosort4.py --stages``) and leave what they
+return as plain arrays. Our stages then get *its* whitening, waveforms, shifts, templates and features, one
+stage at a time, so that a difference belongs to the stage it appears in. Where the two differ on purpose (a
+sentence with → in the specification) the line says so, and where it can, our kernels are run once more without the
+departure, so that what remains is ours to explain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import outcome
+import torch
+from scenarios import SCENARIOS, write_scenario
+from scipy.optimize import linear_sum_assignment
+
+from ks4stream import Settings, geometry, load_probe, open_recording
+from ks4stream.blocks import Tile
+from ks4stream.engine import Loop, one_thread
+from ks4stream.geometry import Centres
+from ks4stream.io.spikes import write_block
+from ks4stream.kernels import detection as detection_kernels
+from ks4stream.kernels import drift as drift_kernels
+from ks4stream.kernels import matching as matching_kernels
+from ks4stream.kernels import preprocessing as filters
+from ks4stream.kernels import templates as template_kernels
+from ks4stream.kernels import waveforms as waveform_kernels
+from ks4stream.results import Drift, Templates, Waveforms, Whitening
+from ks4stream.scoring import score
+from ks4stream.sorter import _Sort, prepare
+from ks4stream.stages import detection, drift, matching, units, waveforms, whitening
+from ks4stream.stages.preprocessing import Preprocessor
+
+NEAR_SAMPLES = 6  # two detections this close in time …
+NEAR_UM = 40.0  # … and in depth are of the same spike
+FILTER_ENDS = 500  # samples that the high-pass filter reaches
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure of the comparison."""
+
+    stage: str
+    figure: str
+    value: float | str
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """What is compared: our source of traces, and what Kilosort4's stages returned."""
+
+    source: Preprocessor  # knows neither whitening nor drift
+    theirs: Arrays
+    truth: Arrays
+
+    @property
+    def settings(self) -> Settings:
+        return self.source.settings
+
+    @property
+    def rate_hz(self) -> float:
+        return self.source.recording.sampling_rate_hz
+
+    @property
+    def whitened(self) -> Preprocessor:
+        """With Kilosort4's whitening."""
+        return self.source.with_results(whitening=Whitening(self.theirs["whitening"], dead=np.zeros(0)))
+
+    @property
+    def moved(self) -> Preprocessor:
+        """With Kilosort4's whitening and shifts."""
+        if "drift_um" not in self.theirs:
+            return self.whitened
+        return self.whitened.with_results(drift=Drift(self.theirs["drift_um"], self.theirs["drift_centre_um"]))
+
+    def their_waveforms(self, which: str = "") -> Waveforms:
+        """Of the drift-corrected pass, or of the first (``"_1"``)."""
+        return Waveforms(self.theirs[f"components{which}"], self.theirs[f"shapes{which}"])
+
+    def batches(self, name: str) -> list[tuple[Tile, torch.Tensor]]:
+        """Tiles whose traces were kept, with Kilosort4's traces of core and nt samples on either side."""
+        kept = zip(self.theirs["batches"], self.theirs[name], strict=True)
+        return [(self.source.tiling[int(b)], torch.from_numpy(traces)) for b, traces in kept]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run both, compare, print."""
+    options = _options(arguments)
+    pair = load_pair(options)
+    lines: list[Line] = []
+    with one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for compare in (
+            compare_traces, compare_whitening, compare_waveforms, compare_geometry, compare_detection, compare_drift,
+            compare_templates, compare_matching, compare_units,
+        ):  # fmt: skip
+            lines += compare(pair)
+    (options.out / "stages.json").write_text(json.dumps([asdict(line) for line in lines], indent=1))
+    print(markdown(lines))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenario", choices=SCENARIOS)
+    parser.add_argument("--seed", type=int, default=301)
+    parser.add_argument("--seconds", type=float, default=None)
+    parser.add_argument("--channels", type=int, default=None, help="sort the probe's first channels only")
+    parser.add_argument("--kilosort-python", required=True, help="python of an environment that holds Kilosort4")
+    parser.add_argument("--out", type=Path, required=True, help="what Kilosort4 left there for it is used again")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of both")
+    parser.add_argument("--threads", type=int, default=1, help="of Kilosort4")
+    parser.add_argument("--batches", type=int, default=3, help="batches whose traces are compared")
+    return parser.parse_args(arguments)
+
+
+def load_pair(options: argparse.Namespace) -> Pair:
+    """Simulate, let Kilosort4 run stage by stage unless it has, and load what it left."""
+    length = {} if options.seconds is None else {"duration_s": options.seconds}
+    simulated = SCENARIOS[options.scenario](options.seed, **length)
+    binary = write_scenario(simulated, options.out, f"{options.scenario}-{options.seed}")
+    probe_file = binary.with_suffix(".probe.json")
+    if options.channels:
+        probe = json.loads(probe_file.read_text())
+        probe |= {name: probe[name][: options.channels] for name in ("chanMap", "xc", "yc", "kcoords")}
+        probe_file.write_text(json.dumps(probe))
+    with np.load(binary.with_suffix(".truth.npz")) as file:
+        truth = dict(file)
+    settings = outcome.parse_settings(options.set)
+    bad = truth["bad_channels"].tolist()
+    asked = json.loads(json.dumps(outcome.request(binary, probe_file, settings, bad)))
+    folder = options.out / "kilosort4"
+    if not (folder / "figures.json").exists() or outcome.read(folder)[0]["asked"] != asked:
+        command = [options.kilosort_python, str(Path(__file__).parent / "run_kilosort4.py"), str(binary), "--stages"]
+        command += ["--probe", str(probe_file), "--out", str(folder), f"--threads={options.threads}"]
+        command += [f"--stage-batches={options.batches}", f"--bad-channels={','.join(map(str, bad))}"]
+        subprocess.run([*command, *(f"--set={pair}" for pair in options.set)], check=True)
+    recording = open_recording(
+        binary, n_chan=asked["probe"]["n_chan"], fs=30_000.0, dtype="int16",
+        probe=load_probe(probe_file).drop_channels(bad) if bad else load_probe(probe_file),
+    )  # fmt: skip
+    with np.load(folder / "stages.npz") as file:
+        return Pair(prepare(recording, Settings.from_dict(settings)), dict(file), truth)
+
+
+# --- the stages ---------------------------------------------------------------------------------------------
+
+
+def compare_traces(pair: Pair) -> list[Line]:
+    """Filter, reference and whitening of the same samples, with Kilosort4's matrix."""
+    ours, alike = [], []
+    for tile, whole in pair.batches("whitened"):
+        core = pair.source.core(tile)
+        n, nt = core.stop - core.start, pair.settings.nt
+        theirs = whole[:, nt : nt + n]
+        ours.append(_relative_difference(pair.whitened.whitened(tile)[0][:, core], theirs))
+        inner = slice(nt + FILTER_ENDS, nt + n - FILTER_ENDS)
+        alike.append(_relative_difference(_as_reference(pair, tile)[:, inner], whole[:, inner]))
+    return [
+        Line("traces", "rms difference / rms", max(ours), "→ reference after the filter, both middle values"),
+        Line("traces", "the same without these departures", max(alike), "should be rounding"),
+    ]
+
+
+def _as_reference(pair: Pair, tile: Tile) -> torch.Tensor:
+    """A batch with nt samples of halo as the reference is said to make it: less its mean, the lower median, filtered.
+
+    Its filter is circular on the batch, so FILTER_ENDS samples at the ends are others.
+    """
+    nt = pair.settings.nt
+    raw = pair.source._raw(tile)[:, tile.halo - nt : tile.halo + tile.size + nt]
+    raw = raw - raw.mean(dim=1, keepdim=True)
+    raw = raw - raw.median(dim=0).values
+    cutoff, rate = pair.settings.highpass_cutoff, pair.rate_hz
+    response = filters.highpass_response(raw.shape[1], sampling_rate_hz=rate, cutoff_hz=cutoff)
+    return torch.from_numpy(pair.theirs["whitening"]) @ filters.highpass(raw, torch.from_numpy(response))
+
+
+def compare_whitening(pair: Pair) -> list[Line]:
+    """The whitening matrix, from the batches it takes and from those we take."""
+    theirs, lines = pair.theirs["whitening"], []
+    same = range(0, len(pair.source.tiling), pair.settings.nskip)
+    for label, chosen, note in (
+        ("from the same batches", same, "→ reference after the filter"),
+        ("from our choice of batches", pair.source.tiling.evenly(pair.settings.nskip), "→ at least 25 batches"),
+    ):
+        tiles = tuple(pair.source.tiling[int(index)] for index in chosen)
+        ours = whitening.combine(pair.source, [whitening.Covariances(pair.source)(tiles)]).matrix
+        correlation = (ours * theirs).sum(axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+        size = np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+        lines.append(Line("whitening", f"least correlation of rows, {label}", float(correlation.min()), note))
+        lines.append(Line("whitening", f"row norms, ours / its, {label}", _range(size)))
+    return lines
+
+
+def compare_waveforms(pair: Pair) -> list[Line]:
+    """Universal waveforms, learned from its own traces and from ours with its whitening (and shifts)."""
+    lines, settings = [], pair.settings
+    every = waveforms.EVERY_BATCH
+    tiles = tuple(pair.source.tiling[i] for i in range(0, len(pair.source.tiling), every))
+    for which, source, kept in (("_1", pair.whitened, "whitened"), ("", pair.moved, "moved")):
+        if f"components{which}" not in pair.theirs:
+            continue
+        theirs = pair.their_waveforms(which)
+        name = "waveforms, first pass" if which else "waveforms"
+        from_its = [_snippets_by_number(pair, traces) for tile, traces in pair.batches(kept) if tile.index % every == 0]
+        from_ours = waveforms.Snippets(source, settings.Th_single_ch, waveforms.MOST_SNIPPETS)(tiles)
+        from_all = waveforms.Snippets(source, settings.Th_single_ch, waveforms.MOST_SNIPPETS)(tuple(source.tiling))
+        for label, snippets, note in (
+            ("its traces, neighbours by number", from_its, "no departure: 1 is expected"),
+            ("our traces, neighbours by distance", from_ours, "→ by distance within the shank"),
+            ("our traces, all batches", from_all, "→ all batches where there are few snippets"),
+        ):
+            n_snippets = sum(map(len, snippets))
+            ours = waveforms.combine(settings, [snippets], threshold=settings.Th_single_ch)
+            if ours is None:
+                lines.append(Line(name, f"{label}: snippets", n_snippets, "too few to learn from"))
+                continue
+            overlap = np.linalg.svd(ours.components @ theirs.components.T, compute_uv=False)
+            alike = _assigned(ours.shapes @ theirs.shapes.T)
+            lines.append(Line(name, f"{label}: cosines of the component spaces", _range(overlap), note))
+            note = f"k-means of {n_snippets} snippets, paired one to one"
+            lines.append(Line(name, f"{label}: correlation of the shapes", _range(alike), note))
+    return lines
+
+
+def _snippets_by_number(pair: Pair, traces: torch.Tensor) -> np.ndarray:
+    """Snippets of its own traces of a batch, with the reference's neighbourhoods of ±4 and ±6 channels."""
+    nt, settings = pair.settings.nt, pair.settings
+    near, wide = (_channels_around(len(traces), (count - 1) // 2) for count in
+                  (geometry.PEAK_NEIGHBOURS, geometry.ALONE_NEIGHBOURS))  # fmt: skip
+    channel, sample = waveform_kernels.find_clean_peaks(
+        traces, near, wide, threshold=settings.Th_single_ch, first=nt, last=traces.shape[1] - nt
+    )
+    return waveform_kernels.cut_snippets(traces, channel, sample, nt=nt, peak_sample=settings.peak_sample).numpy()
+
+
+def _channels_around(n_channels: int, reach: int) -> torch.Tensor:
+    """Channels within `reach` by number, itself first and in place of those beyond the ends: (c, 2·reach + 1)."""
+    offsets = np.array([0, *range(-reach, 0), *range(1, reach + 1)])
+    rows = np.arange(n_channels)[:, None] + offsets
+    return torch.from_numpy(np.where((rows >= 0) & (rows < n_channels), rows, np.arange(n_channels)[:, None]))
+
+
+def compare_geometry(pair: Pair) -> list[Line]:
+    """Centres, their channels and weights."""
+    theirs = np.column_stack([pair.theirs["centre_x"], pair.theirs["centre_y"]])
+    ours = geometry.template_centres(pair.source.probe, pair.settings)
+    at, distance = geometry.nearest(ours.position_um, theirs, 1)
+    same = distance[:, 0] < 0.01
+    lines = [
+        Line("geometry", "centres, ours and its", f"{len(ours)} and {len(theirs)}", "→ a grid per shank"),
+        Line("geometry", "of ours at the same place", _share(same)),
+    ]
+    if same.any():
+        rows = at[same, 0]
+        channels, weights = (
+            pair.theirs["centre_channels"].T[rows],
+            np.moveaxis(pair.theirs["centre_weights"], 2, 0)[rows],
+        )
+        spread = [_scattered(pair, *both) for both in ((ours.channels[same], ours.weights[same]), (channels, weights))]
+        most = float(np.abs(spread[0] - spread[1]).max())
+        lines.append(Line("geometry", "largest difference of a weight there", most, "ties between channels may differ"))
+    return lines
+
+
+def _scattered(pair: Pair, channels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weights (k, s, j) on channels (k, j; −1 for none) as (k, s, c)."""
+    spread = np.zeros((*weights.shape[:2], pair.source.probe.n_channels + 1))
+    np.put_along_axis(spread, np.broadcast_to(channels[:, None], weights.shape), weights, axis=2)
+    return spread[:, :, :-1]
+
+
+def compare_detection(pair: Pair) -> list[Line]:
+    """Universal detection with its whitening and waveforms: on its traces, on ours, and against the truth."""
+    if "peaks" not in pair.theirs:
+        return [Line("detection", "not compared", "–", "with nblocks=0 Kilosort4 returns no detections")]
+    to_centre = pair.settings.nt // 2 - pair.settings.peak_sample
+    seconds, depth, amplitude, template, batch = pair.theirs["peaks"].T[:5]
+    their_sample = np.rint(seconds * pair.rate_hz).astype(np.int64) - to_centre  # it reports the window's centre
+    detector = detection.Detector(pair.whitened, their_centres(pair), pair.their_waveforms("_1"))
+    lines = []
+
+    nt = pair.settings.nt
+    pairs, n_ours, n_theirs = [], 0, 0
+    for tile, traces in pair.batches("whitened"):
+        found = detection_kernels.detect(
+            traces, detector.templates, threshold=pair.settings.Th_universal, reach=pair.settings.peak_sample,
+            first=nt + to_centre, last=traces.shape[1] - nt + to_centre,
+        )  # fmt: skip
+        sample = found.sample.numpy() - nt + tile.start - to_centre
+        rows = np.flatnonzero(batch == tile.index)
+        i, j = _pair_up(sample, found.depth_um.numpy(), their_sample[rows], depth[rows])
+        n_ours, n_theirs = n_ours + len(sample), n_theirs + len(rows)
+        columns = (sample, found.depth_um.numpy(), found.score.numpy(), found.template.numpy())
+        pairs.append(
+            np.array([c[i] for c in columns])
+            - np.array([c[rows][j] for c in (their_sample, depth, amplitude, template)])
+        )
+    time, place, size, shape = np.concatenate(pairs, axis=1)
+    lines += [
+        Line("detection", "on its traces: of ours found by it", _share_of(len(time), n_ours)),
+        Line("detection", "on its traces: of its found by us", _share_of(len(time), n_theirs)),
+        Line("detection", "on its traces: at the same sample", _share(time == 0)),
+        Line("detection", "on its traces: of the same template", _share(shape == 0)),
+        Line("detection", "on its traces: difference in depth, µm", _range(place), "of pairs"),
+        Line("detection", "on its traces: difference in score", _range(size), "of pairs"),
+    ]  # fmt: skip
+
+    sample, place = _detect(detector)
+    i, j = _pair_up(sample, place, their_sample, depth)
+    lines += [
+        Line("detection", "on ours: of ours found by it", _share_of(len(i), len(sample))),
+        Line("detection", "on ours: of its found by us", _share_of(len(j), len(their_sample))),
+    ]
+    own = detection.Detector(
+        pair.whitened, geometry.template_centres(pair.source.probe, pair.settings), detector.waveforms
+    )
+    lines += _against_truth("detection", pair, sample=sample, theirs=their_sample)
+    sample, _ = _detect(own)
+    return [
+        *lines,
+        Line("detection", "with our centres: detections, ours and its", f"{len(sample)} and {len(their_sample)}"),
+    ]
+
+
+def their_centres(pair: Pair) -> Centres:
+    """Kilosort4's centres in the form of ours."""
+    position = np.column_stack([pair.theirs["centre_x"], pair.theirs["centre_y"]])
+    near, _ = geometry.nearest(position, position, min(pair.settings.nearest_templates, len(position)))
+    return Centres(
+        position_um=position,
+        shank=np.zeros(len(position), np.int64),
+        channels=pair.theirs["centre_channels"].T.copy(),
+        weights=np.moveaxis(pair.theirs["centre_weights"], 2, 0).copy(),
+        neighbours=near,
+        pitch_um=geometry.vertical_pitch_um(pair.source.probe),
+    )
+
+
+def _detect(detector: detection.Detector) -> tuple[np.ndarray, np.ndarray]:
+    """Times and depths of all peaks of the recording."""
+    times, depths = [], []
+    for tile in detector.source.tiling:
+        _, peaks = detector.peaks(tile)
+        times.append(detector.time_of(tile, peaks.sample).numpy())
+        depths.append(peaks.depth_um.numpy())
+    return np.concatenate(times), np.concatenate(depths)
+
+
+def compare_drift(pair: Pair) -> list[Line]:
+    """Shifts from its detections, and traces moved by its shifts."""
+    if "peaks" not in pair.theirs:
+        return [Line("drift", "not compared", "–", "nblocks=0")]
+    _, depth, amplitude, _, batch = pair.theirs["peaks"].T[:5]
+    settings, (lowest, n_bins) = pair.settings, drift.depth_range(pair.source)
+    bins = drift_kernels.fingerprint_bins(
+        depth, amplitude, lowest_um=lowest, bin_um=settings.binning_depth, n_bins=n_bins,
+        threshold=settings.Th_universal,
+    )  # fmt: skip
+    counts = np.zeros((len(pair.source.tiling), 2, n_bins, drift_kernels.N_AMPLITUDE_BINS), np.uint16)
+    np.add.at(counts, (batch.astype(int), np.arange(len(batch)) % 2, *bins), 1)
+    ours = drift_kernels.register(counts.sum(axis=1), n_blocks=settings.nblocks, smoothing=settings.drift_smoothing)
+    ours, theirs = ours * settings.binning_depth, pair.theirs["drift_um"]
+    difference = (ours - np.median(ours, axis=0)) - (theirs - np.median(theirs, axis=0))
+    decided = drift.estimate(pair.source, counts)
+    traces = [
+        _relative_difference(pair.moved.whitened(tile)[0][:, tile.halo : tile.halo + tile.stop - tile.start],
+                             moved[:, settings.nt : settings.nt + tile.stop - tile.start])
+        for tile, moved in pair.batches("moved")
+    ]  # fmt: skip
+    return [
+        Line("drift", "its shifts, µm", _range(theirs)),
+        Line("drift", "our shifts from its detections, µm", _range(ours)),
+        Line("drift", "difference after subtracting medians, µm", _range(difference), "→ no circular shifts"),
+        Line("drift", "our shifts as decided, µm", _range(decided.shift_um), "→ 0 where the fingerprints cannot tell"),
+        Line(
+            "drift",
+            "segment centres, ours − its, µm",
+            _range(decided.centre_um - pair.theirs["drift_centre_um"]),
+            "its one bin low",
+        ),
+        Line("drift", "traces moved by its shifts: rms difference / rms", max(traces), "as for traces above"),
+    ]
+
+
+def compare_templates(pair: Pair) -> list[Line]:
+    """Learned templates from detection with its whitening, shifts and waveforms."""
+    shapes, theirs = pair.their_waveforms(), torch.from_numpy(pair.theirs["templates"])
+    components = torch.from_numpy(shapes.components)
+    centres = geometry.template_centres(pair.source.probe, pair.settings)
+    regions = geometry.clustering_regions(centres, pair.settings)
+    with tempfile.TemporaryDirectory() as folder:
+        line = _Sort(pair.moved, Loop(), Path(folder), None)
+        receipts = line.detect(pair.moved, centres, regions, shapes)
+        found = line.learn_templates(pair.moved, centres, regions, shapes, receipts)
+    ours, n_peaks = torch.from_numpy(found.features), sum(receipt.n_rows for receipt in receipts)
+    alike = template_kernels.similarity(torch.cat([ours, theirs]), components).value[: len(ours), len(ours) :].numpy()
+    aligned = template_kernels.align(theirs, components, torch.from_numpy(shapes.shapes))
+    merged = template_kernels.merge_similar(theirs, torch.ones(len(theirs)), components)
+    return [
+        Line("templates", "detections, ours and its", f"{n_peaks} and {len(pair.theirs['clusters'])}"),
+        Line("templates", "regions, ours", len(regions)),
+        Line("templates", "templates, ours and its", f"{len(ours)} and {len(theirs)}", "→ no floor of 1000 spikes"),
+        Line("templates", "of its, similar (> 0.9) to one of ours", _share(alike.max(axis=0, initial=0) > 0.9)),
+        Line("templates", "of ours, similar (> 0.9) to one of its", _share(alike.max(axis=1, initial=0) > 0.9)),
+        Line("templates", "its, aligned by us: difference / norm", _relative_difference(aligned, theirs),
+             "its are aligned: 0 if the convention is the same"),
+        Line("templates", "its, merged by us: templates left", f"{len(merged.features)} of {len(theirs)}",
+             "its are merged: all should be left"),
+    ]  # fmt: skip
+
+
+def compare_matching(pair: Pair) -> list[Line]:
+    """Matching pursuit with its templates: on its traces, on ours, and against the truth."""
+    their_sample, their_template, their_score = pair.theirs["spikes"].T
+    their_sample, their_template = np.rint(their_sample).astype(np.int64), their_template.astype(np.int64)
+    learned = Templates(pair.theirs["templates"], np.ones(len(pair.theirs["templates"])))
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        none = np.zeros(len(learned.features), np.int64)
+        matcher = matching.SpikeMatcher(pair.moved, pair.their_waveforms(), learned, none, 1, Path(folder))
+        if "moved" in pair.theirs:
+            lines += _match_their_traces(pair, matcher, their_sample, their_template)
+        matched = [matcher((tile,)) for tile in pair.source.tiling]
+        receipts, counts = matching.combine(pair.moved, matched)
+        ours = {name: _column(receipts, counts, name) for name in ("sample", "template", "score", "features")}
+    i, j = _pair_up(ours["sample"], ours["template"] * 1e6, their_sample, their_template * 1e6)
+    lines += [
+        Line("matching", "spikes, ours and its", f"{len(ours['sample'])} and {len(their_sample)}"),
+        Line("matching", "on ours: of ours found by it", _share_of(len(i), len(ours["sample"])), "same template"),
+        Line("matching", "on ours: of its found by us", _share_of(len(j), len(their_sample)), "same template"),
+        Line("matching", "on ours: at the same sample", _share(ours["sample"][i] == their_sample[j])),
+        Line("matching", "on ours: score, ours / its", _range(ours["score"][i] / their_score[j])),
+    ]
+    same = ours["sample"][i] == their_sample[j]
+    spread = _feature_rows(
+        pair, ours["features"][i[same]], matcher.matcher.template_channels.numpy()[ours["template"][i[same]]]
+    )
+    reference = _feature_rows(
+        pair, pair.theirs["features"][j[same]], their_feature_channels(pair)[their_template[j[same]]]
+    )
+    away = np.linalg.norm(spread - reference, axis=(1, 2)) / np.linalg.norm(reference, axis=(1, 2))
+    lines.append(Line("matching", "on ours: features, difference / norm", _range(away), "where at the same sample"))
+    return [*lines, *_against_truth("matching", pair, sample=ours["sample"], theirs=their_sample)]
+
+
+def _match_their_traces(
+    pair: Pair, matcher: matching.SpikeMatcher, sample: np.ndarray, template: np.ndarray
+) -> list[Line]:
+    """Spikes in the middle of its own batches, which see nothing beyond nt samples."""
+    nt, shift = pair.settings.nt, pair.settings.peak_sample - pair.settings.nt // 2
+    n_pairs, n_ours, n_theirs, exact = 0, 0, 0, 0
+    for tile, traces in pair.batches("moved"):
+        found = matching_kernels.match(
+            traces, matcher.matcher, threshold=pair.settings.Th_learned, max_peels=pair.settings.max_peels
+        )
+        time = found.sample_index.numpy() - nt + tile.start + shift
+        inner = (tile.start + 2 * nt, tile.stop - 2 * nt)
+        mine = (time >= inner[0]) & (time < inner[1])
+        its = (sample >= inner[0]) & (sample < inner[1])
+        unit = found.unit.numpy()[mine]
+        i, j = _pair_up(time[mine], unit * 1e6, sample[its], template[its] * 1e6)
+        n_pairs, n_ours, n_theirs = n_pairs + len(i), n_ours + int(mine.sum()), n_theirs + int(its.sum())
+        exact += int((time[mine][i] == sample[its][j]).sum())
+    return [
+        Line("matching", "on its traces: of ours found by it", _share_of(n_pairs, n_ours), "same template"),
+        Line("matching", "on its traces: of its found by us", _share_of(n_pairs, n_theirs), "same template"),
+        Line("matching", "on its traces: at the same sample", _share_of(exact, n_pairs)),
+    ]
+
+
+def _column(receipts: Sequence[Any], counts: Sequence[np.ndarray], name: str) -> np.ndarray:
+    from ks4stream.io.spikes import read_rows
+
+    return np.concatenate([read_rows(r, name)[kept] for r, kept in zip(receipts, counts, strict=True)])
+
+
+def their_feature_channels(pair: Pair) -> np.ndarray:
+    """Channels of its features, per template: (v, j)."""
+    return pair.theirs["feature_channels"][:, pair.theirs["template_channel"]].T.copy()
+
+
+def _feature_rows(pair: Pair, features: np.ndarray, channels: np.ndarray) -> np.ndarray:
+    """Features (n, j, q) on channels (n, j; −1 for none) as (n, c, q)."""
+    spread = np.zeros((len(features), pair.source.probe.n_channels + 1, features.shape[2]))
+    np.put_along_axis(spread, np.repeat(channels[:, :, None], features.shape[2], axis=2), features, axis=1)
+    return spread[:, :-1]
+
+
+def compare_units(pair: Pair) -> list[Line]:
+    """Final clustering and merging of its spikes with its features."""
+    sample, template, amplitude = pair.theirs["spikes"].T
+    sample, template = np.rint(sample).astype(np.int64), template.astype(np.int32)
+    channels = their_feature_channels(pair)
+    centres = geometry.template_centres(pair.source.probe, pair.settings)
+    regions = geometry.clustering_regions(centres, pair.settings)
+    region_of = units.template_regions(pair.theirs["templates"], pair.source.probe, regions)
+    columns = {
+        "sample": sample, "template": template, "score": amplitude.astype(np.float32),
+        "features": pair.theirs["features"].astype(np.float32),
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        receipt = write_block(Path(folder) / "spikes.npz", columns, region_of[template], len(regions))
+        kept = [np.ones(len(sample), bool)]
+        sorter = units.RegionSorter(
+            [receipt], kept, channels, region_of, pair.source.probe.n_channels, pair.rate_hz, pair.settings, "cpu"
+        )
+        occupied = np.flatnonzero(np.diff(receipt.start)).tolist()
+        found = list(Loop().map(sorter, occupied, stage="final clustering"))
+        fewest = _Sort(pair.source, Loop(), Path(folder), None)._fewest()
+    before = sum(len(region.unit_features) for region in found)
+    ours = units.combine(found, pair.their_waveforms(), pair.settings, pair.rate_hz, fewest)
+    final = pair.theirs["final_spikes"][:, 0]
+    held = score(np.rint(final), pair.theirs["final_unit"], ours.sample, ours.unit, sampling_rate_hz=pair.rate_hz)
+    lines = [
+        Line("units", "clusters, ours before merging", before),
+        Line(
+            "units", "units, ours and its", f"{len(ours.unit_features)} and {len(held.truth_ids)}", "→ no floor of 1000"
+        ),
+        Line("units", "of its, matched by one of ours", _share(held.is_matched), "agreement ≥ 0.5"),
+        Line("units", "agreement of the matched", _range(held.accuracy[held.is_matched])),
+    ]
+    for label, times, labels in (("our", ours.sample, ours.unit), ("its", np.rint(final), pair.theirs["final_unit"])):
+        against = score(
+            pair.truth["spike_samples"], pair.truth["spike_units"], times, labels, sampling_rate_hz=pair.rate_hz
+        ).summary
+        figures = ", ".join(f"{against[name]}" for name in ("n_well_detected", "n_false_positive", "n_overmerged"))
+        lines.append(Line("units", f"{label} units: well detected, false positive, over-merged", figures))
+    return lines
+
+
+# --- figures ------------------------------------------------------------------------------------------------
+
+
+def _against_truth(stage: str, pair: Pair, *, sample: np.ndarray, theirs: np.ndarray) -> list[Line]:
+    """Share of the true spikes with a spike, of whatever kind, within 0.4 ms."""
+    tolerance = int(0.4e-3 * pair.rate_hz)
+    truth = pair.truth["spike_samples"]
+    shares = [_share(_distance(truth, np.sort(times)) <= tolerance) for times in (sample, theirs)]
+    return [Line(stage, "true spikes found, by us and by it", " and ".join(shares), "all of the probe's units")]
+
+
+def _distance(times: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Distance of each time to the nearest of `others`, sorted."""
+    if not len(others):
+        return np.full(len(times), np.inf)
+    after = np.searchsorted(others, times).clip(0, len(others) - 1)
+    before = (after - 1).clip(0)
+    return np.minimum(np.abs(others[after] - times), np.abs(others[before] - times))
+
+
+def _pair_up(
+    sample: np.ndarray, depth: np.ndarray, other_sample: np.ndarray, other_depth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pair events one to one, nearest first, within NEAR_SAMPLES in time and NEAR_UM in depth."""
+    order = np.argsort(other_sample, kind="stable")
+    times = other_sample[order]
+    first = np.searchsorted(times, sample - NEAR_SAMPLES)
+    count = np.searchsorted(times, sample + NEAR_SAMPLES, side="right") - first
+    i = np.repeat(np.arange(len(sample)), count)
+    j = order[np.repeat(first, count) + np.arange(len(i)) - np.repeat(np.cumsum(count) - count, count)]
+    close = np.abs(depth[i] - other_depth[j]) <= NEAR_UM
+    i, j = i[close], j[close]
+    nearest_first = np.lexsort((np.abs(depth[i] - other_depth[j]), np.abs(sample[i] - other_sample[j])))
+    taken, other_taken = np.zeros(len(sample), bool), np.zeros(len(other_sample), bool)
+    pairs = []
+    for a, b in zip(i[nearest_first], j[nearest_first], strict=True):
+        if not (taken[a] or other_taken[b]):
+            taken[a] = other_taken[b] = True
+            pairs.append((a, b))
+    found = np.array(pairs, np.int64).reshape(-1, 2)
+    return found[:, 0], found[:, 1]
+
+
+def _assigned(similarity: np.ndarray) -> np.ndarray:
+    """Similarities of the best one-to-one pairing."""
+    return similarity[linear_sum_assignment(-similarity)]
+
+
+def _relative_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def _orthonormality(rows: np.ndarray) -> float:
+    return float(np.abs(rows @ rows.T - np.eye(len(rows))).max())
+
+
+def _range(values: np.ndarray) -> str:
+    """Least, median and largest."""
+    if not np.size(values):
+        return "none"
+    return f"{np.min(values):.3g} … {np.median(values):.3g} … {np.max(values):.3g}"
+
+
+def _share(mask: np.ndarray) -> str:
+    return _share_of(int(np.sum(mask)), np.size(mask))
+
+
+def _share_of(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.2f} % of {whole}" if whole else "none"
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The comparison as a table."""
+
+    def text(value: float | str) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    rows = [("stage", "figure", "value", "note"), ("---",) * 4]
+    rows += [(line.stage, line.figure, text(line.value), line.note) for line in lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+if __name__ == "__main__":
+    main()
