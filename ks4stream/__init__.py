@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from ks4stream.io.recordings import open_recording
     from ks4stream.io.store import load_sorting
     from ks4stream.kilosort import run_kilosort
+    from ks4stream.preprocessed import preprocess
     from ks4stream.probe import Probe
     from ks4stream.recording import Recording
     from ks4stream.results import Sorting
     from ks4stream.settings import Settings
-    from ks4stream.sorter import preprocess, sort
+    from ks4stream.sorter import sort
 
 __all__ = [
     "open_recording",
@@ -44,7 +45,7 @@ _HOME = {
     "sort": "ks4stream.sorter",
     "Sorting": "ks4stream.results",
     "load_sorting": "ks4stream.io.store",
-    "preprocess": "ks4stream.sorter",
+    "preprocess": "ks4stream.preprocessed",
     "run_kilosort": "ks4stream.kilosort",
 }
 _MODULES = ("simulate", "errors")

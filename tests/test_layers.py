@@ -13,7 +13,7 @@ import ks4stream
 
 ROOT = Path(ks4stream.__file__).parent
 NUMBERS = {"numpy", "scipy"}
-ARRAYS = {"dask.array", "dask.delayed", "xarray"}
+ARRAYS = {"dask.array", "dask.delayed", "pandas", "xarray"}
 
 # Room: the rooms it may import from beside itself, and the libraries it may use.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {

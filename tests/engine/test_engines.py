@@ -105,7 +105,9 @@ def test_larger_priorities_are_begun_first(client: Client) -> None:
         squares, items = Squares(), list(range(30))
         found = list(Cluster(single).map(squares, items, stage="squares", priority=[float(i % 7) for i in items]))
         assert found == [item**2 for item in items]
-        assert squares.begun == sorted(items, key=lambda i: -(i % 7))
+        wanted = sorted(items, key=lambda i: -(i % 7))
+        late = [abs(squares.begun.index(item) - wanted.index(item)) for item in items]
+        assert max(late) < IN_FLIGHT_PER_WORKER  # Dask may begin those in flight in an order of its own
 
 
 def test_only_a_window_of_results_is_held_while_one_is_awaited(client: Client) -> None:

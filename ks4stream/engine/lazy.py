@@ -1,0 +1,64 @@
+"""Preprocessed traces as a lazy array, for people and for other libraries; the stages do not need it."""
+
+from __future__ import annotations
+
+import dask.array as da
+import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
+import xarray as xr
+from dask.delayed import delayed
+from numpy.typing import NDArray
+
+from ks4stream.blocks import Tiling
+from ks4stream.engine.base import one_thread
+from ks4stream.stages.preprocessing import Preprocessor
+
+
+def whitened_traces(source: Preprocessor) -> xr.DataArray:
+    """Whitened (and drift-corrected) traces of all batches; nothing is read until they are computed.
+
+    Returns
+    -------
+    xarray.DataArray of float32
+        dims ``time, channel`` over Dask, one chunk per batch. Coordinates: ``time`` (sample of the recording),
+        ``channel`` (column of the file), ``x_um``, ``y_um``, ``shank``.
+    """
+    tiling, probe = source.tiling, source.probe
+    sizes = tuple(tile.stop - tile.start for tile in tiling)
+    traces: da.Array = da.map_blocks(  # type: ignore[no-untyped-call]
+        _whitened,
+        da.arange(len(tiling), chunks=1),
+        source=delayed(source, pure=False),  # one node of the graph, not a copy in every task
+        chunks=(sizes, (probe.n_channels,)),
+        new_axis=1,
+        dtype=np.float32,
+        meta=np.empty((0, 0), np.float32),
+    )
+    return xr.DataArray(
+        traces,
+        dims=("time", "channel"),
+        coords={
+            "time": _samples(tiling),
+            "channel": probe.chan_map,
+            "x_um": ("channel", probe.x_um),
+            "y_um": ("channel", probe.y_um),
+            "shank": ("channel", probe.shank),
+        },
+        attrs={"sampling_rate_hz": source.recording.sampling_rate_hz, "unit": "noise s.d."},
+        name="traces",
+    )
+
+
+def _whitened(index: NDArray[np.int64], source: Preprocessor) -> NDArray[np.float32]:
+    tile = source.tiling[int(index[0])]
+    with one_thread():
+        traces, _ = source.whitened(tile)
+        found: NDArray[np.float32] = traces[:, source.core(tile)].T.contiguous().cpu().numpy()
+        return found
+
+
+def _samples(tiling: Tiling) -> pd.RangeIndex | NDArray[np.int64]:
+    """Samples of the recording in the batches: a range, which needs no memory, unless some batches are left out."""
+    if tiling.step == 1:
+        return pd.RangeIndex(tiling.start, tiling[len(tiling) - 1].stop)
+    return np.concatenate([np.arange(tile.start, tile.stop) for tile in tiling])

@@ -1,0 +1,126 @@
+"""Traces as the stages see them, for people: filtered, referenced, whitened and moved back."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ks4stream import geometry
+from ks4stream.engine import one_thread
+from ks4stream.errors import ProbeError, RecordingError, SettingsError
+from ks4stream.recording import Recording
+from ks4stream.results import Drift, Whitening
+from ks4stream.settings import Settings
+from ks4stream.sorter import _engine, _Sort, prepare
+from ks4stream.stages import drift as drift_stage
+from ks4stream.stages import preprocessing
+from ks4stream.stages.preprocessing import Preprocessor
+
+if TYPE_CHECKING:
+    import xarray
+
+ESTIMATE = "estimate"
+
+
+def preprocess(
+    recording: Recording,
+    settings: Settings | None = None,
+    *,
+    whitening: Whitening | None = None,
+    drift: Drift | str | None = None,
+    do_CAR: bool = True,
+    invert_sign: bool = False,
+    device: str | torch.device | None = None,
+    client: Any = None,
+) -> xarray.DataArray:
+    """Filter, reference and whiten a recording, and undo its drift, lazily: the traces that are sorted.
+
+    Parameters
+    ----------
+    recording : Recording
+        With a probe.
+    settings : Settings, optional
+    whitening : Whitening, optional
+        Of a finished sorting (``sorting.whitening``); by default learned now, from a sample of the batches.
+    drift : Drift or "estimate", optional
+        Of a finished sorting (``sorting.drift``), or estimated now, which is a pass over the whole recording; by
+        default traces are not moved.
+    do_CAR, invert_sign, device
+        As in :func:`ks4stream.sort`; the same as for a finished sorting whose results are given.
+    client : distributed.Client, optional
+        Where to learn what is not given. Where traces are computed later is Dask's business as with any lazy array.
+
+    Returns
+    -------
+    xarray.DataArray of float32
+        dims ``time, channel``, in multiples of the noise's standard deviation; one Dask chunk per batch. ``time`` is
+        the sample of the recording, as spike times are; with tmin and tmax it is that of the crop. If whitening and
+        drift are given (or no drift is wanted) nothing has been read yet.
+
+    Raises
+    ------
+    RecordingError, ProbeError, SettingsError
+        If the recording cannot be preprocessed, or what is given belongs to another one.
+
+    Examples
+    --------
+    >>> traces = preprocess(recording, whitening=sorting.whitening, drift=sorting.drift)  # doctest: +SKIP
+    >>> traces.sel(time=slice(spike - 20, spike + 40)).compute()  # doctest: +SKIP
+    """
+    from ks4stream.engine.lazy import whitened_traces
+
+    if isinstance(drift, str) and drift != ESTIMATE:
+        raise SettingsError(f"drift={drift!r} is unknown; give a Drift, {ESTIMATE!r}, or None for none.")
+    settings = settings or Settings(fs=recording.sampling_rate_hz)
+    options: dict[str, Any] = {"do_car": do_CAR, "invert_sign": invert_sign}
+    options["device"] = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if whitening is None:
+        source = prepare(recording, settings, **options)
+    else:
+        tiling = preprocessing.tiling_of(recording, settings)
+        source = Preprocessor(recording, tiling, settings, dead=whitening.dead, **options)
+        _check_whitening(source, whitening)
+    if isinstance(drift, Drift):
+        _check_drift(source, drift)
+    if whitening is None or drift == ESTIMATE:
+        source = _learned(source, whitening, drift == ESTIMATE, client)
+    else:
+        source = source.with_results(whitening=whitening)
+    return whitened_traces(source.with_results(drift=drift) if isinstance(drift, Drift) else source)
+
+
+def _learned(source: Preprocessor, whitening: Whitening | None, with_drift: bool, client: Any) -> Preprocessor:
+    """Learn the whitening, unless given, and the drift, if wanted."""
+    with ExitStack() as stack:
+        stack.enter_context(one_thread())
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ks4stream-")))
+        run = _Sort(source, stack.enter_context(_engine(client, None)), scratch, None)
+        source = source.with_results(whitening=whitening or run.learn_whitening(source))
+        if not with_drift:
+            return source
+        centres = geometry.template_centres(source.probe, source.settings)
+        regions = geometry.clustering_regions(centres, source.settings)
+        peaks = run.detect(source, centres, regions, run.learn_waveforms(source))
+        moved, _ = drift_stage.combine(source, peaks)
+        return source.with_results(drift=moved)
+
+
+def _check_whitening(source: Preprocessor, whitening: Whitening) -> None:
+    if len(whitening.matrix) != source.probe.n_channels:
+        raise ProbeError(
+            f"The whitening given is for {len(whitening.matrix)} channels, but {source.recording.name} has "
+            f"{source.probe.n_channels} to be sorted. Give that of the same recording and probe, or none."
+        )
+
+
+def _check_drift(source: Preprocessor, drift: Drift) -> None:
+    if len(drift.shift_um) != len(source.tiling):
+        raise RecordingError(
+            f"The drift given is for {len(drift.shift_um)} batches, but {source.recording.name} has "
+            f"{len(source.tiling)} of batch_size={source.tiling.size}. Give that of the same recording and settings "
+            "(batch_size, batch_downsampling, tmin, tmax), or drift='estimate'."
+        )
