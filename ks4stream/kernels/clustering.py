@@ -25,17 +25,11 @@ from ks4stream.kernels.graph import (
 from ks4stream.kernels.tree import (
     APART_BELOW,
     BIMODAL_FROM,
-    HISTOGRAM_SPIKES,
-    RIDGE,
-    LeafSums,
-    bimodality,
-    discriminant,
     flatten,
     leaf_sums,
     links_between,
     merge_tree,
-    projection,
-    smoothed_histogram,
+    split_score,
 )
 
 __all__ = ["DenseRows", "FeatureRows", "ScatteredRows", "cluster_region"]
@@ -45,6 +39,14 @@ N_CANDIDATES = 100  # among which each seed is the best (step 3)
 MOST_SWEEPS = 200  # step 4
 LANDMARK_NULL = 1 / 10  # weight of expected links in the landmark step (step 4)
 SPIKE_NULL = 1 / 200  # and in the spike step
+
+LEAST_LANDMARKS = 500
+"""Landmarks at least. One spike in 20 of a few hundred leaves a quiet unit without landmarks of its own. Beyond
+the published method."""
+
+FEWEST_SPIKES = 50
+"""Spikes of a region at least, or they are one cluster. The published 1000 is more than most regions of a short
+recording have."""
 
 
 def seed_labels(points: Tensor, *, seed: int, n_seeds: int = N_SEEDS, n_candidates: int = N_CANDIDATES) -> Tensor:
@@ -189,9 +191,8 @@ def cluster_region(
     max_landmarks: int = 25_000,
     seed: int = 5,
     ccg_threshold: float = 0.25,
-    min_spikes: int = 100,
-    least_landmarks: int = 5000,
-    leave_one_out: bool = True,
+    min_spikes: int = FEWEST_SPIKES,
+    least_landmarks: int = LEAST_LANDMARKS,
 ) -> NDArray[np.int64]:
     """Cluster the spikes of one region.
 
@@ -211,8 +212,6 @@ def cluster_region(
         Fewer are one cluster (section 5).
     least_landmarks : int
         Landmarks there are at least, or as many as spikes.
-    leave_one_out : bool
-        Test each split on projections that were found without the spike projected.
 
     Returns
     -------
@@ -221,62 +220,47 @@ def cluster_region(
     """
     if rows.n < max(min_spikes, 2):
         return np.zeros(rows.n, np.int64)
+    if final and sample is None:
+        raise ValueError("The final clustering looks at spike times: pass `sample`.")
     landmark = choose_landmarks(rows.n, downsampling=downsampling, least=least_landmarks, most=max_landmarks)
     graph = join_to_landmarks(rows, landmark, n_neighbors=n_neighbors)
     start = seed_labels(rows.take(graph.landmark), seed=seed)
     spike_label, landmark_label = sweep(graph, start, N_SEEDS)
     n_leaves = int(spike_label.max()) + 1
     tree = merge_tree(links_between(graph, spike_label, landmark_label, n_leaves))
-    test = _SplitTest(rows, spike_label, n_leaves, sample if final else None, sampling_rate_hz, ccg_threshold,
-                      leave_one_out)  # fmt: skip
-    cluster: NDArray[np.int64] = flatten(tree, test)[spike_label.cpu().numpy()]
+    clusters = _Clusters(rows, spike_label, n_leaves)
+
+    def stay_apart(left: NDArray[np.int64], right: NDArray[np.int64], ratio: float) -> bool:
+        """Step 6, for one node."""
+        if ratio < APART_BELOW:
+            return True
+        if final and sample is not None:
+            a, b = clusters.train(left, sample), clusters.train(right, sample)
+            if is_refractory_pair(a, b, sampling_rate_hz=sampling_rate_hz, ccg_threshold=ccg_threshold):
+                return False
+        return clusters.split_score(left, right) >= BIMODAL_FROM
+
+    cluster: NDArray[np.int64] = flatten(tree, stay_apart)[spike_label.cpu().numpy()]
     return cluster
 
 
-class _SplitTest:
-    """Whether two groups of leaves are different neurons (step 6)."""
+class _Clusters:
+    """The leaves of a tree: their spikes, and sums for regressions between groups of them."""
 
-    def __init__(
-        self,
-        rows: FeatureRows,
-        label: Tensor,
-        n_leaves: int,
-        sample: NDArray[np.int64] | None,
-        sampling_rate_hz: float,
-        ccg_threshold: float,
-        leave_one_out: bool,
-    ) -> None:
+    def __init__(self, rows: FeatureRows, label: Tensor, n_leaves: int) -> None:
         self._rows = rows
-        self._members = torch.split(torch.sort(label, stable=True).indices, torch.bincount(label).tolist())
-        self._sums: LeafSums = leaf_sums(rows, label, n_leaves)
-        self._sample = sample
-        self._rate, self._threshold = sampling_rate_hz, ccg_threshold
-        self._leave_one_out = leave_one_out
+        by_leaf = torch.sort(label, stable=True).indices
+        self._members = torch.split(by_leaf, torch.bincount(label, minlength=n_leaves).tolist())
+        self._sums = leaf_sums(rows, label, n_leaves)
 
-    def __call__(self, left: NDArray[np.int64], right: NDArray[np.int64], ratio: float) -> bool:
-        if ratio < APART_BELOW:
-            return True
-        if self._sample is not None and self._is_one_train(left, right):
-            return False
-        return self.score(left, right) >= BIMODAL_FROM
-
-    def _of(self, leaves: NDArray[np.int64]) -> Tensor:
+    def members(self, leaves: NDArray[np.int64]) -> Tensor:
+        """Spikes of some leaves."""
         return torch.cat([self._members[leaf] for leaf in leaves])
 
-    def _is_one_train(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> bool:
-        assert self._sample is not None
-        trains = [np.sort(self._sample[self._of(leaves).cpu().numpy()]) for leaves in (left, right)]
-        return is_refractory_pair(trains[0], trains[1], sampling_rate_hz=self._rate, ccg_threshold=self._threshold)
+    def train(self, leaves: NDArray[np.int64], sample: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sorted times of the spikes of some leaves."""
+        return np.sort(sample[self.members(leaves).cpu().numpy()])
 
-    def score(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> float:
-        """Bimodality of the projection on the axis between two groups of leaves (step 6c)."""
-        found = discriminant(self._sums, left, right, ridge=RIDGE)
-        sides = [self._of(left), self._of(right)]
-        step = -(-sum(len(side) for side in sides) // HISTOGRAM_SPIKES)
-        values = torch.cat(
-            [
-                projection(self._rows, members[::step], side, found, leave_one_out=self._leave_one_out)
-                for side, members in enumerate(sides)
-            ]
-        )
-        return bimodality(smoothed_histogram(values))
+    def split_score(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> float:
+        """How clearly two groups of leaves are two."""
+        return split_score(self._rows, self._sums, (left, right), (self.members(left), self.members(right)))

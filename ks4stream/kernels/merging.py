@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ks4stream.kernels.correlograms import is_refractory_unit, refractoriness
+from ks4stream.kernels.correlograms import is_refractory_pair, is_refractory_unit, refractoriness
 
 SIMILAR_ABOVE = 0.5  # templates less alike are never merged (section 9)
-REFRACTORY_Q = 0.05  # improbability that the correlogram of a pair must reach (section 7)
 TWIN_SIMILARITY, TWIN_NORMS = 0.95, 0.15
 """Departure from section 9: pairs this much alike, with norms that differ by less, are merged unless their
 correlogram speaks against it. Units of few spikes have too few coincidences to expect for a dip to be improbable
@@ -165,10 +164,14 @@ def _partner(
             return None
         if v != u and v in alive:
             other = alive[v].train - lag[v]
-            found = refractoriness(alive[u].train, other, sampling_rate_hz=sampling_rate_hz)
-            improbable = found.probability < REFRACTORY_Q or _are_twins(alive[u], alive[v], float(similarity[v]))
-            if found.ratio < ccg_threshold and improbable:
+            if is_refractory_pair(
+                alive[u].train, other, sampling_rate_hz=sampling_rate_hz, ccg_threshold=ccg_threshold
+            ):
                 return int(v)
+            if _are_twins(alive[u], alive[v], float(similarity[v])):
+                found = refractoriness(alive[u].train, other, sampling_rate_hz=sampling_rate_hz)
+                if found.ratio < ccg_threshold:
+                    return int(v)
     return None
 
 
