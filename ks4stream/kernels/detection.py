@@ -9,6 +9,7 @@ channels, and A is evaluated only in the bins whose sum passes the threshold. No
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from ks4stream.kernels.convolution import correlate
 
-BIN = 4  # samples; a bin is evaluated whole
+BIN = 4  # samples; a bin is evaluated whole; a power of 2
 PIECE = 8192  # samples of a tile detected at a time, a multiple of BIN: a constant of the method
 PAIRS_AT_ONCE = 8192  # (centre, bin) pairs evaluated at a time
-ROUNDING = 1e-5  # by which the bound is lowered, so that rounding cannot hide a score at the threshold
+ROUNDING = 1e-5  # by which bounds are raised, so that rounding cannot make one smaller than its score
 
 
 class UniversalTemplates(NamedTuple):
@@ -90,7 +91,7 @@ def detect(
     threshold : float
         ``Th_universal``; a score must be larger.
     reach : int
-        Samples on either side within which a peak is the largest (``nt0min``).
+        Samples on either side within which a peak is the largest (``nt0min``); at least BIN − 1.
     first, last : int
         Samples of the tile to report, half open.
 
@@ -118,11 +119,12 @@ def _detect_piece(
     tail = -matches.shape[1] % BIN
     if tail:
         matches = torch.nn.functional.pad(matches, (0, 0, 0, tail))
-    search = _Search(matches, templates, threshold * (1 - ROUNDING))
-    search.evaluate(*search.worth_a_look(reach))
-    centre, sample, value = search.candidates(threshold, reach, first, last)
-    search.evaluate(*search.rivals(centre, sample, value, reach))
-    largest = search.are_largest(centre, sample, value, reach)
+    search = _Search(matches, templates, threshold, reach)
+    search.evaluate(search.summits())
+    search.evaluate(search.not_outshone())
+    centre, sample, value = search.candidates(first, last)
+    search.evaluate(search.rivals(centre, sample, value))
+    largest = search.are_largest(centre, sample, value)
     centre, sample = centre[largest], sample[largest]
     order = (sample * len(templates.channels) + centre).argsort()
     return _describe(matches, templates, centre[order], sample[order])
@@ -131,106 +133,127 @@ def _detect_piece(
 class _Search:
     """Branch and bound for the local maxima of the score in one piece.
 
-    Every (centre, bin) pair has an upper bound; its scores are evaluated only where they could matter.
+    A *pair* is a centre and a bin of time, numbered ``centre · n_bins + bin``. Every pair has an upper
+    bound; its scores are evaluated only where they could matter. Maps over all pairs are flat.
 
     Attributes
     ----------
-    bound : Tensor, shape (k, bins)
+    pairs : Tensor of int64, shape (n,)
+        Those whose bound is above threshold, ascending.
+    bound : Tensor, shape (k · bins,)
         No score in the bin is larger; 0 where that is not above threshold.
-    score : Tensor, shape (k, bins · BIN)
+    score : Tensor, shape (k · bins, BIN)
         Largest |A| where evaluated, else 0.
-    best : Tensor, shape (k, bins)
+    best : Tensor, shape (k · bins,)
         Largest score of each bin; −1 where not evaluated.
     """
 
-    def __init__(self, matches: Tensor, templates: UniversalTemplates, threshold: float) -> None:
+    def __init__(self, matches: Tensor, templates: UniversalTemplates, threshold: float, reach: int) -> None:
         c, t, p = matches.shape
-        self.templates = templates
-        self.n_bins = t // BIN
+        self.templates, self.threshold, self.reach = templates, threshold, reach
+        self.n_bins, self.n_shapes = t // BIN, p
+        self.whole = (reach + 1) // BIN - 1  # bins on either side that lie within reach of every sample of a bin
         self.rows = matches.view(c * self.n_bins, BIN * p)
-        self.n_shapes = p
-        self.threshold = threshold
-        lowest, highest = torch.aminmax(self.rows, dim=1)
-        energy = torch.maximum(highest, lowest.neg_()).square_().view(c, self.n_bins)
-        bound = _sum_over_channels(energy, templates).sqrt_()
-        self.bound = bound.masked_fill_(bound <= threshold, 0)
-        self.score = matches.new_zeros(len(bound), t)
-        self.best = torch.full_like(bound, -1.0)
+        energy = _largest_squares(self.rows, p)  # (c · bins, p)
+        loose = _sum_over_channels(energy.amax(dim=1).view(c, self.n_bins), templates).flatten()
+        self.pairs, self.bound = self._sharpened(energy, (loose > (threshold * (1 - ROUNDING)) ** 2).nonzero()[:, 0])
+        self.score = matches.new_zeros(len(loose), BIN)
+        self.best = torch.full_like(loose, -1.0)
 
-    def worth_a_look(self, reach: int) -> tuple[Tensor, Tensor]:
-        """Pairs that may hold a local maximum.
+    def _sharpened(self, energy: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Bound each waveform by itself: the pairs still above threshold, and the bounds as a map."""
+        t, bounds = self.templates, [energy.new_zeros(0)]
+        for some in pairs.split(PAIRS_AT_ONCE):
+            row, present = self._rows_of(some), t.present.index_select(0, some // self.n_bins)
+            each = torch.nn.functional.embedding_bag(row, energy, mode="sum", per_sample_weights=present)  # (n, p)
+            bounds.append(each.amax(dim=1).sqrt_())
+        bound = torch.cat(bounds) * (1 + ROUNDING)
+        alive = bound > self.threshold
+        pairs, bound = pairs[alive], bound[alive]
+        return pairs, energy.new_zeros(len(t.channels) * self.n_bins).index_copy_(0, pairs, bound)
 
-        First the pairs whose bound is the largest among the bins around it are evaluated. Any other pair that
-        sees such a score, larger than its own bound, anywhere within reach of all its samples holds no maximum.
-        """
-        whole = (reach + 1) // BIN - 1  # bins on either side that lie within reach of every sample of a bin
-        around = torch.nn.functional.max_pool1d(self.bound[None], 2 * whole + 1, 1, whole)[0]
-        self.evaluate(*((self.bound == around) & (self.bound > 0)).nonzero(as_tuple=True))
-        found = torch.nn.functional.max_pool1d(self._best_in_sight()[None], 2 * whole + 1, 1, whole)[0]
-        return ((self.bound > 0) & (self.best < 0) & (self.bound >= found)).nonzero(as_tuple=True)
+    def _rows_of(self, pairs: Tensor) -> Tensor:
+        """Rows of `matches` that a pair's channels lie in: (n,) to (n, j)."""
+        centre = pairs // self.n_bins
+        return self.templates.channels.index_select(0, centre) * self.n_bins + (pairs % self.n_bins)[:, None]
 
-    def _best_in_sight(self) -> Tensor:
-        """Largest score above threshold, as far as known, among each centre's neighbours: (k, bins)."""
-        centre, bin_ = (self.best > self.threshold).nonzero(as_tuple=True)
-        watcher, index = self.templates.sees[:, centre].nonzero(as_tuple=True)
-        sight = torch.zeros_like(self.best).view(-1)
-        seen = self.best[centre, bin_].index_select(0, index)
-        sight.scatter_reduce_(0, watcher * self.n_bins + bin_.index_select(0, index), seen, "amax")
-        return sight.view_as(self.best)
+    def _around(self, values: Tensor) -> Tensor:
+        """Largest value in the bins around, `whole` on either side: (k · bins,) to (k · bins,)."""
+        rows = values.view(1, -1, self.n_bins)
+        return torch.nn.functional.max_pool1d(rows, 2 * self.whole + 1, 1, self.whole).flatten()
 
-    def evaluate(self, centre: Tensor, bin_: Tensor) -> None:
+    def evaluate(self, pairs: Tensor) -> None:
         """Fill in the scores of the given pairs."""
-        t = self.templates
-        for k, b in zip(centre.split(PAIRS_AT_ONCE), bin_.split(PAIRS_AT_ONCE), strict=True):
-            row = t.channels.index_select(0, k) * self.n_bins + b[:, None]  # (n, j)
+        for some in pairs.split(PAIRS_AT_ONCE):
+            row = self._rows_of(some)
             around = self.rows.index_select(0, row.flatten()).view(*row.shape, self.rows.shape[1])  # (n, j, BIN·p)
-            largest = torch.bmm(t.weights.index_select(0, k), around).abs_().amax(dim=1)  # (n, BIN·p)
+            weights = self.templates.weights.index_select(0, some // self.n_bins)
+            spread = torch.bmm(weights, around).abs_()  # (n, s, BIN·p)
+            largest = functools.reduce(torch.maximum, spread.unbind(1))  # several times faster than amax
             score = largest.view(-1, BIN, self.n_shapes).amax(dim=2)
-            self.score.view(-1, BIN).index_copy_(0, k * self.n_bins + b, score)
-            self.best[k, b] = score.amax(dim=1)
+            self.score.index_copy_(0, some, score)
+            self.best.index_copy_(0, some, score.amax(dim=1))
 
-    def candidates(self, threshold: float, reach: int, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
+    def summits(self) -> Tensor:
+        """Pairs whose bound is the largest among the bins around: where high scores are to be expected."""
+        return self.pairs[self._around(self.bound)[self.pairs] <= self.bound[self.pairs]]
+
+    def not_outshone(self) -> Tensor:
+        """Pairs not evaluated that may still hold a local maximum.
+
+        A pair that sees a score larger than its bound within reach of all its samples holds none.
+        """
+        shining = self.pairs[self.best[self.pairs] > self.threshold]
+        watcher, index = self.templates.sees[:, shining // self.n_bins].nonzero(as_tuple=True)
+        sight = torch.zeros_like(self.best)
+        watched = watcher * self.n_bins + (shining % self.n_bins).index_select(0, index)
+        sight.scatter_reduce_(0, watched, self.best[shining].index_select(0, index), "amax")
+        outshone = self._around(sight)[self.pairs] > self.bound[self.pairs]
+        return self.pairs[~outshone & (self.best[self.pairs] < 0)]
+
+    def candidates(self, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluated scores above threshold that no score in the whole bins around exceeds, as far as evaluated."""
-        centre, bin_ = (self.best > threshold).nonzero(as_tuple=True)
-        best = self.best[centre, bin_]
-        whole = (reach + 1) // BIN - 1
-        for step in range(-whole, whole + 1):
-            near = (bin_ + step).clamp(0, self.n_bins - 1)
-            alive = self.best[centre, near] <= best
-            centre, bin_, best = centre[alive], bin_[alive], best[alive]
-        for step in range(-whole, whole + 1):
-            near = (bin_ + step).clamp(0, self.n_bins - 1)
-            pair = self.templates.neighbours.index_select(0, centre) * self.n_bins + near[:, None]
-            alive = self.best.view(-1).take(pair).amax(dim=1) <= best
-            centre, bin_, best = centre[alive], bin_[alive], best[alive]
-        value = self.score.view(-1, BIN).index_select(0, centre * self.n_bins + bin_)  # (n, BIN)
-        pair, offset = (value == best[:, None]).nonzero(as_tuple=True)
-        centre, sample, value = centre[pair], bin_[pair] * BIN + offset, best[pair]
+        pairs = self.pairs[self.best[self.pairs] > self.threshold]
+        pairs = pairs[self._around(self.best)[pairs] <= self.best[pairs]]
+        for step in range(-self.whole, self.whole + 1):
+            near = (pairs % self.n_bins + step).clamp(0, self.n_bins - 1)
+            seen = self.templates.neighbours.index_select(0, pairs // self.n_bins) * self.n_bins + near[:, None]
+            pairs = pairs[self.best.take(seen).amax(dim=1) <= self.best[pairs]]
+        one, offset = (self.score[pairs] == self.best[pairs, None]).nonzero(as_tuple=True)
+        pairs = pairs[one]
+        sample = (pairs % self.n_bins) * BIN + offset
         inside = (sample >= first) & (sample < last)
-        return centre[inside], sample[inside], value[inside]
+        return pairs[inside] // self.n_bins, sample[inside], self.best[pairs[inside]]
 
-    def rivals(self, centre: Tensor, sample: Tensor, value: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    def rivals(self, centre: Tensor, sample: Tensor, value: Tensor) -> Tensor:
         """Pairs not yet evaluated that could hold a score as large as a candidate's in its neighbourhood."""
-        steps = torch.arange(2 * reach // BIN + 2, device=sample.device)
-        bin_ = (sample[:, None] - reach) // BIN + steps  # (n, bins of the window)
-        bin_ = bin_.minimum((sample[:, None] + reach) // BIN)
-        near = self.templates.neighbours[centre]  # (n, m)
-        pair = near[:, :, None] * self.n_bins + bin_[:, None, :]
-        open_ = (self.bound.view(-1)[pair] >= value[:, None, None]) & (self.best.view(-1)[pair] < 0)
-        pair = pair[open_].unique()
-        return pair // self.n_bins, pair % self.n_bins
+        steps = torch.arange(2 * self.reach // BIN + 2, device=sample.device)
+        bin_ = (sample[:, None] - self.reach) // BIN + steps  # (n, bins of the window)
+        bin_ = bin_.minimum((sample[:, None] + self.reach) // BIN)
+        pair = self.templates.neighbours[centre][:, :, None] * self.n_bins + bin_[:, None, :]  # (n, m, bins)
+        pair = pair[(self.bound.take(pair) >= value[:, None, None])]
+        return pair[self.best[pair] < 0].unique()
 
-    def are_largest(self, centre: Tensor, sample: Tensor, value: Tensor, reach: int) -> Tensor:
+    def are_largest(self, centre: Tensor, sample: Tensor, value: Tensor) -> Tensor:
         """The exact test: no larger score in the neighbourhood, no equal one earlier or, then, at a lower centre."""
-        around = torch.arange(-reach, reach + 1, device=sample.device)
+        score = self.score.view(-1, self.n_bins * BIN)
+        around = torch.arange(-self.reach, self.reach + 1, device=sample.device)
         kept = [torch.zeros(0, dtype=torch.bool, device=sample.device)]
         for k, t, v in zip(centre.split(512), sample.split(512), value.split(512), strict=True):
             near = self.templates.neighbours[k]  # (n, m)
-            score = self.score[near[:, :, None], (t[:, None] + around)[:, None, :]]  # (n, m, window)
+            seen = score[near[:, :, None], (t[:, None] + around)[:, None, :]]  # (n, m, window)
             before = (around < 0) | ((around == 0) & (near < k[:, None])[:, :, None])
             v = v[:, None, None]
-            kept.append(~((score > v) | ((score == v) & before)).flatten(1).any(dim=1))
+            kept.append(~((seen > v) | ((seen == v) & before)).flatten(1).any(dim=1))
         return torch.cat(kept)
+
+
+def _largest_squares(rows: Tensor, n_shapes: int) -> Tensor:
+    """Largest square over the samples of each bin: (n, BIN·p) to (n, p)."""
+    squares = rows.square()
+    while squares.shape[1] > n_shapes:
+        squares = torch.maximum(*squares.chunk(2, dim=1))  # BIN is a power of 2
+    return squares
 
 
 def _sum_over_channels(energy: Tensor, templates: UniversalTemplates) -> Tensor:

@@ -42,7 +42,7 @@ class Detector:
             traces,
             self.templates,
             threshold=settings.Th_universal,
-            reach=max(settings.peak_sample, 1),
+            reach=max(settings.peak_sample, kernels.BIN - 1),  # detection needs the window to hold a bin
             first=core.start + to_centre,
             last=core.stop + to_centre,
         )
