@@ -1,0 +1,183 @@
+"""Merging of units, and duplicates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ks4stream.kernels.merging import MergedUnits, mark_duplicates, merge_units, roll_matrix
+from ks4stream.kernels.templates import similarity
+
+RATE = 30_000.0
+NT = 61
+
+
+def components(q: int = 5) -> torch.Tensor:
+    """Smooth orthonormal waveforms that vanish at the ends."""
+    time = torch.linspace(-1, 1, NT, dtype=torch.float64)
+    bumps = torch.stack([torch.exp(-12 * time**2) * time**k for k in range(q)])
+    return torch.linalg.qr(bumps.T)[0].T.float().contiguous()
+
+
+PCS = components()
+
+
+def template(channel: int, *, lag: int = 0, size: float = 20.0, n_channels: int = 4) -> torch.Tensor:
+    """A bump on one channel, `lag` samples late, as features (c, q)."""
+    time = torch.arange(NT) - NT // 2 - lag
+    features = torch.zeros(n_channels, len(PCS))
+    features[channel] = size * (torch.exp(-0.5 * (time / 6.0) ** 2) @ PCS.T)
+    return features
+
+
+def one_neuron(n: int, seed: int) -> np.ndarray:
+    """Spike times at least 5 ms apart, about 40 a second."""
+    return np.cumsum(np.random.default_rng(seed).integers(150, 1400, n))
+
+
+def merged(trains: list[np.ndarray], templates: list[torch.Tensor]) -> MergedUnits:
+    """Merge units given by train and template."""
+    sample = np.concatenate(trains)
+    unit = np.repeat(np.arange(len(trains)), [len(train) for train in trains])
+    order = np.lexsort((unit, sample))
+    features = torch.stack(templates)
+    alike = similarity(features, PCS)
+
+    def row(one: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = similarity(torch.cat([one[None], others]), PCS)
+        return found.value[0, 1:], found.lag[0, 1:]
+
+    return merge_units(
+        sample[order], unit[order], features, PCS,
+        similarity=alike.value.numpy(), lag=alike.lag.numpy(), similarity_row=row, sampling_rate_hz=RATE,
+    )  # fmt: skip
+
+
+# -- merging -----------------------------------------------------------------------------------------
+
+
+def test_rolled_features_are_those_of_the_later_waveform() -> None:
+    early, late = template(0, lag=-3), template(0, lag=2)
+    torch.testing.assert_close(early @ roll_matrix(PCS, 5), late, atol=0.15, rtol=0)
+    torch.testing.assert_close(roll_matrix(PCS, 0), torch.eye(len(PCS)), atol=1e-6, rtol=0)
+    shifted = torch.roll(early[0] @ PCS, 5)  # nothing but edge value comes in
+    torch.testing.assert_close((early @ roll_matrix(PCS, 5))[0], shifted @ PCS.T, atol=1e-3, rtol=0)
+
+
+def test_parts_of_a_neuron_are_merged_and_strangers_are_not() -> None:
+    train, other = one_neuron(3000, 0), one_neuron(2500, 1)
+    found = merged([train[::2], train[1::2], other], [template(0, size=20), template(0, size=30), template(0, size=24)])
+    assert found.unit_of.tolist() == [0, 0, 1]
+    assert np.array_equal(found.sample[found.unit == 0], train)
+    assert np.array_equal(found.sample[found.unit == 1], other)
+    torch.testing.assert_close(found.features[0], template(0, size=25), atol=1e-3, rtol=1e-3)
+    assert np.all(np.diff(found.sample) >= 0)
+
+
+def test_what_is_absorbed_is_moved_in_time() -> None:
+    """Detected three samples late, the waveform lies three samples early in its window."""
+    train = one_neuron(3000, 2)
+    mine, late = train[np.arange(3000) % 3 > 0], train[::3]
+    found = merged([mine, late + 3], [template(1), template(1, lag=-3)])
+    assert found.unit_of.tolist() == [0, 0]
+    assert found.lag_of.tolist() == [0, 3]
+    assert np.array_equal(found.sample, train)
+    assert set(found.lag[np.isin(found.sample, late)].tolist()) == {3}
+    torch.testing.assert_close(found.features[0], template(1), atol=0.15, rtol=0)
+
+
+def test_lags_add_up_over_chains() -> None:
+    train = one_neuron(6000, 3)
+    part = np.arange(6000) % 6
+    trains = [train[part < 3], train[(part == 3) | (part == 4)] + 2, train[part == 5] - 2]
+    found = merged(trains, [template(1), template(1, lag=-2), template(1, lag=2)])
+    assert found.unit_of.tolist() == [0, 0, 0]
+    assert found.lag_of.tolist() == [0, 2, -2]
+    assert np.array_equal(found.sample, train)
+
+
+def test_unlike_templates_are_not_merged() -> None:
+    train = one_neuron(3000, 4)
+    assert merged([train[::2], train[1::2]], [template(0), template(2)]).unit_of.tolist() == [0, 1]
+
+
+def test_units_that_are_no_neuron_absorb_nothing_but_may_be_absorbed() -> None:
+    draw = np.random.default_rng(5)
+    noise = np.sort(draw.integers(0, 3_000_000, 4000))
+    train = one_neuron(3000, 6)
+    # the noise is the larger unit, and avoids nothing: nobody is merged
+    assert merged([noise, train], [template(0), template(0, size=23)]).unit_of.tolist() == [0, 1]
+
+
+def test_numbers_are_kept_in_order_and_templates_follow() -> None:
+    train, other = one_neuron(3000, 7), one_neuron(400, 8)
+    found = merged([other, train[::3], train[np.arange(3000) % 3 > 0]], [template(2), template(0), template(0)])
+    assert found.unit_of.tolist() == [0, 1, 1]
+    assert found.features.shape == (2, 4, len(PCS))
+    torch.testing.assert_close(found.features[0], template(2))
+
+
+def test_twins_of_few_spikes_are_merged() -> None:
+    """Too few coincidences to be expected for a test, but the same waveform."""
+    train = one_neuron(100, 9) * 30
+    assert merged([train[::2], train[1::2]], [template(0), template(0, size=21)]).unit_of.tolist() == [0, 0]
+    assert merged([train[::2], train[1::2]], [template(0), template(0, size=29)]).unit_of.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("n_units", [0, 1])
+def test_nothing_to_merge(n_units: int) -> None:
+    features = torch.stack([template(0)] * n_units) if n_units else torch.zeros(0, 4, len(PCS))
+    found = merge_units(
+        np.arange(n_units), np.zeros(n_units, np.int64), features, PCS,
+        similarity=np.ones((n_units, n_units), np.float32), lag=np.zeros((n_units, n_units), np.int64),
+        similarity_row=lambda *_: pytest.fail("there is nobody to compare with"), sampling_rate_hz=RATE,
+    )  # fmt: skip
+    assert found.sample.tolist() == list(range(n_units))
+    assert found.features.shape[0] == n_units
+
+
+def test_units_without_spikes_stay() -> None:
+    train = one_neuron(500, 10)
+    found = merged([train, np.zeros(0, np.int64)], [template(0), template(1)])
+    assert found.unit_of.tolist() == [0, 1]
+    assert len(found.features) == 2
+
+
+# -- duplicates --------------------------------------------------------------------------------------
+
+
+def slow_duplicates(sample: np.ndarray, unit: np.ndarray, min_samples: int) -> np.ndarray:
+    """Section 10, spike by spike."""
+    kept, last = np.zeros(len(sample), bool), {}
+    for i in np.lexsort((np.arange(len(sample)), sample)):
+        u = unit[i]
+        kept[i] = u not in last or sample[i] - last[u] >= min_samples
+        if kept[i]:
+            last[u] = sample[i]
+    return kept
+
+
+def test_spikes_are_dropped_after_the_last_one_kept() -> None:
+    sample, unit = np.array([0, 4, 6, 8, 9, 20]), np.array([0, 0, 1, 0, 1, 1])
+    assert mark_duplicates(sample, unit, min_samples=7).tolist() == [True, False, True, True, False, True]
+
+
+@pytest.mark.parametrize("min_samples", [0, 1, 7, 50])
+def test_duplicates_are_those_of_the_rule(min_samples: int) -> None:
+    draw = np.random.default_rng(0)
+    sample, unit = np.sort(draw.integers(0, 3000, 800)), draw.integers(0, 4, 800)
+    assert np.array_equal(
+        mark_duplicates(sample, unit, min_samples=min_samples), slow_duplicates(sample, unit, min_samples)
+    )
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_nothing_to_drop(n: int) -> None:
+    assert mark_duplicates(np.zeros(n, np.int64), np.zeros(n, np.int64), min_samples=7).tolist() == [True] * n
+
+
+def test_a_long_chain_keeps_every_other() -> None:
+    sample = np.arange(20_000) * 4
+    kept = mark_duplicates(sample, np.zeros(20_000, np.int64), min_samples=8)
+    assert np.array_equal(kept, np.arange(20_000) % 2 == 0)
