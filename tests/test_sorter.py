@@ -1,0 +1,237 @@
+"""A whole sort of a few seconds: right, and the same wherever it is computed."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ks4stream import simulate
+from ks4stream.engine.cluster import local_client
+from ks4stream.errors import BadChannelWarning, FewSpikesWarning, Ks4StreamWarning
+from ks4stream.io.recordings import open_recording
+from ks4stream.probe import Probe
+from ks4stream.recording import Recording
+from ks4stream.results import Sorting
+from ks4stream.scoring import score
+from ks4stream.settings import Settings
+from ks4stream.sorter import sort
+
+RATE = 30_000.0
+PROBE = simulate.linear_probe(10, pitch_um=20)
+SETTINGS = Settings(batch_size=15_000)
+BYTES = ("sample", "unit", "template", "score", "features", "kept", "x_um", "y_um", "template_channels",
+         "unit_features", "similarity", "refractory", "contamination")  # fmt: skip
+
+
+def simulated(seconds: float, probe: Probe = PROBE, **options: Any) -> tuple[simulate.SimulatedRecording, Recording]:
+    options = {"seed": 3, "amplitude_range_uv": (90, 250), "rate_range_hz": (25, 60), "hash_per_channel": 0} | options
+    truth = simulate.simulate(probe, seconds, **options)
+    samples = truth.read(0, round(seconds * RATE))
+    return truth, open_recording(samples, fs=RATE, probe=probe)
+
+
+@dataclass
+class Case:
+    """A recording with drift, and its sorting by the plain loop, one batch at a time."""
+
+    truth: simulate.SimulatedRecording
+    recording: Recording
+    sorting: Sorting
+    progress: list[tuple[str, int, int]]
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    truth, recording = simulated(6.0, n_units=6, drift="rigid", drift_range_um=20.0)
+    progress: list[tuple[str, int, int]] = []
+    sorting = quiet_sort(recording, progress=lambda *call: progress.append(call), block_batches=1)
+    return Case(truth, recording, sorting, progress)
+
+
+def quiet_sort(recording: Recording, settings: Settings = SETTINGS, *, client: Any = "loop", **options: Any) -> Sorting:
+    """Sort on the CPU; that there are few spikes is no news here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewSpikesWarning)
+        return sort(recording, settings, client=client, device="cpu", **options)
+
+
+def assert_same_bytes(found: Sorting, expected: Sorting) -> None:
+    for name in BYTES:
+        assert getattr(found, name).tobytes() == getattr(expected, name).tobytes(), name
+    assert found.whitening is not None and expected.whitening is not None
+    assert found.whitening.matrix.tobytes() == expected.whitening.matrix.tobytes()
+    assert found.drift is not None and expected.drift is not None
+    assert found.drift.shift_um.tobytes() == expected.drift.shift_um.tobytes()
+
+
+@pytest.mark.parametrize(("n_workers", "block_batches"), [(1, 10), (2, 3), (2, None)])
+def test_the_same_bytes_with_any_workers_and_blocks(case: Case, n_workers: int, block_batches: int | None) -> None:
+    with local_client(n_workers=n_workers, processes=False) as client:
+        found = quiet_sort(case.recording, client=client, block_batches=block_batches)
+    assert found.n_spikes > 500
+    assert_same_bytes(found, case.sorting)
+
+
+def test_the_same_bytes_in_other_processes(case: Case) -> None:
+    settings = SETTINGS.replace(tmax=2.0)
+    expected = quiet_sort(case.recording, settings, block_batches=1)
+    with local_client(n_workers=1, processes=True) as client:
+        found = quiet_sort(case.recording, settings, client=client, block_batches=2)
+    assert found.n_spikes > 100
+    assert_same_bytes(found, expected)
+
+
+def test_easy_units_are_found(case: Case) -> None:
+    """Units of 90 µV and more in noise of 9.5 µV, ten times per second and more: all but at most one are found."""
+    found = case.sorting
+    result = score(case.truth.spike_samples, case.truth.spike_units, found.sample, found.unit, sampling_rate_hz=RATE)
+    assert result.is_well_detected.sum() >= case.truth.n_units - 1
+
+
+def test_the_drift_is_the_one_simulated(case: Case) -> None:
+    """Positive displacement moves the tissue, and spikes, to larger depth; the shift moves the traces back."""
+    assert case.sorting.drift is not None
+    shift = case.sorting.drift.shift_um[:, 0]
+    truth = case.truth.drift.displacement_um((np.arange(len(shift)) + 0.5) * SETTINGS.batch_size / RATE, 90.0)
+    assert np.ptp(truth) > 15
+    error = shift + truth
+    assert np.std(error) < 2.0  # µm; up to a constant, as nothing tells where the tissue was at rest
+
+
+def test_a_sorting_is_in_order_and_within_the_recording(case: Case) -> None:
+    found = case.sorting
+    assert found.sample.min() >= 0
+    assert found.sample.max() < case.recording.n_samples
+    order = np.lexsort((found.unit, found.sample))
+    np.testing.assert_array_equal(order, np.arange(found.n_spikes))
+    assert sorted(set(found.unit.tolist())) == list(range(found.n_units))
+    assert (found.score > SETTINGS.Th_learned).all()
+    assert np.isfinite(found.features).all()
+    assert (found.features[found.template_channels[found.template] < 0] == 0).all()
+
+
+def test_progress_tells_every_stage_from_none_to_all(case: Case) -> None:
+    stages = [stage for stage, done, _ in case.progress if done == 0]
+    assert {"whitening", "waveforms", "detection", "matching", "final clustering"} <= set(stages)
+    for at, (stage, done, total) in enumerate(case.progress):
+        ends = at + 1 == len(case.progress) or case.progress[at + 1][1] == 0
+        assert (done == total) == ends, stage
+    assert set(case.sorting.seconds) >= {"whitening", "detection", "matching", "merging"}
+
+
+def test_no_state_of_this_process_is_changed(case: Case) -> None:
+    """Neither torch's threads nor random states; the seed of none of them matters."""
+    settings, before = SETTINGS.replace(tmax=1.0), torch.get_num_threads()
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002 - the global state is what is tested
+    one = quiet_sort(case.recording, settings)
+    assert torch.rand(1).item() == torch.rand(1, generator=torch.Generator().manual_seed(1)).item()
+    assert np.random.rand() == np.random.RandomState(1).rand()  # noqa: NPY002
+    other = quiet_sort(case.recording, settings)
+    assert torch.get_num_threads() == before
+    for name in BYTES:
+        assert getattr(one, name).tobytes() == getattr(other, name).tobytes(), name
+
+
+def test_only_the_batches_wanted_are_sorted(case: Case) -> None:
+    settings = SETTINGS.replace(batch_downsampling=3, tmin=0.5, tmax=5.5, nblocks=0)
+    found = quiet_sort(case.recording, settings, block_batches=2)
+    batch = (found.sample - 15_000) // 15_000
+    assert set(batch.tolist()) == {0, 3, 6}  # of ten, every third while three are left
+    assert found.drift is None
+    near = np.abs(found.sample[:, None] - case.truth.spike_samples[None, :]).min(axis=1) <= 12  # 0.4 ms
+    assert near.mean() > 0.9  # the times are true; by chance 12 % would be
+
+
+def test_a_crop_is_a_recording_of_its_own(case: Case) -> None:
+    samples = case.recording.read(0, case.recording.n_samples)
+    cropped = quiet_sort(case.recording, SETTINGS.replace(tmin=1.2, tmax=2.7))
+    alone = quiet_sort(open_recording(samples[36_000:81_000], fs=RATE, probe=PROBE))
+    assert cropped.n_spikes > 100
+    np.testing.assert_array_equal(cropped.sample, alone.sample + 36_000)
+    for name in ("unit", "score", "features", "unit_features"):
+        assert getattr(cropped, name).tobytes() == getattr(alone, name).tobytes(), name
+
+
+@pytest.mark.parametrize("upside_down", [False, True])
+def test_what_the_file_calls_its_numbers_does_not_matter(case: Case, upside_down: bool) -> None:
+    samples = case.recording.read(0, 45_000)
+    plain = quiet_sort(open_recording(samples, fs=RATE, probe=PROBE))
+    assert plain.n_spikes > 100
+    if upside_down:
+        other = quiet_sort(open_recording(-samples, fs=RATE, probe=PROBE), invert_sign=True)
+    else:
+        unsigned = (samples.astype(np.int32) + 2**15).astype(np.uint16)
+        other = quiet_sort(open_recording(unsigned, fs=RATE, probe=PROBE))
+    for name in BYTES:
+        assert getattr(other, name).tobytes() == getattr(plain, name).tobytes(), name
+
+
+def test_noise_alone_is_an_empty_sorting() -> None:
+    _, recording = simulated(2.0, n_units=0)
+    with pytest.warns(FewSpikesWarning) as said:
+        found = sort(recording, SETTINGS, client="loop", device="cpu")
+    assert (found.n_units, found.n_spikes) == (0, 0)
+    assert found.features.shape[0] == 0
+    assert found.unit_features.shape[1:] == (10, 6)
+    ours = [str(one.message) for one in said if issubclass(one.category, Ks4StreamWarning)]
+    assert list(found.warnings) == ours
+    assert any("Only 0 spikes in 0 units were found" in message for message in ours)
+
+
+def test_one_unit_is_one_unit() -> None:
+    truth, recording = simulated(3.0, n_units=1, amplitude_range_uv=(150, 200))
+    found = quiet_sort(recording)
+    assert found.n_units == 1
+    assert found.refractory.tolist() == [True]
+    result = score(truth.spike_samples, truth.spike_units, found.sample, found.unit, sampling_rate_hz=RATE)
+    assert result.accuracy[0] > 0.95
+
+
+def test_a_dead_channel_is_left_out_and_said() -> None:
+    truth, recording = simulated(3.0, n_units=3, dead_channels=(4,))
+    with pytest.warns(BadChannelWarning, match=r"channels \[4\] of the file carry no signal"):
+        found = quiet_sort(recording)
+    assert found.whitening is not None
+    assert found.whitening.dead.tolist() == [4]
+    assert 4 not in found.template_channels
+    assert not found.unit_features[:, 4].any()
+    result = score(truth.spike_samples, truth.spike_units, found.sample, found.unit, sampling_rate_hz=RATE)
+    assert result.is_well_detected.sum() >= 2
+
+
+def test_artifacts_are_blanked() -> None:
+    """A jump of 2000 bits on a few channels, which no common reference takes away."""
+    truth, recording = simulated(3.0, n_units=3)
+    samples = recording.read(0, recording.n_samples).copy()
+    samples[50_000:50_060, :3] += 2000
+    found = quiet_sort(
+        open_recording(samples, fs=RATE, probe=PROBE), SETTINGS.replace(artifact_threshold=1000, nblocks=0)
+    )
+    margin = 60 + SETTINGS.nt - 10  # blanked 2 ms on either side; no window's centre, 10 later, within nt of that
+    assert not ((found.sample >= 50_000 - margin) & (found.sample < 50_060 + margin)).any()
+    clean = np.abs(truth.spike_samples - 50_030) > 30 + 4 * margin
+    near = np.abs(found.sample[:, None] - truth.spike_samples[None, clean]).min(axis=0) <= 12  # 0.4 ms
+    assert near.mean() > 0.9
+
+
+@pytest.mark.parametrize("probe", [simulate.tetrode_probe(2), simulate.multi_shank_probe(2, 4)], ids=repr)
+def test_few_channels_per_shank_are_sorted_with_default_settings(probe: Probe) -> None:
+    """Where a shank is too short to tell drift, a still recording is left as it is."""
+    truth, recording = simulated(3.0, probe, n_units=4)
+    found = quiet_sort(recording, SETTINGS.replace(nearest_chans=4))
+    assert found.drift is not None
+    assert not found.drift.shift_um.any()
+    result = score(truth.spike_samples, truth.spike_units, found.sample, found.unit, sampling_rate_hz=RATE)
+    assert result.is_well_detected.sum() >= 3
+
+
+def test_results_are_written_where_asked(case: Case, tmp_path: Any) -> None:
+    quiet_sort(case.recording, SETTINGS.replace(tmax=1.0), results_dir=tmp_path / "found")
+    assert (tmp_path / "found" / "spike_times.npy").is_file()
+    assert (tmp_path / "found" / "sorting.zarr").exists()
