@@ -1,0 +1,216 @@
+"""Universal detection against a dense and obvious version of itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ks4stream import geometry, simulate
+from ks4stream.kernels import detection as kernels
+from ks4stream.kernels.convolution import correlate
+from ks4stream.kernels.detection import UniversalTemplates, detect, features
+from ks4stream.probe import Probe
+from ks4stream.settings import Settings
+
+NT, REACH = 21, 7
+
+
+def smooth_shapes(n_shapes: int, nt: int = NT) -> torch.Tensor:
+    """Troughs of different widths, unit norm."""
+    time = torch.arange(nt) - nt // 2
+    shapes = torch.stack([-torch.exp(-((time / (1.5 + w)) ** 2)) + 0.3 * (time == 4 + w) for w in range(n_shapes)])
+    return shapes / shapes.norm(dim=1, keepdim=True)
+
+
+def universal(probe: Probe, shapes: torch.Tensor, **settings: float) -> UniversalTemplates:
+    """Templates as the stage makes them."""
+    options = {"nearest_chans": min(10, probe.n_channels), "nearest_templates": 12} | settings
+    centres = geometry.template_centres(probe, Settings(**options))
+    neighbours = torch.from_numpy(centres.neighbours)
+    sees = torch.zeros(len(centres), len(centres), dtype=torch.bool).scatter_(1, neighbours, True)
+    return UniversalTemplates(
+        shapes=shapes, components=shapes,
+        channels=torch.from_numpy(np.maximum(centres.channels, 0)),
+        present=torch.from_numpy((centres.channels >= 0).astype(np.float32)),
+        weights=torch.from_numpy(centres.weights), neighbours=neighbours, sees=sees,
+        depth_um=torch.from_numpy(probe.y_um.astype(np.float32)),
+    )  # fmt: skip
+
+
+def dense_scores(traces: torch.Tensor, templates: UniversalTemplates) -> torch.Tensor:
+    """A[k, s·P + p, t] everywhere, in float64."""
+    matches = correlate(traces, templates.shapes).double()  # (c, p, t)
+    return torch.einsum("ksj,kjpt->kspt", templates.weights.double(), matches[templates.channels]).flatten(1, 2)
+
+
+def oracle(
+    traces: torch.Tensor, templates: UniversalTemplates, threshold: float, reach: int, first: int, last: int
+) -> list[tuple[int, int]]:
+    """Section 3 as written: (sample, centre) of all detections."""
+    score = dense_scores(traces, templates).abs().amax(dim=1)  # (k, t)
+    near = templates.neighbours
+    seen = score[near]  # (k, m, t)
+    lower = (near < torch.arange(len(near))[:, None])[:, :, None]
+    outdone = ((seen > score[:, None]) | ((seen == score[:, None]) & lower)).any(dim=1)
+    windows = seen.amax(dim=1).unfold(1, 2 * reach + 1, 1)  # (k, t − 2·reach, window)
+    inner = slice(reach, -reach)
+    found = (score > threshold) & ~outdone
+    found[:, inner] &= (windows[..., :reach].amax(dim=2) < score[:, inner]) & (
+        windows[..., reach + 1 :].amax(dim=2) <= score[:, inner]
+    )
+    sample, centre = found[:, first:last].T.nonzero(as_tuple=True)
+    return list(zip((sample + first).tolist(), centre.tolist(), strict=True))
+
+
+def planted(
+    probe: Probe, shapes: torch.Tensor, n_samples: int, n_spikes: int, seed: int, noise: float = 1.0
+) -> torch.Tensor:
+    """Noise of unit variance, with spikes of both signs and of all sizes around the threshold, some overlapping."""
+    draw = torch.Generator().manual_seed(seed)
+    traces = noise * torch.randn(probe.n_channels, n_samples, generator=draw)
+    for _ in range(n_spikes):
+        sample = int(torch.randint(NT, n_samples - NT, (1,), generator=draw))
+        place = probe.positions_um[int(torch.randint(probe.n_channels, (1,), generator=draw))]
+        distance = torch.from_numpy(np.linalg.norm(probe.positions_um - place, axis=1))
+        size = (4 + 30 * torch.rand(1, generator=draw)) * (1 if torch.rand(1, generator=draw) < 0.7 else -1)
+        shape = shapes[int(torch.randint(len(shapes), (1,), generator=draw))]
+        spread = torch.exp(-((distance / 25) ** 2)).float()
+        traces[:, sample - NT // 2 : sample + NT // 2 + 1] += size * spread[:, None] * shape
+    return traces
+
+
+PROBES = {
+    "staggered": simulate.staggered_probe(16),
+    "several shanks": simulate.multi_shank_probe(3, 6, spacing_um=60),  # nearer to each other than their channels
+    "fewer channels than slots": simulate.tetrode_probe(1),
+    "tetrodes": simulate.tetrode_probe(3, spacing_um=40),
+}
+
+
+@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("threshold", [4.0, 9.0])
+def test_finds_what_the_dense_version_finds(name: str, threshold: float) -> None:
+    probe, shapes = PROBES[name], smooth_shapes(3)
+    templates = universal(probe, shapes)
+    traces = planted(probe, shapes, 1500, 60, seed=5)
+    peaks = detect(traces, templates, threshold=threshold, reach=REACH, first=40, last=1460)
+    expected = oracle(traces, templates, threshold, REACH, 40, 1460)
+    assert len(expected) > 15
+    assert list(zip(peaks.sample.tolist(), peaks.centre.tolist(), strict=True)) == expected
+
+
+def test_score_template_and_depth_are_those_of_the_dense_version() -> None:
+    probe, shapes = PROBES["staggered"], smooth_shapes(3)
+    templates = universal(probe, shapes)
+    traces = planted(probe, shapes, 1200, 40, seed=6)
+    peaks = detect(traces, templates, threshold=8, reach=REACH, first=40, last=1160)
+    dense = dense_scores(traces, templates)[peaks.centre, :, peaks.sample]  # (n, s·p)
+    torch.testing.assert_close(peaks.score.double(), dense.abs().amax(dim=1), rtol=1e-5, atol=0)  # float32
+    np.testing.assert_array_equal(peaks.template, dense.abs().argmax(dim=1))
+    sign = dense.gather(1, peaks.template[:, None])[:, 0].sign()
+    assert set(sign.tolist()) == {-1.0, 1.0}
+    matches = correlate(traces, shapes).double()
+    for n in range(len(peaks.sample)):
+        channels = templates.channels[peaks.centre[n]]
+        weight = (matches[channels, peaks.template[n] % 3, peaks.sample[n]] * sign[n]).clamp(min=0)
+        depth = (weight * templates.depth_um[channels]).sum() / weight.sum()
+        assert peaks.depth_um[n] == pytest.approx(float(depth), abs=1e-3)
+
+
+def exact_templates(n_centres: int = 3) -> UniversalTemplates:
+    """One shape, a single 1, and one channel per centre: scores are the samples themselves, without rounding."""
+    shape = torch.zeros(1, NT)
+    shape[0, NT // 2] = 1
+    return UniversalTemplates(
+        shapes=shape, components=shape, channels=torch.arange(n_centres)[:, None],
+        present=torch.ones(n_centres, 1), weights=torch.ones(n_centres, 1, 1),
+        neighbours=torch.arange(n_centres).repeat(n_centres, 1),
+        sees=torch.ones(n_centres, n_centres, dtype=torch.bool), depth_um=torch.arange(n_centres) * 20.0,
+    )  # fmt: skip
+
+
+def found_in(
+    traces: torch.Tensor, *, threshold: float = 9.0, first: int = 40, last: int = 160
+) -> list[tuple[int, int]]:
+    peaks = detect(traces, exact_templates(len(traces)), threshold=threshold, reach=REACH, first=first, last=last)
+    return list(zip(peaks.sample.tolist(), peaks.centre.tolist(), strict=True))
+
+
+def test_the_threshold_is_strict() -> None:
+    traces = torch.zeros(3, 200)
+    traces[1, 100] = 9.0
+    assert found_in(traces) == []
+    traces[1, 100] = float(np.nextafter(np.float32(9.0), np.float32(10)))
+    assert found_in(traces) == [(100, 1)]
+
+
+@pytest.mark.parametrize("offset", range(8))
+def test_ties_go_to_the_earliest_then_to_the_lowest_centre(offset: int) -> None:
+    traces = torch.zeros(3, 200)
+    traces[0, 100 + offset] = traces[1, 100 + offset] = traces[2, 101 + offset] = -12.0
+    assert found_in(traces) == [(100 + offset, 0)]
+    traces[2, 99 + offset] = 12.0
+    assert found_in(traces) == [(99 + offset, 2)]
+
+
+@pytest.mark.parametrize("offset", range(8))
+def test_peaks_rule_each_other_out_within_reach_only(offset: int) -> None:
+    traces = torch.zeros(3, 200)
+    at = 90 + offset
+    traces[0, at], traces[2, at + REACH], traces[1, at + REACH + 1] = 12.0, 11.0, 10.0
+    assert found_in(traces) == [(at, 0)]  # each is ruled out by the one before, ruled out or not
+    traces[2, at + REACH] = 0
+    assert found_in(traces) == [(at, 0), (at + REACH + 1, 1)]
+
+
+def test_a_peak_belongs_to_the_range_that_holds_it() -> None:
+    traces = torch.zeros(2, 200)
+    traces[0, 100] = 12.0
+    assert found_in(traces, first=40, last=100) == []
+    assert found_in(traces, first=100, last=160) == [(100, 0)]
+    traces[1, 99] = 13.0  # outside the range, but it rules out the one inside
+    assert found_in(traces, first=100, last=160) == []
+
+
+def test_where_pieces_are_cut_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, shapes = PROBES["staggered"], smooth_shapes(3)
+    templates = universal(probe, shapes)
+    traces = planted(probe, shapes, 2500, 120, seed=7)
+    whole = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
+    monkeypatch.setattr(kernels, "PIECE", 256)
+    pieces = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
+    assert len(whole.sample) > 50
+    for one, other in zip(whole, pieces, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-3)
+
+
+def test_padding_channels_are_of_no_account() -> None:
+    """A tetrode has four channels for ten slots: what fills the others up changes nothing."""
+    probe, shapes = PROBES["tetrodes"], smooth_shapes(3)
+    templates = universal(probe, shapes, nearest_chans=10)
+    assert (templates.present == 0).any()
+    traces = planted(probe, shapes, 1500, 60, seed=8)
+    one = detect(traces, templates, threshold=8, reach=REACH, first=40, last=1460)
+    padded = templates._replace(channels=torch.where(templates.present > 0, templates.channels, 7))
+    other = detect(traces, padded, threshold=8, reach=REACH, first=40, last=1460)
+    assert len(one.sample) > 10
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_nothing_is_found_in_silence() -> None:
+    assert found_in(torch.zeros(3, 200)) == []
+
+
+def test_features_are_projections_of_the_window() -> None:
+    probe = PROBES["tetrodes"]
+    components = torch.linalg.qr(torch.randn(NT, 4, generator=torch.Generator().manual_seed(1)))[0].T.contiguous()
+    traces = torch.randn(probe.n_channels, 300, generator=torch.Generator().manual_seed(2))
+    channels, sample = torch.tensor([[3, 0], [11, 5]]), torch.tensor([50, 200])
+    found = features(traces, components, channels, sample, present=torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
+    for n in range(2):
+        for j in range(2):
+            window = traces[channels[n, j], sample[n] - NT // 2 : sample[n] + NT // 2 + 1]
+            expected = components @ window * (0 if (n, j) == (1, 1) else 1)
+            torch.testing.assert_close(found[n, j], expected, rtol=1e-4, atol=1e-5)  # float32

@@ -1,0 +1,142 @@
+"""What cannot be sorted is refused before work starts; the message names what was given and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ks4stream import simulate
+from ks4stream.errors import Ks4StreamError, ProbeError, RecordingError, ResultsError, SettingsError
+from ks4stream.io.recordings import open_recording
+from ks4stream.probe import Probe
+from ks4stream.settings import Settings
+from ks4stream.sorter import sort
+
+RATE = 30_000.0
+PROBE = simulate.linear_probe(10, pitch_um=20)
+SETTINGS = Settings(batch_size=6000)
+
+
+def noise(n_samples: int = 15_000, n_channels: int = 10, dtype: str = "int16") -> np.ndarray:
+    return np.random.default_rng(1).normal(0, 50, (n_samples, n_channels)).astype(dtype)
+
+
+class Unstarted:
+    """An engine's client and progress that must not be reached."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"work has started: {name}")
+
+    def __call__(self, *call: Any) -> None:
+        raise AssertionError(f"work has started: {call}")
+
+
+def refuse(source: Any, settings: Settings = SETTINGS, probe: Probe | None = PROBE, **options: Any) -> None:
+    """Sort with a client that fails when used: the error must come before."""
+    recording = open_recording(source, fs=RATE, probe=probe)
+    sort(recording, settings, client=Unstarted(), progress=Unstarted(), **options)
+
+
+def test_a_file_that_is_no_multiple_of_its_channels(tmp_path: Path) -> None:
+    path = tmp_path / "odd.bin"
+    path.write_bytes(bytes(2 * 10 * 1000 + 6))
+    with pytest.raises(RecordingError, match=r"odd\.bin.*20006 bytes.*10.*n_chan"):
+        open_recording(path, n_chan=10, fs=RATE, probe=PROBE)
+
+
+def test_a_channel_map_beyond_the_file() -> None:
+    probe = Probe.from_positions(PROBE.positions_um, chan_map=np.arange(10) + 3, name="moved")
+    with pytest.raises(ProbeError, match=r"moved maps 3 contact.*up to 12.*10 channels \(0 to 9\).*number of channels"):
+        refuse(noise(), probe=probe)
+
+
+def test_a_probe_in_millimetres() -> None:
+    with pytest.raises(ProbeError, match=r"0\.02 apart.*µm.*mm.*Multiply them by 1000"):
+        Probe.from_positions(PROBE.positions_um / 1000)
+
+
+def test_contacts_at_one_place() -> None:
+    positions = PROBE.positions_um.copy()
+    positions[7] = positions[2]
+    with pytest.raises(ProbeError, match=r"channels 2, 7 are at the same place.*Correct their positions"):
+        Probe.from_positions(positions)
+
+
+def test_an_even_waveform() -> None:
+    with pytest.raises(SettingsError, match=r"nt=60 is even.*Use 59 or 61"):
+        Settings(nt=60)
+
+
+def test_an_unknown_setting() -> None:
+    with pytest.raises(SettingsError, match=r"Unknown setting 'Th_univresal'.*Did you mean 'Th_universal'"):
+        Settings.from_dict({"Th_univresal": 9})
+
+
+@pytest.mark.parametrize("n_samples", [20, 60])
+def test_a_recording_shorter_than_one_waveform(n_samples: int) -> None:
+    with pytest.raises(RecordingError, match=rf"{n_samples} samples.*nt = 61.*Check the file"):
+        refuse(noise(n_samples))
+
+
+def test_a_crop_that_holds_nothing() -> None:
+    with pytest.raises(RecordingError, match=r"0 samples to sort \(of 15000\).*tmin"):
+        refuse(noise(), SETTINGS.replace(tmin=2.0))
+    with pytest.raises(RecordingError, match=r"batch_downsampling=4 leaves none of the recording's 3 batches"):
+        refuse(noise(), SETTINGS.replace(batch_downsampling=4))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_are_no_numbers(value: float) -> None:
+    samples = noise(dtype="float32")
+    samples[7000, 3] = value
+    with pytest.raises(RecordingError, match=rf"channel 3 is {value} at sample 7000.*replace NaN|channel 3 is .* 7000"):
+        refuse(samples)
+
+
+def test_a_nan_where_nobody_looked_is_an_error_while_it_is_read() -> None:
+    """Only a few seconds of a long recording are looked at beforehand; the task that meets the sample says where."""
+    samples = noise(270_000, dtype="float32")
+    samples[40_000, 3] = np.nan
+    with pytest.raises(RecordingError, match=r"channel 3 is not a number near sample 40000.*tmin") as caught:
+        sort(open_recording(samples, fs=RATE, probe=PROBE), SETTINGS, client="loop", device="cpu")
+    assert any(note.startswith("Raised in stage") for note in caught.value.__notes__)
+
+
+def test_samples_that_are_all_zero() -> None:
+    with pytest.raises(RecordingError, match=r"every sample looked at is zero, on all 10 channels.*Check n_chan"):
+        refuse(np.zeros((15_000, 10), np.int16))
+
+
+def test_samples_that_never_change() -> None:
+    with pytest.raises(RecordingError, match=r"none of the 10 channels changes.*channel map"):
+        refuse(np.full((15_000, 10), 7, np.int16))
+
+
+def test_a_results_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    occupied = tmp_path / "occupied"
+    occupied.write_text("a file, not a folder")
+    with pytest.raises(ResultsError, match="occupied"):
+        refuse(noise(), results_dir=occupied)
+    with pytest.raises(ResultsError, match="occupied"):
+        refuse(noise(), results_dir=occupied / "kilosort4")
+    assert occupied.read_text() == "a file, not a folder"
+
+
+def test_no_probe() -> None:
+    with pytest.raises(ProbeError, match=r"has no probe; give one"):
+        refuse(noise(), probe=None)
+
+
+def test_artifacts_everywhere() -> None:
+    with pytest.raises(RecordingError, match=r"Every one of the 3 batches.*artifact_threshold=10"):
+        sort(open_recording(noise(), fs=RATE, probe=PROBE), SETTINGS.replace(artifact_threshold=10), client="loop")
+
+
+@pytest.mark.parametrize("error", [ProbeError, RecordingError, SettingsError])
+def test_errors_are_ours_and_what_a_caller_expects(error: type[Exception]) -> None:
+    assert issubclass(error, Ks4StreamError)
+    assert issubclass(error, ValueError)
+    assert issubclass(ResultsError, OSError)
