@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 import outcome
-from scenarios import SCENARIOS, write_scenario
+import recordings
+from scenarios import SCENARIOS
 
 from ks4stream.scoring import WELL_DETECTED_SCORE, Score, score
 
@@ -75,8 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs: list[Run] = []
     agreements: list[dict[str, Any]] = []
     for scenario, seed in _jobs(options):
-        recordings = options.recordings or options.out / "recordings"
-        binary, truth = _recording(scenario, seed, options.seconds, recordings)
+        _say(f"{scenario}-{seed}")
+        folder = options.recordings or options.out / "recordings"
+        binary, truth = recordings.make(scenario, seed, folder, seconds=options.seconds)
         here = [_sort(OURS, scenario, seed, binary, truth, options)]
         if options.kilosort_python or options.reuse:
             here.append(_sort(THEIRS, scenario, seed, binary, truth, options))
@@ -136,18 +138,6 @@ def _jobs(options: argparse.Namespace) -> list[tuple[str, int]]:
     ]
 
 
-def _recording(scenario: str, seed: int, seconds: float | None, folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """Return a scenario's binary file and its truth, simulated unless it is there, whole and of that length."""
-    binary, truth = folder / f"{scenario}-{seed}.bin", folder / f"{scenario}-{seed}.truth.npz"
-    simulated = SCENARIOS[scenario](seed, **({} if seconds is None else {"duration_s": seconds}))
-    n_bytes = simulated.traces.dtype.itemsize * simulated.traces.size
-    if not (binary.exists() and truth.exists() and binary.stat().st_size == n_bytes):
-        _say(f"{scenario}-{seed}: simulating {simulated.duration_s:.0f} s of {simulated.probe.n_channels} channels")
-        write_scenario(simulated, folder, f"{scenario}-{seed}")
-    with np.load(truth) as file:
-        return binary, dict(file)
-
-
 # --- running a sorter ---------------------------------------------------------------------------------------
 
 
@@ -198,7 +188,7 @@ def _measure(command: list[str], run: Run, threads: int | None) -> None:
     run.folder.mkdir(parents=True)
     environment = dict(os.environ)
     if threads:
-        environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        environment |= dict.fromkeys(recordings.ONE_THREAD, str(threads))
     with (run.folder / "log").open("wb") as log:
         log.write((shlex.join(command) + "\n").encode())
         log.flush()

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 import outcome
+import recordings
 import torch
-from scenarios import SCENARIOS, write_scenario
+from scenarios import SCENARIOS
 
 from ks4stream import Settings, geometry, load_probe, open_recording
 from ks4stream.blocks import Tile
@@ -106,8 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder, one_thread():
         binary = options.recording
         if binary is None:
-            recording = SCENARIOS[options.scenario](options.seed, duration_s=options.seconds)
-            binary = write_scenario(recording, Path(folder), options.scenario)
+            binary, _ = recordings.make(options.scenario, options.seed, Path(folder), seconds=options.seconds)
         detector = make_detector(binary, outcome.parse_settings(options.set))
         found = measure(detector, n_tiles=options.tiles, n_repetitions=options.repetitions)
     print(report(found, detector))

@@ -12,6 +12,7 @@ departure, so that what remains is ours to explain.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import subprocess
 import tempfile
@@ -23,8 +24,9 @@ from typing import Any
 
 import numpy as np
 import outcome
+import recordings
 import torch
-from scenarios import SCENARIOS, write_scenario
+from scenarios import SCENARIOS
 from scipy.optimize import linear_sum_assignment
 
 from ks4stream import Settings, geometry, load_probe, open_recording
@@ -42,6 +44,7 @@ from ks4stream.results import Drift, Templates, Waveforms, Whitening
 from ks4stream.scoring import score
 from ks4stream.sorter import _Sort, prepare
 from ks4stream.stages import detection, drift, matching, units, waveforms, whitening
+from ks4stream.stages import templates as template_stage
 from ks4stream.stages.preprocessing import Preprocessor
 
 NEAR_SAMPLES = 6  # two detections this close in time …
@@ -92,6 +95,31 @@ class Pair:
         """Of the drift-corrected pass, or of the first (``"_1"``)."""
         return Waveforms(self.theirs[f"components{which}"], self.theirs[f"shapes{which}"])
 
+    @functools.cached_property
+    def their_templates(self) -> torch.Tensor:
+        """Its learned templates as matching has them: the clusters' means that it returns, merged, then aligned.
+
+        By our kernels, in the order that reproduces its spikes; :func:`compare_matching` shows whether they do.
+        """
+        merged = template_kernels.merge_similar(self.their_means, self.their_counts, self.their_components).features
+        return template_kernels.align(merged, self.their_components, torch.from_numpy(self.theirs["shapes"]))
+
+    @property
+    def their_means(self) -> torch.Tensor:
+        """Mean features of its first clusters."""
+        return torch.from_numpy(self.theirs["templates"])
+
+    @property
+    def their_counts(self) -> torch.Tensor:
+        """Spikes of its first clusters."""
+        counts = np.bincount(self.theirs["clusters"].astype(np.int64), minlength=len(self.theirs["templates"]))
+        return torch.from_numpy(counts)
+
+    @property
+    def their_components(self) -> torch.Tensor:
+        """Its wPCA, of the drift-corrected pass."""
+        return torch.from_numpy(self.theirs["components"])
+
     def batches(self, name: str) -> list[tuple[Tile, torch.Tensor]]:
         """Tiles whose traces were kept, with Kilosort4's traces of core and nt samples on either side."""
         kept = zip(self.theirs["batches"], self.theirs[name], strict=True)
@@ -107,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.simplefilter("ignore")
         for compare in (
             compare_traces, compare_whitening, compare_waveforms, compare_geometry, compare_detection, compare_drift,
-            compare_templates, compare_matching, compare_units,
+            compare_clustering, compare_templates, compare_matching, compare_units,
         ):  # fmt: skip
             lines += compare(pair)
     (options.out / "stages.json").write_text(json.dumps([asdict(line) for line in lines], indent=1))
@@ -116,9 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenario", choices=SCENARIOS)
+    parser.add_argument("scenario", nargs="?", choices=SCENARIOS, default="static")
     parser.add_argument("--seed", type=int, default=301)
     parser.add_argument("--seconds", type=float, default=None)
+    parser.add_argument("--recording", type=Path, help="a .bin file with .probe.json and .truth.npz, no scenario")
     parser.add_argument("--channels", type=int, default=None, help="sort the probe's first channels only")
     parser.add_argument("--kilosort-python", required=True, help="python of an environment that holds Kilosort4")
     parser.add_argument("--out", type=Path, required=True, help="what Kilosort4 left there for it is used again")
@@ -130,16 +159,19 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def load_pair(options: argparse.Namespace) -> Pair:
     """Simulate, let Kilosort4 run stage by stage unless it has, and load what it left."""
-    length = {} if options.seconds is None else {"duration_s": options.seconds}
-    simulated = SCENARIOS[options.scenario](options.seed, **length)
-    binary = write_scenario(simulated, options.out, f"{options.scenario}-{options.seed}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.recording:
+        binary = options.recording
+        with np.load(binary.with_suffix(".truth.npz")) as file:
+            truth = dict(file)
+    else:
+        binary, truth = recordings.make(options.scenario, options.seed, options.out, seconds=options.seconds)
     probe_file = binary.with_suffix(".probe.json")
     if options.channels:
         probe = json.loads(probe_file.read_text())
         probe |= {name: probe[name][: options.channels] for name in ("chanMap", "xc", "yc", "kcoords")}
+        probe_file = options.out / f"{binary.stem}.first-{options.channels}.probe.json"
         probe_file.write_text(json.dumps(probe))
-    with np.load(binary.with_suffix(".truth.npz")) as file:
-        truth = dict(file)
     settings = outcome.parse_settings(options.set)
     bad = truth["bad_channels"].tolist()
     asked = json.loads(json.dumps(outcome.request(binary, probe_file, settings, bad)))
@@ -298,10 +330,7 @@ def compare_detection(pair: Pair) -> list[Line]:
     nt = pair.settings.nt
     pairs, n_ours, n_theirs = [], 0, 0
     for tile, traces in pair.batches("whitened"):
-        found = detection_kernels.detect(
-            traces, detector.templates, threshold=pair.settings.Th_universal, reach=pair.settings.peak_sample,
-            first=nt + to_centre, last=traces.shape[1] - nt + to_centre,
-        )  # fmt: skip
+        found = _detect_in_batch(pair, detector, tile, traces)
         sample = found.sample.numpy() - nt + tile.start - to_centre
         rows = np.flatnonzero(batch == tile.index)
         i, j = _pair_up(sample, found.depth_um.numpy(), their_sample[rows], depth[rows])
@@ -398,9 +427,68 @@ def compare_drift(pair: Pair) -> list[Line]:
     ]
 
 
+def compare_clustering(pair: Pair) -> list[Line]:
+    """First clustering of the very same detections; needs the traces of all its batches."""
+    if len(pair.theirs["batches"]) < len(pair.source.tiling):
+        return [Line("first clustering", "not compared", "–", "needs --batches of at least as many as there are")]
+    traces = pair.batches("moved" if "moved" in pair.theirs else "whitened")
+    centres = their_centres(pair)
+    detector = detection.Detector(pair.moved, centres, pair.their_waveforms())
+    columns: dict[str, list[np.ndarray]] = {"sample": [], "centre": [], "features": []}
+    for tile, whitened in traces:
+        peaks = _detect_in_batch(pair, detector, tile, whitened)
+        channels = detector.templates.channels[peaks.centre]
+        features = detection_kernels.features(whitened, detector.templates.components, channels, peaks.sample)
+        columns["sample"].append(peaks.sample.numpy() + tile.start - pair.settings.nt)
+        columns["centre"].append(peaks.centre.numpy())
+        columns["features"].append(features.numpy())
+    sample, centre, features = (np.concatenate(column) for column in columns.values())
+    label = pair.theirs["clusters"].astype(np.int64)
+    if len(sample) != len(label):
+        return [Line("first clustering", "not compared", f"{len(sample)} and {len(label)}", "detections differ")]
+    order = np.lexsort((centre, sample))
+    sample, centre, features = sample[order], centre[order], features[order]
+    spread = _feature_rows(pair, features, centres.channels[centre])
+    means = np.stack([spread[label == one].mean(axis=0) for one in range(len(pair.theirs["templates"]))])
+    away = np.linalg.norm(means - pair.theirs["templates"]) / np.linalg.norm(pair.theirs["templates"])
+    regions = geometry.clustering_regions(centres, pair.settings)
+    region = regions.of_centre[centre]
+    lines = [
+        Line("first clustering", "means of its clusters over our detections: difference / norm", float(away),
+             "0: detections, order and features are the same"),
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        held = {"sample": sample, "centre": centre.astype(np.int32), "features": features}
+        receipts = [write_block(Path(folder) / "peaks.npz", held, region, len(regions))]
+        clusterer = template_stage.RegionClusterer(
+            receipts, centres.channels, regions.of_centre, pair.source.probe.n_channels, pair.settings, "cpu"
+        )
+        for one in np.unique(region).tolist():
+            rows = region == one
+            ours = clusterer(one).count
+            _, theirs = np.unique(label[rows], return_counts=True)
+            sizes = f"{', '.join(f'{n:.0f}' for n in -np.sort(-ours))} / {', '.join(map(str, -np.sort(-theirs)))}"
+            note = "→ below 1000 it makes one cluster" if rows.sum() < 1000 else ""
+            lines.append(
+                Line("first clustering", f"region {one}, {rows.sum()} spikes: clusters, ours / its", sizes, note)
+            )
+    return lines
+
+
+def _detect_in_batch(
+    pair: Pair, detector: detection.Detector, tile: Tile, traces: torch.Tensor
+) -> detection_kernels.Peaks:
+    """Peaks of one of its batches, the traces of which have nt samples on either side of the core."""
+    nt, to_centre = pair.settings.nt, pair.settings.nt // 2 - pair.settings.peak_sample
+    return detection_kernels.detect(
+        traces, detector.templates, threshold=pair.settings.Th_universal, reach=pair.settings.peak_sample,
+        first=nt + to_centre, last=nt + to_centre + tile.stop - tile.start,
+    )  # fmt: skip
+
+
 def compare_templates(pair: Pair) -> list[Line]:
     """Learned templates from detection with its whitening, shifts and waveforms."""
-    shapes, theirs = pair.their_waveforms(), torch.from_numpy(pair.theirs["templates"])
+    shapes, theirs = pair.their_waveforms(), pair.their_templates
     components = torch.from_numpy(shapes.components)
     centres = geometry.template_centres(pair.source.probe, pair.settings)
     regions = geometry.clustering_regions(centres, pair.settings)
@@ -410,26 +498,30 @@ def compare_templates(pair: Pair) -> list[Line]:
         found = line.learn_templates(pair.moved, centres, regions, shapes, receipts)
     ours, n_peaks = torch.from_numpy(found.features), sum(receipt.n_rows for receipt in receipts)
     alike = template_kernels.similarity(torch.cat([ours, theirs]), components).value[: len(ours), len(ours) :].numpy()
-    aligned = template_kernels.align(theirs, components, torch.from_numpy(shapes.shapes))
-    merged = template_kernels.merge_similar(theirs, torch.ones(len(theirs)), components)
+    aligned = template_kernels.align(pair.their_means, components, torch.from_numpy(shapes.shapes))
+    as_ours = template_kernels.merge_similar(aligned, pair.their_counts, components).features
+    order = _relative_difference(as_ours, theirs) if as_ours.shape == theirs.shape else float("nan")
+    largest = theirs.square().sum(dim=2).argmax(dim=1).numpy()
+    its_largest = pair.theirs["template_channel"]
+    numbered_alike = len(largest) == len(its_largest) and bool((largest == its_largest).all())
+    means = f"{len(theirs)} and {len(its_largest)}"
     return [
+        Line("templates", "its clusters, merged and aligned by us and by it: templates", means),
+        Line("templates", "… largest on the same channels, in the same order", str(numbered_alike)),
+        Line("templates", "… aligned before merging, as we do: difference / norm", order, "the reference merges first"),
         Line("templates", "detections, ours and its", f"{n_peaks} and {len(pair.theirs['clusters'])}"),
         Line("templates", "regions, ours", len(regions)),
         Line("templates", "templates, ours and its", f"{len(ours)} and {len(theirs)}", "→ no floor of 1000 spikes"),
         Line("templates", "of its, similar (> 0.9) to one of ours", _share(alike.max(axis=0, initial=0) > 0.9)),
         Line("templates", "of ours, similar (> 0.9) to one of its", _share(alike.max(axis=1, initial=0) > 0.9)),
-        Line("templates", "its, aligned by us: difference / norm", _relative_difference(aligned, theirs),
-             "its are aligned: 0 if the convention is the same"),
-        Line("templates", "its, merged by us: templates left", f"{len(merged.features)} of {len(theirs)}",
-             "its are merged: all should be left"),
-    ]  # fmt: skip
+    ]
 
 
 def compare_matching(pair: Pair) -> list[Line]:
     """Matching pursuit with its templates: on its traces, on ours, and against the truth."""
     their_sample, their_template, their_score = pair.theirs["spikes"].T
     their_sample, their_template = np.rint(their_sample).astype(np.int64), their_template.astype(np.int64)
-    learned = Templates(pair.theirs["templates"], np.ones(len(pair.theirs["templates"])))
+    learned = Templates(pair.their_templates.numpy(), np.ones(len(pair.their_templates)))
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         none = np.zeros(len(learned.features), np.int64)
@@ -437,7 +529,7 @@ def compare_matching(pair: Pair) -> list[Line]:
         if "moved" in pair.theirs:
             lines += _match_their_traces(pair, matcher, their_sample, their_template)
         matched = [matcher((tile,)) for tile in pair.source.tiling]
-        receipts, counts = matching.combine(pair.moved, matched)
+        receipts, counts, *_ = matching.combine(pair.moved, matched)
         ours = {name: _column(receipts, counts, name) for name in ("sample", "template", "score", "features")}
     i, j = _pair_up(ours["sample"], ours["template"] * 1e6, their_sample, their_template * 1e6)
     lines += [
@@ -454,7 +546,7 @@ def compare_matching(pair: Pair) -> list[Line]:
     reference = _feature_rows(
         pair, pair.theirs["features"][j[same]], their_feature_channels(pair)[their_template[j[same]]]
     )
-    away = np.linalg.norm(spread - reference, axis=(1, 2)) / np.linalg.norm(reference, axis=(1, 2))
+    away = _distances(spread, reference)
     lines.append(Line("matching", "on ours: features, difference / norm", _range(away), "where at the same sample"))
     return [*lines, *_against_truth("matching", pair, sample=ours["sample"], theirs=their_sample)]
 
@@ -465,6 +557,7 @@ def _match_their_traces(
     """Spikes in the middle of its own batches, which see nothing beyond nt samples."""
     nt, shift = pair.settings.nt, pair.settings.peak_sample - pair.settings.nt // 2
     n_pairs, n_ours, n_theirs, exact = 0, 0, 0, 0
+    channels, away, scores = matcher.matcher.template_channels.numpy(), [np.zeros(0)], [np.zeros(0)]
     for tile, traces in pair.batches("moved"):
         found = matching_kernels.match(
             traces, matcher.matcher, threshold=pair.settings.Th_learned, max_peels=pair.settings.max_peels
@@ -477,10 +570,19 @@ def _match_their_traces(
         i, j = _pair_up(time[mine], unit * 1e6, sample[its], template[its] * 1e6)
         n_pairs, n_ours, n_theirs = n_pairs + len(i), n_ours + int(mine.sum()), n_theirs + int(its.sum())
         exact += int((time[mine][i] == sample[its][j]).sum())
+        residual = matching_kernels.subtract(traces, found, matcher.matcher)
+        features = matching_kernels.features(residual, found, matcher.matcher).numpy()[mine][i]
+        own = _feature_rows(pair, features, channels[unit[i]])
+        at = np.flatnonzero(its)[j]
+        reference = _feature_rows(pair, pair.theirs["features"][at], their_feature_channels(pair)[template[at]])
+        away.append(_distances(own, reference))
+        scores.append(found.score.numpy()[mine][i] / pair.theirs["spikes"][at, 2])
     return [
         Line("matching", "on its traces: of ours found by it", _share_of(n_pairs, n_ours), "same template"),
         Line("matching", "on its traces: of its found by us", _share_of(n_pairs, n_theirs), "same template"),
         Line("matching", "on its traces: at the same sample", _share_of(exact, n_pairs)),
+        Line("matching", "on its traces: score, ours / its", _range(np.concatenate(scores))),
+        Line("matching", "on its traces: features, difference / norm", _range(np.concatenate(away))),
     ]
 
 
@@ -502,6 +604,11 @@ def _feature_rows(pair: Pair, features: np.ndarray, channels: np.ndarray) -> np.
     return spread[:, :-1]
 
 
+def _distances(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Relative difference of each spike's features (n, c, q)."""
+    return np.linalg.norm(ours - theirs, axis=(1, 2)) / np.linalg.norm(theirs, axis=(1, 2))
+
+
 def compare_units(pair: Pair) -> list[Line]:
     """Final clustering and merging of its spikes with its features."""
     sample, template, amplitude = pair.theirs["spikes"].T
@@ -509,7 +616,8 @@ def compare_units(pair: Pair) -> list[Line]:
     channels = their_feature_channels(pair)
     centres = geometry.template_centres(pair.source.probe, pair.settings)
     regions = geometry.clustering_regions(centres, pair.settings)
-    region_of = units.template_regions(pair.theirs["templates"], pair.source.probe, regions)
+    largest = pair.theirs["template_channel"]
+    region_of = regions.nearest(pair.source.probe.positions_um[largest], pair.source.probe.shank[largest])
     columns = {
         "sample": sample, "template": template, "score": amplitude.astype(np.float32),
         "features": pair.theirs["features"].astype(np.float32),
