@@ -31,7 +31,7 @@ from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import open_recording
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
-from ks4stream.report import log_inputs, run_log
+from ks4stream.report import run_log
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
 from ks4stream.sorter import prepare, sort
@@ -57,7 +57,6 @@ Progress = Callable[[str, int, int], None]
 _PLACES = ("filename", "data_dir", "results_dir", "data_dtype", "probe", "probe_name", "probe_path")
 _BINARY_SUFFIXES = (".bin", ".dat", ".bat", ".raw")
 _TENSORS = ("Wrot", "wPCA", "wTEMP", "iCC", "iCC_mask", "iU")  # tensors in Kilosort4's ops too
-_LOGGED = ("do_CAR", "invert_sign", "device", "block_batches")
 _DEFAULT_FS = 30_000.0
 
 
@@ -211,7 +210,6 @@ class _Job:
     def run(self, recording: Recording, folder: Path) -> KilosortResults:
         """Sort, and write what Kilosort4 writes beyond :func:`ks4stream.sorter.sort`."""
         with run_log(folder, **self.verbose), self._limited_cores() as client:
-            log_inputs(recording, self.settings, **{name: self.arguments[name] for name in _LOGGED})
             arguments = self.arguments | {"client": client}
             sorting = sort(recording, self.settings, results_dir=folder, **arguments)
             if self.save_preprocessed_copy:

@@ -22,7 +22,6 @@ from ks4stream.blocks import Tile
 from ks4stream.engine import Engine, Loop, Progress, one_thread
 from ks4stream.errors import FewSpikesWarning, Ks4StreamWarning
 from ks4stream.io.spikes import Receipt
-from ks4stream.kernels import merging
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.recording import Recording, check_traces
 from ks4stream.results import Drift, PeakSample, Sorting, Templates, Waveforms, Whitening
@@ -87,19 +86,20 @@ def sort(
     """
     from ks4stream import report
 
-    settings = settings or Settings(fs=recording.sampling_rate_hz)
-    if results_dir is not None:
-        report.check_writable(results_dir)
+    settings = (settings or Settings()).replace(fs=recording.sampling_rate_hz)  # the recording knows best
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    source = prepare(recording, settings, do_car=do_CAR, invert_sign=invert_sign, device=device)
     with ExitStack() as stack, _recorded_warnings() as said:
+        if results_dir is not None:
+            report.check_writable(results_dir)
+            stack.enter_context(report.run_log(results_dir))
+            report.log_inputs(recording, settings, do_CAR=do_CAR, invert_sign=invert_sign, device=device)
+        source = prepare(recording, settings, do_car=do_CAR, invert_sign=invert_sign, device=device)
         stack.enter_context(one_thread())
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ks4stream-")))
         engine = stack.enter_context(_engine(client, progress))
-        sorting = _Sort(source, engine, scratch, block_batches).run()
-    sorting = replace(sorting, warnings=tuple(said))
-    if results_dir is not None:
-        report.finish(sorting, results_dir, save_extra_vars=save_extra_vars)
+        sorting = replace(_Sort(source, engine, scratch, block_batches).run(), warnings=tuple(said))
+        if results_dir is not None:
+            report.finish(sorting, results_dir, save_extra_vars=save_extra_vars)
     return sorting
 
 
@@ -128,6 +128,7 @@ class _Sort:
     scratch: Path
     block_batches: int | None
     seconds: dict[str, float] = field(default_factory=dict)
+    artifacts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
     def run(self) -> Sorting:
         """The methods section."""
@@ -221,7 +222,7 @@ class _Sort:
         if not len(learned.features):
             return None, template_channels
         with self._timed("matching"):
-            receipts, counts = matching.combine(source, self._map(matcher, self._blocks(), "matching"))
+            receipts, counts, self.artifacts = matching.combine(source, self._map(matcher, self._blocks(), "matching"))
         with self._timed("final clustering"):
             sizes = _sizes(receipts)
             occupied = np.flatnonzero(sizes).tolist()
@@ -241,10 +242,7 @@ class _Sort:
         settings, probe, recording = source.settings, source.probe, source.recording
         found = found or _no_units(source, template_channels)
         rate = recording.sampling_rate_hz
-        kept = merging.mark_duplicates(
-            found.sample, found.unit, min_samples=int(settings.duplicate_spike_ms * rate / 1000)
-        )
-        refractory, contamination = units.labels(found, settings, rate, kept)
+        refractory, contamination = units.labels(found, settings, rate)
         x_um, y_um = units.positions(found.features, found.template, template_channels, probe, settings.position_limit)
         n_units = len(found.unit_features)
         if len(found.sample) < FEW_SPIKES or n_units < 2:
@@ -258,11 +256,12 @@ class _Sort:
         ).value.numpy() if n_units else np.zeros((0, 0))
         return Sorting(
             sample=found.sample, unit=found.unit, template=found.template, score=found.score, features=found.features,
-            kept=kept, x_um=x_um, y_um=y_um, template_channels=template_channels, unit_features=found.unit_features,
+            kept=found.kept, x_um=x_um, y_um=y_um,
+            template_channels=template_channels, unit_features=found.unit_features,
             similarity=similarity, refractory=refractory, contamination=contamination, settings=settings,
             sampling_rate_hz=rate, probe=probe, whitening=source.whitening, waveforms=shapes, drift=moved, peaks=peaks,
             n_samples=recording.n_samples, files=recording.files, dtype=recording.dtype.name,
-            n_chan_file=recording.n_channels, seconds=dict(self.seconds),
+            n_chan_file=recording.n_channels, artifacts=self.artifacts, seconds=dict(self.seconds),
         )  # fmt: skip
 
     def _fewest(self) -> int:
@@ -299,7 +298,7 @@ def _no_units(source: Preprocessor, template_channels: NDArray[np.int64]) -> uni
     n_slots, n_pcs = template_channels.shape[1], source.settings.n_pcs
     return units.Units(
         sample=np.zeros(0, np.int64), template=np.zeros(0, np.int32), score=np.zeros(0, np.float32),
-        features=np.zeros((0, n_slots, n_pcs), np.float32), unit=np.zeros(0, np.int64),
+        features=np.zeros((0, n_slots, n_pcs), np.float32), unit=np.zeros(0, np.int64), kept=np.zeros(0, bool),
         unit_features=np.zeros((0, source.probe.n_channels, n_pcs), np.float32),
     )  # fmt: skip
 

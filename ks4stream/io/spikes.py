@@ -51,7 +51,7 @@ def write_block(path: Path, columns: Columns, region: NDArray[np.int64], n_regio
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.draft")
     with draft.open("wb") as file:
-        np.savez(file, **{name: values[order] for name, values in columns.items()})
+        np.savez(file, allow_pickle=False, **{name: values[order] for name, values in columns.items()})
     draft.replace(path)
     start = np.concatenate([[0], np.cumsum(np.bincount(region, minlength=n_regions))]).astype(np.int64)
     return Receipt(str(path), start)

@@ -36,6 +36,7 @@ class Matched(NamedTuple):
     counts: NDArray[np.bool_]  # (n,) rows that count; within nt of the outer borders not final
     left: Edge
     right: Edge
+    artifacts: NDArray[np.int64]  # (m, 2) spans that were blanked, in samples, half open
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +68,12 @@ class SpikeMatcher:
         return self._ready["matcher"]
 
     def __call__(self, block: tuple[Tile, ...]) -> Matched:
-        tiles = [self._of(tile) for tile in block]
+        artifacts: list[NDArray[np.int64]] = []
+        tiles = [self._of(tile, artifacts) for tile in block]
         for at in range(1, len(block)):
             if block[at - 1].stop == block[at].start:  # else batches between them are not sorted
-                tiles[at - 1]["counts"], tiles[at]["counts"] = self._settle(*tiles[at - 1 : at + 1], block[at].start)
+                left, right = tiles[at - 1], tiles[at]
+                left["counts"], right["counts"] = self._settle(left, right, block[at].start)
         columns = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
         nt, first, last = self.source.settings.nt, block[0].start, block[-1].stop
         outer = (columns["sample"] < first + nt) | (columns["sample"] >= last - nt)
@@ -83,7 +86,8 @@ class SpikeMatcher:
         def edge(rows: NDArray[np.bool_]) -> Edge:
             return Edge(np.flatnonzero(rows), Reported(sample[rows], template[rows], counts[rows]))
 
-        return Matched(first, receipt, counts, edge(sample < first + nt), edge(sample >= last - nt))
+        left_edge, right_edge = edge(sample < first + nt), edge(sample >= last - nt)
+        return Matched(first, receipt, counts, left_edge, right_edge, joined_spans(artifacts))
 
     def _settle(
         self, left: dict[str, NDArray[Any]], right: dict[str, NDArray[Any]], border: int
@@ -92,10 +96,11 @@ class SpikeMatcher:
         one, other = (Reported(side["sample"], side["template"], side["counts"]) for side in (left, right))
         return settle(one, other, border=border, nt=settings.nt, tolerance=settings.peak_sample)
 
-    def _of(self, tile: Tile) -> dict[str, NDArray[Any]]:
+    def _of(self, tile: Tile, artifacts: list[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
         """Spikes of the core and of nt around it; those outside the core do not count unless settled so."""
         settings, matcher = self.source.settings, self.matcher
         traces, blank = self.source.whitened(tile)
+        artifacts.append(spans(blank[self.source.core(tile)].cpu().numpy()) + tile.start)
         found = kernels.match(traces, matcher, threshold=settings.Th_learned, max_peels=settings.max_peels)
         residual = kernels.subtract(traces, found, matcher)
         time = found.sample_index + (tile.first - settings.nt // 2 + settings.peak_sample)
@@ -123,14 +128,36 @@ def channel_slots(source: Preprocessor, count: int) -> NDArray[np.int64]:
     return slots
 
 
-def combine(source: Preprocessor, blocks: Iterable[Matched]) -> tuple[list[Receipt], list[NDArray[np.bool_]]]:
-    """Settle the borders between blocks; return the receipts and which rows of each count."""
+def spans(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Where a mask is set, as half-open spans (m, 2).
+
+    >>> spans(np.array([False, True, True, False, True])).tolist()
+    [[1, 3], [4, 5]]
+    """
+    edges = np.diff(mask.astype(np.int8), prepend=0, append=0)
+    return np.column_stack([np.flatnonzero(edges > 0), np.flatnonzero(edges < 0)]).astype(np.int64)
+
+
+def joined_spans(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Spans in order of time, those that touch made one: several (m, 2) to (m, 2)."""
+    every = np.concatenate([np.zeros((0, 2), np.int64), *parts])
+    opens = np.append(True, every[1:, 0] > every[:-1, 1])[: len(every)]
+    closes = np.append(opens[1:], True)[: len(every)]
+    return np.column_stack([every[opens, 0], every[closes, 1]])
+
+
+def combine(
+    source: Preprocessor, blocks: Iterable[Matched]
+) -> tuple[list[Receipt], list[NDArray[np.bool_]], NDArray[np.int64]]:
+    """Settle the borders between blocks; return the receipts, which rows of each count, and blanked spans (m, 2)."""
     settings = source.settings
     receipts: list[Receipt] = []
     counts: list[NDArray[np.bool_]] = []
+    artifacts: list[NDArray[np.int64]] = []
     before: Matched | None = None
     for index, block in enumerate(blocks):
         receipts.append(block.receipt)
+        artifacts.append(block.artifacts)
         counts.append(block.counts.copy())
         if before is not None and source.tiling.step == 1:
             left = before.right.spikes._replace(in_core=counts[-2][before.right.row])
@@ -139,5 +166,5 @@ def combine(source: Preprocessor, blocks: Iterable[Matched]) -> tuple[list[Recei
             )
             counts[index - 1][before.right.row], counts[index][block.left.row] = keep_left, keep_right
         before = block
-    return receipts, counts
+    return receipts, counts, joined_spans(artifacts)
 

@@ -56,7 +56,7 @@ class RegionTemplates(NamedTuple):
     """Clusters of one region's detections."""
 
     features: NDArray[np.float32]  # (u, c, q) mean of each cluster, on all channels
-    count: NDArray[np.float64]  # (u,) spikes each stands for
+    n_spikes: NDArray[np.float64]  # (u,) that each stands for
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def combine(
 ) -> Templates:
     """All regions' clusters as templates: centred in time, near copies merged, those of too few spikes dropped."""
     features = torch.from_numpy(np.concatenate([region.features for region in regions]))
-    count = torch.from_numpy(np.concatenate([region.count for region in regions]))
+    count = torch.from_numpy(np.concatenate([region.n_spikes for region in regions]))
     if not len(features):
         return Templates(features=features.numpy(), count=count.numpy())
     basis = torch.from_numpy(components)

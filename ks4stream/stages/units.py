@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -91,6 +91,7 @@ class Units(NamedTuple):
     score: NDArray[np.float32]
     features: NDArray[np.float32]
     unit: NDArray[np.int64]
+    kept: NDArray[np.bool_]  # False for duplicates (section 10)
     unit_features: NDArray[np.float32]
 
 
@@ -114,29 +115,46 @@ def combine(
     )  # fmt: skip
     order = order[merged.order]
 
-    def column(name: str) -> NDArray[np.generic]:
+    def column(name: str) -> NDArray[Any]:
         return np.concatenate([getattr(region, name) for region in regions])[order]
 
     features = column("features")
     for lag in np.unique(merged.lag[merged.lag != 0]).tolist():
         moved = merged.lag == lag
         features[moved] = features[moved] @ merging.roll_matrix(components, lag).numpy().T
-    joined = Units(
-        merged.sample, column("template"), column("score"), features, merged.unit, merged.features.numpy()
+    kept = merging.mark_duplicates(
+        merged.sample, merged.unit, min_samples=int(settings.duplicate_spike_ms * sampling_rate_hz / 1000)
     )
-    return above_noise(joined, threshold=settings.Th_learned, fewest=fewest)
+    joined = Units(
+        merged.sample, column("template"), column("score"), features, merged.unit, kept, merged.features.numpy()
+    )
+    stays = are_neurons(joined, settings.Th_learned, fewest, impossible_samples=sampling_rate_hz / 1000)
+    return _only(joined, stays)
 
 
-def above_noise(units: Units, *, threshold: float, fewest: int) -> Units:
-    """Only units of at least `fewest` spikes whose scores stand clear of the threshold, numbered anew."""
+def are_neurons(units: Units, threshold: float, fewest: int, *, impossible_samples: float) -> NDArray[np.bool_]:
+    """Which units can be neurons: (u,).
+
+    They have at least `fewest` spikes, scores that stand clear of the threshold, and fire no more than half of
+    their spikes within `impossible_samples` of the last or the next, as what an artifact leaves behind does.
+    """
     n_units = len(units.unit_features)
-    count = np.bincount(units.unit, minlength=n_units)
-    mean = np.bincount(units.unit, units.score, n_units) / np.maximum(count, 1)
-    stays = (count >= fewest) & (mean > threshold + LEAST_MARGIN)
+    unit, sample, score = units.unit[units.kept], units.sample[units.kept], units.score[units.kept]
+    count = np.bincount(unit, minlength=n_units)
+    mean = np.bincount(unit, score, n_units) / np.maximum(count, 1)
+    order = np.argsort(unit, kind="stable")
+    close = (np.diff(sample[order]) < impossible_samples) & (np.diff(unit[order]) == 0)
+    in_burst = np.append(close, False) | np.insert(close, 0, False)
+    impossible = np.bincount(unit[order], in_burst[: len(unit)], n_units)
+    return (count >= fewest) & (mean > threshold + LEAST_MARGIN) & (2 * impossible <= count)
+
+
+def _only(units: Units, stays: NDArray[np.bool_]) -> Units:
+    """Some of the units (u,), numbered anew."""
     rows = stays[units.unit]
-    number = np.cumsum(stays) - 1
-    spikes = (column[rows] for column in units[:4])
-    return Units(*spikes, number[units.unit[rows]], units.unit_features[stays])
+    spikes = {name: getattr(units, name)[rows] for name in Units._fields if name != "unit_features"}
+    spikes["unit"] = (np.cumsum(stays) - 1)[spikes["unit"]]
+    return Units(**spikes, unit_features=units.unit_features[stays])
 
 
 def _similarity_row(one: Tensor, others: Tensor, components: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,12 +164,12 @@ def _similarity_row(one: Tensor, others: Tensor, components: Tensor) -> tuple[Te
 
 
 def labels(
-    units: Units, settings: Settings, sampling_rate_hz: float, kept: NDArray[np.bool_]
+    units: Units, settings: Settings, sampling_rate_hz: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Per unit whether it is refractory, and its contamination (section 7), without duplicates."""
     n_units = len(units.unit_features)
     refractory, contamination = np.zeros(n_units, bool), np.zeros(n_units)
-    unit, sample = units.unit[kept], units.sample[kept]
+    unit, sample = units.unit[units.kept], units.sample[units.kept]
     trains = np.split(sample[np.argsort(unit, kind="stable")], np.cumsum(np.bincount(unit, minlength=n_units))[:-1])
     for u, train in enumerate(trains[:n_units]):
         refractory[u] = correlograms.is_refractory_unit(

@@ -42,7 +42,8 @@ def combine(source: Preprocessor, parts: Iterable[list[Covariance]]) -> Whitenin
     RecordingError
         If no tile is free of artifacts, or no channel has any signal.
     """
-    total, used, seen = 0.0, 0, 0
+    total: NDArray[np.float64] | float = 0.0
+    used, seen = 0, 0
     for covariance in (one for part in parts for one in part):
         seen += 1
         if covariance is not None:
