@@ -6,12 +6,12 @@ task reads its own rows of every block, so no process ever holds them all.
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,7 @@ def write_block(path: Path, columns: Columns, region: NDArray[np.int64], n_regio
     """
     order = np.argsort(region, kind="stable")
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.draft")
+    draft = path.with_suffix(f".{uuid4().hex}.draft")  # a task may be computed twice at a time, on two machines
     with draft.open("wb") as file:
         np.savez(file, allow_pickle=False, **{name: values[order] for name, values in columns.items()})
     draft.replace(path)

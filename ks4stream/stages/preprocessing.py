@@ -36,13 +36,13 @@ def tiling_of(recording: Recording, settings: Settings) -> Tiling:
     rate = recording.sampling_rate_hz
     reach = kernels.highpass_reach(sampling_rate_hz=rate, cutoff_hz=settings.highpass_cutoff)
     artifact = artifact_margin(rate) + settings.nt if np.isfinite(settings.artifact_threshold) else 0
-    stop = None if np.isinf(settings.tmax) else int(settings.tmax * rate)
+    stop = None if np.isinf(settings.tmax) else round(settings.tmax * rate)
     return Tiling.of(
         n_samples=recording.n_samples,
         size=settings.batch_size,
         halo=reach + max(settings.nt // 2 + MATCHING_REACH_WAVEFORMS * settings.nt, artifact),
         shortest=settings.nt,
-        start=int(settings.tmin * rate),
+        start=round(settings.tmin * rate),
         stop=stop,
         step=settings.batch_downsampling,
     )
@@ -118,12 +118,15 @@ class Preprocessor:
         return matrix @ traces, blank
 
     def _drift_matrix(self, shift_um: NDArray[np.float32]) -> Tensor:
-        assert self.drift is not None
-        at_channels = drift_kernels.shift_at(self.probe.y_um, self.drift.centre_um, shift_um)
-        matrix = kernels.drift_matrix(
-            torch.from_numpy(self.probe.positions_um.astype(np.float64)),
+        """The matrix of section 4 between channels that carry a signal; rows and columns of dead ones stay 0."""
+        assert self.drift is not None and self.whitening is not None
+        alive = np.setdiff1d(np.arange(self.probe.n_channels), self.whitening.dead)
+        at_channels = drift_kernels.shift_at(self.probe.y_um[alive], self.drift.centre_um, shift_um)
+        matrix = torch.zeros(self.probe.n_channels, self.probe.n_channels)
+        matrix[np.ix_(alive, alive)] = kernels.drift_matrix(
+            torch.from_numpy(self.probe.positions_um[alive]),
             torch.from_numpy(at_channels),
-            torch.from_numpy(self.probe.shank.astype(np.int64)),
+            torch.from_numpy(self.probe.shank[alive]),
             sigma_um=self.settings.sig_interp,
         )
         return matrix.to(self.device)

@@ -1,0 +1,139 @@
+"""A tile made ready: whatever the file's type, wherever the crop ends, whichever channels are dead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ks4stream import simulate
+from ks4stream.errors import BadChannelWarning
+from ks4stream.io.recordings import open_recording
+from ks4stream.probe import Probe
+from ks4stream.results import Drift, Whitening
+from ks4stream.settings import Settings
+from ks4stream.sorter import prepare
+from ks4stream.stages.preprocessing import Preprocessor, read_tile, tiling_of
+
+RATE = 30_000.0
+PROBE = simulate.linear_probe(8, pitch_um=20)
+SETTINGS = Settings(batch_size=6000)
+
+
+@pytest.fixture(scope="module")
+def samples() -> np.ndarray:
+    return simulate.simulate(PROBE, 1.0, seed=1, n_units=3).read(0, 20_000)
+
+
+def source_of(samples: np.ndarray, settings: Settings = SETTINGS, probe: Probe = PROBE, **options: Any) -> Preprocessor:
+    return prepare(open_recording(samples, fs=RATE, probe=probe), settings, **options)
+
+
+def referenced(source: Preprocessor) -> torch.Tensor:
+    """All cores, side by side: (c, t)."""
+    return torch.cat([source.referenced(tile)[0][:, source.core(tile)] for tile in source.tiling], dim=1)
+
+
+def test_types_of_the_file_say_the_same(samples: np.ndarray) -> None:
+    expected = referenced(source_of(samples))
+    assert expected.std() > 1
+    for other in (
+        samples.astype(np.float32),
+        samples.astype(np.int32),
+        (samples.astype(np.int32) + 2**15).astype(np.uint16),
+        np.asfortranarray(samples),
+    ):
+        assert torch.equal(referenced(source_of(other)), expected)
+
+
+def test_scale_shift_and_sign(samples: np.ndarray) -> None:
+    expected = referenced(source_of(samples))
+    assert torch.equal(referenced(source_of(-samples, invert_sign=True)), expected)
+    assert torch.equal(referenced(source_of(samples, SETTINGS.replace(scale=4))), expected * 4)  # a power of two
+    shifted = referenced(source_of(samples, SETTINGS.replace(shift=500)))
+    torch.testing.assert_close(shifted, expected, rtol=0, atol=0.01)  # bits; the filter takes the shift away
+
+
+def test_the_channel_map_picks_and_orders(samples: np.ndarray) -> None:
+    order = np.array([6, 2, 0, 3, 7, 5, 4, 1])
+    wide = np.zeros((len(samples), 12), np.int16)
+    wide[:, order + 3] = samples
+    probe = Probe.from_positions(PROBE.positions_um, chan_map=order + 3)
+    assert torch.equal(referenced(source_of(wide, probe=probe)), referenced(source_of(samples)))
+
+
+def test_tiles_agree_where_they_overlap(samples: np.ndarray) -> None:
+    """Nothing the cut into batches did is left beyond the reach of the filter."""
+    source = source_of(samples)
+    whole = referenced(source)
+    for size in (3000, 7000, 20_000):
+        other = referenced(source_of(samples, SETTINGS.replace(batch_size=size)))
+        # bits; float32 rounding of FFTs of different length on traces of some hundred bits
+        torch.testing.assert_close(other, whole[:, : other.shape[1]], rtol=0, atol=2e-3)
+
+
+def test_a_crop_sees_nothing_beyond_its_ends(samples: np.ndarray) -> None:
+    source = source_of(samples, SETTINGS.replace(tmin=0.1, tmax=0.5))
+    alone = source_of(samples[3000:15_000])
+    assert [tile.start for tile in source.tiling] == [3000, 9000]
+    assert torch.equal(referenced(source), referenced(alone))
+    tile = source.tiling[0]
+    seen = read_tile(source.recording, source.tiling, tile)
+    assert len(seen) == tile.length
+    np.testing.assert_array_equal(seen[: tile.halo], np.broadcast_to(samples[3000], (tile.halo, 8)))
+
+
+def test_times_that_are_no_binary_fractions() -> None:
+    recording = open_recording(np.zeros((90_000, 8), np.int16), fs=RATE, probe=PROBE)
+    tiling = tiling_of(recording, SETTINGS.replace(tmin=2.3, tmax=2.9))  # 2.3 · 30000 = 68999.99999999999
+    assert (tiling.start, tiling.stop) == (69_000, 87_000)
+
+
+def test_a_dead_channel_enters_nothing(samples: np.ndarray) -> None:
+    broken = samples.copy()
+    broken[:, 3] = 77
+    with pytest.warns(BadChannelWarning, match=r"\[3\]"):
+        source = source_of(broken)
+    others = Probe.from_positions(np.delete(PROBE.positions_um, 3, axis=0))
+    without = referenced(source_of(np.delete(samples, 3, axis=1), probe=others))
+    found = referenced(source)
+    assert torch.equal(found[[0, 1, 2, 4, 5, 6, 7]], without)
+
+
+@pytest.mark.parametrize("shift", [-13.0, 6.5])
+def test_a_dead_channel_stays_silent_when_traces_are_moved(samples: np.ndarray, shift: float) -> None:
+    broken = samples.copy()
+    broken[:, 3] = 77
+    alive = [0, 1, 2, 4, 5, 6, 7]
+    with pytest.warns(BadChannelWarning):
+        source = source_of(broken)
+    whitening = np.diag([0.1, 0.1, 0.1, 0, 0.1, 0.1, 0.1, 0.1])
+    drift = Drift(np.full((len(source.tiling), 1), shift), [70.0])
+    source = source.with_results(whitening=Whitening(whitening, [3]), drift=drift)
+    others = Probe.from_positions(PROBE.positions_um[alive])
+    without = source_of(broken[:, alive], probe=others)
+    without = without.with_results(whitening=Whitening(np.eye(7) * 0.1, []), drift=drift)
+    found, _ = source.whitened(source.tiling[1])
+    expected, _ = without.whitened(without.tiling[1])
+    assert not found[3].any()
+    torch.testing.assert_close(found[alive], expected, rtol=1e-4, atol=1e-4)  # float32, other matrix shapes
+
+
+def test_artifacts_are_blanked_on_all_channels(samples: np.ndarray) -> None:
+    spoilt = samples.copy()
+    spoilt[8000:8002, 2] += 5000
+    source = source_of(spoilt, SETTINGS.replace(artifact_threshold=2000))
+    traces, blank = source.referenced(source.tiling[1])
+    where = blank.nonzero()[:, 0] + source.tiling[1].first
+    assert where.tolist() == list(range(8000 - 60, 8001 + 60 + 1))  # 2 ms on either side
+    assert not traces[:, blank].any()
+    clean, none = source_of(spoilt).referenced(source.tiling[1])
+    assert not none.any()
+    at = source.core(source.tiling[1])
+    kept = ~blank[at]
+    # the halo, and with it the FFT, is longer where artifacts are looked for
+    torch.testing.assert_close(
+        traces[:, at][:, kept], clean[:, -6000 - (clean.shape[1] - 6000) // 2 :][:, :6000][:, kept], rtol=0, atol=1e-2
+    )
