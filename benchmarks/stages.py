@@ -40,6 +40,7 @@ from ks4stream.kernels import matching as matching_kernels
 from ks4stream.kernels import preprocessing as filters
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels import waveforms as waveform_kernels
+from ks4stream.kernels.clustering import cluster_region
 from ks4stream.results import Drift, Templates, Waveforms, Whitening
 from ks4stream.scoring import score
 from ks4stream.sorter import _Sort, prepare
@@ -377,7 +378,7 @@ def their_centres(pair: Pair) -> Centres:
         channels=pair.theirs["centre_channels"].T.copy(),
         weights=np.moveaxis(pair.theirs["centre_weights"], 2, 0).copy(),
         neighbours=near,
-        pitch_um=geometry.vertical_pitch_um(pair.source.probe),
+        pitch_um=pair.settings.dmin or geometry.vertical_pitch_um(pair.source.probe),
     )
 
 
@@ -443,10 +444,11 @@ def compare_clustering(pair: Pair) -> list[Line]:
         columns["centre"].append(peaks.centre.numpy())
         columns["features"].append(features.numpy())
     sample, centre, features = (np.concatenate(column) for column in columns.values())
+    batch = np.repeat(np.arange(len(traces)), [len(column) for column in columns["sample"]])
     label = pair.theirs["clusters"].astype(np.int64)
     if len(sample) != len(label):
         return [Line("first clustering", "not compared", f"{len(sample)} and {len(label)}", "detections differ")]
-    order = np.lexsort((centre, sample))
+    order = np.lexsort((sample, centre, batch))  # the order it keeps them in
     sample, centre, features = sample[order], centre[order], features[order]
     spread = _feature_rows(pair, features, centres.channels[centre])
     means = np.stack([spread[label == one].mean(axis=0) for one in range(len(pair.theirs["templates"]))])
@@ -457,21 +459,29 @@ def compare_clustering(pair: Pair) -> list[Line]:
         Line("first clustering", "means of its clusters over our detections: difference / norm", float(away),
              "0: detections, order and features are the same"),
     ]  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        held = {"sample": sample, "centre": centre.astype(np.int32), "features": features}
-        receipts = [write_block(Path(folder) / "peaks.npz", held, region, len(regions))]
-        clusterer = template_stage.RegionClusterer(
-            receipts, centres.channels, regions.of_centre, pair.source.probe.n_channels, pair.settings, "cpu"
+    ours = np.zeros(len(label), np.int64)
+    for one in np.unique(region).tolist():
+        rows = np.flatnonzero(region == one)
+        rows = rows[np.lexsort((centre[rows], sample[rows]))]
+        union = geometry.region_channels(centres.channels, regions.of_centre, len(regions))[one]
+        spikes = template_stage.scattered_rows(
+            features[rows], centres.channels[centre[rows]], union, pair.source.probe.n_channels, "cpu"
         )
-        for one in np.unique(region).tolist():
-            rows = region == one
-            ours = clusterer(one).count
-            _, theirs = np.unique(label[rows], return_counts=True)
-            sizes = f"{', '.join(f'{n:.0f}' for n in -np.sort(-ours))} / {', '.join(map(str, -np.sort(-theirs)))}"
-            note = "→ below 1000 it makes one cluster" if rows.sum() < 1000 else ""
-            lines.append(
-                Line("first clustering", f"region {one}, {rows.sum()} spikes: clusters, ours / its", sizes, note)
-            )
+        known = pair.settings
+        ours[rows] = ours.max() + 1 + cluster_region(
+            spikes, final=False, n_neighbors=known.cluster_neighbors, downsampling=known.cluster_downsampling,
+            max_landmarks=known.landmark_limit, seed=known.cluster_init_seed,
+        )  # fmt: skip
+        sizes = " / ".join(
+            ", ".join(str(n) for n in sorted(np.unique(labels[rows], return_counts=True)[1], reverse=True))
+            for labels in (ours, label)
+        )
+        figure = f"region {one}, {len(rows)} spikes: clusters, ours / its"
+        note = "→ below 1000 it makes one cluster" if len(rows) < 1000 else ""
+        lines.append(Line("first clustering", figure, sizes, note))
+    shift = pair.settings.nt // 2 - pair.settings.peak_sample
+    for whose, labels in (("our", ours), ("its", label)):
+        lines.append(_held_against_truth("first clustering", f"{whose} clusters", pair, sample - shift, labels))
     return lines
 
 
@@ -643,16 +653,21 @@ def compare_units(pair: Pair) -> list[Line]:
         Line("units", "of its, matched by one of ours", _share(held.is_matched), "agreement ≥ 0.5"),
         Line("units", "agreement of the matched", _range(held.accuracy[held.is_matched])),
     ]
-    for label, times, labels in (("our", ours.sample, ours.unit), ("its", np.rint(final), pair.theirs["final_unit"])):
-        against = score(
-            pair.truth["spike_samples"], pair.truth["spike_units"], times, labels, sampling_rate_hz=pair.rate_hz
-        ).summary
-        figures = ", ".join(f"{against[name]}" for name in ("n_well_detected", "n_false_positive", "n_overmerged"))
-        lines.append(Line("units", f"{label} units: well detected, false positive, over-merged", figures))
+    lines.append(_held_against_truth("units", "our units", pair, ours.sample, ours.unit))
+    lines.append(_held_against_truth("units", "its units", pair, np.rint(final), pair.theirs["final_unit"]))
     return lines
 
 
 # --- figures ------------------------------------------------------------------------------------------------
+
+
+def _held_against_truth(stage: str, whose: str, pair: Pair, sample: np.ndarray, unit: np.ndarray) -> Line:
+    held = score(
+        pair.truth["spike_samples"], pair.truth["spike_units"], sample, unit, sampling_rate_hz=pair.rate_hz
+    ).summary
+    names = ("mean_accuracy", "n_well_detected", "n_false_positive", "n_redundant", "n_overmerged")
+    figures = ", ".join(f"{held[name]:.3g}" for name in names)
+    return Line(stage, f"{whose}: accuracy, well detected, false positive, redundant, over-merged", figures)
 
 
 def _against_truth(stage: str, pair: Pair, *, sample: np.ndarray, theirs: np.ndarray) -> list[Line]:
