@@ -140,8 +140,8 @@ class Centres:
         return len(self.shank)
 
 
-def template_centres(probe: Probe, settings: Settings) -> Centres:
-    """Place the universal templates (section 3): a grid per shank, centres far from every contact dropped.
+def template_centres(probe: Probe, settings: Settings, dead: Ints | None = None) -> Centres:
+    """Place the universal templates (section 3): a grid per shank, centres far from every live contact dropped.
 
     Raises
     ------
@@ -159,7 +159,8 @@ def template_centres(probe: Probe, settings: Settings) -> Centres:
             f"nearest_chans={settings.nearest_chans} but the probe has {probe.n_channels} channels; using {n_slots}.",
             SettingsWarning, stacklevel=2,
         )  # fmt: skip
-    channels, distance = nearest(position, contacts, n_slots, shank[:, None] == probe.shank[None, :])
+    alive = ~np.isin(np.arange(probe.n_channels), [] if dead is None else dead)
+    channels, distance = nearest(position, contacts, n_slots, (shank[:, None] == probe.shank[None, :]) & alive)
     close = distance[:, 0] < settings.max_channel_distance
     if not close.any():
         raise ProbeError(

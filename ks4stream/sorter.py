@@ -99,7 +99,11 @@ def sort(
         engine = stack.enter_context(_engine(client, progress))
         sorting = replace(_Sort(source, engine, scratch, block_batches).run(), warnings=tuple(said))
         if results_dir is not None:
+            if progress is not None:
+                progress("results", 0, 1)
             report.finish(sorting, results_dir, save_extra_vars=save_extra_vars)
+            if progress is not None:
+                progress("results", 1, 1)
     return sorting
 
 
@@ -133,11 +137,12 @@ class _Sort:
     def run(self) -> Sorting:
         """The methods section."""
         source, settings = self.source, self.source.settings
-        centres = geometry.template_centres(source.probe, settings)
+        noise = self.learn_whitening(source)
+        source = source.with_results(whitening=noise)
+        centres = geometry.template_centres(source.probe, settings, noise.dead)
         regions = geometry.clustering_regions(centres, settings)
         logger.info("%d template centres, %d regions", len(centres), len(regions))
 
-        source = source.with_results(whitening=self.learn_whitening(source))
         shapes = self.learn_waveforms(source)
         peaks = self.detect(source, centres, regions, shapes)
         moved, plotted = None, None

@@ -151,7 +151,6 @@ def test_results_lie_beside_the_data_by_default(fake, data):
     assert fake.calls[0][2] == folder
     assert {"params.py", "kilosort4.log", "ops.npy", "sorting.zarr"} <= {path.name for path in folder.iterdir()}
     assert "../rec.bin" in (folder / "params.py").read_text()
-    assert "n_chan_bin = 13" in (folder / "kilosort4.log").read_text()
 
 
 def test_the_only_binary_of_a_folder(fake, data):
