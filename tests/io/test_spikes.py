@@ -1,0 +1,87 @@
+"""What a block writes, a region reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ks4stream.io.spikes import Receipt, read_region, read_rows, write_block
+
+
+def write(path: Path, region: list[int], n_regions: int = 3) -> Receipt:
+    n = len(region)
+    columns = {
+        "sample": np.arange(n, dtype=np.int64) + 10**10,  # beyond 32 bits
+        "score": np.arange(n, dtype=np.float32) / 2,
+        "features": np.arange(n * 6, dtype=np.float32).reshape(n, 2, 3),
+    }
+    return write_block(path, columns, np.array(region, np.int64), n_regions)
+
+
+def test_a_regions_rows_come_back_in_their_order_block_after_block(tmp_path: Path) -> None:
+    receipts = [write(tmp_path / "a.npz", [2, 0, 2, 0]), write(tmp_path / "b.npz", [0, 2])]
+    assert (read_region(receipts, "sample", 0) - 10**10).tolist() == [1, 3, 0]
+    assert read_region(receipts, "score", 2).tolist() == [0, 1, 0.5]
+    assert read_region(receipts, "features", 2)[:, 0, 0].tolist() == [0, 12, 6]
+    assert [receipt.n_rows for receipt in receipts] == [4, 2]
+    assert receipts[0].start.tolist() == [0, 2, 2, 4]
+
+
+def test_a_region_without_rows_is_empty_and_keeps_its_type(tmp_path: Path) -> None:
+    features = read_region([write(tmp_path / "a.npz", [2, 0])], "features", 1)
+    assert (features.shape, features.dtype) == ((0, 2, 3), np.float32)
+
+
+def test_a_block_without_rows_can_be_written_and_read(tmp_path: Path) -> None:
+    empty = write(tmp_path / "a.npz", [])
+    assert (empty.n_rows, empty.start.tolist()) == (0, [0, 0, 0, 0])
+    assert read_rows(empty, "features").shape == (0, 2, 3)
+    assert read_region([empty, write(tmp_path / "b.npz", [1])], "score", 1).tolist() == [0]
+
+
+def test_a_column_without_values_keeps_its_shape(tmp_path: Path) -> None:
+    receipt = write_block(tmp_path / "a.npz", {"none": np.zeros((2, 0), np.float32)}, np.array([1, 0]), 2)
+    assert read_rows(receipt, "none").shape == (2, 0)
+    assert read_region([receipt], "none", 1).shape == (1, 0)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint16, np.float32, np.float64, np.bool_])
+def test_types_come_back_as_written(tmp_path: Path, dtype: Any) -> None:
+    values = np.array([1, 0, 1]).astype(dtype)
+    read = read_rows(write_block(tmp_path / "a.npz", {"v": values}, np.zeros(3, np.int64), 1), "v")
+    assert read.dtype == dtype
+    assert read.tolist() == values.tolist()
+
+
+def test_some_rows_of_a_column(tmp_path: Path) -> None:
+    receipt = write(tmp_path / "a.npz", [1, 0, 1, 0, 1])
+    assert read_rows(receipt, "score", slice(1, 4)).tolist() == [1.5, 0, 1]
+
+
+def test_what_is_read_is_the_readers_own(tmp_path: Path) -> None:
+    receipt = write(tmp_path / "a.npz", [0, 0])
+    read_rows(receipt, "score")[:] = 7
+    assert read_rows(receipt, "score").tolist() == [0, 0.5]
+
+
+def test_folders_are_made_and_no_draft_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "a.npz"
+    write(path, [0])
+    write(path, [1, 1])  # a task computed twice
+    assert [found.name for found in path.parent.iterdir()] == ["a.npz"]
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    receipt = write(tmp_path / "a.npz", [0, 0])
+
+    def full(file: Any, **_: Any) -> None:
+        file.write(b"half a file")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path / "a.npz", [1])
+    assert read_rows(receipt, "score").tolist() == [0, 0.5]

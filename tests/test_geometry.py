@@ -1,0 +1,193 @@
+"""Neighbourhoods, centres and regions of probes small enough to draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ks4stream.errors import ProbeError, SettingsWarning
+from ks4stream.geometry import (
+    channel_neighbours,
+    clustering_regions,
+    nearest,
+    padded,
+    reference_groups,
+    region_channels,
+    template_centres,
+    vertical_pitch_um,
+)
+from ks4stream.probe import Probe
+from ks4stream.settings import Settings
+
+
+def linear(n: int, *, pitch: float = 20.0) -> Probe:
+    return Probe.from_positions([(0.0, pitch * i) for i in range(n)])
+
+
+def two_shanks(n_left: int, n_right: int) -> Probe:
+    places = [(0.0, 20.0 * i) for i in range(n_left)] + [(250.0, 20.0 * i) for i in range(n_right)]
+    return Probe.from_positions(places, shank=[3] * n_left + [7] * n_right)
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(**({"nearest_chans": 2, "nearest_templates": 3} | changes))
+
+
+def test_neighbours_come_by_distance_and_ties_go_to_the_lower_index() -> None:
+    found = [row.tolist() for row in channel_neighbours(linear(5), 3)]
+    assert found == [[0, 1, 2], [1, 0, 2], [2, 1, 3], [3, 2, 4], [4, 3, 2]]
+
+
+def test_neighbours_hang_on_places_not_on_channel_numbers() -> None:
+    probe = Probe.from_positions([(0, 40), (0, 0), (0, 60), (0, 20)])
+    assert [row.tolist() for row in channel_neighbours(probe, 2)] == [[0, 2], [1, 3], [2, 0], [3, 0]]
+
+
+def test_neighbours_stay_on_the_shank_unless_told_otherwise() -> None:
+    probe = Probe.from_positions([(0, 0), (30, 0), (0, 50)], shank=[0, 1, 0])
+    assert [row.tolist() for row in channel_neighbours(probe, 2)] == [[0, 2], [1], [2, 0]]
+    assert [row.tolist() for row in channel_neighbours(probe, 2, same_shank=False)] == [[0, 1], [1, 0], [2, 0]]
+
+
+def test_dead_channels_are_nobodys_neighbours_and_have_none() -> None:
+    found = channel_neighbours(linear(4), 2, dead=np.array([1]))
+    assert [row.tolist() for row in found] == [[0, 2], [], [2, 3], [3, 2]]
+
+
+def test_distances_that_differ_by_rounding_are_equal() -> None:
+    places = np.array([[0.0, 0.0], [0.0, 20.0 + 1e-9], [0.0, -20.0]])
+    assert nearest(places[:1], places, 3)[0].tolist() == [[0, 1, 2]]
+
+
+def test_where_no_neighbour_is_left_stands_minus_one_at_infinite_distance() -> None:
+    index, distance = nearest(np.zeros((1, 2)), np.array([[3.0, 4.0]]), 2)
+    assert index.tolist() == [[0, -1]]
+    assert distance.tolist() == [[5.0, np.inf]]
+
+
+def test_short_lists_are_padded_with_their_own_first_entry() -> None:
+    lists = [np.array([4, 5, 6]), np.array([7]), np.array([], np.int64)]
+    assert padded(lists).tolist() == [[4, 5, 6], [7, 7, 7], [0, 0, 0]]
+
+
+def groups_of(probe: Probe, dead: list[int]) -> list[tuple[list[int], list[int]]]:
+    return [(used.tolist(), to.tolist()) for used, to in reference_groups(probe, np.array(dead, np.int64))]
+
+
+def test_a_shank_of_sixteen_has_its_own_reference_and_one_of_fifteen_shares_all() -> None:
+    left, right = list(range(16)), list(range(16, 31))
+    assert groups_of(two_shanks(16, 15), []) == [(left, left), (left + right, right)]
+
+
+def test_dead_channels_do_not_count_but_are_corrected() -> None:
+    left, right = list(range(17)), list(range(17, 33))
+    assert groups_of(two_shanks(17, 16), [0]) == [(left[1:], left), (right, right)]
+    assert groups_of(two_shanks(17, 16), [0, 1, 17]) == [(left[2:] + right[1:], left + right)]
+
+
+def test_without_good_channels_there_is_no_reference() -> None:
+    assert groups_of(linear(2), [0, 1]) == []
+
+
+@pytest.mark.parametrize(
+    ("places", "pitch"),
+    [
+        ([(0, 0), (0, 20), (0, 40)], 20.0),
+        ([(0, 0), (32, 0.5), (0, 20), (32, 20.5)], 20.0),  # 0.5 µm apart is one row
+        ([(0, 0), (0, 15), (0, 30), (0, 100)], 15.0),  # the median
+        ([(0, 0), (50, 0)], 1.0),  # one depth
+    ],
+)
+def test_vertical_pitch(places: list[tuple[float, float]], pitch: float) -> None:
+    assert vertical_pitch_um(Probe.from_positions(places)) == pitch
+
+
+def test_centres_lie_at_half_the_pitch_from_the_lowest_contact_to_the_highest() -> None:
+    centres = template_centres(linear(4), settings())
+    assert centres.pitch_um == 20
+    assert centres.position_um.tolist() == [[0, 10 * i] for i in range(7)]
+    assert centres.channels.tolist() == [[0, 1], [0, 1], [1, 0], [1, 2], [2, 1], [2, 3], [3, 2]]
+
+
+def test_the_user_may_space_the_centres() -> None:
+    assert template_centres(linear(4), settings(dmin=60)).position_um[:, 1].tolist() == [0, 30, 60]
+
+
+def test_centres_far_from_every_contact_are_dropped() -> None:
+    probe = Probe.from_positions([(0, 0), (0, 200)])
+    kept = template_centres(probe, settings(dmin=20, max_channel_distance=30)).position_um[:, 1]
+    assert kept.tolist() == [0, 10, 20, 180, 190, 200]  # 30 µm is not closer than 30 µm
+
+
+def test_centres_far_from_every_live_contact_are_dropped() -> None:
+    centres = template_centres(linear(4), settings(max_channel_distance=15), dead=np.array([0, 3]))
+    assert centres.position_um[:, 1].tolist() == [10, 20, 30, 40, 50]
+    assert set(centres.channels.ravel().tolist()) == {1, 2}
+
+
+def test_weights_have_unit_norm_and_fall_off_with_distance() -> None:
+    centres = template_centres(linear(4), settings(template_sizes=3, min_template_size=10))
+    assert centres.weights.shape == (7, 3, 2)
+    norm = np.linalg.norm(centres.weights, axis=2)
+    np.testing.assert_allclose(norm, 1, atol=1e-6)  # float32 holds seven digits
+    ratio = centres.weights[0, :, 1] / centres.weights[0, :, 0]  # 20 µm against 0 µm
+    np.testing.assert_allclose(ratio, np.exp([-4.0, -1.0, -4 / 9]), rtol=1e-5)  # float32, two roundings and a norm
+
+
+def test_shanks_have_their_own_grids_channels_and_neighbours() -> None:
+    centres = template_centres(two_shanks(2, 1), settings())
+    assert centres.position_um.tolist() == [[0, 0], [0, 10], [0, 20], [250, 0]]
+    assert centres.shank.tolist() == [3, 3, 3, 7]
+    assert centres.channels.tolist() == [[0, 1], [0, 1], [1, 0], [2, -1]]
+    assert centres.neighbours.tolist() == [[0, 1, 2], [1, 0, 2], [2, 1, 0], [3, 3, 3]]
+    assert centres.weights[3, :, 0].tolist() == [1] * 5
+    assert centres.weights[3, :, 1].tolist() == [0] * 5
+
+
+def test_a_probe_of_fewer_channels_than_asked_for_takes_all_and_says_so() -> None:
+    with pytest.warns(SettingsWarning, match="nearest_chans=10 but the probe has 3 channels; using 3"):
+        centres = template_centres(linear(3), settings(nearest_chans=10))
+    assert centres.channels.shape == (5, 3)
+
+
+def test_when_no_centre_is_near_a_contact_the_error_says_how_far() -> None:
+    diamond = Probe.from_positions([(0, 50), (50, 0), (100, 50), (50, 100)])
+    with pytest.raises(ProbeError, match=r"None of the 1 template centres .*=32\.0 µm .* nearest is 50\.0 µm away"):
+        template_centres(diamond, settings(dmin=400, dminx=400))
+
+
+def test_regions_are_two_pitches_high() -> None:
+    regions = clustering_regions(template_centres(linear(4), settings()), settings())
+    assert regions.position_um.tolist() == [[0, 19], [0, 59]]
+    assert regions.of_centre.tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_every_centre_has_a_region_on_its_shank_and_every_region_a_centre() -> None:
+    centres = template_centres(two_shanks(9, 4), settings())
+    regions = clustering_regions(centres, settings())
+    assert regions.shank[regions.of_centre].tolist() == centres.shank.tolist()
+    assert np.unique(regions.of_centre).tolist() == list(range(len(regions)))
+
+
+def test_a_wide_array_has_columns_of_regions() -> None:
+    probe = Probe.from_positions([(x, y) for y in (0, 20) for x in (0, 400)])
+    centres = template_centres(probe, settings(dminx=800))
+    assert centres.position_um[:, 0].tolist() == [0, 400] * 3
+    assert clustering_regions(centres, settings()).of_centre.tolist() == [0, 1] * 3
+    assert clustering_regions(centres, settings(x_centers=1)).of_centre.tolist() == [0] * 6
+
+
+def test_positions_go_to_the_nearest_region_of_their_shank() -> None:
+    regions = clustering_regions(template_centres(two_shanks(4, 4), settings()), settings())
+    place = np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 500.0]])
+    found = regions.nearest(place, np.array([3, 7, 3]))
+    assert regions.shank[found].tolist() == [3, 7, 3]
+    assert regions.position_um[found].tolist() == [[0, 19], [250, 19], [0, 59]]
+
+
+def test_a_region_has_the_channels_of_its_members() -> None:
+    channels = np.array([[2, 1], [1, -1], [5, 2]])
+    found = region_channels(channels, np.array([0, 0, 2]), 3)
+    assert [one.tolist() for one in found] == [[1, 2], [], [2, 5]]
