@@ -1,0 +1,158 @@
+"""Known movements of known fingerprints."""
+
+from __future__ import annotations
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+
+from ks4stream.kernels import drift
+from ks4stream.kernels.drift import fingerprint_bins, n_depth_bins, register, segment_bounds, shift_at
+
+UNSMOOTHED = (0.0, 0.0, 0.0)
+LEVELS = np.arange(20)
+
+
+def fingerprints(moves: list[float], n_bins: int = 60, within: tuple[float, float] = (10, 50)) -> np.ndarray:
+    """Counts of batches that moved by `moves` bins: twelve patches of activity `within` some depths."""
+    rng = np.random.default_rng(4)
+    depth, level = rng.uniform(*within, 12), rng.uniform(2, 18, 12)
+    z = np.arange(n_bins)
+    counts = np.zeros((len(moves), n_bins, 20))
+    for batch, move in enumerate(moves):
+        across = np.exp(-0.5 * ((z[:, None] - depth - move) / 1.5) ** 2)
+        counts[batch] = 200 * across @ np.exp(-0.5 * (LEVELS - level[:, None]) ** 2)
+    return counts.round().astype(np.uint16)
+
+
+def shifts(counts: np.ndarray, n_blocks: int = 1, smoothing: tuple[float, float, float] = UNSMOOTHED) -> np.ndarray:
+    """Registered shifts, relative to the middle batch, which is the first reference."""
+    found = register(counts, n_blocks=n_blocks, smoothing=smoothing)
+    return found - found[len(found) // 2]
+
+
+def test_whole_bins_are_recovered_and_undone() -> None:
+    moves = [-6.0, 3, 0, 0, 0, 1, -2, 9]
+    # The shift is read off in steps of a tenth of a bin, in each of two batches compared.
+    np.testing.assert_allclose(shifts(fingerprints(moves))[:, 0], -np.array(moves), atol=0.2)
+
+
+def test_parts_of_bins_are_recovered() -> None:
+    moves = [-1.5, 0.5, 0, 0, 0, 0.3, -0.7, 2.5]
+    # Two steps of a tenth, and the rounding of log-counts that the Gaussian between whole bins smooths over.
+    np.testing.assert_allclose(shifts(fingerprints(moves))[:, 0], -np.array(moves), atol=0.3)
+
+
+def test_slow_drift_survives_the_default_smoothing() -> None:
+    moves = np.linspace(-5, 5, 41)
+    found = shifts(fingerprints(list(moves)), smoothing=(0.5, 0.5, 0.5))[:, 0]
+    np.testing.assert_allclose(found, -moves, atol=0.4)  # as above, plus a quarter of a bin between batches
+
+
+def test_segments_move_on_their_own() -> None:
+    low = fingerprints([0] * 8 + [2], within=(8, 40), n_bins=100)
+    high = fingerprints([0] * 8 + [-2], within=(60, 92), n_bins=100)
+    found = shifts(low + high, n_blocks=2)
+    assert found.shape == (9, 3)
+    np.testing.assert_allclose(found[-1, [0, 2]], [-2, 2], atol=0.3)  # as above
+    np.testing.assert_allclose(found[:-1], 0, atol=0.2)
+
+
+@pytest.mark.parametrize("n_bins", [1, 2, 7, 15, 60])
+def test_a_recording_that_keeps_still_is_left_where_it_is(n_bins: int) -> None:
+    counts = np.repeat(fingerprints([0.0], n_bins=n_bins, within=(0, n_bins)), 5, axis=0)
+    assert register(counts, n_blocks=1, smoothing=(0.5, 0.5, 0.5)).tolist() == [[0.0]] * 5
+
+
+@pytest.mark.parametrize("n_bins", [7, 60])
+def test_segments_of_a_recording_that_keeps_still_do_not_move_over_time(n_bins: int) -> None:
+    counts = np.repeat(fingerprints([0.0], n_bins=n_bins, within=(0, n_bins)), 5, axis=0)
+    assert shifts(counts, n_blocks=3, smoothing=(0.5, 0.5, 0.5)).tolist() == [[0.0] * 5] * 5
+
+
+def test_silence_does_not_move() -> None:
+    assert register(np.zeros((4, 30, 20), np.uint16), n_blocks=1, smoothing=UNSMOOTHED).tolist() == [[0.0]] * 4
+
+
+@pytest.mark.parametrize(("within", "move"), [((2, 8), 4.0), ((52, 57), -4.0)])
+def test_activity_at_one_end_only_is_followed(within: tuple[float, float], move: float) -> None:
+    found = shifts(fingerprints([0, 0, 0, 0, move, move], within=within)[[0, 1, 4, 2, 3, 5]])
+    # Where the middle batch lies is 0.
+    np.testing.assert_allclose(found[:, 0], [0, 0, -move, 0, 0, -move], atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("shift", "expected"),
+    [(0, [1, 2, 3]), (1, [0, 1, 2]), (-1, [2, 3, 0]), (2, [0, 0, 1]), (3, [0, 0, 0]), (-7, [0, 0, 0])],
+)
+def test_nothing_wraps_around(shift: int, expected: list[float]) -> None:
+    assert drift._shifted(np.array([[1.0], [2.0], [3.0]]), shift).ravel().tolist() == expected
+
+
+def test_the_rigid_shift_is_at_most_half_the_bins() -> None:
+    counts = fingerprints([0, 0, 0, 0, 25], n_bins=30, within=(1, 4))
+    total, _ = drift._register_rigidly(counts)
+    assert np.abs(total).max() <= 15
+
+
+def test_many_batches_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = fingerprints([-3.0, 0, 0, 2, 0, 1, 0])
+    whole = register(counts, n_blocks=2, smoothing=(0.5, 0.5, 0.5))
+    monkeypatch.setattr(drift, "ROWS_AT_ONCE", 2)
+    assert register(counts, n_blocks=2, smoothing=(0.5, 0.5, 0.5)).tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize(("span_um", "n_bins"), [(0, 2), (4, 2), (4.5, 3), (100, 22)])
+def test_depth_bins_begin_a_micrometre_below_the_lowest_contact(span_um: float, n_bins: int) -> None:
+    assert n_depth_bins(span_um, 5) == n_bins
+
+
+def bins_of(depth_um: list[float], score: list[float]) -> tuple[list[int], list[int]]:
+    z, a = fingerprint_bins(
+        np.array(depth_um, np.float32), np.array(score, np.float32), lowest_um=50, bin_um=5, n_bins=4, threshold=9
+    )
+    return z.tolist(), a.tolist()
+
+
+def test_edges_of_the_depth_bins() -> None:
+    depths = [49, 53.9, 54, 63.9, 64, 68.9]
+    assert bins_of(depths, [20] * 6)[0] == [0, 0, 1, 2, 3, 3]
+    assert bins_of([-500, 48.9, 69, 900], [20] * 4)[0] == [0, 0, 3, 3]  # beyond the probe: the outermost
+
+
+def test_edges_of_the_amplitude_bins() -> None:
+    edge = [9 * math.exp(math.log(100 / 9) * i / 20) for i in range(20)]
+    assert bins_of([60] * 20, [1.001 * e for e in edge])[1] == list(range(20))
+    assert bins_of([60] * 19, [0.999 * e for e in edge[1:]])[1] == list(range(19))
+    assert bins_of([60] * 4, [8, 99, 100, 1e6])[1] == [0, 19, 19, 19]
+
+
+@pytest.mark.parametrize(
+    ("n_bins", "n_blocks", "bounds"),
+    [
+        (100, 1, [(0, 100)]),
+        (100, 2, [(0, 50), (25, 75), (50, 100)]),
+        (10, 3, [(0, 3), (2, 5), (4, 7), (5, 8), (7, 10)]),  # starts 0, 1.75, 3.5, 5.25, 7, rounded
+        (2, 3, [(0, 1), (0, 1), (0, 1), (1, 2), (1, 2)]),  # never empty
+    ],
+)
+def test_segments_half_overlap(n_bins: int, n_blocks: int, bounds: list[tuple[int, int]]) -> None:
+    assert segment_bounds(n_bins, n_blocks) == bounds
+
+
+def test_shifts_are_interpolated_between_segments_and_extrapolated_beyond() -> None:
+    depth = np.array([0.0, 20, 50, 80, 100, 110])
+    found = shift_at(depth, np.array([20, 80, 100], np.float32), np.array([0, 6, 4], np.float32))
+    np.testing.assert_allclose(found, [-2, 0, 3, 6, 4, 3], atol=1e-9)  # whole numbers, computed in float64
+
+
+def test_one_segment_moves_everything_alike() -> None:
+    assert shift_at(np.array([0.0, 500]), np.array([7], np.float32), np.array([2.5], np.float32)).tolist() == [2.5, 2.5]
+
+
+def test_the_documented_examples_run() -> None:
+    outcome = doctest.testmod(drift)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0

@@ -1,0 +1,211 @@
+"""Filter, reference, artifacts, whitening and the matrix that undoes drift."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ks4stream.kernels.preprocessing import (
+    artifact_mask,
+    covariance,
+    drift_matrix,
+    highpass,
+    highpass_reach,
+    highpass_response,
+    local_whitening,
+    median_over_channels,
+    subtract_reference,
+    widen,
+)
+
+RATE = 30_000.0
+
+
+def filtered(traces: Tensor, cutoff_hz: float = 300.0) -> Tensor:
+    response = highpass_response(traces.shape[1], sampling_rate_hz=RATE, cutoff_hz=cutoff_hz)
+    return highpass(traces, torch.from_numpy(response))
+
+
+def tone(frequency_hz: float, n_samples: int = 6000) -> Tensor:
+    return torch.sin(2 * np.pi * frequency_hz / RATE * torch.arange(n_samples, dtype=torch.float64)).float()[None]
+
+
+def test_the_high_pass_removes_a_constant() -> None:
+    # 6000 is a fast length: the FFT sees no edge. Rounding of float32 remains.
+    assert filtered(torch.full((1, 6000), 1000.0)).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(("frequency_hz", "gain"), [(50, 0.0), (300, 0.5), (1000, 1.0), (5000, 1.0)])
+def test_gain(frequency_hz: float, gain: float) -> None:
+    # Whole periods, so no edges. Squared third-order Butterworth: 1/(1 + (fc/f)⁶), within 1 % of 0, ½ and 1.
+    torch.testing.assert_close(filtered(tone(frequency_hz)), gain * tone(frequency_hz), atol=0.01, rtol=0)
+
+
+def test_the_high_pass_reaches_as_far_as_documented() -> None:
+    assert highpass_reach(sampling_rate_hz=RATE, cutoff_hz=300) == pytest.approx(442, abs=2)
+    assert highpass_reach(sampling_rate_hz=RATE, cutoff_hz=600) < 300  # a higher cutoff forgets sooner
+
+
+def test_beyond_its_reach_a_sample_has_no_influence() -> None:
+    reach = highpass_reach(sampling_rate_hz=RATE, cutoff_hz=300)
+    impulse = torch.zeros(1, 6000)
+    impulse[0, 3000] = 1
+    seen = filtered(impulse)[0].abs()
+    # Float32 adds rounding of about 1e-8 to what stays below the documented floor of 1e-8.
+    assert seen[: 3000 - reach].max() < 1e-7
+    assert seen[3000 + reach + 1 :].max() < 1e-7
+    assert seen[:3000].max() > 1e-3  # it looks both ways
+    assert seen[3001:].max() > 1e-3
+
+
+def test_without_a_cutoff_nothing_is_filtered() -> None:
+    assert highpass_reach(sampling_rate_hz=RATE, cutoff_hz=0) == 0
+    traces = tone(1.0, 601) + 5
+    # An FFT there and back, in float32.
+    torch.testing.assert_close(filtered(traces, cutoff_hz=0), traces, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("n_samples", [1, 61, 1000, 1001, 60_963])
+def test_ffts_are_even_and_long_enough(n_samples: int) -> None:
+    n_fft = 2 * (len(highpass_response(n_samples, sampling_rate_hz=RATE, cutoff_hz=300)) - 1)
+    assert n_samples <= n_fft < 1.2 * n_samples + 8
+
+
+@pytest.mark.parametrize(
+    ("rows", "median"),
+    [([[3.0, 0], [1, 0], [9, 6]], [3.0, 0]), ([[1.0], [2], [4], [9]], [3.0]), ([[7.0]], [7.0])],
+)
+def test_median_of_odd_and_even_numbers_of_channels(rows: list[list[float]], median: list[float]) -> None:
+    traces = torch.tensor(rows)
+    assert median_over_channels(traces).tolist() == median
+    assert traces.tolist() == rows
+
+
+def test_references_are_subtracted_in_place_from_their_own_channels() -> None:
+    traces = torch.tensor([[1.0], [3.0], [100.0], [10.0], [20.0]])
+    groups = [([0, 1], [0, 1, 2]), ([3, 4], [3, 4])]  # channel 2 is corrected but does not count
+    assert subtract_reference(traces, [(torch.tensor(a), torch.tensor(b)) for a, b in groups]) is traces
+    assert traces[:, 0].tolist() == [-1, 1, 98, -5, 5]
+
+
+def test_all_references_are_taken_before_any_is_subtracted() -> None:
+    traces = torch.tensor([[2.0], [4.0], [9.0]])
+    groups = [(torch.tensor([0, 1]), torch.tensor([0, 1])), (torch.tensor([0, 1, 2]), torch.tensor([2]))]
+    assert subtract_reference(traces, groups)[:, 0].tolist() == [-1, 1, 5]
+
+
+def test_one_reference_for_all_channels() -> None:
+    everyone = torch.arange(3)
+    traces = torch.tensor([[1.0, 5], [2, 5], [6, 8]])
+    assert subtract_reference(traces, [(everyone, everyone)]).tolist() == [[-1, 0], [0, 0], [4, 3]]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_artifact_on_any_channel_is_masked_with_its_margin(sign: int) -> None:
+    traces = torch.zeros(3, 20)
+    traces[1, 8] = sign * 50.0
+    traces[2, 15] = sign * 49.9
+    assert artifact_mask(traces, threshold=50, margin=2).nonzero().ravel().tolist() == [6, 7, 8, 9, 10]
+
+
+@pytest.mark.parametrize(
+    ("where", "margin", "wide"), [([0], 2, [0, 1, 2]), ([9], 3, [6, 7, 8, 9]), ([2, 4], 1, [1, 2, 3, 4, 5]),
+                                  ([5], 0, [5]), ([], 3, [])],
+)  # fmt: skip
+def test_masks_widen_up_to_the_ends(where: list[int], margin: int, wide: list[int]) -> None:
+    mask = torch.zeros(10, dtype=torch.bool)
+    mask[where] = True
+    widened = widen(mask, margin)
+    assert widened.dtype == torch.bool
+    assert widened.nonzero().ravel().tolist() == wide
+
+
+def mixed(scale: float = 1.0) -> Tensor:
+    """Four channels of noise that leaks between them."""
+    rng = np.random.default_rng(1)
+    mixing = np.eye(4) + 0.4 * np.eye(4, k=1) + 0.4 * np.eye(4, k=-1)
+    return torch.from_numpy((scale * mixing @ rng.normal(size=(4, 5000))).astype(np.float32))
+
+
+ALL = [np.roll(np.arange(4), -channel) for channel in range(4)]
+
+
+def test_covariance_takes_no_mean_away() -> None:
+    assert covariance(torch.tensor([[1.0, 3.0], [2.0, 2.0]])).tolist() == [[5, 4], [4, 4]]
+
+
+def test_whitened_traces_have_the_identity_as_covariance() -> None:
+    traces = mixed()
+    whitened = local_whitening(covariance(traces), ALL) @ traces
+    # The floor is 1e-6 of the mean variance; the smallest eigenvalue here is above 1e-2 of it.
+    torch.testing.assert_close(covariance(whitened), torch.eye(4, dtype=torch.float64), atol=1e-3, rtol=0)
+
+
+def test_whitening_is_symmetric_if_all_channels_see_all() -> None:
+    whitening = local_whitening(covariance(mixed()), ALL)
+    torch.testing.assert_close(whitening, whitening.T, atol=1e-5, rtol=0)  # float32
+
+
+def test_alone_a_channel_is_scaled_to_unit_variance() -> None:
+    whitening = local_whitening(torch.diag(torch.tensor([4.0, 25.0]).double()), [np.array([0]), np.array([1])])
+    # The floor: half of 1e-6 · 14.5 / 4.
+    torch.testing.assert_close(whitening, torch.diag(torch.tensor([0.5, 0.2])), rtol=1e-5, atol=0)
+
+
+def test_rows_hold_nothing_outside_the_neighbourhood_and_are_zero_without_one() -> None:
+    near = [np.array([0, 1]), np.array([], np.int64), np.array([2, 3]), np.array([3, 2])]
+    whitening = local_whitening(covariance(mixed()), near)
+    assert (whitening != 0).tolist() == [
+        [True, True, False, False], [False] * 4, [False, False, True, True], [False, False, True, True]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e3])
+def test_whitened_traces_do_not_hang_on_the_unit_of_the_file(scale: float) -> None:
+    traces, scaled = mixed(), mixed(scale)
+    once = local_whitening(covariance(traces), ALL) @ traces
+    again = local_whitening(covariance(scaled), ALL) @ scaled
+    torch.testing.assert_close(again, once, atol=1e-3, rtol=0)  # float32 rounding of traces and covariance
+
+
+def test_a_dead_flat_channel_does_not_blow_up() -> None:
+    traces = mixed()
+    traces[2] = 0
+    whitening = local_whitening(covariance(traces), ALL)
+    assert bool(whitening.isfinite().all())
+    assert float((whitening @ traces)[2].abs().max()) < 1e-3  # nothing leaks in through rounding × 1/√floor
+
+
+Y = 20.0 * np.arange(30)
+
+
+def moved(shift_um: float, positions: np.ndarray | None = None, shank: list[int] | None = None) -> Tensor:
+    places = np.column_stack([np.zeros(len(Y)), Y]) if positions is None else positions
+    shanks = [0] * len(places) if shank is None else shank
+    shifts = torch.full((len(places),), shift_um, dtype=torch.float64)
+    return drift_matrix(torch.from_numpy(places), shifts, torch.tensor(shanks), sigma_um=20)
+
+
+def bump(centre_um: float) -> Tensor:
+    return torch.from_numpy(np.exp(-((Y - centre_um) ** 2) / (2 * 40.0**2)).astype(np.float32))
+
+
+def test_no_shift_changes_distant_contacts_by_the_ridge_only() -> None:
+    apart = np.column_stack([np.zeros(4), 200.0 * np.arange(4)])
+    # Contacts ten widths apart share exp(−50): what is left is 1 / (1 + 0.01).
+    torch.testing.assert_close(moved(0, apart), torch.eye(4) / 1.01, atol=1e-6, rtol=0)
+
+
+# A bump of 40 µm is smooth for an interpolation of 20 µm on contacts 20 µm apart: the ridge of 0.01 against
+# kernel eigenvalues of about 1 costs 1 %, and as much again is left for the interpolation.
+@pytest.mark.parametrize("shift_um", [-20.0, -7.0, 0.0, 13.0, 40.0])
+def test_a_positive_shift_moves_a_bump_to_larger_depth(shift_um: float) -> None:
+    torch.testing.assert_close(moved(shift_um) @ bump(300), bump(300 + shift_um), atol=0.02, rtol=0)
+
+
+def test_shanks_never_mix() -> None:
+    places = np.array([[0.0, 0], [10, 0], [0, 20], [10, 20]])
+    matrix = moved(15, places, shank=[0, 1, 0, 1])
+    assert (matrix != 0).tolist() == [[True, False] * 2, [False, True] * 2] * 2
