@@ -1,0 +1,128 @@
+"""Which spikes enter a clustering, and what a cluster's mean is."""
+
+from __future__ import annotations
+
+import doctest
+
+import numpy as np
+import pytest
+
+from ks4stream.kernels.graph import ScatteredRows
+from ks4stream.stages import templates
+from ks4stream.stages.templates import bounded_sample, cluster_means, scattered_rows
+
+TIMES = np.arange(10_000) * 3  # 100 spikes in each of 100 slices of time
+
+
+def test_few_spikes_all_enter_in_order_of_time_and_centre() -> None:
+    chosen, weight = bounded_sample(np.array([5, 3, 5, 1]), np.array([2, 0, 1, 0]), most=4)
+    assert chosen.tolist() == [3, 1, 2, 0]
+    assert weight.tolist() == [1, 1, 1, 1]
+
+
+def test_many_spikes_share_the_places_equally_over_time_and_centres() -> None:
+    centre = np.arange(10_000) % 2
+    chosen, weight = bounded_sample(TIMES, centre, most=1000)
+    assert np.bincount(chosen // 100).tolist() == [10] * 100
+    assert np.bincount(chosen // 100 * 2 + centre[chosen]).tolist() == [5] * 200
+    assert weight.tolist() == [10] * 1000
+
+
+def test_a_rare_centre_keeps_its_spikes_and_leaves_its_places_to_the_others() -> None:
+    centre = (np.arange(10_000) % 100 == 0).astype(np.int64)  # one spike in each slice
+    chosen, weight = bounded_sample(TIMES, centre, most=1000)
+    rare = centre[chosen] == 1
+    assert (rare.sum(), (~rare).sum()) == (100, 900)
+    assert weight[rare].tolist() == [1] * 100
+    assert weight[~rare].tolist() == [11] * 900  # 9 stand for 99
+
+
+def test_a_burst_does_not_crowd_out_the_rest_of_the_recording() -> None:
+    sample = np.sort(np.concatenate([np.arange(5000), np.arange(99) * 10_000 + 10_000]))
+    chosen, weight = bounded_sample(sample, np.zeros(len(sample), np.int64), most=200)
+    late = sample[chosen] >= 10_000
+    assert (late.sum(), (~late).sum()) == (99, 101)
+    assert weight[late].tolist() == [1] * 99
+    assert weight.sum() == pytest.approx(len(sample), abs=1e-9)  # a hundred sums in float64
+
+
+@pytest.mark.parametrize("most", [400, 1234, 4999])
+def test_never_more_than_asked_for_and_the_weights_add_up_to_all(most: int) -> None:
+    rng = np.random.default_rng(5)
+    sample, centre = np.sort(rng.integers(0, 10**9, 5000)), rng.integers(0, 3, 5000) ** 2
+    chosen, weight = bounded_sample(sample, centre, most=most)
+    assert len(chosen) == most
+    assert len(np.unique(chosen)) == most
+    assert (np.diff(sample[chosen]) >= 0).all()
+    assert weight.min() >= 1
+    assert weight.sum() == pytest.approx(5000, abs=1e-6)  # thousands of sums in float64
+
+
+def test_the_choice_does_not_hang_on_the_order_of_the_spikes() -> None:
+    rng = np.random.default_rng(6)
+    sample, centre = rng.permutation(10**6)[:3000], rng.integers(0, 4, 3000)
+    order = rng.permutation(3000)
+    chosen, weight = bounded_sample(sample, centre, most=700)
+    other, other_weight = bounded_sample(sample[order], centre[order], most=700)
+    assert order[other].tolist() == chosen.tolist()
+    assert other_weight.tolist() == weight.tolist()
+
+
+def test_within_a_share_the_choice_is_scattered() -> None:
+    chosen, _ = bounded_sample(TIMES, np.zeros(10_000, np.int64), most=1000)
+    # Of 100 places in a slice: the mean of 1000 drawn evenly is 49.5 ± 0.9; five times that.
+    assert (chosen % 100).mean() == pytest.approx(49.5, abs=4.5)
+
+
+def test_spikes_that_all_fall_on_one_sample_can_be_bounded() -> None:
+    chosen, weight = bounded_sample(np.full(10, 7), np.arange(10) // 5, most=4)
+    assert (chosen < 5).sum() == 2
+    assert weight.tolist() == [2.5] * 4
+
+
+@pytest.mark.parametrize(
+    ("sizes", "total", "shares"),
+    [
+        ([1, 10, 10], 9, [1, 4, 4]),
+        ([10, 1, 10], 9, [4, 1, 4]),
+        ([5, 5], 10, [5, 5]),
+        ([5, 5], 99, [5, 5]),  # nobody gets more than its size
+        ([5, 5], 7, [3, 4]),  # what does not divide goes to the last
+        ([5, 5, 5], 2, [0, 1, 1]),
+        ([0, 3], 2, [0, 2]),
+        ([4], 0, [0]),
+        ([], 5, []),
+    ],
+)
+def test_shares(sizes: list[int], total: int, shares: list[int]) -> None:
+    assert templates._shares(np.array(sizes, np.int64), total).tolist() == shares
+
+
+def rows_of_three() -> ScatteredRows:
+    """Three spikes with one feature on two slots each, scattered over the channels 2, 5 and 6."""
+    features = np.array([[[1.0], [2]], [[3], [4]], [[5], [0]]], np.float32)
+    channels = np.array([[2, 5], [5, 6], [6, -1]])
+    return scattered_rows(features, channels, np.array([2, 5, 6]), 8, "cpu")
+
+
+def test_features_are_scattered_to_the_places_of_their_channels() -> None:
+    assert rows_of_three().chunk(0, 3).tolist() == [[1, 2, 0], [0, 3, 4], [0, 0, 5]]
+
+
+def test_means_are_weighted_and_count_what_each_spike_stands_for() -> None:
+    mean, count = cluster_means(rows_of_three(), np.array([0, 0, 1]), np.array([1.0, 3.0, 7.0]))
+    assert mean.tolist() == [[0.25, 2.75, 3], [0, 0, 5]]
+    assert count.tolist() == [4, 7]
+
+
+def test_no_spikes_make_no_clusters() -> None:
+    features, channels = np.zeros((0, 2, 1), np.float32), np.zeros((0, 2), np.int64)
+    rows = scattered_rows(features, channels, np.array([2, 5, 6]), 8, "cpu")
+    mean, count = cluster_means(rows, np.zeros(0, np.int64), np.zeros(0))
+    assert (mean.shape, count.shape) == ((0, 3), (0,))
+
+
+def test_the_documented_examples_run() -> None:
+    outcome = doctest.testmod(templates)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
