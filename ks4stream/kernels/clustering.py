@@ -34,7 +34,11 @@ from ks4stream.kernels.tree import (
 
 __all__ = ["DenseRows", "FeatureRows", "ScatteredRows", "cluster_region"]
 
-N_SEEDS = 200  # clusters the sweeps start from (step 3)
+N_SEEDS = 200  # clusters the sweeps start from, at most (step 3)
+SPIKES_PER_SEED, FEWEST_SEEDS = 20, 10
+"""Where there are few spikes, fewer seeds do the same in less time: a cluster of 20 is about the least that a split can
+be told from."""
+
 N_CANDIDATES = 100  # among which each seed is the best (step 3)
 MOST_SWEEPS = 200  # step 4
 LANDMARK_NULL = 1 / 10  # weight of expected links in the landmark step (step 4)
@@ -224,8 +228,9 @@ def cluster_region(
         raise ValueError("The final clustering looks at spike times: pass `sample`.")
     landmark = choose_landmarks(rows.n, downsampling=downsampling, least=least_landmarks, most=max_landmarks)
     graph = join_to_landmarks(rows, landmark, n_neighbors=n_neighbors)
-    start = seed_labels(rows.take(graph.landmark), seed=seed)
-    spike_label, landmark_label = sweep(graph, start, N_SEEDS)
+    n_seeds = min(N_SEEDS, max(FEWEST_SEEDS, rows.n // SPIKES_PER_SEED))
+    start = seed_labels(rows.take(graph.landmark), seed=seed, n_seeds=n_seeds)
+    spike_label, landmark_label = sweep(graph, start, n_seeds)
     n_leaves = int(spike_label.max()) + 1
     tree = merge_tree(links_between(graph, spike_label, landmark_label, n_leaves))
     clusters = _Clusters(rows, spike_label, n_leaves)
