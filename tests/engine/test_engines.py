@@ -121,17 +121,20 @@ def test_only_a_window_of_results_is_held_while_one_is_awaited(client: Client) -
 
 
 def test_the_cluster_is_kept_busy_after_a_slow_item(client: Client) -> None:
-    """Both workers compute again once a slow first item is there: items 50 and 51 are in flight at a time."""
-    meet = threading.Barrier(2, timeout=30)
+    """Both workers compute again once a slow first item is there: of the later items some run side by side."""
+    running: set[int] = set()
+    together: list[int] = []
 
     def function(number: int) -> int:
-        if number == 0:
-            time.sleep(0.3)
-        if number in (50, 51):
-            meet.wait()
+        running.add(number)
+        time.sleep(0.3 if number == 0 else 0.02)
+        if number >= 30:
+            together.append(len(running))
+        running.discard(number)
         return number
 
     assert list(Cluster(client).map(function, list(range(60)), stage="meeting")) == list(range(60))
+    assert max(together) == 2
 
 
 def test_an_error_names_its_stage_and_leaves_nothing_behind(engine: Engine, client: Client) -> None:
