@@ -107,7 +107,9 @@ def merge_units(
 
     Units absorb others in descending order of their count; only units that are refractory to begin with
     do. Of the units more than `similar_above` alike, most similar first, the first one whose
-    cross-correlogram with the unit is refractory is absorbed; then the unit starts over.
+    cross-correlogram with the unit is refractory is absorbed; then the unit starts over. Beyond the
+    published method, a correlogram has to be improbably empty (see :func:`is_refractory_pair`), and twins
+    (:data:`TWIN_SIMILARITY`) are merged unless theirs speaks against it, by units that are no neuron too.
 
     Parameters
     ----------
