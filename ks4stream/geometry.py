@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -243,8 +242,3 @@ def clustering_regions(centres: Centres, settings: Settings) -> Regions:
 def region_channels(channels: Ints, region: Ints, n_regions: int) -> list[Ints]:
     """Union of the channels (n, j; −1 for none) of the members of each region."""
     return [np.unique(rows[rows >= 0]) for rows in (channels[region == r] for r in range(n_regions))]
-
-
-def describe(centres: Centres, regions: Regions) -> dict[str, Any]:
-    """Counts for the log."""
-    return {"centres": len(centres), "regions": len(regions), "dmin_um": centres.pitch_um}
