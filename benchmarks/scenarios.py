@@ -41,7 +41,7 @@ def rigid(seed: int, duration_s: float = 120.0) -> SimulatedRecording:
     return simulate(staggered_probe(32), duration_s, seed=seed, n_units=20, drift="rigid", drift_range_um=20.0)
 
 
-def nonrigid(seed: int, duration_s: float = 180.0) -> SimulatedRecording:
+def nonrigid(seed: int, duration_s: float = 120.0) -> SimulatedRecording:
     """64 channels over 1.3 mm; the top moves 25 µm, the bottom a quarter of that."""
     return simulate(staggered_probe(64), duration_s, seed=seed, n_units=35, drift="nonrigid", drift_range_um=25.0)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ks4stream.kernels.correlograms import is_refractory_pair, is_refractory_unit, refractoriness
+from ks4stream.kernels.templates import roll_matrix
 
 SIMILAR_ABOVE = 0.5  # templates less alike are never merged (section 9)
 TWIN_SIMILARITY, TWIN_NORMS = 0.95, 0.15
@@ -35,7 +36,7 @@ class MergedUnits(NamedTuple):
         New unit, numbered from 0 in the order of the old numbers.
     lag : ndarray, shape (n,), int64, samples
         By how much the spike's waveform has to be rolled (its time became ``sample − lag``); apply
-        :func:`roll_matrix` to its features.
+        :func:`~ks4stream.kernels.templates.roll_matrix` to its features.
     features : Tensor, shape (u, c, q), float32
         Templates of the units that are left.
     unit_of : ndarray, shape (u before,), int64
@@ -51,26 +52,6 @@ class MergedUnits(NamedTuple):
     features: Tensor
     unit_of: NDArray[np.int64]
     lag_of: NDArray[np.int64]
-
-
-def roll_matrix(components: Tensor, lag: int) -> Tensor:
-    """Make the matrix that delays features by `lag` samples; samples rolled in repeat the edge.
-
-    Parameters
-    ----------
-    components : Tensor, shape (q, w), float32
-        wPCA, orthonormal rows.
-    lag : int
-        Positive: later within the waveform.
-
-    Returns
-    -------
-    Tensor, shape (q, q), float32
-        ``features @ roll_matrix`` are the features of the delayed waveform.
-    """
-    n_samples = components.shape[1]
-    source = (torch.arange(n_samples, device=components.device) - lag).clamp(0, n_samples - 1)
-    return components[:, source] @ components.T
 
 
 class _Unit:

@@ -89,6 +89,26 @@ def _mirrored(lower: Tensor, sign: int) -> Tensor:
     return lower.tril() + sign * lower.tril(-1).T
 
 
+def roll_matrix(components: Tensor, lag: int) -> Tensor:
+    """Make the matrix that delays features by `lag` samples; samples rolled in repeat the edge.
+
+    Parameters
+    ----------
+    components : Tensor, shape (q, w), float32
+        wPCA, orthonormal rows.
+    lag : int
+        Positive: later within the waveform.
+
+    Returns
+    -------
+    Tensor, shape (q, q), float32
+        ``features @ roll_matrix`` are the features of the delayed waveform.
+    """
+    n_samples = components.shape[1]
+    source = (torch.arange(n_samples, device=components.device) - lag).clamp(0, n_samples - 1)
+    return components[:, source] @ components.T
+
+
 def align(features: Tensor, components: Tensor, shapes: Tensor) -> Tensor:
     """Roll each template so that it correlates most with a universal waveform at the centre of the window.
 
@@ -145,7 +165,8 @@ def merge_similar(
 
     In order of falling spike count (ties: lowest number) each template that still stands takes in all that are left
     with similarity > `threshold` and ``2|a − b| / (a + b) < norm_tolerance`` for the norms a, b. The result is
-    their mean, weighted by counts; nothing is shifted in time. New numbers follow the old ones of those that took in.
+    their mean, weighted by counts, each rolled by the lag at which it is most like the one that takes in: the mean of
+    two that are out of step would be like neither. New numbers follow the old ones of those that took in.
 
     Parameters
     ----------
@@ -159,15 +180,20 @@ def merge_similar(
     """
     norm = features.norm(dim=(1, 2))
     far = 2 * (norm[:, None] - norm).abs() >= norm_tolerance * (norm[:, None] + norm)
-    alike = ((similarity(features, components).value > threshold) & ~far).cpu()
+    pairs = similarity(features, components)
+    alike = ((pairs.value > threshold) & ~far).cpu()
     leader = torch.full((len(features),), -1, dtype=torch.int64)
     for unit in torch.argsort(count.cpu(), descending=True, stable=True).tolist():
         if leader[unit] < 0:
             leader[(leader < 0) & alike[unit]] = unit
             leader[unit] = unit
+    leader = leader.to(features.device)
+    lag, rolled = pairs.lag.gather(0, leader[None])[0], features.clone()
+    for shift in lag[lag != 0].unique().tolist():
+        rolled[lag == shift] = features[lag == shift] @ roll_matrix(components, shift)
     kept, index = torch.unique(leader, return_inverse=True)
-    weight = torch.zeros(len(kept), len(features), dtype=torch.float64)
-    weight[index, torch.arange(len(features))] = count.cpu().double()
+    weight = torch.zeros(len(kept), len(features), dtype=torch.float64, device=features.device)
+    weight[index, torch.arange(len(features))] = count.double()
     total = weight.sum(dim=1)
     weight = (weight / total.clamp_min(1e-30)[:, None]).to(features)
-    return Merged(torch.einsum("vu,ucq->vcq", weight, features), total.to(count.device), index.to(features.device))
+    return Merged(torch.einsum("vu,ucq->vcq", weight, rolled), total, index)

@@ -121,7 +121,7 @@ def combine(
     features = column("features")
     for lag in np.unique(merged.lag[merged.lag != 0]).tolist():
         moved = merged.lag == lag
-        features[moved] = features[moved] @ merging.roll_matrix(components, lag).numpy()
+        features[moved] = features[moved] @ templates.roll_matrix(components, lag).numpy()
     kept = merging.mark_duplicates(
         merged.sample, merged.unit, min_samples=int(settings.duplicate_spike_ms * sampling_rate_hz / 1000)
     )

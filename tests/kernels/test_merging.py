@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ks4stream.kernels.merging import MergedUnits, mark_duplicates, merge_units, roll_matrix
+from ks4stream.kernels.merging import MergedUnits, mark_duplicates, merge_units
+from ks4stream.kernels.templates import roll_matrix
 from ks4stream.kernels.templates import similarity
 
 RATE = 30_000.0

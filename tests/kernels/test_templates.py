@@ -130,6 +130,17 @@ def test_merging_weighs_by_count_and_keeps_the_order() -> None:
     torch.testing.assert_close(merged.features, torch.stack([other, one * (1.05 * 10 + 30) / 40, one * 1.5]))
 
 
+def test_templates_out_of_step_are_rolled_before_they_are_averaged() -> None:
+    pcs = torch.eye(NT)  # all waveforms, so that a shift is exact
+    one = torch.zeros(2, NT)
+    one[0, 8:12] = torch.tensor([1.0, -3.0, 2.0, 1.0])
+    one[1, 9:12] = torch.tensor([0.5, -1.0, 0.5])
+    features = torch.stack([shifted(one, 3), one, shifted(one, -2)])
+    merged = merge_similar(features, torch.tensor([2, 5, 1]), pcs)
+    torch.testing.assert_close(merged.features[0], one)  # as if they had all lain where the most numerous lies
+    assert merged.n_spikes.tolist() == [8.0]
+
+
 def test_the_most_numerous_takes_in_its_like_but_not_the_like_of_those() -> None:
     pcs = torch.eye(NT)
     angle = torch.tensor([0.0, 0.4, 0.8])  # neighbours correlate 0.92, the ends 0.70
