@@ -1,10 +1,10 @@
 """Universal detection: where any waveform of any size might be, without computing that everywhere (section 3).
 
-The score of centre k at sample t is the largest |A[k, s, p, t]|, A being the correlation of the traces with
-waveform p spread over the centre's channels by the spatial Gaussian s. As the Gaussians have unit norm,
-Cauchy–Schwarz bounds it by ‖B[channels of k, t, p]‖₂, B being each channel's correlation with the waveform.
-So B is made everywhere, its largest squares over short bins of time are summed over each centre's
-channels, and A is evaluated only in the bins whose sum passes the threshold. Nothing above it is missed.
+The score of centre k at sample t is the largest |A[k, s, p, t]|, A being the correlation B of the centre's channels
+with waveform p, summed with the spatial Gaussian s as weights. B is made everywhere. As no weight is negative, no
+score within a short bin of time is larger than the same sum over the largest |B| of each channel in the bin; these
+bounds, a tenth of a percent of the arithmetic, are made everywhere too. A is evaluated only in those bins that might
+hold a local maximum above threshold. Nothing is missed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,23 @@ from ks4stream.kernels.convolution import correlate
 BIN = 4  # samples; a bin is evaluated whole; a power of 2
 PIECE = 8192  # samples of a tile detected at a time, a multiple of BIN: a constant of the method
 PAIRS_AT_ONCE = 8192  # (centre, bin) pairs evaluated at a time
+CENTRES_AT_ONCE = 32  # bounded by one matrix product; neighbours, so that they share most of their channels
 ROUNDING = 1e-5  # by which bounds are raised, so that rounding cannot make one smaller than its score
+
+
+class Spread(NamedTuple):
+    """Weights of some neighbouring centres as one matrix.
+
+    Attributes
+    ----------
+    channels : Tensor of int64, shape (c',)
+        Channels any of them uses.
+    weights : Tensor, shape (s · k', c')
+        Spatial Gaussians of all of them, by size first; 0 where a centre does not use a channel.
+    """
+
+    channels: Tensor
+    weights: Tensor
 
 
 class UniversalTemplates(NamedTuple):
@@ -38,6 +54,8 @@ class UniversalTemplates(NamedTuple):
         1 where there is a channel, else 0.
     weights : Tensor, shape (k, s, j)
         Spatial Gaussians of unit norm.
+    spreads : tuple of Spread
+        The same, :data:`CENTRES_AT_ONCE` centres at a time.
     neighbours : Tensor of int64, shape (k, m)
         Centres among which a detection must be the largest, itself included.
     sees : Tensor of bool, shape (k, k)
@@ -51,9 +69,41 @@ class UniversalTemplates(NamedTuple):
     channels: Tensor
     present: Tensor
     weights: Tensor
+    spreads: tuple[Spread, ...]
     neighbours: Tensor
     sees: Tensor
     depth_um: Tensor
+
+
+def universal_templates(
+    shapes: Tensor, components: Tensor, *, channels: Tensor, weights: Tensor, neighbours: Tensor, depth_um: Tensor
+) -> UniversalTemplates:
+    """Prepare the templates of a probe.
+
+    Parameters
+    ----------
+    shapes : Tensor, shape (p, w)
+    components : Tensor, shape (q, w)
+    channels : Tensor of int64, shape (k, j)
+        Nearest channels of each centre; −1 where there are fewer.
+    weights : Tensor, shape (k, s, j)
+        Spatial Gaussians of unit norm, none negative, 0 where there is no channel.
+    neighbours : Tensor of int64, shape (k, m)
+    depth_um : Tensor, shape (c,)
+    """
+    present, known = (channels >= 0).to(weights), channels.clamp(min=0)
+    n_centres = len(channels)
+    sees = torch.zeros(n_centres, n_centres, dtype=torch.bool, device=channels.device)
+    spreads = []
+    for some, heavy in zip(known.split(CENTRES_AT_ONCE), weights.split(CENTRES_AT_ONCE), strict=True):
+        used, slot = some.unique(return_inverse=True)
+        matrix = heavy.new_zeros(heavy.shape[1], len(some), len(used))
+        matrix.scatter_add_(2, slot.expand(heavy.shape[1], -1, -1), heavy.transpose(0, 1))
+        spreads.append(Spread(used, matrix.flatten(0, 1)))
+    return UniversalTemplates(
+        shapes=shapes, components=components, channels=known, present=present, weights=weights, spreads=tuple(spreads),
+        neighbours=neighbours, sees=sees.scatter_(1, neighbours, True), depth_um=depth_um,
+    )  # fmt: skip
 
 
 class Peaks(NamedTuple):
@@ -105,8 +155,9 @@ def detect(
         stop = min(start + PIECE, last)
         low = start - margin
         piece = traces[:, max(low, 0) : stop + margin]
-        if low < 0:  # pieces begin at the same place of a bin wherever they lie
-            piece = torch.nn.functional.pad(piece, (-low, 0))
+        before, after = max(-low, 0), (low - min(stop + margin, traces.shape[1])) % BIN
+        if before or after:  # pieces begin at the same place of a bin wherever they lie, and are of whole bins
+            piece = torch.nn.functional.pad(piece, (before, after))
         part = _detect_piece(piece, templates, threshold, reach, margin, margin + stop - start)
         found.append(part._replace(sample=part.sample + low))
     return Peaks(*(torch.cat(column) for column in zip(*found, strict=True)))
@@ -116,9 +167,6 @@ def _detect_piece(
     traces: Tensor, templates: UniversalTemplates, threshold: float, reach: int, first: int, last: int
 ) -> Peaks:
     matches = correlate(traces, templates.shapes, layout="ctp")  # (c, t, p)
-    tail = -matches.shape[1] % BIN
-    if tail:
-        matches = torch.nn.functional.pad(matches, (0, 0, 0, tail))
     search = _Search(matches, templates, threshold, reach)
     search.evaluate(search.summits())
     search.evaluate(search.not_outshone())
@@ -138,10 +186,10 @@ class _Search:
 
     Attributes
     ----------
+    bound : Tensor, shape (k · bins,)
+        No score in the bin is larger.
     pairs : Tensor of int64, shape (n,)
         Those whose bound is above threshold, ascending.
-    bound : Tensor, shape (k · bins,)
-        No score in the bin is larger; 0 where that is not above threshold.
     score : Tensor, shape (k · bins, BIN)
         Largest |A| where evaluated, else 0.
     best : Tensor, shape (k · bins,)
@@ -152,51 +200,33 @@ class _Search:
         c, t, p = matches.shape
         self.templates, self.threshold, self.reach = templates, threshold, reach
         self.n_bins, self.n_shapes = t // BIN, p
-        self.whole = (reach + 1) // BIN - 1  # bins on either side that lie within reach of every sample of a bin
         self.rows = matches.view(c * self.n_bins, BIN * p)
-        energy = _largest_squares(self.rows, p)  # (c · bins, p)
-        loose = _sum_over_channels(energy.amax(dim=1).view(c, self.n_bins), templates).flatten()
-        self.pairs, self.bound = self._sharpened(energy, (loose > (threshold * (1 - ROUNDING)) ** 2).nonzero()[:, 0])
-        self.score = matches.new_zeros(len(loose), BIN)
-        self.best = torch.full_like(loose, -1.0)
-
-    def _sharpened(self, energy: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """Bound each waveform by itself: the pairs still above threshold, and the bounds as a map."""
-        t, bounds = self.templates, [energy.new_zeros(0)]
-        for some in pairs.split(PAIRS_AT_ONCE):
-            row, present = self._rows_of(some), t.present.index_select(0, some // self.n_bins)
-            each = torch.nn.functional.embedding_bag(row, energy, mode="sum", per_sample_weights=present)  # (n, p)
-            bounds.append(each.amax(dim=1).sqrt_())
-        bound = torch.cat(bounds) * (1 + ROUNDING)
-        alive = bound > self.threshold
-        pairs, bound = pairs[alive], bound[alive]
-        return pairs, energy.new_zeros(len(t.channels) * self.n_bins).index_copy_(0, pairs, bound)
-
-    def _rows_of(self, pairs: Tensor) -> Tensor:
-        """Rows of `matches` that a pair's channels lie in: (n,) to (n, j)."""
-        centre = pairs // self.n_bins
-        return self.templates.channels.index_select(0, centre) * self.n_bins + (pairs % self.n_bins)[:, None]
-
-    def _around(self, values: Tensor) -> Tensor:
-        """Largest value in the bins around, `whole` on either side: (k · bins,) to (k · bins,)."""
-        rows = values.view(1, -1, self.n_bins)
-        return torch.nn.functional.max_pool1d(rows, 2 * self.whole + 1, 1, self.whole).flatten()
+        whole = (reach + 1) // BIN - 1  # bins on either side that lie within reach of every sample of a bin
+        self.steps = torch.arange(-whole, whole + 1, device=matches.device)
+        self.bound = _bounds(_largest(self.rows).view(c, self.n_bins), templates)
+        self.pairs = (self.bound > threshold).nonzero()[:, 0]
+        self.score = matches.new_zeros(len(self.bound), BIN)
+        self.best = torch.full_like(self.bound, -1.0)
 
     def evaluate(self, pairs: Tensor) -> None:
         """Fill in the scores of the given pairs."""
         for some in pairs.split(PAIRS_AT_ONCE):
-            row = self._rows_of(some)
+            centre = some // self.n_bins
+            row = self.templates.channels.index_select(0, centre) * self.n_bins + (some % self.n_bins)[:, None]
             around = self.rows.index_select(0, row.flatten()).view(*row.shape, self.rows.shape[1])  # (n, j, BIN·p)
-            weights = self.templates.weights.index_select(0, some // self.n_bins)
-            spread = torch.bmm(weights, around).abs_()  # (n, s, BIN·p)
+            spread = torch.bmm(self.templates.weights.index_select(0, centre), around).abs_()  # (n, s, BIN·p)
             largest = functools.reduce(torch.maximum, spread.unbind(1))  # several times faster than amax
             score = largest.view(-1, BIN, self.n_shapes).amax(dim=2)
             self.score.index_copy_(0, some, score)
             self.best.index_copy_(0, some, score.amax(dim=1))
 
     def summits(self) -> Tensor:
-        """Pairs whose bound is the largest among the bins around: where high scores are to be expected."""
-        return self.pairs[self._around(self.bound)[self.pairs] <= self.bound[self.pairs]]
+        """Pairs whose bound is the largest of some centres and the bins around: high scores are to be expected."""
+        centre, bin_ = self.pairs // self.n_bins, self.pairs % self.n_bins
+        some = self.bound.view(-1, self.n_bins).split(CENTRES_AT_ONCE)
+        highest = torch.stack([bounds.amax(dim=0) for bounds in some]).flatten()
+        around = self._around(highest, centre // CENTRES_AT_ONCE * self.n_bins + bin_)
+        return self.pairs[around <= self.bound[self.pairs]]
 
     def not_outshone(self) -> Tensor:
         """Pairs not evaluated that may still hold a local maximum.
@@ -208,16 +238,16 @@ class _Search:
         sight = torch.zeros_like(self.best)
         watched = watcher * self.n_bins + (shining % self.n_bins).index_select(0, index)
         sight.scatter_reduce_(0, watched, self.best[shining].index_select(0, index), "amax")
-        outshone = self._around(sight)[self.pairs] > self.bound[self.pairs]
-        return self.pairs[~outshone & (self.best[self.pairs] < 0)]
+        waiting = self.pairs[self.best[self.pairs] < 0]
+        return waiting[self._around(sight, waiting) <= self.bound[waiting]]
 
     def candidates(self, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluated scores above threshold that no score in the whole bins around exceeds, as far as evaluated."""
         pairs = self.pairs[self.best[self.pairs] > self.threshold]
-        pairs = pairs[self._around(self.best)[pairs] <= self.best[pairs]]
-        for step in range(-self.whole, self.whole + 1):
-            near = (pairs % self.n_bins + step).clamp(0, self.n_bins - 1)
-            seen = self.templates.neighbours.index_select(0, pairs // self.n_bins) * self.n_bins + near[:, None]
+        pairs = pairs[self._around(self.best, pairs) <= self.best[pairs]]
+        for step in sorted(self.steps.tolist(), key=abs):  # most are exceeded at the same time
+            near = self.templates.neighbours.index_select(0, pairs // self.n_bins) * self.n_bins
+            seen = near + (pairs % self.n_bins + step).clamp(0, self.n_bins - 1)[:, None]
             pairs = pairs[self.best.take(seen).amax(dim=1) <= self.best[pairs]]
         one, offset = (self.score[pairs] == self.best[pairs, None]).nonzero(as_tuple=True)
         pairs = pairs[one]
@@ -236,32 +266,41 @@ class _Search:
 
     def are_largest(self, centre: Tensor, sample: Tensor, value: Tensor) -> Tensor:
         """The exact test: no larger score in the neighbourhood, no equal one earlier or, then, at a lower centre."""
-        score = self.score.view(-1, self.n_bins * BIN)
         around = torch.arange(-self.reach, self.reach + 1, device=sample.device)
         kept = [torch.zeros(0, dtype=torch.bool, device=sample.device)]
         for k, t, v in zip(centre.split(512), sample.split(512), value.split(512), strict=True):
             near = self.templates.neighbours[k]  # (n, m)
-            seen = score[near[:, :, None], (t[:, None] + around)[:, None, :]]  # (n, m, window)
+            window = near[:, :, None] * (self.n_bins * BIN) + (t[:, None] + around)[:, None, :]
+            seen = self.score.take(window)  # (n, m, window)
             before = (around < 0) | ((around == 0) & (near < k[:, None])[:, :, None])
             v = v[:, None, None]
             kept.append(~((seen > v) | ((seen == v) & before)).flatten(1).any(dim=1))
         return torch.cat(kept)
 
-
-def _largest_squares(rows: Tensor, n_shapes: int) -> Tensor:
-    """Largest square over the samples of each bin: (n, BIN·p) to (n, p)."""
-    squares = rows.square()
-    while squares.shape[1] > n_shapes:
-        squares = torch.maximum(*squares.chunk(2, dim=1))  # BIN is a power of 2
-    return squares
+    def _around(self, values: Tensor, pairs: Tensor) -> Tensor:
+        """Largest of a map's values in a pair's bin and the whole bins around."""
+        bin_ = pairs % self.n_bins
+        near = (bin_[:, None] + self.steps).clamp_(0, self.n_bins - 1).add_((pairs - bin_)[:, None])
+        return values.take(near).amax(dim=1)
 
 
-def _sum_over_channels(energy: Tensor, templates: UniversalTemplates) -> Tensor:
-    """Sum over each centre's channels: (c, bins) to (k, bins)."""
-    bound = energy.new_zeros(len(templates.channels), energy.shape[1])
-    for slot in range(templates.channels.shape[1]):
-        bound.addcmul_(energy.index_select(0, templates.channels[:, slot]), templates.present[:, slot, None])
-    return bound
+def _largest(rows: Tensor) -> Tensor:
+    """Largest absolute value of each row: (n, m) to (n,), several times faster than amax."""
+    rows = rows.abs()
+    while rows.shape[1] > 1:
+        half = (rows.shape[1] + 1) // 2  # of an odd number the middle column counts twice
+        rows = torch.maximum(rows[:, :half], rows[:, -half:])
+    return rows[:, 0]
+
+
+def _bounds(largest: Tensor, templates: UniversalTemplates) -> Tensor:
+    """No score of a centre in a bin is larger: (c, bins) to (k · bins,)."""
+    bounds = []
+    for channels, weights in templates.spreads:
+        spread = weights @ largest.index_select(0, channels)  # (s·k', bins)
+        sizes = spread.view(templates.weights.shape[1], -1, spread.shape[1]).unbind(0)
+        bounds.append(functools.reduce(torch.maximum, sizes))
+    return torch.cat(bounds).mul_(1 + ROUNDING).flatten()
 
 
 def _describe(matches: Tensor, templates: UniversalTemplates, centre: Tensor, sample: Tensor) -> Peaks:

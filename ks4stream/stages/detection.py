@@ -66,15 +66,11 @@ class Detector:
         def tensor(values: Any) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
-        neighbours = tensor(centres.neighbours)
-        sees = torch.zeros(len(centres), len(centres), dtype=torch.bool, device=device)
-        return kernels.UniversalTemplates(
-            shapes=tensor(self.waveforms.shapes),
-            components=tensor(self.waveforms.components),
-            channels=tensor(np.maximum(centres.channels, 0)),
-            present=tensor((centres.channels >= 0).astype(np.float32)),
+        return kernels.universal_templates(
+            tensor(self.waveforms.shapes),
+            tensor(self.waveforms.components),
+            channels=tensor(centres.channels),
             weights=tensor(centres.weights),
-            neighbours=neighbours,
-            sees=sees.scatter_(1, neighbours, True),
+            neighbours=tensor(centres.neighbours),
             depth_um=tensor(self.source.probe.y_um.astype(np.float32)),
         )

@@ -9,7 +9,7 @@ import torch
 from ks4stream import geometry, simulate
 from ks4stream.kernels import detection as kernels
 from ks4stream.kernels.convolution import correlate
-from ks4stream.kernels.detection import UniversalTemplates, detect, features
+from ks4stream.kernels.detection import UniversalTemplates, detect, features, universal_templates
 from ks4stream.probe import Probe
 from ks4stream.settings import Settings
 
@@ -27,14 +27,10 @@ def universal(probe: Probe, shapes: torch.Tensor, **settings: float) -> Universa
     """Templates as the stage makes them."""
     options = {"nearest_chans": min(10, probe.n_channels), "nearest_templates": 12} | settings
     centres = geometry.template_centres(probe, Settings(**options))
-    neighbours = torch.from_numpy(centres.neighbours)
-    sees = torch.zeros(len(centres), len(centres), dtype=torch.bool).scatter_(1, neighbours, True)
-    return UniversalTemplates(
-        shapes=shapes, components=shapes,
-        channels=torch.from_numpy(np.maximum(centres.channels, 0)),
-        present=torch.from_numpy((centres.channels >= 0).astype(np.float32)),
-        weights=torch.from_numpy(centres.weights), neighbours=neighbours, sees=sees,
-        depth_um=torch.from_numpy(probe.y_um.astype(np.float32)),
+    return universal_templates(
+        shapes, shapes,
+        channels=torch.from_numpy(centres.channels), weights=torch.from_numpy(centres.weights),
+        neighbours=torch.from_numpy(centres.neighbours), depth_um=torch.from_numpy(probe.y_um.astype(np.float32)),
     )  # fmt: skip
 
 
@@ -122,11 +118,9 @@ def exact_templates(n_centres: int = 3) -> UniversalTemplates:
     """One shape, a single 1, and one channel per centre: scores are the samples themselves, without rounding."""
     shape = torch.zeros(1, NT)
     shape[0, NT // 2] = 1
-    return UniversalTemplates(
-        shapes=shape, components=shape, channels=torch.arange(n_centres)[:, None],
-        present=torch.ones(n_centres, 1), weights=torch.ones(n_centres, 1, 1),
-        neighbours=torch.arange(n_centres).repeat(n_centres, 1),
-        sees=torch.ones(n_centres, n_centres, dtype=torch.bool), depth_um=torch.arange(n_centres) * 20.0,
+    return universal_templates(
+        shape, shape, channels=torch.arange(n_centres)[:, None], weights=torch.ones(n_centres, 1, 1),
+        neighbours=torch.arange(n_centres).repeat(n_centres, 1), depth_um=torch.arange(n_centres) * 20.0,
     )  # fmt: skip
 
 
