@@ -20,8 +20,9 @@ from ks4stream.kernels.convolution import correlate
 BIN = 4  # samples; a bin is evaluated whole; a power of 2
 PIECE = 8192  # samples of a tile detected at a time, a multiple of BIN: a constant of the method
 PAIRS_AT_ONCE = 8192  # (centre, bin) pairs evaluated at a time
+ROWS_AT_ONCE = 8192  # (channel, bin) pairs searched for their maximum at a time: they stay in cache
 CENTRES_AT_ONCE = 32  # bounded by one matrix product; neighbours, so that they share most of their channels
-ROUNDING = 1e-5  # by which bounds are raised, so that rounding cannot make one smaller than its score
+ROUNDING = 1e-5  # share by which bounds are raised
 
 
 class Spread(NamedTuple):
@@ -32,7 +33,8 @@ class Spread(NamedTuple):
     channels : Tensor of int64, shape (c',)
         Channels any of them uses.
     weights : Tensor, shape (s · k', c')
-        Spatial Gaussians of all of them, by size first; 0 where a centre does not use a channel.
+        Spatial Gaussians of all of them, by size first; 0 where a centre does not use a channel; a little too
+        large, so that rounding cannot make a bound smaller than its score.
     """
 
     channels: Tensor
@@ -99,7 +101,7 @@ def universal_templates(
         used, slot = some.unique(return_inverse=True)
         matrix = heavy.new_zeros(heavy.shape[1], len(some), len(used))
         matrix.scatter_add_(2, slot.expand(heavy.shape[1], -1, -1), heavy.transpose(0, 1))
-        spreads.append(Spread(used, matrix.flatten(0, 1)))
+        spreads.append(Spread(used, matrix.flatten(0, 1) * (1 + ROUNDING)))
     return UniversalTemplates(
         shapes=shapes, components=components, channels=known, present=present, weights=weights, spreads=tuple(spreads),
         neighbours=neighbours, sees=sees.scatter_(1, neighbours, True), depth_um=depth_um,
@@ -221,12 +223,15 @@ class _Search:
             self.best.index_copy_(0, some, score.amax(dim=1))
 
     def summits(self) -> Tensor:
-        """Pairs whose bound is the largest of some centres and the bins around: high scores are to be expected."""
-        centre, bin_ = self.pairs // self.n_bins, self.pairs % self.n_bins
-        some = self.bound.view(-1, self.n_bins).split(CENTRES_AT_ONCE)
-        highest = torch.stack([bounds.amax(dim=0) for bounds in some]).flatten()
-        around = self._around(highest, centre // CENTRES_AT_ONCE * self.n_bins + bin_)
-        return self.pairs[around <= self.bound[self.pairs]]
+        """Of some centres and the bins around the pair with the largest bound: high scores are to be expected."""
+        bounds = self.bound.view(-1, self.n_bins)
+        highest = torch.stack([some.amax(dim=0) for some in bounds.split(CENTRES_AT_ONCE)])  # (groups, bins)
+        whole = len(self.steps) // 2
+        around = torch.nn.functional.max_pool1d(highest[None], 2 * whole + 1, 1, whole)[0]
+        group, bin_ = ((highest >= around) & (highest > self.threshold)).nonzero(as_tuple=True)
+        members = torch.arange(CENTRES_AT_ONCE, device=group.device) + group[:, None] * CENTRES_AT_ONCE
+        pairs = members.clamp_(max=len(bounds) - 1) * self.n_bins + bin_[:, None]
+        return pairs.gather(1, self.bound.take(pairs).argmax(dim=1, keepdim=True))[:, 0]
 
     def not_outshone(self) -> Tensor:
         """Pairs not evaluated that may still hold a local maximum.
@@ -245,10 +250,9 @@ class _Search:
         """Evaluated scores above threshold that no score in the whole bins around exceeds, as far as evaluated."""
         pairs = self.pairs[self.best[self.pairs] > self.threshold]
         pairs = pairs[self._around(self.best, pairs) <= self.best[pairs]]
-        for step in sorted(self.steps.tolist(), key=abs):  # most are exceeded at the same time
-            near = self.templates.neighbours.index_select(0, pairs // self.n_bins) * self.n_bins
-            seen = near + (pairs % self.n_bins + step).clamp(0, self.n_bins - 1)[:, None]
-            pairs = pairs[self.best.take(seen).amax(dim=1) <= self.best[pairs]]
+        for steps in (self.steps.new_zeros(1), self.steps):  # most are exceeded at the same time
+            seen = self._near(pairs // self.n_bins, pairs % self.n_bins, steps)
+            pairs = pairs[self.best.take(seen).flatten(1).amax(dim=1) <= self.best[pairs]]
         one, offset = (self.score[pairs] == self.best[pairs, None]).nonzero(as_tuple=True)
         pairs = pairs[one]
         sample = (pairs % self.n_bins) * BIN + offset
@@ -257,25 +261,32 @@ class _Search:
 
     def rivals(self, centre: Tensor, sample: Tensor, value: Tensor) -> Tensor:
         """Pairs not yet evaluated that could hold a score as large as a candidate's in its neighbourhood."""
-        steps = torch.arange(2 * self.reach // BIN + 2, device=sample.device)
-        bin_ = (sample[:, None] - self.reach) // BIN + steps  # (n, bins of the window)
-        bin_ = bin_.minimum((sample[:, None] + self.reach) // BIN)
-        pair = self.templates.neighbours[centre][:, :, None] * self.n_bins + bin_[:, None, :]  # (n, m, bins)
-        pair = pair[(self.bound.take(pair) >= value[:, None, None])]
+        pair = self._within_reach(centre, sample)
+        pair = pair[self.bound.take(pair) >= value[:, None, None]]
         return pair[self.best[pair] < 0].unique()
 
     def are_largest(self, centre: Tensor, sample: Tensor, value: Tensor) -> Tensor:
         """The exact test: no larger score in the neighbourhood, no equal one earlier or, then, at a lower centre."""
+        close = self.best.take(self._within_reach(centre, sample)).amax(dim=2) >= value[:, None]
+        one, index = close.nonzero(as_tuple=True)  # a candidate and a neighbour worth looking at sample by sample
+        near = self.templates.neighbours[centre[one], index]
         around = torch.arange(-self.reach, self.reach + 1, device=sample.device)
-        kept = [torch.zeros(0, dtype=torch.bool, device=sample.device)]
-        for k, t, v in zip(centre.split(512), sample.split(512), value.split(512), strict=True):
-            near = self.templates.neighbours[k]  # (n, m)
-            window = near[:, :, None] * (self.n_bins * BIN) + (t[:, None] + around)[:, None, :]
-            seen = self.score.take(window)  # (n, m, window)
-            before = (around < 0) | ((around == 0) & (near < k[:, None])[:, :, None])
-            v = v[:, None, None]
-            kept.append(~((seen > v) | ((seen == v) & before)).flatten(1).any(dim=1))
-        return torch.cat(kept)
+        seen = self.score.take((near * (self.n_bins * BIN) + sample[one])[:, None] + around)
+        before = (around < 0) | ((around == 0) & (near < centre[one])[:, None])
+        mine = value[one, None]
+        outdone = ((seen > mine) | ((seen == mine) & before)).any(dim=1)
+        return torch.ones_like(sample, dtype=torch.bool).index_fill_(0, one[outdone], False)
+
+    def _within_reach(self, centre: Tensor, sample: Tensor) -> Tensor:
+        """Pairs of all neighbours and all bins that hold samples within reach: (n,) to (n, m, bins)."""
+        steps = torch.arange(2 * self.reach // BIN + 2, device=sample.device)
+        first, last = (sample - self.reach) // BIN, (sample + self.reach) // BIN
+        return self._near(centre, first, steps).minimum(self._near(centre, last, steps[:1]))
+
+    def _near(self, centre: Tensor, bin_: Tensor, steps: Tensor) -> Tensor:
+        """Pairs of a centre's neighbours, some bins away: (n,) to (n, m, steps)."""
+        near = self.templates.neighbours.index_select(0, centre)[:, :, None] * self.n_bins
+        return near + (bin_[:, None] + steps).clamp(0, self.n_bins - 1)[:, None, :]
 
     def _around(self, values: Tensor, pairs: Tensor) -> Tensor:
         """Largest of a map's values in a pair's bin and the whole bins around."""
@@ -286,11 +297,14 @@ class _Search:
 
 def _largest(rows: Tensor) -> Tensor:
     """Largest absolute value of each row: (n, m) to (n,), several times faster than amax."""
-    rows = rows.abs()
-    while rows.shape[1] > 1:
-        half = (rows.shape[1] + 1) // 2  # of an odd number the middle column counts twice
-        rows = torch.maximum(rows[:, :half], rows[:, -half:])
-    return rows[:, 0]
+    parts = []
+    for part in rows.split(ROWS_AT_ONCE):
+        part = part.abs()
+        while part.shape[1] > 1:
+            half = (part.shape[1] + 1) // 2  # of an odd number the middle column counts twice
+            part = torch.maximum(part[:, :half], part[:, -half:])
+        parts.append(part[:, 0])
+    return torch.cat(parts)
 
 
 def _bounds(largest: Tensor, templates: UniversalTemplates) -> Tensor:
@@ -300,7 +314,7 @@ def _bounds(largest: Tensor, templates: UniversalTemplates) -> Tensor:
         spread = weights @ largest.index_select(0, channels)  # (s·k', bins)
         sizes = spread.view(templates.weights.shape[1], -1, spread.shape[1]).unbind(0)
         bounds.append(functools.reduce(torch.maximum, sizes))
-    return torch.cat(bounds).mul_(1 + ROUNDING).flatten()
+    return torch.cat(bounds).flatten()
 
 
 def _describe(matches: Tensor, templates: UniversalTemplates, centre: Tensor, sample: Tensor) -> Peaks:
