@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +20,9 @@ from ks4stream.engine import Engine, Loop, one_thread
 from ks4stream.engine import cluster as cluster_module
 from ks4stream.engine.base import LostWorkerError
 from ks4stream.engine.cluster import IN_FLIGHT_PER_WORKER, Cluster, local_client
+
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+HUGE_PAGES = _HUGE_PAGES.exists() and "[always]" in _HUGE_PAGES.read_text()  # then a few faults fetch everything
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +207,25 @@ def test_overlapping_users_of_one_thread_keep_it_until_the_last_has_gone() -> No
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another allocator than glibc's")
+def test_freed_memory_is_used_again_and_given_back_at_the_end() -> None:
+    def faults() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    def one_tensor() -> None:
+        torch.ones(16 << 20)  # 64 MB: 16384 pages of 4 kB
+
+    with one_thread():
+        one_tensor()
+        before = faults()
+        for _ in range(5):
+            one_tensor()
+        assert faults() - before < 2 * 16384  # where the heap is torn, one may still have to find its place
+    before = faults()
+    one_tensor()
+    assert faults() - before > 10_000 or HUGE_PAGES  # its pages had gone back, and are fetched anew
 
 
 def test_threads_of_this_process_share_the_function_itself(client: Client) -> None:

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from ks4stream.kernels.merging import MergedUnits, mark_duplicates, merge_units
-from ks4stream.kernels.templates import roll_matrix
-from ks4stream.kernels.templates import similarity
+from ks4stream.kernels.templates import roll_matrix, similarity
 
 RATE = 30_000.0
 NT = 61
