@@ -26,6 +26,10 @@ IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would 
 WORKER_MEMORY_BYTES = 3 << 30  # what one worker needs of the machine's memory for itself, torch included
 MOST_LOSSES = 3  # times that all workers may die under one map, as scheduler.allowed-failures does for one task
 RESTART_SECONDS = 120  # that a dead worker may take to come back
+LOCAL_CONFIG = {
+    "distributed.worker.profile.enabled": False,  # it asks for Python's lock 100 times a second and worker
+    "distributed.scheduler.worker-ttl": None,  # a worker in this process that is not heard of is busy, not lost
+}
 QUIET_SCHEDULER = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}  # any port: several sorts may run at a time
 ADVICE = (
     "Workers died while computing stage {stage!r}, {times} times in a row; mostly they run out of memory. "
@@ -167,6 +171,7 @@ def local_client(*, n_workers: int | None = None, processes: bool | None = None)
     if processes is None:
         processes = len(gpus) > 1
     with (
+        dask.config.set(LOCAL_CONFIG),
         _same_environment(),
         _cluster(n_workers, processes, gpus) as cluster,
         Client(cluster) as client,
