@@ -220,6 +220,20 @@ def test_artifacts_are_blanked() -> None:
     assert near.mean() > 0.9
 
 
+def test_artifacts_on_most_channels_are_recognised_by_themselves() -> None:
+    recording = simulate.simulate(simulate.staggered_probe(32), 6.0, seed=4, n_units=6, n_artifacts=4)
+    found = quiet_sort(
+        open_recording(recording.traces.compute(), fs=RATE, probe=recording.probe),
+        SETTINGS.replace(nblocks=0),
+    )
+    assert len(found.artifacts) == 4
+    for (first, last), (start, stop) in zip(found.artifacts, recording.artifact_spans, strict=True):
+        assert start - 90 <= first < last <= stop + 90  # 2 ms on either side, and 1 ms that the filter rings
+        assert last - first > 60
+        assert not ((found.sample >= first) & (found.sample < last)).any()
+    assert found.n_units >= 3
+
+
 @pytest.mark.parametrize("probe", [simulate.tetrode_probe(2), simulate.multi_shank_probe(2, 4)], ids=repr)
 def test_few_channels_per_shank_are_sorted_with_default_settings(probe: Probe) -> None:
     """Where a shank is too short to tell drift, a still recording is left as it is."""

@@ -114,7 +114,36 @@ def subtract_reference(traces: Tensor, groups: list[tuple[Tensor, Tensor]]) -> T
 
 
 def artifact_mask(traces: Tensor, *, threshold: float, margin: int) -> Tensor:
-    """Samples within `margin` of one where any channel reaches `threshold`.
+    """Samples within `margin` of one where any channel reaches `threshold`, or where most channels are beyond noise.
+
+    Parameters
+    ----------
+    traces : Tensor, shape (c, t)
+    threshold : float
+        In the unit of the traces; may be infinite.
+    margin : int
+
+    Returns
+    -------
+    Tensor of bool, shape (t,)
+    """
+    beyond = on_most_channels(traces)
+    if not math.isinf(threshold):
+        beyond |= (traces.abs() >= threshold).any(dim=0)
+    return widen(beyond, margin)
+
+
+COMMON_DEVIATIONS, COMMON_SHARE, COMMON_CHANNELS, COMMON_STEP = 6.0, 0.5, 16, 4
+"""An artifact is what exceeds 6 standard deviations on more than half of at least 16 channels in the same sample; every
+4th sample is looked at. A spike, or many neurons' at once, stays below a third of the channels of a dense probe of 32.
+"""
+
+
+def on_most_channels(traces: Tensor) -> Tensor:
+    """Samples at which most channels are far beyond their noise, which no neuron does.
+
+    The standard deviation of a channel is taken as √(π/2) times its mean absolute value, which a short artifact
+    hardly raises. Nothing is found where there are fewer than :data:`COMMON_CHANNELS` channels that carry a signal.
 
     Parameters
     ----------
@@ -124,8 +153,13 @@ def artifact_mask(traces: Tensor, *, threshold: float, margin: int) -> Tensor:
     -------
     Tensor of bool, shape (t,)
     """
-    beyond = (traces.abs() >= threshold).any(dim=0)
-    return widen(beyond, margin)
+    found = torch.zeros(traces.shape[1], dtype=torch.bool, device=traces.device)
+    some = traces[:, ::COMMON_STEP].abs()
+    level = some.mean(dim=1, keepdim=True) * (COMMON_DEVIATIONS * math.sqrt(math.pi / 2))
+    n_alive = int((level > 0).sum())
+    if n_alive >= COMMON_CHANNELS:
+        found[::COMMON_STEP] = (some > level).float().sum(dim=0) > COMMON_SHARE * n_alive
+    return found
 
 
 def widen(mask: Tensor, margin: int) -> Tensor:

@@ -35,7 +35,7 @@ def tiling_of(recording: Recording, settings: Settings) -> Tiling:
     """
     rate = recording.sampling_rate_hz
     reach = kernels.highpass_reach(sampling_rate_hz=rate, cutoff_hz=settings.highpass_cutoff)
-    artifact = artifact_margin(rate) + settings.nt if np.isfinite(settings.artifact_threshold) else 0
+    artifact = artifact_margin(rate) + settings.nt
     stop = None if np.isinf(settings.tmax) else round(settings.tmax * rate)
     return Tiling.of(
         n_samples=recording.n_samples,
@@ -103,11 +103,9 @@ class Preprocessor:
         traces = kernels.highpass(self._raw(tile), self._constant("response"))
         if self.do_car:
             traces = kernels.subtract_reference(traces, self._constant("groups"))
-        if np.isinf(self.settings.artifact_threshold):
-            return traces, torch.zeros(traces.shape[1], dtype=torch.bool, device=traces.device)
         margin = artifact_margin(self.recording.sampling_rate_hz)
         blank = kernels.artifact_mask(traces, threshold=self.settings.artifact_threshold, margin=margin)
-        return traces.masked_fill_(blank, 0.0), blank
+        return traces.masked_fill_(blank, 0.0) if bool(blank.any()) else traces, blank
 
     def whitened(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Whitened traces (c, t), drift corrected where the drift is known, and where they were blanked (t,)."""

@@ -16,12 +16,13 @@ from ks4stream.kernels import preprocessing as kernels
 from ks4stream.results import Whitening
 from ks4stream.stages.preprocessing import Preprocessor
 
-Covariance = NDArray[np.float64] | None  # None: the tile has an artifact
+Covariance = NDArray[np.float64] | None  # None: artifacts leave too little of the tile
+LEAST_LEFT = 0.5  # of a tile, after its artifacts were blanked
 
 
 @dataclass(frozen=True)
 class Covariances:
-    """Per tile the channels' covariance over its core: (c, c), or None where an artifact was blanked."""
+    """Per tile the channels' covariance over what was not blanked of its core: (c, c), or None of too little."""
 
     source: Preprocessor
 
@@ -31,7 +32,11 @@ class Covariances:
     def _of(self, tile: Tile) -> Covariance:
         traces, blank = self.source.referenced(tile)
         core = self.source.core(tile)
-        return None if bool(blank[core].any()) else kernels.covariance(traces[:, core]).cpu().numpy()
+        traces, kept = traces[:, core], ~blank[core]
+        n_kept = int(kept.sum())
+        if n_kept < LEAST_LEFT * len(kept):
+            return None
+        return kernels.covariance(traces if n_kept == len(kept) else traces[:, kept]).cpu().numpy()
 
 
 def combine(source: Preprocessor, parts: Iterable[list[Covariance]]) -> Whitening:
@@ -40,7 +45,7 @@ def combine(source: Preprocessor, parts: Iterable[list[Covariance]]) -> Whitenin
     Raises
     ------
     RecordingError
-        If no tile is free of artifacts, or no channel has any signal.
+        If artifacts leave too little of every tile, or no channel has any signal.
     """
     total: NDArray[np.float64] | float = 0.0
     used, seen = 0, 0
@@ -50,8 +55,9 @@ def combine(source: Preprocessor, parts: Iterable[list[Covariance]]) -> Whitenin
             total, used = total + covariance, used + 1
     if used == 0:
         raise RecordingError(
-            f"Every one of the {seen} batches that whitening was to be learned from holds samples beyond "
-            f"artifact_threshold={source.settings.artifact_threshold}; raise it well above the spikes."
+            f"Every one of the {seen} batches that whitening was to be learned from is for the most part an artifact: "
+            f"within 2 ms of samples beyond artifact_threshold={source.settings.artifact_threshold}, which should be "
+            "well above the spikes, or of samples where most channels are far beyond their noise."
         )
     covariance = np.asarray(total / used)
     variance = covariance.diagonal()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +110,25 @@ def test_an_artifact_on_any_channel_is_masked_with_its_margin(sign: int) -> None
     traces[1, 8] = sign * 50.0
     traces[2, 15] = sign * 49.9
     assert artifact_mask(traces, threshold=50, margin=2).nonzero().ravel().tolist() == [6, 7, 8, 9, 10]
+
+
+def test_what_most_channels_share_is_an_artifact_and_what_a_third_share_is_not() -> None:
+    draw = torch.Generator().manual_seed(3)
+    traces = torch.randn(24, 3000, generator=draw) * torch.arange(1, 25)[:, None]  # noise of any size
+    spike, artifact = traces.clone(), traces.clone()
+    level = 20.0 * torch.arange(1, 25)[:, None]
+    spike[:8, 1000:1020] += level[:8]
+    artifact[5:20, 1000:1020] -= level[5:20]
+    assert not artifact_mask(spike, threshold=math.inf, margin=5).any()
+    found = artifact_mask(artifact, threshold=math.inf, margin=5).nonzero().ravel()
+    assert found.tolist() == list(range(995, 1016 + 6))  # every 4th sample is looked at, up to 1016
+    dead = artifact.clone()
+    dead[:5] = 0  # channels without signal have no vote
+    dead[20:] = 0
+    assert torch.equal(artifact_mask(dead, threshold=math.inf, margin=5), torch.zeros(3000, dtype=torch.bool))
+    dead[20] = traces[20]
+    assert artifact_mask(dead, threshold=math.inf, margin=5)[1000]  # 15 of the 16 that are alive
+    assert not artifact_mask(artifact[:15], threshold=math.inf, margin=5).any()  # too few to tell it from a spike
 
 
 @pytest.mark.parametrize(
