@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ks4stream.kernels.convolution import correlate
 
-BIN = 4  # samples; a bin is evaluated whole; a power of 2
+BIN = 8  # samples; a bin is evaluated whole; a power of 2
 PIECE = 8192  # samples of a tile detected at a time, a multiple of BIN: a constant of the method
 PAIRS_AT_ONCE = 8192  # (centre, bin) pairs evaluated at a time
 ROWS_AT_ONCE = 8192  # (channel, bin) pairs searched for their maximum at a time: they stay in cache
@@ -193,7 +193,7 @@ class _Search:
     pairs : Tensor of int64, shape (n,)
         Those whose bound is above threshold, ascending.
     score : Tensor, shape (k · bins, BIN)
-        Largest |A| where evaluated, else 0.
+        Largest |A| where evaluated, else anything.
     best : Tensor, shape (k · bins,)
         Largest score of each bin; −1 where not evaluated.
     """
@@ -206,8 +206,8 @@ class _Search:
         whole = (reach + 1) // BIN - 1  # bins on either side that lie within reach of every sample of a bin
         self.steps = torch.arange(-whole, whole + 1, device=matches.device)
         self.bound = _bounds(_largest(self.rows).view(c, self.n_bins), templates)
-        self.pairs = (self.bound > threshold).nonzero()[:, 0]
-        self.score = matches.new_zeros(len(self.bound), BIN)
+        self.pairs = _where(self.bound > threshold)
+        self.score = matches.new_empty(len(self.bound), BIN)
         self.best = torch.full_like(self.bound, -1.0)
 
     def evaluate(self, pairs: Tensor) -> None:
@@ -231,7 +231,7 @@ class _Search:
         group, bin_ = ((highest >= around) & (highest > self.threshold)).nonzero(as_tuple=True)
         members = torch.arange(CENTRES_AT_ONCE, device=group.device) + group[:, None] * CENTRES_AT_ONCE
         pairs = members.clamp_(max=len(bounds) - 1) * self.n_bins + bin_[:, None]
-        return pairs.gather(1, self.bound.take(pairs).argmax(dim=1, keepdim=True))[:, 0]
+        return pairs.gather(1, _look_up(self.bound, pairs).argmax(dim=1, keepdim=True))[:, 0]
 
     def not_outshone(self) -> Tensor:
         """Pairs not evaluated that may still hold a local maximum.
@@ -247,12 +247,11 @@ class _Search:
         return waiting[self._around(sight, waiting) <= self.bound[waiting]]
 
     def candidates(self, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Evaluated scores above threshold that no score in the whole bins around exceeds, as far as evaluated."""
+        """Scores above threshold, the largest of their centre and of their bin, as far as evaluated."""
         pairs = self.pairs[self.best[self.pairs] > self.threshold]
         pairs = pairs[self._around(self.best, pairs) <= self.best[pairs]]
-        for steps in (self.steps.new_zeros(1), self.steps):  # most are exceeded at the same time
-            seen = self._near(pairs // self.n_bins, pairs % self.n_bins, steps)
-            pairs = pairs[self.best.take(seen).flatten(1).amax(dim=1) <= self.best[pairs]]
+        seen = self._near(pairs // self.n_bins, pairs % self.n_bins, self.steps.new_zeros(1))  # most are exceeded there
+        pairs = pairs[_look_up(self.best, seen).flatten(1).amax(dim=1) <= self.best[pairs]]
         one, offset = (self.score[pairs] == self.best[pairs, None]).nonzero(as_tuple=True)
         pairs = pairs[one]
         sample = (pairs % self.n_bins) * BIN + offset
@@ -262,16 +261,17 @@ class _Search:
     def rivals(self, centre: Tensor, sample: Tensor, value: Tensor) -> Tensor:
         """Pairs not yet evaluated that could hold a score as large as a candidate's in its neighbourhood."""
         pair = self._within_reach(centre, sample)
-        pair = pair[self.bound.take(pair) >= value[:, None, None]]
+        pair = pair[_look_up(self.bound, pair) >= value[:, None, None]]
         return pair[self.best[pair] < 0].unique()
 
     def are_largest(self, centre: Tensor, sample: Tensor, value: Tensor) -> Tensor:
         """The exact test: no larger score in the neighbourhood, no equal one earlier or, then, at a lower centre."""
-        close = self.best.take(self._within_reach(centre, sample)).amax(dim=2) >= value[:, None]
+        close = _look_up(self.best, self._within_reach(centre, sample)).amax(dim=2) >= value[:, None]
         one, index = close.nonzero(as_tuple=True)  # a candidate and a neighbour worth looking at sample by sample
         near = self.templates.neighbours[centre[one], index]
         around = torch.arange(-self.reach, self.reach + 1, device=sample.device)
-        seen = self.score.take((near * (self.n_bins * BIN) + sample[one])[:, None] + around)
+        place = (near * (self.n_bins * BIN) + sample[one])[:, None] + around
+        seen = _look_up(self.score.view(-1), place).where(_look_up(self.best, place // BIN) >= 0, 0)
         before = (around < 0) | ((around == 0) & (near < centre[one])[:, None])
         mine = value[one, None]
         outdone = ((seen > mine) | ((seen == mine) & before)).any(dim=1)
@@ -292,7 +292,17 @@ class _Search:
         """Largest of a map's values in a pair's bin and the whole bins around."""
         bin_ = pairs % self.n_bins
         near = (bin_[:, None] + self.steps).clamp_(0, self.n_bins - 1).add_((pairs - bin_)[:, None])
-        return values.take(near).amax(dim=1)
+        return _look_up(values, near).amax(dim=1)
+
+
+def _look_up(values: Tensor, index: Tensor) -> Tensor:
+    """Entries of a flat map, in the shape of `index`; on a CPU three times as fast as take."""
+    return values.index_select(0, index.flatten()).view(index.shape)
+
+
+def _where(mask: Tensor) -> Tensor:
+    """Where a flat mask is set, ascending; NumPy is an order faster where that is rare."""
+    return torch.from_numpy(mask.numpy().nonzero()[0]) if mask.device.type == "cpu" else mask.nonzero()[:, 0]
 
 
 def _largest(rows: Tensor) -> Tensor:

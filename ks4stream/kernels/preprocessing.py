@@ -133,9 +133,9 @@ def artifact_mask(traces: Tensor, *, threshold: float, margin: int) -> Tensor:
     return widen(beyond, margin)
 
 
-COMMON_DEVIATIONS, COMMON_SHARE, COMMON_CHANNELS, COMMON_STEP = 6.0, 0.5, 16, 4
+COMMON_DEVIATIONS, COMMON_SHARE, COMMON_CHANNELS, COMMON_STEP = 6.0, 0.5, 16, 8
 """An artifact is what exceeds 6 standard deviations on more than half of at least 16 channels in the same sample; every
-4th sample is looked at. A spike, or many neurons' at once, stays below a third of the channels of a dense probe of 32.
+8th sample is looked at. A spike, or many neurons' at once, stays below a third of the channels of a dense probe of 32.
 """
 
 

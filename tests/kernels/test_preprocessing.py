@@ -121,7 +121,7 @@ def test_what_most_channels_share_is_an_artifact_and_what_a_third_share_is_not()
     artifact[5:20, 1000:1020] -= level[5:20]
     assert not artifact_mask(spike, threshold=math.inf, margin=5).any()
     found = artifact_mask(artifact, threshold=math.inf, margin=5).nonzero().ravel()
-    assert found.tolist() == list(range(995, 1016 + 6))  # every 4th sample is looked at, up to 1016
+    assert found.tolist() == list(range(995, 1016 + 6))  # every 8th sample is looked at, up to 1016
     dead = artifact.clone()
     dead[:5] = 0  # channels without signal have no vote
     dead[20:] = 0
