@@ -43,7 +43,7 @@ from ks4stream.kernels import waveforms as waveform_kernels
 from ks4stream.kernels.clustering import cluster_region
 from ks4stream.results import Drift, Templates, Waveforms, Whitening
 from ks4stream.scoring import score
-from ks4stream.sorter import _Sort, prepare
+from ks4stream.sorter import SortRun, prepare
 from ks4stream.stages import detection, drift, matching, units, waveforms, whitening
 from ks4stream.stages import templates as template_stage
 from ks4stream.stages.preprocessing import Preprocessor
@@ -503,7 +503,7 @@ def compare_templates(pair: Pair) -> list[Line]:
     centres = geometry.template_centres(pair.source.probe, pair.settings)
     regions = geometry.clustering_regions(centres, pair.settings)
     with tempfile.TemporaryDirectory() as folder:
-        line = _Sort(pair.moved, Loop(), Path(folder), None)
+        line = SortRun(pair.moved, Loop(), Path(folder), None)
         receipts = line.detect(pair.moved, centres, regions, shapes)
         found = line.learn_templates(pair.moved, centres, regions, shapes, receipts)
     ours, n_peaks = torch.from_numpy(found.features), sum(receipt.n_rows for receipt in receipts)
@@ -640,7 +640,7 @@ def compare_units(pair: Pair) -> list[Line]:
         )
         occupied = np.flatnonzero(np.diff(receipt.start)).tolist()
         found = list(Loop().map(sorter, occupied, stage="final clustering"))
-        fewest = _Sort(pair.source, Loop(), Path(folder), None)._fewest()
+        fewest = SortRun(pair.source, Loop(), Path(folder), None)._fewest()
     before = sum(len(region.unit_features) for region in found)
     ours = units.combine(found, pair.their_waveforms(), pair.settings, pair.rate_hz, fewest)
     final = pair.theirs["final_spikes"][:, 0]

@@ -271,6 +271,10 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     help="Tasks at a time. [default one per GPU, or one per core as far as memory reaches]",
 )  # fmt: skip
 @click.option(
+    "--scheduler", metavar="ADDRESS", cls=_Option, section="Results and machine",
+    help="Compute on the workers of a running Dask scheduler, like tcp://host:8786. [default this machine]",
+)  # fmt: skip
+@click.option(
     "--block-batches", type=click.IntRange(min=1), metavar="INTEGER", cls=_Option, section="Results and machine",
     help="Batches per task; never changes a result. [default about a minute]",
 )  # fmt: skip
@@ -297,6 +301,8 @@ def sort_command(
     A SpikeGLX .meta beside a .bin supplies channels, rate and contacts. For other flat files --n-chan and --probe
     are needed, and --fs where it is not 30 kHz.
     """
+    if options["scheduler"] and options["workers"]:
+        raise click.UsageError("--scheduler and --workers exclude each other: the scheduler's workers are taken.")
     given = _settings_given(ctx, options, assignments)
     Settings.from_dict(given)  # mistakes in settings come to light before a file is opened
     recording = _open(files, probe=probe, dtype=dtype, settings=given)
@@ -305,8 +311,10 @@ def sort_command(
     folder = results_dir or files[0].absolute().parent / "kilosort4"
     click.echo(f"Sorting {recording!r}")
     _sort(
-        recording, settings, folder, workers=options["workers"], do_CAR=not options["no_car"],
-        **{name: options[name] for name in ("invert_sign", "device", "block_batches", "save_extra_vars")},
+        recording, settings, folder, do_CAR=not options["no_car"],
+        **{name: options[name] for name in (
+            "workers", "scheduler", "invert_sign", "device", "block_batches", "save_extra_vars",
+        )},
     )  # fmt: skip
 
 
@@ -341,15 +349,16 @@ def _with_channels(recording: Recording, bad_channels: Sequence[int], shanks: Se
 
 
 def _sort(
-    recording: Recording, settings: Settings, folder: Path, *, workers: int | None = None, **options: Any
-) -> Sorting:
+    recording: Recording, settings: Settings, folder: Path, *, workers: int | None = None,
+    scheduler: str | None = None, **options: Any,
+) -> Sorting:  # fmt: skip
     """Sort with progress on stderr, and say what was found and where it is."""
     from ks4stream.report import run_log
     from ks4stream.report.progress import shown_progress
     from ks4stream.sorter import sort
 
     began = time.monotonic()
-    with run_log(folder), _workers(workers) as client, shown_progress(Console(stderr=True)) as progress:
+    with run_log(folder), _client(workers, scheduler) as client, shown_progress(Console(stderr=True)) as progress:
         sorting = sort(recording, settings, results_dir=folder, client=client, progress=progress, **options)
     click.echo(
         f"{sorting.n_units} units ({int(sorting.refractory.sum())} good) with {int(sorting.kept.sum())} spikes, "
@@ -360,14 +369,14 @@ def _sort(
 
 
 @contextmanager
-def _workers(count: int | None) -> Iterator[Any]:
-    """A client with so many workers; None leaves the choice to the sorter."""
-    if count is None:
+def _client(workers: int | None, scheduler: str | None) -> Iterator[Any]:
+    """A client with so many workers, or of that scheduler; None leaves the choice to the sorter."""
+    if workers is None and scheduler is None:
         yield None
         return
-    from ks4stream.engine.cluster import local_client
+    from ks4stream.engine.cluster import connected, local_client
 
-    with local_client(n_workers=count) as client:
+    with connected(scheduler) if scheduler else local_client(n_workers=workers) as client:
         yield client
 
 

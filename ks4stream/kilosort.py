@@ -136,8 +136,8 @@ def run_kilosort(
         Log still more to ``kilosort4.log``.
     torch_thread_lim : int, optional
         Cores to use at most (each task computes on one); of no effect on a `client`.
-    client : distributed.Client, optional
-        Where to compute; by default on this machine. "loop": in this thread.
+    client : distributed.Client or str, optional
+        Where to compute, or the scheduler's address; by default on this machine. "loop": in this thread.
     block_batches : int, optional
         Batches per task; by default about a minute. Never a matter of results.
 

@@ -15,7 +15,7 @@ from ks4stream.errors import ProbeError, RecordingError, SettingsError
 from ks4stream.recording import Recording
 from ks4stream.results import Drift, Whitening
 from ks4stream.settings import Settings
-from ks4stream.sorter import _engine, _Sort, prepare
+from ks4stream.sorter import SortRun, engine_for, prepare
 from ks4stream.stages import drift as drift_stage
 from ks4stream.stages import preprocessing
 from ks4stream.stages.preprocessing import Preprocessor
@@ -98,7 +98,7 @@ def _learned(source: Preprocessor, whitening: Whitening | None, with_drift: bool
     with ExitStack() as stack:
         stack.enter_context(one_thread())
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ks4stream-")))
-        run = _Sort(source, stack.enter_context(_engine(client, None)), scratch, None)
+        run = SortRun(source, stack.enter_context(engine_for(client, None)), scratch, None)
         source = source.with_results(whitening=whitening or run.learn_whitening(source))
         if not with_drift:
             return source

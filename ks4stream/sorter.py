@@ -58,9 +58,9 @@ def sort(
     settings : Settings, optional
     results_dir : path, optional
         Folder for the Phy files, plots and the native store; None writes nothing.
-    client : distributed.Client, optional
-        Where to compute; by default the cores and GPUs of this machine. The string "loop" computes in this
-        thread, one task after the other.
+    client : distributed.Client or str, optional
+        Where to compute, or the address of the scheduler ("tcp://host:8786"); by default the cores and GPUs of this
+        machine. The string "loop" computes in this thread, one task after the other.
     block_batches : int, optional
         Batches per task; by default about a minute of recording. Never a matter of results.
     do_CAR : bool
@@ -96,8 +96,8 @@ def sort(
         source = prepare(recording, settings, do_car=do_CAR, invert_sign=invert_sign, device=device)
         stack.enter_context(one_thread())
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ks4stream-")))
-        engine = stack.enter_context(_engine(client, progress))
-        sorting = replace(_Sort(source, engine, scratch, block_batches).run(), warnings=tuple(said))
+        engine = stack.enter_context(engine_for(client, progress))
+        sorting = replace(SortRun(source, engine, scratch, block_batches).run(), warnings=tuple(said))
         if results_dir is not None:
             if progress is not None:
                 progress("results", 0, 1)
@@ -124,7 +124,7 @@ def prepare(
 
 
 @dataclass
-class _Sort:
+class SortRun:
     """One run: what it reads, where it computes, and the time each stage took."""
 
     source: Preprocessor
@@ -309,17 +309,17 @@ def _no_units(source: Preprocessor, template_channels: NDArray[np.int64]) -> uni
 
 
 @contextmanager
-def _engine(client: Any, progress: Progress | None) -> Iterator[Engine]:
-    """The engine to compute with: the caller's client, this thread, or this machine."""
+def engine_for(client: Any, progress: Progress | None) -> Iterator[Engine]:
+    """The engine to compute with: the caller's client or scheduler, this thread ("loop"), or this machine."""
     if client == "loop":
         yield Loop(progress)
         return
     from ks4stream.engine import cluster
 
-    if client is not None:
+    if client is not None and not isinstance(client, str):
         yield cluster.Cluster(client, progress)
         return
-    with cluster.local_client() as own:
+    with cluster.local_client() if client is None else cluster.connected(client) as own:
         yield cluster.Cluster(own, progress)
 
 
@@ -335,8 +335,6 @@ def _recorded_warnings() -> Iterator[list[str]]:
             logger.warning("%s", message)
         show(message, category, *rest)
 
-    warnings.showwarning = record  # type: ignore[assignment]
-    try:
+    with warnings.catch_warnings():  # also forgets which were shown before: those of this sort are all said
+        warnings.showwarning = record  # type: ignore[assignment]
         yield said
-    finally:
-        warnings.showwarning = show

@@ -14,9 +14,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from distributed import LocalCluster
 
 from ks4stream import cli, sorter
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning
@@ -155,6 +157,24 @@ def test_recording_and_machine_are_passed_on(tetrode_file: Path, asked: dict[str
     assert (asked["do_CAR"], asked["invert_sign"], asked["device"], asked["block_batches"]) == (False, True, "cpu", 5)
     assert asked["n_workers"] == 2
     assert asked["results_dir"] == tetrode_file.parent / "kilosort4"
+
+
+def test_a_running_scheduler_is_used(tetrode_file: Path, asked: dict[str, Any]) -> None:
+    with LocalCluster(n_workers=3, processes=False, threads_per_worker=1, dashboard_address=None) as cluster:
+        machine = ("--scheduler", cluster.scheduler_address)
+        result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", *machine)
+        assert result.exit_code == 0, result.output
+        assert asked["n_workers"] == 3
+        result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", *machine, "--workers", 2)
+        assert result.exit_code == 2
+        assert "exclude each other" in result.output
+
+
+def test_a_scheduler_that_does_not_answer_is_named(tetrode_file: Path) -> None:
+    with dask.config.set({"distributed.comm.timeouts.connect": "0.5s"}):
+        result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", "--scheduler", "tcp://127.0.0.1:1")
+    assert result.exit_code == 1
+    assert "No Dask scheduler answers at 'tcp://127.0.0.1:1'" in result.output
 
 
 def test_shanks_can_be_chosen(tmp_path: Path, asked: dict[str, Any]) -> None:

@@ -158,6 +158,26 @@ def _run(function: Callable[[Any], Any], item: Any) -> Any:
 
 
 @contextmanager
+def connected(address: str) -> Iterator[Client]:
+    """A client of the scheduler at an address, for the duration of one sort.
+
+    Raises
+    ------
+    LostWorkerError
+        If no scheduler answers there.
+    """
+    try:
+        client = Client(address)
+    except (OSError, ValueError) as error:
+        raise LostWorkerError(
+            f"No Dask scheduler answers at {address!r} ({error}). Give the address that `dask scheduler` prints, "
+            "like tcp://host:8786, or none to compute on this machine."
+        ) from error
+    with client:
+        yield client
+
+
+@contextmanager
 def local_client(*, n_workers: int | None = None, processes: bool | None = None) -> Iterator[Client]:
     """A cluster of this machine for the duration of one sort.
 

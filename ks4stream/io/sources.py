@@ -239,8 +239,29 @@ class ConcatenatedSource:
         return _hash("concatenated", *(part.digest() for part in self.sources))
 
 
+class _OfArray:
+    """What every source with an ``array`` of shape (time, channel) knows from it."""
+
+    array: Any
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples per channel."""
+        return int(self.array.shape[0])
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels."""
+        return int(self.array.shape[1])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the samples as they are delivered."""
+        return delivered_dtype(self.array.dtype)
+
+
 @dataclass(frozen=True, eq=False)
-class ArraySource:
+class ArraySource(_OfArray):
     """Samples in an array, or in anything that has a shape, a dtype and slices like one.
 
     NumPy arrays are sent to other processes with their data; memory maps of plain files become a
@@ -276,21 +297,6 @@ class ArraySource:
         source = cls(array)
         return _binary_of_memmap(array) or source
 
-    @property
-    def n_samples(self) -> int:
-        """Number of samples per channel."""
-        return int(self.array.shape[0])
-
-    @property
-    def n_channels(self) -> int:
-        """Number of channels."""
-        return int(self.array.shape[1])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the samples as they are delivered."""
-        return delivered_dtype(self.array.dtype)
-
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Copy samples ``start`` to ``stop``, shape (time, channel)."""
         return np.array(self.array[start:stop, :], dtype=self.dtype)
@@ -303,7 +309,7 @@ class ArraySource:
 
 
 @dataclass(frozen=True, eq=False)
-class DaskSource:
+class DaskSource(_OfArray):
     """Samples of a Dask array; what is read is computed where it is read.
 
     Attributes
@@ -323,21 +329,6 @@ class DaskSource:
             raise RecordingError(
                 f"The Dask array has unknown lengths (shape {self.array.shape}); call compute_chunk_sizes() first."
             )
-
-    @property
-    def n_samples(self) -> int:
-        """Number of samples per channel."""
-        return int(self.array.shape[0])
-
-    @property
-    def n_channels(self) -> int:
-        """Number of channels."""
-        return int(self.array.shape[1])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the samples as they are delivered."""
-        return delivered_dtype(self.array.dtype)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Compute samples ``start`` to ``stop``, shape (time, channel), in this thread."""

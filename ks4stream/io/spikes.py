@@ -50,9 +50,12 @@ def write_block(path: Path, columns: Columns, region: NDArray[np.int64], n_regio
     order = np.argsort(region, kind="stable")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{uuid4().hex}.draft")  # a task may be computed twice at a time, on two machines
-    with draft.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{name: values[order] for name, values in columns.items()})
-    draft.replace(path)
+    try:
+        with draft.open("wb") as file:
+            np.savez(file, allow_pickle=False, **{name: values[order] for name, values in columns.items()})
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)  # of a write that failed
     start = np.concatenate([[0], np.cumsum(np.bincount(region, minlength=n_regions))]).astype(np.int64)
     return Receipt(str(path), start)
 
