@@ -90,9 +90,11 @@ def one_thread() -> Iterator[None]:
                 _give_back_memory()
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
-_GLIBC_LARGEST = {"MALLOC_TRIM_THRESHOLD_": 64 << 20, "MALLOC_MMAP_THRESHOLD_": 32 << 20}
-"""Which glibc itself raises its thresholds to as a program frees large blocks (mallopt(3))."""
+_MALLOPT = {  # by the environment variable that sets it: number in glibc's malloc.h, value at work, value at rest
+    "MALLOC_MMAP_MAX_": (-4, 0, 1 << 16),  # blocks, however large, that are not part of the heap
+    "MALLOC_TRIM_THRESHOLD_": (-1, (1 << 31) - 1, 64 << 20),  # bytes free at the heap's end before it shrinks
+    "MALLOC_ARENA_MAX": (-8, 1, 0),  # heaps; those of other threads than the main one end at 64 MB. 0: by the cores
+}
 
 
 @functools.cache
@@ -104,15 +106,14 @@ def _glibc() -> Any:
 
 def _keep_freed_memory() -> None:
     if _glibc():
-        _glibc().mallopt(_MMAP_THRESHOLD, 1 << 30)
-        _glibc().mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+        for number, at_work, _ in _MALLOPT.values():
+            _glibc().mallopt(number, at_work)
 
 
 def _give_back_memory() -> None:
     if _glibc():
-        trim, mmap = (int(os.environ.get(name, largest)) for name, largest in _GLIBC_LARGEST.items())
-        _glibc().mallopt(_MMAP_THRESHOLD, mmap)
-        _glibc().mallopt(_TRIM_THRESHOLD, trim)
+        for name, (number, _, at_rest) in _MALLOPT.items():
+            _glibc().mallopt(number, int(os.environ.get(name, at_rest)))
         _glibc().malloc_trim(0)
 
 

@@ -28,6 +28,7 @@ MOST_LOSSES = 3  # times that all workers may die under one map, as scheduler.al
 RESTART_SECONDS = 120  # that a dead worker may take to come back
 LOCAL_CONFIG = {
     "distributed.worker.profile.enabled": False,  # it asks for Python's lock 100 times a second and worker
+    "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,  # see ks4stream.engine.base.one_thread
     "distributed.scheduler.worker-ttl": None,  # a worker in this process that is not heard of is busy, not lost
 }
 QUIET_SCHEDULER = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}  # any port: several sorts may run at a time

@@ -167,6 +167,28 @@ def test_a_peak_belongs_to_the_range_that_holds_it() -> None:
     assert found_in(traces, first=100, last=160) == []
 
 
+def test_sharper_bounds_change_nothing_but_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, shapes = PROBES["staggered"], smooth_shapes(3)
+    templates = universal(probe, shapes)
+    traces = planted(probe, shapes, 1500, 60, seed=9)
+    evaluated, found = [], []
+    evaluate = kernels._Search.evaluate
+
+    def counting(search: kernels._Search, pairs: torch.Tensor) -> None:
+        evaluated[-1] += len(pairs)
+        evaluate(search, pairs)
+
+    monkeypatch.setattr(kernels._Search, "evaluate", counting)
+    for share in (0.0, 1.0):  # always, never
+        monkeypatch.setattr(kernels, "SHARPENED_ABOVE", share)
+        evaluated.append(0)
+        found.append(detect(traces, templates, threshold=4.0, reach=REACH, first=40, last=1460))
+    assert len(found[0].sample) > 30
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    assert evaluated[0] < 0.7 * evaluated[1]
+
+
 def test_where_pieces_are_cut_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     probe, shapes = PROBES["staggered"], smooth_shapes(3)
     templates = universal(probe, shapes)
