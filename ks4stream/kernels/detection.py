@@ -20,7 +20,7 @@ from torch import Tensor
 from ks4stream.kernels.convolution import correlate
 
 BIN = 8  # samples; a bin is evaluated whole; a power of 2
-PIECE = 8192  # samples of a tile detected at a time, a multiple of BIN: a constant of the method
+PIECE = 16384  # samples of a tile detected at a time, a multiple of BIN: a constant of the method
 PAIRS_AT_ONCE = 8192  # (centre, bin) pairs evaluated at a time
 ROWS_AT_ONCE = 8192  # (channel, bin) pairs searched for their maximum at a time: they stay in cache
 CENTRES_AT_ONCE = 32  # bounded by one matrix product; neighbours, so that they share most of their channels

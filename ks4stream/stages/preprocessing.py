@@ -134,7 +134,7 @@ class Preprocessor:
         samples = read_tile(self.recording, self.tiling, tile)[:, self.probe.chan_map]
         if samples.dtype == np.uint16:
             samples = (samples.astype(np.int32) - 2**15).astype(np.int16)
-        traces = torch.from_numpy(np.ascontiguousarray(samples)).to(self.device)
+        traces = torch.from_numpy(samples).to(self.device)
         traces = traces.T.contiguous().float()  # in this order: three times as fast as the other
         if samples.dtype.kind == "f" and not bool(torch.isfinite(traces).all()):
             channel, at = (~torch.isfinite(traces)).nonzero()[0].tolist()
