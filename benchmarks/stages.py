@@ -33,6 +33,7 @@ from ks4stream import Settings, geometry, load_probe, open_recording
 from ks4stream.blocks import Tile
 from ks4stream.engine import Loop, one_thread
 from ks4stream.geometry import Centres
+from ks4stream.io.run_store import RunStore
 from ks4stream.io.spikes import write_block
 from ks4stream.kernels import detection as detection_kernels
 from ks4stream.kernels import drift as drift_kernels
@@ -43,7 +44,7 @@ from ks4stream.kernels import waveforms as waveform_kernels
 from ks4stream.kernels.clustering import cluster_region
 from ks4stream.results import Drift, Templates, Waveforms, Whitening
 from ks4stream.scoring import score
-from ks4stream.sorter import SortRun, prepare
+from ks4stream.sorter import RECORDED, SortRun, prepare
 from ks4stream.stages import detection, drift, matching, units, waveforms, whitening
 from ks4stream.stages import templates as template_stage
 from ks4stream.stages.preprocessing import Preprocessor
@@ -503,7 +504,7 @@ def compare_templates(pair: Pair) -> list[Line]:
     centres = geometry.template_centres(pair.source.probe, pair.settings)
     regions = geometry.clustering_regions(centres, pair.settings)
     with tempfile.TemporaryDirectory() as folder:
-        line = SortRun(pair.moved, Loop(), Path(folder), None)
+        line = SortRun(pair.moved, Loop(), RunStore(Path(folder), RECORDED), None)
         receipts = line.detect(pair.moved, centres, regions, shapes)
         found = line.learn_templates(pair.moved, centres, regions, shapes, receipts)
     ours, n_peaks = torch.from_numpy(found.features), sum(receipt.n_rows for receipt in receipts)
@@ -640,7 +641,7 @@ def compare_units(pair: Pair) -> list[Line]:
         )
         occupied = np.flatnonzero(np.diff(receipt.start)).tolist()
         found = list(Loop().map(sorter, occupied, stage="final clustering"))
-        fewest = SortRun(pair.source, Loop(), Path(folder), None)._fewest()
+        fewest = SortRun(pair.source, Loop(), RunStore(Path(folder), RECORDED), None)._fewest()
     before = sum(len(region.unit_features) for region in found)
     ours = units.combine(found, pair.their_waveforms(), pair.settings, pair.rate_hz, fewest)
     final = pair.theirs["final_spikes"][:, 0]

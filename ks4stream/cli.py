@@ -263,6 +263,10 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     help="Also write tF, Wall, full_st, full_clu and full_amp.",
 )  # fmt: skip
 @click.option(
+    "--fresh", is_flag=True, cls=_Option, section="Results and machine",
+    help="Begin anew. [default go on where an earlier run into the folder stopped]",
+)  # fmt: skip
+@click.option(
     "--device", cls=_Option, section="Results and machine",
     help="Where to compute: cpu, cuda, cuda:1. [default the GPU if there is one]",
 )  # fmt: skip
@@ -311,7 +315,7 @@ def sort_command(
     folder = results_dir or files[0].absolute().parent / "kilosort4"
     click.echo(f"Sorting {recording!r}")
     _sort(
-        recording, settings, folder, do_CAR=not options["no_car"],
+        recording, settings, folder, do_CAR=not options["no_car"], resume=not options["fresh"],
         **{name: options[name] for name in (
             "workers", "scheduler", "invert_sign", "device", "block_batches", "save_extra_vars",
         )},

@@ -28,6 +28,22 @@ class ResultsError(Ks4StreamError, OSError):
     """Results cannot be written to, or read from, the given place."""
 
 
+class DamagedFileError(ResultsError):
+    """A file of a run is not as it was written: cut short, or with other bits.
+
+    Attributes
+    ----------
+    path : str
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)  # one argument, so that it travels between processes
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path} is not as it was written: cut short, or with other bits. Check the disk."
+
+
 class MissingDependencyError(Ks4StreamError, ImportError):
     """An optional library is needed for what was asked; the message names the extra to install."""
 

@@ -84,6 +84,7 @@ def run_kilosort(
     *,
     client: Any = None,
     block_batches: int | None = None,
+    resume: bool = True,
 ) -> KilosortResults:
     """Sort a recording, called like Kilosort4.
 
@@ -140,6 +141,8 @@ def run_kilosort(
         Where to compute, or the scheduler's address; by default on this machine. "loop": in this thread.
     block_batches : int, optional
         Batches per task; by default about a minute. Never a matter of results.
+    resume : bool
+        Go on where an earlier run into the same results folder stopped; False begins anew.
 
     Returns
     -------
@@ -184,6 +187,7 @@ def run_kilosort(
         arguments={
             "do_CAR": do_CAR, "invert_sign": invert_sign, "device": device, "client": client,
             "block_batches": block_batches, "save_extra_vars": save_extra_vars, "progress": _progress(progress_bar),
+            "resume": resume,
         },
         save_preprocessed_copy=save_preprocessed_copy,
         verbose={"verbose_console": verbose_console, "verbose_log": verbose_log},

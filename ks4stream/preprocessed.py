@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +13,7 @@ from ks4stream.errors import ProbeError, RecordingError, SettingsError
 from ks4stream.recording import Recording
 from ks4stream.results import Drift, Whitening
 from ks4stream.settings import Settings
-from ks4stream.sorter import SortRun, engine_for, prepare
+from ks4stream.sorter import SortRun, engine_for, prepare, run_store
 from ks4stream.stages import drift as drift_stage
 from ks4stream.stages import preprocessing
 from ks4stream.stages.preprocessing import Preprocessor
@@ -97,8 +95,8 @@ def _learned(source: Preprocessor, whitening: Whitening | None, with_drift: bool
     """Learn the whitening, unless given, and the drift, if wanted."""
     with ExitStack() as stack:
         stack.enter_context(one_thread())
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ks4stream-")))
-        run = SortRun(source, stack.enter_context(engine_for(client, None)), scratch, None)
+        store = stack.enter_context(run_store(source, None, fresh=True))
+        run = SortRun(source, stack.enter_context(engine_for(client, None)), store, None)
         source = source.with_results(whitening=whitening or run.learn_whitening(source))
         if not with_drift:
             return source

@@ -20,9 +20,12 @@ from numpy.typing import NDArray
 from ks4stream import geometry
 from ks4stream.blocks import Tile
 from ks4stream.engine import Engine, Loop, Progress, one_thread
-from ks4stream.errors import FewSpikesWarning, Ks4StreamWarning
+from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarning
+from ks4stream.io.records import key_of
+from ks4stream.io.run_store import Remembered, RunStore, open_store
 from ks4stream.io.spikes import Receipt
 from ks4stream.kernels import templates as template_kernels
+from ks4stream.kernels.borders import Reported
 from ks4stream.recording import Recording, check_traces
 from ks4stream.results import Drift, PeakSample, Sorting, Templates, Waveforms, Whitening
 from ks4stream.settings import Settings
@@ -48,6 +51,7 @@ def sort(
     device: str | torch.device | None = None,
     progress: Progress | None = None,
     save_extra_vars: bool = False,
+    resume: bool = True,
 ) -> Sorting:
     """Sort a recording into units.
 
@@ -71,6 +75,9 @@ def sort(
         Where kernels run; by default the GPU if there is one.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
+    resume : bool
+        Go on where an earlier run into `results_dir` stopped: what it finished, of the same recording and with the
+        same settings as far as they matter, is not computed again. False begins anew.
     save_extra_vars : bool
         Write Kilosort4's extra files too.
 
@@ -95,9 +102,9 @@ def sort(
             report.log_inputs(recording, settings, do_CAR=do_CAR, invert_sign=invert_sign, device=device)
         source = prepare(recording, settings, do_car=do_CAR, invert_sign=invert_sign, device=device)
         stack.enter_context(one_thread())
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ks4stream-")))
+        store = stack.enter_context(run_store(source, results_dir, fresh=not resume))
         engine = stack.enter_context(engine_for(client, progress))
-        sorting = replace(SortRun(source, engine, scratch, block_batches).run(), warnings=tuple(said))
+        sorting = replace(SortRun(source, engine, store, block_batches).run(), warnings=tuple(said))
         if results_dir is not None:
             if progress is not None:
                 progress("results", 0, 1)
@@ -123,18 +130,46 @@ def prepare(
     return replace(source, dead=dead)
 
 
+RECORDED = (matching.Matched, matching.Edge, Reported, templates.RegionTemplates, units.RegionUnits)
+"""What tasks return, beside arrays and receipts."""
+
+_TRACES = ("recording", "preprocessing", "sig_interp")
+MATTERS = {
+    "whitening": (*_TRACES, "whitening"),
+    "waveforms": (*_TRACES, "waveforms"),
+    "detection": (*_TRACES, "waveforms", "detection"),
+    "first clustering": ("clustering",),
+    "matching": (*_TRACES, "waveforms", "detection", "matching"),
+    "final clustering": ("clustering",),
+}
+"""By stage, the settings its tasks read, by their own name or that of the stage that first reads them. What earlier
+stages found is part of what a task depends on, so that their settings need not be named again."""
+
+MOST_DAMAGES = 10  # files found damaged in one run before it gives up
+
+
 @dataclass
 class SortRun:
     """One run: what it reads, where it computes, and the time each stage took."""
 
     source: Preprocessor
     engine: Engine
-    scratch: Path
+    store: RunStore
     block_batches: int | None
     seconds: dict[str, float] = field(default_factory=dict)
     artifacts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
     def run(self) -> Sorting:
+        """Sort; where a file turns out to be damaged, its block is computed again and the rest is recalled."""
+        for _ in range(MOST_DAMAGES):
+            try:
+                return self._run()
+            except DamagedFileError as error:
+                logger.warning("%s It is computed anew.", error)
+                Path(error.path).unlink(missing_ok=True)
+        return self._run()
+
+    def _run(self) -> Sorting:
         """The methods section."""
         source, settings = self.source, self.source.settings
         noise = self.learn_whitening(source)
@@ -194,8 +229,7 @@ class SortRun:
     ) -> list[Receipt]:
         """Section 3: a full pass; peaks and their features go to disk, by region."""
         with self._timed("detection"):
-            folder = self.scratch / ("as recorded" if source.drift is None else "drift corrected")
-            writer = templates.PeakWriter(detection.Detector(source, centres, shapes), regions, folder)
+            writer = templates.PeakWriter(detection.Detector(source, centres, shapes), regions)
             return list(self._map(writer, self._blocks(), "detection"))
 
     def learn_templates(
@@ -222,7 +256,7 @@ class SortRun:
         """Sections 8 and 9: all spikes, clustered into units."""
         probe, settings = source.probe, source.settings
         region_of = units.template_regions(learned.features, probe, regions)
-        matcher = matching.SpikeMatcher(source, shapes, learned, region_of, len(regions), self.scratch)
+        matcher = matching.SpikeMatcher(source, shapes, learned, region_of, len(regions))
         template_channels = matcher.matcher.template_channels.cpu().numpy()
         if not len(learned.features):
             return None, template_channels
@@ -254,7 +288,7 @@ class SortRun:
             warnings.warn(
                 f"Only {len(found.sample)} spikes in {n_units} units were found. If more were to be expected, check "
                 "the probe's units (µm), the channel map, dtype and n_chan, or lower Th_universal and Th_learned.",
-                FewSpikesWarning, stacklevel=4,
+                FewSpikesWarning, stacklevel=5,
             )  # fmt: skip
         similarity = template_kernels.similarity(
             torch.from_numpy(found.unit_features), torch.from_numpy(shapes.components)
@@ -284,7 +318,21 @@ class SortRun:
     def _map(
         self, function: Callable[[Any], Any], items: Sequence[Any], stage: str, priority: Any = ()
     ) -> Iterator[Any]:
-        return self.engine.map(function, items, stage=stage, priority=priority)
+        """Results in order: those of an earlier run from the store, the others computed and kept there."""
+        store = self.store.stage(stage, key_of(function, torch.__version__, stages=MATTERS[stage]))
+        if isinstance(function, templates.PeakWriter | matching.SpikeMatcher):
+            function = replace(function, folder=store.folder)
+        known = store.recall(items)
+        if known:
+            logger.info("%s: %d of %d tasks were finished before", stage, len(known), len(items))
+        missing = [index for index in range(len(items)) if index not in known]
+        fresh = self.engine.map(
+            Remembered(function, store.folder), [items[index] for index in missing], stage=stage,
+            priority=[priority[index] for index in missing] if len(priority) else (),
+        )  # fmt: skip
+        for index in range(len(items)):
+            yield known.pop(index) if index in known else next(fresh)
+        yield from fresh  # nothing is left of it, but its end
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -306,6 +354,15 @@ def _no_units(source: Preprocessor, template_channels: NDArray[np.int64]) -> uni
         features=np.zeros((0, n_slots, n_pcs), np.float32), unit=np.zeros(0, np.int64), kept=np.zeros(0, bool),
         unit_features=np.zeros((0, source.probe.n_channels, n_pcs), np.float32),
     )  # fmt: skip
+
+
+@contextmanager
+def run_store(source: Preprocessor, results_dir: str | os.PathLike[str] | None, *, fresh: bool) -> Iterator[RunStore]:
+    """Where a run keeps what its tasks find: in the results folder, or else in a temporary one."""
+    with ExitStack() as stack:
+        folder = Path(results_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="ks4stream-")))
+        data = source.recording.digest() if results_dir else ""
+        yield stack.enter_context(open_store(folder / "run", RECORDED, data=data, fresh=fresh))
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def test_settings_are_given_by_option_or_by_name(tetrode_file: Path, asked: dict
 def test_recording_and_machine_are_passed_on(tetrode_file: Path, asked: dict[str, Any]) -> None:
     result = run(
         "sort", tetrode_file, tetrode_file, "--n-chan", 4, "--fs", 20000, "--probe", "tetrode", "--bad-channels", "1,3",
-        "--no-car", "--invert-sign", "--device", "cpu", "--block-batches", 5, "--workers", 2,
+        "--no-car", "--invert-sign", "--device", "cpu", "--block-batches", 5, "--workers", 2, "--fresh",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert asked["recording"].sampling_rate_hz == asked["settings"].fs == 20000
@@ -156,6 +156,7 @@ def test_recording_and_machine_are_passed_on(tetrode_file: Path, asked: dict[str
     assert asked["recording"].probe.chan_map.tolist() == [0, 2]
     assert (asked["do_CAR"], asked["invert_sign"], asked["device"], asked["block_batches"]) == (False, True, "cpu", 5)
     assert asked["n_workers"] == 2
+    assert asked["resume"] is False
     assert asked["results_dir"] == tetrode_file.parent / "kilosort4"
 
 

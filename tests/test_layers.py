@@ -19,7 +19,7 @@ ARRAYS = {"dask.array", "dask.delayed", "pandas", "xarray"}
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "words": (set(), NUMBERS | {"dask.array", "xarray"}),
     "kernels": (set(), NUMBERS | {"torch"}),
-    "io": ({"words"}, NUMBERS | {"dask.array", "xarray", "zarr", "numcodecs", "probeinterface"}),
+    "io": ({"words"}, NUMBERS | {"dask.array", "xarray", "zarr", "numcodecs", "probeinterface", "filelock"}),
     "stages": ({"words", "kernels", "io"}, NUMBERS | {"torch"}),
     "engine": ({"words", "kernels", "stages"}, NUMBERS | ARRAYS | {"torch", "dask", "distributed"}),
     "top": (

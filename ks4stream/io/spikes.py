@@ -1,12 +1,14 @@
 """Spikes on disk while a sort runs: one file per block, rows grouped by region, read back by region.
 
 What a block found is written once, by the worker that found it; only a small receipt travels. A region's
-task reads its own rows of every block, so no process ever holds them all.
+task reads its own rows of every block, so no process ever holds them all. The receipt has a checksum of every
+column of every region, and what is read is held against it.
 """
 
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,9 @@ from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ks4stream.errors import DamagedFileError
+from ks4stream.io.records import key_of
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -28,15 +33,30 @@ class Receipt:
     path : str
     start : ndarray of int64, shape (r + 1,)
         Where the rows of each region begin.
+    crc : dict of ndarray, shape (r,), int64
+        By column, the CRC-32 of each region's rows.
+    n_bytes : int
+        Size of the file.
     """
 
     path: str
     start: NDArray[np.int64]
+    crc: Mapping[str, NDArray[np.int64]]
+    n_bytes: int
 
     @property
     def n_rows(self) -> int:
         """Rows in the file."""
         return int(self.start[-1])
+
+    def digest(self) -> str:
+        """Hash of what was written, wherever it lies."""
+        return key_of(self.start, self.crc)
+
+    def is_there(self) -> bool:
+        """Whether the file is, and of the size it was written with."""
+        path = Path(self.path)
+        return path.exists() and path.stat().st_size == self.n_bytes
 
 
 def write_block(path: Path, columns: Columns, region: NDArray[np.int64], n_regions: int) -> Receipt:
@@ -48,27 +68,59 @@ def write_block(path: Path, columns: Columns, region: NDArray[np.int64], n_regio
     region : ndarray of int64, shape (n,)
     """
     order = np.argsort(region, kind="stable")
+    start = np.concatenate([[0], np.cumsum(np.bincount(region, minlength=n_regions))]).astype(np.int64)
+    grouped = {name: np.ascontiguousarray(values[order]) for name, values in columns.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{uuid4().hex}.draft")  # a task may be computed twice at a time, on two machines
     try:
         with draft.open("wb") as file:
-            np.savez(file, allow_pickle=False, **{name: values[order] for name, values in columns.items()})
+            np.savez(file, allow_pickle=False, **grouped)
+        n_bytes = draft.stat().st_size
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)  # of a write that failed
-    start = np.concatenate([[0], np.cumsum(np.bincount(region, minlength=n_regions))]).astype(np.int64)
-    return Receipt(str(path), start)
+    crc = {
+        name: np.array([_crc(values[start[r] : start[r + 1]]) for r in range(n_regions)], np.int64)
+        for name, values in grouped.items()
+    }
+    return Receipt(str(path), start, crc, n_bytes)
 
 
-def read_rows(receipt: Receipt, name: str, rows: slice = slice(None)) -> NDArray[Any]:
-    """Some rows of one column of a block; only they are read."""
-    return np.array(_mapped(receipt.path, name)[rows])
+def read_column(receipt: Receipt, name: str) -> NDArray[Any]:
+    """One column of a block, all its rows.
+
+    Raises
+    ------
+    DamagedFileError
+        If they are not what was written.
+    """
+    regions = range(len(receipt.start) - 1)
+    return np.concatenate([_read(receipt, name, region) for region in regions])
 
 
 def read_region(receipts: Sequence[Receipt], name: str, region: int) -> NDArray[Any]:
-    """One column of a region's rows, block after block."""
-    parts = [read_rows(r, name, slice(int(r.start[region]), int(r.start[region + 1]))) for r in receipts]
-    return np.concatenate(parts)
+    """One column of a region's rows, block after block; nothing else is read.
+
+    Raises
+    ------
+    DamagedFileError
+        If they are not what was written.
+    """
+    return np.concatenate([_read(receipt, name, region) for receipt in receipts])
+
+
+def _read(receipt: Receipt, name: str, region: int) -> NDArray[Any]:
+    try:
+        rows = np.array(_mapped(receipt.path, name)[int(receipt.start[region]) : int(receipt.start[region + 1])])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DamagedFileError(receipt.path) from error
+    if _crc(rows) != receipt.crc[name][region]:
+        raise DamagedFileError(receipt.path)
+    return rows
+
+
+def _crc(rows: NDArray[Any]) -> int:
+    return zlib.crc32(rows.reshape(-1).view(np.uint8).data) if rows.size else 0
 
 
 def _mapped(path: str, name: str) -> NDArray[Any]:
@@ -79,7 +131,8 @@ def _mapped(path: str, name: str) -> NDArray[Any]:
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read_header(member)
         header_bytes = member.tell()
-    assert not fortran, "rows are written contiguously"
+    if fortran:
+        raise ValueError("rows are written contiguously")
     with open(path, "rb") as file:  # the local header's own lengths say where the member's bytes begin
         file.seek(info.header_offset + 26)
         name_bytes, extra_bytes = (int.from_bytes(file.read(2), "little") for _ in range(2))

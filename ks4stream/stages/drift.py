@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import DriftWarning
-from ks4stream.io.spikes import Receipt, read_rows
+from ks4stream.io.spikes import Receipt, read_column
 from ks4stream.kernels import drift as kernels
 from ks4stream.results import Drift, PeakSample
 from ks4stream.stages.preprocessing import Preprocessor
@@ -32,7 +32,7 @@ def combine(source: Preprocessor, receipts: Sequence[Receipt]) -> tuple[Drift, P
     plotted = []
     most = -(-MOST_PLOTTED // len(receipts))
     for receipt in receipts:
-        sample, depth, score = (read_rows(receipt, name) for name in ("sample", "depth_um", "score"))
+        sample, depth, score = (read_column(receipt, name) for name in ("sample", "depth_um", "score"))
         order = np.lexsort((score, sample))
         sample, depth, score = sample[order], depth[order], score[order]
         half = np.arange(len(sample)) % 2

@@ -48,7 +48,7 @@ class SpikeMatcher:
     templates: Templates
     region_of: NDArray[np.int64]  # (v,) region of each template
     n_regions: int
-    folder: Path
+    folder: Path = Path()
     _ready: dict[str, kernels.Matcher] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:

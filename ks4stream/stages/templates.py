@@ -30,7 +30,7 @@ class PeakWriter:
 
     detector: Detector
     regions: Regions
-    folder: Path
+    folder: Path = Path()
 
     def __call__(self, block: tuple[Tile, ...]) -> Receipt:
         tiles = [self._of(tile) for tile in block]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ks4stream.io.spikes import Receipt, read_region, read_rows, write_block
+from ks4stream.errors import DamagedFileError
+from ks4stream.io.spikes import Receipt, read_column, read_region, write_block
 
 
 def write(path: Path, region: list[int], n_regions: int = 3) -> Receipt:
@@ -38,33 +39,50 @@ def test_a_region_without_rows_is_empty_and_keeps_its_type(tmp_path: Path) -> No
 def test_a_block_without_rows_can_be_written_and_read(tmp_path: Path) -> None:
     empty = write(tmp_path / "a.npz", [])
     assert (empty.n_rows, empty.start.tolist()) == (0, [0, 0, 0, 0])
-    assert read_rows(empty, "features").shape == (0, 2, 3)
+    assert read_column(empty, "features").shape == (0, 2, 3)
     assert read_region([empty, write(tmp_path / "b.npz", [1])], "score", 1).tolist() == [0]
 
 
 def test_a_column_without_values_keeps_its_shape(tmp_path: Path) -> None:
     receipt = write_block(tmp_path / "a.npz", {"none": np.zeros((2, 0), np.float32)}, np.array([1, 0]), 2)
-    assert read_rows(receipt, "none").shape == (2, 0)
+    assert read_column(receipt, "none").shape == (2, 0)
     assert read_region([receipt], "none", 1).shape == (1, 0)
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint16, np.float32, np.float64, np.bool_])
 def test_types_come_back_as_written(tmp_path: Path, dtype: Any) -> None:
     values = np.array([1, 0, 1]).astype(dtype)
-    read = read_rows(write_block(tmp_path / "a.npz", {"v": values}, np.zeros(3, np.int64), 1), "v")
+    read = read_column(write_block(tmp_path / "a.npz", {"v": values}, np.zeros(3, np.int64), 1), "v")
     assert read.dtype == dtype
     assert read.tolist() == values.tolist()
 
 
-def test_some_rows_of_a_column(tmp_path: Path) -> None:
+def test_a_column_comes_back_whole(tmp_path: Path) -> None:
     receipt = write(tmp_path / "a.npz", [1, 0, 1, 0, 1])
-    assert read_rows(receipt, "score", slice(1, 4)).tolist() == [1.5, 0, 1]
+    assert read_column(receipt, "score").tolist() == [0.5, 1.5, 0, 1, 2]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
+def test_what_is_not_as_it_was_written_is_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.npz"
+    receipt = write(path, [0, 1, 2])
+    whole = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(whole[:-100])
+    elif damage == "flip":
+        whole[whole.index(np.float32(0.5).tobytes())] ^= 4
+        path.write_bytes(whole)
+    else:
+        path.unlink()
+    assert receipt.is_there() == (damage == "flip")
+    with pytest.raises(DamagedFileError, match=r"a\.npz is not as it was written"):
+        read_region([receipt], "score", 1)
 
 
 def test_what_is_read_is_the_readers_own(tmp_path: Path) -> None:
     receipt = write(tmp_path / "a.npz", [0, 0])
-    read_rows(receipt, "score")[:] = 7
-    assert read_rows(receipt, "score").tolist() == [0, 0.5]
+    read_column(receipt, "score")[:] = 7
+    assert read_column(receipt, "score").tolist() == [0, 0.5]
 
 
 def test_folders_are_made_and_no_draft_is_left(tmp_path: Path) -> None:
@@ -84,4 +102,4 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatc
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path / "a.npz", [1])
-    assert read_rows(receipt, "score").tolist() == [0, 0.5]
+    assert read_column(receipt, "score").tolist() == [0, 0.5]

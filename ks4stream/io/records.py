@@ -1,0 +1,159 @@
+"""Results of tasks as files, and what a task depends on as a number.
+
+A *record* is one value made of arrays, numbers, texts, lists and the named tuples and dataclasses of the stages, in one
+``.npz`` file: the arrays as they are, all else as JSON. Nothing is pickled, and only classes the reader names are made.
+A *key* is a hash of everything a computation depends on, found by walking the same kinds of values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ks4stream.errors import DamagedFileError
+from ks4stream.settings import Settings
+
+_SKELETON = "skeleton"
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def write_record(path: Path, value: Any) -> None:
+    """Write a value; the file appears under its name only when it is complete.
+
+    Raises
+    ------
+    TypeError
+        If the value holds what a record cannot.
+    """
+    arrays: list[NDArray[Any]] = []
+    skeleton = json.dumps(_taken_apart(value, arrays))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{uuid4().hex}.draft")
+    try:
+        with draft.open("wb") as file:
+            members = {f"a{number}": array for number, array in enumerate(arrays)}
+            np.savez(file, allow_pickle=False, **{_SKELETON: np.frombuffer(skeleton.encode(), np.uint8)}, **members)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def read_record(path: Path, classes: Iterable[type]) -> Any:
+    """Read a value back; every byte is held against the file's checksums.
+
+    Raises
+    ------
+    DamagedFileError
+        If the file is not as it was written, or holds classes other than `classes`.
+    """
+    known = {cls.__name__: cls for cls in classes}
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            skeleton = json.loads(file[_SKELETON].tobytes())
+            return _put_together(skeleton, lambda number: file[f"a{number}"], known)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DamagedFileError(str(path)) from error
+
+
+def _taken_apart(value: Any, arrays: list[NDArray[Any]]) -> Any:
+    """JSON that says how a value is built of arrays, which are collected."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, np.ndarray):
+        arrays.append(value)
+        return {"array": len(arrays) - 1}
+    if isinstance(value, Mapping):
+        return {"dict": {str(name): _taken_apart(entry, arrays) for name, entry in value.items()}}
+    if named := _named_fields(value):
+        return {"class": type(value).__name__, "of": {n: _taken_apart(entry, arrays) for n, entry in named.items()}}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [_taken_apart(entry, arrays) for entry in value]}
+    raise TypeError(f"A record cannot hold a {type(value).__name__}.")
+
+
+def _put_together(part: Any, array: Callable[[int], NDArray[Any]], known: Mapping[str, type]) -> Any:
+    if isinstance(part, _PLAIN):
+        return part
+    if "array" in part:
+        return array(part["array"])
+    if "class" in part:
+        of = {name: _put_together(entry, array, known) for name, entry in part["of"].items()}
+        return known[part["class"]](**of)
+    if "dict" in part:
+        return {name: _put_together(entry, array, known) for name, entry in part["dict"].items()}
+    (kind, entries), = part.items()
+    return {"list": list, "tuple": tuple}[kind](_put_together(entry, array, known) for entry in entries)
+
+
+def key_of(*values: Any, stages: Collection[str] = ()) -> str:
+    """Hash of values: 64 hexadecimal digits, the same in every process.
+
+    Fields whose name begins with an underscore do not count, nor do paths: where a file lies is no matter. What has a
+    method ``digest()`` is what that says; of a recording, its probe counts too, and of
+    settings those of `stages`, named themselves or by the stage that first reads them.
+
+    Raises
+    ------
+    TypeError
+        If a value is of a kind nothing is known of.
+    """
+    state = hashlib.sha256()
+    for value in values:
+        _feed(state, value, stages)
+    return state.hexdigest()
+
+
+def _feed(state: Any, value: Any, stages: Collection[str]) -> None:
+    if isinstance(value, Path):
+        return
+    if isinstance(value, Settings):
+        value = {spec.name: getattr(value, spec.name) for spec in fields(value)
+                 if spec.name in stages or spec.metadata["stage"] in stages}  # fmt: skip
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, _PLAIN):
+        state.update(f"{type(value).__name__} {value!r};".encode())
+    elif isinstance(value, np.ndarray):
+        state.update(f"array {value.dtype.str} {value.shape};".encode())
+        state.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+    elif isinstance(value, Mapping):
+        state.update(f"dict {len(value)};".encode())
+        for name in sorted(value):
+            _feed(state, name, stages)
+            _feed(state, value[name], stages)
+    elif isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        state.update(f"sequence {len(value)};".encode())
+        for entry in value:
+            _feed(state, entry, stages)
+    elif hasattr(value, "digest"):
+        state.update(f"{type(value).__name__} {value.digest()};".encode())
+        _feed(state, getattr(value, "probe", None), stages)
+    elif named := _named_fields(value):
+        state.update(f"{type(value).__name__} {len(named)};".encode())
+        for name, entry in named.items():
+            _feed(state, name, stages)
+            _feed(state, entry, stages)
+    else:
+        raise TypeError(f"Nothing is known of what a {type(value).__name__} depends on.")
+
+
+def _named_fields(value: Any) -> dict[str, Any]:
+    """Fields of a dataclass or a named tuple."""
+    if is_dataclass(value) and not isinstance(value, type):
+        names = [spec.name for spec in fields(value)]
+    else:
+        names = list(getattr(value, "_fields", ()))
+    return {name: getattr(value, name) for name in names if not name.startswith("_")}

@@ -1,0 +1,154 @@
+"""The store of a run: what its tasks found, so that nothing that was finished is computed again.
+
+A folder per stage and per key of what the stage depends on, in it a record per task and what tasks write beside it. A
+record appears when its task is done, all at once, written by the worker: whatever dies afterwards, it is there. Another
+setting makes other keys for the stages it touches, and leaves the others their records.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ks4stream.errors import DamagedFileError, ResultsError
+from ks4stream.io.records import key_of, read_record, write_record
+from ks4stream.io.spikes import Receipt
+
+FORMAT = "ks4stream.Run/1"
+METHOD = 1
+"""Counts changes of the method that change any result: records of another number are of no use."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """A folder of stages.
+
+    Attributes
+    ----------
+    folder : Path
+    classes : tuple of type
+        Classes that records may hold.
+    """
+
+    folder: Path
+    classes: tuple[type, ...]
+
+    def stage(self, name: str, key: str) -> StageStore:
+        """The part of a stage with this key."""
+        return StageStore(self.folder / f"{name.replace(' ', '-')}-{key[:20]}", self.classes)
+
+
+@dataclass(frozen=True)
+class StageStore:
+    """The records of one stage."""
+
+    folder: Path
+    classes: tuple[type, ...]
+
+    def recall(self, items: Sequence[Any]) -> dict[int, Any]:
+        """What is known of some of the items, by index; what is damaged is removed."""
+        known: dict[int, Any] = {}
+        for index, item in enumerate(items):
+            path = record_path(self.folder, item)
+            if not path.exists():
+                continue
+            try:
+                known[index] = self._read(path)
+            except DamagedFileError as error:
+                _log.warning("%s It is computed anew.", error)
+                path.unlink(missing_ok=True)
+        return known
+
+    def _read(self, path: Path) -> Any:
+        value = read_record(path, (Receipt, *self.classes))
+        receipt = getattr(value, "receipt", value)
+        if isinstance(receipt, Receipt) and not receipt.is_there():
+            raise DamagedFileError(receipt.path)
+        return value
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """A task's function that leaves a record of what it found."""
+
+    function: Callable[[Any], Any]
+    folder: Path
+
+    def __call__(self, item: Any) -> Any:
+        value = self.function(item)
+        write_record(record_path(self.folder, item), value)
+        return value
+
+
+def record_path(folder: Path, item: Any) -> Path:
+    """Where the record of an item lies."""
+    return folder / f"{key_of(item)[:24]}.record.npz"
+
+
+@contextmanager
+def open_store(folder: Path, classes: tuple[type, ...], *, data: str, fresh: bool = False) -> Iterator[RunStore]:
+    """Open the store of a run, for this process alone.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if need be.
+    classes : tuple of type
+        Classes that records may hold.
+    data : str
+        Hash of what is sorted.
+    fresh : bool
+        Begin with an empty store, whatever is there.
+
+    Raises
+    ------
+    ResultsError
+        If another run is using it, or it is of other data or another version of the method; it is left as it is.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ResultsError(
+            f"Another run is writing to {folder.parent}. Wait for its end, or give another results_dir."
+        ) from None
+    with lock:
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        _check_manifest(folder, {"format": FORMAT, "method": METHOD, "data": data})
+        yield RunStore(folder, classes)
+        lock.release()
+    Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _check_manifest(folder: Path, expected: dict[str, Any]) -> None:
+    """Write the manifest of a new store, or hold that of an old one against what is expected."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(expected, indent=1))
+        return
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = {}
+    if found.get("format") != expected["format"] or found.get("method") != expected["method"]:
+        why = "was left by another version of ks4stream"
+    elif found.get("data") != expected["data"]:
+        why = "is of another recording (or its file was written to since)"
+    else:
+        return
+    raise ResultsError(
+        f"{folder} {why}. Sort into another results_dir, or begin anew there with resume=False (--fresh)."
+    )

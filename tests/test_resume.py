@@ -1,0 +1,158 @@
+"""A run that is called again goes on where it stopped, to the same result."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ks4stream import simulate
+from ks4stream.errors import FewSpikesWarning, ResultsError
+from ks4stream.io import run_store
+from ks4stream.io.recordings import open_recording
+from ks4stream.recording import Recording
+from ks4stream.results import Sorting
+from ks4stream.settings import Settings
+from ks4stream.sorter import sort
+
+PROBE = simulate.linear_probe(8)
+SETTINGS = Settings(batch_size=15_000, nblocks=0, nearest_chans=8)
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    path = tmp_path_factory.mktemp("data") / "data.bin"
+    simulate.simulate(PROBE, 3.0, seed=3, n_units=4).write_binary(path)
+    return open_recording(path, n_chan=8, fs=30_000, dtype="int16", probe=PROBE)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many tasks of each stage were computed, by the stage's name."""
+    found: Counter[str] = Counter()
+    call = run_store.Remembered.__call__
+
+    def counting(task: run_store.Remembered, item: Any) -> Any:
+        value = call(task, item)
+        found[task.folder.name.rpartition("-")[0]] += 1
+        return value
+
+    monkeypatch.setattr(run_store.Remembered, "__call__", counting)
+    return found
+
+
+def run(recording: Recording, folder: Path, settings: Settings = SETTINGS, **options: Any) -> Sorting:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewSpikesWarning)
+        return sort(recording, settings, results_dir=folder, client="loop", block_batches=1, **options)
+
+
+def assert_same(one: Sorting, other: Sorting) -> None:
+    for spec in fields(Sorting):
+        if "dims" in spec.metadata:
+            np.testing.assert_array_equal(getattr(one, spec.name), getattr(other, spec.name), err_msg=spec.name)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recording: Recording, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sorting]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, run(recording, folder)
+
+
+def test_nothing_that_was_finished_is_computed_again(
+    recording: Recording, tmp_path: Path, computed: Counter[str]
+) -> None:
+    first = run(recording, tmp_path)
+    assert first.n_spikes > 50
+    assert {"whitening", "waveforms", "detection", "first-clustering", "matching", "final-clustering"} == set(computed)
+    computed.clear()
+    assert_same(run(recording, tmp_path), first)
+    assert not computed
+    assert_same(run(recording, tmp_path, resume=False), first)
+    assert computed["detection"] == computed["matching"] == 6
+
+
+def test_a_changed_setting_redoes_the_stages_it_touches(
+    recording: Recording, tmp_path: Path, computed: Counter[str]
+) -> None:
+    run(recording, tmp_path)
+    computed.clear()
+    found = run(recording, tmp_path, SETTINGS.replace(Th_learned=14))
+    assert set(computed) == {"matching", "final-clustering"}
+    computed.clear()
+    assert_same(found, run(recording, tmp_path / "other", SETTINGS.replace(Th_learned=14)))
+    computed.clear()
+    run(recording, tmp_path, SETTINGS.replace(Th_universal=8))
+    assert {"detection", "first-clustering", "matching"} <= set(computed)
+    assert not {"whitening", "waveforms"} & set(computed)
+    computed.clear()
+    run(recording, tmp_path)  # as at first: all of it is still there
+    assert not computed
+
+
+@pytest.mark.parametrize(("stage", "after"), [("whitening", 1), ("detection", 4), ("matching", 3), ("final", 0)])
+def test_an_interrupted_run_goes_on(
+    recording: Recording, tmp_path: Path, computed: Counter[str], undisturbed: tuple[Path, Sorting], stage: str,
+    after: int,
+) -> None:  # fmt: skip
+    def interrupt(name: str, done: int, total: int) -> None:
+        if name.startswith(stage) and done == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(recording, tmp_path, progress=interrupt)
+    before = Counter(computed)
+    assert_same(run(recording, tmp_path), undisturbed[1])
+    assert computed["detection"] == computed["matching"] == 6, "every block once, in both runs together"
+    assert before.total() < computed.total()
+
+
+def flip(path: Path) -> None:
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 3] ^= 16
+    path.write_bytes(whole)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+@pytest.mark.parametrize("pattern", ["detection-*/*.record.npz", "detection-*/peaks-*2.npz", "matching-*/sp*4.npz"])
+def test_what_is_damaged_is_computed_anew(
+    recording: Recording, tmp_path: Path, computed: Counter[str], undisturbed: tuple[Path, Sorting], pattern: str,
+    damage: Callable[[Path], None],
+) -> None:  # fmt: skip
+    run(recording, tmp_path)
+    for path in (tmp_path / "run").glob("*clustering-*/*"):
+        path.unlink()  # so that the blocks are read again
+    computed.clear()
+    damage(next(iter(sorted((tmp_path / "run").glob(pattern)))))
+    assert_same(run(recording, tmp_path), undisturbed[1])
+    stage = pattern.partition("-")[0]
+    assert computed[stage] == 1
+    assert computed["detection"] + computed["matching"] == 1
+
+
+def test_another_recording_is_refused(recording: Recording, tmp_path: Path, undisturbed: tuple[Path, Sorting]) -> None:
+    other = tmp_path / "other.bin"
+    simulate.simulate(PROBE, 2.0, seed=4, n_units=2).write_binary(other)
+    with pytest.raises(ResultsError, match=r"of another recording.*resume=False"):
+        run(open_recording(other, n_chan=8, fs=30_000, dtype="int16", probe=PROBE), undisturbed[0])
+
+
+def test_a_file_written_to_since_is_another_recording(tmp_path: Path) -> None:
+    path = tmp_path / "data.bin"
+    simulate.simulate(PROBE, 2.0, seed=4, n_units=2).write_binary(path)
+    run(open_recording(path, n_chan=8, fs=30_000, dtype="int16", probe=PROBE), tmp_path / "results")
+    os.utime(path, (time.time() + 10,) * 2)
+    with pytest.raises(ResultsError, match="of another recording"):
+        run(open_recording(path, n_chan=8, fs=30_000, dtype="int16", probe=PROBE), tmp_path / "results")
