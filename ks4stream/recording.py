@@ -55,6 +55,11 @@ class Source(Protocol):
         """Hash that changes when the data do; the same in every process."""
         ...
 
+    @property
+    def digest_is_exact(self) -> bool:
+        """Whether any change of the data changes the digest; False where only some samples enter it."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Recording:

@@ -22,7 +22,7 @@ from ks4stream.blocks import Tile
 from ks4stream.engine import Engine, Loop, Progress, one_thread
 from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarning
 from ks4stream.io.records import key_of
-from ks4stream.io.run_store import Remembered, RunStore, open_store
+from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
 from ks4stream.io.spikes import Receipt
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
@@ -77,7 +77,8 @@ def sort(
         Called as ``progress(stage, done, total)``.
     resume : bool
         Go on where an earlier run into `results_dir` stopped: what it finished, of the same recording and with the
-        same settings as far as they matter, is not computed again. False begins anew.
+        same settings as far as they matter, is not computed again. False begins anew. Only of files and of arrays
+        up to 256 MB it is known that they are the same; others are always sorted anew.
     save_extra_vars : bool
         Write Kilosort4's extra files too.
 
@@ -145,9 +146,6 @@ MATTERS = {
 """By stage, the settings its tasks read, by their own name or that of the stage that first reads them. What earlier
 stages found is part of what a task depends on, so that their settings need not be named again."""
 
-MOST_DAMAGES = 10  # files found damaged in one run before it gives up
-
-
 @dataclass
 class SortRun:
     """One run: what it reads, where it computes, and the time each stage took."""
@@ -161,13 +159,16 @@ class SortRun:
 
     def run(self) -> Sorting:
         """Sort; where a file turns out to be damaged, its block is computed again and the rest is recalled."""
-        for _ in range(MOST_DAMAGES):
+        damaged: set[str] = set()
+        while True:
             try:
                 return self._run()
             except DamagedFileError as error:
+                if error.path in damaged:  # for the second time: no chance
+                    raise
+                damaged.add(error.path)
                 logger.warning("%s It is computed anew.", error)
                 Path(error.path).unlink(missing_ok=True)
-        return self._run()
 
     def _run(self) -> Sorting:
         """The methods section."""
@@ -262,6 +263,8 @@ class SortRun:
             return None, template_channels
         with self._timed("matching"):
             receipts, counts, self.artifacts = matching.combine(source, self._map(matcher, self._blocks(), "matching"))
+            blanked_s = np.diff(self.artifacts).sum() / source.recording.sampling_rate_hz
+            logger.info("%d artifacts were blanked, %.2f s in all", len(self.artifacts), blanked_s)
         with self._timed("final clustering"):
             sizes = _sizes(receipts)
             occupied = np.flatnonzero(sizes).tolist()
@@ -319,7 +322,7 @@ class SortRun:
         self, function: Callable[[Any], Any], items: Sequence[Any], stage: str, priority: Any = ()
     ) -> Iterator[Any]:
         """Results in order: those of an earlier run from the store, the others computed and kept there."""
-        store = self.store.stage(stage, key_of(function, torch.__version__, stages=MATTERS[stage]))
+        store = self.store.stage(stage, key_of(function, METHOD, torch.__version__, stages=MATTERS[stage]))
         if isinstance(function, templates.PeakWriter | matching.SpikeMatcher):
             function = replace(function, folder=store.folder)
         known = store.recall(items)
@@ -362,7 +365,8 @@ def run_store(source: Preprocessor, results_dir: str | os.PathLike[str] | None, 
     with ExitStack() as stack:
         folder = Path(results_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="ks4stream-")))
         data = source.recording.digest() if results_dir else ""
-        yield stack.enter_context(open_store(folder / "run", RECORDED, data=data, fresh=fresh))
+        fresh |= not source.recording.source.digest_is_exact  # what it was then, nobody can tell
+        yield stack.enter_context(open_store(folder.absolute() / "run", RECORDED, data=data, fresh=fresh))
 
 
 @contextmanager

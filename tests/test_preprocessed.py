@@ -102,7 +102,7 @@ def test_a_long_recording_costs_no_memory(whitening: Whitening) -> None:
     n_samples = 200 * 3600 * 30_000
 
     class Endless:
-        n_channels, dtype = 8, np.dtype(np.int16)
+        n_channels, dtype, digest_is_exact = 8, np.dtype(np.int16), True
 
         def __init__(self) -> None:
             self.n_samples = n_samples

@@ -25,6 +25,7 @@ class CountingSource:
     n_channels: int = 4
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.int16))
     reads: list[tuple[int, int]] = field(default_factory=list)
+    digest_is_exact: bool = True
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         self.reads.append((start, stop))

@@ -92,8 +92,10 @@ def one_thread() -> Iterator[None]:
 
 _MALLOPT = {  # by the environment variable that sets it: number in glibc's malloc.h, value at work, value at rest
     "MALLOC_MMAP_MAX_": (-4, 0, 1 << 16),  # blocks, however large, that are not part of the heap
+    "MALLOC_MMAP_THRESHOLD_": (-3, 32 << 20, 32 << 20),  # bytes of those; glibc itself goes up to 32 MB by and by
     "MALLOC_TRIM_THRESHOLD_": (-1, (1 << 31) - 1, 64 << 20),  # bytes free at the heap's end before it shrinks
-    "MALLOC_ARENA_MAX": (-8, 1, 0),  # heaps; those of other threads than the main one end at 64 MB. 0: by the cores
+    "MALLOC_ARENA_MAX": (-8, 1, 0),  # heaps; those of other threads than the main one end at 64 MB. 0: by the cores,
+    # but where a thread asked for its heap meanwhile, glibc keeps the limit it met
 }
 
 
@@ -113,7 +115,8 @@ def _keep_freed_memory() -> None:
 def _give_back_memory() -> None:
     if _glibc():
         for name, (number, _, at_rest) in _MALLOPT.items():
-            _glibc().mallopt(number, int(os.environ.get(name, at_rest)))
+            asked = os.environ.get(name, "")
+            _glibc().mallopt(number, int(asked) if asked.isdecimal() else at_rest)
         _glibc().malloc_trim(0)
 
 

@@ -8,6 +8,7 @@ A *key* is a hash of everything a computation depends on, found by walking the s
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import zipfile
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +27,12 @@ from ks4stream.errors import DamagedFileError
 from ks4stream.settings import Settings
 
 _SKELETON = "skeleton"
+NOT_AS_WRITTEN = (
+    FileNotFoundError, EOFError, ValueError, KeyError, TypeError, SyntaxError, RuntimeError, TokenError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What reading a file raises if it is gone, cut short or has other bits; other errors of the system are no damage."""
+
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -61,10 +69,14 @@ def read_record(path: Path, classes: Iterable[type]) -> Any:
     """
     known = {cls.__name__: cls for cls in classes}
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            skeleton = json.loads(file[_SKELETON].tobytes())
-            return _put_together(skeleton, lambda number: file[f"a{number}"], known)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        with zipfile.ZipFile(path) as archive:
+
+            def member(name: str) -> NDArray[Any]:
+                whole = archive.read(f"{name}.npy")  # to its end, where the checksum is compared
+                return np.asarray(np.lib.format.read_array(io.BytesIO(whole), allow_pickle=False))
+
+            return _put_together(json.loads(member(_SKELETON).tobytes()), lambda number: member(f"a{number}"), known)
+    except NOT_AS_WRITTEN as error:
         raise DamagedFileError(str(path)) from error
 
 

@@ -12,7 +12,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from ks4stream.io.spikes import Receipt
 FORMAT = "ks4stream.Run/1"
 METHOD = 1
 """Counts changes of the method that change any result: records of another number are of no use."""
+
+MANIFEST, LOCK = "manifest.json", "lock"
 
 _log = logging.getLogger(__name__)
 
@@ -72,9 +74,12 @@ class StageStore:
     def _read(self, path: Path) -> Any:
         value = read_record(path, (Receipt, *self.classes))
         receipt = getattr(value, "receipt", value)
-        if isinstance(receipt, Receipt) and not receipt.is_there():
+        if not isinstance(receipt, Receipt):
+            return value
+        receipt = replace(receipt, path=str(self.folder / Path(receipt.path).name))  # the folder may have been moved
+        if not receipt.is_there():
             raise DamagedFileError(receipt.path)
-        return value
+        return receipt if isinstance(value, Receipt) else value._replace(receipt=receipt)
 
 
 @dataclass(frozen=True)
@@ -113,36 +118,59 @@ def open_store(folder: Path, classes: tuple[type, ...], *, data: str, fresh: boo
     Raises
     ------
     ResultsError
-        If another run is using it, or it is of other data or another version of the method; it is left as it is.
+        If another run is using it, or it is of other data, of another version of the method or no store at all; it is
+        left as it is.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    _check_kind(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)  # stays there: removing it would let two processes hold two files of that name
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ResultsError(
             f"Another run is writing to {folder.parent}. Wait for its end, or give another results_dir."
         ) from None
-    with lock:
+    try:
         if fresh:
-            shutil.rmtree(folder, ignore_errors=True)
+            _empty(folder)
         _check_manifest(folder, {"format": FORMAT, "method": METHOD, "data": data})
         yield RunStore(folder, classes)
+    finally:
         lock.release()
-    Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _check_kind(folder: Path) -> None:
+    """Refuse a folder that is none of ours, before anything in it is touched."""
+    if not folder.exists() or not any(entry.name != LOCK for entry in folder.iterdir()):
+        return
+    if not str(_manifest(folder).get("format", "")).startswith("ks4stream.Run/"):
+        raise ResultsError(f"{folder} is not the store of a run of ks4stream. Give another results_dir.")
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / MANIFEST).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _check_manifest(folder: Path, expected: dict[str, Any]) -> None:
     """Write the manifest of a new store, or hold that of an old one against what is expected."""
-    path = folder / "manifest.json"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(expected, indent=1))
+    found = _manifest(folder)
+    if not found:
+        draft = folder / f"{MANIFEST}.draft"
+        draft.write_text(json.dumps(expected, indent=1))
+        draft.replace(folder / MANIFEST)
         return
-    try:
-        found = json.loads(path.read_text())
-    except ValueError:
-        found = {}
     if found.get("format") != expected["format"] or found.get("method") != expected["method"]:
         why = "was left by another version of ks4stream"
     elif found.get("data") != expected["data"]:

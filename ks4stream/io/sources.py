@@ -172,6 +172,11 @@ class BinarySource:
             self.n_samples, self.file_dtype.str, self.offset_bytes,
         )  # fmt: skip
 
+    @property
+    def digest_is_exact(self) -> bool:
+        """Yes, as far as times of change can be trusted."""
+        return True
+
 
 @dataclass(frozen=True)
 class ConcatenatedSource:
@@ -238,6 +243,11 @@ class ConcatenatedSource:
         """Hash of the parts' hashes, in order."""
         return _hash("concatenated", *(part.digest() for part in self.sources))
 
+    @property
+    def digest_is_exact(self) -> bool:
+        """Whether those of all parts are."""
+        return all(part.digest_is_exact for part in self.sources)
+
 
 class _OfArray:
     """What every source with an ``array`` of shape (time, channel) knows from it."""
@@ -303,9 +313,13 @@ class ArraySource(_OfArray):
 
     def digest(self) -> str:
         """Hash of shape, type and all samples; beyond 256 MB of samples from 32 places."""
-        is_small = self.n_samples * self.n_channels * self.dtype.itemsize <= _DIGEST_WHOLE_BYTES
-        n_spots = -(-self.n_samples // _DIGEST_SAMPLES) if is_small else _DIGEST_SPOTS
+        n_spots = -(-self.n_samples // _DIGEST_SAMPLES) if self.digest_is_exact else _DIGEST_SPOTS
         return _content_hash("array", self, n_spots)
+
+    @property
+    def digest_is_exact(self) -> bool:
+        """Whether all samples enter."""
+        return self.n_samples * self.n_channels * self.dtype.itemsize <= _DIGEST_WHOLE_BYTES
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,6 +359,11 @@ class DaskSource(_OfArray):
     def digest(self) -> str:
         """Hash of shape, type and samples from a few places (which are computed)."""
         return _content_hash("dask", self, n_spots=5)
+
+    @property
+    def digest_is_exact(self) -> bool:
+        """No: some samples only."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -407,6 +426,11 @@ class ZarrSource:
         metadata = _zarr_metadata(self.path, self.component)
         facts = (metadata.name, metadata.stat().st_mtime_ns, metadata.read_bytes())
         return _content_hash(f"zarr {metadata.parent.name} {facts}", self, n_spots=5)
+
+    @property
+    def digest_is_exact(self) -> bool:
+        """No: a chunk may be written anew without a trace in the metadata."""
+        return False
 
 
 def _zarr_array(path: str, component: str) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import DamagedFileError
-from ks4stream.io.records import key_of
+from ks4stream.io.records import NOT_AS_WRITTEN, key_of
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -112,7 +112,7 @@ def read_region(receipts: Sequence[Receipt], name: str, region: int) -> NDArray[
 def _read(receipt: Receipt, name: str, region: int) -> NDArray[Any]:
     try:
         rows = np.array(_mapped(receipt.path, name)[int(receipt.start[region]) : int(receipt.start[region + 1])])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except NOT_AS_WRITTEN as error:
         raise DamagedFileError(receipt.path) from error
     if _crc(rows) != receipt.crc[name][region]:
         raise DamagedFileError(receipt.path)
@@ -120,7 +120,8 @@ def _read(receipt: Receipt, name: str, region: int) -> NDArray[Any]:
 
 
 def _crc(rows: NDArray[Any]) -> int:
-    return zlib.crc32(rows.reshape(-1).view(np.uint8).data) if rows.size else 0
+    kind = zlib.crc32(f"{rows.dtype.str} {rows.shape}".encode())
+    return zlib.crc32(rows.reshape(-1).view(np.uint8).data, kind) if rows.size else kind
 
 
 def _mapped(path: str, name: str) -> NDArray[Any]:

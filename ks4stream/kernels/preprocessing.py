@@ -113,7 +113,9 @@ def subtract_reference(traces: Tensor, groups: list[tuple[Tensor, Tensor]]) -> T
     return traces
 
 
-def artifact_mask(traces: Tensor, *, threshold: float, margin: int) -> Tensor:
+def artifact_mask(
+    traces: Tensor, *, threshold: float, margin: int, voters: Tensor, first: int = 0, last: int | None = None
+) -> Tensor:
     """Samples within `margin` of one where any channel reaches `threshold`, or where most channels are beyond noise.
 
     Parameters
@@ -122,12 +124,14 @@ def artifact_mask(traces: Tensor, *, threshold: float, margin: int) -> Tensor:
     threshold : float
         In the unit of the traces; may be infinite.
     margin : int
+    voters, first, last
+        See :func:`on_most_channels`.
 
     Returns
     -------
     Tensor of bool, shape (t,)
     """
-    beyond = on_most_channels(traces)
+    beyond = on_most_channels(traces, voters, first, traces.shape[1] if last is None else last)
     if not math.isinf(threshold):
         beyond |= (traces.abs() >= threshold).any(dim=0)
     return widen(beyond, margin)
@@ -137,28 +141,38 @@ COMMON_DEVIATIONS, COMMON_SHARE, COMMON_CHANNELS, COMMON_STEP = 6.0, 0.5, 16, 8
 """An artifact is what exceeds 6 standard deviations on more than half of at least 16 channels in the same sample; every
 8th sample is looked at. A spike, or many neurons' at once, stays below a third of the channels of a dense probe of 32.
 """
+COMMON_PARTS, COMMON_RANK = 16, 12
+"""A channel's noise is that of the 12th quietest of 16 parts of a tile: neither artifacts in four of them nor gaps
+filled with zeros in eleven of them tell."""
 
 
-def on_most_channels(traces: Tensor) -> Tensor:
+def on_most_channels(traces: Tensor, voters: Tensor, first: int, last: int) -> Tensor:
     """Samples at which most channels are far beyond their noise, which no neuron does.
 
-    The standard deviation of a channel is taken as √(π/2) times its mean absolute value, which a short artifact
-    hardly raises. Nothing is found where there are fewer than :data:`COMMON_CHANNELS` channels that carry a signal.
+    The standard deviation of a channel is taken as √(π/2) times its mean absolute value in a part of the tile.
 
     Parameters
     ----------
     traces : Tensor, shape (c, t)
+    voters : Tensor of int64, shape (v,)
+        Channels that carry a signal; nothing is found where there are fewer than :data:`COMMON_CHANNELS`.
+    first, last : int
+        Samples that were recorded, half open; the others are padding.
 
     Returns
     -------
     Tensor of bool, shape (t,)
     """
     found = torch.zeros(traces.shape[1], dtype=torch.bool, device=traces.device)
-    some = traces[:, ::COMMON_STEP].abs()
-    level = some.mean(dim=1, keepdim=True) * (COMMON_DEVIATIONS * math.sqrt(math.pi / 2))
-    n_alive = int((level > 0).sum())
-    if n_alive >= COMMON_CHANNELS:
-        found[::COMMON_STEP] = (some > level).float().sum(dim=0) > COMMON_SHARE * n_alive
+    length = (last - first) // (COMMON_STEP * COMMON_PARTS) * COMMON_PARTS  # samples looked at for the noise
+    if len(voters) < COMMON_CHANNELS or length == 0:
+        return found
+    some = traces[:, first:last:COMMON_STEP].abs()
+    if len(voters) < len(traces):
+        some = some.index_select(0, voters)
+    parts = some[:, :length].reshape(len(some), COMMON_PARTS, -1).mean(dim=2)
+    level = parts.sort(dim=1).values[:, COMMON_RANK - 1, None] * (COMMON_DEVIATIONS * math.sqrt(math.pi / 2))
+    found[first:last:COMMON_STEP] = (some > level).float().sum(dim=0) > COMMON_SHARE * len(voters)
     return found
 
 

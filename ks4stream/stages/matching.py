@@ -80,7 +80,8 @@ class SpikeMatcher:
         columns = {name: values[columns["counts"] | outer] for name, values in columns.items()}
         counts, region = columns.pop("counts"), self.region_of[columns["template"]]
         order = np.argsort(region, kind="stable")  # as write_block does
-        receipt = write_block(self.folder / f"spikes-{block[0].index:08d}.npz", columns, region, self.n_regions)
+        path = self.folder / f"spikes-{block[0].index:08d}-{block[-1].index:08d}.npz"
+        receipt = write_block(path, columns, region, self.n_regions)
         sample, template, counts = columns["sample"][order], columns["template"][order], counts[order]
 
         def edge(rows: NDArray[np.bool_]) -> Edge:

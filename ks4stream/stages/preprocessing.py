@@ -22,6 +22,7 @@ from ks4stream.results import Drift, Whitening
 from ks4stream.settings import Settings
 
 ARTIFACT_MARGIN_MS = 2.0  # blanked on either side of an artifact
+COMMON_SPAN_UM = 200.0  # that contacts span at least where artifacts are told by how many channels they reach
 MATCHING_REACH_WAVEFORMS = 16  # halo beyond the filter, in waveforms: how far a chain of overlapping spikes reaches
 
 
@@ -104,7 +105,10 @@ class Preprocessor:
         if self.do_car:
             traces = kernels.subtract_reference(traces, self._constant("groups"))
         margin = artifact_margin(self.recording.sampling_rate_hz)
-        blank = kernels.artifact_mask(traces, threshold=self.settings.artifact_threshold, margin=margin)
+        blank = kernels.artifact_mask(
+            traces, threshold=self.settings.artifact_threshold, margin=margin, voters=self._constant("voters"),
+            first=max(self.tiling.start - tile.first, 0), last=min(self.tiling.stop - tile.first, tile.length),
+        )  # fmt: skip
         return traces.masked_fill_(blank, 0.0) if bool(blank.any()) else traces, blank
 
     def whitened(self, tile: Tile) -> tuple[Tensor, Tensor]:
@@ -164,6 +168,13 @@ class Preprocessor:
     def _make_groups(self) -> list[tuple[Tensor, Tensor]]:
         groups = geometry.reference_groups(self.probe, self.dead)
         return [(torch.from_numpy(a).to(self.device), torch.from_numpy(b).to(self.device)) for a, b in groups]
+
+    def _make_voters(self) -> Tensor:
+        """Channels that say whether something is an artifact; none where one neuron could reach most of them."""
+        alive = np.setdiff1d(np.arange(self.probe.n_channels), self.dead)
+        positions = self.probe.positions_um[alive]
+        wide = len(alive) > 0 and float(np.ptp(positions, axis=0).max()) >= COMMON_SPAN_UM
+        return torch.from_numpy(alive if wide else alive[:0]).to(self.device)
 
     def _make_whitening(self) -> Tensor:
         assert self.whitening is not None, "whitened() needs a Whitening"

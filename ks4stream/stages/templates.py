@@ -36,7 +36,8 @@ class PeakWriter:
         tiles = [self._of(tile) for tile in block]
         columns = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
         region = self.regions.of_centre[columns["centre"]]
-        return write_block(self.folder / f"peaks-{block[0].index:08d}.npz", columns, region, len(self.regions))
+        path = self.folder / f"peaks-{block[0].index:08d}-{block[-1].index:08d}.npz"
+        return write_block(path, columns, region, len(self.regions))
 
     def _of(self, tile: Tile) -> dict[str, NDArray[np.generic]]:
         traces, peaks = self.detector.peaks(tile)

@@ -109,26 +109,43 @@ def test_an_artifact_on_any_channel_is_masked_with_its_margin(sign: int) -> None
     traces = torch.zeros(3, 20)
     traces[1, 8] = sign * 50.0
     traces[2, 15] = sign * 49.9
-    assert artifact_mask(traces, threshold=50, margin=2).nonzero().ravel().tolist() == [6, 7, 8, 9, 10]
+    mask = artifact_mask(traces, threshold=50, margin=2, voters=torch.arange(3))
+    assert mask.nonzero().ravel().tolist() == [6, 7, 8, 9, 10]
+
+
+def common(traces: Tensor, voters: Tensor | None = None, **options: int) -> Tensor:
+    everyone = torch.arange(len(traces))
+    return artifact_mask(
+        traces, threshold=math.inf, margin=5, voters=everyone if voters is None else voters, **options
+    )
+
+
+def noise_of_any_size(n_samples: int) -> Tensor:
+    draw = torch.Generator().manual_seed(3)
+    return torch.randn(24, n_samples, generator=draw) * torch.arange(1, 25)[:, None]
 
 
 def test_what_most_channels_share_is_an_artifact_and_what_a_third_share_is_not() -> None:
-    draw = torch.Generator().manual_seed(3)
-    traces = torch.randn(24, 3000, generator=draw) * torch.arange(1, 25)[:, None]  # noise of any size
+    traces = noise_of_any_size(3000)
     spike, artifact = traces.clone(), traces.clone()
     level = 20.0 * torch.arange(1, 25)[:, None]
     spike[:8, 1000:1020] += level[:8]
     artifact[5:20, 1000:1020] -= level[5:20]
-    assert not artifact_mask(spike, threshold=math.inf, margin=5).any()
-    found = artifact_mask(artifact, threshold=math.inf, margin=5).nonzero().ravel()
-    assert found.tolist() == list(range(995, 1016 + 6))  # every 8th sample is looked at, up to 1016
-    dead = artifact.clone()
-    dead[:5] = 0  # channels without signal have no vote
-    dead[20:] = 0
-    assert torch.equal(artifact_mask(dead, threshold=math.inf, margin=5), torch.zeros(3000, dtype=torch.bool))
-    dead[20] = traces[20]
-    assert artifact_mask(dead, threshold=math.inf, margin=5)[1000]  # 15 of the 16 that are alive
-    assert not artifact_mask(artifact[:15], threshold=math.inf, margin=5).any()  # too few to tell it from a spike
+    assert not common(spike).any()
+    assert common(artifact).nonzero().ravel().tolist() == list(range(995, 1016 + 6))  # every 8th sample is looked at
+    assert not common(artifact, torch.arange(15)).any()  # too few to tell it from a spike
+    assert common(artifact, torch.arange(4, 20))[1000]
+    assert not common(artifact, torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23])).any()
+
+
+@pytest.mark.parametrize("recorded", [200, 1000, 4000, 7999])
+def test_padding_and_gaps_do_not_make_noise_an_artifact(recorded: int) -> None:
+    padded = torch.nn.functional.pad(noise_of_any_size(recorded), (0, 8000 - recorded))
+    assert not common(padded, last=recorded).any()
+    assert not common(padded.flip(1), first=8000 - recorded).any()
+    gap = noise_of_any_size(8000)
+    gap[:, 500:5500] = 0
+    assert not common(gap).any()
 
 
 @pytest.mark.parametrize(

@@ -137,3 +137,20 @@ def test_artifacts_are_blanked_on_all_channels(samples: np.ndarray) -> None:
     torch.testing.assert_close(
         traces[:, at][:, kept], clean[:, -6000 - (clean.shape[1] - 6000) // 2 :][:, :6000][:, kept], rtol=0, atol=1e-2
     )
+
+
+def test_a_short_last_batch_is_not_taken_for_an_artifact() -> None:
+    """Beyond the recording's end a tile holds padding, which is no measure of the noise."""
+    probe = simulate.staggered_probe(32)
+    source = source_of(np.random.default_rng(0).normal(0, 30, (6300, 32)).astype(np.int16), probe=probe)
+    assert [tile.stop - tile.start for tile in source.tiling] == [6000, 300]
+    for tile in source.tiling:
+        assert not source.referenced(tile)[1].any()
+
+
+@pytest.mark.parametrize(("pitch_um", "found"), [(5, False), (20, True)])
+def test_artifacts_are_told_by_their_reach_where_no_neuron_reaches_as_far(pitch_um: float, found: bool) -> None:
+    samples = np.random.default_rng(0).normal(0, 30, (12_000, 16)).astype(np.int16)
+    samples[8000:8030] += (1500 * np.arange(-8, 8)).astype(np.int16)  # more than the reference takes away
+    source = source_of(samples, probe=simulate.linear_probe(16, pitch_um=pitch_um))
+    assert bool(source.referenced(source.tiling[1])[1].any()) == found
