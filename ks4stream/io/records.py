@@ -13,11 +13,12 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import numpy as np
@@ -36,6 +37,21 @@ NOT_AS_WRITTEN = (
 _PLAIN = (bool, int, float, str, type(None))
 
 
+@contextmanager
+def appearing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which appears under its name when it is complete and on the disk; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{uuid4().hex}.draft")  # a task may be computed twice at a time, on two machines
+    try:
+        with draft.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)  # of a write that failed
+
+
 def write_record(path: Path, value: Any) -> None:
     """Write a value; the file appears under its name only when it is complete.
 
@@ -46,17 +62,9 @@ def write_record(path: Path, value: Any) -> None:
     """
     arrays: list[NDArray[Any]] = []
     skeleton = json.dumps(_taken_apart(value, arrays))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{uuid4().hex}.draft")
-    try:
-        with draft.open("wb") as file:
-            members = {f"a{number}": array for number, array in enumerate(arrays)}
-            np.savez(file, allow_pickle=False, **{_SKELETON: np.frombuffer(skeleton.encode(), np.uint8)}, **members)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    members = {f"a{number}": array for number, array in enumerate(arrays)}
+    with appearing(path) as file:
+        np.savez(file, allow_pickle=False, **{_SKELETON: np.frombuffer(skeleton.encode(), np.uint8)}, **members)
 
 
 def read_record(path: Path, classes: Iterable[type]) -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ks4stream.errors import DamagedFileError, ResultsError
-from ks4stream.io.records import key_of, read_record, write_record
+from ks4stream.io.records import appearing, key_of, read_record, write_record
 from ks4stream.io.spikes import Receipt
 
 FORMAT = "ks4stream.Run/1"
@@ -167,9 +167,8 @@ def _check_manifest(folder: Path, expected: dict[str, Any]) -> None:
     """Write the manifest of a new store, or hold that of an old one against what is expected."""
     found = _manifest(folder)
     if not found:
-        draft = folder / f"{MANIFEST}.draft"
-        draft.write_text(json.dumps(expected, indent=1))
-        draft.replace(folder / MANIFEST)
+        with appearing(folder / MANIFEST) as file:
+            file.write(json.dumps(expected, indent=1).encode())
         return
     if found.get("format") != expected["format"] or found.get("method") != expected["method"]:
         why = "was left by another version of ks4stream"

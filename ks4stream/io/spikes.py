@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import DamagedFileError
-from ks4stream.io.records import NOT_AS_WRITTEN, key_of
+from ks4stream.io.records import NOT_AS_WRITTEN, appearing, key_of
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -70,15 +69,9 @@ def write_block(path: Path, columns: Columns, region: NDArray[np.int64], n_regio
     order = np.argsort(region, kind="stable")
     start = np.concatenate([[0], np.cumsum(np.bincount(region, minlength=n_regions))]).astype(np.int64)
     grouped = {name: np.ascontiguousarray(values[order]) for name, values in columns.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{uuid4().hex}.draft")  # a task may be computed twice at a time, on two machines
-    try:
-        with draft.open("wb") as file:
-            np.savez(file, allow_pickle=False, **grouped)
-        n_bytes = draft.stat().st_size
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)  # of a write that failed
+    with appearing(path) as file:
+        np.savez(file, allow_pickle=False, **grouped)
+        n_bytes = file.tell()
     crc = {
         name: np.array([_crc(values[start[r] : start[r + 1]]) for r in range(n_regions)], np.int64)
         for name, values in grouped.items()

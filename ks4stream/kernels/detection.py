@@ -3,7 +3,7 @@
 The score of centre k at sample t is the largest |A[k, s, p, t]|, A being the correlation B of the centre's channels
 with waveform p, summed with the spatial Gaussian s as weights. B is made everywhere. As no weight is negative, no
 score within a short bin of time is larger than the same sum over the largest |B| of each channel in the bin; these
-bounds, a tenth of a percent of the arithmetic, are made everywhere too. A is evaluated only in those bins that might
+bounds are made everywhere too. A is evaluated only in those bins that might
 hold a local maximum above threshold. Nothing is missed.
 """
 
