@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -33,6 +34,9 @@ NOT_AS_WRITTEN = (
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What reading a file raises if it is gone, cut short or has other bits; other errors of the system are no damage."""
+
+ONE_AT_A_TIME = threading.Lock()
+"""For reading headers of arrays: CPython 3.11's parser now and then raises SystemError where threads parse together."""
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -81,7 +85,8 @@ def read_record(path: Path, classes: Iterable[type]) -> Any:
 
             def member(name: str) -> NDArray[Any]:
                 whole = archive.read(f"{name}.npy")  # to its end, where the checksum is compared
-                return np.asarray(np.lib.format.read_array(io.BytesIO(whole), allow_pickle=False))
+                with ONE_AT_A_TIME:
+                    return np.asarray(np.lib.format.read_array(io.BytesIO(whole), allow_pickle=False))
 
             return _put_together(json.loads(member(_SKELETON).tobytes()), lambda number: member(f"a{number}"), known)
     except NOT_AS_WRITTEN as error:

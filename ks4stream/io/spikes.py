@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import DamagedFileError
-from ks4stream.io.records import NOT_AS_WRITTEN, appearing, key_of
+from ks4stream.io.records import NOT_AS_WRITTEN, ONE_AT_A_TIME, appearing, key_of
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -123,7 +123,8 @@ def _mapped(path: str, name: str) -> NDArray[Any]:
         info = archive.getinfo(f"{name}.npy")
         version = np.lib.format.read_magic(member)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(member)
+        with ONE_AT_A_TIME:
+            shape, fortran, dtype = read_header(member)
         header_bytes = member.tell()
     if fortran:
         raise ValueError("rows are written contiguously")
