@@ -20,7 +20,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import outcome
@@ -34,7 +33,7 @@ from ks4stream.blocks import Tile
 from ks4stream.engine import Loop, one_thread
 from ks4stream.geometry import Centres
 from ks4stream.io.run_store import RunStore
-from ks4stream.io.spikes import write_block
+from ks4stream.io.spikes import read_column, write_block
 from ks4stream.kernels import detection as detection_kernels
 from ks4stream.kernels import drift as drift_kernels
 from ks4stream.kernels import matching as matching_kernels
@@ -45,7 +44,7 @@ from ks4stream.kernels.clustering import cluster_region
 from ks4stream.results import Drift, Templates, Waveforms, Whitening
 from ks4stream.scoring import score
 from ks4stream.sorter import RECORDED, SortRun, prepare
-from ks4stream.stages import detection, drift, matching, units, waveforms, whitening
+from ks4stream.stages import detection, drift, joining, matching, units, waveforms, whitening
 from ks4stream.stages import templates as template_stage
 from ks4stream.stages.preprocessing import Preprocessor
 
@@ -466,7 +465,7 @@ def compare_clustering(pair: Pair) -> list[Line]:
         rows = rows[np.lexsort((centre[rows], sample[rows]))]
         union = geometry.region_channels(centres.channels, regions.of_centre, len(regions))[one]
         spikes = template_stage.scattered_rows(
-            features[rows], centres.channels[centre[rows]], union, pair.source.probe.n_channels, "cpu"
+            features[rows], centre[rows], centres.channels, union, pair.source.probe.n_channels, "cpu"
         )
         known = pair.settings
         ours[rows] = ours.max() + 1 + cluster_region(
@@ -540,8 +539,8 @@ def compare_matching(pair: Pair) -> list[Line]:
         if "moved" in pair.theirs:
             lines += _match_their_traces(pair, matcher, their_sample, their_template)
         matched = [matcher((tile,)) for tile in pair.source.tiling]
-        receipts, counts, *_ = matching.combine(pair.moved, matched)
-        ours = {name: _column(receipts, counts, name) for name in ("sample", "template", "score", "features")}
+        matches = matching.combine(pair.moved, matched)
+        ours = {name: _column(matches, name) for name in ("sample", "template", "score", "features")}
     i, j = _pair_up(ours["sample"], ours["template"] * 1e6, their_sample, their_template * 1e6)
     lines += [
         Line("matching", "spikes, ours and its", f"{len(ours['sample'])} and {len(their_sample)}"),
@@ -597,10 +596,9 @@ def _match_their_traces(
     ]
 
 
-def _column(receipts: Sequence[Any], counts: Sequence[np.ndarray], name: str) -> np.ndarray:
-    from ks4stream.io.spikes import read_rows
-
-    return np.concatenate([read_rows(r, name)[kept] for r, kept in zip(receipts, counts, strict=True)])
+def _column(matches: matching.Matches, name: str) -> np.ndarray:
+    blocks = zip(matches.receipts, matches.dropped, strict=True)
+    return np.concatenate([np.delete(read_column(receipt, name), dropped, axis=0) for receipt, dropped in blocks])
 
 
 def their_feature_channels(pair: Pair) -> np.ndarray:
@@ -635,26 +633,33 @@ def compare_units(pair: Pair) -> list[Line]:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         receipt = write_block(Path(folder) / "spikes.npz", columns, region_of[template], len(regions))
-        kept = [np.ones(len(sample), bool)]
+        nothing = np.zeros(0, np.int64)
+        matches = matching.Matches([receipt], np.zeros(1, np.int64), [nothing], nothing.reshape(0, 2))
         sorter = units.RegionSorter(
-            [receipt], kept, channels, region_of, pair.source.probe.n_channels, pair.rate_hz, pair.settings, "cpu"
-        )
+            matches, channels, region_of, pair.source.probe.n_channels, pair.rate_hz, pair.settings, "cpu",
+            folder=Path(folder),
+        )  # fmt: skip
         occupied = np.flatnonzero(np.diff(receipt.start)).tolist()
         found = list(Loop().map(sorter, occupied, stage="final clustering"))
         fewest = SortRun(pair.source, Loop(), RunStore(Path(folder), RECORDED), None)._fewest()
+        ours = units.combine(found, pair.their_waveforms(), pair.settings, pair.rate_hz, fewest)
+        parts = joining.in_order(
+            ours, matches, pair.their_waveforms(), channels, pair.source.probe, pair.settings.position_limit
+        )
+        joined = [(part["sample"], part["unit"]) for part in parts]
     before = sum(len(region.unit_features) for region in found)
-    ours = units.combine(found, pair.their_waveforms(), pair.settings, pair.rate_hz, fewest)
+    our_sample, our_unit = (np.concatenate(column) for column in zip(*joined, strict=True))
     final = pair.theirs["final_spikes"][:, 0]
-    held = score(np.rint(final), pair.theirs["final_unit"], ours.sample, ours.unit, sampling_rate_hz=pair.rate_hz)
+    held = score(np.rint(final), pair.theirs["final_unit"], our_sample, our_unit, sampling_rate_hz=pair.rate_hz)
     lines = [
         Line("units", "clusters, ours before merging", before),
         Line(
-            "units", "units, ours and its", f"{len(ours.unit_features)} and {len(held.truth_ids)}", "→ no floor of 1000"
+            "units", "units, ours and its", f"{len(ours.features)} and {len(held.truth_ids)}", "→ no floor of 1000"
         ),
         Line("units", "of its, matched by one of ours", _share(held.is_matched), "agreement ≥ 0.5"),
         Line("units", "agreement of the matched", _range(held.accuracy[held.is_matched])),
     ]
-    lines.append(_held_against_truth("units", "our units", pair, ours.sample, ours.unit))
+    lines.append(_held_against_truth("units", "our units", pair, our_sample, our_unit))
     lines.append(_held_against_truth("units", "its units", pair, np.rint(final), pair.theirs["final_unit"]))
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 import time
 import warnings
@@ -23,13 +24,13 @@ from ks4stream.engine import Engine, Loop, Progress, one_thread
 from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarning
 from ks4stream.io.records import key_of
 from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
-from ks4stream.io.spikes import Receipt
+from ks4stream.io.spikes import GrowingColumns, Receipt
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
 from ks4stream.recording import Recording, check_traces
 from ks4stream.results import Drift, PeakSample, Sorting, Templates, Waveforms, Whitening
 from ks4stream.settings import Settings
-from ks4stream.stages import detection, drift, matching, preprocessing, templates, units, waveforms, whitening
+from ks4stream.stages import detection, drift, joining, matching, preprocessing, templates, units, waveforms, whitening
 from ks4stream.stages.preprocessing import Preprocessor
 
 logger = logging.getLogger("ks4stream")
@@ -37,6 +38,7 @@ logger = logging.getLogger("ks4stream")
 BLOCK_SECONDS = 60.0  # of recording per task, at most
 TASKS_PER_WORKER = 4  # at least, where the recording is long enough, so that no worker waits for the last
 FEW_SPIKES = 1000
+SORTED = "sorted"  # folder of the store for the columns of all spikes, while results are written
 
 
 def sort(
@@ -104,6 +106,7 @@ def sort(
         source = prepare(recording, settings, do_car=do_CAR, invert_sign=invert_sign, device=device)
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(source, results_dir, fresh=not resume))
+        stack.callback(shutil.rmtree, store.folder / SORTED, ignore_errors=True)  # what is mapped stays till it is not
         engine = stack.enter_context(engine_for(client, progress))
         sorting = replace(SortRun(source, engine, store, block_batches).run(), warnings=tuple(said))
         if results_dir is not None:
@@ -134,6 +137,9 @@ def prepare(
 RECORDED = (matching.Matched, matching.Edge, Reported, templates.RegionTemplates, units.RegionUnits)
 """What tasks return, beside arrays and receipts."""
 
+WRITERS = (templates.PeakWriter, matching.SpikeMatcher, units.RegionSorter)
+"""Functions that write files, into their `folder`."""
+
 _TRACES = ("recording", "preprocessing", "sig_interp")
 MATTERS = {
     "whitening": (*_TRACES, "whitening"),
@@ -155,7 +161,6 @@ class SortRun:
     store: RunStore
     block_batches: int | None
     seconds: dict[str, float] = field(default_factory=dict)
-    artifacts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
     def run(self) -> Sorting:
         """Sort; where a file turns out to be damaged, its block is computed again and the rest is recalled."""
@@ -191,8 +196,9 @@ class SortRun:
                 peaks = self.detect(source, centres, regions, shapes)
 
         learned = self.learn_templates(source, centres, regions, shapes, peaks)
-        found, template_channels = self.match(source, shapes, learned, regions)
-        return self.finish(source, shapes, moved, plotted, template_channels, found)
+        matches, template_channels = self.match(source, shapes, learned, regions)
+        found = self.sort_regions(source, shapes, learned, regions, matches, template_channels)
+        return self.finish(source, shapes, moved, plotted, template_channels, matches, found)
 
     def learn_whitening(self, source: Preprocessor) -> Whitening:
         """Section 1.4."""
@@ -253,58 +259,79 @@ class SortRun:
 
     def match(
         self, source: Preprocessor, shapes: Waveforms, learned: Templates, regions: geometry.Regions
-    ) -> tuple[units.Units | None, NDArray[np.int64]]:
-        """Sections 8 and 9: all spikes, clustered into units."""
-        probe, settings = source.probe, source.settings
-        region_of = units.template_regions(learned.features, probe, regions)
+    ) -> tuple[matching.Matches | None, NDArray[np.int64]]:
+        """Section 8: all spikes, and the channels of the features of each template's."""
+        region_of = units.template_regions(learned.features, source.probe, regions)
         matcher = matching.SpikeMatcher(source, shapes, learned, region_of, len(regions))
         template_channels = matcher.matcher.template_channels.cpu().numpy()
         if not len(learned.features):
             return None, template_channels
         with self._timed("matching"):
-            receipts, counts, self.artifacts = matching.combine(source, self._map(matcher, self._blocks(), "matching"))
-            blanked_s = np.diff(self.artifacts).sum() / source.recording.sampling_rate_hz
-            logger.info("%d artifacts were blanked, %.2f s in all", len(self.artifacts), blanked_s)
+            matches = matching.combine(source, self._map(matcher, self._blocks(), "matching"))
+            blanked_s = np.diff(matches.artifacts).sum() / source.recording.sampling_rate_hz
+            logger.info("%d artifacts were blanked, %.2f s in all", len(matches.artifacts), blanked_s)
+        return matches, template_channels
+
+    def sort_regions(
+        self, source: Preprocessor, shapes: Waveforms, learned: Templates, regions: geometry.Regions,
+        matches: matching.Matches | None, template_channels: NDArray[np.int64],
+    ) -> units.Units | None:  # fmt: skip
+        """Section 9: each region's spikes clustered into units, and these merged."""
+        if matches is None:
+            return None
+        probe, settings, rate = source.probe, source.settings, source.recording.sampling_rate_hz
         with self._timed("final clustering"):
-            sizes = _sizes(receipts)
+            sizes = _sizes(matches.receipts)
             occupied = np.flatnonzero(sizes).tolist()
-            rate = source.recording.sampling_rate_hz
+            region_of = units.template_regions(learned.features, probe, regions)
             sorter = units.RegionSorter(
-                receipts, counts, template_channels, region_of, probe.n_channels, rate, settings, source.device
+                matches, template_channels, region_of, probe.n_channels, rate, settings, source.device
             )
             found = list(self._map(sorter, occupied, "final clustering", sizes[occupied]))
         with self._timed("merging"):
-            return (units.combine(found, shapes, settings, rate, self._fewest()) if found else None), template_channels
+            scratch = self.store.folder
+            return units.combine(found, shapes, settings, rate, self._fewest(), scratch=scratch) if found else None
 
     def finish(
         self, source: Preprocessor, shapes: Waveforms, moved: Drift | None, peaks: PeakSample | None,
-        template_channels: NDArray[np.int64], found: units.Units | None,
+        template_channels: NDArray[np.int64], matches: matching.Matches | None, found: units.Units | None,
     ) -> Sorting:  # fmt: skip
-        """Section 10: duplicates, labels, positions."""
+        """Section 10: all spikes in order of time, where they were, and what is known of their units."""
         settings, probe, recording = source.settings, source.probe, source.recording
-        found = found or _no_units(source, template_channels)
-        rate = recording.sampling_rate_hz
-        refractory, contamination = units.labels(found, settings, rate)
-        x_um, y_um = units.positions(found.features, found.template, template_channels, probe, settings.position_limit)
-        n_units = len(found.unit_features)
-        if len(found.sample) < FEW_SPIKES or n_units < 2:
+        shutil.rmtree(self.store.folder / SORTED, ignore_errors=True)
+        (self.store.folder / SORTED).mkdir()
+        columns = GrowingColumns(self.store.folder / SORTED)
+        with self._timed("joining"):
+            columns.append(_no_spikes(source, template_channels))
+            if matches is not None and found is not None:
+                for part in joining.in_order(
+                    found, matches, shapes, template_channels, probe, settings.position_limit
+                ):
+                    columns.append(part)
+        unit_features = found.features if found else np.zeros((0, probe.n_channels, settings.n_pcs), np.float32)
+        similarity = np.zeros((0, 0), np.float32)
+        if len(unit_features):
+            components = torch.from_numpy(shapes.components)
+            similarity = template_kernels.similarity(torch.from_numpy(unit_features), components).value.numpy()
+        spikes: dict[str, Any] = columns.arrays()
+        sorting = Sorting(
+            **spikes,
+            template_channels=template_channels, unit_features=unit_features, similarity=similarity,
+            refractory=found.refractory if found else np.zeros(0), settings=settings,
+            contamination=found.contamination if found else np.zeros(0),
+            sampling_rate_hz=recording.sampling_rate_hz, probe=probe, whitening=source.whitening, waveforms=shapes,
+            drift=moved, peaks=peaks, n_samples=recording.n_samples, files=recording.files,
+            dtype=recording.dtype.name, n_chan_file=recording.n_channels, seconds=dict(self.seconds),
+            artifacts=matches.artifacts if matches else np.zeros((0, 2), np.int64),
+        )  # fmt: skip
+        if sorting.n_spikes < FEW_SPIKES or sorting.n_units < 2:
             warnings.warn(
-                f"Only {len(found.sample)} spikes in {n_units} units were found. If more were to be expected, check "
-                "the probe's units (µm), the channel map, dtype and n_chan, or lower Th_universal and Th_learned.",
+                f"Only {sorting.n_spikes} spikes in {sorting.n_units} units were found. If more were to be expected, "
+                "check the probe's units (µm), the channel map, dtype and n_chan, or lower Th_universal and "
+                "Th_learned.",
                 FewSpikesWarning, stacklevel=5,
             )  # fmt: skip
-        similarity = template_kernels.similarity(
-            torch.from_numpy(found.unit_features), torch.from_numpy(shapes.components)
-        ).value.numpy() if n_units else np.zeros((0, 0))
-        return Sorting(
-            sample=found.sample, unit=found.unit, template=found.template, score=found.score, features=found.features,
-            kept=found.kept, x_um=x_um, y_um=y_um,
-            template_channels=template_channels, unit_features=found.unit_features,
-            similarity=similarity, refractory=refractory, contamination=contamination, settings=settings,
-            sampling_rate_hz=rate, probe=probe, whitening=source.whitening, waveforms=shapes, drift=moved, peaks=peaks,
-            n_samples=recording.n_samples, files=recording.files, dtype=recording.dtype.name,
-            n_chan_file=recording.n_channels, artifacts=self.artifacts, seconds=dict(self.seconds),
-        )  # fmt: skip
+        return sorting
 
     def _fewest(self) -> int:
         tiling = self.source.tiling
@@ -323,7 +350,7 @@ class SortRun:
     ) -> Iterator[Any]:
         """Results in order: those of an earlier run from the store, the others computed and kept there."""
         store = self.store.stage(stage, key_of(function, METHOD, torch.__version__, stages=MATTERS[stage]))
-        if isinstance(function, templates.PeakWriter | matching.SpikeMatcher):
+        if isinstance(function, WRITERS):
             function = replace(function, folder=store.folder)
         known = store.recall(items)
         if known:
@@ -350,13 +377,12 @@ def _sizes(receipts: Sequence[Receipt]) -> NDArray[np.int64]:
     return np.asarray(np.diff(np.stack([receipt.start for receipt in receipts]), axis=1).sum(axis=0))
 
 
-def _no_units(source: Preprocessor, template_channels: NDArray[np.int64]) -> units.Units:
-    n_slots, n_pcs = template_channels.shape[1], source.settings.n_pcs
-    return units.Units(
-        sample=np.zeros(0, np.int64), template=np.zeros(0, np.int32), score=np.zeros(0, np.float32),
-        features=np.zeros((0, n_slots, n_pcs), np.float32), unit=np.zeros(0, np.int64), kept=np.zeros(0, bool),
-        unit_features=np.zeros((0, source.probe.n_channels, n_pcs), np.float32),
-    )  # fmt: skip
+def _no_spikes(source: Preprocessor, template_channels: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Columns of spikes without rows."""
+    columns = {"sample": "int64", "unit": "int32", "template": "int32", "score": "float32", "kept": "bool",
+               "x_um": "float32", "y_um": "float32"}  # fmt: skip
+    features = np.zeros((0, template_channels.shape[1], source.settings.n_pcs), np.float32)
+    return {name: np.zeros(0, dtype) for name, dtype in columns.items()} | {"features": features}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,41 +138,43 @@ def crop_start(sorting: Sorting) -> int:
 
 
 def _write_spikes(sorting: Sorting, path: Path) -> None:
-    kept = sorting.kept
-    unit = sorting.unit[kept]
-    _save(path, "spike_times", sorting.sample[kept], np.int64)
-    _save(path, "spike_clusters", unit, np.int32)
-    _save(path, "spike_templates", unit, np.int32)
-    _save(path, "spike_detection_templates", sorting.template[kept], np.int32)
-    _save(path, "spike_positions", np.column_stack([sorting.x_um[kept], sorting.y_um[kept]]), np.float32)
-    _save(path, "amplitudes", _amplitudes(sorting)[kept], np.float32)
-    _save(path, "kept_spikes", kept, np.bool_)
+    n_kept = int(np.count_nonzero(sorting.kept))
+
+    def save(name: str, dtype: DTypeLike, column: Callable[[slice], NDArray[Any]], *rest: int) -> None:
+        pieces = (column(rows)[sorting.kept[rows]] for rows in _slices(sorting.n_spikes, _SPIKES_AT_ONCE))
+        _save_stream(path / f"{name}.npy", (n_kept, *rest), dtype, pieces)
+
+    save("spike_times", np.int64, lambda rows: sorting.sample[rows])
+    save("spike_clusters", np.int32, lambda rows: sorting.unit[rows])
+    save("spike_templates", np.int32, lambda rows: sorting.unit[rows])
+    save("spike_detection_templates", np.int32, lambda rows: sorting.template[rows])
+    save("spike_positions", np.float32, lambda rows: np.column_stack([sorting.x_um[rows], sorting.y_um[rows]]), 2)
+    save("amplitudes", np.float32, lambda rows: _amplitudes(sorting, rows))
+    _save(path, "kept_spikes", sorting.kept, np.bool_)
 
 
-def _amplitudes(sorting: Sorting) -> NDArray[np.float32]:
-    """Norm of each spike's features."""
-    norms = np.empty(sorting.n_spikes, np.float32)
-    for rows in _slices(sorting.n_spikes, _SPIKES_AT_ONCE):
-        norms[rows] = np.sqrt(np.einsum("njq,njq->n", sorting.features[rows], sorting.features[rows]))
-    return norms
+def _amplitudes(sorting: Sorting, rows: slice) -> NDArray[np.float32]:
+    """Norm of the features of some spikes."""
+    features = sorting.features[rows]
+    return np.asarray(np.sqrt(np.einsum("njq,njq->n", features, features)))
 
 
 def _write_features(sorting: Sorting, path: Path) -> None:
     """Features of the kept spikes, moved from the channels of their template to those of their unit."""
     channels = _unit_channels(sorting)
-    kept = np.flatnonzero(sorting.kept)
     slot = _slots(sorting.template_channels, _n_channels(sorting))
 
     def moved() -> Iterator[NDArray[np.float32]]:
-        for rows in _slices(len(kept), _SPIKES_AT_ONCE):
-            spikes = kept[rows]
-            wanted = slot[sorting.template[spikes, None], channels[sorting.unit[spikes]]]  # (n, j), −1: not there
-            features = np.take_along_axis(sorting.features[spikes], np.maximum(wanted, 0)[:, :, None], axis=1)
+        for rows in _slices(sorting.n_spikes, _SPIKES_AT_ONCE):
+            kept = sorting.kept[rows]
+            template, unit = sorting.template[rows][kept], sorting.unit[rows][kept]
+            wanted = slot[template[:, None], channels[unit]]  # (n, j), −1: not there
+            features = np.take_along_axis(sorting.features[rows][kept], np.maximum(wanted, 0)[:, :, None], axis=1)
             features[wanted < 0] = 0
             yield features.transpose(0, 2, 1)
 
-    n_pcs = sorting.features.shape[2]
-    _save_stream(path / "pc_features.npy", (len(kept), n_pcs, channels.shape[1]), np.float32, moved())
+    shape = (int(np.count_nonzero(sorting.kept)), sorting.features.shape[2], channels.shape[1])
+    _save_stream(path / "pc_features.npy", shape, np.float32, moved())
     _save(path, "pc_feature_ind", channels, np.uint32)
 
 
@@ -364,16 +366,16 @@ def write_extra_vars(sorting: Sorting, folder: str | os.PathLike[str]) -> None:
     """Write all spikes as ``run_kilosort`` returns them: tF, Wall, full_st, full_clu, full_amp."""
     path = Path(folder)
     n, j, q = sorting.features.shape
-    pieces = (sorting.features[rows] for rows in _slices(n, _SPIKES_AT_ONCE))
-    _save_stream(path / "tF.npy", (n, j, q), np.float32, pieces)
+    slices = list(_slices(n, _SPIKES_AT_ONCE))
+    _save_stream(path / "tF.npy", (n, j, q), np.float32, (sorting.features[rows] for rows in slices))
     _save(path, "Wall", sorting.unit_features, np.float32)
-    _save(path, "full_st", spike_table(sorting), np.float64)
+    _save_stream(path / "full_st.npy", (n, 3), np.float64, (spike_table(sorting, rows) for rows in slices))
     _save(path, "full_clu", sorting.unit, np.int32)
-    _save(path, "full_amp", _amplitudes(sorting), np.float32)
+    _save_stream(path / "full_amp.npy", (n,), np.float32, (_amplitudes(sorting, rows) for rows in slices))
 
 
-def spike_table(sorting: Sorting) -> NDArray[np.float64]:
-    """Kilosort4's ``st``.
+def spike_table(sorting: Sorting, rows: slice = slice(None)) -> NDArray[np.float64]:
+    """Kilosort4's ``st``, of all spikes or some.
 
     Returns
     -------
@@ -381,7 +383,7 @@ def spike_table(sorting: Sorting) -> NDArray[np.float64]:
         Time in samples, counted from the first that was sorted; template; threshold amplitude.
     """
     return np.column_stack(
-        [sorting.sample - crop_start(sorting), sorting.template, sorting.score.astype(np.float64)]
+        [sorting.sample[rows] - crop_start(sorting), sorting.template[rows], sorting.score[rows].astype(np.float64)]
     ).astype(np.float64, copy=False)
 
 

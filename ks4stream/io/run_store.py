@@ -23,7 +23,7 @@ from ks4stream.io.records import appearing, key_of, read_record, write_record
 from ks4stream.io.spikes import Receipt
 
 FORMAT = "ks4stream.Run/1"
-METHOD = 1
+METHOD = 2
 """Counts changes of the method that change any result: records of another number are of no use."""
 
 MANIFEST, LOCK = "manifest.json", "lock"

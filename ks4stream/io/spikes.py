@@ -2,11 +2,14 @@
 
 What a block found is written once, by the worker that found it; only a small receipt travels. A region's
 task reads its own rows of every block, so no process ever holds them all. The receipt has a checksum of every
-column of every region, and what is read is held against it.
+column of every region, and what is read is held against it. (The same file holds the spikes of one region, grouped by
+unit, after they were clustered.) What even one task cannot hold lies in a file that is mapped into memory.
 """
 
 from __future__ import annotations
 
+import math
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -15,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.errors import DamagedFileError
 from ks4stream.io.records import NOT_AS_WRITTEN, ONE_AT_A_TIME, appearing, key_of
+
+HELD_BYTES = 1 << 30  # of one array that a task keeps in memory; a larger one is mapped from a file
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -102,11 +107,100 @@ def read_region(receipts: Sequence[Receipt], name: str, region: int) -> NDArray[
     return np.concatenate([_read(receipt, name, region) for receipt in receipts])
 
 
-def _read(receipt: Receipt, name: str, region: int) -> NDArray[Any]:
+def pick_region(
+    receipts: Sequence[Receipt], name: str, region: int, wanted: NDArray[np.int64], *, scratch: Path | None = None
+) -> NDArray[Any]:
+    """Some of the rows that :func:`read_region` returns, in the order wanted; only one block's are held beside them.
+
+    Parameters
+    ----------
+    wanted : ndarray of int64, shape (n,)
+        Which rows of the region, counted through all blocks.
+    scratch : path, optional
+        Folder for the rows if they are too many for memory; see :func:`scratch_array`.
+
+    Raises
+    ------
+    DamagedFileError
+        If they are not what was written.
+    """
+    like = open_column(receipts[0], name)
+    found = scratch_array((len(wanted), *like.shape[1:]), like.dtype, scratch)
+    in_turn = np.argsort(wanted, kind="stable")
+    ends = np.cumsum([receipt.start[region + 1] - receipt.start[region] for receipt in receipts])
+    bounds = np.concatenate([[0], np.searchsorted(wanted[in_turn], ends)])
+    for number, receipt in enumerate(receipts):
+        mine = in_turn[bounds[number] : bounds[number + 1]]
+        if len(mine):
+            rows = _read(receipt, name, region)
+            found[mine] = rows[wanted[mine] - (ends[number] - len(rows))]
+    return found
+
+
+def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, folder: Path | None = None) -> NDArray[Any]:
+    """An array to fill: in memory up to 1 GiB, beyond that in a file without a name, which goes with the array.
+
+    Parameters
+    ----------
+    folder : path, optional
+        Where such a file lies; by default in the system's temporary folder.
+    """
+    if math.prod(shape) * np.dtype(dtype).itemsize <= HELD_BYTES:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, dtype, mode="w+", shape=shape)
+
+
+class GrowingColumns:
+    """Columns of one length that grow on disk, part by part, and are then mapped into memory.
+
+    Parameters
+    ----------
+    folder : path
+        Where their files lie, which may be removed while the arrays are in use.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        self._length = 0
+
+    def append(self, columns: Columns) -> None:
+        """Add rows; every part has the same columns."""
+        for name, values in columns.items():
+            self._kinds.setdefault(name, (values.dtype, values.shape[1:]))
+            with self._path(name).open("ab") as file:
+                np.ascontiguousarray(values).tofile(file)
+        self._length += len(next(iter(columns.values())))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All rows, by column; they may be changed in memory, which the files never see."""
+        return {
+            name: np.memmap(self._path(name), dtype, mode="c", shape=(self._length, *shape))
+            if self._length * math.prod(shape) else np.empty((self._length, *shape), dtype)
+            for name, (dtype, shape) in self._kinds.items()
+        }  # fmt: skip
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.column"
+
+
+def open_column(receipt: Receipt, name: str) -> NDArray[Any]:
+    """Map a column of a block without reading it. Nothing is compared with checksums.
+
+    Raises
+    ------
+    DamagedFileError
+        If the file is not as it was written, as far as its headers tell.
+    """
     try:
-        rows = np.array(_mapped(receipt.path, name)[int(receipt.start[region]) : int(receipt.start[region + 1])])
+        return _mapped(receipt.path, name)
     except NOT_AS_WRITTEN as error:
         raise DamagedFileError(receipt.path) from error
+
+
+def _read(receipt: Receipt, name: str, region: int) -> NDArray[Any]:
+    rows = np.array(open_column(receipt, name)[int(receipt.start[region]) : int(receipt.start[region + 1])])
     if _crc(rows) != receipt.crc[name][region]:
         raise DamagedFileError(receipt.path)
     return rows

@@ -66,33 +66,43 @@ class ScatteredRows:
     Parameters
     ----------
     features : Tensor, shape (n, j, q), float32, noise s.d.
-        Features on the nearest channels of each spike.
-    slot_of : Tensor, shape (n, j), int
-        Place of each of these channels among the region's; −1 where the feature is padding or the
+        Features on the nearest channels of each spike; may be a mapped file.
+    kind : Tensor, shape (n,), int
+        Template, or centre, that found each spike: spikes of one kind have the same channels.
+    slot_of : Tensor, shape (k, j), int64
+        Place of each kind's channels among the region's; −1 where the feature is padding or the
         channel is none of the region's. No place occurs twice in a row.
     n_slots : int
         Channels of the region; ``d = n_slots · q``.
+    device : torch.device or str, optional
+        Where rows are made; by default where the features are.
     """
 
-    def __init__(self, features: Tensor, slot_of: Tensor, n_slots: int) -> None:
-        self._features, self._slot_of, self._n_slots = features, slot_of, n_slots
+    def __init__(
+        self, features: Tensor, kind: Tensor, slot_of: Tensor, n_slots: int, *, device: torch.device | str | None = None
+    ) -> None:
+        self._features, self._n_slots = features, n_slots
         self.n = features.shape[0]
         self.d = n_slots * features.shape[2]
-        self.device = features.device
+        self.device = torch.device(device or features.device)
+        self._kind = kind.to(features.device)
+        # One slot more than there are takes the padding, and is cut off again.
+        self._slot_of = torch.where(slot_of < 0, n_slots, slot_of).to(self.device)
 
     def chunk(self, start: int, stop: int) -> Tensor:
         """Rows ``start … stop−1``."""
-        return self._scatter(self._features[start:stop], self._slot_of[start:stop])
+        return self._scatter(self._features[start:stop], self._kind[start:stop])
 
     def take(self, index: Tensor) -> Tensor:
         """Rows at `index`."""
-        return self._scatter(self._features[index], self._slot_of[index])
+        index = index.to(self._features.device)
+        return self._scatter(self._features[index], self._kind[index])
 
-    def _scatter(self, features: Tensor, slot_of: Tensor) -> Tensor:
+    def _scatter(self, features: Tensor, kind: Tensor) -> Tensor:
+        features = features.to(self.device)
         b, _, q = features.shape
-        # One slot more than there are takes the padding, and is cut off again.
-        rows = torch.zeros((b, self._n_slots + 1, q), dtype=torch.float32, device=features.device)
-        slot = torch.where(slot_of < 0, self._n_slots, slot_of).long()
+        rows = torch.zeros((b, self._n_slots + 1, q), dtype=torch.float32, device=self.device)
+        slot = self._slot_of[kind.to(self.device).long()]
         rows.scatter_(1, slot[:, :, None].expand(features.shape), features.float())
         return rows[:, : self._n_slots].reshape(b, self.d)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,56 +23,62 @@ SimilarityRow = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Similarity of one template (c, q) to others (v, c, q): values (v,) and lags (v,); see :func:`merge_units`."""
 
 
+class Trains(Protocol):
+    """Sorted spike times of each unit, wherever they lie."""
+
+    def __getitem__(self, unit: int, /) -> NDArray[np.int64]: ...
+
+
 class MergedUnits(NamedTuple):
-    """Spikes and templates after merging.
+    """Which units became one.
 
     Attributes
     ----------
-    order : ndarray, shape (n,), int64
-        Where each spike was before: spikes are sorted anew by (time, unit).
-    sample : ndarray, shape (n,), int64, samples
-        Times, those of absorbed units shifted.
-    unit : ndarray, shape (n,), int64
-        New unit, numbered from 0 in the order of the old numbers.
-    lag : ndarray, shape (n,), int64, samples
-        By how much the spike's waveform has to be rolled (its time became ``sample − lag``); apply
-        :func:`~ks4stream.kernels.templates.roll_matrix` to its features.
     features : Tensor, shape (u, c, q), float32
         Templates of the units that are left.
     unit_of : ndarray, shape (u before,), int64
-        New number of each old unit.
+        New number of each old unit, counted from 0 in the order of the old numbers.
     lag_of : ndarray, shape (u before,), int64, samples
-        Lag of each old unit.
+        By how much the waveform of each old unit has to be rolled: the times of its spikes become
+        ``sample − lag``, their features ``features @ roll_matrix(components, lag)``
+        (:func:`~ks4stream.kernels.templates.roll_matrix`).
     """
 
-    order: NDArray[np.int64]
-    sample: NDArray[np.int64]
-    unit: NDArray[np.int64]
-    lag: NDArray[np.int64]
     features: Tensor
     unit_of: NDArray[np.int64]
     lag_of: NDArray[np.int64]
 
 
 class _Unit:
-    """A unit while it grows: its train, the old units in it with their lags, and its template."""
+    """A unit while it grows: the old units in it with their lags, its spikes and its template."""
 
-    def __init__(self, number: int, train: NDArray[np.int64], features: Tensor) -> None:
-        self.train, self.features = train, features
+    def __init__(self, number: int, trains: Trains, n_spikes: int, features: Tensor) -> None:
+        self.n_spikes, self.features = n_spikes, features
         self.lags = {number: 0}
+        self._trains = trains
 
     def absorb(self, other: _Unit, lag: int, components: Tensor) -> None:
         """Take over another unit, its waveform delayed by `lag` (so its spikes are earlier)."""
-        n, m = len(self.train), len(other.train)
+        n, m = self.n_spikes, other.n_spikes
         rolled = other.features @ roll_matrix(components, lag)
         self.features = (n * self.features + m * rolled) / max(n + m, 1)
-        self.train = np.sort(np.concatenate([self.train, other.train - lag]))
+        self.n_spikes = n + m
         self.lags |= {number: before + lag for number, before in other.lags.items()}
+
+    def train(self) -> NDArray[np.int64]:
+        """Sorted times of its spikes; not kept, as those of all units together may be too many."""
+        return joined_train(self._trains, self.lags)
+
+
+def joined_train(trains: Trains, lags: Mapping[int, int]) -> NDArray[np.int64]:
+    """Sorted times of the spikes of several units, each unit's earlier by its lag."""
+    moved = [trains[number] - lag for number, lag in lags.items()]
+    return moved[0] if len(moved) == 1 else np.sort(np.concatenate(moved))
 
 
 def merge_units(
-    sample: NDArray[np.int64],
-    unit: NDArray[np.int64],
+    trains: Trains,
+    n_spikes: NDArray[np.int64],
     features: Tensor,
     components: Tensor,
     *,
@@ -94,10 +100,10 @@ def merge_units(
 
     Parameters
     ----------
-    sample : ndarray, shape (n,), int64, samples
-        Spike times, sorted.
-    unit : ndarray, shape (n,), int
-        Unit of each spike.
+    trains : sequence of ndarray, int64, samples
+        Sorted spike times of each unit. They are read one or two at a time, and may be read again.
+    n_spikes : ndarray, shape (u,), int64
+        Length of each.
     features : Tensor, shape (u, c, q), float32
         Templates.
     components : Tensor, shape (q, w), float32
@@ -113,15 +119,14 @@ def merge_units(
     -------
     MergedUnits
     """
-    n_units = features.shape[0]
-    by_unit = np.split(sample[np.argsort(unit, kind="stable")], np.cumsum(np.bincount(unit, minlength=n_units))[:-1])
-    alive = {u: _Unit(u, by_unit[u], features[u]) for u in range(n_units)}
+    n_units = len(n_spikes)
+    alive = {u: _Unit(u, trains, int(n_spikes[u]), features[u]) for u in range(n_units)}
     absorbs = [
-        is_refractory_unit(train, sampling_rate_hz=sampling_rate_hz, acg_threshold=acg_threshold)
-        for train in by_unit[:n_units]
+        is_refractory_unit(trains[u], sampling_rate_hz=sampling_rate_hz, acg_threshold=acg_threshold)
+        for u in range(n_units)
     ]
     similarity, lag = similarity.copy(), lag.copy()
-    for u in np.argsort([-len(train) for train in by_unit[:n_units]], kind="stable").tolist():
+    for u in np.argsort(-n_spikes, kind="stable").tolist():
         while u in alive:
             least = similar_above if absorbs[u] else TWIN_SIMILARITY
             v = _partner(u, alive, similarity[u], lag[u], sampling_rate_hz, ccg_threshold, least)
@@ -129,7 +134,12 @@ def merge_units(
                 break
             alive[u].absorb(alive.pop(v), int(lag[u, v]), components)
             _renew_row(u, alive, similarity, lag, similarity_row)
-    return _renumbered(sample, unit, alive, n_units, features)
+    left = [alive[u] for u in sorted(alive)]
+    unit_of, lag_of = np.zeros(n_units, np.int64), np.zeros(n_units, np.int64)
+    for new, unit in enumerate(left):
+        for member, shift in unit.lags.items():
+            unit_of[member], lag_of[member] = new, shift
+    return MergedUnits(torch.stack([unit.features for unit in left]) if left else features, unit_of, lag_of)
 
 
 def _partner(
@@ -142,17 +152,17 @@ def _partner(
     similar_above: float,
 ) -> int | None:
     """The most similar unit whose spikes avoid those of u, or None."""
+    train: NDArray[np.int64] | None = None
     for v in np.argsort(-similarity, kind="stable").tolist():
         if similarity[v] <= similar_above and v != u:
             return None
         if v != u and v in alive:
-            other = alive[v].train - lag[v]
-            if is_refractory_pair(
-                alive[u].train, other, sampling_rate_hz=sampling_rate_hz, ccg_threshold=ccg_threshold
-            ):
+            train = alive[u].train() if train is None else train
+            other = alive[v].train() - lag[v]
+            if is_refractory_pair(train, other, sampling_rate_hz=sampling_rate_hz, ccg_threshold=ccg_threshold):
                 return int(v)
             if _are_twins(alive[u], alive[v], float(similarity[v])):
-                found = refractoriness(alive[u].train, other, sampling_rate_hz=sampling_rate_hz)
+                found = refractoriness(train, other, sampling_rate_hz=sampling_rate_hz)
                 if found.ratio < ccg_threshold:
                     return int(v)
     return None
@@ -179,28 +189,6 @@ def _renew_row(
         similarity[u, others] = similarity[others, u] = value.cpu().numpy()
         lag[u, others] = shift.cpu().numpy()
         lag[others, u] = -lag[u, others]
-
-
-def _renumbered(
-    sample: NDArray[np.int64], unit: NDArray[np.int64], alive: dict[int, _Unit], n_units: int, features: Tensor
-) -> MergedUnits:
-    """Number what is left, and sort the spikes by (time, unit)."""
-    unit_of, lag_of = np.zeros(n_units, np.int64), np.zeros(n_units, np.int64)
-    for new, old in enumerate(sorted(alive)):
-        for member, shift in alive[old].lags.items():
-            unit_of[member], lag_of[member] = new, shift
-    moved, fresh = sample - lag_of[unit], unit_of[unit]
-    order = np.lexsort((fresh, moved))
-    templates = [alive[old].features for old in sorted(alive)]
-    return MergedUnits(
-        order=order,
-        sample=moved[order],
-        unit=fresh[order],
-        lag=lag_of[unit][order],
-        features=torch.stack(templates) if templates else features,
-        unit_of=unit_of,
-        lag_of=lag_of,
-    )
 
 
 def mark_duplicates(sample: NDArray[np.int64], unit: NDArray[np.int64], *, min_samples: int) -> NDArray[np.bool_]:

@@ -134,10 +134,10 @@ def plot_spike_positions(sorting: Sorting) -> Figure:
             sorting.probe.x_um, sorting.probe.y_um, marker="s", s=14, facecolor="none", edgecolor=_PALE,
             linewidths=0.8, zorder=0,
         )  # fmt: skip
-    spikes = np.flatnonzero(sorting.kept)
+    spikes = _thin(sorting.n_spikes)
+    spikes = spikes[sorting.kept[spikes]]
     if not len(spikes):
         return _empty(figure, axes, "no spikes")
-    spikes = spikes[_thin(len(spikes))]
     axes.scatter(
         sorting.x_um[spikes], sorting.y_um[spikes], c=_unit_colours(sorting)[sorting.unit[spikes]],
         s=2 * _dot(len(spikes)), linewidths=0, rasterized=True,
@@ -185,7 +185,10 @@ def _amplitude_against_count(figure: Figure, axes: Axes, sorting: Sorting) -> No
     if not sorting.n_units:
         _empty(figure, axes, "no units")
         return
-    count = np.bincount(sorting.unit[sorting.kept], minlength=sorting.n_units)
+    count = np.zeros(sorting.n_units, np.int64)
+    for at in range(0, sorting.n_spikes, MAX_POINTS):  # the columns may be larger than memory
+        rows = slice(at, at + MAX_POINTS)
+        count += np.bincount(sorting.unit[rows][sorting.kept[rows]], minlength=sorting.n_units)
     norm = np.linalg.norm(sorting.unit_features, axis=(1, 2))
     for is_good, colour, label in ((False, _MUA, "mua"), (True, _GOOD, "good")):
         chosen = sorting.refractory == is_good

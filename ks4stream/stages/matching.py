@@ -32,8 +32,7 @@ class Matched(NamedTuple):
     """What one block found."""
 
     first: int  # first sample of its core
-    receipt: Receipt
-    counts: NDArray[np.bool_]  # (n,) rows that count; within nt of the outer borders not final
+    receipt: Receipt  # of rows that count, and of those within nt of the outer borders that may
     left: Edge
     right: Edge
     artifacts: NDArray[np.int64]  # (m, 2) spans that were blanked, in samples, half open
@@ -88,7 +87,7 @@ class SpikeMatcher:
             return Edge(np.flatnonzero(rows), Reported(sample[rows], template[rows], counts[rows]))
 
         left_edge, right_edge = edge(sample < first + nt), edge(sample >= last - nt)
-        return Matched(first, receipt, counts, left_edge, right_edge, joined_spans(artifacts))
+        return Matched(first, receipt, left_edge, right_edge, joined_spans(artifacts))
 
     def _settle(
         self, left: dict[str, NDArray[Any]], right: dict[str, NDArray[Any]], border: int
@@ -147,25 +146,38 @@ def joined_spans(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.column_stack([every[opens, 0], every[closes, 1]])
 
 
-def combine(
-    source: Preprocessor, blocks: Iterable[Matched]
-) -> tuple[list[Receipt], list[NDArray[np.bool_]], NDArray[np.int64]]:
-    """Settle the borders between blocks; return the receipts, which rows of each count, and blanked spans (m, 2)."""
+class Matches(NamedTuple):
+    """All spikes, in the files of their blocks."""
+
+    receipts: list[Receipt]
+    first: NDArray[np.int64]  # (blocks,) first sample of each
+    dropped: list[NDArray[np.int64]]  # per block the rows that do not count, ascending
+    artifacts: NDArray[np.int64]  # (m, 2) spans that were blanked, in samples, half open
+
+
+def combine(source: Preprocessor, blocks: Iterable[Matched]) -> Matches:
+    """Settle the borders between blocks."""
     settings = source.settings
-    receipts: list[Receipt] = []
-    counts: list[NDArray[np.bool_]] = []
-    artifacts: list[NDArray[np.int64]] = []
+    first, receipts, artifacts = [], [], []
+    counts: list[dict[int, bool]] = []  # per block, of the rows near its borders
     before: Matched | None = None
-    for index, block in enumerate(blocks):
+    for block in blocks:
+        first.append(block.first)
         receipts.append(block.receipt)
         artifacts.append(block.artifacts)
-        counts.append(block.counts.copy())
+        counts.append(_by_row(block.left, block.left.spikes.in_core) | _by_row(block.right, block.right.spikes.in_core))
         if before is not None and source.tiling.step == 1:
-            left = before.right.spikes._replace(in_core=counts[-2][before.right.row])
+            settled = np.array([counts[-2][row] for row in before.right.row.tolist()], bool)
             keep_left, keep_right = settle(
-                left, block.left.spikes, border=block.first, nt=settings.nt, tolerance=settings.peak_sample
-            )
-            counts[index - 1][before.right.row], counts[index][block.left.row] = keep_left, keep_right
+                before.right.spikes._replace(in_core=settled), block.left.spikes,
+                border=block.first, nt=settings.nt, tolerance=settings.peak_sample,
+            )  # fmt: skip
+            counts[-2] |= _by_row(before.right, keep_left)
+            counts[-1] |= _by_row(block.left, keep_right)
         before = block
-    return receipts, counts, joined_spans(artifacts)
+    dropped = [np.array(sorted(row for row in of_block if not of_block[row]), np.int64) for of_block in counts]
+    return Matches(receipts, np.array(first, np.int64), dropped, joined_spans(artifacts))
 
+
+def _by_row(edge: Edge, counts: NDArray[np.bool_]) -> dict[int, bool]:
+    return dict(zip(edge.row.tolist(), counts.tolist(), strict=True))

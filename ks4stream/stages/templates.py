@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ks4stream.blocks import Tile
 from ks4stream.geometry import Regions, region_channels
-from ks4stream.io.spikes import Receipt, read_region, write_block
+from ks4stream.io.spikes import Receipt, pick_region, read_region, write_block
 from ks4stream.kernels import detection, templates
 from ks4stream.kernels.clustering import cluster_region
 from ks4stream.kernels.graph import ScatteredRows
@@ -75,9 +75,9 @@ class RegionClusterer:
         centre = read_region(self.receipts, "centre", region).astype(np.int64)
         sample = read_region(self.receipts, "sample", region)
         chosen, weight = bounded_sample(sample, centre, most=self._most())
-        features = read_region(self.receipts, "features", region)[chosen]
+        features = pick_region(self.receipts, "features", region, chosen)
         union = region_channels(self.channels, self.of_centre, int(self.of_centre.max()) + 1)[region]
-        rows = scattered_rows(features, self.channels[centre[chosen]], union, self.n_channels, self.device)
+        rows = scattered_rows(features, centre[chosen], self.channels, union, self.n_channels, self.device)
         settings = self.settings
         label = cluster_region(
             rows, final=False, n_neighbors=settings.cluster_neighbors, downsampling=settings.cluster_downsampling,
@@ -93,14 +93,16 @@ class RegionClusterer:
 
 
 def scattered_rows(
-    features: NDArray[np.float32], channels: NDArray[np.int64], union: NDArray[np.int64], n_channels: int, device: str
-) -> ScatteredRows:
-    """Features (n, j, q) on `channels` (n, j; −1 for none) as rows over a region's channels `union`."""
+    features: NDArray[np.float32], kind: NDArray[np.integer[Any]], channels: NDArray[np.int64],
+    union: NDArray[np.int64], n_channels: int, device: str,
+) -> ScatteredRows:  # fmt: skip
+    """Features (n, j, q), on the channels (k, j; −1: none) of each spike's kind (n,), as rows over those of `union`."""
     slot = np.full(n_channels + 1, -1, np.int64)  # the last entry answers for −1
     slot[union] = np.arange(len(union))
-    return ScatteredRows(
-        torch.from_numpy(features).to(device), torch.from_numpy(slot[channels]).to(device), len(union)
-    )
+    held = torch.from_numpy(features)
+    if not isinstance(features, np.memmap):  # else they are too many for the device too, and go there piece by piece
+        held = held.to(device)
+    return ScatteredRows(held, torch.from_numpy(kind), torch.from_numpy(slot[channels]), len(union), device=device)
 
 
 def cluster_means(

@@ -1,9 +1,14 @@
-"""From spikes to units: final clustering per region, merging, duplicates, positions (sections 9 and 10)."""
+"""From spikes to units: final clustering per region, merging, and what counts as a unit (sections 7, 9 and 10).
+
+A region's spikes are read by the task that clusters them, which writes them anew, grouped by unit. From then on a unit
+is seen at a time: its train is enough to merge it, to find its duplicates and to label it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,15 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ks4stream import geometry
-from ks4stream.io.spikes import Receipt, read_region
+from ks4stream.io.spikes import Receipt, pick_region, read_region, scratch_array, write_block
 from ks4stream.kernels import correlograms, merging, templates
 from ks4stream.kernels.clustering import cluster_region
 from ks4stream.probe import Probe
 from ks4stream.results import Waveforms
 from ks4stream.settings import Settings
+from ks4stream.stages.matching import Matches
 from ks4stream.stages.templates import cluster_means, scattered_rows
 
-ROWS_AT_ONCE = 65_536
 LEAST_MARGIN = 1.5
 """Mean score of a unit's spikes above ``Th_learned``, in noise standard deviations. Departure from section 9: clusters
 closer to the threshold are the summit of a distribution that reaches below it, more than a tenth of it cut off
@@ -35,172 +40,194 @@ def fewest_spikes(n_samples: int, sampling_rate_hz: float) -> int:
 
 
 class RegionUnits(NamedTuple):
-    """Units of one region, and their spikes in order of (time, template)."""
+    """Units of one region."""
 
-    sample: NDArray[np.int64]  # (n,)
-    template: NDArray[np.int32]  # (n,) learned template that found the spike
-    score: NDArray[np.float32]  # (n,)
-    features: NDArray[np.float32]  # (n, j, q)
-    unit: NDArray[np.int64]  # (n,) counted within the region
+    receipt: Receipt  # of its spikes, grouped by unit (counted within the region), each unit's by (time, template)
     unit_features: NDArray[np.float32]  # (u, c, q)
 
 
 @dataclass(frozen=True)
 class RegionSorter:
-    """Clusters one region's spikes into units."""
+    """Clusters one region's spikes into units, and writes them grouped by unit.
 
-    receipts: Sequence[Receipt]
-    counts: Sequence[NDArray[np.bool_]]  # per block which rows count
+    Columns: ``sample``, ``template``, ``score``, and ``row``, the spike's place among the rows of all blocks, where its
+    features are.
+    """
+
+    matches: Matches
     template_channels: NDArray[np.int64]  # (v, j) channels of the features, −1 for none
     region_of: NDArray[np.int64]  # (v,)
     n_channels: int
     sampling_rate_hz: float
     settings: Settings
     device: str
+    folder: Path = Path()
 
     def __call__(self, region: int) -> RegionUnits:
-        blocks = zip(self.receipts, self.counts, strict=True)
-        keep = np.concatenate([counts[block.start[region] : block.start[region + 1]] for block, counts in blocks])
-        sample = read_region(self.receipts, "sample", region)[keep]
-        template = read_region(self.receipts, "template", region)[keep]
+        receipts, settings = self.matches.receipts, self.settings
+        rows = counted_rows(self.matches, region)
+        sample, template = (pick_region(receipts, name, region, rows) for name in ("sample", "template"))
         order = np.lexsort((template, sample))
-        sample, template = sample[order], template[order]
-        score = read_region(self.receipts, "score", region)[keep][order]
-        features = read_region(self.receipts, "features", region)[keep][order]
+        rows, sample, template = rows[order], sample[order], template[order]
+        features = pick_region(receipts, "features", region, rows, scratch=self.folder)
         own = self.template_channels[self.region_of == region]
         union = np.unique(own[own >= 0])
-        rows = scattered_rows(features, self.template_channels[template], union, self.n_channels, self.device)
-        settings = self.settings
+        scattered = scattered_rows(features, template, self.template_channels, union, self.n_channels, self.device)
         unit = cluster_region(
-            rows, sample=sample, sampling_rate_hz=self.sampling_rate_hz, final=True,
+            scattered, sample=sample, sampling_rate_hz=self.sampling_rate_hz, final=True,
             n_neighbors=settings.cluster_neighbors, downsampling=settings.cluster_downsampling,
             max_landmarks=settings.landmark_limit, seed=settings.cluster_init_seed,
             ccg_threshold=settings.ccg_threshold,
         )  # fmt: skip
-        mean, _ = cluster_means(rows, unit, np.ones(len(unit)))
+        mean, _ = cluster_means(scattered, unit, np.ones(len(unit)))
         whole = np.zeros((len(mean), self.n_channels, features.shape[2]), np.float32)
         whole[:, union] = mean.reshape(len(mean), len(union), -1)
-        return RegionUnits(sample, template, score, features, unit, whole)
+        columns = {
+            "sample": sample, "template": template, "row": self._row_in_files(region)[rows],
+            "score": pick_region(receipts, "score", region, rows),
+        }  # fmt: skip
+        return RegionUnits(write_block(self.folder / f"units-{region:06d}.npz", columns, unit, len(mean)), whole)
+
+    def _row_in_files(self, region: int) -> NDArray[np.int64]:
+        """Of each row of the region its place among the rows of all blocks."""
+        first = np.cumsum([0] + [receipt.n_rows for receipt in self.matches.receipts])
+        parts = [
+            np.arange(receipt.start[region], receipt.start[region + 1]) + before
+            for receipt, before in zip(self.matches.receipts, first, strict=False)
+        ]
+        return np.concatenate(parts).astype(np.int64)
+
+
+def counted_rows(matches: Matches, region: int) -> NDArray[np.int64]:
+    """Rows of a region that count, numbered through all blocks, ascending."""
+    spans = [(receipt.start[region], receipt.start[region + 1]) for receipt in matches.receipts]
+    counts = np.ones(sum(int(stop - start) for start, stop in spans), bool)
+    before = 0
+    for (start, stop), dropped in zip(spans, matches.dropped, strict=True):
+        mine = dropped[(dropped >= start) & (dropped < stop)]
+        counts[mine - start + before] = False
+        before += int(stop - start)
+    return np.flatnonzero(counts)
+
+
+class Clusters:
+    """The units of all regions before merging, numbered through; their spikes stay on disk.
+
+    Attributes
+    ----------
+    place : ndarray of int64, shape (k, 2)
+        Of each cluster its region's receipt and its number within the region.
+    n_spikes : ndarray of int64, shape (k,)
+    first : ndarray of int64, shape (k,)
+        Spikes of the clusters before.
+    """
+
+    def __init__(self, receipts: Sequence[Receipt]) -> None:
+        self.receipts = receipts
+        counts = [np.diff(receipt.start) for receipt in receipts]
+        self.place = np.array([(i, k) for i, count in enumerate(counts) for k in range(len(count))], np.int64)
+        self.place = self.place.reshape(-1, 2)
+        self.n_spikes = np.concatenate([np.zeros(0, np.int64), *counts])
+        self.first = np.cumsum(self.n_spikes) - self.n_spikes
+
+    def __getitem__(self, number: int) -> NDArray[np.int64]:
+        """Sorted spike times of a cluster."""
+        return self.column(number, "sample")
+
+    def column(self, number: int, name: str) -> NDArray[Any]:
+        """One column of a cluster's spikes."""
+        receipt, unit = self.place[number].tolist()
+        return read_region([self.receipts[receipt]], name, unit)
 
 
 class Units(NamedTuple):
-    """All spikes, sorted by (time, unit), and all units."""
+    """The units of a sorting, as far as they are found; the spikes are those of their clusters."""
 
-    sample: NDArray[np.int64]
-    template: NDArray[np.int32]
-    score: NDArray[np.float32]
-    features: NDArray[np.float32]
-    unit: NDArray[np.int64]
-    kept: NDArray[np.bool_]  # False for duplicates (section 10)
-    unit_features: NDArray[np.float32]
+    clusters: Clusters
+    unit_of: NDArray[np.int64]  # (k,) of each cluster, −1 for those that are no neuron
+    lag_of: NDArray[np.int64]  # (k,) by which its waveforms are late, so its spikes are earlier
+    kept: NDArray[np.bool_]  # of every cluster's spikes, one cluster after the other: False for duplicates
+    features: NDArray[np.float32]  # (u, c, q)
+    refractory: NDArray[np.bool_]  # (u,)
+    contamination: NDArray[np.float64]  # (u,)
 
 
 def combine(
-    regions: Sequence[RegionUnits], waveforms: Waveforms, settings: Settings, sampling_rate_hz: float, fewest: int
-) -> Units:
-    """Join the regions' units, merge those that are one neuron, drop what is none, and sort by (time, unit)."""
-    first = np.cumsum([0] + [len(region.unit_features) for region in regions])
-    sample = np.concatenate([region.sample for region in regions])
-    unit = np.concatenate([region.unit + start for region, start in zip(regions, first, strict=False)]).astype(np.int64)
-    order = np.lexsort((unit, sample))
+    regions: Sequence[RegionUnits], waveforms: Waveforms, settings: Settings, sampling_rate_hz: float, fewest: int,
+    *, scratch: Path | None = None,
+) -> Units:  # fmt: skip
+    """Merge the regions' units that are one neuron, drop what is none, find duplicates, and label what is left."""
+    clusters = Clusters([region.receipt for region in regions])
     found = torch.from_numpy(np.concatenate([region.unit_features for region in regions]))
     components = torch.from_numpy(waveforms.components)
     alike = templates.similarity(found, components)
     merged = merging.merge_units(
-        sample[order], unit[order], found, components,
+        clusters, clusters.n_spikes, found, components,
         similarity=alike.value.numpy(), lag=alike.lag.numpy(),
         similarity_row=lambda one, others: _similarity_row(one, others, components),
         sampling_rate_hz=sampling_rate_hz,
         acg_threshold=settings.acg_threshold, ccg_threshold=settings.ccg_threshold,
     )  # fmt: skip
-    order = order[merged.order]
+    kept = scratch_array((int(clusters.n_spikes.sum()),), np.bool_, scratch)
+    n_units = len(merged.features)
+    stays, refractory, contamination = np.zeros(n_units, bool), np.zeros(n_units, bool), np.zeros(n_units)
+    for unit in range(n_units):
+        members = np.flatnonzero(merged.unit_of == unit)
+        train, score = _unit_train(clusters, members, merged.lag_of, kept, settings, sampling_rate_hz)
+        stays[unit] = is_neuron(
+            train, score, settings.Th_learned, fewest, impossible_samples=sampling_rate_hz / 1000
+        )
+        if stays[unit]:
+            refractory[unit] = correlograms.is_refractory_unit(
+                train, sampling_rate_hz=sampling_rate_hz, acg_threshold=settings.acg_threshold
+            )
+            contamination[unit] = correlograms.refractoriness(train, sampling_rate_hz=sampling_rate_hz).ratio
+    number = np.where(stays, np.cumsum(stays) - 1, -1)
+    return Units(
+        clusters, number[merged.unit_of], merged.lag_of, kept, merged.features.numpy()[stays], refractory[stays],
+        contamination[stays],
+    )  # fmt: skip
 
-    def column(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(region, name) for region in regions])[order]
 
-    features = column("features")
-    for lag in np.unique(merged.lag[merged.lag != 0]).tolist():
-        moved = merged.lag == lag
-        features[moved] = features[moved] @ templates.roll_matrix(components, lag).numpy()
-    kept = merging.mark_duplicates(
-        merged.sample, merged.unit, min_samples=int(settings.duplicate_spike_ms * sampling_rate_hz / 1000)
-    )
-    joined = Units(
-        merged.sample, column("template"), column("score"), features, merged.unit, kept, merged.features.numpy()
-    )
-    stays = are_neurons(joined, settings.Th_learned, fewest, impossible_samples=sampling_rate_hz / 1000)
-    return _only(joined, stays)
+def _unit_train(
+    clusters: Clusters, members: NDArray[np.int64], lag_of: NDArray[np.int64], kept: NDArray[np.bool_],
+    settings: Settings, sampling_rate_hz: float,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:  # fmt: skip
+    """Times, ascending, and scores of a unit's spikes without its duplicates, which are marked in `kept`."""
+    before = [clusters[member] for member in members]
+    sample = np.concatenate([times - lag_of[member] for member, times in zip(members, before, strict=True)])
+    order = np.lexsort((np.concatenate(before), sample))  # as all spikes are sorted in the end
+    min_samples = int(settings.duplicate_spike_ms * sampling_rate_hz / 1000)
+    alone = np.zeros(len(sample), bool)
+    alone[order] = merging.mark_duplicates(sample[order], np.zeros(len(sample), np.int64), min_samples=min_samples)
+    ends = np.cumsum([len(times) for times in before])[:-1]
+    for member, flags in zip(members, np.split(alone, ends), strict=True):
+        kept[clusters.first[member] : clusters.first[member] + len(flags)] = flags
+    score = np.concatenate([clusters.column(member, "score") for member in members])
+    stays = order[alone[order]]
+    return sample[stays], score[stays]
 
 
-def are_neurons(units: Units, threshold: float, fewest: int, *, impossible_samples: float) -> NDArray[np.bool_]:
-    """Which units can be neurons: (u,).
+def is_neuron(
+    sample: NDArray[np.int64], score: NDArray[np.float32], threshold: float, fewest: int, *, impossible_samples: float
+) -> bool:
+    """Whether a unit can be a neuron, by times (n,), ascending, and scores (n,) of its spikes.
 
-    They have at least `fewest` spikes, scores that stand clear of the threshold, and fire no more than half of
-    their spikes within `impossible_samples` of the last or the next, as what an artifact leaves behind does.
+    It has at least `fewest` spikes, scores that stand clear of the threshold, and fires no more than half of
+    its spikes within `impossible_samples` of the last or the next, as what an artifact leaves behind does.
     """
-    n_units = len(units.unit_features)
-    unit, sample, score = units.unit[units.kept], units.sample[units.kept], units.score[units.kept]
-    count = np.bincount(unit, minlength=n_units)
-    mean = np.bincount(unit, score, n_units) / np.maximum(count, 1)
-    order = np.argsort(unit, kind="stable")
-    close = (np.diff(sample[order]) < impossible_samples) & (np.diff(unit[order]) == 0)
+    if len(sample) < max(fewest, 1):
+        return False
+    close = np.diff(sample) < impossible_samples
     in_burst = np.append(close, False) | np.insert(close, 0, False)
-    impossible = np.bincount(unit[order], in_burst[: len(unit)], n_units)
-    return (count >= fewest) & (mean > threshold + LEAST_MARGIN) & (2 * impossible <= count)
-
-
-def _only(units: Units, stays: NDArray[np.bool_]) -> Units:
-    """Some of the units (u,), numbered anew."""
-    rows = stays[units.unit]
-    spikes = {name: getattr(units, name)[rows] for name in Units._fields if name != "unit_features"}
-    spikes["unit"] = (np.cumsum(stays) - 1)[spikes["unit"]]
-    return Units(**spikes, unit_features=units.unit_features[stays])
+    clear = float(score.mean(dtype=np.float64)) > threshold + LEAST_MARGIN
+    return bool(clear and 2 * in_burst.sum() <= len(sample))
 
 
 def _similarity_row(one: Tensor, others: Tensor, components: Tensor) -> tuple[Tensor, Tensor]:
     """Similarity of one template (c, q) to others (v, c, q), and the lags."""
     alike = templates.similarity(torch.cat([one[None], others]), components)
     return alike.value[0, 1:], alike.lag[0, 1:]
-
-
-def labels(
-    units: Units, settings: Settings, sampling_rate_hz: float
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Per unit whether it is refractory, and its contamination (section 7), without duplicates."""
-    n_units = len(units.unit_features)
-    refractory, contamination = np.zeros(n_units, bool), np.zeros(n_units)
-    unit, sample = units.unit[units.kept], units.sample[units.kept]
-    trains = np.split(sample[np.argsort(unit, kind="stable")], np.cumsum(np.bincount(unit, minlength=n_units))[:-1])
-    for u, train in enumerate(trains[:n_units]):
-        refractory[u] = correlograms.is_refractory_unit(
-            train, sampling_rate_hz=sampling_rate_hz, acg_threshold=settings.acg_threshold
-        )
-        contamination[u] = correlograms.refractoriness(train, sampling_rate_hz=sampling_rate_hz).ratio
-    return refractory, contamination
-
-
-def positions(
-    features: NDArray[np.float32], template: NDArray[np.int32], template_channels: NDArray[np.int64], probe: Probe,
-    limit_um: float,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Where each spike was: contacts weighted by the norm of the features there (section 10).
-
-    Only channels closer than `limit_um` to the template's largest (its first) count.
-
-    Returns
-    -------
-    x_um, y_um : ndarray of float32, shape (n,)
-    """
-    place = probe.positions_um[template_channels.clip(0)]  # (v, j, 2)
-    near = np.linalg.norm(place - place[:, :1], axis=2) < max(limit_um, 1e-9)
-    near &= template_channels >= 0
-    found = np.zeros((len(template), 2), np.float32)
-    for first in range(0, len(template), ROWS_AT_ONCE):
-        rows = slice(first, first + ROWS_AT_ONCE)
-        weight = np.linalg.norm(features[rows], axis=2) * near[template[rows]]
-        total = np.maximum(weight.sum(axis=1), 1e-12)
-        found[rows] = (weight[:, :, None] * place[template[rows]]).sum(axis=1) / total[:, None]
-    return found[:, 0], found[:, 1]
 
 
 def template_regions(

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from ks4stream.errors import DamagedFileError
-from ks4stream.io.spikes import Receipt, read_column, read_region, write_block
+from ks4stream.io import spikes
+from ks4stream.io.spikes import (
+    GrowingColumns,
+    Receipt,
+    pick_region,
+    read_column,
+    read_region,
+    scratch_array,
+    write_block,
+)
 
 
 def write(path: Path, region: list[int], n_regions: int = 3) -> Receipt:
@@ -103,3 +112,46 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatc
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path / "a.npz", [1])
     assert read_column(receipt, "score").tolist() == [0, 0.5]
+
+
+def test_some_rows_of_a_region_come_in_the_order_wanted(tmp_path: Path) -> None:
+    receipts = [write(tmp_path / "a.npz", [1, 0, 1]), write(tmp_path / "b.npz", [2, 2]), write(tmp_path / "c.npz", [1])]
+    whole = read_region(receipts, "features", 1)
+    for wanted in ([], [2, 0], [1], [0, 0, 2, 1]):
+        picked = pick_region(receipts, "features", 1, np.array(wanted, np.int64))
+        assert np.array_equal(picked, whole[np.array(wanted, np.int64)])
+
+
+def test_blocks_of_which_nothing_is_wanted_are_not_read(tmp_path: Path) -> None:
+    receipts = [write(tmp_path / "a.npz", [1, 1]), write(tmp_path / "b.npz", [1])]
+    Path(receipts[1].path).unlink()
+    assert pick_region(receipts, "score", 1, np.array([1])).tolist() == [0.5]
+    with pytest.raises(DamagedFileError, match=r"b\.npz"):
+        pick_region(receipts, "score", 1, np.array([2]))
+
+
+def test_what_is_too_large_for_memory_lies_in_a_file_without_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spikes, "HELD_BYTES", 40)
+    assert not isinstance(scratch_array((10,), np.float32, tmp_path), np.memmap)
+    mapped = scratch_array((11,), np.float32, tmp_path)
+    assert isinstance(mapped, np.memmap)
+    mapped[:] = np.arange(11)
+    assert mapped.sum() == 55
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_columns_grow_on_disk_and_outlive_their_files(tmp_path: Path) -> None:
+    columns = GrowingColumns(tmp_path)
+    columns.append({"time": np.zeros(0, np.int64), "pair": np.zeros((0, 2), np.float32)})
+    assert {name: values.shape for name, values in columns.arrays().items()} == {"time": (0,), "pair": (0, 2)}
+    for first in (0, 3):
+        columns.append({"time": np.arange(first, first + 3), "pair": np.full((3, 2), first, np.float32)})
+    arrays = columns.arrays()
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert arrays["time"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert arrays["pair"].tolist() == [[0, 0]] * 3 + [[3, 3]] * 3
+    arrays["time"][0] = 7  # in memory only
+    assert arrays["time"][0] == 7

@@ -148,7 +148,7 @@ def test_scattered_rows_cluster_as_dense_ones() -> None:
     features = torch.randn(400, 4, 3, generator=generator)
     slot = torch.stack([torch.randperm(6, generator=generator)[:4] for _ in range(400)])
     features[:200, 0] += 9.0
-    rows = ScatteredRows(features, slot, 6)
+    rows = ScatteredRows(features, torch.arange(len(slot)), slot, 6)
     assert np.array_equal(cluster_region(rows), cluster_region(DenseRows(rows.chunk(0, 400))))
 
 

@@ -22,7 +22,7 @@ def on_a_line(*places: float) -> DenseRows:
 
 def test_scattered_rows_are_features_in_their_slots() -> None:
     features = torch.arange(12, dtype=torch.float32).view(2, 3, 2)  # (n, j, q)
-    rows = ScatteredRows(features, torch.tensor([[2, 0, -1], [1, 2, 0]]), 4)
+    rows = ScatteredRows(features, torch.tensor([0, 1]), torch.tensor([[2, 0, -1], [1, 2, 0]]), 4)
     expected = torch.tensor([[2, 3, 0, 0, 0, 1, 0, 0], [10, 11, 6, 7, 8, 9, 0, 0]], dtype=torch.float32)
     assert (rows.n, rows.d) == (2, 8)
     assert torch.equal(rows.chunk(0, 2), expected)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 
-from ks4stream.kernels.merging import MergedUnits, mark_duplicates, merge_units
+from ks4stream.kernels.merging import joined_train, mark_duplicates, merge_units
 from ks4stream.kernels.templates import roll_matrix, similarity
 
 RATE = 30_000.0
@@ -36,11 +38,19 @@ def one_neuron(n: int, seed: int) -> np.ndarray:
     return np.cumsum(np.random.default_rng(seed).integers(150, 1400, n))
 
 
-def merged(trains: list[np.ndarray], templates: list[torch.Tensor]) -> MergedUnits:
+class Outcome(NamedTuple):
+    """What merging does to all spikes."""
+
+    sample: np.ndarray
+    unit: np.ndarray
+    lag: np.ndarray
+    unit_of: np.ndarray
+    lag_of: np.ndarray
+    features: torch.Tensor
+
+
+def merged(trains: list[np.ndarray], templates: list[torch.Tensor]) -> Outcome:
     """Merge units given by train and template."""
-    sample = np.concatenate(trains)
-    unit = np.repeat(np.arange(len(trains)), [len(train) for train in trains])
-    order = np.lexsort((unit, sample))
     features = torch.stack(templates)
     alike = similarity(features, PCS)
 
@@ -48,10 +58,15 @@ def merged(trains: list[np.ndarray], templates: list[torch.Tensor]) -> MergedUni
         found = similarity(torch.cat([one[None], others]), PCS)
         return found.value[0, 1:], found.lag[0, 1:]
 
-    return merge_units(
-        sample[order], unit[order], features, PCS,
+    found = merge_units(
+        trains, np.array([len(train) for train in trains]), features, PCS,
         similarity=alike.value.numpy(), lag=alike.lag.numpy(), similarity_row=row, sampling_rate_hz=RATE,
     )  # fmt: skip
+    lag = np.repeat(found.lag_of, [len(train) for train in trains])
+    unit = np.repeat(found.unit_of, [len(train) for train in trains])
+    sample = np.concatenate(trains) - lag
+    order = np.lexsort((unit, sample))
+    return Outcome(sample[order], unit[order], lag[order], found.unit_of, found.lag_of, found.features)
 
 
 # -- merging -----------------------------------------------------------------------------------------
@@ -72,7 +87,6 @@ def test_parts_of_a_neuron_are_merged_and_strangers_are_not() -> None:
     assert np.array_equal(found.sample[found.unit == 0], train)
     assert np.array_equal(found.sample[found.unit == 1], other)
     torch.testing.assert_close(found.features[0], template(0, size=25), atol=1e-3, rtol=1e-3)
-    assert np.all(np.diff(found.sample) >= 0)
 
 
 def test_what_is_absorbed_is_moved_in_time() -> None:
@@ -129,12 +143,18 @@ def test_twins_of_few_spikes_are_merged() -> None:
 def test_nothing_to_merge(n_units: int) -> None:
     features = torch.stack([template(0)] * n_units) if n_units else torch.zeros(0, 4, len(PCS))
     found = merge_units(
-        np.arange(n_units), np.zeros(n_units, np.int64), features, PCS,
+        [np.arange(1)] * n_units, np.ones(n_units, np.int64), features, PCS,
         similarity=np.ones((n_units, n_units), np.float32), lag=np.zeros((n_units, n_units), np.int64),
         similarity_row=lambda *_: pytest.fail("there is nobody to compare with"), sampling_rate_hz=RATE,
     )  # fmt: skip
-    assert found.sample.tolist() == list(range(n_units))
+    assert found.unit_of.tolist() == list(range(n_units))
     assert found.features.shape[0] == n_units
+
+
+def test_a_joined_train_is_in_order_of_the_moved_times() -> None:
+    trains = [np.array([10, 30]), np.array([12, 33]), np.array([5])]
+    assert joined_train(trains, {0: 0, 1: 4}).tolist() == [8, 10, 29, 30]
+    assert joined_train(trains, {2: -1}).tolist() == [6]
 
 
 def test_units_without_spikes_stay() -> None:

@@ -101,8 +101,8 @@ def test_shares(sizes: list[int], total: int, shares: list[int]) -> None:
 def rows_of_three() -> ScatteredRows:
     """Three spikes with one feature on two slots each, scattered over the channels 2, 5 and 6."""
     features = np.array([[[1.0], [2]], [[3], [4]], [[5], [0]]], np.float32)
-    channels = np.array([[2, 5], [5, 6], [6, -1]])
-    return scattered_rows(features, channels, np.array([2, 5, 6]), 8, "cpu")
+    kind, channels = np.array([2, 0, 1]), np.array([[5, 6], [6, -1], [2, 5]])
+    return scattered_rows(features, kind, channels, np.array([2, 5, 6]), 8, "cpu")
 
 
 def test_features_are_scattered_to_the_places_of_their_channels() -> None:
@@ -116,8 +116,8 @@ def test_means_are_weighted_and_count_what_each_spike_stands_for() -> None:
 
 
 def test_no_spikes_make_no_clusters() -> None:
-    features, channels = np.zeros((0, 2, 1), np.float32), np.zeros((0, 2), np.int64)
-    rows = scattered_rows(features, channels, np.array([2, 5, 6]), 8, "cpu")
+    features, kind, channels = np.zeros((0, 2, 1), np.float32), np.zeros(0, np.int64), np.array([[2, 5]])
+    rows = scattered_rows(features, kind, channels, np.array([2, 5, 6]), 8, "cpu")
     mean, count = cluster_means(rows, np.zeros(0, np.int64), np.zeros(0))
     assert (mean.shape, count.shape) == ((0, 3), (0,))
 

@@ -1,59 +1,42 @@
-"""Which units can be neurons, and where their spikes were."""
+"""A region's spikes as units on disk, and which units can be neurons."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ks4stream.probe import Probe
-from ks4stream.stages.units import Units, are_neurons, fewest_spikes, positions
+from ks4stream.io.spikes import Receipt, read_column, write_block
+from ks4stream.settings import Settings
+from ks4stream.stages.matching import Matches
+from ks4stream.stages.units import Clusters, RegionSorter, counted_rows, fewest_spikes, is_neuron
 
 THRESHOLD, FEWEST, IMPOSSIBLE = 8.0, 5, 30.0
 
 
-def units(*trains: list[int], score: float = 20.0, unkept: tuple[int, ...] = ()) -> Units:
-    """Units of given spike times, sorted as :func:`combine` sorts them; spikes at `unkept` are duplicates."""
-    sample = np.array([time for train in trains for time in train], np.int64)
-    unit = np.repeat(np.arange(len(trains)), [len(train) for train in trains]).astype(np.int64)
-    order = np.lexsort((unit, sample))
-    n = len(sample)
-    return Units(
-        sample=sample[order],
-        template=np.zeros(n, np.int32),
-        score=np.full(n, score, np.float32),
-        features=np.zeros((n, 1, 1), np.float32),
-        unit=unit[order],
-        kept=~np.isin(sample[order], unkept),
-        unit_features=np.zeros((len(trains), 1, 1), np.float32),
-    )
-
-
-def judged(found: Units) -> list[bool]:
-    return are_neurons(found, THRESHOLD, FEWEST, impossible_samples=IMPOSSIBLE).tolist()
+def is_one(train: list[int], score: float = 20.0) -> bool:
+    scores = np.full(len(train), score, np.float32)
+    return is_neuron(np.array(train, np.int64), scores, THRESHOLD, FEWEST, impossible_samples=IMPOSSIBLE)
 
 
 def regular(n: int, every: int = 1000) -> list[int]:
     return [every * i for i in range(n)]
 
 
-def test_a_neuron_has_enough_spikes() -> None:
-    assert judged(units(regular(5), regular(4), [], regular(50))) == [True, False, False, True]
-
-
-def test_duplicates_do_not_count() -> None:
-    assert judged(units(regular(5), unkept=(2000,))) == [False]
-    assert judged(units(regular(6), unkept=(2000,))) == [True]
+@pytest.mark.parametrize(("n", "neuron"), [(0, False), (4, False), (5, True), (50, True)])
+def test_a_neuron_has_enough_spikes(n: int, neuron: bool) -> None:
+    assert is_one(regular(n)) is neuron
 
 
 @pytest.mark.parametrize(("score", "neuron"), [(8.0, False), (9.5, False), (9.625, True), (40.0, True)])
 def test_scores_stand_clear_of_the_threshold(score: float, neuron: bool) -> None:
-    assert judged(units(regular(10), score=score)) == [neuron]
+    assert is_one(regular(10), score) is neuron
 
 
-def test_the_mean_score_counts_unit_by_unit() -> None:
-    found = units(regular(6), [time + 500 for time in regular(6)])
-    score = np.where(found.unit == 0, np.where(found.sample < 3000, 8.5, 12.0), 9.0).astype(np.float32)
-    assert judged(found._replace(score=score)) == [True, False]  # means 10.25 and 9
+def test_it_is_the_mean_score_that_counts() -> None:
+    score = np.where(np.arange(6) < 3, 8.5, 12.0).astype(np.float32)  # mean 10.25
+    assert is_neuron(np.array(regular(6)), score, THRESHOLD, FEWEST, impossible_samples=IMPOSSIBLE)
 
 
 def pairs(n: int, apart: int) -> list[int]:
@@ -62,55 +45,56 @@ def pairs(n: int, apart: int) -> list[int]:
 
 @pytest.mark.parametrize(("apart", "neuron"), [(1, False), (29, False), (30, True), (200, True)])
 def test_what_fires_in_impossible_bursts_is_an_artifact(apart: int, neuron: bool) -> None:
-    assert judged(units(pairs(5, apart))) == [neuron]
+    assert is_one(pairs(5, apart)) is neuron
 
 
 def test_half_of_the_spikes_in_bursts_is_just_possible() -> None:
     alone = [100_000 + time for time in regular(6)]
-    assert judged(units(pairs(3, 10) + alone)) == [True]  # 6 of 12
-    assert judged(units(pairs(3, 10) + alone[:5])) == [False]  # 6 of 11
+    assert is_one(pairs(3, 10) + alone)  # 6 of 12
+    assert not is_one(pairs(3, 10) + alone[:5])  # 6 of 11
 
 
-def test_spikes_of_different_units_are_no_burst() -> None:
-    assert judged(units(regular(8), [time + 10 for time in regular(8)])) == [True, True]
-    assert judged(units(regular(5), [time + 4010 for time in regular(5)])) == [True, True]  # last against first
+def block(folder: Path, name: str, sample: list[int], region: list[int]) -> Receipt:
+    """A block's file; scores are times, features their hundredths."""
+    time = np.array(sample, np.int64)
+    columns = {
+        "sample": time, "template": np.zeros(len(time), np.int32), "score": time.astype(np.float32),
+        "features": (time / 100).astype(np.float32)[:, None, None],
+    }  # fmt: skip
+    return write_block(folder / f"{name}.npz", columns, np.array(region, np.int64), 2)
 
 
-def test_no_units() -> None:
-    assert judged(units()) == []
+def two_blocks(folder: Path) -> Matches:
+    receipts = [block(folder, "a", [5, 3, 70, 90], [0, 1, 1, 0]), block(folder, "b", [101, 130, 150], [0, 0, 1])]
+    return Matches(receipts, np.array([0, 100]), [np.array([1]), np.array([0])], np.zeros((0, 2), np.int64))
 
 
-LINE = Probe.from_positions([(0, 0), (0, 20), (30, 20), (0, 400)])
+def test_rows_that_were_dropped_do_not_count(tmp_path: Path) -> None:
+    matches = two_blocks(tmp_path)  # rows of region 0: 5, 90 | 101, 130; of region 1: 3, 70 | 150
+    assert counted_rows(matches, 0).tolist() == [0, 3]
+    assert counted_rows(matches, 1).tolist() == [0, 1, 2]
 
 
-def place(features: list[list[float]], channels: list[int], limit_um: float = 100) -> tuple[float, float]:
-    found = np.array([features], np.float32)
-    x, y = positions(found, np.zeros(1, np.int32), np.array([channels]), LINE, limit_um)
-    assert x.dtype == y.dtype == np.float32
-    return float(x[0]), float(y[0])
+def test_a_regions_spikes_are_written_by_unit_with_their_place_in_the_blocks(tmp_path: Path) -> None:
+    sorter = RegionSorter(
+        two_blocks(tmp_path), np.array([[0]]), np.array([0]), 1, 30_000.0, Settings(), "cpu", folder=tmp_path
+    )
+    found = sorter(0)
+    assert found.unit_features.shape == (1, 1, 1)
+    assert read_column(found.receipt, "sample").tolist() == [5, 130]
+    assert read_column(found.receipt, "score").tolist() == [5, 130]
+    assert read_column(found.receipt, "row").tolist() == [0, 5]  # of 4 + 3 rows, grouped by region
 
 
-def test_contacts_weigh_by_the_norm_of_their_features() -> None:
-    assert place([[3, 4], [0, -15]], [0, 1]) == (0, 15)  # norms 5 and 15
-    assert place([[1, 0], [0, 1]], [1, 2]) == (15, 20)
-
-
-def test_only_contacts_near_the_templates_first_count() -> None:
-    assert place([[2], [2], [9]], [0, 1, 3]) == (0, 10)
-    assert place([[2], [2]], [0, 1], limit_um=20) == (0, 0)  # 20 µm is not closer than 20 µm
-    assert place([[2], [2]], [1, 0], limit_um=0) == (0, 20)  # its own place at least
-
-
-def test_missing_channels_do_not_count() -> None:
-    assert place([[2], [7]], [1, -1]) == (0, 20)
-
-
-def test_every_spike_has_the_channels_of_its_template(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ks4stream.stages.units.ROWS_AT_ONCE", 2)  # and is computed in parts
-    features, template = np.ones((5, 1, 1), np.float32), np.array([1, 0, 1, 2, 0], np.int32)
-    x, y = positions(features, template, np.array([[0], [2], [3]]), LINE, 100)
-    assert x.tolist() == [30, 0, 30, 0, 0]
-    assert y.tolist() == [20, 0, 20, 400, 0]
+def test_clusters_are_numbered_through_all_regions(tmp_path: Path) -> None:
+    receipts = [
+        write_block(tmp_path / f"{n}.npz", {"sample": np.array(times, np.int64)}, np.array(unit, np.int64), n_units)
+        for n, (times, unit, n_units) in enumerate([([1, 2, 3], [0, 1, 0], 2), ([], [], 0), ([9], [0], 1)])
+    ]
+    clusters = Clusters(receipts)
+    assert [clusters[number].tolist() for number in range(3)] == [[1, 3], [2], [9]]
+    assert clusters.n_spikes.tolist() == [2, 1, 1]
+    assert clusters.first.tolist() == [0, 2, 3]
 
 
 @pytest.mark.parametrize(
