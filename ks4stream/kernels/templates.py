@@ -66,22 +66,52 @@ def similarity(features: Tensor, components: Tensor) -> Similarity:
     components : Tensor, shape (q, w), float32
         wPCA.
     """
-    u, _, q = features.shape
-    nt = components.shape[1]
-    lags = torch.arange(-nt, nt + 1, device=features.device)
-    lags = lags[torch.argsort(lags.abs(), stable=True)]  # 0, −1, 1, −2, … so that argmax prefers the smallest
-    products = lagged_products(components)[:, :, nt + lags].reshape(q * q, -1)  # (q·r, l)
-    unit = features / features.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)
+    u = len(features)
+    unit = _of_unit_norm(features)
     value = features.new_empty(u, u)
     lag = torch.zeros((u, u), dtype=torch.int64, device=features.device)
     step = max(1, PAIRS_AT_ONCE // max(u, 1))
     for first in range(0, u, step):  # the lower triangle only: the rest mirrors it
         last = min(first + step, u)
-        gram = torch.einsum("ucq,vcr->uvqr", unit[first:last], unit[:last])
-        best = (gram.reshape(-1, q * q) @ products).max(dim=1)
-        value[first:last, :last] = best.values.view(last - first, last)
-        lag[first:last, :last] = lags[best.indices].view(last - first, last)
+        value[first:last, :last], lag[first:last, :last] = _most_alike(unit[first:last], unit[:last], components)
     return Similarity(_mirrored(value, 1).fill_diagonal_(1.0), _mirrored(lag, -1))
+
+
+def similarity_to(one: Tensor, others: Tensor, components: Tensor) -> tuple[Tensor, Tensor]:
+    """Correlate one template with others: its row of :func:`similarity` if it came first.
+
+    Parameters
+    ----------
+    one : Tensor, shape (c, q), float32
+    others : Tensor, shape (v, c, q), float32
+    components : Tensor, shape (q, w), float32
+        wPCA.
+
+    Returns
+    -------
+    value : Tensor, shape (v,), float32
+    lag : Tensor, shape (v,), int64, samples
+        Moves each of the others later so that it lines up with the one.
+    """
+    unit = _of_unit_norm(one[None])
+    parts = [_most_alike(_of_unit_norm(some), unit, components) for some in others.split(PAIRS_AT_ONCE)]
+    return torch.cat([value[:, 0] for value, _ in parts]), -torch.cat([lag[:, 0] for _, lag in parts])
+
+
+def _of_unit_norm(features: Tensor) -> Tensor:
+    return features / features.norm(dim=(1, 2), keepdim=True).clamp_min(1e-30)
+
+
+def _most_alike(rows: Tensor, columns: Tensor, components: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest correlation and its lag for all pairs of templates (u, c, q) and (v, c, q) of unit norm: both (u, v)."""
+    q, nt = components.shape
+    lags = torch.arange(-nt, nt + 1, device=rows.device)
+    lags = lags[torch.argsort(lags.abs(), stable=True)]  # 0, −1, 1, −2, … so that argmax prefers the smallest
+    products = lagged_products(components)[:, :, nt + lags].reshape(q * q, -1)  # (q·r, l)
+    gram = torch.einsum("ucq,vcr->uvqr", rows, columns)
+    best = (gram.reshape(-1, q * q) @ products).max(dim=1)
+    shape = (len(rows), len(columns))
+    return best.values.view(shape), lags[best.indices].view(shape)
 
 
 def _mirrored(lower: Tensor, sign: int) -> Tensor:

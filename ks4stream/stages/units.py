@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ks4stream import geometry
 from ks4stream.io.spikes import Receipt, pick_region, read_region, scratch_array, write_block
@@ -164,7 +163,7 @@ def combine(
     merged = merging.merge_units(
         clusters, clusters.n_spikes, found, components,
         similarity=alike.value.numpy(), lag=alike.lag.numpy(),
-        similarity_row=lambda one, others: _similarity_row(one, others, components),
+        similarity_row=lambda one, others: templates.similarity_to(one, others, components),
         sampling_rate_hz=sampling_rate_hz,
         acg_threshold=settings.acg_threshold, ccg_threshold=settings.ccg_threshold,
     )  # fmt: skip
@@ -222,12 +221,6 @@ def is_neuron(
     in_burst = np.append(close, False) | np.insert(close, 0, False)
     clear = float(score.mean(dtype=np.float64)) > threshold + LEAST_MARGIN
     return bool(clear and 2 * in_burst.sum() <= len(sample))
-
-
-def _similarity_row(one: Tensor, others: Tensor, components: Tensor) -> tuple[Tensor, Tensor]:
-    """Similarity of one template (c, q) to others (v, c, q), and the lags."""
-    alike = templates.similarity(torch.cat([one[None], others]), components)
-    return alike.value[0, 1:], alike.lag[0, 1:]
 
 
 def template_regions(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ks4stream.kernels.merging import joined_train, mark_duplicates, merge_units
-from ks4stream.kernels.templates import roll_matrix, similarity
+from ks4stream.kernels.templates import roll_matrix, similarity, similarity_to
 
 RATE = 30_000.0
 NT = 61
@@ -54,13 +54,9 @@ def merged(trains: list[np.ndarray], templates: list[torch.Tensor]) -> Outcome:
     features = torch.stack(templates)
     alike = similarity(features, PCS)
 
-    def row(one: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found = similarity(torch.cat([one[None], others]), PCS)
-        return found.value[0, 1:], found.lag[0, 1:]
-
     found = merge_units(
         trains, np.array([len(train) for train in trains]), features, PCS,
-        similarity=alike.value.numpy(), lag=alike.lag.numpy(), similarity_row=row, sampling_rate_hz=RATE,
+        similarity=alike.value.numpy(), lag=alike.lag.numpy(), similarity_row=lambda one, others: similarity_to(one, others, PCS), sampling_rate_hz=RATE,
     )  # fmt: skip
     lag = np.repeat(found.lag_of, [len(train) for train in trains])
     unit = np.repeat(found.unit_of, [len(train) for train in trains])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ks4stream.kernels.templates import align, lagged_products, merge_similar, similarity
+from ks4stream.kernels.templates import align, lagged_products, merge_similar, similarity, similarity_to
 
 NT = 21
 
@@ -52,6 +52,15 @@ def test_similarity_agrees_with_waveforms() -> None:
     assert torch.equal(value, value.T)
     assert torch.equal(lag, -lag.T)
     assert (value.diag() == 1).all()
+
+
+def test_similarity_to_one_is_a_row_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ks4stream.kernels.templates.PAIRS_AT_ONCE", 4)  # and is computed in parts
+    pcs, features = components(), random_features(10, 5)
+    every = similarity(features, pcs)
+    value, lag = similarity_to(features[0], features[1:], pcs)
+    torch.testing.assert_close(value, every.value[0, 1:])
+    assert torch.equal(lag, every.lag[0, 1:])
 
 
 def test_a_shifted_copy_lines_up_when_rolled_by_its_lag() -> None:

@@ -1,0 +1,272 @@
+"""Memory and time of what follows matching, for as many spikes as hours of Neuropixels have, all of them made up.
+
+Three parts, each in a process of its own, whose memory is looked at twenty times a second:
+
+region    the final clustering of one region of ``--spikes`` spikes
+cluster   every region of a sorting of ``--spikes`` spikes, cut in two clusters per unit instead of clustered
+finish    merging those clusters, joining all spikes in order of time, and writing all results
+
+``python many_spikes.py region --spikes 1000000`` or ``python many_spikes.py sorting --spikes 15000000`` (the second
+and the third). Anonymous memory is what a process cannot do without; pages of mapped files, which count as resident
+too, are given back when anybody else needs memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ks4stream import Settings, geometry, load_probe, report
+from ks4stream.engine import one_thread
+from ks4stream.io.records import read_record, write_record
+from ks4stream.io.spikes import GrowingColumns, Receipt, write_block
+from ks4stream.probe import Probe
+from ks4stream.results import Sorting, Waveforms
+from ks4stream.stages import joining, matching, units
+from ks4stream.stages import waveforms as waveform_stage
+
+RATE_HZ = 30_000.0
+BLOCK_S = 60.0
+SPIKES_PER_SECOND = 150e6 / (13 * 3600)  # of the 13 hours of Neuropixels that Kilosort4's documentation speaks of
+N_UNITS = 400  # on 384 channels
+SPREAD_UM = 40.0  # how fast a unit's amplitude falls with distance
+REFRACTORY_S = 0.003
+
+
+# --- spikes ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Units on a probe: templates, the channels of their features, and the region of each."""
+
+    probe: Probe
+    settings: Settings
+    channels: NDArray[np.int64]  # (v, j)
+    features: NDArray[np.float32]  # (v, j, q) mean of each
+    region_of: NDArray[np.int64]  # (v,)
+    n_regions: int
+    rate_hz: NDArray[np.float64]  # (v,)
+
+    @classmethod
+    def of(cls, probe: Probe, n_units: int, spikes_per_second: float, *, seed: int = 0) -> Scene:
+        """Units spread evenly over the probe's channels."""
+        settings, draw = Settings(), np.random.default_rng(seed)
+        centres = geometry.template_centres(probe, settings, np.zeros(0, np.int64))
+        regions = geometry.clustering_regions(centres, settings)
+        near = geometry.channel_neighbours(probe, settings.nearest_chans)
+        largest = np.arange(n_units) * probe.n_channels // n_units
+        channels = np.full((n_units, settings.nearest_chans), -1, np.int64)
+        for unit, channel in enumerate(largest.tolist()):
+            channels[unit, : len(near[channel])] = near[channel]
+        distance = np.linalg.norm(probe.positions_um[channels.clip(0)] - probe.positions_um[largest][:, None], axis=2)
+        shape = draw.normal(size=(n_units, 1, settings.n_pcs))
+        shape = shape + 0.3 * draw.normal(size=(*channels.shape, settings.n_pcs))
+        amplitude = 25 * np.exp(-distance / SPREAD_UM) * (channels >= 0)
+        shape *= (amplitude / np.linalg.norm(shape, axis=2))[:, :, None]
+        rate = draw.lognormal(sigma=0.8, size=n_units)
+        return cls(
+            probe, settings, channels, shape.astype(np.float32),
+            regions.nearest(probe.positions_um[largest], probe.shank[largest]), len(regions),
+            rate * spikes_per_second / rate.sum(),
+        )  # fmt: skip
+
+    def block(self, index: int) -> dict[str, NDArray[np.generic]]:
+        """Spikes of one block."""
+        draw = np.random.default_rng([index, 1])
+        times, template = [], []
+        for unit, rate in enumerate(self.rate_hz.tolist()):
+            gaps = REFRACTORY_S + draw.exponential(max(1 / rate - REFRACTORY_S, 1e-4), int(2 * rate * BLOCK_S) + 10)
+            train = np.cumsum(gaps)
+            train = train[train < BLOCK_S]
+            times.append(train)
+            template.append(np.full(len(train), unit, np.int32))
+        every, which = np.concatenate(times), np.concatenate(template)
+        order = np.argsort(every, kind="stable")
+        which = which[order]
+        features = draw.standard_normal((len(which), *self.features.shape[1:]), np.float32)
+        features += self.features[which]
+        features[self.channels[which] < 0] = 0
+        return {
+            "sample": ((every[order] + index * BLOCK_S) * RATE_HZ).astype(np.int64), "template": which,
+            "score": np.linalg.norm(features, axis=(1, 2)), "features": features,
+        }  # fmt: skip
+
+    def write(self, folder: Path, n_spikes: int) -> matching.Matches:
+        """Blocks of about as many spikes as wanted."""
+        n_blocks = max(round(n_spikes / (self.rate_hz.sum() * BLOCK_S)), 1)
+        receipts = []
+        for index in range(n_blocks):
+            columns = self.block(index)
+            region = self.region_of[columns["template"]]
+            receipts.append(write_block(folder / f"spikes-{index:06d}.npz", columns, region, self.n_regions))
+        first = (np.arange(n_blocks) * BLOCK_S * RATE_HZ).astype(np.int64)
+        return matching.Matches(receipts, first, [np.zeros(0, np.int64)] * n_blocks, np.zeros((0, 2), np.int64))
+
+    def sorter(self, matches: matching.Matches, folder: Path) -> units.RegionSorter:
+        """What clusters a region."""
+        return units.RegionSorter(
+            matches, self.channels, self.region_of, self.probe.n_channels, RATE_HZ, self.settings, "cpu", folder
+        )
+
+
+def one_region(n_spikes: int) -> Scene:
+    """A probe of one region only: 32 contacts within 80 µm, 30 units."""
+    positions = [(16.0 * (i % 4), 10.0 * (i // 4)) for i in range(32)]
+    scene = Scene.of(Probe.from_positions(positions), 30, 30 * 8.0)
+    return replace(scene, region_of=np.zeros(30, np.int64), n_regions=1)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Usage:
+    """What a part of the work took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_anonymous_gb: dict[str, float] = field(default_factory=dict)
+    peak_resident_gb: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        """Measure what happens inside."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.05):
+                for name, peaks in (("RssAnon", self.peak_anonymous_gb), ("VmRSS", self.peak_resident_gb)):
+                    peaks[part] = max(peaks.get(part, 0.0), _status_bytes(name) / 1e9)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        began = time.perf_counter()
+        thread.start()
+        try:
+            yield
+        finally:
+            self.seconds[part] = time.perf_counter() - began
+            done.set()
+            thread.join()
+
+
+def _status_bytes(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return 1024 * int(line.split()[1])
+
+
+# --- parts ----------------------------------------------------------------------------------------------------
+
+
+def region(n_spikes: int, folder: Path, usage: Usage) -> dict[str, object]:
+    """Cluster one region."""
+    scene = one_region(n_spikes)
+    with usage.of("making the spikes"):
+        matches = scene.write(folder, n_spikes)
+    with usage.of("final clustering"), one_thread():
+        found = scene.sorter(matches, folder)(0)
+    return {"spikes": found.receipt.n_rows, "clusters": len(found.unit_features), "true units": len(scene.rate_hz)}
+
+
+def cluster(n_spikes: int, folder: Path, usage: Usage) -> dict[str, object]:
+    """Write every region's units: each true unit is cut in two at random, so that there is something to merge."""
+    scene = Scene.of(load_probe("neuropixels_1"), N_UNITS, SPIKES_PER_SECOND)
+    with usage.of("making the spikes"):
+        matches = scene.write(folder, n_spikes)
+    write_record(folder / "matches.npz", matches)
+    units.cluster_region = _halves
+    sizes = sum(np.diff(receipt.start) for receipt in matches.receipts)
+    with usage.of("regions, without their clustering"), one_thread():
+        for number, index in enumerate(np.flatnonzero(sizes).tolist()):
+            _template.clear()
+            write_record(folder / f"region-{number:04d}.npz", scene.sorter(matches, folder)(index))
+    return {"spikes": int(sizes.sum()), "regions": int(np.count_nonzero(sizes)), "largest region": int(sizes.max())}
+
+
+_template: list[NDArray[np.int32]] = []
+
+
+def _halves(rows: object, **_: object) -> NDArray[np.int64]:
+    """Two clusters per template, its spikes shared out by a fixed scramble."""
+    template = rows._kind.numpy()  # type: ignore[attr-defined]
+    number = np.unique(template, return_inverse=True)[1]
+    half = (np.arange(len(template)) * np.int64(2654435761) >> 7) & 1
+    return np.unique(2 * number + half, return_inverse=True)[1]
+
+
+def finish(n_spikes: int, folder: Path, usage: Usage) -> dict[str, object]:
+    """Merge, join and write."""
+    scene = Scene.of(load_probe("neuropixels_1"), N_UNITS, SPIKES_PER_SECOND)
+    matches = read_record(folder / "matches.npz", (matching.Matches, Receipt))
+    found = [read_record(path, (units.RegionUnits, Receipt)) for path in sorted(folder.glob("region-*.npz"))]
+    shapes: Waveforms = waveform_stage.shipped(scene.settings, RATE_HZ)
+    with usage.of("merging"):
+        merged = units.combine(found, shapes, scene.settings, RATE_HZ, 20, scratch=folder)
+    (folder / "sorted").mkdir()
+    columns = GrowingColumns(folder / "sorted")
+    with usage.of("joining"):
+        limit = scene.settings.position_limit
+        for part in joining.in_order(merged, matches, shapes, scene.channels, scene.probe, limit):
+            columns.append(part)
+    n_samples = int(len(matches.first) * BLOCK_S * RATE_HZ)
+    sorting = Sorting(
+        **columns.arrays(), template_channels=scene.channels, unit_features=merged.features,
+        similarity=np.eye(len(merged.features)), refractory=merged.refractory, contamination=merged.contamination,
+        probe=scene.probe, waveforms=shapes, settings=scene.settings, n_samples=n_samples, n_chan_file=385,
+    )  # fmt: skip
+    for receipt in matches.receipts:  # room for the results
+        Path(receipt.path).unlink()
+    with usage.of("writing results"):
+        report.finish(sorting, folder / "results")
+    written = sum(path.stat().st_size for path in (folder / "results").rglob("*") if path.is_file())
+    return {
+        "spikes": sorting.n_spikes, "hours": n_samples / RATE_HZ / 3600, "clusters": len(merged.unit_of),
+        "units": sorting.n_units, "results (GB)": written / 1e9,
+    }  # fmt: skip
+
+
+PARTS = {"region": region, "cluster": cluster, "finish": finish}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a part here, or ``sorting``: two parts in processes of their own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=[*PARTS, "sorting"])
+    parser.add_argument("--spikes", type=int, required=True)
+    parser.add_argument("--folder", type=Path, help="for all files; by default a temporary one, which is removed")
+    asked = parser.parse_args(arguments)
+    folder = asked.folder or Path(tempfile.mkdtemp(prefix="many-spikes-"))
+    try:
+        if asked.part == "sorting":
+            for part in ("cluster", "finish"):
+                command = [sys.executable, __file__, part, "--spikes", str(asked.spikes), "--folder", str(folder)]
+                subprocess.run(command, check=True)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        usage = Usage()
+        outcome = PARTS[asked.part](asked.spikes, folder, usage)
+        print(json.dumps({"part": asked.part, **outcome}, indent=1))
+        print("| part | wall (s) | peak anonymous memory (GB) | peak resident memory, mapped files included (GB) |")
+        print("| --- | --- | --- | --- |")
+        for name, seconds in usage.seconds.items():
+            anonymous, resident = usage.peak_anonymous_gb.get(name, 0), usage.peak_resident_gb.get(name, 0)
+            print(f"| {name} | {seconds:.1f} | {anonymous:.2f} | {resident:.2f} |")
+    finally:
+        if asked.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
