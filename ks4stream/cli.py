@@ -263,6 +263,10 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     help="Also write tF, Wall, full_st, full_clu and full_amp.",
 )  # fmt: skip
 @click.option(
+    "--no-features", is_flag=True, cls=_Option, section="Results and machine",
+    help="Do not write the features of all spikes: nine tenths of the results of a long recording.",
+)  # fmt: skip
+@click.option(
     "--fresh", is_flag=True, cls=_Option, section="Results and machine",
     help="Begin anew. [default go on where an earlier run into the folder stopped]",
 )  # fmt: skip
@@ -316,6 +320,7 @@ def sort_command(
     click.echo(f"Sorting {recording!r}")
     _sort(
         recording, settings, folder, do_CAR=not options["no_car"], resume=not options["fresh"],
+        save_features=not options["no_features"],
         **{name: options[name] for name in (
             "workers", "scheduler", "invert_sign", "device", "block_batches", "save_extra_vars",
         )},

@@ -53,6 +53,7 @@ def sort(
     device: str | torch.device | None = None,
     progress: Progress | None = None,
     save_extra_vars: bool = False,
+    save_features: bool = True,
     resume: bool = True,
 ) -> Sorting:
     """Sort a recording into units.
@@ -83,6 +84,9 @@ def sort(
         up to 256 MB it is known that they are the same; others are always sorted anew.
     save_extra_vars : bool
         Write Kilosort4's extra files too.
+    save_features : bool
+        Write the features of all spikes into the results folder: of long recordings nine tenths of everything, and
+        only Phy's feature view and what works with features again needs them.
 
     Returns
     -------
@@ -112,7 +116,9 @@ def sort(
         if results_dir is not None:
             if progress is not None:
                 progress("results", 0, 1)
-            report.finish(sorting, results_dir, save_extra_vars=save_extra_vars)
+            report.finish(
+                sorting, results_dir, save_extra_vars=save_extra_vars, save_features=save_features
+            )
             if progress is not None:
                 progress("results", 1, 1)
     return sorting

@@ -35,6 +35,7 @@ __all__ = [
 PREPROCESSED_SCALE = 200.0  # temp_wh.dat holds whitened traces times this, as int16
 _SPIKES_AT_ONCE = 65_536
 _UNITS_AT_ONCE = 256
+_OPTIONAL = ("pc_features.npy", "pc_feature_ind.npy")
 _EXTRA_VARS = ("tF.npy", "Wall.npy", "full_st.npy", "full_clu.npy", "full_amp.npy")
 _CLUSTER_TABLES = ("KSLabel", "group", "ContamPct", "Amplitude")
 
@@ -84,6 +85,7 @@ def export_phy(
     *,
     recording_files: Sequence[str | os.PathLike[str]] | None = None,
     save_extra_vars: bool = False,
+    save_features: bool = True,
     ops: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the complete results folder, replacing an earlier one.
@@ -102,6 +104,8 @@ def export_phy(
         Files that do not exist, and stores that are no flat files, are left out.
     save_extra_vars : bool, optional
         Also write tF, Wall, full_st, full_clu and full_amp: all spikes, duplicates included.
+    save_features : bool, optional
+        Write ``pc_features.npy``, without which Phy shows no feature view.
     ops : mapping, optional
         What to write to ``ops.npy``; by default :func:`ops_from_sorting`.
 
@@ -118,7 +122,8 @@ def export_phy(
     path = check_writable(folder)
     _set_aside(path)
     _write_spikes(sorting, path)
-    _write_features(sorting, path)
+    if save_features:
+        _write_features(sorting, path)
     _write_units(sorting, path)
     _write_channels(sorting, path)
     _write_tables(sorting, path)
@@ -493,7 +498,7 @@ def _n_chan_file(sorting: Sorting) -> int:
 
 def _set_aside(path: Path) -> None:
     """Take away what an earlier sort or its curation left and the new one will not replace."""
-    for name in _EXTRA_VARS:
+    for name in (*_OPTIONAL, *_EXTRA_VARS):
         (path / name).unlink(missing_ok=True)
     ours = {f"cluster_{name}.tsv" for name in _CLUSTER_TABLES}
     for table in [*path.glob("cluster_*.tsv"), *path.glob("cluster_*.csv")]:

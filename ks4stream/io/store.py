@@ -11,9 +11,9 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ _DIM_NAMES = {
 }  # fmt: skip
 
 
-def save_sorting(sorting: Sorting, path: str | os.PathLike[str]) -> Path:
+def save_sorting(sorting: Sorting, path: str | os.PathLike[str], *, features: bool = True) -> Path:
     """Write a sorting as a Zarr group, replacing what is there.
 
     The store appears under its name only when it is complete.
@@ -53,6 +53,8 @@ def save_sorting(sorting: Sorting, path: str | os.PathLike[str]) -> Path:
         What to write.
     path : path
         Directory of the store, ``sorting.zarr`` by custom.
+    features : bool
+        Whether to write the features of all spikes, by far the largest part.
 
     Returns
     -------
@@ -68,7 +70,7 @@ def save_sorting(sorting: Sorting, path: str | os.PathLike[str]) -> Path:
     try:
         with _complete_or_nothing(path) as draft:
             group = _new_group(draft)
-            _write(group, sorting)
+            _write(group, sorting if features else without_features(sorting))
             group.attrs["format"] = FORMAT
     except OSError as error:
         raise ResultsError(
@@ -78,18 +80,25 @@ def save_sorting(sorting: Sorting, path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def load_sorting(path: str | os.PathLike[str]) -> Sorting:
+def without_features(sorting: Sorting) -> Sorting:
+    """Return the same with features on no channels: shape (n, 0, q)."""
+    return replace(sorting, features=sorting.features[:, :0])
+
+
+def load_sorting(path: str | os.PathLike[str], *, features: bool = True) -> Sorting:
     """Read a sorting that :func:`save_sorting` wrote.
 
     Parameters
     ----------
     path : path
         The store, or a results folder with a ``sorting.zarr`` in it.
+    features : bool
+        Read the features of all spikes, too.
 
     Returns
     -------
     Sorting
-        All of it in memory, spike features included.
+        All of it in memory; features on no channels, shape (n, 0, q), where they were not saved or not asked for.
 
     Raises
     ------
@@ -109,7 +118,7 @@ def load_sorting(path: str | os.PathLike[str]) -> Sorting:
             f"{store} is of format {written_as!r}; this version of ks4stream reads {FORMAT!r}. "
             "Open it with the version that wrote it, or sort again."
         )
-    found = _read(group, Sorting)
+    found = _read(group, Sorting, leave_out=() if features else ("features",))
     assert isinstance(found, Sorting)
     return found
 
@@ -190,12 +199,15 @@ def _write(group: Any, result: Any) -> None:
     group.attrs["values"] = values
 
 
-def _read(group: Any, kind: type) -> Any:
+def _read(group: Any, kind: type, leave_out: Collection[str] = ()) -> Any:
     """Make a result from its group; fields that the store does not have keep their defaults."""
     values = {name: _from_json(value) for name, value in dict(group.attrs)["values"].items()}
     known = {spec.name for spec in fields(kind)}
     for name in known & set(group.keys()):
-        values[name] = _read(group[name], _NESTED[name]) if name in _NESTED else np.asarray(group[name][...])
+        if name in leave_out:
+            values[name] = np.zeros((group[name].shape[0], 0, *group[name].shape[2:]), group[name].dtype)
+        else:
+            values[name] = _read(group[name], _NESTED[name]) if name in _NESTED else np.asarray(group[name][...])
     if "settings" in values:
         values["settings"] = Settings.from_dict(values["settings"])
     for name in ("files", "warnings"):

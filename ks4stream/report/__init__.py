@@ -17,7 +17,9 @@ __all__ = ["check_writable", "finish", "log_inputs", "run_log"]
 _log = logging.getLogger(__name__)
 
 
-def finish(sorting: Sorting, results_dir: str | os.PathLike[str], *, save_extra_vars: bool = False) -> Path:
+def finish(
+    sorting: Sorting, results_dir: str | os.PathLike[str], *, save_extra_vars: bool = False, save_features: bool = True
+) -> Path:
     """Write everything a sorting leaves: the Phy folder, the native store ``sorting.zarr`` and the plots.
 
     Parameters
@@ -28,6 +30,8 @@ def finish(sorting: Sorting, results_dir: str | os.PathLike[str], *, save_extra_
         Results folder; made if need be, an earlier sorting in it is replaced.
     save_extra_vars : bool, optional
         Also write tF, Wall, full_st, full_clu and full_amp.
+    save_features : bool, optional
+        Write the features of all spikes, nine tenths of everything.
 
     Returns
     -------
@@ -42,8 +46,8 @@ def finish(sorting: Sorting, results_dir: str | os.PathLike[str], *, save_extra_
     from ks4stream.report.plots import write_plots  # matplotlib: only when there is something to draw
 
     began = time.perf_counter()
-    folder = export_phy(sorting, results_dir, save_extra_vars=save_extra_vars)
-    save_sorting(sorting, folder / "sorting.zarr")
+    folder = export_phy(sorting, results_dir, save_extra_vars=save_extra_vars, save_features=save_features)
+    save_sorting(sorting, folder / "sorting.zarr", features=save_features)
     write_plots(sorting, folder)
     _log.info(
         "%d units (%d good), %d spikes (%d kept) written to %s in %.1f s",

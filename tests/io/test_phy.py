@@ -102,6 +102,14 @@ def test_features_move_to_the_channels_of_their_unit(make_sorting, tmp_path, mon
         assert np.array_equal(moved[row].T, dense[channels[sorting.unit[spike]]])
 
 
+def test_without_features_those_of_an_earlier_export_go_too(make_sorting, tmp_path):
+    export_phy(make_sorting(), tmp_path)
+    assert (tmp_path / "pc_features.npy").exists()
+    export_phy(make_sorting(), tmp_path, save_features=False)
+    assert not list(tmp_path.glob("pc_feature*"))
+    assert (tmp_path / "spike_times.npy").exists()
+
+
 def test_more_slots_than_channels_leave_no_padding(make_sorting, tmp_path):
     export_phy(make_sorting(n_channels=4, n_slots=6), tmp_path)
     assert load(tmp_path, "pc_features").shape[2] == 4

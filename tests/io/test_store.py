@@ -12,7 +12,7 @@ import pytest
 
 from ks4stream.errors import ResultsError
 from ks4stream.io import store
-from ks4stream.io.store import load_sorting, save_sorting, to_dataset
+from ks4stream.io.store import load_sorting, save_sorting, to_dataset, without_features
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
 
@@ -43,6 +43,15 @@ def assert_same(a, b, where="sorting"):
 def test_round_trip(make_sorting, tmp_path, changes):
     sorting = make_sorting(**changes)
     assert_same(load_sorting(save_sorting(sorting, tmp_path / "sorting.zarr")), sorting)
+
+
+def test_features_may_be_left_out_when_writing_or_reading(make_sorting, tmp_path):
+    sorting = make_sorting()
+    bare = without_features(sorting)
+    assert bare.features.shape == (sorting.n_spikes, 0, sorting.features.shape[2])
+    assert_same(load_sorting(save_sorting(sorting, tmp_path / "whole.zarr"), features=False), bare)
+    assert_same(load_sorting(save_sorting(sorting, tmp_path / "bare.zarr", features=False)), bare)
+    assert sorting.features.size
 
 
 def test_settings_with_infinities_are_plain_json(make_sorting, tmp_path):

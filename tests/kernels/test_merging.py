@@ -56,7 +56,8 @@ def merged(trains: list[np.ndarray], templates: list[torch.Tensor]) -> Outcome:
 
     found = merge_units(
         trains, np.array([len(train) for train in trains]), features, PCS,
-        similarity=alike.value.numpy(), lag=alike.lag.numpy(), similarity_row=lambda one, others: similarity_to(one, others, PCS), sampling_rate_hz=RATE,
+        similarity=alike.value.numpy(), lag=alike.lag.numpy(), sampling_rate_hz=RATE,
+        similarity_row=lambda one, others: similarity_to(one, others, PCS),
     )  # fmt: skip
     lag = np.repeat(found.lag_of, [len(train) for train in trains])
     unit = np.repeat(found.unit_of, [len(train) for train in trains])
