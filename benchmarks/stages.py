@@ -404,7 +404,7 @@ def compare_drift(pair: Pair) -> list[Line]:
     )  # fmt: skip
     counts = np.zeros((len(pair.source.tiling), 2, n_bins, drift_kernels.N_AMPLITUDE_BINS), np.uint16)
     np.add.at(counts, (batch.astype(int), np.arange(len(batch)) % 2, *bins), 1)
-    ours = drift_kernels.register(counts.sum(axis=1), n_blocks=settings.nblocks, smoothing=settings.drift_smoothing)
+    ours = drift_kernels.register(counts, n_blocks=settings.nblocks, smoothing=settings.drift_smoothing)
     ours, theirs = ours * settings.binning_depth, pair.theirs["drift_um"]
     difference = (ours - np.median(ours, axis=0)) - (theirs - np.median(theirs, axis=0))
     decided = drift.estimate(pair.source, counts)

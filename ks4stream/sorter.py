@@ -195,7 +195,7 @@ class SortRun:
         moved, plotted = None, None
         if settings.nblocks > 0:
             with self._timed("drift"):
-                moved, plotted = drift.combine(source, peaks)
+                moved, plotted = drift.combine(source, peaks, scratch=self.store.folder)
             if np.any(moved.shift_um):
                 source = source.with_results(drift=moved)
                 shapes = self.learn_waveforms(source)

@@ -16,7 +16,7 @@ RIGID_REACH = 15  # bins tried in one iteration
 SEGMENT_REACH = 5  # bins tried per segment, after the rigid shift
 UPSAMPLING = 10  # steps per bin of the final shift
 FEWEST_BINS = 16  # with fewer depth bins a shift cannot be told
-ROWS_AT_ONCE = 2048  # batches compared at a time
+ROWS_AT_ONCE = 1024  # batches compared at a time
 
 
 def n_depth_bins(span_um: float, bin_um: float) -> int:
@@ -69,8 +69,9 @@ def register(
 
     Parameters
     ----------
-    counts : ndarray, shape (b, z, a)
-        Peaks counted by :func:`fingerprint_bins`.
+    counts : ndarray, shape (b, h, z, a)
+        Peaks counted by :func:`fingerprint_bins`, in parts that are summed. May be a mapped file: it is read some
+        batches at a time.
     n_blocks : int
         ``nblocks``.
     smoothing : tuple of float
@@ -81,7 +82,7 @@ def register(
     ndarray of float64, shape (b, g)
         Shift in depth bins; positive moves a batch to larger depth.
     """
-    n_batches, n_bins, _ = counts.shape
+    n_batches, _, n_bins, _ = counts.shape
     rigid, reference = _register_rigidly(counts)
     reach = min(SEGMENT_REACH, n_bins // 2)
     segments = segment_bounds(n_bins, n_blocks)
@@ -97,8 +98,8 @@ def register(
 
 
 def _prints(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
-    """Fingerprints: log2(1 + count), minus the mean over depth."""
-    prints = np.log2(1.0 + counts)
+    """Fingerprints (b, z, a) of counts (b, h, z, a): log2(1 + count), minus the mean over depth."""
+    prints = np.log2(1.0 + counts.sum(axis=1, dtype=np.uint32))
     return np.asarray(prints - prints.mean(axis=1, keepdims=True))
 
 
@@ -108,7 +109,7 @@ def _chunks(n: int) -> list[slice]:
 
 def _register_rigidly(counts: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Whole-bin shifts (b,) and the mean fingerprint they line up with (z, a)."""
-    n_batches, n_bins, _ = counts.shape
+    n_batches, _, n_bins, _ = counts.shape
     reach = min(RIGID_REACH, n_bins // 2)
     steps = np.array(sorted(range(-reach, reach + 1), key=lambda step: (abs(step), step)))  # ties: stay
     middle = min(REFERENCE_BATCH, n_batches // 2)

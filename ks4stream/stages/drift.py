@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import DriftWarning
-from ks4stream.io.spikes import Receipt, read_column
+from ks4stream.io.spikes import Receipt, read_column, scratch_array
 from ks4stream.kernels import drift as kernels
 from ks4stream.results import Drift, PeakSample
 from ks4stream.stages.preprocessing import Preprocessor
@@ -25,10 +26,13 @@ def depth_range(source: Preprocessor) -> tuple[float, int]:
     return float(y.min()), kernels.n_depth_bins(float(np.ptp(y)), source.settings.binning_depth)
 
 
-def combine(source: Preprocessor, receipts: Sequence[Receipt]) -> tuple[Drift, PeakSample]:
+def combine(
+    source: Preprocessor, receipts: Sequence[Receipt], *, scratch: Path | None = None
+) -> tuple[Drift, PeakSample]:
     """Register the peaks of all tiles; where they cannot tell, the shift is 0 and a warning says so."""
     lowest, n_bins = depth_range(source)
-    counts = np.zeros((len(source.tiling), 2, n_bins, kernels.N_AMPLITUDE_BINS), np.uint16)
+    counts = scratch_array((len(source.tiling), 2, n_bins, kernels.N_AMPLITUDE_BINS), np.uint16, scratch)
+    counts[:] = 0
     plotted = []
     most = -(-MOST_PLOTTED // len(receipts))
     for receipt in receipts:
@@ -62,9 +66,8 @@ def estimate(source: Preprocessor, counts: NDArray[np.uint16]) -> Drift:
         found = kernels.register(some, n_blocks=settings.nblocks, smoothing=settings.drift_smoothing)
         return found - np.median(found, axis=0)
 
-    both = counts[:, 0].astype(np.uint32) + counts[:, 1]
-    shift = register(both.astype(np.uint16))
-    halves = [register(counts[:, half]) for half in (0, 1)]
+    shift = register(counts)
+    halves = [register(counts[:, half : half + 1]) for half in (0, 1)]
     reliability = _correlation(halves[0], halves[1])
     if reliability < LEAST_RELIABILITY:
         if shift.std() <= STILL_BINS:

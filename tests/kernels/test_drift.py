@@ -20,10 +20,10 @@ def fingerprints(moves: list[float], n_bins: int = 60, within: tuple[float, floa
     rng = np.random.default_rng(4)
     depth, level = rng.uniform(*within, 12), rng.uniform(2, 18, 12)
     z = np.arange(n_bins)
-    counts = np.zeros((len(moves), n_bins, 20))
+    counts = np.zeros((len(moves), 1, n_bins, 20))
     for batch, move in enumerate(moves):
         across = np.exp(-0.5 * ((z[:, None] - depth - move) / 1.5) ** 2)
-        counts[batch] = 200 * across @ np.exp(-0.5 * (LEVELS - level[:, None]) ** 2)
+        counts[batch, 0] = 200 * across @ np.exp(-0.5 * (LEVELS - level[:, None]) ** 2)
     return counts.round().astype(np.uint16)
 
 
@@ -73,7 +73,7 @@ def test_segments_of_a_recording_that_keeps_still_do_not_move_over_time(n_bins: 
 
 
 def test_silence_does_not_move() -> None:
-    assert register(np.zeros((4, 30, 20), np.uint16), n_blocks=1, smoothing=UNSMOOTHED).tolist() == [[0.0]] * 4
+    assert register(np.zeros((4, 1, 30, 20), np.uint16), n_blocks=1, smoothing=UNSMOOTHED).tolist() == [[0.0]] * 4
 
 
 @pytest.mark.parametrize(("within", "move"), [((2, 8), 4.0), ((52, 57), -4.0)])
@@ -95,6 +95,13 @@ def test_the_rigid_shift_is_at_most_half_the_bins() -> None:
     counts = fingerprints([0, 0, 0, 0, 25], n_bins=30, within=(1, 4))
     total, _ = drift._register_rigidly(counts)
     assert np.abs(total).max() <= 15
+
+
+def test_parts_of_the_counts_are_summed() -> None:
+    counts = fingerprints([-3.0, 0, 0, 2, 0, 1, 0])
+    parts = np.concatenate([counts // 3, counts - counts // 3], axis=1)
+    whole = register(counts, n_blocks=2, smoothing=UNSMOOTHED)
+    assert register(parts, n_blocks=2, smoothing=UNSMOOTHED).tolist() == whole.tolist()
 
 
 def test_many_batches_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
