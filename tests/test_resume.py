@@ -38,14 +38,13 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
 def computed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How many tasks of each stage were computed, by the stage's name."""
     found: Counter[str] = Counter()
-    call = run_store.Remembered.__call__
+    write = run_store.write_record
 
-    def counting(task: run_store.Remembered, item: Any) -> Any:
-        value = call(task, item)
-        found[task.folder.name.rpartition("-")[0]] += 1
-        return value
+    def counting(path: Path, value: Any) -> None:
+        write(path, value)
+        found[path.parent.name.rpartition("-")[0]] += 1
 
-    monkeypatch.setattr(run_store.Remembered, "__call__", counting)
+    monkeypatch.setattr(run_store, "write_record", counting)
     return found
 
 
@@ -94,8 +93,14 @@ def test_a_changed_setting_redoes_the_stages_it_touches(
     assert {"detection", "first-clustering", "matching"} <= set(computed)
     assert not {"whitening", "waveforms"} & set(computed)
     computed.clear()
-    run(recording, tmp_path)  # as at first: all of it is still there
-    assert not computed
+    run(recording, tmp_path)  # as at first, but of that sort only those stages are kept that the last one used too
+    assert {"detection", "matching"} <= set(computed)
+    assert len(list((tmp_path / "run").glob("matching-*"))) == 1
+
+
+def test_nothing_is_kept_where_nothing_is_to_be(recording: Recording, tmp_path: Path) -> None:
+    run(recording, tmp_path, keep_run=False)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["lock", "manifest.json"]
 
 
 @pytest.mark.parametrize(("stage", "after"), [("whitening", 1), ("detection", 4), ("matching", 3), ("final", 0)])

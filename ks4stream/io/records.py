@@ -11,11 +11,12 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -25,7 +26,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import DamagedFileError
+from ks4stream.errors import DamagedFileError, ResultsError
 from ks4stream.settings import Settings
 
 _SKELETON = "skeleton"
@@ -38,22 +39,59 @@ NOT_AS_WRITTEN = (
 ONE_AT_A_TIME = threading.Lock()
 """For reading headers of arrays: CPython 3.11's parser now and then raises SystemError where threads parse together."""
 
+DRAFT = ".draft"  # how names of files end that are not complete
 _PLAIN = (bool, int, float, str, type(None))
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which appears under its name when it is complete and on the disk; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{uuid4().hex}.draft")  # a task may be computed twice at a time, on two machines
+def writing_to(folder: Path) -> Iterator[None]:
+    """Say of a write that the system refuses where it was, what is free there, and what to do.
+
+    Raises
+    ------
+    ResultsError
+        For any other error of the system: a full disk, a quota, a file system or folder that is read-only.
+    """
     try:
-        with draft.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)  # of a write that failed
+        yield
+    except ResultsError:
+        raise
+    except OSError as error:
+        raise ResultsError(
+            f"{folder} cannot be written to: {error}.{_free(folder)} Make room there, or see to its quota and "
+            "permissions; the same call with the same results_dir then goes on where this one stopped."
+        ) from error
+
+
+def _free(folder: Path) -> str:
+    there = next((path for path in (folder, *folder.parents) if path.exists()), Path())
+    try:
+        return f" {shutil.disk_usage(there).free / 1e6:,.1f} MB are free."
+    except OSError:
+        return ""
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which appears under its name when it is complete and on the disk; its folder is made.
+
+    Raises
+    ------
+    ResultsError
+        If the system refuses it.
+    """
+    draft = path.with_suffix(f".{uuid4().hex}{DRAFT}")  # a task may be computed twice at a time, on two machines
+    with writing_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            with suppress(OSError):
+                draft.unlink()  # of a write that failed
 
 
 def write_record(path: Path, value: Any) -> None:
@@ -63,6 +101,8 @@ def write_record(path: Path, value: Any) -> None:
     ------
     TypeError
         If the value holds what a record cannot.
+    ResultsError
+        If the system refuses it.
     """
     arrays: list[NDArray[Any]] = []
     skeleton = json.dumps(_taken_apart(value, arrays))

@@ -20,7 +20,7 @@ def squares(number: int) -> list[int]:
 def test_what_was_computed_is_recalled(tmp_path: Path) -> None:
     stage = RunStore(tmp_path, ()).stage("first clustering", "ab" * 32)
     assert stage.recall([1, 2, 3]) == {}
-    task = Remembered(squares, stage.folder)
+    task = Remembered(squares, stage)
     assert [task(2), task(3)] == [[2, 4], [3, 9]]
     assert stage.recall([1, 2, 3]) == {1: [2, 4], 2: [3, 9]}
     assert RunStore(tmp_path, ()).stage("first clustering", "ac" * 32).recall([2]) == {}
@@ -29,7 +29,7 @@ def test_what_was_computed_is_recalled(tmp_path: Path) -> None:
 
 def test_what_is_damaged_is_not_known_and_goes(tmp_path: Path) -> None:
     stage = RunStore(tmp_path, ()).stage("x", "0" * 64)
-    task = Remembered(squares, stage.folder)
+    task = Remembered(squares, stage)
     for number in (1, 2):
         task(number)
     path = record_path(stage.folder, 2)
@@ -44,7 +44,7 @@ def test_a_receipt_counts_as_long_as_its_file_is_there(tmp_path: Path) -> None:
     def write(number: int) -> Receipt:
         return write_block(stage.folder / f"{number}.npz", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
 
-    receipts = [Remembered(write, stage.folder)(number) for number in (3, 4)]
+    receipts = [Remembered(write, stage)(number) for number in (3, 4)]
     found = stage.recall([3, 4])
     assert [found[i].digest() for i in (0, 1)] == [receipt.digest() for receipt in receipts]
     Path(receipts[0].path).unlink()
@@ -84,7 +84,7 @@ def test_a_store_may_be_moved(tmp_path: Path) -> None:
     def write(number: int) -> Receipt:
         return write_block(stage.folder / "1.npz", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
 
-    Remembered(write, stage.folder)(3)
+    Remembered(write, stage)(3)
     (tmp_path / "a").rename(tmp_path / "b")
     found = RunStore(tmp_path / "b", ()).stage("x", "0" * 64).recall([3])[0]
     assert read_column(found, "a").tolist() == [0, 1, 2]
@@ -98,7 +98,7 @@ def test_a_store_that_does_not_belong_is_refused_and_left_alone(
     tmp_path: Path, entry: dict[str, object], message: str
 ) -> None:
     with open_store(tmp_path / "run", (), data="a") as store:
-        Remembered(squares, store.stage("x", "0" * 64).folder)(3)
+        Remembered(squares, store.stage("x", "0" * 64))(3)
     manifest = tmp_path / "run" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | entry))
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*")}
