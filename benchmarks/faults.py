@@ -17,13 +17,14 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -34,8 +35,8 @@ import psutil
 from ks4stream.errors import ResultsError
 from ks4stream.io.run_store import Remembered, record_path
 
-N_CHANNELS, SECONDS, N_UNITS, BLOCK_BATCHES = 16, 20.0, 8, 2
-JOURNAL, DATA = "journal.txt", "data.bin"
+N_CHANNELS, SECONDS, N_UNITS, BLOCK_BATCHES = 16, 16.0, 20, 2
+JOURNAL, DATA, FILLER = "journal.txt", "data.bin", "filler"
 PATIENCE_S = 300  # for one sort, or for a process to start
 
 
@@ -202,12 +203,13 @@ def _chosen(scene: Scene) -> Path:
 
 
 def disk_full(scene: Scene) -> None:
-    used = sum(path.stat().st_size for path in scene.folder.rglob("*") if path.is_file())
-    _mount("-o", f"remount,size={used // 1024 + 20}k", str(scene.folder))
+    left = shutil.disk_usage(scene.folder).free
+    with suppress(OSError), (scene.folder / FILLER).open("wb") as file:
+        file.write(bytes(max(left - 20_000, 0)))
 
 
-def disk_larger(scene: Scene) -> None:
-    _mount("-o", "remount,size=1g", str(scene.folder))
+def disk_emptied(scene: Scene) -> None:
+    (scene.folder / FILLER).unlink()
 
 
 def store_read_only(scene: Scene) -> None:
@@ -228,7 +230,7 @@ def _mount(*words: str) -> None:
 def small_disk(folder: Path) -> Iterator[None]:
     """A file system of its own for a folder, in memory."""
     folder.mkdir(parents=True)
-    _mount("-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder))
+    _mount("-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder))
     try:
         yield
     finally:
@@ -255,7 +257,7 @@ FAULTS = [
     Fault("a file is cut", file_cut),
     Fault("a bit flips", file_with_another_bit),
     Fault("a file is deleted", file_deleted),
-    Fault("the disk is full", disk_full, disk_larger, mounts=True),
+    Fault("the disk is full", disk_full, disk_emptied, mounts=True),
     Fault("the store is read-only", store_read_only, store_writable, mounts=True),
 ]
 
@@ -337,7 +339,7 @@ class Bench:
         out.mkdir(parents=True, exist_ok=True)
         self._out, self._data, self._log = out, out / DATA, out / "stderr.txt"
         scene = simulate(
-            linear_probe(N_CHANNELS), SECONDS, seed=5, n_units=N_UNITS, drift="rigid", drift_range_um=20.0
+            linear_probe(N_CHANNELS), SECONDS, seed=6, n_units=N_UNITS, drift="rigid", drift_range_um=60.0
         )
         scene.write_binary(self._data)
         self._sorter = Sorter(self._data, self._log)
@@ -422,8 +424,9 @@ def main() -> int:
         for fault in faults:
             one = bench.run(fault, options.seed + number, nblocks=number % 2)
             outcomes.append(one)
-            print(f"{one.fault}, nblocks={one.nblocks}: {' → '.join(one.answers)}, {one.seconds:.1f} s, "
-                  f"{'; '.join(one.problems()) or 'as it should be'}", *one.errors, sep="\n    ", flush=True)  # fmt: skip
+            verdict = "; ".join(one.problems()) or "as it should be"
+            print(f"{one.fault}, nblocks={one.nblocks}: {' → '.join(one.answers)}, {one.seconds:.1f} s, {verdict}",
+                  *one.errors, sep="\n    ", flush=True)  # fmt: skip
     bench.close()
     (options.out / "faults.md").write_text(text := table(outcomes) + "\n")
     print(text)

@@ -7,6 +7,7 @@ A *key* is a hash of everything a computation depends on, found by walking the s
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -34,7 +35,7 @@ NOT_AS_WRITTEN = (
     FileNotFoundError, EOFError, ValueError, KeyError, TypeError, SyntaxError, RuntimeError, TokenError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What reading a file raises if it is gone, cut short or has other bits; other errors of the system are no damage."""
+"""What reading a file raises if it is gone, cut short or has other bits."""
 
 ONE_AT_A_TIME = threading.Lock()
 """For reading headers of arrays: CPython 3.11's parser now and then raises SystemError where threads parse together."""
@@ -69,6 +70,24 @@ def _free(folder: Path) -> str:
         return f" {shutil.disk_usage(there).free / 1e6:,.1f} MB are free."
     except OSError:
         return ""
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Say of a file that cannot be understood that it is damaged; other errors of the system are none of the file's.
+
+    Raises
+    ------
+    DamagedFileError
+    """
+    try:
+        yield
+    except NOT_AS_WRITTEN as error:
+        raise DamagedFileError(str(path)) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is asking for a place before the file's beginning
+            raise
+        raise DamagedFileError(str(path)) from error
 
 
 @contextmanager
@@ -120,17 +139,14 @@ def read_record(path: Path, classes: Iterable[type]) -> Any:
         If the file is not as it was written, or holds classes other than `classes`.
     """
     known = {cls.__name__: cls for cls in classes}
-    try:
-        with zipfile.ZipFile(path) as archive:
+    with reading(path), zipfile.ZipFile(path) as archive:
 
-            def member(name: str) -> NDArray[Any]:
-                whole = archive.read(f"{name}.npy")  # to its end, where the checksum is compared
-                with ONE_AT_A_TIME:
-                    return np.asarray(np.lib.format.read_array(io.BytesIO(whole), allow_pickle=False))
+        def member(name: str) -> NDArray[Any]:
+            whole = archive.read(f"{name}.npy")  # to its end, where the checksum is compared
+            with ONE_AT_A_TIME:
+                return np.asarray(np.lib.format.read_array(io.BytesIO(whole), allow_pickle=False))
 
-            return _put_together(json.loads(member(_SKELETON).tobytes()), lambda number: member(f"a{number}"), known)
-    except NOT_AS_WRITTEN as error:
-        raise DamagedFileError(str(path)) from error
+        return _put_together(json.loads(member(_SKELETON).tobytes()), lambda number: member(f"a{number}"), known)
 
 
 def _taken_apart(value: Any, arrays: list[NDArray[Any]]) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import DamagedFileError
-from ks4stream.io.records import NOT_AS_WRITTEN, ONE_AT_A_TIME, appearing, key_of
+from ks4stream.io.records import ONE_AT_A_TIME, appearing, key_of, reading
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -103,10 +103,8 @@ def read_region(receipts: Sequence[Receipt], name: str, region: int) -> NDArray[
 
 
 def _read(receipt: Receipt, name: str, region: int) -> NDArray[Any]:
-    try:
+    with reading(receipt.path):
         rows = np.array(_mapped(receipt.path, name)[int(receipt.start[region]) : int(receipt.start[region + 1])])
-    except NOT_AS_WRITTEN as error:
-        raise DamagedFileError(receipt.path) from error
     if _crc(rows) != receipt.crc[name][region]:
         raise DamagedFileError(receipt.path)
     return rows
