@@ -21,6 +21,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -121,7 +122,17 @@ class Sorter:
     def answer(self) -> Any:
         """What became of it; None if the process was killed."""
         assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline() or "null")
+        patience, began = threading.Timer(PATIENCE_S, self.kill), time.monotonic()
+        patience.start()
+        found = json.loads(self._process.stdout.readline() or "null")
+        patience.cancel()
+        hung = found is None and time.monotonic() > began + PATIENCE_S
+        return {"hung": f"no answer in {PATIENCE_S} s"} if hung else found
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process is there."""
+        return self._process.poll() is None
 
     def workers(self) -> list[psutil.Process]:
         """The worker processes."""
@@ -364,14 +375,14 @@ class Bench:
             return self._run(fault, folder, seed, nblocks)
 
     def _run(self, fault: Fault, folder: Path, seed: int, nblocks: int) -> Outcome:
-        scene = Scene(self._sorter, folder, random.Random(seed))
+        scene = Scene(self._sorter, folder, random.Random(f"{fault.name} {seed}"))
         began = time.monotonic()
         self._sorter.ask(folder, nblocks)
         scene.moment(self._lines[nblocks])
         fault.then(scene)
         answers = [self._sorter.answer()]
         note_finished(folder)
-        if answers[-1] is None:
+        if not self._sorter.is_alive:
             self._sorter = scene.sorter = Sorter(self._data, self._log)
         if fault.later:
             fault.later(scene)

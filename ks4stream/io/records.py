@@ -59,8 +59,8 @@ def writing_to(folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise ResultsError(
-            f"{folder} cannot be written to: {error}.{_free(folder)} Make room there, or see to its quota and "
-            "permissions; the same call with the same results_dir then goes on where this one stopped."
+            f"{folder} cannot be written to: {error.strerror or error}.{_free(folder)} Make room there, or see to its "
+            "quota and permissions; the same call with the same results_dir then goes on where this one stopped."
         ) from error
 
 
