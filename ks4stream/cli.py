@@ -271,6 +271,10 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     help="Begin anew. [default go on where an earlier run into the folder stopped]",
 )  # fmt: skip
 @click.option(
+    "--keep-run/--no-keep-run", default=True, cls=_Option, section="Results and machine",
+    help="Keep run/, with which another setting redoes only what it touches. [default kept]",
+)  # fmt: skip
+@click.option(
     "--device", cls=_Option, section="Results and machine",
     help="Where to compute: cpu, cuda, cuda:1. [default the GPU if there is one]",
 )  # fmt: skip
@@ -322,7 +326,7 @@ def sort_command(
         recording, settings, folder, do_CAR=not options["no_car"], resume=not options["fresh"],
         save_features=not options["no_features"],
         **{name: options[name] for name in (
-            "workers", "scheduler", "invert_sign", "device", "block_batches", "save_extra_vars",
+            "workers", "scheduler", "invert_sign", "device", "block_batches", "save_extra_vars", "keep_run",
         )},
     )  # fmt: skip
 

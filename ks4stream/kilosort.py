@@ -29,6 +29,7 @@ from ks4stream.io.phy import (
 )
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import open_recording
+from ks4stream.io.records import writing_to
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.report import run_log
@@ -85,6 +86,7 @@ def run_kilosort(
     client: Any = None,
     block_batches: int | None = None,
     resume: bool = True,
+    keep_run: bool = True,
 ) -> KilosortResults:
     """Sort a recording, called like Kilosort4.
 
@@ -143,6 +145,8 @@ def run_kilosort(
         Batches per task; by default about a minute. Never a matter of results.
     resume : bool
         Go on where an earlier run into the same results folder stopped; False begins anew.
+    keep_run : bool
+        Keep what the tasks found, in the results folder's ``run``; another setting then redoes only what it touches.
 
     Returns
     -------
@@ -187,7 +191,7 @@ def run_kilosort(
         arguments={
             "do_CAR": do_CAR, "invert_sign": invert_sign, "device": device, "client": client,
             "block_batches": block_batches, "save_extra_vars": save_extra_vars, "progress": _progress(progress_bar),
-            "resume": resume,
+            "resume": resume, "keep_run": keep_run,
         },
         save_preprocessed_copy=save_preprocessed_copy,
         verbose={"verbose_console": verbose_console, "verbose_log": verbose_log},
@@ -216,10 +220,11 @@ class _Job:
         with run_log(folder, **self.verbose), self._limited_cores() as client:
             arguments = self.arguments | {"client": client}
             sorting = sort(recording, self.settings, results_dir=folder, **arguments)
-            if self.save_preprocessed_copy:
-                write_preprocessed_copy(sorting, folder, self._preprocessed(recording, sorting))
             ops = ops_from_sorting(sorting) | self._own_ops(folder)
-            write_ops(ops, folder)
+            with writing_to(folder):
+                if self.save_preprocessed_copy:
+                    write_preprocessed_copy(sorting, folder, self._preprocessed(recording, sorting))
+                write_ops(ops, folder)
         return _as_kilosort(sorting, ops)
 
     def _own_ops(self, folder: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from ks4stream.stages.preprocessing import Preprocessor
 logger = logging.getLogger("ks4stream")
 
 BLOCK_SECONDS = 60.0  # of recording per task, at most
-TASKS_PER_WORKER = 4  # at least, where the recording is long enough, so that no worker waits for the last
+FEWEST_BLOCKS = 32  # where the recording has as many batches, so that no worker waits long for the last
 FEW_SPIKES = 1000
 SORTED = "sorted"  # folder of the store for the columns of all spikes, while results are written
 
@@ -55,6 +55,7 @@ def sort(
     save_extra_vars: bool = False,
     save_features: bool = True,
     resume: bool = True,
+    keep_run: bool = True,
 ) -> Sorting:
     """Sort a recording into units.
 
@@ -69,7 +70,8 @@ def sort(
         Where to compute, or the address of the scheduler ("tcp://host:8786"); by default the cores and GPUs of this
         machine. The string "loop" computes in this thread, one task after the other.
     block_batches : int, optional
-        Batches per task; by default about a minute of recording. Never a matter of results.
+        Batches per task; by default a minute of recording, or less where that would make fewer than 32 tasks. Never a
+        matter of results, but another number finds none of the blocks an earlier run finished.
     do_CAR : bool
         Subtract the common median reference.
     invert_sign : bool
@@ -82,6 +84,9 @@ def sort(
         Go on where an earlier run into `results_dir` stopped: what it finished, of the same recording and with the
         same settings as far as they matter, is not computed again. False begins anew. Only of files and of arrays
         up to 256 MB it is known that they are the same; others are always sorted anew.
+    keep_run : bool
+        Keep what the tasks of this sort found, in the results folder's ``run``, when results are written: another
+        setting then redoes only the stages it touches. It takes about as much space as the results.
     save_extra_vars : bool
         Write Kilosort4's extra files too.
     save_features : bool
@@ -97,6 +102,8 @@ def sort(
     ------
     RecordingError, ProbeError, SettingsError, ResultsError
         Before work starts, if the input cannot be sorted or the results not be written.
+    ResultsError
+        At any time, if the disk is full or a write is refused; what was finished stays usable.
     """
     from ks4stream import report
 
@@ -119,6 +126,7 @@ def sort(
             report.finish(
                 sorting, results_dir, save_extra_vars=save_extra_vars, save_features=save_features
             )
+            store.tidy(keep=keep_run)
             if progress is not None:
                 progress("results", 1, 1)
     return sorting
@@ -344,12 +352,11 @@ class SortRun:
         return units.fewest_spikes(tiling.n_tiles * tiling.size, self.source.recording.sampling_rate_hz)
 
     def _blocks(self, indices: Sequence[int] | None = None) -> list[tuple[Tile, ...]]:
+        """Batches by task; cut alike on any machine, so that a run finds its blocks again wherever it goes on."""
         tiling = self.source.tiling
         n_tiles = len(tiling) if indices is None else len(indices)
-        if self.block_batches is not None:
-            return tiling.blocks(self.block_batches, indices)
         longest = max(int(BLOCK_SECONDS * self.source.recording.sampling_rate_hz / tiling.size), 1)
-        return tiling.blocks(min(longest, -(-n_tiles // (TASKS_PER_WORKER * self.engine.n_workers))), indices)
+        return tiling.blocks(self.block_batches or min(longest, -(-n_tiles // FEWEST_BLOCKS)), indices)
 
     def _map(
         self, function: Callable[[Any], Any], items: Sequence[Any], stage: str, priority: Any = ()
@@ -363,7 +370,7 @@ class SortRun:
             logger.info("%s: %d of %d tasks were finished before", stage, len(known), len(items))
         missing = [index for index in range(len(items)) if index not in known]
         fresh = self.engine.map(
-            Remembered(function, store.folder), [items[index] for index in missing], stage=stage,
+            Remembered(function, store), [items[index] for index in missing], stage=stage,
             priority=[priority[index] for index in missing] if len(priority) else (),
         )  # fmt: skip
         for index in range(len(items)):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections import Counter
@@ -12,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from ks4stream import simulate
+from ks4stream.engine.cluster import local_client
 from ks4stream.errors import FewSpikesWarning, ResultsError
 from ks4stream.io import run_store
 from ks4stream.io.recordings import open_recording
@@ -38,21 +44,20 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
 def computed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How many tasks of each stage were computed, by the stage's name."""
     found: Counter[str] = Counter()
-    call = run_store.Remembered.__call__
+    write = run_store.write_record
 
-    def counting(task: run_store.Remembered, item: Any) -> Any:
-        value = call(task, item)
-        found[task.folder.name.rpartition("-")[0]] += 1
-        return value
+    def counting(path: Path, value: Any) -> None:
+        write(path, value)
+        found[path.parent.name.rpartition("-")[0]] += 1
 
-    monkeypatch.setattr(run_store.Remembered, "__call__", counting)
+    monkeypatch.setattr(run_store, "write_record", counting)
     return found
 
 
 def run(recording: Recording, folder: Path, settings: Settings = SETTINGS, **options: Any) -> Sorting:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewSpikesWarning)
-        return sort(recording, settings, results_dir=folder, client="loop", block_batches=1, **options)
+        return sort(recording, settings, results_dir=folder, **{"client": "loop", "block_batches": 1} | options)
 
 
 def assert_same(one: Sorting, other: Sorting) -> None:
@@ -80,6 +85,16 @@ def test_nothing_that_was_finished_is_computed_again(
     assert computed["detection"] == computed["matching"] == 6
 
 
+def test_blocks_are_found_again_on_another_number_of_workers(
+    recording: Recording, tmp_path: Path, computed: Counter[str]
+) -> None:
+    run(recording, tmp_path, block_batches=None)
+    computed.clear()
+    with local_client(n_workers=3, processes=False) as client:
+        run(recording, tmp_path, client=client, block_batches=None)
+    assert not computed
+
+
 def test_a_changed_setting_redoes_the_stages_it_touches(
     recording: Recording, tmp_path: Path, computed: Counter[str]
 ) -> None:
@@ -94,8 +109,14 @@ def test_a_changed_setting_redoes_the_stages_it_touches(
     assert {"detection", "first-clustering", "matching"} <= set(computed)
     assert not {"whitening", "waveforms"} & set(computed)
     computed.clear()
-    run(recording, tmp_path)  # as at first: all of it is still there
-    assert not computed
+    run(recording, tmp_path)  # as at first, but of that sort only those stages are kept that the last one used too
+    assert {"detection", "matching"} <= set(computed)
+    assert len(list((tmp_path / "run").glob("matching-*"))) == 1
+
+
+def test_nothing_is_kept_where_nothing_is_to_be(recording: Recording, tmp_path: Path) -> None:
+    run(recording, tmp_path, keep_run=False)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["lock", "manifest.json"]
 
 
 @pytest.mark.parametrize(("stage", "after"), [("whitening", 1), ("detection", 4), ("matching", 3), ("final", 0)])
@@ -140,6 +161,93 @@ def test_what_is_damaged_is_computed_anew(
     stage = pattern.partition("-")[0]
     assert computed[stage] == 1
     assert computed["detection"] + computed["matching"] == 1
+
+
+@pytest.mark.parametrize("after", [4, 30])
+def test_a_disk_that_fills_up_stops_a_run_that_goes_on(
+    recording: Recording, tmp_path: Path, computed: Counter[str], undisturbed: tuple[Path, Sorting],
+    monkeypatch: pytest.MonkeyPatch, after: int,
+) -> None:  # fmt: skip
+    def full(descriptor: int) -> None:
+        if computed.total() >= after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResultsError, match=r"/run/.* cannot be written to: .*No space left.* MB are free.* goes on"):
+        run(recording, tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    assert_same(run(recording, tmp_path), undisturbed[1])
+    assert computed.total() == len(list((tmp_path / "run").glob("*/*.record.npz"))), "every task once, in both runs"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_disk_that_is_full_for_the_results_costs_none_of_the_work(
+    recording: Recording, tmp_path: Path, computed: Counter[str], undisturbed: tuple[Path, Sorting]
+) -> None:
+    files = [tmp_path / "spike_times.npy", tmp_path / "diagnostics.png"]
+    for file in files:
+        file.symlink_to("/dev/full")
+    for file in files:
+        with pytest.raises(ResultsError, match=r"cannot be written to: .*No space left.* MB are free"):
+            run(recording, tmp_path)
+        file.unlink()
+    before = computed.total()
+    assert_same(run(recording, tmp_path), undisturbed[1])
+    assert computed.total() == before
+
+
+SORT_UNTIL = """
+import json, sys, time
+from ks4stream import open_recording, simulate, sort
+from ks4stream.engine.cluster import local_client
+from ks4stream.settings import Settings
+
+def stop(stage, done, total):
+    if stage == "detection" and done == 3:
+        print("here", flush=True)
+        time.sleep(600)
+
+if __name__ == "__main__":
+    data, folder, settings = sys.argv[1:]
+    recording = open_recording(data, n_chan=8, fs=30_000, dtype="int16", probe=simulate.linear_probe(8))
+    with local_client(n_workers=2, processes=True) as client:
+        sort(recording, Settings.from_dict(json.loads(settings)), results_dir=folder, client=client, block_batches=1,
+             progress=stop)
+"""
+
+
+def test_a_killed_process_leaves_no_workers_and_a_run_that_goes_on(
+    recording: Recording, tmp_path: Path, computed: Counter[str], undisturbed: tuple[Path, Sorting]
+) -> None:
+    settings = '{"batch_size": 15000, "nblocks": 0, "nearest_chans": 8}'
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", SORT_UNTIL, recording.files[0], str(tmp_path), settings],
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"here\n"
+        with pytest.raises(ResultsError, match="Another run is writing"):
+            run(recording, tmp_path)
+        children = psutil.Process(other.pid).children(recursive=True)
+        assert len(children) >= 2
+        other.send_signal(signal.SIGKILL)
+    assert not psutil.wait_procs(children, timeout=60)[1]
+    assert "whitening: " in (tmp_path / "kilosort4.log").read_text(), "the first run's log is still there"
+    assert_same(run(recording, tmp_path), undisturbed[1])
+    assert not {"whitening", "waveforms"} & set(computed)
+    assert computed["detection"] <= 3
+
+
+def test_a_worker_that_dies_changes_nothing(
+    recording: Recording, tmp_path: Path, undisturbed: tuple[Path, Sorting]
+) -> None:
+    with local_client(n_workers=2, processes=True) as client:
+
+        def kill(stage: str, done: int, total: int) -> None:
+            if (stage, done) == ("matching", 2):
+                os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+
+        assert_same(run(recording, tmp_path, client=client, progress=kill), undisturbed[1])
 
 
 def test_another_recording_is_refused(recording: Recording, tmp_path: Path, undisturbed: tuple[Path, Sorting]) -> None:

@@ -150,7 +150,14 @@ class _Tasks:
         self._send()
 
     def _send(self) -> None:
-        self._constants = self._client.scatter(self._function, broadcast=True, hash=False)
+        """Give the function to a worker, from which the others copy it when they begin.
+
+        Not to all at once: where one of them dies at that moment, the scheduler tries to reach it for ever.
+        """
+        try:
+            self._constants = self._client.scatter(self._function, hash=False)
+        except OSError:  # the one it was given to has just died
+            self._start_over()
 
 
 def _run(function: Callable[[Any], Any], item: Any) -> Any:

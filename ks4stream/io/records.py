@@ -7,15 +7,17 @@ A *key* is a hash of everything a computation depends on, found by walking the s
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import os
+import shutil
 import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -25,7 +27,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import DamagedFileError
+from ks4stream.errors import DamagedFileError, ResultsError
 from ks4stream.settings import Settings
 
 _SKELETON = "skeleton"
@@ -33,27 +35,82 @@ NOT_AS_WRITTEN = (
     FileNotFoundError, EOFError, ValueError, KeyError, TypeError, SyntaxError, RuntimeError, TokenError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What reading a file raises if it is gone, cut short or has other bits; other errors of the system are no damage."""
+"""What reading a file raises if it is gone, cut short or has other bits."""
 
 ONE_AT_A_TIME = threading.Lock()
 """For reading headers of arrays: CPython 3.11's parser now and then raises SystemError where threads parse together."""
 
+DRAFT = ".draft"  # how names of files end that are not complete
 _PLAIN = (bool, int, float, str, type(None))
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which appears under its name when it is complete and on the disk; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{uuid4().hex}.draft")  # a task may be computed twice at a time, on two machines
+def writing_to(folder: Path) -> Iterator[None]:
+    """Say of a write that the system refuses where it was, what is free there, and what to do.
+
+    Raises
+    ------
+    ResultsError
+        For any other error of the system: a full disk, a quota, a file system or folder that is read-only.
+    """
     try:
-        with draft.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)  # of a write that failed
+        yield
+    except ResultsError:
+        raise
+    except OSError as error:
+        raise ResultsError(
+            f"{folder} cannot be written to: {error.strerror or error}.{_free(folder)} Make room there, or see to its "
+            "quota and permissions; the same call with the same results_dir then goes on where this one stopped."
+        ) from error
+
+
+def _free(folder: Path) -> str:
+    there = next((path for path in (folder, *folder.parents) if path.exists()), Path())
+    try:
+        return f" {shutil.disk_usage(there).free / 1e6:,.1f} MB are free."
+    except OSError:
+        return ""
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Say of a file that cannot be understood that it is damaged; other errors of the system are none of the file's.
+
+    Raises
+    ------
+    DamagedFileError
+    """
+    try:
+        yield
+    except NOT_AS_WRITTEN as error:
+        raise DamagedFileError(str(path)) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is asking for a place before the file's beginning
+            raise
+        raise DamagedFileError(str(path)) from error
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which appears under its name when it is complete and on the disk; its folder is made.
+
+    Raises
+    ------
+    ResultsError
+        If the system refuses it.
+    """
+    draft = path.with_suffix(f".{uuid4().hex}{DRAFT}")  # a task may be computed twice at a time, on two machines
+    with writing_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            with suppress(OSError):
+                draft.unlink()  # of a write that failed
 
 
 def write_record(path: Path, value: Any) -> None:
@@ -63,6 +120,8 @@ def write_record(path: Path, value: Any) -> None:
     ------
     TypeError
         If the value holds what a record cannot.
+    ResultsError
+        If the system refuses it.
     """
     arrays: list[NDArray[Any]] = []
     skeleton = json.dumps(_taken_apart(value, arrays))
@@ -80,17 +139,14 @@ def read_record(path: Path, classes: Iterable[type]) -> Any:
         If the file is not as it was written, or holds classes other than `classes`.
     """
     known = {cls.__name__: cls for cls in classes}
-    try:
-        with zipfile.ZipFile(path) as archive:
+    with reading(path), zipfile.ZipFile(path) as archive:
 
-            def member(name: str) -> NDArray[Any]:
-                whole = archive.read(f"{name}.npy")  # to its end, where the checksum is compared
-                with ONE_AT_A_TIME:
-                    return np.asarray(np.lib.format.read_array(io.BytesIO(whole), allow_pickle=False))
+        def member(name: str) -> NDArray[Any]:
+            whole = archive.read(f"{name}.npy")  # to its end, where the checksum is compared
+            with ONE_AT_A_TIME:
+                return np.asarray(np.lib.format.read_array(io.BytesIO(whole), allow_pickle=False))
 
-            return _put_together(json.loads(member(_SKELETON).tobytes()), lambda number: member(f"a{number}"), known)
-    except NOT_AS_WRITTEN as error:
-        raise DamagedFileError(str(path)) from error
+        return _put_together(json.loads(member(_SKELETON).tobytes()), lambda number: member(f"a{number}"), known)
 
 
 def _taken_apart(value: Any, arrays: list[NDArray[Any]]) -> Any:

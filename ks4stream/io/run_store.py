@@ -2,7 +2,8 @@
 
 A folder per stage and per key of what the stage depends on, in it a record per task and what tasks write beside it. A
 record appears when its task is done, all at once, written by the worker: whatever dies afterwards, it is there. Another
-setting makes other keys for the stages it touches, and leaves the others their records.
+setting makes other keys for the stages it touches, and leaves the others their records. When a sort has ended, what it
+did not use goes: the store holds what the last finished sort needed, and what was found since.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from ks4stream.errors import DamagedFileError, ResultsError
-from ks4stream.io.records import appearing, key_of, read_record, write_record
+from ks4stream.io.records import DRAFT, appearing, key_of, read_record, write_record, writing_to
 from ks4stream.io.spikes import Receipt
 
 FORMAT = "ks4stream.Run/1"
@@ -44,10 +45,23 @@ class RunStore:
 
     folder: Path
     classes: tuple[type, ...]
+    _used: set[Path] = field(default_factory=set)
 
     def stage(self, name: str, key: str) -> StageStore:
         """The part of a stage with this key."""
-        return StageStore(self.folder / f"{name.replace(' ', '-')}-{key[:20]}", self.classes)
+        folder = self.folder / f"{name.replace(' ', '-')}-{key[:20]}"
+        self._used.add(folder)
+        return StageStore(folder, self.classes)
+
+    def tidy(self, *, keep: bool) -> None:
+        """When a sort has ended, remove the stages it did not use, those of other settings; or all, unless `keep`."""
+        with writing_to(self.folder):
+            for entry in self.folder.iterdir():
+                if entry.is_dir() and not (keep and entry in self._used):
+                    shutil.rmtree(entry)
+        if keep:
+            kept_bytes = sum(path.stat().st_size for path in self.folder.rglob("*.npz"))
+            _log.info("%.1f MB are kept in %s; keep_run=False keeps nothing", kept_bytes / 1e6, self.folder)
 
 
 @dataclass(frozen=True)
@@ -84,14 +98,19 @@ class StageStore:
 
 @dataclass(frozen=True)
 class Remembered:
-    """A task's function that leaves a record of what it found."""
+    """A task's function that leaves a record of what it found, and looks for one first.
+
+    A worker may die between leaving the record and handing over what it found; the task then comes a second time.
+    """
 
     function: Callable[[Any], Any]
-    folder: Path
+    store: StageStore
 
     def __call__(self, item: Any) -> Any:
+        for value in self.store.recall([item]).values():
+            return value
         value = self.function(item)
-        write_record(record_path(self.folder, item), value)
+        write_record(record_path(self.store.folder, item), value)
         return value
 
 
@@ -119,24 +138,39 @@ def open_store(folder: Path, classes: tuple[type, ...], *, data: str, fresh: boo
     ------
     ResultsError
         If another run is using it, or it is of other data, of another version of the method or no store at all; it is
-        left as it is.
+        left as it is. Or if it cannot be written to.
     """
-    _check_kind(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)  # stays there: removing it would let two processes hold two files of that name
+    with writing_to(folder):
+        _check_kind(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _locked(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ResultsError(
-            f"Another run is writing to {folder.parent}. Wait for its end, or give another results_dir."
-        ) from None
-    try:
-        if fresh:
-            _empty(folder)
+        with writing_to(folder):
+            if fresh:
+                _empty(folder)
+            for draft in folder.rglob(f"*{DRAFT}"):  # of workers that were killed
+                draft.unlink(missing_ok=True)
         _check_manifest(folder, {"format": FORMAT, "method": METHOD, "data": data})
         yield RunStore(folder, classes)
     finally:
         lock.release()
+
+
+def _locked(path: Path) -> BaseFileLock:
+    """A lock that is held, on a file that stays: removed, two processes could hold two files of its name.
+
+    The system lets go of it when its process dies. On file systems without locks the file's existence counts instead;
+    of a process that died on the same machine it is known that it does no more.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ResultsError(
+            f"Another run is writing to {path.parent.parent}. Wait for its end, or give another results_dir. If none "
+            f"is, as it died on another machine, delete {path}."
+        ) from None
+    return lock
 
 
 def _check_kind(folder: Path) -> None:

@@ -9,6 +9,7 @@ unit, after they were clustered.) What even one task cannot hold lies in a file 
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import zipfile
 import zlib
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.errors import DamagedFileError
-from ks4stream.io.records import NOT_AS_WRITTEN, ONE_AT_A_TIME, appearing, key_of
+from ks4stream.io.records import ONE_AT_A_TIME, appearing, key_of, reading, writing_to
 
 HELD_BYTES = 1 << 30  # of one array that a task keeps in memory; a larger one is mapped from a file
 
@@ -144,11 +145,19 @@ def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, folder: Path | None 
     ----------
     folder : path, optional
         Where such a file lies; by default in the system's temporary folder.
+
+    Raises
+    ------
+    ResultsError
+        If there is no room for it.
     """
-    if math.prod(shape) * np.dtype(dtype).itemsize <= HELD_BYTES:
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if n_bytes <= HELD_BYTES:
         return np.empty(shape, dtype)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, dtype, mode="w+", shape=shape)
+    with writing_to(folder or Path(tempfile.gettempdir())), tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # a disk that is found to be full only when the array is filled is a crash
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        return np.memmap(file, dtype, mode="r+" if os.fstat(file.fileno()).st_size else "w+", shape=shape)
 
 
 class GrowingColumns:
@@ -169,7 +178,7 @@ class GrowingColumns:
         """Add rows; every part has the same columns."""
         for name, values in columns.items():
             self._kinds.setdefault(name, (values.dtype, values.shape[1:]))
-            with self._path(name).open("ab") as file:
+            with writing_to(self._folder), self._path(name).open("ab") as file:
                 np.ascontiguousarray(values).tofile(file)
         self._length += len(next(iter(columns.values())))
 
@@ -193,10 +202,8 @@ def open_column(receipt: Receipt, name: str) -> NDArray[Any]:
     DamagedFileError
         If the file is not as it was written, as far as its headers tell.
     """
-    try:
+    with reading(receipt.path):
         return _mapped(receipt.path, name)
-    except NOT_AS_WRITTEN as error:
-        raise DamagedFileError(receipt.path) from error
 
 
 def _read(receipt: Receipt, name: str, region: int) -> NDArray[Any]:

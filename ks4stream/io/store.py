@@ -23,6 +23,7 @@ from numcodecs import Blosc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ks4stream.errors import ResultsError
+from ks4stream.io.records import writing_to
 from ks4stream.probe import Probe
 from ks4stream.results import Drift, PeakSample, Sorting, Waveforms, Whitening
 from ks4stream.settings import Settings
@@ -67,16 +68,10 @@ def save_sorting(sorting: Sorting, path: str | os.PathLike[str], *, features: bo
         If it cannot be written.
     """
     path = Path(path)
-    try:
-        with _complete_or_nothing(path) as draft:
-            group = _new_group(draft)
-            _write(group, sorting if features else without_features(sorting))
-            group.attrs["format"] = FORMAT
-    except OSError as error:
-        raise ResultsError(
-            f"The sorting cannot be written to {path}: {error.strerror or error}. "
-            "Check free space and permissions, or choose another place."
-        ) from error
+    with writing_to(path), _complete_or_nothing(path) as draft:
+        group = _new_group(draft)
+        _write(group, sorting if features else without_features(sorting))
+        group.attrs["format"] = FORMAT
     return path
 
 
@@ -276,6 +271,8 @@ def _new_array(group: Any, name: str, value: NDArray[Any]) -> Any:
 def _complete_or_nothing(path: Path) -> Iterator[Path]:
     """Write to a sibling and take its name at the end; on an error nothing of it stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         yield draft

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from ks4stream.io.phy import check_writable, export_phy
+from ks4stream.io.records import writing_to
 from ks4stream.io.store import save_sorting
 from ks4stream.report.log import log_inputs, run_log
 from ks4stream.results import Sorting
@@ -41,14 +42,16 @@ def finish(
     Raises
     ------
     ResultsError
-        If the folder cannot be written to.
+        If the folder cannot be written to, or its disk is full.
     """
     from ks4stream.report.plots import write_plots  # matplotlib: only when there is something to draw
 
     began = time.perf_counter()
-    folder = export_phy(sorting, results_dir, save_extra_vars=save_extra_vars, save_features=save_features)
-    save_sorting(sorting, folder / "sorting.zarr", features=save_features)
-    write_plots(sorting, folder)
+    folder = Path(results_dir)
+    with writing_to(folder):
+        export_phy(sorting, folder, save_extra_vars=save_extra_vars, save_features=save_features)
+        save_sorting(sorting, folder / "sorting.zarr", features=save_features)
+        write_plots(sorting, folder)
     _log.info(
         "%d units (%d good), %d spikes (%d kept) written to %s in %.1f s",
         sorting.n_units, sorting.refractory.sum(), sorting.n_spikes, sorting.kept.sum(), folder,

@@ -12,7 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ def run_log(
     Parameters
     ----------
     folder : path
-        Results folder; made if need be. A log that lies there is replaced.
+        Results folder; made if need be. A log that lies there goes on: a run that was resumed is told as a whole, and
+        a run that is refused, as another one is writing, does that one's log no harm.
     verbose_console : bool, optional
         None: nothing on the console. False: what is worth knowing while it runs. True: all that the file gets.
     verbose_log : bool, optional
@@ -95,7 +96,7 @@ def log_inputs(recording: Recording, settings: Settings, **options: Any) -> None
 def _file_handler(path: Path) -> logging.Handler:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
         raise ResultsError(
             f"The log {path} cannot be written: {error.strerror or error}. Choose another results_dir."
@@ -108,6 +109,18 @@ def _console_handler() -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("ks4stream: %(message)s"))
     return handler
+
+
+class _LogFile(logging.FileHandler):
+    """A log that keeps silent where the disk is full: what is to be said of it, and how, the sort knows."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 
 from ks4stream import simulate
-from ks4stream.errors import DamagedFileError
+from ks4stream.errors import DamagedFileError, ResultsError
 from ks4stream.io.recordings import open_recording
 from ks4stream.io.records import key_of, read_record, write_record
 from ks4stream.settings import Settings
@@ -82,6 +85,39 @@ def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(whole[:-30])
     with pytest.raises(DamagedFileError, match="Check the disk"):
         read_record(path, ())
+
+
+def test_whatever_bit_flips_nothing_else_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    write_record(path, np.arange(5))
+    whole = path.read_bytes()
+    damaged = 0
+    for at in range(len(whole)):  # also the archive's directory: offsets, sizes, flags
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            np.testing.assert_array_equal(read_record(path, ()), np.arange(5))  # times, say, are of no account
+        except DamagedFileError:
+            damaged += 1
+    assert damaged > len(whole) / 2
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_a_refused_write_says_where_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(ResultsError, match=f"run cannot be written to: .*{os.strerror(number)}.* MB are free") as found:
+        write_record(tmp_path / "run" / "a.npz", 1)
+    assert not list((tmp_path / "run").iterdir())
+    assert str(pickle.loads(pickle.dumps(found.value))) == str(found.value)  # as it comes from a worker
+
+
+def test_a_damaged_file_is_named_in_any_process() -> None:
+    error = pickle.loads(pickle.dumps(DamagedFileError("a.npz")))
+    assert (error.path, str(error)) == ("a.npz", str(DamagedFileError("a.npz")))
 
 
 def test_keys_tell_values_apart_and_are_the_same_again() -> None:

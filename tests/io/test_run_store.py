@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +25,32 @@ def squares(number: int) -> list[int]:
 def test_what_was_computed_is_recalled(tmp_path: Path) -> None:
     stage = RunStore(tmp_path, ()).stage("first clustering", "ab" * 32)
     assert stage.recall([1, 2, 3]) == {}
-    task = Remembered(squares, stage.folder)
+    task = Remembered(squares, stage)
     assert [task(2), task(3)] == [[2, 4], [3, 9]]
     assert stage.recall([1, 2, 3]) == {1: [2, 4], 2: [3, 9]}
     assert RunStore(tmp_path, ()).stage("first clustering", "ac" * 32).recall([2]) == {}
     assert stage.folder.name == "first-clustering-" + "ab" * 10
 
 
+def test_a_task_that_comes_again_is_not_computed_again(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def watched(number: int) -> list[int]:
+        seen.append(number)
+        return squares(number)
+
+    task = Remembered(watched, RunStore(tmp_path, ()).stage("x", "0" * 64))
+    assert task(2) == task(2) == [2, 4]
+    assert seen == [2]
+    path = record_path(task.store.folder, 2)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert task(2) == [2, 4]
+    assert seen == [2, 2]
+
+
 def test_what_is_damaged_is_not_known_and_goes(tmp_path: Path) -> None:
     stage = RunStore(tmp_path, ()).stage("x", "0" * 64)
-    task = Remembered(squares, stage.folder)
+    task = Remembered(squares, stage)
     for number in (1, 2):
         task(number)
     path = record_path(stage.folder, 2)
@@ -44,7 +65,7 @@ def test_a_receipt_counts_as_long_as_its_file_is_there(tmp_path: Path) -> None:
     def write(number: int) -> Receipt:
         return write_block(stage.folder / f"{number}.npz", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
 
-    receipts = [Remembered(write, stage.folder)(number) for number in (3, 4)]
+    receipts = [Remembered(write, stage)(number) for number in (3, 4)]
     found = stage.recall([3, 4])
     assert [found[i].digest() for i in (0, 1)] == [receipt.digest() for receipt in receipts]
     Path(receipts[0].path).unlink()
@@ -66,6 +87,78 @@ def test_only_one_run_at_a_time_and_nothing_is_left_locked(tmp_path: Path) -> No
         pass
 
 
+HOLD = """
+import sys
+from pathlib import Path
+from ks4stream.io.run_store import open_store
+
+with open_store(Path(sys.argv[1]), (), data="a"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_process_that_is_killed_holds_no_lock(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ResultsError, match="Another run is writing"), open_store(tmp_path / "run", (), data="a"):
+            pass
+        other.send_signal(signal.SIGKILL)
+    with open_store(tmp_path / "run", (), data="a"):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has locks everywhere")
+def test_where_the_file_system_has_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def refuse(number: int) -> None:
+        def flock(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    refuse(errno.ENOSYS)  # a marker takes its place
+    marker = tmp_path / "a" / "lock"
+    says_so = "flock not supported"
+    with pytest.warns(UserWarning, match=says_so), open_store(tmp_path / "a", (), data="a"):
+        left = marker.read_text()
+        with (
+            pytest.warns(UserWarning, match=says_so), pytest.raises(ResultsError, match=r"delete .*lock"),
+            open_store(tmp_path / "a", (), data="a"),
+        ):  # fmt: skip
+            pass
+    marker.write_text(left.replace(str(os.getpid()), str(2**22 + 1)))  # as left by a process that is no more
+    with pytest.warns(UserWarning, match=says_so), open_store(tmp_path / "a", (), data="a"):
+        pass
+    refuse(errno.ENOLCK)  # a network mount without its daemon
+    with pytest.raises(ResultsError, match="cannot be written to"), open_store(tmp_path / "b", (), data="a"):
+        pass
+
+
+def test_drafts_of_killed_workers_go(tmp_path: Path) -> None:
+    with open_store(tmp_path, (), data="a") as store:
+        Remembered(squares, store.stage("x", "0" * 64))(3)
+    folder = store.stage("x", "0" * 64).folder
+    (folder / "b.0123.draft").write_bytes(b"half")
+    with open_store(tmp_path, (), data="a") as store:
+        assert [path.name for path in folder.iterdir()] == [record_path(folder, 3).name]
+
+
+def test_what_the_last_sort_did_not_use_goes(tmp_path: Path) -> None:
+    for keys in ("ab", "ac"):
+        with open_store(tmp_path, (), data="a") as store:
+            for key in keys:
+                Remembered(squares, store.stage("x", key * 64))(3)
+            store.tidy(keep=True)
+    assert sorted(path.name for path in tmp_path.glob("x-*")) == ["x-" + "a" * 20, "x-" + "c" * 20]
+    store.tidy(keep=False)
+    assert not list(tmp_path.glob("x-*"))
+
+
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path, fresh: bool) -> None:
     (tmp_path / "run").mkdir()
@@ -84,7 +177,7 @@ def test_a_store_may_be_moved(tmp_path: Path) -> None:
     def write(number: int) -> Receipt:
         return write_block(stage.folder / "1.npz", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
 
-    Remembered(write, stage.folder)(3)
+    Remembered(write, stage)(3)
     (tmp_path / "a").rename(tmp_path / "b")
     found = RunStore(tmp_path / "b", ()).stage("x", "0" * 64).recall([3])[0]
     assert read_column(found, "a").tolist() == [0, 1, 2]
@@ -98,7 +191,7 @@ def test_a_store_that_does_not_belong_is_refused_and_left_alone(
     tmp_path: Path, entry: dict[str, object], message: str
 ) -> None:
     with open_store(tmp_path / "run", (), data="a") as store:
-        Remembered(squares, store.stage("x", "0" * 64).folder)(3)
+        Remembered(squares, store.stage("x", "0" * 64))(3)
     manifest = tmp_path / "run" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | entry))
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*")}

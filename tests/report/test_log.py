@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ def test_levels(tmp_path, capsys):
 
     seen = {}
     for verbose_console, verbose_log in ((None, False), (False, True), (True, False)):
+        (tmp_path / LOG_NAME).unlink(missing_ok=True)
         with run_log(tmp_path, verbose_console=verbose_console, verbose_log=verbose_log):
             say()
         file, console = (tmp_path / LOG_NAME).read_text(), capsys.readouterr().err
@@ -55,6 +57,23 @@ def test_inside_itself_it_changes_nothing(tmp_path):
     with run_log(tmp_path), run_log(tmp_path, verbose_console=True):
         logger.info("once")
     assert (tmp_path / LOG_NAME).read_text().count("once") == 1
+
+
+def test_a_run_that_is_resumed_is_told_as_a_whole(tmp_path):
+    for text in ("first", "second"):
+        with run_log(tmp_path):
+            logger.info(text)
+    text = (tmp_path / LOG_NAME).read_text()
+    assert 0 < text.index("first") < text.index("second")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_log_on_a_full_disk_keeps_silent(tmp_path, capsys):
+    (tmp_path / LOG_NAME).symlink_to("/dev/full")
+    with pytest.raises(KeyError, match="the reason"), run_log(tmp_path):
+        logger.info("something")
+        raise KeyError("the reason")
+    assert capsys.readouterr().err == ""
 
 
 def test_an_error_is_logged_and_goes_on(tmp_path):
