@@ -438,9 +438,9 @@ def main() -> int:
             verdict = "; ".join(one.problems()) or "as it should be"
             print(f"{one.fault}, nblocks={one.nblocks}: {' → '.join(one.answers)}, {one.seconds:.1f} s, {verdict}",
                   *one.errors, sep="\n    ", flush=True)  # fmt: skip
+            (options.out / "faults.md").write_text(table(outcomes) + "\n")
     bench.close()
-    (options.out / "faults.md").write_text(text := table(outcomes) + "\n")
-    print(text)
+    print(table(outcomes))
     return int(any(one.problems() for one in outcomes))
 
 

@@ -86,7 +86,7 @@ def sort(
         up to 256 MB it is known that they are the same; others are always sorted anew.
     keep_run : bool
         Keep what the tasks of this sort found, in the results folder's ``run``, when results are written: another
-        setting then redoes only the stages it touches. It takes about as much space as the results.
+        setting then redoes only the stages it touches. It takes about twice as much space as the results.
     save_extra_vars : bool
         Write Kilosort4's extra files too.
     save_features : bool

@@ -17,7 +17,7 @@ from uuid import uuid4
 import dask
 import torch
 from dask.system import CPU_COUNT
-from distributed import Client, Future, KilledWorker, LocalCluster, Nanny, Scheduler, SpecCluster, as_completed
+from distributed import Client, Future, KilledWorker, LocalCluster, Nanny, Scheduler, SpecCluster, as_completed, wait
 from distributed.system import MEMORY_LIMIT
 
 from ks4stream.engine.base import Item, LostWorkerError, Progress, Result, named, no_progress, one_thread
@@ -150,14 +150,23 @@ class _Tasks:
         self._send()
 
     def _send(self) -> None:
-        """Give the function to a worker, from which the others copy it when they begin.
+        """Give the function to one worker, and have the others copy it from there.
 
-        Not to all at once: where one of them dies at that moment, the scheduler tries to reach it for ever.
+        ``scatter(broadcast=True)`` does so too, but if a worker dies meanwhile, the scheduler goes on trying to reach
+        it and never answers.
         """
         try:
             self._constants = self._client.scatter(self._function, hash=False)
-        except OSError:  # the one it was given to has just died
+            wait([
+                self._client.submit(_has, self._constants, workers=[address], allow_other_workers=True, pure=False)
+                for address in self._client.nthreads()
+            ])  # fmt: skip
+        except (OSError, CancelledError):  # the one that had it has just died
             self._start_over()
+
+
+def _has(function: Callable[[Any], Any]) -> None:
+    """Nothing but a reason to have the function."""
 
 
 def _run(function: Callable[[Any], Any], item: Any) -> Any:
