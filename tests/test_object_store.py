@@ -26,15 +26,15 @@ pytest.importorskip("obstore")
 pytest.importorskip("moto")
 
 PROBE = simulate.linear_probe(10, pitch_um=20)
-SECONDS = 4.0
+SECONDS = 6.0
 RATE = 30_000.0
 SETTINGS = Settings(batch_size=15_000)
 
 
-def quiet_sort(recording: Recording, client: Any = "loop", **options: Any) -> Sorting:
+def quiet_sort(recording: Recording, settings: Settings = SETTINGS, client: Any = "loop") -> Sorting:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewSpikesWarning)
-        return sort(recording, SETTINGS, client=client, device="cpu", block_batches=2, **options)
+        return sort(recording, settings, client=client, device="cpu", block_batches=2)
 
 
 def assert_same(found: Sorting, expected: Sorting) -> None:
@@ -52,7 +52,7 @@ def near(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sorting]:
     )  # fmt: skip
     samples = truth.read(0, round(SECONDS * RATE))
     path = tmp_path_factory.mktemp("near") / "data.zarr"
-    array = zarr.open_array(str(path), mode="w", shape=samples.shape, dtype=samples.dtype, chunks=(10_000, 10))
+    array = zarr.open_array(str(path), mode="w", shape=samples.shape, dtype=samples.dtype, chunks=(4_000, 10))
     array[:] = samples
     array.attrs["sampling_frequency"] = RATE
     sorting = quiet_sort(open_recording(path, probe=PROBE))
@@ -79,24 +79,22 @@ def test_every_byte_is_fetched_once(near: tuple[Path, Sorting], object_store: An
     assert_same(found, expected)
     assert found.files == (url,)
     assert stored * 0.9 < object_store.proxy.sent_bytes.total() <= 1.1 * stored
-    chunks = {name: n for name, n in object_store.proxy.requests.items() if not name.rpartition("/")[2].startswith(".")}
-    assert len(chunks) >= 12 and max(chunks.values()) == 1
+    chunks = [times for name, times in object_store.proxy.requests.items() if name.rpartition("/")[2][0].isdigit()]
+    assert chunks == [1] * 45, "each once"
     assert not list(temporary.rglob("*.piece")), "removed at the end"
 
 
-def test_failing_requests_change_nothing(
-    near: tuple[Path, Sorting], object_store: Any, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In worker processes; a tenth of all reads fails, with stalls that outlast the patience of a client."""
-    path, expected = near
-    recording = open_recording(object_store.put(path, "faulty/data.zarr"), probe=PROBE)
-    object_store.proxy.kinds, object_store.proxy.share = ("503", "reset"), 0.1
+def test_failing_requests_change_nothing(near: tuple[Path, Sorting], object_store: Any, temporary: Path) -> None:
+    """In worker processes, which open the store themselves; nearly a third of all reads fails."""
+    settings = SETTINGS.replace(tmax=2.0, nblocks=0)
+    expected = quiet_sort(open_recording(near[0], probe=PROBE), settings)
+    recording = open_recording(object_store.put(near[0], "faulty/data.zarr"), probe=PROBE)
+    object_store.proxy.kinds, object_store.proxy.share = ("503", "reset"), 0.3
     with local_client(n_workers=2, processes=True) as client:
-        found = quiet_sort(recording, client, results_dir=tmp_path / "results")
+        found = quiet_sort(recording, settings, client)
+    assert found.n_spikes > 100
     assert_same(found, expected)
-    assert object_store.proxy.faults.total() >= 3
-    for file in (tmp_path / "results").rglob("*"):
-        assert not file.is_file() or object_store.secret.encode() not in file.read_bytes(), file
+    assert object_store.proxy.faults["503"] and object_store.proxy.faults["reset"]
 
 
 def test_on_the_command_line(
@@ -114,3 +112,5 @@ def test_on_the_command_line(
     result = CliRunner().invoke(main, [*arguments, "--cache", str(tmp_path / "cache")])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "kilosort4" / "params.py").exists() and list((tmp_path / "cache").rglob("*.piece"))
+    for file in (tmp_path / "kilosort4").rglob("*"):
+        assert not file.is_file() or object_store.secret.encode() not in file.read_bytes(), file
