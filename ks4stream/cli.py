@@ -236,7 +236,7 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
 
 
 @main.command("sort", cls=_SectionedCommand)
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE [FILE ...]")
+@click.argument("files", nargs=-1, required=True, metavar="FILE [FILE ...]")
 @_setting_options
 @click.option(
     "--probe", cls=_Option, section="Recording",
@@ -256,7 +256,7 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
 @click.option("--invert-sign", is_flag=True, cls=_Option, section="Recording", help="Turn the traces upside down.")
 @click.option(
     "--results-dir", type=click.Path(path_type=Path), cls=_Option, section="Results and machine",
-    help="Folder for the results. [default kilosort4/ beside the first file]",
+    help="Folder for the results. [default kilosort4/ beside the first file; here, if that is a URL]",
 )  # fmt: skip
 @click.option(
     "--save-extra-vars", is_flag=True, cls=_Option, section="Results and machine",
@@ -273,6 +273,10 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
 @click.option(
     "--keep-run/--no-keep-run", default=True, cls=_Option, section="Results and machine",
     help="Keep run/, with which another setting redoes only what it touches. [default kept]",
+)  # fmt: skip
+@click.option(
+    "--cache", "cache_dir", metavar="FOLDER|off", cls=_Option, section="Results and machine",
+    help="Where the recording is kept while it is sorted. [default the temporary folder if it is a URL, else nowhere]",
 )  # fmt: skip
 @click.option(
     "--device", cls=_Option, section="Results and machine",
@@ -299,7 +303,7 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
 def sort_command(
     ctx: click.Context,
     /,
-    files: tuple[Path, ...],
+    files: tuple[str, ...],
     probe: str | None,
     dtype: str | None,
     bad_channels: tuple[int, ...],
@@ -310,37 +314,40 @@ def sort_command(
 ) -> None:
     """Sort a recording: a flat binary file, several of them joined in time, a .npy file or a Zarr array.
 
+    Files and Zarr arrays may also lie at s3://bucket/key, gs://, az:// or https:// addresses.
+
     A SpikeGLX .meta beside a .bin supplies channels, rate and contacts. For other flat files --n-chan and --probe
     are needed, and --fs where it is not 30 kHz.
     """
     if options["scheduler"] and options["workers"]:
         raise click.UsageError("--scheduler and --workers exclude each other: the scheduler's workers are taken.")
+    from ks4stream.io.recordings import default_results_dir
+
     given = _settings_given(ctx, options, assignments)
     Settings.from_dict(given)  # mistakes in settings come to light before a file is opened
     recording = _open(files, probe=probe, dtype=dtype, settings=given)
     recording = _with_channels(recording, bad_channels, shanks)
     settings = Settings.from_dict(given | {"fs": recording.sampling_rate_hz, "n_chan_bin": recording.n_channels})
-    folder = results_dir or files[0].absolute().parent / "kilosort4"
+    folder = results_dir or default_results_dir(files[0]).absolute()
     click.echo(f"Sorting {recording!r}")
     _sort(
         recording, settings, folder, do_CAR=not options["no_car"], resume=not options["fresh"],
         save_features=not options["no_features"],
         **{name: options[name] for name in (
             "workers", "scheduler", "invert_sign", "device", "block_batches", "save_extra_vars", "keep_run",
+            "cache_dir",
         )},
     )  # fmt: skip
 
 
-def _open(files: Sequence[Path], *, probe: str | None, dtype: str | None, settings: dict[str, Any]) -> Recording:
+def _open(files: Sequence[str], *, probe: str | None, dtype: str | None, settings: dict[str, Any]) -> Recording:
     from ks4stream.io.probes import shipped_probes
-    from ks4stream.io.recordings import open_recording
-    from ks4stream.io.spikeglx import find_meta
+    from ks4stream.io.recordings import may_tell_rate, open_recording
 
-    may_tell_rate = all(file.is_dir() or find_meta(file) for file in files)
     recording = open_recording(
         files[0] if len(files) == 1 else list(files),
         n_chan=settings.get("n_chan_bin"),
-        fs=settings.get("fs", None if may_tell_rate else Settings().fs),
+        fs=settings.get("fs", None if all(map(may_tell_rate, files)) else Settings().fs),
         dtype=dtype,
         probe=probe,
     )

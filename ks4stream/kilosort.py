@@ -19,7 +19,6 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.errors import BadChannelWarning, ProbeError, RecordingError, SettingsError
-from ks4stream.io import spikeglx
 from ks4stream.io.phy import (
     check_writable,
     ops_from_sorting,
@@ -28,7 +27,7 @@ from ks4stream.io.phy import (
     write_preprocessed_copy,
 )
 from ks4stream.io.probes import shipped_probes
-from ks4stream.io.recordings import open_recording
+from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
 from ks4stream.io.records import writing_to
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
@@ -87,6 +86,7 @@ def run_kilosort(
     block_batches: int | None = None,
     resume: bool = True,
     keep_run: bool = True,
+    cache_dir: PathLike | None = None,
 ) -> KilosortResults:
     """Sort a recording, called like Kilosort4.
 
@@ -147,6 +147,8 @@ def run_kilosort(
         Go on where an earlier run into the same results folder stopped; False begins anew.
     keep_run : bool
         Keep what the tasks found, in the results folder's ``run``; another setting then redoes only what it touches.
+    cache_dir : path, optional
+        Where the recording is kept while it is sorted, see :func:`ks4stream.sorter.sort`; "off": nowhere.
 
     Returns
     -------
@@ -191,7 +193,7 @@ def run_kilosort(
         arguments={
             "do_CAR": do_CAR, "invert_sign": invert_sign, "device": device, "client": client,
             "block_batches": block_batches, "save_extra_vars": save_extra_vars, "progress": _progress(progress_bar),
-            "resume": resume, "keep_run": keep_run,
+            "resume": resume, "keep_run": keep_run, "cache_dir": cache_dir,
         },
         save_preprocessed_copy=save_preprocessed_copy,
         verbose={"verbose_console": verbose_console, "verbose_log": verbose_log},
@@ -326,11 +328,11 @@ def _explicit(settings: Settings) -> dict[str, Any]:
     return values
 
 
-def _files(places: Mapping[str, Any], *, needed: bool) -> list[Path]:
+def _files(places: Mapping[str, Any], *, needed: bool) -> list[PathLike]:
     """The files to sort: those named, or the only one of the folder."""
     named = places.get("filename")
     if named is not None:
-        return [Path(file) for file in (named if isinstance(named, list | tuple) else [named])]
+        return list(named) if isinstance(named, list | tuple) else [named]
     if places.get("data_dir") is not None:
         return [_only_binary(Path(places["data_dir"]))] if needed else []
     if needed:
@@ -351,23 +353,25 @@ def _only_binary(folder: Path) -> Path:
     return found[0]
 
 
-def _results_folder(places: Mapping[str, Any], files: Sequence[Path]) -> Path:
+def _results_folder(places: Mapping[str, Any], files: Sequence[PathLike]) -> Path:
     if places.get("results_dir") is not None:
         return Path(places["results_dir"])
     if files:
-        return files[0].parent / "kilosort4"
+        return default_results_dir(files[0])
     if places.get("data_dir") is not None:
         return Path(places["data_dir"]) / "kilosort4"
     raise SettingsError("A file_object does not tell where results should go; give results_dir.")
 
 
-def _open(files: Sequence[Path], file_object: Any, values: Mapping[str, Any], places: Mapping[str, Any]) -> Recording:
+def _open(
+    files: Sequence[PathLike], file_object: Any, values: Mapping[str, Any], places: Mapping[str, Any]
+) -> Recording:
     """Open the recording with its probe.
 
     The rate is, in this order: ``fs`` of the settings, what the recording itself tells, 30 kHz.
     """
     rate = values.get("fs")
-    if rate is None and (file_object is not None or not all(map(_tells_rate, files))):
+    if rate is None and (file_object is not None or not all(map(may_tell_rate, files))):
         rate = _DEFAULT_FS
     source = file_object if file_object is not None else files[0] if len(files) == 1 else list(files)
     recording = open_recording(
@@ -379,11 +383,6 @@ def _open(files: Sequence[Path], file_object: Any, values: Mapping[str, Any], pl
             f"and kcoords, or a file), or probe_name (shipped: {', '.join(shipped_probes())})."
         )
     return recording
-
-
-def _tells_rate(file: Path) -> bool:
-    """Whether a recording brings metadata that tell its sampling rate: SpikeGLX files and Zarr groups may."""
-    return file.is_dir() or spikeglx.find_meta(file) is not None
 
 
 def _probe(places: Mapping[str, Any]) -> Any:

@@ -25,6 +25,7 @@ from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarnin
 from ks4stream.io.records import key_of
 from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
 from ks4stream.io.spikes import GrowingColumns, Receipt
+from ks4stream.io.tile_cache import cached
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
 from ks4stream.recording import Recording, check_traces
@@ -56,6 +57,8 @@ def sort(
     save_features: bool = True,
     resume: bool = True,
     keep_run: bool = True,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_bytes: int | None = None,
 ) -> Sorting:
     """Sort a recording into units.
 
@@ -82,11 +85,17 @@ def sort(
         Called as ``progress(stage, done, total)``.
     resume : bool
         Go on where an earlier run into `results_dir` stopped: what it finished, of the same recording and with the
-        same settings as far as they matter, is not computed again. False begins anew. Only of files and of arrays
-        up to 256 MB it is known that they are the same; others are always sorted anew.
+        same settings as far as they matter, is not computed again. False begins anew. Only of files, Zarr and
+        arrays up to 256 MB it is known that they are the same; others are always sorted anew.
     keep_run : bool
         Keep what the tasks of this sort found, in the results folder's ``run``, when results are written: another
         setting then redoes only the stages it touches. It takes about twice as much space as the results.
+    cache_dir : path, optional
+        Where the recording is kept, compressed, on each machine that computes: by default in the temporary folder
+        while it is sorted if it lies on an object store, and not at all otherwise; "off" fetches it anew in every
+        pass. See :func:`ks4stream.io.tile_cache.cached`.
+    cache_bytes : int, optional
+        What that may take on the disk of a machine; by default half of what is free.
     save_extra_vars : bool
         Write Kilosort4's extra files too.
     save_features : bool
@@ -114,6 +123,7 @@ def sort(
             report.check_writable(results_dir)
             stack.enter_context(report.run_log(results_dir))
             report.log_inputs(recording, settings, do_CAR=do_CAR, invert_sign=invert_sign, device=device)
+        recording = stack.enter_context(cached(recording, cache_dir, cache_bytes))
         source = prepare(recording, settings, do_car=do_CAR, invert_sign=invert_sign, device=device)
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(source, results_dir, fresh=not resume))

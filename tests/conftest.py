@@ -1,8 +1,12 @@
-"""Fixtures shared by all tests: a small, consistent sorting made by hand."""
+"""Fixtures shared by all tests: a small, consistent sorting made by hand, and a real S3 server."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,67 @@ from ks4stream.results import Drift, PeakSample, Sorting, Waveforms, Whitening
 from ks4stream.settings import Settings
 
 MakeSorting = Callable[..., Sorting]
+BUCKET = "recordings"
+SECRET = "not-for-anybody-to-see"
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """A bucket on an S3 server, behind a proxy that counts and disturbs what is read."""
+
+    proxy: Any
+    client: Any
+    secret: str = SECRET
+
+    def put(self, source: Path | bytes, key: str) -> str:
+        """Store bytes, a file, or a folder with all that is in it; returns the URL."""
+        if isinstance(source, Path) and source.is_dir():
+            for path in sorted(path for path in source.rglob("*") if path.is_file()):
+                self.put(path, f"{key}/{path.relative_to(source).as_posix()}")
+        else:
+            body = source.read_bytes() if isinstance(source, Path) else source
+            self.client.put_object(Bucket=BUCKET, Key=key, Body=body, ACL="public-read")
+        return f"s3://{BUCKET}/{key}"
+
+
+@pytest.fixture(scope="session")
+def _s3() -> Iterator[ObjectStore]:
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    path = Path(__file__).parents[1] / "benchmarks" / "faulty_proxy.py"
+    spec = importlib.util.spec_from_file_location("faulty_proxy", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    client = boto3.client(
+        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="someone", aws_secret_access_key=SECRET
+    )
+    client.create_bucket(Bucket=BUCKET)
+    try:
+        with module.faulty_proxy(url) as proxy:
+            yield ObjectStore(proxy, client)
+    finally:
+        client.close()
+        server.stop()
+
+
+@pytest.fixture
+def object_store(_s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """An S3 server that works, and credentials for it in the environment."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": _s3.proxy.url, "AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/nowhere",
+        "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    _s3.proxy.reset_counts()
+    yield _s3
+    _s3.proxy.share = 0.0
 
 
 @pytest.fixture

@@ -13,13 +13,14 @@ import ks4stream
 
 ROOT = Path(ks4stream.__file__).parent
 NUMBERS = {"numpy", "scipy"}
+CLOUD = {"obstore", "boto3"}
 ARRAYS = {"dask.array", "dask.delayed", "pandas", "xarray"}
 
 # Room: the rooms it may import from beside itself, and the libraries it may use.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "words": (set(), NUMBERS | {"dask.array", "xarray"}),
     "kernels": (set(), NUMBERS | {"torch"}),
-    "io": ({"words"}, NUMBERS | {"dask.array", "xarray", "zarr", "numcodecs", "probeinterface", "filelock"}),
+    "io": ({"words"}, NUMBERS | {"dask.array", "xarray", "zarr", "numcodecs", "probeinterface", "filelock"} | CLOUD),
     "stages": ({"words", "kernels", "io"}, NUMBERS | {"torch"}),
     "engine": ({"words", "kernels", "stages"}, NUMBERS | ARRAYS | {"torch", "dask", "distributed"}),
     "top": (
@@ -28,7 +29,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
 }
 WORDS = {"errors", "settings", "probe", "recording", "blocks", "results", "geometry"}
-LAZY = {"dask", "xarray", "matplotlib", "probeinterface"}  # where words and edges use them, then within functions
+LAZY = {"dask", "xarray", "matplotlib", "probeinterface"} | CLOUD  # used by words and edges within functions only
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -14,8 +14,19 @@ from numpy.typing import DTypeLike
 
 from ks4stream.errors import Ks4StreamWarning, MissingDependencyError, ProbeError, RecordingError
 from ks4stream.io import spikeglx
+from ks4stream.io.objects import can_list, child, explained, is_remote, locate, name_of, status
 from ks4stream.io.probes import load_probe
-from ks4stream.io.sources import ArraySource, BinarySource, DaskSource, Source, ZarrSource, delivered_dtype, join
+from ks4stream.io.sources import (
+    ArraySource,
+    BinarySource,
+    DaskSource,
+    Source,
+    ZarrSource,
+    delivered_dtype,
+    join,
+    open_zarr,
+    zarr_metadata,
+)
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 
@@ -33,7 +44,6 @@ _NOT_FLAT = {
     ".json": "no recording",
     ".prb": "a probe; pass it as probe",
 }
-_ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
 _TRANSPOSE = " Time must be the first axis: transpose the array (array.T)."
 _RATE_NAMES = ("sampling_rate_hz", "sampling_frequency", "fs")  # ours, SpikeInterface's, Kilosort's
 
@@ -52,16 +62,19 @@ def open_recording(
 
     Parameters
     ----------
-    source : path, list, array or Recording
-        - path of a flat binary file (``.bin``, ``.dat``, …; channels interleaved). A SpikeGLX ``.meta``
+    source : path, URL, list, array or Recording
+        - path or URL of a flat binary file (``.bin``, ``.dat``, …; channels interleaved). A SpikeGLX ``.meta``
           beside a ``.bin`` supplies channels, rate, gain and contacts, without sync channel and reference;
         - path of a ``.npy`` file;
-        - path of a local Zarr array, version 2 or 3, of a group that holds one, or of a folder written by
-          SpikeInterface;
+        - path or URL of a Zarr array, version 2 or 3, of a group that holds one, or of what SpikeInterface writes;
         - a NumPy array or memory map, a Dask array, or anything with a shape, a dtype and slices
           (``h5py.Dataset``, ``zarr.Array``), of shape (time, channel);
         - an ``xarray.DataArray`` with dims ``time`` and ``channel``, in any order; best with Dask chunks;
         - a list of these, joined in time.
+
+        URLs are ``s3://bucket/key``, ``gs://bucket/key``, ``az://container/key`` and ``https://…``, keys as they
+        are and not percent-encoded (in ``https://`` as web servers want them). Credentials are found in the
+        environment of each process that reads, never in URLs.
     n_chan : int, optional
         Channels in the file, sorted or not. Needed for flat files without metadata.
     fs : float, optional
@@ -108,6 +121,17 @@ def open_recording(
     )
 
 
+def may_tell_rate(path: str | os.PathLike[str]) -> bool:
+    """Whether a recording may bring metadata that tell its sampling rate, as SpikeGLX files and Zarr do."""
+    location = locate(path)
+    return spikeglx.find_meta(location) is not None or os.path.isdir(location) or zarr_metadata(location) is not None
+
+
+def default_results_dir(path: str | os.PathLike[str]) -> Path:
+    """Where results of a recording go unless somebody says so: beside a file; for what lies elsewhere, here."""
+    return (Path() if is_remote(os.fspath(path)) else Path(path).parent) / "kilosort4"
+
+
 def _no_probe() -> Probe | None:
     return None
 
@@ -149,18 +173,22 @@ def _look_at(source: Any, n_chan: int | None, dtype: DTypeLike | None) -> _Found
 
 
 def _look_at_path(path: str | os.PathLike[str], n_chan: int | None, dtype: DTypeLike | None) -> _Found:
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise RecordingError(f"There is no file {path}.")
-    if path.is_dir():
-        if any((path / mark).is_file() for mark in _ZARR_MARKS):
-            return _look_at_zarr(path)
+    path = locate(path)
+    if zarr_metadata(path) is not None:
+        return _look_at_zarr(path)
+    if os.path.isdir(path):
         raise RecordingError(
             f"{path} is a folder, and not a Zarr array or group; give the file that holds the samples."
         )
-    if path.suffix.lower() in _NOT_FLAT:
-        raise RecordingError(f"{path} cannot be read as samples: it is {_NOT_FLAT[path.suffix.lower()]}.")
-    if path.suffix.lower() == ".npy":
+    if status(path) is None:
+        raise RecordingError(
+            f"There is no {'object, Zarr array or Zarr group' if is_remote(path) else 'file'} {path}."
+            + " Check bucket and key; keys are written as they are, not percent-encoded." * is_remote(path)
+        )
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in _NOT_FLAT:
+        raise RecordingError(f"{path} cannot be read as samples: it is {_NOT_FLAT[suffix]}.")
+    if suffix == ".npy":
         return _look_at_npy(path)
     meta_path = spikeglx.find_meta(path)
     if meta_path is not None:
@@ -171,19 +199,19 @@ def _look_at_path(path: str | os.PathLike[str], n_chan: int | None, dtype: DType
             "file, sync channels too; n_chan_bin in run_kilosort)."
         )
     source = BinarySource.open(path, n_chan, "int16" if dtype is None else dtype)
-    return _Found(source, path.name, (source.path,))
+    return _Found(source, name_of(path), (path,))
 
 
-def _look_at_spikeglx(path: Path, meta: spikeglx.SpikeGLXMeta, n_chan: int | None, dtype: DTypeLike | None) -> _Found:
+def _look_at_spikeglx(path: str, meta: spikeglx.SpikeGLXMeta, n_chan: int | None, dtype: DTypeLike | None) -> _Found:
     if n_chan is not None and n_chan != meta.n_channels:
         raise RecordingError(
-            f"n_chan={n_chan}, but {meta.path} says that {path.name} has {meta.n_channels} channels. Leave n_chan "
+            f"n_chan={n_chan}, but {meta.path} says that {name_of(path)} has {meta.n_channels} channels. Leave n_chan "
             "out, or remove the .meta file if it belongs to another file."
         )
     if dtype is not None and delivered_dtype(dtype, "dtype") != np.int16:
         raise RecordingError(f"dtype={dtype}, but SpikeGLX writes int16 (there is {meta.path}). Leave dtype out.")
     source = BinarySource.open(path, meta.n_channels, "int16")
-    n_bytes = path.stat().st_size
+    n_bytes = source.n_samples * source.n_channels * source.file_dtype.itemsize
     if meta.file_size_bytes not in (None, n_bytes):
         warnings.warn(
             f"{path} has {n_bytes} bytes, but {meta.path.name} says {meta.file_size_bytes}: was it copied completely?",
@@ -199,17 +227,20 @@ def _look_at_spikeglx(path: Path, meta: spikeglx.SpikeGLXMeta, n_chan: int | Non
             return None
 
     return _Found(
-        source, path.name, (source.path,), meta.sampling_rate_hz, meta.gain_uv, None if meta.gain_uv is None else 0.0,
+        source, name_of(path), (path,), meta.sampling_rate_hz, meta.gain_uv, None if meta.gain_uv is None else 0.0,
         find_probe,
     )  # fmt: skip
 
 
-def _look_at_npy(path: Path) -> _Found:
+def _look_at_npy(path: str) -> _Found:
+    if is_remote(path):
+        raise RecordingError(f"{path}: .npy is read from disks only; download it, or store it as Zarr.")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise RecordingError(f"{path} cannot be read as a .npy file: {error}.") from error
-    return _Found(_time_first(ArraySource.open(array), path.name), path.name, (str(path.absolute()),))
+    name = name_of(path)
+    return _Found(_time_first(ArraySource.open(array), name), name, (path,))
 
 
 def _look_at_list(sources: Sequence[Any], n_chan: int | None, dtype: DTypeLike | None) -> _Found:
@@ -293,38 +324,35 @@ def _look_at_xarray(array: Any) -> _Found:
 # -- Zarr ----------------------------------------------------------------------------------------------
 
 
-def _look_at_zarr(path: Path) -> _Found:
-    import zarr
-
-    try:
-        node: Any = zarr.open(str(path), mode="r")
-    except Exception as error:  # Zarr 2 and 3 raise a dozen types here
-        raise RecordingError(
-            f"{path} cannot be opened as a Zarr array or group ({error}). If it is a group, try the array's own "
-            f"path, {path}/NAME."
-        ) from error
+def _look_at_zarr(path: str) -> _Found:
+    node = open_zarr(path)
     attrs = dict(node.attrs)
+    gain_uv, offset_uv = attrs.get("gain_uv"), attrs.get("offset_uv")
     if hasattr(node, "shape"):
         source: Source = ZarrSource.open(path)
     else:
-        names = _trace_arrays(node, path)
-        attrs |= dict(node[names[0]].attrs)
-        source = join(ZarrSource.open(path, name) for name in names)
-    gain_uv, offset_uv = attrs.get("gain_uv"), attrs.get("offset_uv")
-    if gain_uv is None and not hasattr(node, "shape"):
-        gain_uv, offset_uv = _common_value(node, "gain_to_uV"), _common_value(node, "offset_to_uV")
+        with explained(path):
+            names = _trace_arrays(node, path)
+            attrs |= dict(node[names[0]].attrs)
+            gain_uv, offset_uv = attrs.get("gain_uv"), attrs.get("offset_uv")
+            if gain_uv is None:
+                gain_uv, offset_uv = _common_value(node, "gain_to_uV"), _common_value(node, "offset_to_uV")
+        source = join(ZarrSource.open(child(path, name)) for name in names)
+    name = name_of(path)
     return _Found(
-        _time_first(source, path.name), path.name, (str(path.absolute()),), _rate_of(attrs), gain_uv, offset_uv,
+        _time_first(source, name), name, (path,), _rate_of(attrs), gain_uv, offset_uv,
         lambda: _probe_of_attrs(attrs, path),
     )  # fmt: skip
 
 
-def _trace_arrays(group: Any, path: Path) -> list[str]:
+def _trace_arrays(group: Any, path: str) -> list[str]:
     """Names of the arrays that hold traces: SpikeInterface's segments in order, or the only 2-D array."""
+    n_segments = group.attrs.get("num_segments")
+    if n_segments:  # SpikeInterface says, so that nothing need be listed
+        return [f"traces_seg{segment}" for segment in range(n_segments)]
+    if not can_list(path):
+        raise RecordingError(f"{path} is a Zarr group on a web server; give the array's own address, {path}/NAME.")
     arrays = dict(group.arrays())
-    segments = sorted((name for name in arrays if name.startswith("traces_seg")), key=lambda name: int(name[10:] or 0))
-    if segments:
-        return segments
     tables = [name for name, array in arrays.items() if len(array.shape) == 2]
     if len(tables) != 1:
         raise RecordingError(
@@ -343,13 +371,13 @@ def _common_value(group: Any, name: str) -> float | None:
     return float(values[0]) if len(values) == 1 else None
 
 
-def _probe_of_attrs(attrs: Mapping[str, Any], path: Path) -> Probe | None:
+def _probe_of_attrs(attrs: Mapping[str, Any], path: str) -> Probe | None:
     """Probe that SpikeInterface stored with its recording."""
     content = attrs.get("probegroup") or attrs.get("probe")
     if not isinstance(content, Mapping):
         return None
     try:
-        return replace(load_probe(content), name=path.stem)
+        return replace(load_probe(content), name=os.path.splitext(name_of(path))[0])
     except (MissingDependencyError, ProbeError) as error:  # the samples are fine, and the probe can still be given
         warnings.warn(f"The probe stored in {path} is left out: {error}", Ks4StreamWarning, stacklevel=3)
         return None

@@ -1,8 +1,8 @@
-"""Where samples come from: flat files, arrays, Dask and Zarr, all behind :class:`Source`.
+"""Where samples come from: flat files and Zarr, here or on object stores, arrays and Dask, all behind :class:`Source`.
 
 Each is a frozen value that checks itself when made, reads only what it is asked for, and delivers native
 int16, uint16, int32 or float32. Those that lie in files hold the path and not the data, so that they can
-be sent to any worker that sees the file.
+be sent to any worker that sees the file or the store.
 """
 
 from __future__ import annotations
@@ -14,13 +14,25 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.errors import RecordingError
+from ks4stream.io.objects import (
+    Status,
+    can_list,
+    child,
+    explained,
+    is_remote,
+    listing,
+    locate,
+    name_of,
+    read_bytes,
+    status,
+    zarr_store,
+)
 from ks4stream.recording import Source
 
 if TYPE_CHECKING:
@@ -79,12 +91,12 @@ def delivered_dtype(dtype: DTypeLike, what: str = "the recording") -> np.dtype[A
 
 @dataclass(frozen=True)
 class BinarySource:
-    """Samples in a flat binary file, channels interleaved (time-major).
+    """Samples in a flat binary file or object, channels interleaved (time-major).
 
     Attributes
     ----------
     path : str
-        The file; absolute, so that it means the same to every worker.
+        The file's absolute path, or the object's URL, so that it means the same to every worker.
     n_channels, n_samples : int
         Shape of what is read.
     file_dtype : numpy.dtype
@@ -107,7 +119,7 @@ class BinarySource:
 
         Parameters
         ----------
-        path : path
+        path : path or URL
             The file.
         n_channels : int
             Channels in the file, sorted or not.
@@ -122,18 +134,17 @@ class BinarySource:
             If there is no such file, it holds no samples, its size does not fit the channels, or samples of
             this type are not supported.
         """
-        path = os.path.abspath(path)
-        if not os.path.isfile(path):
-            raise RecordingError(f"There is no file {path}.")
+        path = locate(path)
+        size_bytes = _status(path).size_bytes
         delivered_dtype(dtype, path)
         file_dtype = np.dtype(dtype)
         if n_channels < 1:
             raise RecordingError(f"n_chan={n_channels}: a file has at least one channel.")
         if offset_bytes < 0:
             raise RecordingError(f"offset_bytes={offset_bytes} lies before the start of {path}; needed is 0 or more.")
-        n_bytes = os.path.getsize(path) - offset_bytes
+        n_bytes = size_bytes - offset_bytes
         if n_bytes <= 0:
-            raise RecordingError(f"{path} holds no samples ({n_bytes + offset_bytes} bytes): there is nothing to sort.")
+            raise RecordingError(f"{path} holds no samples ({size_bytes} bytes): there is nothing to sort.")
         n_samples, remainder = divmod(n_bytes, n_channels * file_dtype.itemsize)
         if remainder:
             raise RecordingError(
@@ -151,31 +162,34 @@ class BinarySource:
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel); the file is open only meanwhile."""
-        count = (stop - start) * self.n_channels
-        offset = self.offset_bytes + start * self.n_channels * self.file_dtype.itemsize
-        try:
-            values = np.fromfile(self.path, self.file_dtype, count=count, offset=offset)
-        except OSError as error:
-            raise RecordingError(f"{self.path} cannot be read at sample {start}: {error}.") from error
-        if len(values) < count:
+        row_bytes = self.n_channels * self.file_dtype.itemsize
+        content = read_bytes(self.path, self.offset_bytes + start * row_bytes, self.offset_bytes + stop * row_bytes)
+        if len(content) < (stop - start) * row_bytes:
             raise RecordingError(
                 f"{self.path} ends before sample {stop}: it has become shorter since it was opened, when it held "
                 f"{self.n_samples} samples."
             )
-        return values.reshape(-1, self.n_channels).astype(self.dtype, copy=False)
+        return np.frombuffer(content, self.file_dtype).reshape(-1, self.n_channels).astype(self.dtype)  # not read-only
 
     def digest(self) -> str:
-        """Hash of the file's name, size and time of change, and of how it is read."""
-        status = os.stat(self.path)
+        """Hash of the file's name, size and time of change (of an object: its ETag), and of how it is read."""
+        status = _status(self.path)
         return _hash(
-            "binary", os.path.basename(self.path), status.st_size, status.st_mtime_ns, self.n_channels,
-            self.n_samples, self.file_dtype.str, self.offset_bytes,
+            "binary", name_of(self.path), status.size_bytes, status.tag, self.n_channels, self.n_samples,
+            self.file_dtype.str, self.offset_bytes,
         )  # fmt: skip
 
     @property
     def digest_is_exact(self) -> bool:
         """Yes, as far as times of change can be trusted."""
         return True
+
+
+def _status(path: str) -> Status:
+    found = status(path)
+    if found is None:
+        raise RecordingError(f"There is no {'object' if is_remote(path) else 'file'} {path}.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -368,48 +382,55 @@ class DaskSource(_OfArray):
 
 @dataclass(frozen=True)
 class ZarrSource:
-    """Samples in a local Zarr array, version 2 or 3, opened at the first read in each process.
+    """Samples in a Zarr array, version 2 or 3, in a folder or an object store; each process opens it at the first read.
 
     Attributes
     ----------
     path : str
-        The store's folder; absolute.
-    component : str
-        The array's path within it; empty if the store is the array.
+        The array's folder, absolute, or its URL.
     n_samples, n_channels : int
         Its shape.
     file_dtype : numpy.dtype
         Type of the stored samples.
+    chunk_samples : int
+        Samples that are stored together; of sharded arrays, those of one chunk within a shard.
+    version : str
+        Tag of the array's metadata when it was described.
     """
 
     path: str
-    component: str
     n_samples: int
     n_channels: int
     file_dtype: np.dtype[Any]
+    chunk_samples: int
+    version: str
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], component: str = "") -> ZarrSource:
+    def open(cls, path: str | os.PathLike[str]) -> ZarrSource:
         """Read an array's metadata and describe its samples.
 
         Parameters
         ----------
-        path : path
-            The store's folder.
-        component : str, optional
-            The array's path within it.
+        path : path or URL
+            The array's own.
 
         Raises
         ------
         RecordingError
             If there is no such array, it is not two-dimensional, or samples of its type are not supported.
         """
-        path = os.path.abspath(path)
-        array = _zarr_array(path, component)
-        what = os.path.join(path, component)
-        _check_rank(array.shape, what)
-        delivered_dtype(array.dtype, what)
-        return cls(path, component, int(array.shape[0]), int(array.shape[1]), np.dtype(array.dtype))
+        path = locate(path)
+        version = zarr_metadata(path)
+        if version is None:
+            raise RecordingError(f"{path} is no Zarr array: it has neither zarr.json nor .zarray.")
+        array = open_zarr(path)
+        if not hasattr(array, "shape"):
+            raise RecordingError(f"{path} is a Zarr group; name the array within it.")
+        _check_rank(array.shape, path)
+        delivered_dtype(array.dtype, path)
+        return cls(
+            path, int(array.shape[0]), int(array.shape[1]), np.dtype(array.dtype), int(array.chunks[0]), version
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -418,47 +439,59 @@ class ZarrSource:
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel)."""
-        array = _zarr_array(self.path, self.component)
-        return np.asarray(array[start:stop, :]).astype(self.dtype, copy=False)
+        # By process: Zarr 3 runs threads of its own, which a forked process does not inherit.
+        array = _opened_zarr(self.path, self.version, os.getpid())
+        with explained(self.path):
+            return np.asarray(array[start:stop, :]).astype(self.dtype, copy=False)
 
     def digest(self) -> str:
-        """Hash of the metadata (content and time of change) and of samples from a few places."""
-        metadata = _zarr_metadata(self.path, self.component)
-        facts = (metadata.name, metadata.stat().st_mtime_ns, metadata.read_bytes())
-        return _content_hash(f"zarr {metadata.parent.name} {facts}", self, n_spots=5)
+        """Hash of names, sizes and times of change (of objects: ETags) of all that the array consists of.
+
+        Where they cannot be listed, on web servers, of the metadata and of samples from a few places.
+        """
+        if self.digest_is_exact:
+            return _hash("zarr", name_of(self.path), listing(self.path))
+        return _content_hash(f"zarr {name_of(self.path)} {zarr_metadata(self.path)}", self, n_spots=5)
 
     @property
     def digest_is_exact(self) -> bool:
-        """No: a chunk may be written anew without a trace in the metadata."""
-        return False
+        """Whether chunks can be listed; otherwise one may be written anew without a trace in the metadata."""
+        return can_list(self.path)
 
 
-def _zarr_array(path: str, component: str) -> Any:
-    """Open an array, or take it from the cache if it was opened here and has not been replaced since."""
-    changed_ns = _zarr_metadata(path, component).stat().st_mtime_ns
-    # By process: Zarr 3 runs threads of its own, which a forked process does not inherit.
-    return _open_zarr_array(path, component, os.getpid(), changed_ns)
+def zarr_metadata(path: str) -> str | None:
+    """Return a tag of the metadata of a Zarr array or group, None if there is neither at this location."""
+    for name in ("zarr.json", ".zarray", ".zgroup"):
+        if found := status(child(path, name)):
+            return f"{name} {found.tag}"
+    return None
 
 
-def _zarr_metadata(path: str, component: str) -> Path:
-    """File that holds the metadata of an array."""
-    for name in ("zarr.json", ".zarray"):
-        if (file := Path(path, component, name)).is_file():
-            return file
-    raise RecordingError(f"{Path(path, component)} is no local Zarr array: it has neither zarr.json nor .zarray.")
+def open_zarr(path: str, *, patient: bool = False) -> Any:
+    """Open the Zarr array or group at a location, for reading.
 
-
-@lru_cache(maxsize=16)
-def _open_zarr_array(path: str, component: str, process_id: int, changed_ns: int) -> Any:
+    Raises
+    ------
+    RecordingError
+        If it cannot be opened.
+    """
     import zarr
 
     try:
-        array = zarr.open(os.path.join(path, component) if component else path, mode="r")
+        with explained(path):
+            return zarr.open(zarr_store(path, patient=patient), mode="r")
+    except RecordingError:
+        raise
     except Exception as error:  # Zarr 2 and 3 and their codecs raise a dozen types here
-        raise RecordingError(f"{os.path.join(path, component)} cannot be opened as a Zarr array: {error}") from error
-    if not hasattr(array, "shape"):
-        raise RecordingError(f"{os.path.join(path, component)} is a Zarr group; name the array within it.")
-    return array
+        raise RecordingError(
+            f"{path} cannot be opened as a Zarr array or group ({error}). If it is a group, try the array's own "
+            f"path, {path}/NAME."
+        ) from error
+
+
+@lru_cache(maxsize=16)
+def _opened_zarr(path: str, version: str, process_id: int) -> Any:
+    return open_zarr(path, patient=True)
 
 
 def _check_rank(shape: tuple[int, ...], what: str = "the array") -> None:

@@ -11,12 +11,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import ProbeError, RecordingError
+from ks4stream.io.objects import is_remote, locate, name_of, read_bytes, status
 from ks4stream.probe import Probe
 
 
@@ -108,8 +109,8 @@ class SpikeGLXMeta:
 
     Attributes
     ----------
-    path : Path
-        The file.
+    path : PurePath
+        The file; of an object, its name alone.
     stream : str
         ``imec`` (a Neuropixels probe), ``nidq`` or ``obx``.
     n_channels : int
@@ -126,7 +127,7 @@ class SpikeGLXMeta:
         Every tag, without the leading ``~``.
     """
 
-    path: Path
+    path: PurePath
     stream: str
     n_channels: int
     n_neural: int
@@ -276,11 +277,11 @@ class _Sites:
     is_used: NDArray[np.bool_]
 
 
-def find_meta(path: str | os.PathLike[str]) -> Path | None:
-    """Return the ``.meta`` file beside a ``.bin`` file, None if there is none."""
-    path = Path(path)
-    meta = path.with_suffix(".meta")
-    return meta if path.suffix == ".bin" and meta.is_file() else None
+def find_meta(path: str | os.PathLike[str]) -> str | None:
+    """Return the location of the ``.meta`` beside a ``.bin``, a file or an object; None if there is none."""
+    location = locate(path)
+    meta = location.removesuffix(".bin") + ".meta"
+    return meta if location.endswith(".bin") and status(meta) is not None else None
 
 
 def read_meta(path: str | os.PathLike[str]) -> SpikeGLXMeta:
@@ -288,8 +289,8 @@ def read_meta(path: str | os.PathLike[str]) -> SpikeGLXMeta:
 
     Parameters
     ----------
-    path : path
-        The ``.meta`` file.
+    path : path or URL
+        The ``.meta`` file or object.
 
     Returns
     -------
@@ -301,11 +302,12 @@ def read_meta(path: str | os.PathLike[str]) -> SpikeGLXMeta:
     RecordingError
         If it cannot be read or lacks what every SpikeGLX file has.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise RecordingError(f"{path} cannot be read: {error}.") from error
+    location = locate(path)
+    found = status(location)
+    if found is None:
+        raise RecordingError(f"There is no file {location}.")
+    text = read_bytes(location, 0, found.size_bytes).decode("utf-8", errors="replace")
+    path = PurePath(name_of(location)) if is_remote(location) else PurePath(location)
     tags: dict[str, str] = {}
     for line in text.splitlines():
         key, equals, value = line.partition("=")
@@ -327,7 +329,7 @@ def read_meta(path: str | os.PathLike[str]) -> SpikeGLXMeta:
     )
 
 
-def _number(tags: Mapping[str, str], tag: str, path: Path) -> float:
+def _number(tags: Mapping[str, str], tag: str, path: PurePath) -> float:
     try:
         return float(tags[tag])
     except KeyError:
@@ -339,7 +341,7 @@ def _number(tags: Mapping[str, str], tag: str, path: Path) -> float:
         raise RecordingError(f"{path}: {tag}={tags[tag]} is no number.") from None
 
 
-def _n_neural(tags: Mapping[str, str], n_channels: int, path: Path) -> int:
+def _n_neural(tags: Mapping[str, str], n_channels: int, path: PurePath) -> int:
     """AP or LF channels in the file; the rest, at the end, are sync words."""
     try:
         n_ap, n_lf, _ = (int(count) for count in tags["snsApLfSy"].split(","))

@@ -158,7 +158,7 @@ def test_a_file_that_shrinks_or_goes_is_an_error_when_read(tmp_path: Path) -> No
     with pytest.raises(RecordingError, match="ends before sample 30: it has become shorter"):
         source.read(15, 30)
     path.unlink()
-    with pytest.raises(RecordingError, match="cannot be read at sample 0"):
+    with pytest.raises(RecordingError, match=r"a\.bin cannot be read"):
         source.read(0, 5)
 
 
@@ -278,7 +278,7 @@ def test_dask_arrays_of_unknown_length_are_refused() -> None:
 
 def test_zarr_arrays_within_a_group(tmp_path: Path) -> None:
     write_zarr(tmp_path / "g" / "raw" / "ap", SAMPLES)
-    source = ZarrSource.open(tmp_path / "g", "raw/ap")
+    source = ZarrSource.open(tmp_path / "g" / "raw" / "ap")
     np.testing.assert_array_equal(source.read(3, 9), SAMPLES[3:9])
 
 
@@ -299,7 +299,7 @@ def test_a_zarr_array_that_is_replaced_is_opened_again(tmp_path: Path) -> None:
 
 
 def test_what_is_no_zarr_array_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecordingError, match="is no local Zarr array"):
+    with pytest.raises(RecordingError, match="is no Zarr array"):
         ZarrSource.open(tmp_path)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / ".zarray").write_text("{}")

@@ -163,7 +163,7 @@ def test_unreadable_metadata_are_an_error(changes: dict[str, str | None], messag
 
 def test_find_meta(tmp_path: Path) -> None:
     meta = write_meta(tmp_path / "a.imec0.ap.meta", NP2)
-    assert find_meta(tmp_path / "a.imec0.ap.bin") == meta
+    assert find_meta(tmp_path / "a.imec0.ap.bin") == str(meta)
     assert find_meta(tmp_path / "a.imec0.ap.dat") is None
     assert find_meta(tmp_path / "b.bin") is None
 

@@ -1,0 +1,359 @@
+"""Files, and objects in stores that are reached by HTTP, by one set of names.
+
+A *location* is a text: the absolute path of a file or folder, or a URL (``s3://``, ``gs://``, ``az://``, ``https://``,
+``http://``). It is all that travels to workers: each process opens stores itself, with the credentials it finds in its
+own surroundings, and nothing secret is ever part of a location. What fails for a moment is tried again, with pauses
+that grow and are partly random; what fails for good becomes a :class:`~ks4stream.errors.RecordingError`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+from ks4stream.errors import MissingDependencyError, RecordingError
+
+SCHEMES = ("s3", "gs", "az", "https", "http")
+
+CONNECTION = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "15min", "allow_http": True}
+BACKOFF = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2}
+HASTY = {"max_retries": 4, "retry_timeout": timedelta(seconds=15), "backoff": BACKOFF}  # to tell mistakes soon
+PATIENT = {"max_retries": 10, "retry_timeout": timedelta(minutes=5), "backoff": BACKOFF}  # hours of work are at stake
+_ADVICE = {
+    "s3": "Check bucket, AWS_REGION, and AWS_ENDPOINT_URL where the store is not Amazon's",
+    "gs": "Check the bucket; one that is public needs GOOGLE_SKIP_SIGNATURE=true",
+    "az": "Check the container and AZURE_STORAGE_ACCOUNT_NAME; one that is public needs AZURE_SKIP_SIGNATURE=true",
+}
+_CREDENTIALS = {
+    "s3": "Check AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws; where anybody may read, set "
+    "AWS_SKIP_SIGNATURE=true",
+    "gs": "Check GOOGLE_APPLICATION_CREDENTIALS; where anybody may read, set GOOGLE_SKIP_SIGNATURE=true",
+    "az": "Check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY; where anybody may read, set "
+    "AZURE_SKIP_SIGNATURE=true",
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is known of a file or an object without reading it.
+
+    Attributes
+    ----------
+    size_bytes : int
+    tag : str
+        Changes when the content does: time of change of a file, ETag of an object.
+    """
+
+    size_bytes: int
+    tag: str
+
+
+def locate(path: str | os.PathLike[str]) -> str:
+    """Return where something lies, in the same words for every process: an absolute path, or a URL as it was given.
+
+    Raises
+    ------
+    RecordingError
+        If a URL is of an unknown scheme, or carries a user, a password or a query: those may be secrets, and a
+        location is shown in logs and sent to workers.
+    """
+    text = os.fspath(path)
+    scheme, mark, rest = text.partition("://")
+    if not mark:
+        return os.path.abspath(os.path.expanduser(text))
+    if scheme == "file":
+        return os.path.abspath(url2pathname(urlsplit(text).path))
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{one}://" for one in (*SCHEMES, "file"))
+        raise RecordingError(f"Recordings cannot be read from {scheme}://; known are {known}, and paths.")
+    host, _, key = rest.partition("/")
+    if "@" in host or (scheme in ("https", "http") and "?" in key):
+        raise RecordingError(
+            f"The {scheme}:// address carries a user, a password or a query (after '?'), which would be shown in logs "
+            "and sent to workers. Leave them out, and give credentials in the environment (for s3://, gs://, az://)."
+        )
+    if not host or "//" in rest.rstrip("/"):
+        raise RecordingError(
+            f"{text} is no address of an object: needed is {scheme}://BUCKET/KEY, with single slashes."
+        )
+    return text.rstrip("/")
+
+
+def is_remote(location: str) -> bool:
+    """Whether a location is a URL."""
+    return "://" in location
+
+
+def name_of(location: str) -> str:
+    """Return the last part of a location, for messages and for what is called after it."""
+    name = PurePosixPath(location).name if is_remote(location) else os.path.basename(location)
+    return unquote(name) if location.startswith("http") else name
+
+
+def child(location: str, name: str) -> str:
+    """Return the location of what lies below another; `name` may have several parts."""
+    return f"{location}/{name}" if is_remote(location) else os.path.join(location, name)
+
+
+def status(location: str) -> Status | None:
+    """Look at a file or an object.
+
+    Returns
+    -------
+    Status or None
+        None if there is none.
+
+    Raises
+    ------
+    RecordingError
+        If a store cannot be asked.
+    """
+    if not is_remote(location):
+        if not os.path.isfile(location):
+            return None
+        found = os.stat(location)
+        return Status(found.st_size, str(found.st_mtime_ns))
+    store, key = _parent_store(location, False)
+    import obstore
+
+    try:
+        with explained(location):
+            meta = obstore.head(store, key)
+    except _MissingError:
+        return None
+    return _status_of(meta)
+
+
+def read_bytes(location: str, start: int, stop: int) -> bytes:
+    """Read bytes `start` to `stop` of a file or an object.
+
+    Returns
+    -------
+    bytes
+        Fewer than asked for where it ends before.
+
+    Raises
+    ------
+    RecordingError
+        If it cannot be read.
+    """
+    if not is_remote(location):
+        try:
+            with open(location, "rb") as file:
+                file.seek(start)
+                return file.read(stop - start)
+        except OSError as error:
+            raise RecordingError(f"{location} cannot be read: {error}.") from error
+    if stop <= start:
+        return b""
+    store, key = _parent_store(location, True)
+    import obstore
+
+    with explained(location):
+        return bytes(obstore.get_range(store, key, start=start, end=stop))
+
+
+def listing(location: str) -> list[tuple[str, Status]]:
+    """List all files or objects below a location, with their paths from there, sorted.
+
+    Raises
+    ------
+    RecordingError
+        If a store cannot be asked; web servers (``https://``) never can.
+    """
+    if not is_remote(location):
+        return sorted(_walk(location))
+    import obstore
+
+    with explained(location):
+        pages = obstore.list(_store(location, True), chunk_size=1000)
+        return sorted((meta["path"], _status_of(meta)) for page in pages for meta in page)
+
+
+def can_list(location: str) -> bool:
+    """Whether one can ask what lies below a location."""
+    return not location.startswith("http")
+
+
+def zarr_store(location: str, *, patient: bool = False) -> Any:
+    """Return what ``zarr.open`` takes for a location: a path, or a store.
+
+    Parameters
+    ----------
+    location : str
+    patient : bool
+        Try for minutes where a store does not answer, instead of seconds.
+    """
+    if not is_remote(location):
+        return location
+    import zarr
+
+    store = _store(location, patient)
+    if int(zarr.__version__.partition(".")[0]) >= 3:
+        from zarr.storage import ObjectStore
+
+        return ObjectStore(store, read_only=True)
+    return _for_zarr_2(store)
+
+
+@contextmanager
+def explained(location: str) -> Iterator[None]:
+    """Turn what obstore raises into errors that name the location and the remedy, and no secrets.
+
+    The errors it turns are dropped on purpose: their texts may hold whole requests.
+    """
+    if not is_remote(location):
+        yield
+        return
+    exceptions = _obstore().exceptions
+    scheme = location.partition("://")[0]
+    try:
+        yield
+    except (FileNotFoundError, exceptions.NotFoundError):
+        raise _MissingError(f"There is nothing at {location}, or there is no such bucket. Check both.") from None
+    except (PermissionError, exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
+        advice = _CREDENTIALS.get(scheme, "Only what anybody may read can be read from web servers")
+        raise RecordingError(
+            f"{location} may not be read with the credentials found (or does not exist, which some stores do not "
+            f"tell apart). {advice}."
+        ) from None
+    except exceptions.BaseError as error:
+        advice = _ADVICE.get(scheme, "Check the address")
+        raise RecordingError(
+            f"{location} cannot be read ({_without_secrets(str(error))}). {advice}, and the network."
+        ) from None
+
+
+class _MissingError(RecordingError):
+    """There is no such object."""
+
+
+def _without_secrets(text: str) -> str:
+    """First line of an error's text, without bodies of answers, queries and users of URLs."""
+    line = text.partition("\n")[0].partition("<")[0]
+    return re.sub(r"://[^/\s]*@", "://", re.sub(r"\?\S*", "", line)).strip(" -:")[:300]
+
+
+def _status_of(meta: Any) -> Status:
+    return Status(int(meta["size"]), meta["e_tag"] or str(meta["last_modified"]))
+
+
+def _walk(folder: str) -> Iterator[tuple[str, Status]]:
+    for where, _, names in os.walk(folder):
+        for name in names:
+            path = Path(where, name)
+            found = path.stat()
+            yield path.relative_to(folder).as_posix(), Status(found.st_size, str(found.st_mtime_ns))
+
+
+def _obstore() -> Any:
+    try:
+        import obstore
+        import obstore.exceptions
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Recordings on object stores and web servers need obstore; install it with: pip install 'ks4stream[cloud]'."
+        ) from error
+    return obstore
+
+
+def _parent_store(location: str, patient: bool) -> tuple[Any, str]:
+    """The store of what lies beside an object, and the object's name in it."""
+    parent, _, _ = location.rpartition("/")
+    if parent.endswith("/"):
+        raise RecordingError(f"{location} names a whole store; give what lies in it ({location}/NAME).")
+    return _store(parent, patient), name_of(location)
+
+
+def _store(location: str, patient: bool) -> Any:
+    """A store whose root is the location, with this process's credentials."""
+    names = sorted(name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_")))
+    return _opened_store(location, patient, tuple((name, os.environ[name]) for name in names))
+
+
+@lru_cache(maxsize=64)
+def _opened_store(location: str, patient: bool, surroundings: tuple[tuple[str, str], ...]) -> Any:
+    _obstore()
+    from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
+
+    scheme, _, rest = location.partition("://")
+    bucket, _, key = rest.partition("/")
+    options: dict[str, Any] = {
+        "client_options": CONNECTION, "retry_config": PATIENT if patient else HASTY,
+    }  # fmt: skip
+    if scheme.startswith("http"):
+        return HTTPStore(location, **options)
+    options["prefix"] = key or None
+    with explained(location):
+        if scheme == "gs":
+            return GCSStore(bucket, **options)
+        if scheme == "az":
+            return AzureStore(bucket, **options)
+        return S3Store(bucket, **options, **_s3_credentials())
+
+
+def _s3_credentials() -> dict[str, Any]:
+    """Where S3's credentials come from: all places that Amazon's own tools look at; none means anonymous."""
+    try:
+        import boto3
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Recordings on s3:// need boto3, which knows where credentials are; install it with: pip install "
+            "'ks4stream[cloud]'."
+        ) from error
+    asked = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true", "yes", "on")
+    session = boto3.Session()
+    if asked or session.get_credentials() is None:
+        return {"skip_signature": True} | ({"region": session.region_name} if session.region_name else {})
+    return {"credential_provider": Boto3CredentialProvider(session)}
+
+
+def _for_zarr_2(store: Any) -> Any:
+    """A store as version 2 of zarr takes it: a mapping, that fetches chunks of one read together."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import obstore
+    import zarr.storage
+
+    base: Any = zarr.storage.Store  # type: ignore[attr-defined] # as types version 3 is known
+
+    class Objects(base):  # type: ignore[misc]
+        def __getitem__(self, key: str) -> bytes:
+            try:
+                return bytes(obstore.get(store, key).bytes())
+            except FileNotFoundError:
+                raise KeyError(key) from None
+
+        def getitems(self, keys: Any, *, contexts: Any) -> dict[str, bytes]:
+            with ThreadPoolExecutor(8) as pool:
+                found = zip(keys, pool.map(self.get, keys), strict=True)
+                return {key: value for key, value in found if value is not None}
+
+        def __iter__(self) -> Iterator[str]:
+            return (meta["path"] for page in obstore.list(store, chunk_size=1000) for meta in page)
+
+        def listdir(self, path: str = "") -> list[str]:
+            found = obstore.list_with_delimiter(store, path or None)
+            paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
+            return [PurePosixPath(entry).name for entry in paths]
+
+        def __len__(self) -> int:
+            return sum(1 for _ in self)
+
+        def __setitem__(self, key: str, value: Any) -> None:
+            raise PermissionError("This store is read only.")
+
+        def __delitem__(self, key: str) -> None:
+            raise PermissionError("This store is read only.")
+
+    return Objects()

@@ -1,0 +1,339 @@
+"""The recording's way from a store to the kernels, past a cache on the disk of the machine that computes.
+
+A sort passes over the recording several times, and tiles overlap. :class:`CachedSource` cuts time into *pieces*, as
+long as the source's chunks or a few megabytes. A piece that is read for the first time stays on the disk of that
+machine, compressed, in a folder named after the recording's digest, and all processes of the machine share it. Pieces
+of one read are fetched side by side, and where a thread reads on from where its last read ended, as in a block of
+tiles, what comes next is fetched meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import struct
+import tempfile
+import threading
+import time
+import warnings
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+from weakref import WeakValueDictionary
+
+import numpy as np
+from filelock import FileLock
+from numcodecs import Blosc  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from ks4stream.errors import Ks4StreamWarning, ResultsError
+from ks4stream.io.objects import is_remote
+from ks4stream.io.records import appearing
+from ks4stream.io.sources import ArraySource, ConcatenatedSource, join
+from ks4stream.recording import Recording, Source
+
+OFF = "off"
+PIECE_BYTES = 4 << 20  # of samples, at least, in a piece: enough for a store to be quick, little to fetch in vain
+FETCHES = 16  # of pieces at a time, in one process
+LOCKS = 64  # files by which processes agree on who fetches a piece
+STALE_DAYS = 7.0  # after which a cache in a temporary folder that nobody used is removed
+SHARE_OF_FREE = 0.5  # of what is free on the disk, that a cache may take
+_ROOM, _ROOM_FORMAT = "room", struct.Struct("<qq")  # the file that counts bytes: allowed, taken
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _State:
+    """What belongs to one process: pieces that somebody holds, and what each thread read last."""
+
+    pieces: WeakValueDictionary[int, Future[NDArray[Any]]] = field(default_factory=WeakValueDictionary)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    thread: threading.local = field(default_factory=threading.local)
+    folder: Path | None = None
+    is_ready: bool = False
+
+
+@dataclass(frozen=True)
+class CachedSource:
+    """A source whose samples are fetched once and read again from the disk of the machine that reads.
+
+    Attributes
+    ----------
+    source : Source
+        Where the samples come from.
+    key : str
+        The source's digest when the sort began.
+    piece_samples : int
+        Length of a piece.
+    folder : str or None
+        Where caches lie; None: in the temporary folder (``TMPDIR``) of whichever machine reads.
+    limit_bytes : int or None
+        What the cache may take on one machine's disk; None: half of what was free there. What is beyond is fetched
+        whenever it is needed. 0 keeps nothing.
+    """
+
+    source: Source
+    key: str
+    piece_samples: int
+    folder: str | None = None
+    limit_bytes: int | None = None
+    _state: _State = field(default_factory=_State, init=False, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave out what belongs to one process."""
+        return type(self), (self.source, self.key, self.piece_samples, self.folder, self.limit_bytes)
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples per channel."""
+        return self.source.n_samples
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels."""
+        return self.source.n_channels
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the samples as they are delivered."""
+        return self.source.dtype
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Read samples ``start`` to ``stop``, shape (time, channel), and begin to fetch what is likely to be next."""
+        length, thread = self.piece_samples, self._state.thread
+        wanted = range(start // length, -(-stop // length))
+        reads_on = start <= getattr(thread, "stop", -1) < stop
+        last = min(2 * stop - start, self.n_samples) if reads_on else stop
+        pieces = {index: self._begun(index) for index in range(wanted.start, -(-last // length))}
+        thread.stop, thread.pieces = stop, pieces  # held until this thread's next read
+        parts = [pieces[index].result()[max(start - index * length, 0) : stop - index * length] for index in wanted]
+        return np.concatenate(parts) if parts else np.empty((0, self.n_channels), self.dtype)
+
+    def digest(self) -> str:
+        """The source's, as it was when the sort began."""
+        return self.key
+
+    @property
+    def digest_is_exact(self) -> bool:
+        """Whether the source's is."""
+        return self.source.digest_is_exact
+
+    def forget(self) -> None:
+        """Remove what is kept on this machine."""
+        shutil.rmtree(self._place(), ignore_errors=True)
+
+    def _place(self) -> Path:
+        root = _temporary_folder() if self.folder is None else Path(self.folder)
+        return root / f"{self.key[:32]}-{self.piece_samples}"
+
+    def _begun(self, index: int) -> Future[NDArray[Any]]:
+        """A piece that is on its way, or here; several threads that want it share it."""
+        with self._state.lock:
+            piece = self._state.pieces.get(index)
+            if piece is None or (piece.done() and piece.exception() is not None):
+                piece = self._state.pieces[index] = _pool(os.getpid()).submit(self._piece, index)
+            return piece
+
+    def _piece(self, index: int) -> NDArray[Any]:
+        folder = self._ready_folder()
+        if folder is None:
+            return self._fetch(index)
+        path = folder / f"{index}.piece"
+        piece = self._kept(path)
+        if piece is None:
+            with _alone(folder / f"{index % LOCKS}.lock"):
+                piece = self._kept(path)  # another process may have been quicker
+                if piece is None:
+                    piece = self._fetch(index)
+                    self._keep(path, piece)
+        return piece
+
+    def _fetch(self, index: int) -> NDArray[Any]:
+        start = index * self.piece_samples
+        return self.source.read(start, min(start + self.piece_samples, self.n_samples))
+
+    def _kept(self, path: Path) -> NDArray[Any] | None:
+        """A piece from the disk; None if it is not there, or not as it was written."""
+        try:
+            content = memoryview(path.read_bytes())
+        except OSError:
+            return None
+        if len(content) < 4 or zlib.crc32(content[4:]) != int.from_bytes(content[:4], "little"):
+            _log.warning("%s is damaged; it is fetched anew.", path)
+            return None
+        return np.frombuffer(Blosc().decode(content[4:]), self.dtype).reshape(-1, self.n_channels)
+
+    def _keep(self, path: Path, piece: NDArray[Any]) -> None:
+        if piece.nbytes > Blosc.max_buffer_size:
+            return
+        packed = Blosc("zstd", clevel=1, shuffle=Blosc.BITSHUFFLE).encode(np.ascontiguousarray(piece))
+        try:
+            if _take(path.parent, 4 + len(packed)):
+                with appearing(path) as file:
+                    file.write(zlib.crc32(packed).to_bytes(4, "little"))
+                    file.write(packed)
+        except OSError as error:  # the disk is full, or the folder was removed: the sort goes on without
+            _log.warning("The recording is not cached any longer: %s", error)
+            self._state.folder = None
+
+    def _ready_folder(self) -> Path | None:
+        """Where pieces lie on this machine, made if need be; None if nothing is kept."""
+        with self._state.lock:
+            if not self._state.is_ready:
+                self._state.folder = None if self.limit_bytes == 0 else self._make_folder()
+                self._state.is_ready = True
+            return self._state.folder
+
+    def _make_folder(self) -> Path | None:
+        folder = self._place()
+        try:
+            if self.folder is None:
+                _remove_stale(folder.parent)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _open_account(folder, self.limit_bytes)
+        except OSError as error:
+            _log.warning("The recording cannot be cached in %s: %s", folder, error)
+            return None
+        return folder
+
+
+@contextmanager
+def cached(
+    recording: Recording, cache_dir: str | os.PathLike[str] | None = None, cache_bytes: int | None = None
+) -> Iterator[Recording]:
+    """A recording that is fetched once, for the duration of a sort.
+
+    Parameters
+    ----------
+    recording : Recording
+    cache_dir : path, optional
+        Folder for the cache, on each machine that computes; what is kept there stays, for later sorts. By default
+        recordings on object stores and web servers are kept in the temporary folder, and removed from this machine
+        when the sort has ended well (from others, and after errors, when they have not been used for a week and a sort
+        begins there); other recordings are not kept. "off" keeps nothing.
+    cache_bytes : int, optional
+        What the cache may take on the disk of a machine; by default half of what is free. The rest of the recording is
+        fetched in every pass.
+
+    Raises
+    ------
+    ResultsError
+        If `cache_dir` cannot be made here.
+    """
+    folder = None if cache_dir is None or cache_dir == OFF else os.path.abspath(cache_dir)
+    if folder is not None:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResultsError(f"cache_dir={folder} cannot be made ({error}). Choose another.") from error
+    limit_bytes = 0 if cache_dir == OFF else cache_bytes
+    source = _wrapped(recording.source, folder, limit_bytes)
+    parts = [part for part in _parts(source) if isinstance(part, CachedSource)]
+    if parts and limit_bytes != 0:
+        _warn_of_little_room(parts, folder, limit_bytes)
+    try:
+        yield replace(recording, source=source)
+    except BaseException:
+        if parts:
+            where = folder or _temporary_folder()
+            _log.info("What was fetched of the recording stays in %s, for the same call again.", where)
+        raise
+    if folder is None:
+        for part in parts:
+            part.forget()
+
+
+def _wrapped(source: Source, folder: str | None, limit_bytes: int | None) -> Source:
+    """The source with every part that is far away, or all but arrays in memory where a folder was named, cached."""
+    if isinstance(source, ConcatenatedSource):
+        return join(_wrapped(part, folder, limit_bytes) for part in source.sources)
+    near = isinstance(source, ArraySource) if folder else not is_remote(getattr(source, "path", ""))
+    if near or isinstance(source, CachedSource):
+        return source
+    row_bytes = source.n_channels * source.dtype.itemsize
+    chunk = max(min(getattr(source, "chunk_samples", 1), source.n_samples), 1)
+    length = chunk * max(-(-PIECE_BYTES // (chunk * row_bytes)), 1)
+    key = source.digest() if source.digest_is_exact else uuid4().hex  # what may have changed is not found again
+    return CachedSource(source, key, length, folder, limit_bytes)
+
+
+def _parts(source: Source) -> tuple[Source, ...]:
+    return source.sources if isinstance(source, ConcatenatedSource) else (source,)
+
+
+def _warn_of_little_room(parts: list[CachedSource], folder: str | None, limit_bytes: int | None) -> None:
+    """Say beforehand if the cache will hardly hold the recording; compressed, samples take about half their size."""
+    needed = sum(part.n_samples * part.n_channels * part.dtype.itemsize for part in parts) // 2
+    place = Path(folder or tempfile.gettempdir())
+    room = limit_bytes if limit_bytes is not None else int(SHARE_OF_FREE * shutil.disk_usage(place).free)
+    if needed > room:
+        warnings.warn(
+            f"The cache in {place} may take {room / 1e9:.3g} GB, but the recording needs about {needed / 1e9:.3g} GB: "
+            "what does not fit is fetched in every pass. Give a larger disk (cache_dir, --cache) if fetching is slow.",
+            Ks4StreamWarning, stacklevel=4,
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def _pool(process_id: int) -> ThreadPoolExecutor:  # by process: threads are not inherited by a forked one
+    return ThreadPoolExecutor(FETCHES, thread_name_prefix="ks4stream-fetch")
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock file, where there can be one."""
+    lock = FileLock(path)
+    with suppress(OSError):  # the folder was removed
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _temporary_folder() -> Path:
+    user = str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
+    return Path(tempfile.gettempdir(), f"ks4stream-cache-{user}")
+
+
+def _remove_stale(root: Path) -> None:
+    """Remove caches that sorts have left here and nobody has used for days."""
+    oldest = time.time() - STALE_DAYS * 86400
+    for folder in root.iterdir() if root.is_dir() else ():
+        with suppress(OSError):
+            used = folder / _ROOM
+            if (used if used.exists() else folder).stat().st_mtime < oldest:
+                shutil.rmtree(folder)
+
+
+def _open_account(folder: Path, limit_bytes: int | None) -> None:
+    """Begin to count what a cache takes, and note that it is in use."""
+    with FileLock(folder / f"{_ROOM}.lock"), (folder / _ROOM).open("a+b") as file:
+        file.seek(0)
+        known = file.read()
+        if len(known) < _ROOM_FORMAT.size or limit_bytes is not None:
+            taken = _ROOM_FORMAT.unpack(known)[1] if len(known) == _ROOM_FORMAT.size else 0
+            if limit_bytes is None:
+                limit_bytes = int(SHARE_OF_FREE * shutil.disk_usage(folder).free)
+            file.truncate(0)
+            file.write(_ROOM_FORMAT.pack(limit_bytes, taken))
+    os.utime(folder / _ROOM)
+
+
+def _take(folder: Path, n_bytes: int) -> bool:
+    """Whether there is room for so many bytes more, which are taken then."""
+    with FileLock(folder / f"{_ROOM}.lock"), (folder / _ROOM).open("r+b") as file:
+        limit, taken = _ROOM_FORMAT.unpack(file.read())
+        if taken + n_bytes > limit:
+            return False
+        file.seek(0)
+        file.write(_ROOM_FORMAT.pack(limit, taken + n_bytes))
+        return True

@@ -1,0 +1,260 @@
+"""The cache of a recording that lies far away: everything is fetched once, and what is wrong with it does no harm."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ks4stream.errors import Ks4StreamWarning, RecordingError, ResultsError
+from ks4stream.io import tile_cache
+from ks4stream.io.sources import ArraySource, BinarySource, ConcatenatedSource, Source
+from ks4stream.io.tile_cache import CachedSource, cached
+from ks4stream.recording import Recording
+
+SAMPLES = np.random.default_rng(0).integers(-500, 500, (1000, 3)).astype(np.int16)
+PIECE = 64
+N_PIECES = 16
+
+
+class FarSource:
+    """A source far away, that counts how often each piece is fetched, and fails if told so."""
+
+    path = "s3://far/away.zarr"
+    chunk_samples = PIECE
+    digest_is_exact = True
+
+    def __init__(self, samples: NDArray[Any] = SAMPLES, *, failures: int = 0, wait_s: float = 0.0) -> None:
+        self.samples, self.failures, self.wait_s = samples, failures, wait_s
+        self.n_samples, self.n_channels = samples.shape
+        self.dtype = samples.dtype
+        self.fetched: Counter[int] = Counter()
+        self.lock = threading.Lock()
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.samples.tobytes()).hexdigest()
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        time.sleep(self.wait_s)
+        with self.lock:
+            self.fetched[start // PIECE] += 1
+            if self.failures:
+                self.failures -= 1
+                raise RecordingError("not now")
+        return self.samples[start:stop].copy()
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where caches lie by default; pieces are as long as the tests' chunks."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tile_cache, "PIECE_BYTES", 1)
+    (tmp_path / "tmp").mkdir()
+    return tmp_path / "tmp"
+
+
+def cache(source: Source, folder: Path, limit_bytes: int | None = None) -> CachedSource:
+    return CachedSource(source, "0" * 64, PIECE, str(folder), limit_bytes)
+
+
+def pieces_in(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.piece"))
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_what_is_read_is_what_is_stored(keeps: bool, tmp_path: Path) -> None:
+    source = cache(FarSource(), tmp_path, None if keeps else 0)
+    for start, stop in [(0, 1000), (0, 0), (63, 65), (64, 128), (999, 1000), (500, 777)]:
+        np.testing.assert_array_equal(source.read(start, stop), SAMPLES[start:stop])
+    assert source.read(64, 128).flags.writeable, "a copy, whoever else holds the piece"
+    assert bool(pieces_in(tmp_path)) == keeps
+
+
+def test_overlapping_tiles_and_passes_fetch_everything_once(tmp_path: Path) -> None:
+    far = FarSource()
+    for _ in range(2):
+        source = cache(far, tmp_path)
+        for start in range(0, 1000, 50):
+            source.read(max(start - 20, 0), min(start + 70, 1000))
+    assert far.fetched == Counter(range(N_PIECES))
+
+
+def test_without_a_disk_tiles_that_overlap_share_pieces(tmp_path: Path) -> None:
+    far = FarSource()
+    source = cache(far, tmp_path, 0)
+    for start in range(0, 1000, 50):
+        source.read(max(start - 20, 0), min(start + 70, 1000))
+    assert far.fetched == Counter(range(N_PIECES))
+
+
+def test_threads_that_want_the_same_wait_for_each_other(tmp_path: Path) -> None:
+    """Of one process with one source, and with two, as two processes have them: the files are all they share."""
+    far = FarSource(wait_s=0.01)
+    sources = [cache(far, tmp_path), cache(far, tmp_path)]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda number: sources[number % 2].read(0, 1000), range(6)))
+    assert all(np.array_equal(block, SAMPLES) for block in found)
+    assert far.fetched == Counter(range(N_PIECES))
+
+
+def test_pieces_of_one_read_are_fetched_side_by_side(tmp_path: Path) -> None:
+    together = threading.Barrier(4, timeout=30)
+
+    class Meeting(FarSource):
+        def read(self, start: int, stop: int) -> NDArray[Any]:
+            together.wait()  # breaks if fewer than four are on their way at a time
+            return super().read(start, stop)
+
+    np.testing.assert_array_equal(cache(Meeting(), tmp_path).read(0, 4 * PIECE), SAMPLES[: 4 * PIECE])
+
+
+def test_who_reads_on_finds_the_next_tile_on_its_way(tmp_path: Path) -> None:
+    far = FarSource()
+    source = cache(far, tmp_path)
+    source.read(0, 2 * PIECE)
+    source.read(8 * PIECE, 10 * PIECE)
+    assert set(far.fetched) == {0, 1, 8, 9}, "nothing is fetched ahead of reads here and there"
+    source.read(10 * PIECE - 20, 12 * PIECE)
+    wait_for(lambda: set(far.fetched) == {0, 1, 8, 9, 10, 11, 12, 13, 14})  # as much again, and whole pieces
+    source.read(12 * PIECE, 13 * PIECE)
+    assert far.fetched[12] == 1
+
+
+def wait_for(condition: Callable[[], bool], longest_s: float = 30.0) -> None:
+    """Wait until something has happened in another thread."""
+    end = time.monotonic() + longest_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_damaged_pieces_are_fetched_anew(tmp_path: Path) -> None:
+    far = FarSource()
+    cache(far, tmp_path).read(0, 1000)
+    first, second, third, *_ = pieces_in(tmp_path)
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2] ^= 4
+    first.write_bytes(content)
+    second.write_bytes(second.read_bytes()[:20])
+    third.write_bytes(b"")
+    np.testing.assert_array_equal(cache(far, tmp_path).read(0, 1000), SAMPLES)
+    assert far.fetched.total() == N_PIECES + 3
+    cache(far, tmp_path).read(0, 1000)
+    assert far.fetched.total() == N_PIECES + 3
+
+
+def test_a_full_cache_keeps_what_it_has(tmp_path: Path) -> None:
+    far = FarSource()
+    for _ in range(2):
+        np.testing.assert_array_equal(cache(far, tmp_path, 2000).read(0, 1000), SAMPLES)
+    kept = pieces_in(tmp_path)
+    assert 0 < len(kept) < N_PIECES and sum(path.stat().st_size for path in kept) <= 2000
+    assert far.fetched.total() == 2 * N_PIECES - len(kept)
+
+
+def test_a_disk_that_refuses_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tile_cache, "appearing", full)
+    np.testing.assert_array_equal(cache(FarSource(), tmp_path).read(0, 1000), SAMPLES)
+    (tmp_path / "a file").touch()
+    np.testing.assert_array_equal(cache(FarSource(), tmp_path / "a file").read(0, 1000), SAMPLES)
+
+
+def test_what_failed_is_tried_again_by_the_next_read(tmp_path: Path) -> None:
+    source = cache(FarSource(failures=1), tmp_path)
+    with pytest.raises(RecordingError, match="not now"):
+        source.read(0, 10)
+    np.testing.assert_array_equal(source.read(0, 10), SAMPLES[:10])
+
+
+def test_what_belongs_to_a_process_does_not_travel(tmp_path: Path) -> None:
+    source = cache(ArraySource(SAMPLES), tmp_path)
+    source.read(0, 1000)
+    again = pickle.loads(pickle.dumps(source))
+    assert (again.key, again.digest(), again.folder) == (source.key, source.digest(), source.folder)
+    np.testing.assert_array_equal(again.read(5, 500), SAMPLES[5:500])
+
+
+# -- a sort's ------------------------------------------------------------------------------------------
+
+
+def recording_of(*sources: Source) -> Recording:
+    return Recording(sources[0] if len(sources) == 1 else ConcatenatedSource(sources), 1000.0)
+
+
+def test_by_default_what_is_far_is_kept_while_it_is_sorted(temporary: Path) -> None:
+    far = FarSource()
+    recording = recording_of(far, ArraySource(SAMPLES))
+    with cached(recording) as found:
+        for _ in range(2):
+            np.testing.assert_array_equal(found.read(0, 2000), np.concatenate([SAMPLES, SAMPLES]))
+        assert len(pieces_in(temporary)) == N_PIECES and far.fetched == Counter(range(N_PIECES))
+        assert found.digest() == recording.digest() and found.source.digest_is_exact
+    assert not pieces_in(temporary)
+
+
+def test_after_an_error_it_stays_for_the_next_call(temporary: Path) -> None:
+    far = FarSource()
+    with pytest.raises(KeyboardInterrupt), cached(recording_of(far)) as found:
+        found.read(0, 1000)
+        raise KeyboardInterrupt
+    with cached(recording_of(far)) as found:
+        found.read(0, 1000)
+    assert far.fetched == Counter(range(N_PIECES))
+
+
+def test_stale_caches_are_removed_by_the_next_sort(temporary: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), cached(recording_of(FarSource())) as found:
+        found.read(0, 100)
+        raise KeyboardInterrupt
+    (left,) = {path.parent for path in pieces_in(temporary)}
+    other = FarSource(SAMPLES + np.int16(1))
+    for days, expected in [(6, True), (8, False)]:
+        os.utime(left / "room", ns=(0, time.time_ns() - days * 86_400 * 10**9))
+        with cached(recording_of(other)) as found:
+            found.read(0, 100)
+        assert left.exists() == expected
+
+
+def test_a_folder_of_ones_own_keeps_files_too_and_for_good(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(SAMPLES.tobytes())
+    recording = recording_of(BinarySource.open(tmp_path / "a.bin", 3))
+    with cached(recording, tmp_path / "cache") as found:
+        np.testing.assert_array_equal(found.read(0, 1000), SAMPLES)
+    assert pieces_in(tmp_path / "cache")
+    with cached(recording) as found:
+        assert found.source == recording.source
+    with cached(recording_of(ArraySource(SAMPLES)), tmp_path / "cache") as found:
+        assert isinstance(found.source, ArraySource), "what is in memory need not be kept"
+
+
+def test_off_keeps_nothing(temporary: Path) -> None:
+    far = FarSource()
+    with cached(recording_of(far), "off") as found:
+        np.testing.assert_array_equal(found.read(0, 1000), SAMPLES)
+    assert not any(temporary.iterdir())
+
+
+def test_too_little_room_is_told_beforehand(tmp_path: Path) -> None:
+    recording = recording_of(FarSource())
+    with (
+        pytest.warns(Ks4StreamWarning, match=r"may take 1e-06 GB, but the recording needs about 3e-06 GB.*--cache"),
+        cached(recording, cache_bytes=1000),
+    ):
+        pass
+    with pytest.raises(ResultsError, match=r"cache_dir=.* cannot be made"), cached(recording, "/dev/null/cache"):
+        pass
