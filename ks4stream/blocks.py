@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ks4stream.errors import RecordingError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be hundreds of thousands
 class Tile:
     """One batch and what it sees of its neighbours; samples are counted from the recording's first.
 

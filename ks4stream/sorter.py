@@ -26,6 +26,7 @@ from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
 from ks4stream.io.spikes import Receipt
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
+from ks4stream.planning import plan, tiles_per_task
 from ks4stream.recording import Recording, check_traces
 from ks4stream.results import Drift, PeakSample, Sorting, Templates, Waveforms, Whitening
 from ks4stream.settings import Settings
@@ -34,8 +35,6 @@ from ks4stream.stages.preprocessing import Preprocessor
 
 logger = logging.getLogger("ks4stream")
 
-BLOCK_SECONDS = 60.0  # of recording per task, at most
-TASKS_PER_WORKER = 4  # at least, where the recording is long enough, so that no worker waits for the last
 FEW_SPIKES = 1000
 
 
@@ -91,6 +90,8 @@ def sort(
     ------
     RecordingError, ProbeError, SettingsError, ResultsError
         Before work starts, if the input cannot be sorted or the results not be written.
+    MachineError
+        Before work starts, if a batch needs more memory than a worker or GPU has, or the disk is full.
     """
     from ks4stream import report
 
@@ -105,6 +106,10 @@ def sort(
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(source, results_dir, fresh=not resume))
         engine = stack.enter_context(engine_for(client, progress))
+        plan(
+            recording, settings, results_dir=results_dir or tempfile.gettempdir(), n_workers=engine.n_workers,
+            worker_memory_bytes=engine.worker_memory_bytes, block_batches=block_batches, device=device,
+        ).check()
         sorting = replace(SortRun(source, engine, store, block_batches).run(), warnings=tuple(said))
         if results_dir is not None:
             if progress is not None:
@@ -315,8 +320,8 @@ class SortRun:
         n_tiles = len(tiling) if indices is None else len(indices)
         if self.block_batches is not None:
             return tiling.blocks(self.block_batches, indices)
-        longest = max(int(BLOCK_SECONDS * self.source.recording.sampling_rate_hz / tiling.size), 1)
-        return tiling.blocks(min(longest, -(-n_tiles // (TASKS_PER_WORKER * self.engine.n_workers))), indices)
+        rate = self.source.recording.sampling_rate_hz
+        return tiling.blocks(tiles_per_task(tiling, n_tiles, rate, self.engine.n_workers), indices)
 
     def _map(
         self, function: Callable[[Any], Any], items: Sequence[Any], stage: str, priority: Any = ()
