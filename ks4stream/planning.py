@@ -25,10 +25,10 @@ from ks4stream import geometry
 from ks4stream.blocks import Tiling
 from ks4stream.errors import Ks4StreamWarning, MachineError, MachineWarning, ProbeError
 from ks4stream.kernels import clustering, detection, graph, matching
-from ks4stream.kernels.drift import N_AMPLITUDE_BINS, n_depth_bins
+from ks4stream.kernels import drift as drift_kernels
 from ks4stream.recording import Recording
 from ks4stream.settings import Settings
-from ks4stream.stages import preprocessing, waveforms
+from ks4stream.stages import drift, preprocessing, waveforms
 
 BLOCK_SECONDS = 60.0  # of recording per task, at most
 TASKS_PER_WORKER = 4  # at least, where the recording is long enough, so that no worker waits for the last
@@ -38,6 +38,7 @@ TEMPLATES_PER_CHANNEL = 2.0  # learned; published recordings of 384 channels hav
 CROWDED = 5.0  # spikes of the largest region, in those of an average one
 
 PYTHON_BYTES = 450 << 20  # a process with torch and distributed, before its first task
+CLIENT_BYTES = 600 << 20  # the calling process, with Zarr, xarray and Matplotlib and what plots take
 HOLES = 1.2  # that arrays of many sizes leave in a heap which gives nothing back (one_thread)
 COPIES = 4  # of a block's rows, as it is finished: by tile, joined, by region, and as they are written
 SPIKE_BYTES = 21  # of a row beside its features: sample, template or centre, depth or flag, score
@@ -407,23 +408,25 @@ class _Need:
     # -- everything --------------------------------------------------------------------------------------------
 
     def client_bytes(self) -> int:
-        """This process: snippets twice, fingerprints of all batches, receipts, which rows count."""
+        """This process: snippets twice, fingerprints of all batches or on disk, receipts, which rows count."""
+        fingerprints = min(self.fingerprint_bytes(), drift.MOST_HELD_BYTES) + self.registering_bytes()
         snippets = min(waveforms.MOST_SNIPPETS, round(self.n_spikes)) * self.settings.nt
         receipts = self.n_blocks * self._receipt_bytes()
-        return PYTHON_BYTES + 8 * snippets + self.fingerprint_bytes() + receipts + self.n_spikes
+        return CLIENT_BYTES + 8 * snippets + fingerprints + receipts + self.n_spikes
+
+    def _fingerprint_bins(self) -> int:
+        bins = drift_kernels.n_depth_bins(float(np.ptp(self.probe.y_um)), self.settings.binning_depth)
+        return bins * drift_kernels.N_AMPLITUDE_BINS if self.settings.nblocks else 0
 
     def fingerprint_bytes(self) -> int:
-        """Peaks by batch, depth and amplitude: by halves, and both together in 32 and in 16 bits."""
-        bins = n_depth_bins(float(np.ptp(self.probe.y_um)), self.settings.binning_depth) * N_AMPLITUDE_BINS
-        return 10 * len(self.tiling) * bins if self.settings.nblocks else 0
+        """Peaks counted by batch, depth and amplitude, in two halves of 16 bits."""
+        return 4 * len(self.tiling) * self._fingerprint_bins()
 
-    def _remedy_in_client(self) -> str:
-        if self.fingerprint_bytes() > self.n_spikes:
-            return (
-                f"Raise batch_size (now {self.tiling.size}) or binning_depth (now {self.settings.binning_depth:g} µm), "
-                "which make the drift estimate coarser, or sort without it (nblocks=0)."
-            )
-        return "Sort a part with tmin and tmax, or raise Th_learned (fewer spikes)."
+    def registering_bytes(self) -> int:
+        """Logarithms of some fingerprints; the likeness of each batch at 101 shifts, in every segment."""
+        segments = max(2 * self.settings.nblocks - 1, 0)
+        some = min(drift_kernels.ROWS_AT_ONCE, len(self.tiling))
+        return 24 * some * self._fingerprint_bins() + 8 * (101 + 3 * 11) * segments * len(self.tiling)
 
     def _receipt_bytes(self) -> int:
         return 8 * 7 * len(self.regions) + RECORD_BYTES  # rows, and checksums of six columns, by region
@@ -489,7 +492,8 @@ class _Need:
         if found.client_bytes > found.memory_bytes:
             misfits.append(Misfit(
                 f"This process may need {in_words(found.client_bytes)}, and the machine has "
-                f"{in_words(found.memory_bytes)}. {self._remedy_in_client()}", certain=False,
+                f"{in_words(found.memory_bytes)}. Sort a part with tmin and tmax, raise binning_depth (now "
+                f"{self.settings.binning_depth:g} µm) or Th_learned (fewer spikes).", certain=False,
             ))  # fmt: skip
         if found.worker_memory_bytes is not None:
             misfits += self._in_memory(found, found.worker_memory_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +60,19 @@ def segment_bounds(n_bins: int, n_blocks: int) -> list[tuple[int, int]]:
     return [(int(start), int(start) + length) for start in starts]
 
 
+class Fingerprints(Protocol):
+    """Peaks of all batches (b, z, a) that are looked at some batches at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Batches, depth bins and amplitude bins."""
+
+    def __getitem__(self, batches: slice) -> NDArray[np.uint16]:
+        """Some batches."""
+
+
 def register(
-    counts: NDArray[np.uint16], *, n_blocks: int, smoothing: tuple[float, float, float]
+    counts: Fingerprints, *, n_blocks: int, smoothing: tuple[float, float, float]
 ) -> NDArray[np.float64]:
     """Align the fingerprints of all batches.
 
@@ -69,7 +81,7 @@ def register(
 
     Parameters
     ----------
-    counts : ndarray, shape (b, z, a)
+    counts : Fingerprints, shape (b, z, a)
         Peaks counted by :func:`fingerprint_bins`.
     n_blocks : int
         ``nblocks``.
@@ -106,7 +118,7 @@ def _chunks(n: int) -> list[slice]:
     return [slice(at, at + ROWS_AT_ONCE) for at in range(0, n, ROWS_AT_ONCE)]
 
 
-def _register_rigidly(counts: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _register_rigidly(counts: Fingerprints) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Whole-bin shifts (b,) and the mean fingerprint they line up with (z, a)."""
     n_batches, n_bins, _ = counts.shape
     reach = min(RIGID_REACH, n_bins // 2)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +17,7 @@ from ks4stream.kernels import drift as kernels
 from ks4stream.results import Drift, PeakSample
 from ks4stream.stages.preprocessing import Preprocessor
 
+MOST_HELD_BYTES = 2 << 30  # of fingerprints in memory; more are mapped from a file
 MOST_PLOTTED = 200_000  # peaks kept for the drift scatter plot
 LEAST_RELIABILITY = 0.5  # correlation of the shifts told by the two halves of the peaks, below which they are noise
 STILL_BINS = 1.0  # noise in the shifts up to which a recording is called still without a warning
@@ -28,7 +32,7 @@ def depth_range(source: Preprocessor) -> tuple[float, int]:
 def combine(source: Preprocessor, receipts: Sequence[Receipt]) -> tuple[Drift, PeakSample]:
     """Register the peaks of all tiles; where they cannot tell, the shift is 0 and a warning says so."""
     lowest, n_bins = depth_range(source)
-    counts = np.zeros((len(source.tiling), 2, n_bins, kernels.N_AMPLITUDE_BINS), np.uint16)
+    counts = _zeros((len(source.tiling), 2, n_bins, kernels.N_AMPLITUDE_BINS))
     plotted = []
     most = -(-MOST_PLOTTED // len(receipts))
     for receipt in receipts:
@@ -58,12 +62,11 @@ def estimate(source: Preprocessor, counts: NDArray[np.uint16]) -> Drift:
     if len(counts) < 2:
         return none
 
-    def register(some: NDArray[np.uint16]) -> NDArray[np.float64]:
+    def register(some: kernels.Fingerprints) -> NDArray[np.float64]:
         found = kernels.register(some, n_blocks=settings.nblocks, smoothing=settings.drift_smoothing)
         return found - np.median(found, axis=0)
 
-    both = counts[:, 0].astype(np.uint32) + counts[:, 1]
-    shift = register(both.astype(np.uint16))
+    shift = register(_Both(counts))
     halves = [register(counts[:, half]) for half in (0, 1)]
     reliability = _correlation(halves[0], halves[1])
     if reliability < LEAST_RELIABILITY:
@@ -71,6 +74,29 @@ def estimate(source: Preprocessor, counts: NDArray[np.uint16]) -> Drift:
             return none
         return _undecided(none, f"even and odd peaks tell shifts that correlate by {reliability:.2f} only (few peaks)")
     return Drift(shift_um=shift * settings.binning_depth, centre_um=centre)
+
+
+def _zeros(shape: tuple[int, ...]) -> NDArray[np.uint16]:
+    """Counters at 0: in memory or, of many hours of a long probe, in a file that vanishes with them."""
+    if 2 * math.prod(shape) <= MOST_HELD_BYTES:
+        return np.zeros(shape, np.uint16)
+    with tempfile.TemporaryFile(prefix="ks4stream-") as file:  # the map outlives it
+        return np.memmap(file, np.uint16, "w+", shape=shape)
+
+
+@dataclass(frozen=True)
+class _Both:
+    """Fingerprints of all peaks, from those of the halves (b, half, z, a), some batches at a time."""
+
+    halves: NDArray[np.uint16]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        n_batches, _, *bins = self.halves.shape
+        return (n_batches, *bins)
+
+    def __getitem__(self, batches: slice) -> NDArray[np.uint16]:
+        return self.halves[batches, 0] + self.halves[batches, 1]
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
