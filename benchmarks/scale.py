@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     print(f"Machine: {outcome.describe(outcome.machine())}; torch {torch.__version__}")
     real_s = real_block_s(options.channels, options.block_seconds)
-    print(f"A task that detects {options.block_seconds:g} s of {options.channels} channels: {real_s:.2f} s of CPU time\n")
+    block = f"{options.block_seconds:g} s of {options.channels} channels"
+    print(f"A task that detects {block}: {real_s:.2f} s of CPU time\n")
     print(f"{options.tasks} trivial tasks       wall/task   CPU/task   of them here   share of a real block's time")
     for name, open_engine in (("this thread", this_thread), (f"{options.workers} processes", processes)):
         with open_engine(options.workers) as engine:
