@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ks4stream.io.recordings import open_recording
     from ks4stream.io.store import load_sorting
     from ks4stream.kilosort import run_kilosort
+    from ks4stream.planning import plan
     from ks4stream.preprocessed import preprocess
     from ks4stream.probe import Probe
     from ks4stream.recording import Recording
@@ -27,6 +28,7 @@ __all__ = [
     "Recording",
     "Probe",
     "Settings",
+    "plan",
     "sort",
     "Sorting",
     "load_sorting",
@@ -42,6 +44,7 @@ _HOME = {
     "Recording": "ks4stream.recording",
     "Probe": "ks4stream.probe",
     "Settings": "ks4stream.settings",
+    "plan": "ks4stream.planning",
     "sort": "ks4stream.sorter",
     "Sorting": "ks4stream.results",
     "load_sorting": "ks4stream.io.store",

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ks4stream.errors import RecordingError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be hundreds of thousands
 class Tile:
     """One batch and what it sees of its neighbours; samples are counted from the recording's first.
 
@@ -150,3 +150,16 @@ class Tiling:
         return [
             tuple(self[i] for i in chosen[at : at + tiles_per_block]) for at in range(0, len(chosen), tiles_per_block)
         ]
+
+
+BLOCK_SECONDS = 60.0  # of recording per task, at most
+FEWEST_BLOCKS = 32  # where the recording has as many batches, so that no worker waits long for the last
+
+
+def tiles_per_task(tiling: Tiling, n_tiles: int, sampling_rate_hz: float) -> int:
+    """How many tiles a task takes of `n_tiles`: a minute's, or fewer where that would make fewer than 32 tasks.
+
+    Alike on any machine, so that a run finds its blocks again wherever it goes on.
+    """
+    longest = max(int(BLOCK_SECONDS * sampling_rate_hz / tiling.size), 1)
+    return min(longest, -(-n_tiles // FEWEST_BLOCKS))

@@ -1,4 +1,4 @@
-"""The command line: ``ks4stream demo``, ``ks4stream sort`` and ``ks4stream probes``.
+"""The command line: ``ks4stream sort``, ``ks4stream plan``, ``ks4stream demo`` and ``ks4stream probes``.
 
 The settings' options, their help and their conversion are made from the fields of
 :class:`~ks4stream.settings.Settings`. Libraries that take long to load are imported by the commands.
@@ -6,6 +6,7 @@ The settings' options, their help and their conversion are made from the fields 
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -20,12 +21,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, ProbeError
 from ks4stream.settings import Settings
 
 if TYPE_CHECKING:
+    from ks4stream.planning import Plan
     from ks4stream.recording import Recording
     from ks4stream.results import Sorting
 
@@ -323,11 +326,7 @@ def sort_command(
         raise click.UsageError("--scheduler and --workers exclude each other: the scheduler's workers are taken.")
     from ks4stream.io.recordings import default_results_dir
 
-    given = _settings_given(ctx, options, assignments)
-    Settings.from_dict(given)  # mistakes in settings come to light before a file is opened
-    recording = _open(files, probe=probe, dtype=dtype, settings=given)
-    recording = _with_channels(recording, bad_channels, shanks)
-    settings = Settings.from_dict(given | {"fs": recording.sampling_rate_hz, "n_chan_bin": recording.n_channels})
+    recording, settings = _asked_for(ctx, files, options, assignments, probe, dtype, bad_channels, shanks)
     folder = results_dir or default_results_dir(files[0]).absolute()
     click.echo(f"Sorting {recording!r}")
     _sort(
@@ -338,6 +337,19 @@ def sort_command(
             "cache_dir",
         )},
     )  # fmt: skip
+
+
+def _asked_for(
+    ctx: click.Context, files: tuple[str, ...], options: dict[str, Any], assignments: Sequence[str],
+    probe: str | None, dtype: str | None, bad_channels: tuple[int, ...], shanks: tuple[int, ...],
+) -> tuple[Recording, Settings]:  # fmt: skip
+    """The recording to sort and the settings."""
+    given = _settings_given(ctx, options, assignments)
+    Settings.from_dict(given)  # mistakes in settings come to light before a file is opened
+    recording = _with_channels(_open(files, probe=probe, dtype=dtype, settings=given), bad_channels, shanks)
+    return recording, Settings.from_dict(
+        given | {"fs": recording.sampling_rate_hz, "n_chan_bin": recording.n_channels}
+    )
 
 
 def _open(files: Sequence[str], *, probe: str | None, dtype: str | None, settings: dict[str, Any]) -> Recording:
@@ -398,6 +410,79 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Any]:
 
     with connected(scheduler) if scheduler else local_client(n_workers=workers) as client:
         yield client
+
+
+# --- ks4stream plan ------------------------------------------------------------------------------------------
+
+
+_ONLY_SORTING = {
+    "no_car", "invert_sign", "save_extra_vars", "fresh", "scheduler",
+}  # fmt: skip
+
+
+@main.command(
+    "plan", cls=_SectionedCommand,
+    params=[parameter for parameter in sort_command.params if parameter.name not in _ONLY_SORTING],
+)  # fmt: skip
+@click.option(
+    "--worker-memory", type=click.FloatRange(min=0, min_open=True), metavar="GB", cls=_Option,
+    section="Results and machine", help="Memory of one worker. [default its share of this machine's]",
+)  # fmt: skip
+@click.option(
+    "--gpu-memory", type=click.FloatRange(min=0, min_open=True), metavar="GB", cls=_Option,
+    section="Results and machine", help="Memory of one GPU. [default that of this machine's]",
+)  # fmt: skip
+@click.option(
+    "--spikes-per-channel", type=click.FloatRange(min=0, min_open=True), metavar="HZ", cls=_Option,
+    section="Results and machine", help="Spikes to be expected per second and channel. [default 10]",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON, all sizes in bytes.")
+@_debug_option
+@click.pass_context
+def plan_command(
+    ctx: click.Context,
+    /,
+    files: tuple[str, ...],
+    probe: str | None,
+    dtype: str | None,
+    bad_channels: tuple[int, ...],
+    shanks: tuple[int, ...],
+    results_dir: Path | None,
+    assignments: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Say what a sort will need of memory and disk, and what does not fit, without reading the recording.
+
+    Ends with status 1 if something does not fit.
+    """
+    recording, settings = _asked_for(ctx, files, options, assignments, probe, dtype, bad_channels, shanks)
+    from ks4stream.io.recordings import default_results_dir
+    from ks4stream.planning import SPIKES_PER_CHANNEL_HZ, plan
+
+    worker_gb, gpu_gb = options["worker_memory"], options["gpu_memory"]
+    found = plan(
+        recording, settings, results_dir=results_dir or default_results_dir(files[0]).absolute(),
+        n_workers=options["workers"], worker_memory_bytes=worker_gb and worker_gb * 1e9,
+        gpu_memory_bytes=gpu_gb and gpu_gb * 1e9, block_batches=options["block_batches"], device=options["device"],
+        spikes_per_channel_hz=options["spikes_per_channel"] or SPIKES_PER_CHANNEL_HZ,
+    )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=1))
+    else:
+        _show(found)
+    if not found.fits:
+        ctx.exit(_FAILED)
+
+
+def _show(found: Plan) -> None:
+    """A plan as a table, then what does not fit."""
+    table = Table(title=found.recording, show_header=False, title_justify="left")
+    for row in found.rows():
+        table.add_row(*row)
+    Console().print(table)
+    for misfit in found.misfits:
+        _say(Console(), f"{'Will not fit' if misfit.certain else 'May not fit'}: {misfit.text}", "bold red")
 
 
 # --- ks4stream demo, ks4stream probes ------------------------------------------------------------------------

@@ -48,8 +48,16 @@ class MissingDependencyError(Ks4StreamError, ImportError):
     """An optional library is needed for what was asked; the message names the extra to install."""
 
 
+class MachineError(Ks4StreamError, MemoryError):
+    """The workers, the GPU or the disk are too small for what was asked."""
+
+
 class Ks4StreamWarning(UserWarning):
     """Base of all warnings issued on purpose by ks4stream."""
+
+
+class MachineWarning(Ks4StreamWarning):
+    """The workers, the GPU or the disk may be too small, which depends on how many spikes there are."""
 
 
 class FewSpikesWarning(Ks4StreamWarning):

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ks4stream import geometry
-from ks4stream.blocks import Tile
+from ks4stream.blocks import Tile, tiles_per_task
 from ks4stream.engine import Engine, Loop, Progress, one_thread
 from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarning
 from ks4stream.io.records import key_of
@@ -28,6 +28,7 @@ from ks4stream.io.spikes import GrowingColumns, Receipt
 from ks4stream.io.tile_cache import cached
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
+from ks4stream.planning import plan
 from ks4stream.recording import Recording, check_traces
 from ks4stream.results import Drift, PeakSample, Sorting, Templates, Waveforms, Whitening
 from ks4stream.settings import Settings
@@ -36,8 +37,6 @@ from ks4stream.stages.preprocessing import Preprocessor
 
 logger = logging.getLogger("ks4stream")
 
-BLOCK_SECONDS = 60.0  # of recording per task, at most
-FEWEST_BLOCKS = 32  # where the recording has as many batches, so that no worker waits long for the last
 FEW_SPIKES = 1000
 SORTED = "sorted"  # folder of the store for the columns of all spikes, while results are written
 
@@ -111,6 +110,8 @@ def sort(
     ------
     RecordingError, ProbeError, SettingsError, ResultsError
         Before work starts, if the input cannot be sorted or the results not be written.
+    MachineError
+        Before work starts, if a batch needs more memory than a worker or GPU has, or the disk is full.
     ResultsError
         At any time, if the disk is full or a write is refused; what was finished stays usable.
     """
@@ -129,6 +130,10 @@ def sort(
         store = stack.enter_context(run_store(source, results_dir, fresh=not resume))
         stack.callback(shutil.rmtree, store.folder / SORTED, ignore_errors=True)  # what is mapped stays till it is not
         engine = stack.enter_context(engine_for(client, progress))
+        plan(
+            recording, settings, results_dir=results_dir or tempfile.gettempdir(), n_workers=engine.n_workers,
+            worker_memory_bytes=engine.worker_memory_bytes, block_batches=block_batches, device=device,
+        ).check()
         sorting = replace(SortRun(source, engine, store, block_batches).run(), warnings=tuple(said))
         if results_dir is not None:
             if progress is not None:
@@ -365,8 +370,8 @@ class SortRun:
         """Batches by task; cut alike on any machine, so that a run finds its blocks again wherever it goes on."""
         tiling = self.source.tiling
         n_tiles = len(tiling) if indices is None else len(indices)
-        longest = max(int(BLOCK_SECONDS * self.source.recording.sampling_rate_hz / tiling.size), 1)
-        return tiling.blocks(self.block_batches or min(longest, -(-n_tiles // FEWEST_BLOCKS)), indices)
+        rate = self.source.recording.sampling_rate_hz
+        return tiling.blocks(self.block_batches or tiles_per_task(tiling, n_tiles, rate), indices)
 
     def _map(
         self, function: Callable[[Any], Any], items: Sequence[Any], stage: str, priority: Any = ()

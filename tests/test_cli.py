@@ -301,3 +301,20 @@ def test_a_signal_ends_with_its_status_and_leaves_the_handlers_alone(
     assert result.exit_code == 128 + number
     assert "Stopped" in result.stderr
     assert signal.getsignal(number) is before
+
+
+def test_a_plan_is_a_table_and_reads_nothing(tetrode_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ks4stream.recording.Recording.read", lambda *_: pytest.fail("the recording was read"))
+    done = run("plan", tetrode_file, "--n-chan", 4, "--probe", "tetrode", "--batch-size", 30_000)
+    assert done.exit_code == 0, done.output
+    for text in ("2, 1 per task", "4 channels to sort", "memory: detection", "disk: run/"):
+        assert text in done.output
+
+
+def test_a_plan_as_json_ends_with_1_where_something_does_not_fit(tetrode_file: Path) -> None:
+    given = ("plan", tetrode_file, "--n-chan", 4, "--probe", "tetrode", "--json", "--workers", 3)
+    good, bad = run(*given), run(*given, "--worker-memory", "0.001")
+    assert good.exit_code == 0 and bad.exit_code == 1
+    assert json.loads(good.stdout)["n_workers"] == 3 and json.loads(good.stdout)["fits"]
+    (misfit,) = json.loads(bad.stdout)["misfits"]
+    assert misfit["certain"] and "a worker has 1.0 MB" in misfit["text"]

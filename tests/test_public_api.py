@@ -13,8 +13,8 @@ import pytest
 import ks4stream
 
 NAMES = [
-    "open_recording", "load_probe", "Recording", "Probe", "Settings", "sort", "Sorting", "load_sorting", "preprocess",
-    "run_kilosort", "simulate", "errors",
+    "open_recording", "load_probe", "Recording", "Probe", "Settings", "plan", "sort", "Sorting", "load_sorting",
+    "preprocess", "run_kilosort", "simulate", "errors",
 ]  # fmt: skip
 
 

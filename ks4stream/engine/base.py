@@ -34,6 +34,11 @@ class Engine(Protocol):
         """Tasks that run at a time."""
         ...
 
+    @property
+    def worker_memory_bytes(self) -> float:
+        """Memory there is for each task that runs; infinite where that is not known."""
+        ...
+
     def map(
         self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, priority: Sequence[float] = ()
     ) -> Iterator[Result]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +50,15 @@ class Cluster:
     def n_workers(self) -> int:
         """Tasks that run at a time: GPUs where workers declare them as a resource, else threads of all workers."""
         return max(self._gpus() or sum(self._client.nthreads().values()), 1)
+
+    @property
+    def worker_memory_bytes(self) -> float:
+        """The smallest worker's limit, or its share of this machine's memory, for each thread; else infinite."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        are_here = all(address.startswith(("inproc://", "tcp://127.0.0.1:")) for address in workers)
+        share = MEMORY_LIMIT / max(len(workers), 1) if are_here else math.inf
+        limits = [float(one["memory_limit"] or share) / one["nthreads"] for one in workers.values()]
+        return min(limits, default=math.inf)
 
     def map(
         self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, priority: Sequence[float] = ()
@@ -204,7 +214,7 @@ def local_client(*, n_workers: int | None = None, processes: bool | None = None)
     """
     gpus = _visible_gpus()
     if n_workers is None:
-        n_workers = len(gpus) or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_MEMORY_BYTES))
+        n_workers, _ = local_workers()
     if processes is None:
         processes = len(gpus) > 1
     with (
@@ -214,6 +224,11 @@ def local_client(*, n_workers: int | None = None, processes: bool | None = None)
         Client(cluster) as client,
     ):
         yield client
+
+
+def local_workers() -> tuple[int, int]:
+    """Workers that a sort on this machine takes, and the memory that they share, in bytes."""
+    return len(_visible_gpus()) or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_MEMORY_BYTES)), MEMORY_LIMIT
 
 
 def _cluster(n_workers: int, processes: bool, gpus: Sequence[str]) -> SpecCluster:

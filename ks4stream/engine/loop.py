@@ -12,6 +12,13 @@ class Loop:
 
     n_workers = 1
 
+    @property
+    def worker_memory_bytes(self) -> float:
+        """All memory there is."""
+        from distributed.system import MEMORY_LIMIT
+
+        return float(MEMORY_LIMIT)
+
     def __init__(self, progress: Progress | None = None) -> None:
         self._progress = progress or no_progress
 

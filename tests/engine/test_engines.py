@@ -377,3 +377,15 @@ def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch, processes
     with cluster_module._same_environment():
         os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONHASHSEED": "6640"})
     assert dict(os.environ) == before
+
+
+def test_memory_for_a_task_is_the_machines_or_the_workers_limit(client: Client) -> None:
+    whole = Loop().worker_memory_bytes
+    assert Cluster(client).worker_memory_bytes == whole / 2
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, memory_limit="1GB", processes=False, dashboard_address=None
+        ) as cluster,
+        Client(cluster) as own,
+    ):
+        assert Cluster(own).worker_memory_bytes == 0.5e9

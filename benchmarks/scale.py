@@ -1,0 +1,130 @@
+"""What a task costs beside its work: many trivial tiles through the real engine, as a sort sends them.
+
+    python benchmarks/scale.py --tasks 20000
+
+The tasks are blocks of one tile that do nothing but return a receipt as detection does, and leave the record that every
+task of a sort leaves. They run in this thread and on a local cluster of processes. Beside them one real block of a
+minute is detected in this thread: the overhead is given as a share of its time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import outcome
+import torch
+from looped import RATE_HZ, loop
+
+from ks4stream import Settings, geometry, simulate
+from ks4stream.blocks import Tile
+from ks4stream.engine import Engine, Loop, one_thread
+from ks4stream.engine.cluster import Cluster, local_client
+from ks4stream.io.run_store import open_store
+from ks4stream.io.spikes import Receipt
+from ks4stream.sorter import RECORDED, SortRun, prepare
+from ks4stream.stages import detection, templates, waveforms, whitening
+
+N_REGIONS = 96  # of a probe of 384 channels
+COLUMNS = ("sample", "centre", "depth_um", "score", "features")
+TILE_SAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """The least task there is: a receipt of no rows."""
+
+    constants: np.ndarray  # as large as a whitening matrix of 384 channels
+
+    def __call__(self, block: tuple[Tile, ...]) -> Receipt:
+        start, crc = np.zeros(N_REGIONS + 1, np.int64), np.zeros(N_REGIONS, np.int64)
+        return Receipt(__file__, start, dict.fromkeys(COLUMNS, crc), Path(__file__).stat().st_size)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=int, default=20_000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--channels", type=int, default=64, help="of the real block")
+    parser.add_argument("--block-seconds", type=float, default=60.0, help="of the real block")
+    options = parser.parse_args(arguments)
+    print(f"Machine: {outcome.describe(outcome.machine())}; torch {torch.__version__}")
+    real_s = real_block_s(options.channels, options.block_seconds)
+    block = f"{options.block_seconds:g} s of {options.channels} channels"
+    print(f"A task that detects {block}: {real_s:.2f} s of CPU time\n")
+    print(f"{options.tasks} trivial tasks       wall/task   CPU/task   of them here   share of a real block's time")
+    for name, open_engine in (("this thread", this_thread), (f"{options.workers} processes", processes)):
+        with open_engine(options.workers) as engine:
+            wall_s, cpu_s, here_s = overhead_s(engine, options.tasks)
+        print(
+            f"{name:<26}{1e3 * wall_s:8.2f} ms{1e3 * cpu_s:8.2f} ms{1e3 * here_s:10.2f} ms"
+            f"{cpu_s / real_s:14.2%} (of CPU)"
+        )
+
+
+@contextmanager
+def this_thread(n_workers: int) -> Iterator[Engine]:
+    """This thread."""
+    yield Loop()
+
+
+@contextmanager
+def processes(n_workers: int) -> Iterator[Engine]:
+    """Worker processes on this machine."""
+    with local_client(n_workers=n_workers, processes=True) as client:
+        yield Cluster(client)
+
+
+def overhead_s(engine: Engine, n_tasks: int) -> tuple[float, float, float]:
+    """Seconds per task: of wall time, of CPU time in all processes, of CPU time in this one."""
+    with tempfile.TemporaryDirectory() as folder, open_store(Path(folder) / "run", RECORDED, data="") as store:
+        recording = loop(Path(folder), simulate.tetrode_probe(1), clip_s=1.0, seconds=n_tasks * TILE_SAMPLES / RATE_HZ)
+        source = prepare(recording, Settings(batch_size=TILE_SAMPLES))
+        run = SortRun(source, engine, store, block_batches=1)
+        began, cpu, here = time.perf_counter(), _cpu_s(engine), time.process_time()
+        n_results = sum(1 for _ in run._map(Nothing(np.zeros((384, 384), np.float32)), run._blocks(), "detection"))
+        wall_s = time.perf_counter() - began
+        seconds = (wall_s, _cpu_s(engine) - cpu, time.process_time() - here)
+    assert n_results == n_tasks
+    return tuple(one / n_tasks for one in seconds)  # type: ignore[return-value]
+
+
+def real_block_s(n_channels: int, seconds: float) -> float:
+    """CPU seconds of one block's detection, the block computed once before."""
+    probe = simulate.staggered_probe(n_channels)
+    with one_thread(), tempfile.TemporaryDirectory() as folder:
+        recording = loop(Path(folder), probe, clip_s=min(seconds, 10.0), seconds=seconds + 4.0)
+        source = prepare(recording, Settings())
+        covariances = whitening.Covariances(source)((source.tiling[0],))
+        source = source.with_results(whitening=whitening.combine(source, [covariances]))
+        centres = geometry.template_centres(source.probe, source.settings)
+        regions = geometry.clustering_regions(centres, source.settings)
+        shapes = waveforms.shipped(source.settings, recording.sampling_rate_hz)
+        task = templates.PeakWriter(detection.Detector(source, centres, shapes), regions, Path(folder))
+        n_tiles = max(round(seconds * recording.sampling_rate_hz / source.tiling.size), 1)
+        task((source.tiling[0],))
+        began = time.process_time()
+        task(tuple(source.tiling[index] for index in range(n_tiles)))
+        return time.process_time() - began
+
+
+def _cpu_s(engine: Engine) -> float:
+    """CPU seconds of this process and of the workers so far."""
+    times = list(engine._client.run(_own_cpu_s).values()) if isinstance(engine, Cluster) else []
+    return time.process_time() + sum(times)
+
+
+def _own_cpu_s() -> float:
+    return sum(os.times()[:2])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,568 @@
+"""What a sort will need, said before it begins: from metadata alone, no sample is read.
+
+How many spikes there are nobody knows before; their number, and what follows from it, is an assumption that the plan
+states. All else follows from recording, probe and settings. Bytes are those of the arrays that the stages and kernels
+make, term by term, so that whoever changes a kernel finds the line to change here; the tests hold them against what
+processes really take.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.fft import next_fast_len
+
+from ks4stream import geometry
+from ks4stream.blocks import tiles_per_task
+from ks4stream.errors import Ks4StreamWarning, MachineError, MachineWarning, ProbeError
+from ks4stream.io.spikes import HELD_BYTES
+from ks4stream.kernels import clustering, detection, graph, matching
+from ks4stream.kernels import drift as drift_kernels
+from ks4stream.recording import Recording
+from ks4stream.settings import Settings
+from ks4stream.stages import preprocessing, waveforms
+
+SPIKES_PER_CHANNEL_HZ = 10.0  # 13 hours of 384 channels with 150 million spikes have 8.3
+TEMPLATES_PER_CHANNEL = 2.0  # learned; published recordings of 384 channels have 300 to 700
+CROWDED = 5.0  # spikes of the largest region, in those of an average one
+
+PYTHON_BYTES = 450 << 20  # a process with torch and distributed, before its first task
+CLIENT_BYTES = 600 << 20  # the calling process, with Zarr, xarray and Matplotlib and what plots take
+HOLES = 1.2  # that arrays of many sizes leave in a heap which gives nothing back (one_thread)
+COPIES = 4  # of a block's rows, as it is finished: by tile, joined, by region, and as they are written
+SPIKE_BYTES = 21  # of a row beside its features: sample, template or centre, depth or flag, score
+RECORD_BYTES = 4096  # of a task's record, besides what grows with the regions
+RESULT_COPIES = 2  # of the features among the results: Phy's and those of sorting.zarr
+RESULT_BYTES = 100  # of a spike in the results, besides
+GRAPH_BYTES = 120  # of a spike while it is clustered: ten links and their flags, labels, order
+CUDA_BYTES = 600 << 20  # what CUDA and cuFFT take for themselves
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage needs.
+
+    Attributes
+    ----------
+    name : str
+    n_tasks : int
+    memory_bytes : int
+        Of one task, in the memory of the process, which besides needs :data:`PYTHON_BYTES` for itself.
+    gpu_bytes : int
+        Of one task on the GPU; 0 where none is used.
+    """
+
+    name: str
+    n_tasks: int
+    memory_bytes: int
+    gpu_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """What does not fit, and which setting to change.
+
+    Attributes
+    ----------
+    text : str
+    certain : bool
+        Whether the sort cannot work; otherwise that depends on the spikes there will be.
+    """
+
+    text: str
+    certain: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sort will do and need; ``print`` shows it as a table.
+
+    Attributes
+    ----------
+    recording : str
+    duration_s : float
+        Of what is sorted.
+    n_channels : int
+        That are sorted.
+    n_batches, batches_per_task : int
+    n_centres, n_regions : int
+        Universal template centres, and regions that are clustered.
+    spikes_per_channel_hz : float
+        Assumed.
+    n_spikes, n_templates : int
+        That follow from what is assumed.
+    n_passes : int
+        Over the recording, at most: with drift correction the detection runs twice.
+    stages : tuple of Stage
+    n_tasks : int
+        At most, all passes together.
+    fetch_bytes : int
+        Of the recording, if each sample is fetched once.
+    read_bytes : int
+        In all passes together, at most.
+    client_bytes : int
+        Memory of the process that calls.
+    scratch_bytes, results_bytes : int
+        On disk: ``run``, which may be deleted when the sort is done, and the results beside it.
+    n_workers : int
+    memory_bytes : int
+        Of this machine.
+    worker_memory_bytes, gpu_memory_bytes, disk_bytes : int or None
+        What there is of each: for one task at a time, of one GPU, free where the results go; None where not known.
+    misfits : tuple of Misfit
+    """
+
+    recording: str
+    duration_s: float
+    n_channels: int
+    n_batches: int
+    batches_per_task: int
+    n_centres: int
+    n_regions: int
+    spikes_per_channel_hz: float
+    n_spikes: int
+    n_templates: int
+    n_passes: int
+    stages: tuple[Stage, ...]
+    n_tasks: int
+    fetch_bytes: int
+    read_bytes: int
+    client_bytes: int
+    scratch_bytes: int
+    results_bytes: int
+    n_workers: int
+    memory_bytes: int
+    worker_memory_bytes: int | None
+    gpu_memory_bytes: int | None
+    disk_bytes: int | None
+    misfits: tuple[Misfit, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing was found that does not fit."""
+        return not self.misfits
+
+    @property
+    def worker_bytes(self) -> int:
+        """Memory a worker needs at most, Python and torch included."""
+        return PYTHON_BYTES + max(stage.memory_bytes for stage in self.stages)
+
+    def check(self) -> None:
+        """Warn of what may not fit.
+
+        Raises
+        ------
+        MachineError
+            If something certainly does not.
+        """
+        certain = [misfit.text for misfit in self.misfits if misfit.certain]
+        if certain:
+            raise MachineError(" ".join(certain))
+        for misfit in self.misfits:
+            warnings.warn(misfit.text, MachineWarning, stacklevel=3)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain numbers, texts and lists, for JSON."""
+        return asdict(self) | {"worker_bytes": self.worker_bytes, "fits": self.fits}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What is said of each thing, in the order of the table."""
+        hours, rest = divmod(round(self.duration_s), 3600)
+        there = {  # what there is, where it is known
+            name: "" if n_bytes is None else f" (there are {in_words(n_bytes)})"
+            for name, n_bytes in (
+                ("worker", self.worker_memory_bytes), ("gpu", self.gpu_memory_bytes), ("disk", self.disk_bytes),
+            )
+        }  # fmt: skip
+        gpu = max(stage.gpu_bytes for stage in self.stages)
+        return [
+            ("recording", f"{hours} h {rest // 60:02d} min {rest % 60:02d} s, {self.n_channels} channels to sort"),
+            ("batches", f"{self.n_batches}, {self.batches_per_task} per task; {self.n_tasks} tasks on "
+             f"{self.n_workers} worker{'s' * (self.n_workers != 1)}, in up to {self.n_passes} passes"),
+            ("probe", f"{self.n_centres} template centres, {self.n_regions} regions"),
+            ("assumed", f"{self.spikes_per_channel_hz:g} spikes/s per channel: {self.n_spikes:.3g} spikes; "
+             f"{self.n_templates} templates"),
+            ("read", f"{in_words(self.fetch_bytes)} of recording, {in_words(self.read_bytes)} in all passes"),
+            *((f"memory: {stage.name}", in_words(PYTHON_BYTES + stage.memory_bytes)) for stage in self.stages),
+            ("memory: a worker", f"{in_words(self.worker_bytes)} at most{there['worker']}"),
+            ("memory: this process", f"{in_words(self.client_bytes)} (there are {in_words(self.memory_bytes)})"),
+            *([("memory: GPU", f"{in_words(gpu)} at most{there['gpu']}")] if gpu else []),
+            ("disk: run/", f"{in_words(self.scratch_bytes)}; may be deleted afterwards{there['disk']}"),
+            ("disk: results", in_words(self.results_bytes)),
+        ]  # fmt: skip
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        width = max(len(name) for name, _ in rows) + 2
+        lines = [f"{name:<{width}}{text}" for name, text in rows]
+        return "\n".join([*lines, *(f"! {misfit.text}" for misfit in self.misfits)])
+
+
+def in_words(n_bytes: float) -> str:
+    """Bytes as people read them.
+
+    >>> in_words(2_345_000_000)
+    '2.3 GB'
+    """
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.{0 if n_bytes >= 100 * size else 1}f} {unit}"
+    return f"{n_bytes / 1e3:.1f} kB"
+
+
+def plan(
+    recording: Recording,
+    settings: Settings | None = None,
+    *,
+    results_dir: str | os.PathLike[str] | None = None,
+    n_workers: int | None = None,
+    worker_memory_bytes: float | None = None,
+    gpu_memory_bytes: float | None = None,
+    block_batches: int | None = None,
+    device: str | torch.device | None = None,
+    spikes_per_channel_hz: float = SPIKES_PER_CHANNEL_HZ,
+) -> Plan:
+    """Say what a sort will need, and what of it does not fit, before anything but metadata is read.
+
+    Parameters
+    ----------
+    recording : Recording
+        With a probe.
+    settings : Settings, optional
+    results_dir : path, optional
+        Where the results will go; the disk it lies on is looked at.
+    n_workers : int, optional
+        Tasks at a time; by default as many as a sort on this machine would take.
+    worker_memory_bytes : float, optional
+        Memory for one task at a time; by default each worker's share of this machine's. Infinite: not known.
+    gpu_memory_bytes : float, optional
+        Of one GPU; by default of the present one.
+    block_batches : int, optional
+        Batches per task; by default about a minute of recording.
+    device : str or torch.device, optional
+        As in :func:`ks4stream.sort`.
+    spikes_per_channel_hz : float
+        Spikes to be expected. Memory of the final clustering and disk follow from it.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    RecordingError, ProbeError, SettingsError
+        If there is nothing to sort.
+    """
+    from ks4stream.engine.cluster import local_workers
+
+    settings = (settings or Settings()).replace(fs=recording.sampling_rate_hz)
+    device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    local, memory_bytes = local_workers()
+    n_workers = n_workers or local
+    return _Need(recording, settings, n_workers, block_batches, spikes_per_channel_hz, device != "cpu").plan(
+        memory_bytes=memory_bytes,
+        worker_memory_bytes=_known(worker_memory_bytes or memory_bytes / n_workers),
+        gpu_memory_bytes=_known(gpu_memory_bytes or _gpu_memory_bytes(device)),
+        disk_bytes=None if results_dir is None else _free_bytes(Path(results_dir)),
+    )
+
+
+class _Need:
+    """The arithmetic of a plan: what follows from the input, and then the bytes of every stage.
+
+    Letters are those of the kernels: c channels, k centres, j channels of a spike, q components, w samples of a
+    waveform, p universal waveforms, t samples of a tile, u templates.
+    """
+
+    def __init__(
+        self, recording: Recording, settings: Settings, n_workers: int, block_batches: int | None, rate_hz: float,
+        on_gpu: bool,
+    ) -> None:  # fmt: skip
+        self.recording, self.settings, self.n_workers, self.on_gpu = recording, settings, n_workers, on_gpu
+        self.block_batches, self.rate_hz = block_batches, rate_hz
+        if recording.probe is None:
+            raise ProbeError(f"{recording.name} has no probe; give one to open_recording(…, probe=…).")
+        self.probe = recording.probe
+        self.tiling = preprocessing.tiling_of(recording, settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Ks4StreamWarning)  # the sort itself says them
+            self.centres = geometry.template_centres(self.probe, settings)
+        self.regions = geometry.clustering_regions(self.centres, settings)
+        self.n_channels = self.probe.n_channels
+        self.per_task = block_batches or tiles_per_task(self.tiling, len(self.tiling), recording.sampling_rate_hz)
+        self.per_task = min(self.per_task, len(self.tiling))
+        self.n_blocks = -(-len(self.tiling) // self.per_task)
+        self.duration_s = len(self.tiling) * self.tiling.size / recording.sampling_rate_hz
+        self.n_spikes = round(self.spikes_in(self.duration_s))
+        self.n_templates = round(TEMPLATES_PER_CHANNEL * self.n_channels)
+        self.n_features = self.centres.channels.shape[1] * settings.n_pcs  # of a spike
+        self.row_bytes = 4 * self.n_features + SPIKE_BYTES
+        widest = geometry.region_channels(self.centres.channels, self.regions.of_centre, len(self.regions))
+        self.region_features = max(map(len, widest)) * settings.n_pcs  # of a region's rows (d)
+
+    def spikes_in(self, seconds: float) -> float:
+        """Spikes to be expected."""
+        return self.rate_hz * self.n_channels * seconds
+
+    # -- on a tile ---------------------------------------------------------------------------------------------
+
+    def least_tile_bytes(self, size: int | None = None) -> int:
+        """What no tile of `size` can do without: the filter's input, spectrum and output."""
+        return 12 * self.n_channels * self._fft_samples(size)
+
+    def _fft_samples(self, size: int | None) -> int:
+        return int(next_fast_len((size or self.tiling.size) + 2 * self.tiling.halo, real=True))
+
+    def reading_bytes(self, size: int | None = None) -> int:
+        """A tile of the file, and its channels in the probe's order, by time and by channel."""
+        itemsize = self.recording.dtype.itemsize
+        return self._fft_samples(size) * itemsize * (self.recording.n_channels + 2 * self.n_channels)
+
+    def tile_bytes(self, size: int | None = None) -> int:
+        """A tile filtered, referenced and whitened: the traces, their spectrum, its copy, and the filtered traces."""
+        return self.reading_bytes(size) + 16 * self.n_channels * self._fft_samples(size)
+
+    def detection_bytes(self, size: int | None = None) -> int:
+        """Beside the tile: one piece of it, and the peaks' waveforms."""
+        settings, c, k = self.settings, self.n_channels, len(self.centres)
+        p, (_, s, j) = settings.n_templates, self.centres.weights.shape
+        samples = min(detection.PIECE, self.tiling.size) + 2 * (settings.nt + detection.BIN)
+        seconds = (size or self.tiling.size) / self.recording.sampling_rate_hz
+        peaks = self.spikes_in(seconds)
+        in_piece = peaks * min(1.0, samples / (size or self.tiling.size))
+        return int(
+            4 * c * p * samples  # matches with every waveform
+            + c * p * samples  # the largest of each bin, by waveform and sign
+            + 8 * k * samples  # scores, and maps of centres and bins: bounds, best, sight, pairs
+            + 4 * detection.PAIRS_AT_ONCE * detection.BIN * p * (j + 2 * s)  # pairs that are evaluated
+            + 24 * in_piece * settings.nearest_templates * (2 * settings.nt // detection.BIN)  # their rivals
+            + 8 * peaks * j * settings.nt  # waveforms of which features are taken
+        )
+
+    def matching_bytes(self, size: int | None = None) -> int:
+        """Beside the tile: scores of all templates at all samples."""
+        settings, c, u, q, w = self.settings, self.n_channels, self.n_templates, self.settings.n_pcs, self.settings.nt
+        groups = 2 * u // matching.GROUP_SIZE + 2
+        sharing = u * min(u, 8 * TEMPLATES_PER_CHANNEL * settings.nearest_chans)  # pairs that share channels
+        return int(
+            4 * (u + groups) * (self._fft_samples(size) + 2 * w)  # scores, and the best of each group
+            + 8 * u * c * q + sharing * (4 * q * q + 8)  # templates, by unit and by group, and their products
+            + 8 * c * q * matching.SAMPLES_AT_ONCE  # projections
+            + 2 * matching.ROWS_AT_ONCE * (4 * q * q + 24 * w)  # what is subtracted at a time
+        )  # fmt: skip
+
+    def block_bytes(self) -> int:
+        """The rows of a block as it is finished."""
+        seconds = self.per_task * self.tiling.size / self.recording.sampling_rate_hz
+        return round(COPIES * self.row_bytes * self.spikes_in(seconds))
+
+    # -- on a region -------------------------------------------------------------------------------------------
+
+    def largest_region(self) -> int:
+        """Spikes of the largest region."""
+        return round(self.n_spikes * min(1.0, CROWDED / len(self.regions)))
+
+    def first_clustering_bytes(self) -> int:
+        """A bounded sample of a region's peaks, read and chosen, and their graph."""
+        n = min(self.largest_region(), self.settings.cluster_downsampling * self.settings.landmark_limit)
+        return 2 * self.row_bytes * n + self.clustering_bytes(n)
+
+    def final_clustering_bytes(self) -> int:
+        """All spikes of a region; features of more than :data:`~ks4stream.io.spikes.HELD_BYTES` are left on disk."""
+        n = self.largest_region()
+        return min(self.row_bytes * n, HELD_BYTES) + self.clustering_bytes(n)
+
+    def clustering_bytes(self, n: int) -> int:
+        """A graph of n spikes and its tree, beside the features."""
+        d, settings = self.region_features, self.settings
+        m = min(max(n // settings.cluster_downsampling, clustering.LEAST_LANDMARKS), settings.landmark_limit, n)
+        return int(
+            (GRAPH_BYTES + 8 * self.centres.channels.shape[1]) * n  # links and labels; places of the features
+            + 8 * d * m + 12 * clustering.N_CANDIDATES * m  # landmarks, and what seeds would explain
+            + 4 * graph.INNER_CHUNK * m  # distances
+            + 24 * clustering.N_SEEDS * m  # links of landmarks to clusters
+            + 20 * min(graph.CHUNK, n) * d  # rows at a time, spread out; of one cluster in double precision
+            + 8 * clustering.N_SEEDS * d * d  # Σxxᵀ of every leaf
+        )  # fmt: skip
+
+    # -- everything --------------------------------------------------------------------------------------------
+
+    def client_bytes(self) -> int:
+        """This process: snippets twice, fingerprints of all batches or on disk, receipts, which rows count."""
+        fingerprints = min(self.fingerprint_bytes(), HELD_BYTES) + self.registering_bytes()
+        snippets = min(waveforms.MOST_SNIPPETS, round(self.n_spikes)) * self.settings.nt
+        receipts = self.n_blocks * self._receipt_bytes()
+        return CLIENT_BYTES + 8 * snippets + fingerprints + receipts + self.n_spikes
+
+    def _fingerprint_bins(self) -> int:
+        bins = drift_kernels.n_depth_bins(float(np.ptp(self.probe.y_um)), self.settings.binning_depth)
+        return bins * drift_kernels.N_AMPLITUDE_BINS if self.settings.nblocks else 0
+
+    def fingerprint_bytes(self) -> int:
+        """Peaks counted by batch, depth and amplitude, in two halves of 16 bits."""
+        return 4 * len(self.tiling) * self._fingerprint_bins()
+
+    def registering_bytes(self) -> int:
+        """Logarithms of some fingerprints; the likeness of each batch at 101 shifts, in every segment."""
+        segments = max(2 * self.settings.nblocks - 1, 0)
+        some = min(drift_kernels.ROWS_AT_ONCE, len(self.tiling))
+        return 24 * some * self._fingerprint_bins() + 8 * (101 + 3 * 11) * segments * len(self.tiling)
+
+    def _receipt_bytes(self) -> int:
+        return 8 * 7 * len(self.regions) + RECORD_BYTES  # rows, and checksums of six columns, by region
+
+    def plan(
+        self, *, memory_bytes: int, worker_memory_bytes: int | None, gpu_memory_bytes: int | None,
+        disk_bytes: int | None,
+    ) -> Plan:  # fmt: skip
+        """All of it, and what does not fit."""
+        n, n_passes = len(self.tiling), 3 if self.settings.nblocks else 2
+        some = len(self.tiling.evenly(self.settings.nskip))
+        learning = n_passes - 1  # waveforms are learned anew once tissue was found to move
+        sample_bytes = self.recording.n_channels * self.recording.dtype.itemsize
+        tile_bytes = sample_bytes * (self.tiling.size + 2 * self.tiling.halo)
+        stages = tuple(self._stages(some))
+        n_tasks = {stage.name: stage.n_tasks for stage in stages}
+        times = {"waveforms": learning, "detection": learning}
+        peaks_bytes = learning * self.row_bytes * self.n_spikes
+        found = Plan(
+            recording=self.recording.name, duration_s=self.duration_s, n_channels=self.n_channels, n_batches=n,
+            batches_per_task=self.per_task, n_centres=len(self.centres), n_regions=len(self.regions),
+            spikes_per_channel_hz=self.rate_hz, n_spikes=self.n_spikes, n_templates=self.n_templates,
+            n_passes=n_passes, stages=stages,
+            n_tasks=sum(count * times.get(name, 1) for name, count in n_tasks.items()),
+            fetch_bytes=sample_bytes * n * self.tiling.size,
+            read_bytes=tile_bytes * (n_passes * n + (1 + learning) * some),
+            client_bytes=self.client_bytes(),
+            scratch_bytes=peaks_bytes + self.row_bytes * self.n_spikes + self._records_bytes(stages),
+            results_bytes=self.n_spikes * (RESULT_COPIES * 4 * self.n_features + RESULT_BYTES),
+            n_workers=self.n_workers, memory_bytes=memory_bytes, worker_memory_bytes=worker_memory_bytes,
+            gpu_memory_bytes=gpu_memory_bytes, disk_bytes=disk_bytes,
+        )  # fmt: skip
+        return replace(found, misfits=tuple(self._misfits(found)))
+
+    def _stages(self, some: int) -> list[Stage]:
+        def on_tiles(name: str, n_tiles: int, extra: Callable[[], int], rows: int = 0) -> Stage:
+            per_task = self.block_batches or tiles_per_task(self.tiling, n_tiles, self.recording.sampling_rate_hz)
+            n_tasks, n_bytes = -(-n_tiles // per_task), self.tile_bytes() + extra()
+            if self.on_gpu:
+                return Stage(name, n_tasks, self.reading_bytes() + rows, CUDA_BYTES + n_bytes)
+            return Stage(name, n_tasks, round(HOLES * n_bytes) + rows)
+
+        def on_regions(name: str, n_bytes: int) -> Stage:
+            return Stage(name, len(self.regions), n_bytes, (CUDA_BYTES + n_bytes) * self.on_gpu)
+
+        n, blocks = len(self.tiling), self.block_bytes()
+        return [
+            on_tiles("whitening", some, lambda: 0),
+            on_tiles("waveforms", some, lambda: 0),
+            on_tiles("detection", n, self.detection_bytes, blocks),
+            on_regions("first clustering", self.first_clustering_bytes()),
+            on_tiles("matching", n, self.matching_bytes, blocks),
+            on_regions("final clustering", self.final_clustering_bytes()),
+        ]
+
+    def _records_bytes(self, stages: tuple[Stage, ...]) -> int:
+        return sum(stage.n_tasks for stage in stages) * self._receipt_bytes()
+
+    def _misfits(self, found: Plan) -> list[Misfit]:
+        misfits = []
+        if found.client_bytes > found.memory_bytes:
+            misfits.append(Misfit(
+                f"This process may need {in_words(found.client_bytes)}, and the machine has "
+                f"{in_words(found.memory_bytes)}. Sort a part with tmin and tmax, raise binning_depth (now "
+                f"{self.settings.binning_depth:g} µm) or Th_learned (fewer spikes).", certain=False,
+            ))  # fmt: skip
+        if found.worker_memory_bytes is not None:
+            misfits += self._in_memory(found, found.worker_memory_bytes)
+        if found.gpu_memory_bytes is not None and self.on_gpu:
+            misfits += self._on_gpu(found, found.gpu_memory_bytes)
+        if found.disk_bytes is not None:
+            misfits += self._on_disk(found, found.disk_bytes)
+        return misfits
+
+    def _in_memory(self, found: Plan, there: int) -> list[Misfit]:
+        if not self.on_gpu and self.least_tile_bytes() > there:
+            elsewhere = f"use fewer workers (now {self.n_workers})"
+            return [self._no_batch(f"a worker has {in_words(there)}", there, elsewhere)]
+        return [
+            Misfit(
+                f"A task of {stage.name} may need {in_words(PYTHON_BYTES + stage.memory_bytes)}, and a worker has "
+                f"{in_words(there)}. Use fewer workers (now {self.n_workers}), or lower "
+                f"{self._remedy(stage)}.", certain=False,
+            )
+            for stage in found.stages if PYTHON_BYTES + stage.memory_bytes > there
+        ]  # fmt: skip
+
+    def _remedy(self, stage: Stage) -> str:
+        """Settings to lower, and so on, where a stage needs too much."""
+        batch_size = f"batch_size (now {self.tiling.size})"
+        return {
+            "detection": f"{batch_size} or block_batches (now {self.per_task}), raise dminx or dmin (fewer centres)",
+            "matching": f"{batch_size} or block_batches (now {self.per_task})",
+            "first clustering": "max_cluster_subset or cluster_downsampling (a smaller sample)",
+            "final clustering": "max_cluster_subset (fewer landmarks), or sort a part with tmin and tmax",
+        }.get(stage.name, batch_size)
+
+    def _on_gpu(self, found: Plan, there: int) -> list[Misfit]:
+        elsewhere = 'compute with device="cpu"'
+        if self.least_tile_bytes() > there:
+            return [self._no_batch(f"the GPU has {in_words(there)}", there, elsewhere)]
+        return [
+            Misfit(
+                f"A task of {stage.name} may need {in_words(stage.gpu_bytes)} on the GPU, which has "
+                f"{in_words(there)}. Lower {self._remedy(stage)}, or {elsewhere}.", certain=False,
+            )
+            for stage in found.stages if stage.gpu_bytes > there
+        ]  # fmt: skip
+
+    def _no_batch(self, there_is: str, there: int, elsewhere: str) -> Misfit:
+        return Misfit(
+            f"One batch of {self.tiling.size} samples on {self.n_channels} channels takes "
+            f"{in_words(self.least_tile_bytes())} at least, and {there_is}. {self._smaller_batch(there)}Otherwise "
+            f"{elsewhere}, or sort shanks one by one.", certain=True,
+        )  # fmt: skip
+
+    def _on_disk(self, found: Plan, there: int) -> list[Misfit]:
+        records, needed = self._records_bytes(found.stages), found.scratch_bytes + found.results_bytes
+        if needed <= there:
+            return []
+        return [Misfit(
+            f"About {in_words(needed)} of disk will be needed for run/ and the results, and {in_words(there)} are "
+            "free. Give a results_dir on a larger disk, sort a part with tmin and tmax, or raise Th_universal and "
+            "Th_learned (fewer spikes).", certain=records > there,
+        )]  # fmt: skip
+
+    def _smaller_batch(self, there: int) -> str:
+        """Advice, as far as a shorter batch would do."""
+        size = self.tiling.size
+        while size >= 4 * self.settings.nt:
+            if CUDA_BYTES * self.on_gpu + self.tile_bytes(size) + self.matching_bytes(size) <= there:
+                return f"Lower batch_size (to {size}, say). "
+            size //= 2
+        return ""
+
+
+def _free_bytes(folder: Path) -> int:
+    """Free on the disk where a folder lies, or will lie."""
+    folder = folder.absolute()
+    return shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free
+
+
+def _known(n_bytes: float | None) -> int | None:
+    return None if n_bytes is None or math.isinf(n_bytes) else int(n_bytes)
+
+
+def _gpu_memory_bytes(device: str) -> int | None:
+    if device == "cpu" or not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.get_device_properties(device).total_memory)
