@@ -416,7 +416,7 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[Any]:
 
 
 _ONLY_SORTING = {
-    "no_car", "invert_sign", "save_extra_vars", "fresh", "scheduler",
+    "no_car", "invert_sign", "save_extra_vars", "no_features", "fresh", "keep_run", "cache_dir", "scheduler",
 }  # fmt: skip
 
 
