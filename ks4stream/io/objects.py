@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -205,6 +205,12 @@ def zarr_store(location: str, *, patient: bool = False) -> Any:
     return _for_zarr_2(store)
 
 
+def surroundings() -> Hashable:
+    """Return what an open store depends on: credentials and endpoints may be changed, and processes be forked."""
+    names = sorted(name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_")))
+    return os.getpid(), tuple((name, os.environ[name]) for name in names)
+
+
 @contextmanager
 def explained(location: str) -> Iterator[None]:
     """Turn what obstore raises into errors that name the location and the remedy, and no secrets.
@@ -276,12 +282,11 @@ def _parent_store(location: str, patient: bool) -> tuple[Any, str]:
 
 def _store(location: str, patient: bool) -> Any:
     """A store whose root is the location, with this process's credentials."""
-    names = sorted(name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_")))
-    return _opened_store(location, patient, tuple((name, os.environ[name]) for name in names))
+    return _opened_store(location, patient, surroundings())
 
 
 @lru_cache(maxsize=64)
-def _opened_store(location: str, patient: bool, surroundings: tuple[tuple[str, str], ...]) -> Any:
+def _opened_store(location: str, patient: bool, _: Hashable) -> Any:
     _obstore()
     from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 

@@ -11,7 +11,7 @@ import bisect
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from ks4stream.io.objects import (
     name_of,
     read_bytes,
     status,
+    surroundings,
     zarr_store,
 )
 from ks4stream.recording import Source
@@ -439,8 +440,7 @@ class ZarrSource:
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel)."""
-        # By process: Zarr 3 runs threads of its own, which a forked process does not inherit.
-        array = _opened_zarr(self.path, self.version, os.getpid())
+        array = _opened_zarr(self.path, self.version, surroundings())
         with explained(self.path):
             return np.asarray(array[start:stop, :]).astype(self.dtype, copy=False)
 
@@ -490,7 +490,7 @@ def open_zarr(path: str, *, patient: bool = False) -> Any:
 
 
 @lru_cache(maxsize=16)
-def _opened_zarr(path: str, version: str, process_id: int) -> Any:
+def _opened_zarr(path: str, version: str, _: Hashable) -> Any:
     return open_zarr(path, patient=True)
 
 

@@ -149,6 +149,19 @@ def test_the_digest_follows_every_chunk(object_store: Any, tmp_path: Path) -> No
     assert ZarrSource.open(url).digest() == far.digest()
 
 
+def test_other_surroundings_open_another_store(
+    object_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = object_store.put(write_zarr(tmp_path / "a.zarr"), "surroundings/a.zarr")
+    recording = open_recording(url)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", object_store.client.meta.endpoint_url)
+    recording.read(0, 10)
+    object_store.proxy.reset_counts()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", object_store.proxy.url)
+    recording.read(0, 10)
+    assert object_store.proxy.sent_bytes.total()
+
+
 # -- failures ------------------------------------------------------------------------------------------
 
 
