@@ -417,6 +417,11 @@ class _Need:
         some = min(drift_kernels.ROWS_AT_ONCE, len(self.tiling))
         return 24 * some * self._fingerprint_bins() + 8 * (101 + 3 * 11) * segments * len(self.tiling)
 
+    def scratch_bytes(self, n_detections: int) -> int:
+        """Snippets and peaks of each detection, spikes as they were matched, and once more with their units."""
+        snippets = 4 * min(waveforms.MOST_SNIPPETS, self.n_spikes) * self.settings.nt
+        return n_detections * (snippets + self.row_bytes * self.n_spikes) + (2 * self.row_bytes + 8) * self.n_spikes
+
     def _receipt_bytes(self) -> int:
         return 8 * 7 * len(self.regions) + RECORD_BYTES  # rows, and checksums of six columns, by region
 
@@ -433,7 +438,6 @@ class _Need:
         stages = tuple(self._stages(some))
         n_tasks = {stage.name: stage.n_tasks for stage in stages}
         times = {"waveforms": learning, "detection": learning}
-        peaks_bytes = learning * self.row_bytes * self.n_spikes
         found = Plan(
             recording=self.recording.name, duration_s=self.duration_s, n_channels=self.n_channels, n_batches=n,
             batches_per_task=self.per_task, n_centres=len(self.centres), n_regions=len(self.regions),
@@ -443,7 +447,7 @@ class _Need:
             fetch_bytes=sample_bytes * n * self.tiling.size,
             read_bytes=tile_bytes * (n_passes * n + (1 + learning) * some),
             client_bytes=self.client_bytes(),
-            scratch_bytes=peaks_bytes + self.row_bytes * self.n_spikes + self._records_bytes(stages),
+            scratch_bytes=self.scratch_bytes(learning) + self._records_bytes(stages),
             results_bytes=self.n_spikes * (RESULT_COPIES * 4 * self.n_features + RESULT_BYTES),
             n_workers=self.n_workers, memory_bytes=memory_bytes, worker_memory_bytes=worker_memory_bytes,
             gpu_memory_bytes=gpu_memory_bytes, disk_bytes=disk_bytes,
