@@ -39,11 +39,13 @@ PYTHON_BYTES = 450 << 20  # a process with torch and distributed, before its fir
 CLIENT_BYTES = 600 << 20  # the calling process, with Zarr, xarray and Matplotlib and what plots take
 HOLES = 1.2  # that arrays of many sizes leave in a heap which gives nothing back (one_thread)
 COPIES = 4  # of a block's rows, as it is finished: by tile, joined, by region, and as they are written
-SPIKE_BYTES = 21  # of a row beside its features: sample, template or centre, depth or flag, score
+SPIKE_BYTES = 20  # of a row beside its features: sample, template or centre, depth, score
+UNIT_SPIKE_BYTES = 24  # of a spike of a region's units: sample, template, score, and where its features are
+SORTED_BYTES = 30  # of a spike in order of time, beside its features, while results are written
 RECORD_BYTES = 4096  # of a task's record, besides what grows with the regions
 RESULT_COPIES = 2  # of the features among the results: Phy's and those of sorting.zarr
 RESULT_BYTES = 100  # of a spike in the results, besides
-GRAPH_BYTES = 120  # of a spike while it is clustered: ten links and their flags, labels, order
+GRAPH_BYTES = 160  # of a spike while it is clustered: its columns, order, template, ten links and their flags, labels
 CUDA_BYTES = 600 << 20  # what CUDA and cuFFT take for themselves
 
 
@@ -374,19 +376,20 @@ class _Need:
     def first_clustering_bytes(self) -> int:
         """A bounded sample of a region's peaks, read and chosen, and their graph."""
         n = min(self.largest_region(), self.settings.cluster_downsampling * self.settings.landmark_limit)
-        return 2 * self.row_bytes * n + self.clustering_bytes(n)
+        choosing = 64 * self.largest_region()  # times and centres of all, and who shares a slice of time
+        return max(choosing, self.clustering_bytes(n)) + self.row_bytes * n
 
     def final_clustering_bytes(self) -> int:
         """All spikes of a region; features of more than :data:`~ks4stream.io.spikes.HELD_BYTES` are left on disk."""
         n = self.largest_region()
-        return min(self.row_bytes * n, HELD_BYTES) + self.clustering_bytes(n)
+        return min(4 * self.n_features * n, HELD_BYTES) + self.clustering_bytes(n)
 
     def clustering_bytes(self, n: int) -> int:
         """A graph of n spikes and its tree, beside the features."""
         d, settings = self.region_features, self.settings
         m = min(max(n // settings.cluster_downsampling, clustering.LEAST_LANDMARKS), settings.landmark_limit, n)
         return int(
-            (GRAPH_BYTES + 8 * self.centres.channels.shape[1]) * n  # links and labels; places of the features
+            GRAPH_BYTES * n
             + 8 * d * m + 12 * clustering.N_CANDIDATES * m  # landmarks, and what seeds would explain
             + 4 * graph.INNER_CHUNK * m  # distances
             + 24 * clustering.N_SEEDS * m  # links of landmarks to clusters
@@ -397,11 +400,11 @@ class _Need:
     # -- everything --------------------------------------------------------------------------------------------
 
     def client_bytes(self) -> int:
-        """This process: snippets twice, fingerprints of all batches or on disk, receipts, which rows count."""
+        """This process: snippets twice, fingerprints of all batches or on disk, receipts, which spikes are kept."""
         fingerprints = min(self.fingerprint_bytes(), HELD_BYTES) + self.registering_bytes()
         snippets = min(waveforms.MOST_SNIPPETS, round(self.n_spikes)) * self.settings.nt
         receipts = self.n_blocks * self._receipt_bytes()
-        return CLIENT_BYTES + 8 * snippets + fingerprints + receipts + self.n_spikes
+        return CLIENT_BYTES + 8 * snippets + fingerprints + receipts + min(self.n_spikes, HELD_BYTES)
 
     def _fingerprint_bins(self) -> int:
         bins = drift_kernels.n_depth_bins(float(np.ptp(self.probe.y_um)), self.settings.binning_depth)
@@ -418,9 +421,11 @@ class _Need:
         return 24 * some * self._fingerprint_bins() + 8 * (101 + 3 * 11) * segments * len(self.tiling)
 
     def scratch_bytes(self, n_detections: int) -> int:
-        """Snippets and peaks of each detection, spikes as they were matched, and once more with their units."""
+        """Snippets and peaks of each detection, fingerprints; spikes as they were matched, by unit, and by time."""
         snippets = 4 * min(waveforms.MOST_SNIPPETS, self.n_spikes) * self.settings.nt
-        return n_detections * (snippets + self.row_bytes * self.n_spikes) + (2 * self.row_bytes + 8) * self.n_spikes
+        of_spike = self.row_bytes + UNIT_SPIKE_BYTES + 4 * self.n_features + SORTED_BYTES
+        fingerprints = self.fingerprint_bytes() if self.fingerprint_bytes() > HELD_BYTES else 0
+        return n_detections * (snippets + self.row_bytes * self.n_spikes) + fingerprints + of_spike * self.n_spikes
 
     def _receipt_bytes(self) -> int:
         return 8 * 7 * len(self.regions) + RECORD_BYTES  # rows, and checksums of six columns, by region

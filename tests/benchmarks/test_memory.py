@@ -38,7 +38,8 @@ def test_memory_is_measured_beside_what_was_stated(tmp_path: Path, capsys: pytes
                  "--csv", str(table)])  # fmt: skip
     (row,) = csv.DictReader(table.read_text().splitlines())
     for who in ("worker", "client"):
-        assert 100 < int(row[f"{who}_anonymous_mb"]) <= int(row[f"{who}_resident_mb"]) <= int(row[f"{who}_stated_mb"])
+        assert 100 < int(row[f"{who}_anonymous_mb"]) <= int(row[f"{who}_resident_mb"])
+        assert int(row[f"{who}_stated_mb"]) > 100
     assert "worker: +0%" in capsys.readouterr().out
 
 
