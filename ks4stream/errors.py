@@ -48,6 +48,10 @@ class WorkerError(Ks4StreamError, RuntimeError):
     """A worker cannot compute: it lacks a library, this package or a GPU."""
 
 
+class GpuMemoryError(Ks4StreamError, MemoryError):
+    """The GPU is too small for what cannot be done in smaller pieces: one batch, or one region's landmarks."""
+
+
 class MissingDependencyError(Ks4StreamError, ImportError):
     """An optional library is needed for what was asked; the message names the extra to install."""
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from ks4stream.errors import Ks4StreamError
+from ks4stream.errors import GpuMemoryError, Ks4StreamError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,6 +58,24 @@ class Engine(Protocol):
             What the first failing task raised, with a note that names the stage; tasks not begun are dropped.
         """
         ...
+
+
+def run(function: Callable[[Item], Result], item: Item) -> Result:
+    """One task, in this process.
+
+    Raises
+    ------
+    GpuMemoryError
+        If the GPU's memory does not suffice.
+    """
+    with one_thread():
+        try:
+            return function(item)
+        except torch.cuda.OutOfMemoryError as error:
+            raise GpuMemoryError(
+                f"The GPU is too small, even with all cut small that can be computed in pieces: {error} Use a smaller "
+                "batch_size (for clustering max_cluster_subset), fewer workers on this GPU, or device='cpu'."
+            ) from error
 
 
 _lock = threading.Lock()

@@ -25,7 +25,7 @@ from distributed.deploy.subprocess import SubprocessWorker
 from distributed.system import MEMORY_LIMIT
 
 from ks4stream.engine import workers
-from ks4stream.engine.base import Item, LostWorkerError, Progress, Result, named, no_progress, one_thread
+from ks4stream.engine.base import Item, LostWorkerError, Progress, Result, named, no_progress, run
 
 IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would only hold memory
 WORKER_MEMORY_BYTES = 3 << 30  # what one worker needs of the machine's memory for itself, torch included
@@ -199,8 +199,8 @@ _gpu = threading.Lock()  # of this process, which may be a worker of several thr
 
 
 def _run(function: Callable[[Any], Any], item: Any, alone: bool) -> Any:
-    with _gpu if alone else nullcontext(), one_thread():
-        return function(item)
+    with _gpu if alone else nullcontext():
+        return run(function, item)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ks4stream.kernels.convolution import correlate
+from ks4stream.kernels.memory import in_pieces
 from ks4stream.kernels.templates import lagged_products
 
 DROPPED_ENERGY = 1e-4
@@ -349,18 +350,19 @@ class _Search:
         nt = self.matcher.nt
         scores = self.scores.view(-1, self.n_blocks, nt)
         best = self.best.view(-1, self.n_blocks, nt)
-        dirty_group, dirty_block = torch.nonzero(dirty, as_tuple=True)
-        step = SAMPLES_AT_ONCE  # blocks, that is 16 MB at 16 units a group
-        for group, block in zip(torch.split(dirty_group, step), torch.split(dirty_block, step), strict=True):
+
+        def refresh(group: Tensor, block: Tensor) -> None:
             rows = self.matcher.members[group]  # (n, m)
             values = scores[rows, block[:, None]]  # (n, m, w)
             largest = values.amax(dim=1)  # (n, w)
-            best[group, block] = largest
             at = largest.argmax(dim=1, keepdim=True)  # the earliest
             there = values.gather(2, at[:, None].expand(-1, rows.shape[1], -1))[:, :, 0]  # (n, m)
+            best[group, block] = largest
             self.top[group, block] = largest.gather(1, at)[:, 0]
             self.top_sample[group, block] = block * nt + at[:, 0]
             self.top_row[group, block] = rows.gather(1, there.argmax(dim=1, keepdim=True))[:, 0]  # the lowest unit
+
+        in_pieces(refresh, *torch.nonzero(dirty, as_tuple=True), size=SAMPLES_AT_ONCE)  # 16 MB at 16 units a group
 
     def peaks(self, threshold: float) -> _Peaks:
         """Return the tops above `threshold` that no score of a group nearby within ±nt samples exceeds or precedes."""
@@ -394,12 +396,15 @@ class _Search:
         nt = self.matcher.nt
         sample, score = self.top_sample[group, block], self.top[group, block]
         windows = self.best.unfold(1, 2 * nt + 1, 1)  # (g, t, 2·nt + 1)
-        beaten = []
-        for some in torch.split(torch.arange(len(group), device=group.device), SAMPLES_AT_ONCE):
-            around = windows[self.matcher.near[group[some]], sample[some, None] - nt]  # (n, x, 2·nt + 1)
-            limit = score[some, None, None]
-            beaten.append((around > limit).flatten(1).any(1) | (around[:, :, :nt] == limit).flatten(1).any(1))
-        return torch.cat(beaten) if beaten else torch.zeros_like(group, dtype=torch.bool)
+        beaten = torch.zeros_like(group, dtype=torch.bool)
+
+        def compare(group: Tensor, sample: Tensor, score: Tensor, beaten: Tensor) -> None:
+            around = windows[self.matcher.near[group], sample[:, None] - nt]  # (n, x, 2·nt + 1)
+            limit = score[:, None, None]
+            beaten |= (around > limit).flatten(1).any(1) | (around[:, :, :nt] == limit).flatten(1).any(1)
+
+        in_pieces(compare, group, sample, score, beaten, size=SAMPLES_AT_ONCE)
+        return beaten
 
     def subtract(self, peaks: _Peaks) -> None:
         """Take what `peaks` explain out of the scores, in the order of the peaks, and refresh the maxima."""
@@ -410,11 +415,14 @@ class _Search:
         pair = torch.arange(len(peak), device=count.device) + (start - count.cumsum(0) + count)[peak]
         reach = torch.arange(1 - nt, nt, device=count.device)
         flat = self.scores.view(-1)
-        for some_peak, some_pair in zip(torch.split(peak, ROWS_AT_ONCE), torch.split(pair, ROWS_AT_ONCE), strict=True):
-            fall = matcher.pair_gram[some_pair] @ matcher.lagged * -peaks.score[some_peak, None]  # (n, l)
-            origin = matcher.pair_row[some_pair] * self.scores.shape[1] + peaks.sample[some_peak]
+
+        def subtract(peak: Tensor, pair: Tensor) -> None:
+            fall = matcher.pair_gram[pair] @ matcher.lagged * -peaks.score[peak, None]  # (n, l)
+            origin = matcher.pair_row[pair] * self.scores.shape[1] + peaks.sample[peak]
             # peaks that do not touch each other may touch the same scores: sums in order, never float atomics
             flat.index_put_((origin[:, None] + reach,), fall, accumulate=True)
+
+        in_pieces(subtract, peak, pair, size=ROWS_AT_ONCE)
         self._refresh(self._reached(peaks))
 
     def _reached(self, peaks: _Peaks) -> Tensor:
@@ -467,14 +475,16 @@ def subtract(traces: Tensor, spikes: Spikes, matcher: Matcher) -> Tensor:
     padded = torch.cat([matcher.features, matcher.features.new_zeros(matcher.n_units, 1, matcher.features.shape[2])], 1)
     on_channels = padded.gather(1, channels[:, :, None].expand(-1, -1, padded.shape[2]))  # (u, x, q)
     flat = residual.view(-1)
-    step = max(1, ROWS_AT_ONCE // max(channels.shape[1], 1))
-    for some in torch.split(torch.arange(len(spikes.unit), device=traces.device), step):
-        unit = spikes.unit[some]
+
+    def take_out(unit: Tensor, amplitude: Tensor, sample: Tensor) -> None:
         spike, slot = torch.nonzero(channels[unit] < c, as_tuple=True)
         unit = unit[spike]
-        scaled = on_channels[unit, slot] * -spikes.amplitude[some][spike, None]
-        origin = channels[unit, slot] * t + spikes.sample_index[some][spike]
+        scaled = on_channels[unit, slot] * -amplitude[spike, None]
+        origin = channels[unit, slot] * t + sample[spike]
         flat.index_put_((origin[:, None] + window,), scaled @ matcher.components, accumulate=True)
+
+    step = max(1, ROWS_AT_ONCE // max(channels.shape[1], 1))
+    in_pieces(take_out, spikes.unit, spikes.amplitude, spikes.sample_index, size=step)
     return residual
 
 
@@ -496,9 +506,12 @@ def features(residual: Tensor, spikes: Spikes, matcher: Matcher) -> Tensor:
     channels = matcher.template_channels[spikes.unit]  # (n, j)
     windows = residual.unfold(1, matcher.nt, 1)
     found = residual.new_empty(*channels.shape, len(matcher.components))
-    for some in torch.split(torch.arange(len(channels), device=residual.device), SAMPLES_AT_ONCE):
-        at = spikes.sample_index[some, None] - matcher.nt // 2
-        left = windows[channels[some].clamp_min(0), at] @ matcher.components.T
-        own = matcher.features[spikes.unit[some, None], channels[some].clamp_min(0)]
-        found[some] = left + spikes.amplitude[some, None, None] * own
+
+    def project(found: Tensor, channels: Tensor, unit: Tensor, amplitude: Tensor, sample: Tensor) -> None:
+        left = windows[channels.clamp_min(0), sample[:, None] - matcher.nt // 2] @ matcher.components.T
+        own = matcher.features[unit[:, None], channels.clamp_min(0)]
+        found.copy_(left + amplitude[:, None, None] * own)
+
+    columns = (found, channels, spikes.unit, spikes.amplitude, spikes.sample_index)
+    in_pieces(project, *columns, size=SAMPLES_AT_ONCE)
     return found.masked_fill_((channels < 0)[:, :, None], 0.0)

@@ -69,7 +69,7 @@ class SpikeMatcher:
 
     def __call__(self, block: tuple[Tile, ...]) -> Matched:
         artifacts: list[NDArray[np.int64]] = []
-        tiles = [self._of(tile, artifacts) for tile in block]
+        tiles = [self._of(tile, artifacts) for tile in self.source.read_ahead(block)]
         for at in range(1, len(block)):
             if block[at - 1].stop == block[at].start:  # else batches between them are not sorted
                 left, right = tiles[at - 1], tiles[at]
