@@ -48,7 +48,7 @@ class WorkerError(Ks4StreamError, RuntimeError):
     """A worker cannot compute: it lacks a library, this package or a GPU."""
 
 
-class GpuMemoryError(Ks4StreamError, MemoryError):
+class GpuMemoryError(Ks4StreamError, RuntimeError):
     """The GPU is too small for what cannot be done in smaller pieces: one batch, or one region's landmarks."""
 
 

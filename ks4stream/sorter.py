@@ -265,7 +265,7 @@ class SortRun:
         probe, settings = source.probe, source.settings
         region_of = units.template_regions(learned.features, probe, regions)
         matcher = matching.SpikeMatcher(source, shapes, learned, region_of, len(regions))
-        template_channels = matcher.matcher.template_channels.cpu().numpy()
+        template_channels = matcher.template_channels
         if not len(learned.features):
             return None, template_channels
         with self._timed("matching"):

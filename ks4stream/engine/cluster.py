@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from importlib import import_module
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +22,7 @@ import dask
 import torch
 from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, LocalCluster, Scheduler, SpecCluster, as_completed
+from distributed.comm.core import CommClosedError
 from distributed.deploy.subprocess import SubprocessWorker
 from distributed.system import MEMORY_LIMIT
 
@@ -30,8 +32,8 @@ from ks4stream.engine.base import Item, LostWorkerError, Progress, Result, named
 IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would only hold memory
 WORKER_MEMORY_BYTES = 3 << 30  # what one worker needs of the machine's memory for itself, torch included
 MOST_LOSSES = 3  # times that all workers may die under one map, as scheduler.allowed-failures does for one task
-RESTART_SECONDS = 120  # that a dead worker may take to come back
-START_SECONDS = 120  # that the local cluster's processes may take to load torch
+RESTART_SECONDS = 300  # that a dead worker may take to come back
+START_SECONDS = 300  # that the local cluster's processes may take to load torch
 LOCAL_CONFIG = {
     "distributed.worker.profile.enabled": False,  # it asks for Python's lock 100 times a second and worker
     "distributed.scheduler.worker-ttl": None,  # a worker in this process that is not heard of is busy, not lost
@@ -65,7 +67,7 @@ class Cluster:
 
     def __init__(self, client: Client, progress: Progress | None = None, *, uses_gpu: bool = False) -> None:
         self._client, self._progress, self._uses_gpu = client, progress or no_progress, uses_gpu
-        self._known: dict[str, workers.Facts | BaseException] = {}
+        self._known: set[str] = set()  # workers that were asked what they are
 
     @property
     def n_workers(self) -> int:
@@ -117,12 +119,22 @@ class Cluster:
         return self._uses_gpu * int(sum(worker["resources"].get("GPU", 0) for worker in self._workers().values()))
 
     def _check(self) -> None:
-        """Ask workers that were not there before whether they can compute, and compute as the others do."""
+        """Ask workers that were not there before whether they can compute, and compute as this process does."""
         new = [address for address in self._workers() if address not in self._known]
-        if new:
-            ask = partial(workers.facts, gpu=self._uses_gpu)
-            self._known |= self._client.run(ask, workers=new, on_error="return")
-            workers.check(ask(), self._known)
+        if not new:
+            return
+        ask = partial(workers.facts, gpu=self._uses_gpu)
+        # first by a function of Python's own, which arrives everywhere and brings back the error itself
+        answers = self._client.run(import_module, workers.__name__, workers=new, on_error="return")
+        able = [address for address, answer in answers.items() if not isinstance(answer, BaseException)]
+        answers |= self._client.run(ask, workers=able, on_error="return") if able else {}
+        left = self._workers()
+        answers = {  # those that died meanwhile are no matter
+            address: answer for address, answer in answers.items()
+            if address in left and not isinstance(answer, CommClosedError)
+        }  # fmt: skip
+        workers.check(ask(), answers)
+        self._known |= set(answers)
 
 
 class _Tasks:
@@ -134,7 +146,7 @@ class _Tasks:
         self._client, self._function, self._stage, self._alone = client, function, stage, alone
         self._resources = {"GPU": 1} if on_gpu else None
         self._index: dict[Future[Any], int] = {}
-        self._ended = as_completed()
+        self._ended = as_completed(loop=client.loop)  # else that of the latest client this process has made
         self._losses = 0
         self._send()
 

@@ -160,8 +160,8 @@ def prepare(
     features = trimmed(features, dropped_energy)
     norm = features.norm(dim=(1, 2))
     unit_templates = features / norm.clamp_min(1e-30)[:, None, None]
-    largest = features.square().sum(dim=2).argmax(dim=1)  # (u,)
-    groups = bisected(np.asarray(positions)[largest.cpu().numpy()], group_size)
+    largest = largest_channel(features)
+    groups = bisected(np.asarray(positions)[largest.numpy()], group_size)
     unit_of = torch.as_tensor(np.concatenate([np.zeros(0, np.int64), *groups]), device=device)
     sizes = torch.tensor([len(group) for group in groups], dtype=torch.int64, device=device)
     group_of = torch.arange(len(groups), device=device).repeat_interleave(sizes)
@@ -177,7 +177,7 @@ def prepare(
         features=features,
         components=components,
         norm=norm,
-        template_channels=neighbours.to(device)[largest],
+        template_channels=neighbours.to(device)[largest.to(device)],
         unit_of=unit_of,
         group_of=group_of,
         members=_padded(torch.arange(len(groups), device=device)[:, None] == group_of, len(unit_of)),
@@ -189,6 +189,11 @@ def prepare(
         pair_gram=torch.cat([features.new_zeros(0, q * q), *(gram for _, _, gram in pairs)]),
         lagged=lagged_products(components).flip(2)[:, :, 1 : 2 * nt].reshape(q * q, -1),
     )
+
+
+def largest_channel(features: Tensor) -> Tensor:
+    """Channel of each template's largest features, told on the CPU, the same on every machine: (u, c, q) to (u,)."""
+    return features.cpu().square().sum(dim=2).argmax(dim=1)
 
 
 def trimmed(features: Tensor, dropped_energy: float) -> Tensor:
@@ -475,16 +480,14 @@ def subtract(traces: Tensor, spikes: Spikes, matcher: Matcher) -> Tensor:
     padded = torch.cat([matcher.features, matcher.features.new_zeros(matcher.n_units, 1, matcher.features.shape[2])], 1)
     on_channels = padded.gather(1, channels[:, :, None].expand(-1, -1, padded.shape[2]))  # (u, x, q)
     flat = residual.view(-1)
-
-    def take_out(unit: Tensor, amplitude: Tensor, sample: Tensor) -> None:
+    step = max(1, ROWS_AT_ONCE // max(channels.shape[1], 1))
+    for some in torch.split(torch.arange(len(spikes.unit), device=traces.device), step):
+        unit = spikes.unit[some]
         spike, slot = torch.nonzero(channels[unit] < c, as_tuple=True)
         unit = unit[spike]
-        scaled = on_channels[unit, slot] * -amplitude[spike, None]
-        origin = channels[unit, slot] * t + sample[spike]
+        scaled = on_channels[unit, slot] * -spikes.amplitude[some][spike, None]
+        origin = channels[unit, slot] * t + spikes.sample_index[some][spike]
         flat.index_put_((origin[:, None] + window,), scaled @ matcher.components, accumulate=True)
-
-    step = max(1, ROWS_AT_ONCE // max(channels.shape[1], 1))
-    in_pieces(take_out, spikes.unit, spikes.amplitude, spikes.sample_index, size=step)
     return residual
 
 
@@ -506,12 +509,10 @@ def features(residual: Tensor, spikes: Spikes, matcher: Matcher) -> Tensor:
     channels = matcher.template_channels[spikes.unit]  # (n, j)
     windows = residual.unfold(1, matcher.nt, 1)
     found = residual.new_empty(*channels.shape, len(matcher.components))
-
-    def project(found: Tensor, channels: Tensor, unit: Tensor, amplitude: Tensor, sample: Tensor) -> None:
-        left = windows[channels.clamp_min(0), sample[:, None] - matcher.nt // 2] @ matcher.components.T
-        own = matcher.features[unit[:, None], channels.clamp_min(0)]
-        found.copy_(left + amplitude[:, None, None] * own)
-
-    columns = (found, channels, spikes.unit, spikes.amplitude, spikes.sample_index)
-    in_pieces(project, *columns, size=SAMPLES_AT_ONCE)
+    # pieces of one size: with so few columns a row's sums depend on how many rows are multiplied at a time
+    for some in torch.split(torch.arange(len(channels), device=residual.device), SAMPLES_AT_ONCE):
+        at = spikes.sample_index[some, None] - matcher.nt // 2
+        left = windows[channels[some].clamp_min(0), at] @ matcher.components.T
+        own = matcher.features[spikes.unit[some, None], channels[some].clamp_min(0)]
+        found[some] = left + spikes.amplitude[some, None, None] * own
     return found.masked_fill_((channels < 0)[:, :, None], 0.0)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 SMALLEST = 16
-"""Rows below which a piece is not halved: so few free no memory worth having, and products of one or two rows are
-summed in another order than those of many."""
+"""Rows of a piece at least: fewer free no memory worth having, and products of one or two rows may be summed in
+another order than those of many."""
 
 
 def in_pieces(function: Callable[..., None], *columns: Tensor, size: int) -> None:
@@ -22,12 +22,12 @@ def in_pieces(function: Callable[..., None], *columns: Tensor, size: int) -> Non
         what it does to a row does not depend on which others come along.
     *columns : Tensor, shape (n, …)
     size : int
-        Rows at a time; halved, for the rest of them too, whenever the device is out of memory.
+        Rows at a time; half of them, and half of these, where the device is out of memory.
 
     Raises
     ------
     torch.OutOfMemoryError
-        If not even :data:`SMALLEST` rows fit.
+        If not even a few times :data:`SMALLEST` rows fit.
 
     Examples
     --------
@@ -36,15 +36,14 @@ def in_pieces(function: Callable[..., None], *columns: Tensor, size: int) -> Non
     [2, 3]
     [4]
     """
-    start, n = 0, len(columns[0])
-    while start < n:
+    for piece in zip(*(column.split(size) for column in columns), strict=True):
+        n = len(piece[0])
         try:
-            function(*(column[start : start + size] for column in columns))
+            function(*piece)
         except torch.cuda.OutOfMemoryError:
-            if size <= SMALLEST:
+            if n < 2 * SMALLEST:
                 raise
         else:
-            start += size
             continue
-        size = -(-size // 2)  # here the error is gone, and with it the tensors of its frames
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # here the error is gone, and with it the tensors of its frames
+        in_pieces(function, *piece, size=-(-n // 2))

@@ -67,6 +67,12 @@ class SpikeMatcher:
             )
         return self._ready["matcher"]
 
+    @property
+    def template_channels(self) -> NDArray[np.int64]:
+        """Channels of the features of each template's spikes (v, j), padded with −1; told without a GPU."""
+        largest = kernels.largest_channel(torch.from_numpy(self.templates.features)).numpy()
+        return channel_slots(self.source, self.source.settings.nearest_chans)[largest]
+
     def __call__(self, block: tuple[Tile, ...]) -> Matched:
         artifacts: list[NDArray[np.int64]] = []
         tiles = [self._of(tile, artifacts) for tile in self.source.read_ahead(block)]
