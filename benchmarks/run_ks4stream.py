@@ -11,7 +11,6 @@ import argparse
 import platform
 import resource
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import outcome
@@ -24,7 +23,6 @@ def main() -> None:
     import torch
 
     from ks4stream import Settings, load_probe, open_recording, sort
-    from ks4stream.engine.cluster import local_client
 
     settings = outcome.parse_settings(options.set)
     bad = outcome.parse_channels(options.bad_channels)
@@ -33,15 +31,14 @@ def main() -> None:
     began, cpu = time.perf_counter(), time.process_time()
     probe = load_probe(options.probe).drop_channels(bad)
     recording = open_recording(options.recording, n_chan=n_channels, fs=rate_hz, dtype="int16", probe=probe)
-    own_client = options.workers not in ("auto", "loop")
-    with local_client(n_workers=int(options.workers)) if own_client else nullcontext() as client:
-        sorting = sort(
-            recording,
-            Settings.from_dict({"n_chan_bin": n_channels, **settings}),
-            results_dir=options.out / "ks4stream",
-            client="loop" if options.workers == "loop" else client,
-            device=options.device,
-        )
+    sorting = sort(
+        recording,
+        Settings.from_dict({"n_chan_bin": n_channels, **settings}),
+        results_dir=options.out / "ks4stream",
+        client="loop" if options.workers == "loop" else None,
+        workers=None if options.workers in ("auto", "loop") else int(options.workers),
+        device=options.device,
+    )
     figures = {
         "sorter": "ks4stream",
         "asked": asked,

@@ -381,35 +381,22 @@ def _with_channels(recording: Recording, bad_channels: Sequence[int], shanks: Se
 
 
 def _sort(
-    recording: Recording, settings: Settings, folder: Path, *, workers: int | None = None,
-    scheduler: str | None = None, **options: Any,
-) -> Sorting:  # fmt: skip
+    recording: Recording, settings: Settings, folder: Path, *, scheduler: str | None = None, **options: Any
+) -> Sorting:
     """Sort with progress on stderr, and say what was found and where it is."""
     from ks4stream.report import run_log
     from ks4stream.report.progress import shown_progress
     from ks4stream.sorter import sort
 
     began = time.monotonic()
-    with run_log(folder), _client(workers, scheduler) as client, shown_progress(Console(stderr=True)) as progress:
-        sorting = sort(recording, settings, results_dir=folder, client=client, progress=progress, **options)
+    with run_log(folder), shown_progress(Console(stderr=True)) as progress:
+        sorting = sort(recording, settings, results_dir=folder, client=scheduler, progress=progress, **options)
     click.echo(
         f"{sorting.n_units} units ({int(sorting.refractory.sum())} good) with {int(sorting.kept.sum())} spikes, "
         f"in {time.monotonic() - began:.0f} s\n"
         f"Results: {folder}\nLook at them with: phy template-gui {folder / 'params.py'}"
     )
     return sorting
-
-
-@contextmanager
-def _client(workers: int | None, scheduler: str | None) -> Iterator[Any]:
-    """A client with so many workers, or of that scheduler; None leaves the choice to the sorter."""
-    if workers is None and scheduler is None:
-        yield None
-        return
-    from ks4stream.engine.cluster import connected, local_client
-
-    with connected(scheduler) if scheduler else local_client(n_workers=workers) as client:
-        yield client
 
 
 # --- ks4stream plan ------------------------------------------------------------------------------------------

@@ -44,6 +44,14 @@ class DamagedFileError(ResultsError):
         return f"{self.path} is not as it was written: cut short, or with other bits. Check the disk."
 
 
+class WorkerError(Ks4StreamError, RuntimeError):
+    """A worker cannot compute: it lacks a library, this package or a GPU."""
+
+
+class GpuMemoryError(Ks4StreamError, RuntimeError):
+    """The GPU is too small for what cannot be done in smaller pieces: one batch, or one region's landmarks."""
+
+
 class MissingDependencyError(Ks4StreamError, ImportError):
     """An optional library is needed for what was asked; the message names the extra to install."""
 
@@ -74,3 +82,7 @@ class BadChannelWarning(Ks4StreamWarning):
 
 class SettingsWarning(Ks4StreamWarning):
     """A setting was legal but did not fit the probe and was clamped."""
+
+
+class VersionWarning(Ks4StreamWarning):
+    """Workers differ in versions, processor or GPU, so that results may differ from run to run."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -194,10 +193,10 @@ def run_kilosort(
             "do_CAR": do_CAR, "invert_sign": invert_sign, "device": device, "client": client,
             "block_batches": block_batches, "save_extra_vars": save_extra_vars, "progress": _progress(progress_bar),
             "resume": resume, "keep_run": keep_run, "cache_dir": cache_dir,
+            "workers": torch_thread_lim if client is None else None,
         },
         save_preprocessed_copy=save_preprocessed_copy,
         verbose={"verbose_console": verbose_console, "verbose_log": verbose_log},
-        most_cores=torch_thread_lim,
     )  # fmt: skip
     jobs = [(_with_channels(recording, shank, bad_channels), folder / name) for shank, name in _shanks(shank_idx)]
     for _, target in jobs:
@@ -215,13 +214,11 @@ class _Job:
     arguments: dict[str, Any]
     save_preprocessed_copy: bool
     verbose: dict[str, bool]
-    most_cores: int | None
 
     def run(self, recording: Recording, folder: Path) -> KilosortResults:
         """Sort, and write what Kilosort4 writes beyond :func:`ks4stream.sorter.sort`."""
-        with run_log(folder, **self.verbose), self._limited_cores() as client:
-            arguments = self.arguments | {"client": client}
-            sorting = sort(recording, self.settings, results_dir=folder, **arguments)
+        with run_log(folder, **self.verbose):
+            sorting = sort(recording, self.settings, results_dir=folder, **self.arguments)
             ops = ops_from_sorting(sorting) | self._own_ops(folder)
             with writing_to(folder):
                 if self.save_preprocessed_copy:
@@ -238,18 +235,6 @@ class _Job:
             "torch_device": str(device),
             "results_dir": folder,
         }
-
-    @contextmanager
-    def _limited_cores(self) -> Iterator[Any]:
-        """The caller's client, or one of this machine with few workers where cores are limited."""
-        client = self.arguments["client"]
-        if client is not None or self.most_cores is None:
-            yield client
-            return
-        from ks4stream.engine.cluster import local_client
-
-        with local_client(n_workers=self.most_cores) as own:
-            yield own
 
     def _preprocessed(self, recording: Recording, sorting: Sorting) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Whitened and drift-corrected traces, batch by batch: first sample and (time, channel)."""

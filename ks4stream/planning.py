@@ -268,7 +268,7 @@ def plan(
 
     settings = (settings or Settings()).replace(fs=recording.sampling_rate_hz)
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    local, memory_bytes = local_workers()
+    local, memory_bytes = local_workers(uses_gpu=device != "cpu")
     n_workers = n_workers or local
     return _Need(recording, settings, n_workers, block_batches, spikes_per_channel_hz, device != "cpu").plan(
         memory_bytes=memory_bytes,

@@ -96,7 +96,7 @@ def _learned(source: Preprocessor, whitening: Whitening | None, with_drift: bool
     with ExitStack() as stack:
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(source, None, fresh=True))
-        run = SortRun(source, stack.enter_context(engine_for(client, None)), store, None)
+        run = SortRun(source, stack.enter_context(engine_for(source, client)), store, None)
         source = source.with_results(whitening=whitening or run.learn_whitening(source))
         if not with_drift:
             return source

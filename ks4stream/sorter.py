@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ks4stream import geometry
 from ks4stream.blocks import Tile, tiles_per_task
 from ks4stream.engine import Engine, Loop, Progress, one_thread
-from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarning
+from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarning, SettingsError
 from ks4stream.io.records import key_of
 from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
 from ks4stream.io.spikes import GrowingColumns, Receipt
@@ -37,6 +37,7 @@ from ks4stream.stages.preprocessing import Preprocessor
 
 logger = logging.getLogger("ks4stream")
 
+PROCESSES_FROM_CHANNEL_S = 10_000  # seconds of recording × channels: less is sorted before processes have paid off
 FEW_SPIKES = 1000
 SORTED = "sorted"  # folder of the store for the columns of all spikes, while results are written
 
@@ -47,6 +48,7 @@ def sort(
     *,
     results_dir: str | os.PathLike[str] | None = None,
     client: Any = None,
+    workers: int | None = None,
     block_batches: int | None = None,
     do_CAR: bool = True,
     invert_sign: bool = False,
@@ -71,6 +73,9 @@ def sort(
     client : distributed.Client or str, optional
         Where to compute, or the address of the scheduler ("tcp://host:8786"); by default the cores and GPUs of this
         machine. The string "loop" computes in this thread, one task after the other.
+    workers : int, optional
+        How many of this machine's workers compute, if no `client` is given; by default one for each GPU, or else for
+        each core as far as memory reaches. Never a matter of results.
     block_batches : int, optional
         Batches per task; by default a minute of recording, or less where that would make fewer than 32 tasks. Never a
         matter of results, but another number finds none of the blocks an earlier run finished.
@@ -108,8 +113,8 @@ def sort(
 
     Raises
     ------
-    RecordingError, ProbeError, SettingsError, ResultsError
-        Before work starts, if the input cannot be sorted or the results not be written.
+    RecordingError, ProbeError, SettingsError, ResultsError, WorkerError
+        Before work starts, if the input cannot be sorted, the results not be written or a worker not compute.
     MachineError
         Before work starts, if a batch needs more memory than a worker or GPU has, or the disk is full.
     ResultsError
@@ -117,6 +122,8 @@ def sort(
     """
     from ks4stream import report
 
+    if client is not None and workers is not None:
+        raise SettingsError(f"workers={workers} was given with a client, which brings its own. Leave one of them out.")
     settings = (settings or Settings()).replace(fs=recording.sampling_rate_hz)  # the recording knows best
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with ExitStack() as stack, _recorded_warnings() as said:
@@ -129,7 +136,7 @@ def sort(
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(source, results_dir, fresh=not resume))
         stack.callback(shutil.rmtree, store.folder / SORTED, ignore_errors=True)  # what is mapped stays till it is not
-        engine = stack.enter_context(engine_for(client, progress))
+        engine = stack.enter_context(engine_for(source, client, workers, progress))
         plan(
             recording, settings, results_dir=results_dir or tempfile.gettempdir(), n_workers=engine.n_workers,
             worker_memory_bytes=engine.worker_memory_bytes, block_batches=block_batches, device=device,
@@ -292,7 +299,7 @@ class SortRun:
         """Section 8: all spikes, and the channels of the features of each template's."""
         region_of = units.template_regions(learned.features, source.probe, regions)
         matcher = matching.SpikeMatcher(source, shapes, learned, region_of, len(regions))
-        template_channels = matcher.matcher.template_channels.cpu().numpy()
+        template_channels = matcher.template_channels
         if not len(learned.features):
             return None, template_channels
         with self._timed("matching"):
@@ -424,18 +431,31 @@ def run_store(source: Preprocessor, results_dir: str | os.PathLike[str] | None, 
 
 
 @contextmanager
-def engine_for(client: Any, progress: Progress | None) -> Iterator[Engine]:
+def engine_for(
+    source: Preprocessor, client: Any = None, workers: int | None = None, progress: Progress | None = None
+) -> Iterator[Engine]:
     """The engine to compute with: the caller's client or scheduler, this thread ("loop"), or this machine."""
     if client == "loop":
         yield Loop(progress)
         return
     from ks4stream.engine import cluster
 
-    if client is not None and not isinstance(client, str):
-        yield cluster.Cluster(client, progress)
-        return
-    with cluster.local_client() if client is None else cluster.connected(client) as own:
-        yield cluster.Cluster(own, progress)
+    uses_gpu = source.device.startswith("cuda")
+    processes = None if uses_gpu or _repays_processes(source) else False
+    with ExitStack() as stack:
+        if client is None:
+            local = cluster.local_client(n_workers=workers, processes=processes, uses_gpu=uses_gpu)
+            client = stack.enter_context(local)
+        elif isinstance(client, str):
+            client = stack.enter_context(cluster.connected(client))
+        yield cluster.Cluster(client, progress, uses_gpu=uses_gpu)
+
+
+def _repays_processes(source: Preprocessor) -> bool:
+    """Whether there is enough to sort that worker processes repay their start; arrays in memory are left there."""
+    recording, tiling = source.recording, source.tiling
+    sorted_s = tiling.n_tiles * tiling.size / recording.sampling_rate_hz
+    return bool(recording.files) and sorted_s * source.probe.n_channels >= PROCESSES_FROM_CHANNEL_S
 
 
 @contextmanager

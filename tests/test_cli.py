@@ -52,7 +52,6 @@ def asked(monkeypatch: pytest.MonkeyPatch, make_sorting: Callable[..., Any]) -> 
 
     def sort(recording: Any, settings: Any, **options: Any) -> Any:
         arguments.update(options, recording=recording, settings=settings)
-        arguments["n_workers"] = len(options["client"].nthreads()) if options["client"] else None
         return make_sorting()
 
     monkeypatch.setattr(sorter, "sort", sort)
@@ -155,7 +154,7 @@ def test_recording_and_machine_are_passed_on(tetrode_file: Path, asked: dict[str
     assert asked["recording"].n_samples == 120_000
     assert asked["recording"].probe.chan_map.tolist() == [0, 2]
     assert (asked["do_CAR"], asked["invert_sign"], asked["device"], asked["block_batches"]) == (False, True, "cpu", 5)
-    assert asked["n_workers"] == 2
+    assert asked["workers"] == 2
     assert asked["resume"] is False
     assert asked["results_dir"] == tetrode_file.parent / "kilosort4"
 
@@ -165,7 +164,7 @@ def test_a_running_scheduler_is_used(tetrode_file: Path, asked: dict[str, Any]) 
         machine = ("--scheduler", cluster.scheduler_address)
         result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", *machine)
         assert result.exit_code == 0, result.output
-        assert asked["n_workers"] == 3
+        assert asked["client"] == cluster.scheduler_address
         result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", *machine, "--workers", 2)
         assert result.exit_code == 2
         assert "exclude each other" in result.output

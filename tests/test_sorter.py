@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +14,19 @@ import pytest
 import torch
 
 from ks4stream import simulate
+from ks4stream.engine import cluster
 from ks4stream.engine.cluster import local_client
-from ks4stream.errors import BadChannelWarning, FewSpikesWarning, Ks4StreamWarning
+from ks4stream.errors import BadChannelWarning, FewSpikesWarning, Ks4StreamWarning, SettingsError
 from ks4stream.io.recordings import open_recording
+from ks4stream.kernels import detection, graph, matching
+from ks4stream.kernels.memory import in_pieces
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.results import Sorting
 from ks4stream.scoring import score
 from ks4stream.settings import Settings
-from ks4stream.sorter import sort
+from ks4stream.sorter import engine_for, sort
+from ks4stream.stages.preprocessing import Preprocessor, tiling_of
 
 RATE = 30_000.0
 PROBE = simulate.linear_probe(10, pitch_um=20)
@@ -84,6 +91,61 @@ def test_the_same_bytes_in_other_processes(case: Case) -> None:
         found = quiet_sort(case.recording, settings, client=client, block_batches=2)
     assert found.n_spikes > 100
     assert_same_bytes(found, expected)
+
+
+def test_the_same_bytes_where_memory_holds_few_rows(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that is out of memory now and then, units, centres and spikes are worked on in smaller pieces."""
+    smaller = []
+
+    def with_little_room(function: Any, *columns: torch.Tensor, size: int) -> None:
+        def try_it(*rows: torch.Tensor) -> None:
+            if len(rows[0]) > 40:
+                smaller.append(function)
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+            function(*rows)
+
+        in_pieces(try_it, *columns, size=size)
+
+    settings = SETTINGS.replace(tmax=2.0)
+    expected = quiet_sort(case.recording, settings, block_batches=1)
+    for module in (detection, graph, matching):
+        monkeypatch.setattr(module, "in_pieces", with_little_room)
+    found = quiet_sort(case.recording, settings, block_batches=1)
+    assert {function.__module__ for function in smaller} == {m.__name__ for m in (detection, graph, matching)}
+    assert_same_bytes(found, expected)
+
+
+def test_a_client_brings_its_own_workers(case: Case) -> None:
+    with pytest.raises(SettingsError, match="workers=2 was given with a client"):
+        sort(case.recording, SETTINGS, client="loop", workers=2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "in_memory", "processes"), [(100, False, False), (1100, False, None), (1100, True, False)]
+)
+def test_processes_are_started_for_long_files_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: int, in_memory: bool, processes: bool | None
+) -> None:
+    """Of 10 channels, as many seconds as make more or less than 10 000 together."""
+    path = tmp_path / "sparse.bin"
+    with path.open("wb") as file:
+        file.truncate(round(seconds * RATE) * 10 * 2)
+    recording = open_recording(path, n_chan=10, fs=RATE, dtype="int16", probe=PROBE)
+    if in_memory:
+        recording = replace(recording, files=())
+    source = Preprocessor(recording, tiling_of(recording, SETTINGS), SETTINGS)
+    asked: dict[str, Any] = {}
+
+    @contextmanager
+    def local_client(**options: Any) -> Iterator[None]:
+        asked.update(options)
+        yield
+
+    monkeypatch.setattr(cluster, "local_client", local_client)
+    with engine_for(source, workers=3):
+        assert asked == {"n_workers": 3, "processes": processes, "uses_gpu": False}
+    with engine_for(replace(source, device="cuda")):
+        assert asked == {"n_workers": None, "processes": None, "uses_gpu": True}
 
 
 def test_easy_units_are_found(case: Case) -> None:

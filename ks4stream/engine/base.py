@@ -8,12 +8,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
 
-from ks4stream.errors import Ks4StreamError
+from ks4stream.errors import GpuMemoryError, Ks4StreamError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -65,23 +65,45 @@ class Engine(Protocol):
         ...
 
 
+def run(function: Callable[[Item], Result], item: Item) -> Result:
+    """One task, in this process.
+
+    Raises
+    ------
+    GpuMemoryError
+        If the GPU's memory does not suffice.
+    """
+    with one_thread():
+        try:
+            return function(item)
+        except torch.cuda.OutOfMemoryError as error:
+            raise GpuMemoryError(
+                f"The GPU is too small, even with all cut small that can be computed in pieces: {error} Use a smaller "
+                "batch_size (for clustering max_cluster_subset), fewer workers on this GPU, or device='cpu'."
+            ) from error
+
+
 _lock = threading.Lock()
-_inside, _threads_before = 0, 1
+_inside = 0
+_before = ExitStack()  # puts back what the first task to come has changed
+
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch on one thread, and keep the memory it frees for its next tensor.
+    """Run torch on one thread, in full precision, and keep the memory it frees for its next tensor.
 
-    On one thread sums are taken in one order, whatever the machine. And a third of detection's time would go into
+    On one thread sums are taken in one order, whatever the machine. With TF32 or bfloat16, which a program may have
+    allowed for its own products, detection's bounds would not hold. And a third of detection's time would go into
     fresh memory: glibc returns large tensors to the system and has every page of the next one cleared anew.
-    Both belong to the process: of the tasks that run at a time in it, the first to come sets them and the last to
-    go resets them and gives back what is free.
+    All this belongs to the process: of the tasks that run at a time in it, the first to come sets it and the last to
+    go resets it and gives back what is free.
     """
-    global _inside, _threads_before
+    global _inside
     with _lock:
         if _inside == 0:
-            _threads_before = torch.get_num_threads()
+            _before.callback(torch.set_num_threads, torch.get_num_threads())
+            _before.enter_context(_full_precision())
             _keep_freed_memory()
         _inside += 1
         torch.set_num_threads(1)  # by every one: part of the setting belongs to the thread
@@ -91,8 +113,27 @@ def one_thread() -> Iterator[None]:
         with _lock:
             _inside -= 1
             if _inside == 0:
-                torch.set_num_threads(_threads_before)
+                _before.close()
                 _give_back_memory()
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Take float32 products in float32, whichever of torch's two interfaces was used to allow less."""
+    backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    backends = [backend for backend in backends if hasattr(backend, "fp32_precision")]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        legacy = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the two contradict each other, because the newer one (torch 2.9) was used
+        legacy = "highest"
+    torch.set_float32_matmul_precision("highest")  # sets all of them
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(legacy)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 _MALLOPT = {  # by the environment variable that sets it: number in glibc's malloc.h, value at work, value at rest

@@ -8,29 +8,44 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from importlib import import_module
 from typing import Any
 from uuid import uuid4
 
 import dask
 import torch
 from dask.system import CPU_COUNT
-from distributed import Client, Future, KilledWorker, LocalCluster, Nanny, Scheduler, SpecCluster, as_completed, wait
+from distributed import Client, Future, KilledWorker, LocalCluster, Scheduler, SpecCluster, as_completed, wait
+from distributed.comm.core import CommClosedError
+from distributed.deploy.subprocess import SubprocessWorker
 from distributed.system import MEMORY_LIMIT
 
-from ks4stream.engine.base import Item, LostWorkerError, Progress, Result, named, no_progress, one_thread
+from ks4stream.engine import workers
+from ks4stream.engine.base import Item, LostWorkerError, Progress, Result, named, no_progress, run
 
 IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would only hold memory
 WORKER_MEMORY_BYTES = 3 << 30  # what one worker needs of the machine's memory for itself, torch included
 MOST_LOSSES = 3  # times that all workers may die under one map, as scheduler.allowed-failures does for one task
-RESTART_SECONDS = 120  # that a dead worker may take to come back
+RESTART_SECONDS = 300  # that a dead worker may take to come back
+START_SECONDS = 300  # that the local cluster's processes may take to load torch
 LOCAL_CONFIG = {
     "distributed.worker.profile.enabled": False,  # it asks for Python's lock 100 times a second and worker
-    "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,  # see ks4stream.engine.base.one_thread
     "distributed.scheduler.worker-ttl": None,  # a worker in this process that is not heard of is busy, not lost
+}
+WORKER_ENVIRONMENT = {  # of the local cluster's processes; Dask's own defaults give way to it
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",  # see ks4stream.engine.base.one_thread
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),  # Dask's 64 kB has the pages of every tensor cleared anew
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
 }
 QUIET_SCHEDULER = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}  # any port: several sorts may run at a time
 ADVICE = (
@@ -40,16 +55,27 @@ ADVICE = (
 
 
 class Cluster:
-    """Runs tasks on the workers of a client."""
+    """Runs tasks on the workers of a client.
 
-    def __init__(self, client: Client, progress: Progress | None = None) -> None:
-        self._client = client
-        self._progress = progress or no_progress
+    Parameters
+    ----------
+    client : distributed.Client
+    progress : callable, optional
+    uses_gpu : bool
+        Whether tasks compute on a GPU: they go only where workers declare one as a resource, if any do, and run one
+        at a time in each worker.
+    """
+
+    def __init__(self, client: Client, progress: Progress | None = None, *, uses_gpu: bool = False) -> None:
+        self._client, self._progress, self._uses_gpu = client, progress or no_progress, uses_gpu
+        self._known: set[str] = set()  # workers that were asked what they are
 
     @property
     def n_workers(self) -> int:
-        """Tasks that run at a time: GPUs where workers declare them as a resource, else threads of all workers."""
-        return max(self._gpus() or sum(self._client.nthreads().values()), 1)
+        """Tasks that run at a time: GPUs declared, else workers that have one, or else threads of all workers."""
+        found = self._workers()
+        n_tasks = (1 if self._uses_gpu else worker["nthreads"] for worker in found.values())
+        return max(self._gpus() or sum(n_tasks), 1)
 
     @property
     def worker_memory_bytes(self) -> float:
@@ -71,7 +97,9 @@ class Cluster:
         self._progress(stage, 0, len(items))
         if not len(items):
             return
-        tasks = _Tasks(self._client, function, stage, {"GPU": 1} if self._gpus() else None)
+        self._client.wait_for_workers(1)  # a cluster whose jobs still wait for their turn is no error
+        self._check()
+        tasks = _Tasks(self._client, function, stage, alone=self._uses_gpu, on_gpu=self._gpus() > 0)
         begin = sorted(range(len(items)), key=lambda i: -priority[i]) if len(priority) else range(len(items))
         waiting, early, done, window = deque(begin), dict[int, Result](), 0, IN_FLIGHT_PER_WORKER * self.n_workers
         try:
@@ -90,22 +118,46 @@ class Cluster:
         finally:
             tasks.cancel()
 
+    def _workers(self) -> dict[str, dict[str, Any]]:
+        """What the scheduler tells of those workers that tasks may go to, by address."""
+        found: dict[str, dict[str, Any]] = self._client.scheduler_info(n_workers=-1)["workers"]
+        declaring = {address: worker for address, worker in found.items() if worker["resources"].get("GPU")}
+        return declaring if self._uses_gpu and declaring else found
+
     def _gpus(self) -> int:
-        workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
-        return int(sum(worker["resources"].get("GPU", 0) for worker in workers))
+        """GPUs that workers declare, if they are wanted."""
+        return self._uses_gpu * int(sum(worker["resources"].get("GPU", 0) for worker in self._workers().values()))
+
+    def _check(self) -> None:
+        """Ask workers that were not there before whether they can compute, and compute as this process does."""
+        new = [address for address in self._workers() if address not in self._known]
+        if not new:
+            return
+        ask = partial(workers.facts, gpu=self._uses_gpu)
+        # first by a function of Python's own, which arrives everywhere and brings back the error itself
+        answers = self._client.run(import_module, workers.__name__, workers=new, on_error="return")
+        able = [address for address, answer in answers.items() if not isinstance(answer, BaseException)]
+        answers |= self._client.run(ask, workers=able, on_error="return") if able else {}
+        left = self._workers()
+        answers = {  # those that died meanwhile are no matter
+            address: answer for address, answer in answers.items()
+            if address in left and not isinstance(answer, CommClosedError)
+        }  # fmt: skip
+        workers.check(ask(), answers)
+        self._known |= set(answers)
 
 
 class _Tasks:
     """The tasks of one map that are in flight, and the function they share, which travels to each worker once."""
 
     def __init__(
-        self, client: Client, function: Callable[[Any], Any], stage: str, resources: dict[str, float] | None
+        self, client: Client, function: Callable[[Any], Any], stage: str, *, alone: bool = False, on_gpu: bool = False
     ) -> None:
-        self._client, self._function, self._stage, self._resources = client, function, stage, resources
+        self._client, self._function, self._stage, self._alone = client, function, stage, alone
+        self._resources = {"GPU": 1} if on_gpu else None
         self._index: dict[Future[Any], int] = {}
-        self._ended = as_completed()
+        self._ended = as_completed(loop=client.loop)  # else that of the latest client this process has made
         self._losses = 0
-        self._client.wait_for_workers(1)  # a cluster whose jobs still wait for their turn is no error
         self._send()
 
     def __len__(self) -> int:
@@ -114,7 +166,9 @@ class _Tasks:
     def begin(self, index: int, item: Any) -> None:
         """Submit one item."""
         key = (f"{self._stage}-{uuid4().hex}", index)  # never one used before: a known key is not computed again
-        future = self._client.submit(_run, self._constants, item, key=key, pure=False, resources=self._resources)
+        future = self._client.submit(
+            _run, self._constants, item, self._alone, key=key, pure=False, resources=self._resources
+        )
         self._index[future] = index
         self._ended.add(future)
 
@@ -179,9 +233,12 @@ def _has(function: Callable[[Any], Any]) -> None:
     """Nothing but a reason to have the function."""
 
 
-def _run(function: Callable[[Any], Any], item: Any) -> Any:
-    with one_thread():
-        return function(item)
+_gpu = threading.Lock()  # of this process, which may be a worker of several threads
+
+
+def _run(function: Callable[[Any], Any], item: Any, alone: bool) -> Any:
+    with _gpu if alone else nullcontext():
+        return run(function, item)
 
 
 @contextmanager
@@ -205,45 +262,76 @@ def connected(address: str) -> Iterator[Client]:
 
 
 @contextmanager
-def local_client(*, n_workers: int | None = None, processes: bool | None = None) -> Iterator[Client]:
+def local_client(
+    *, n_workers: int | None = None, processes: bool | None = None, uses_gpu: bool = True
+) -> Iterator[Client]:
     """A cluster of this machine for the duration of one sort.
 
-    One worker process per GPU where there are several. Otherwise workers are threads of this process, one per core
-    as far as memory reaches, or one for the GPU: torch computes without Python's lock, and nothing has to be started
-    or copied.
+    Parameters
+    ----------
+    n_workers : int, optional
+        One for each GPU, where they are to be used, else one for each core as far as memory reaches.
+    processes : bool, optional
+        Whether workers are processes, which take some seconds to load torch, rather than threads of this one, which
+        wait for each other's Python. By default where there are several. On Windows they are always threads.
+    uses_gpu : bool
+        Whether tasks are going to compute on the GPUs this process sees. Processes get one each, in turn.
+
+    Raises
+    ------
+    LostWorkerError
+        If the processes do not start.
     """
-    gpus = _visible_gpus()
+    gpus = _visible_gpus() if uses_gpu else []
     if n_workers is None:
-        n_workers, _ = local_workers()
+        n_workers, _ = local_workers(uses_gpu=uses_gpu)
     if processes is None:
-        processes = len(gpus) > 1
-    with (
-        dask.config.set(LOCAL_CONFIG),
-        _same_environment(),
-        _cluster(n_workers, processes, gpus) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
+        processes = n_workers > 1
+    with dask.config.set(LOCAL_CONFIG):
+        with _environment(WORKER_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)}):
+            cluster = _processes(n_workers, gpus) if processes and sys.platform != "win32" else _threads(n_workers)
+        with cluster, Client(cluster) as client:
+            try:
+                client.wait_for_workers(n_workers, timeout=START_SECONDS)
+            except TimeoutError:
+                raise LostWorkerError(
+                    f"Of {n_workers} worker processes {len(client.nthreads())} were there after {START_SECONDS} s. "
+                    "What they said is above; with fewer workers less memory is needed."
+                ) from None
+            yield client
 
 
-def local_workers() -> tuple[int, int]:
+def local_workers(*, uses_gpu: bool = True) -> tuple[int, int]:
     """Workers that a sort on this machine takes, and the memory that they share, in bytes."""
-    return len(_visible_gpus()) or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_MEMORY_BYTES)), MEMORY_LIMIT
+    n_gpus = len(_visible_gpus()) if uses_gpu else 0
+    return n_gpus or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_MEMORY_BYTES)), MEMORY_LIMIT
 
 
-def _cluster(n_workers: int, processes: bool, gpus: Sequence[str]) -> SpecCluster:
-    if not processes or len(gpus) < 2:
-        return LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, processes=processes, memory_limit=0,
-            silence_logs=logging.ERROR, scheduler_kwargs=QUIET_SCHEDULER,
-        )  # fmt: skip
-    options = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.ERROR, "resources": {"GPU": 1}}
-    workers = {
-        number: {"cls": Nanny, "options": options | {"env": {"CUDA_VISIBLE_DEVICES": gpu}}}
-        for number, gpu in enumerate(gpus[:n_workers])
-    }
-    scheduler = {"cls": Scheduler, "options": QUIET_SCHEDULER | {"host": "127.0.0.1", "port": 0}}
-    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
+def _threads(n_workers: int) -> SpecCluster:
+    return LocalCluster(
+        n_workers=n_workers, threads_per_worker=1, processes=False, memory_limit=0, silence_logs=logging.ERROR,
+        scheduler_kwargs=QUIET_SCHEDULER,
+    )  # fmt: skip
+
+
+def _processes(n_workers: int, gpus: Sequence[str]) -> SpecCluster:
+    """Workers as programs of their own: unlike multiprocessing's they do not run the caller's script again.
+
+    Each has a nanny, which starts it anew when it dies.
+    """
+    options = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.ERROR, "preload": [workers.__name__]}
+    own: list[dict[str, Any]] = [
+        {"resources": {"GPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}} if gpus else {}
+        for number in range(n_workers)
+    ]
+    return SpecCluster(
+        workers={
+            number: {"cls": SubprocessWorker, "options": {"worker_kwargs": options | special}}
+            for number, special in enumerate(own)
+        },
+        scheduler={"cls": Scheduler, "options": QUIET_SCHEDULER | {"host": "127.0.0.1", "port": 0}},
+        silence_logs=logging.ERROR,
+    )
 
 
 def _visible_gpus() -> list[str]:
@@ -254,10 +342,10 @@ def _visible_gpus() -> list[str]:
 
 
 @contextmanager
-def _same_environment() -> Iterator[None]:
-    """Undo what starting worker processes does to this process's environment: one thread for OpenMP and BLAS."""
-    names = list(dask.config.get("distributed.nanny.pre-spawn-environ"))
-    before = {name: os.environ.get(name) for name in [*names, "PYTHONHASHSEED"]}
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """This process's environment with these values, for what is started meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:

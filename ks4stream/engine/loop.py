@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from ks4stream.engine.base import Item, Progress, Result, named, no_progress, one_thread
+from ks4stream.engine.base import Item, Progress, Result, named, no_progress, run
 
 
 class Loop:
@@ -28,7 +28,7 @@ class Loop:
         """Yield ``function(item)`` for every item, in order; see :class:`~ks4stream.engine.base.Engine`."""
         self._progress(stage, 0, len(items))
         for index, item in enumerate(items):
-            with one_thread(), named(stage, index, len(items)):
-                result = function(item)
+            with named(stage, index, len(items)):
+                result = run(function, item)
             self._progress(stage, index + 1, len(items))
             yield result

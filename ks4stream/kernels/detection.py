@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ks4stream.kernels.convolution import correlate
+from ks4stream.kernels.memory import in_pieces
 
 BIN = 8  # samples; a bin is evaluated whole; a power of 2
 PIECE = 16384  # samples of a tile detected at a time, a multiple of BIN: a constant of the method
@@ -216,15 +217,18 @@ class _Search:
 
     def evaluate(self, pairs: Tensor) -> None:
         """Fill in the scores of the given pairs."""
-        for some in pairs.split(PAIRS_AT_ONCE):
-            centre = some // self.n_bins
-            row = self.templates.channels.index_select(0, centre) * self.n_bins + (some % self.n_bins)[:, None]
-            around = self.rows.index_select(0, row.flatten()).view(*row.shape, self.rows.shape[1])  # (n, j, BIN·p)
-            spread = torch.bmm(self.templates.weights.index_select(0, centre), around).abs_()  # (n, s, BIN·p)
-            largest = functools.reduce(torch.maximum, spread.unbind(1))  # several times faster than amax
-            score = largest.view(-1, BIN, self.n_shapes).amax(dim=2)
-            self.score.index_copy_(0, some, score)
-            self.best.index_copy_(0, some, score.amax(dim=1))
+        in_pieces(self._evaluate, pairs, size=PAIRS_AT_ONCE)
+
+    def _evaluate(self, some: Tensor) -> None:
+        centre = some // self.n_bins
+        row = self.templates.channels.index_select(0, centre) * self.n_bins + (some % self.n_bins)[:, None]
+        around = self.rows.index_select(0, row.flatten()).view(*row.shape, self.rows.shape[1])  # (n, j, BIN·p)
+        spread = torch.bmm(self.templates.weights.index_select(0, centre), around).abs_()  # (n, s, BIN·p)
+        largest = functools.reduce(torch.maximum, spread.unbind(1))  # several times faster than amax
+        score = largest.view(-1, BIN, self.n_shapes).amax(dim=2)
+        best = score.amax(dim=1)
+        self.score.index_copy_(0, some, score)
+        self.best.index_copy_(0, some, best)
 
     def summits(self) -> Tensor:
         """Of some centres and the bins around the pair with the largest bound: high scores are to be expected."""

@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ks4stream.kernels.memory import in_pieces
+
 CHUNK = 65_536  # spikes fetched from a store, or swept over, at a time (section 6, cost)
 INNER_CHUNK = 4096  # spikes whose distances to all landmarks are held at a time
 
@@ -221,11 +223,13 @@ def join_to_landmarks(
     half_squared = 0.5 * (points * points).sum(1)
     n_links = min(n_neighbors, landmark.shape[0])
     neighbor = torch.empty((rows.n, n_links), dtype=torch.int32, device=rows.device)
+
+    def fill(some: Tensor, joined: Tensor) -> None:
+        joined.copy_(nearest(some, points, half_squared, n_links))
+
     for start in range(0, rows.n, chunk):
         x = rows.chunk(start, min(start + chunk, rows.n))
-        for at in range(0, x.shape[0], inner):
-            found = nearest(x[at : at + inner], points, half_squared, n_links)
-            neighbor[start + at : start + at + found.shape[0]] = found.int()
+        in_pieces(fill, x, neighbor[start : start + len(x)], size=inner)
     return graph_of(neighbor, landmark)
 
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ks4stream.kernels.convolution import correlate
+from ks4stream.kernels.memory import in_pieces
 from ks4stream.kernels.templates import lagged_products
 
 DROPPED_ENERGY = 1e-4
@@ -159,8 +160,8 @@ def prepare(
     features = trimmed(features, dropped_energy)
     norm = features.norm(dim=(1, 2))
     unit_templates = features / norm.clamp_min(1e-30)[:, None, None]
-    largest = features.square().sum(dim=2).argmax(dim=1)  # (u,)
-    groups = bisected(np.asarray(positions)[largest.cpu().numpy()], group_size)
+    largest = largest_channel(features)
+    groups = bisected(np.asarray(positions)[largest.numpy()], group_size)
     unit_of = torch.as_tensor(np.concatenate([np.zeros(0, np.int64), *groups]), device=device)
     sizes = torch.tensor([len(group) for group in groups], dtype=torch.int64, device=device)
     group_of = torch.arange(len(groups), device=device).repeat_interleave(sizes)
@@ -176,7 +177,7 @@ def prepare(
         features=features,
         components=components,
         norm=norm,
-        template_channels=neighbours.to(device)[largest],
+        template_channels=neighbours.to(device)[largest.to(device)],
         unit_of=unit_of,
         group_of=group_of,
         members=_padded(torch.arange(len(groups), device=device)[:, None] == group_of, len(unit_of)),
@@ -188,6 +189,11 @@ def prepare(
         pair_gram=torch.cat([features.new_zeros(0, q * q), *(gram for _, _, gram in pairs)]),
         lagged=lagged_products(components).flip(2)[:, :, 1 : 2 * nt].reshape(q * q, -1),
     )
+
+
+def largest_channel(features: Tensor) -> Tensor:
+    """Channel of each template's largest features, told on the CPU, the same on every machine: (u, c, q) to (u,)."""
+    return features.cpu().square().sum(dim=2).argmax(dim=1)
 
 
 def trimmed(features: Tensor, dropped_energy: float) -> Tensor:
@@ -349,18 +355,19 @@ class _Search:
         nt = self.matcher.nt
         scores = self.scores.view(-1, self.n_blocks, nt)
         best = self.best.view(-1, self.n_blocks, nt)
-        dirty_group, dirty_block = torch.nonzero(dirty, as_tuple=True)
-        step = SAMPLES_AT_ONCE  # blocks, that is 16 MB at 16 units a group
-        for group, block in zip(torch.split(dirty_group, step), torch.split(dirty_block, step), strict=True):
+
+        def refresh(group: Tensor, block: Tensor) -> None:
             rows = self.matcher.members[group]  # (n, m)
             values = scores[rows, block[:, None]]  # (n, m, w)
             largest = values.amax(dim=1)  # (n, w)
-            best[group, block] = largest
             at = largest.argmax(dim=1, keepdim=True)  # the earliest
             there = values.gather(2, at[:, None].expand(-1, rows.shape[1], -1))[:, :, 0]  # (n, m)
+            best[group, block] = largest
             self.top[group, block] = largest.gather(1, at)[:, 0]
             self.top_sample[group, block] = block * nt + at[:, 0]
             self.top_row[group, block] = rows.gather(1, there.argmax(dim=1, keepdim=True))[:, 0]  # the lowest unit
+
+        in_pieces(refresh, *torch.nonzero(dirty, as_tuple=True), size=SAMPLES_AT_ONCE)  # 16 MB at 16 units a group
 
     def peaks(self, threshold: float) -> _Peaks:
         """Return the tops above `threshold` that no score of a group nearby within ±nt samples exceeds or precedes."""
@@ -394,12 +401,15 @@ class _Search:
         nt = self.matcher.nt
         sample, score = self.top_sample[group, block], self.top[group, block]
         windows = self.best.unfold(1, 2 * nt + 1, 1)  # (g, t, 2·nt + 1)
-        beaten = []
-        for some in torch.split(torch.arange(len(group), device=group.device), SAMPLES_AT_ONCE):
-            around = windows[self.matcher.near[group[some]], sample[some, None] - nt]  # (n, x, 2·nt + 1)
-            limit = score[some, None, None]
-            beaten.append((around > limit).flatten(1).any(1) | (around[:, :, :nt] == limit).flatten(1).any(1))
-        return torch.cat(beaten) if beaten else torch.zeros_like(group, dtype=torch.bool)
+        beaten = torch.zeros_like(group, dtype=torch.bool)
+
+        def compare(group: Tensor, sample: Tensor, score: Tensor, beaten: Tensor) -> None:
+            around = windows[self.matcher.near[group], sample[:, None] - nt]  # (n, x, 2·nt + 1)
+            limit = score[:, None, None]
+            beaten |= (around > limit).flatten(1).any(1) | (around[:, :, :nt] == limit).flatten(1).any(1)
+
+        in_pieces(compare, group, sample, score, beaten, size=SAMPLES_AT_ONCE)
+        return beaten
 
     def subtract(self, peaks: _Peaks) -> None:
         """Take what `peaks` explain out of the scores, in the order of the peaks, and refresh the maxima."""
@@ -410,11 +420,14 @@ class _Search:
         pair = torch.arange(len(peak), device=count.device) + (start - count.cumsum(0) + count)[peak]
         reach = torch.arange(1 - nt, nt, device=count.device)
         flat = self.scores.view(-1)
-        for some_peak, some_pair in zip(torch.split(peak, ROWS_AT_ONCE), torch.split(pair, ROWS_AT_ONCE), strict=True):
-            fall = matcher.pair_gram[some_pair] @ matcher.lagged * -peaks.score[some_peak, None]  # (n, l)
-            origin = matcher.pair_row[some_pair] * self.scores.shape[1] + peaks.sample[some_peak]
+
+        def subtract(peak: Tensor, pair: Tensor) -> None:
+            fall = matcher.pair_gram[pair] @ matcher.lagged * -peaks.score[peak, None]  # (n, l)
+            origin = matcher.pair_row[pair] * self.scores.shape[1] + peaks.sample[peak]
             # peaks that do not touch each other may touch the same scores: sums in order, never float atomics
             flat.index_put_((origin[:, None] + reach,), fall, accumulate=True)
+
+        in_pieces(subtract, peak, pair, size=ROWS_AT_ONCE)
         self._refresh(self._reached(peaks))
 
     def _reached(self, peaks: _Peaks) -> Tensor:
@@ -496,6 +509,7 @@ def features(residual: Tensor, spikes: Spikes, matcher: Matcher) -> Tensor:
     channels = matcher.template_channels[spikes.unit]  # (n, j)
     windows = residual.unfold(1, matcher.nt, 1)
     found = residual.new_empty(*channels.shape, len(matcher.components))
+    # pieces of one size: with so few columns a row's sums depend on how many rows are multiplied at a time
     for some in torch.split(torch.arange(len(channels), device=residual.device), SAMPLES_AT_ONCE):
         at = spikes.sample_index[some, None] - matcher.nt // 2
         left = windows[channels[some].clamp_min(0), at] @ matcher.components.T

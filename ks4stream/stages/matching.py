@@ -66,9 +66,15 @@ class SpikeMatcher:
             )
         return self._ready["matcher"]
 
+    @property
+    def template_channels(self) -> NDArray[np.int64]:
+        """Channels of the features of each template's spikes (v, j), padded with −1; told without a GPU."""
+        largest = kernels.largest_channel(torch.from_numpy(self.templates.features)).numpy()
+        return channel_slots(self.source, self.source.settings.nearest_chans)[largest]
+
     def __call__(self, block: tuple[Tile, ...]) -> Matched:
         artifacts: list[NDArray[np.int64]] = []
-        tiles = [self._of(tile, artifacts) for tile in block]
+        tiles = [self._of(tile, artifacts) for tile in self.source.read_ahead(block)]
         for at in range(1, len(block)):
             if block[at - 1].stop == block[at].start:  # else batches between them are not sorted
                 left, right = tiles[at - 1], tiles[at]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -80,13 +83,14 @@ class Preprocessor:
     whitening: Whitening | None = None
     drift: Drift | None = None
     _ready: dict[str, Any] = field(default_factory=dict, repr=False)  # constants as tensors, made on first use
+    _ahead: dict[int, Future[NDArray[Any]]] = field(default_factory=dict, repr=False)  # tiles being read, by number
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_ready": {}}
+        return self.__dict__ | {"_ready": {}, "_ahead": {}}
 
     def with_results(self, **results: Any) -> Preprocessor:
         """The same with a whitening or a drift."""
-        return replace(self, _ready={}, **results)
+        return replace(self, _ready={}, _ahead={}, **results)
 
     @property
     def probe(self) -> Probe:
@@ -98,6 +102,19 @@ class Preprocessor:
     def core(self, tile: Tile) -> slice:
         """The samples a tile owns, as a slice of its traces."""
         return slice(tile.halo, tile.halo + tile.stop - tile.start)
+
+    def read_ahead(self, tiles: Sequence[Tile]) -> Iterator[Tile]:
+        """The tiles in turn; while one is worked on, the next is being read."""
+        with ThreadPoolExecutor(1, "ks4stream-reader") as reader:
+            try:
+                for tile, following in zip_longest(tiles, tiles[1:]):
+                    if following is not None:
+                        reading = reader.submit(read_tile, self.recording, self.tiling, following)
+                        self._ahead[following.index] = reading
+                    yield tile
+            finally:
+                for tile in tiles:
+                    self._ahead.pop(tile.index, None)
 
     def referenced(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Filtered, referenced and blanked traces (c, t), and where they were blanked (t,)."""
@@ -135,7 +152,9 @@ class Preprocessor:
 
     def _raw(self, tile: Tile) -> Tensor:
         """A tile as it lies in the file, in the order of the probe: (c, t)."""
-        samples = read_tile(self.recording, self.tiling, tile)[:, self.probe.chan_map]
+        reading = self._ahead.pop(tile.index, None)
+        samples = reading.result() if reading else read_tile(self.recording, self.tiling, tile)
+        samples = samples[:, self.probe.chan_map]
         if samples.dtype == np.uint16:
             samples = (samples.astype(np.int32) - 2**15).astype(np.int16)
         traces = torch.from_numpy(samples).to(self.device)
@@ -184,7 +203,11 @@ class Preprocessor:
 def read_tile(recording: Recording, tiling: Tiling, tile: Tile) -> NDArray[Any]:
     """All a tile sees, (time, channel in file); beyond the crop's ends its edge value is repeated."""
     first, last = max(tile.first, tiling.start), min(tile.first + tile.length, tiling.stop)
-    samples = recording.read(first, last)
+    try:
+        samples = recording.read(first, last)
+    except Exception as error:
+        error.add_note(f"Raised while reading batch {tile.index}, samples {first} to {last} of {recording.name}.")
+        raise
     missing = (first - tile.first, tile.first + tile.length - last)
     return np.pad(samples, (missing, (0, 0)), mode="edge") if any(missing) else samples
 

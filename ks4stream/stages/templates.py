@@ -33,7 +33,7 @@ class PeakWriter:
     folder: Path = Path()
 
     def __call__(self, block: tuple[Tile, ...]) -> Receipt:
-        tiles = [self._of(tile) for tile in block]
+        tiles = [self._of(tile) for tile in self.detector.source.read_ahead(block)]
         columns = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
         region = self.regions.of_centre[columns["centre"]]
         path = self.folder / f"peaks-{block[0].index:08d}-{block[-1].index:08d}.npz"

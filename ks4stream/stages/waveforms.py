@@ -37,7 +37,7 @@ class Snippets:
     most_per_tile: int
 
     def __call__(self, block: tuple[Tile, ...]) -> list[NDArray[np.float32]]:
-        return [self._of(tile) for tile in block]
+        return [self._of(tile) for tile in self.source.read_ahead(block)]
 
     def _of(self, tile: Tile) -> NDArray[np.float32]:
         settings = self.source.settings

@@ -27,7 +27,7 @@ class Covariances:
     source: Preprocessor
 
     def __call__(self, block: tuple[Tile, ...]) -> list[Covariance]:
-        return [self._of(tile) for tile in block]
+        return [self._of(tile) for tile in self.source.read_ahead(block)]
 
     def _of(self, tile: Tile) -> Covariance:
         traces, blank = self.source.referenced(tile)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 import torch
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, get_worker
 
 import ks4stream
 from ks4stream.engine import Engine, Loop, one_thread
 from ks4stream.engine import cluster as cluster_module
 from ks4stream.engine.base import LostWorkerError
 from ks4stream.engine.cluster import IN_FLIGHT_PER_WORKER, Cluster, local_client
+from ks4stream.errors import GpuMemoryError
 
 PACKAGE = str(Path(ks4stream.__file__).parents[1])
 
@@ -322,7 +326,7 @@ def test_what_is_lost_with_all_workers_is_sent_and_computed_again(client: Client
 
 
 def test_cancelled_tasks_are_begun_anew_and_never_results(client: Client) -> None:
-    tasks = cluster_module._Tasks(client, Squares(slow=(0, 1)), "cancelled", None)
+    tasks = cluster_module._Tasks(client, Squares(slow=(0, 1)), "cancelled")
     tasks.begin(0, 0)
     tasks.begin(1, 1)
     client.cancel(list(tasks._index), force=True)
@@ -336,47 +340,191 @@ def test_cancelled_tasks_are_begun_anew_and_never_results(client: Client) -> Non
     tasks.cancel()
 
 
-def test_gpus_are_asked_for_where_workers_declare_them() -> None:
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process, and workers that are threads of it, believe to see a GPU."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "H200")
+
+
+@contextmanager
+def many_threads(n_workers: int, **options: Any) -> Iterator[Client]:
+    """A user's own cluster, with four threads per worker."""
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=4, processes=False, resources={"GPU": 1}, memory_limit=0,
-            silence_logs=40, scheduler_kwargs=cluster_module.QUIET_SCHEDULER,
+            n_workers=n_workers, threads_per_worker=4, processes=False, memory_limit=0, silence_logs=40,
+            scheduler_kwargs=cluster_module.QUIET_SCHEDULER, **options,
         ) as cluster,
         Client(cluster) as client,
     ):  # fmt: skip
-        engine, most, now, lock = Cluster(client), [0], [0], threading.Lock()
-        assert engine.n_workers == 2
+        yield client
 
-        def function(number: int) -> int:
-            with lock:
-                now[0] += 1
-                most[0] = max(most[0], now[0])
-            time.sleep(0.01)
-            with lock:
-                now[0] -= 1
-            return number
 
-        assert list(engine.map(function, list(range(20)), stage="gpu")) == list(range(20))
-        assert most[0] <= 2  # of eight threads
+class Together:
+    """Tells how many of its tasks run at a time, itself included."""
+
+    def __init__(self) -> None:
+        self.now, self.lock = 0, threading.Lock()
+
+    def __call__(self, number: int) -> int:
+        with self.lock:
+            self.now += 1
+        time.sleep(0.02)
+        with self.lock:
+            self.now -= 1
+            return self.now + 1
+
+
+@pytest.mark.parametrize("options", [{}, {"resources": {"GPU": 1}}])
+def test_a_gpu_has_one_task_at_a_time_declared_or_not(a_gpu: None, options: dict[str, Any]) -> None:
+    with many_threads(1, **options) as client:
+        engine = Cluster(client, uses_gpu=True)
+        assert engine.n_workers == 1
+        assert set(engine.map(Together(), list(range(12)), stage="gpu")) == {1}
+        plain = Cluster(client)  # that computes on the processor
+        assert plain.n_workers == 4
+        assert max(plain.map(Together(), list(range(12)), stage="cpu")) > 1
+
+
+def test_tasks_go_only_to_workers_that_declare_a_gpu(a_gpu: None, client: Client) -> None:
+    with many_threads(1, resources={"GPU": 1}) as own:
+        cluster = own.cluster
+        assert cluster is not None
+        one = own.submit(lambda: None)  # a second worker without a GPU joins
+        one.result()
+        cluster.worker_spec["plain"] = {  # type: ignore[attr-defined]
+            "cls": cluster.new_spec["cls"],  # type: ignore[attr-defined]
+            "options": {**cluster.new_spec["options"], "resources": {}},  # type: ignore[attr-defined]
+        }
+        cluster.sync(cluster._correct_state)  # type: ignore[attr-defined]
+        own.wait_for_workers(2)
+        engine = Cluster(own, uses_gpu=True)
+        assert engine.n_workers == 1
+        used = set(engine.map(lambda _: get_worker().address, list(range(12)), stage="gpu"))
+        assert used == set(engine._workers())
+        assert Cluster(own).n_workers == 8
 
 
 def test_one_process_per_gpu_each_seeing_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "_visible_gpus", lambda: ["3", "5"])
     with local_client() as client:
-        client.wait_for_workers(2)
         seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
         assert sorted(seen.values()) == ["3", "5"]
-        assert Cluster(client).n_workers == 2
+        assert Cluster(client, uses_gpu=True).n_workers == 2
 
 
-def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch, processes: Client) -> None:
-    """Dask's worker processes are started with one thread for OpenMP; this process must not be."""
+def test_worker_processes_have_an_environment_of_their_own(monkeypatch: pytest.MonkeyPatch, processes: Client) -> None:
+    """One thread for OpenMP and torch loaded, while this process is left as it was."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("MKL_NUM_THREADS", "7")
     before = dict(os.environ)
-    with cluster_module._same_environment():
-        os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONHASHSEED": "6640"})
+    with cluster_module._environment(cluster_module.WORKER_ENVIRONMENT):
+        assert os.environ["MKL_NUM_THREADS"] == "1"
     assert dict(os.environ) == before
+
+    def look() -> tuple[bool, bool, dict[str, str]]:
+        return "torch" in sys.modules, dask.config.get("distributed.worker.profile.enabled"), dict(os.environ)
+
+    for loaded, profiled, environment in processes.run(look).values():
+        assert loaded and not profiled
+        assert cluster_module.WORKER_ENVIRONMENT.items() <= environment.items()
+
+
+SCRIPT = """
+from ks4stream.engine.cluster import Cluster, local_client
+print("begun", flush=True)
+with local_client(n_workers=2, processes=True) as client:
+    print(list(Cluster(client).map(abs, [-1, -2, 3], stage="script")))
+"""
+
+
+def test_a_script_needs_no_guard_and_runs_once(tmp_path: Path) -> None:
+    """Unlike with processes made by multiprocessing, which run it again."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": PACKAGE})
+    assert done.stdout.splitlines() == ["begun", "[1, 2, 3]"], done.stderr
+
+
+@pytest.mark.parametrize("how_many", [1, 2])
+def test_killed_workers_cost_no_result(processes: Client, how_many: int) -> None:
+    """The function is sent again only where no worker is left that has it."""
+    sent: list[int] = []
+    real = cluster_module._Tasks._send
+    processes.wait_for_workers(2, timeout=300)  # one may still be on its way back from the last test
+    before = set(processes.run(os.getpid).values())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster_module._Tasks, "_send", lambda self: (sent.append(1), real(self)))
+        results = Cluster(processes).map(SlowSquares(), list(range(60)), stage="killed")
+        found = [next(results) for _ in range(4)]
+        for pid in sorted(before)[:how_many]:
+            os.kill(pid, signal.SIGKILL)
+        while len(found) < 20:  # tasks in flight end or are begun anew
+            found.append(next(results))
+        processes.wait_for_workers(2, timeout=300)
+        found += results
+    assert [square for square, _ in found] == [number**2 for number in range(60)]
+    # one that came back beside a survivor gets tasks only as Dask steals them for it
+    assert len({pid for _, pid in found} - before) >= how_many - 1
+    assert (len(sent) > 1) == (how_many == 2)
+
+
+class SlowSquares:
+    """A number's square, and the process it was computed in."""
+
+    def __call__(self, number: int) -> tuple[int, int]:
+        time.sleep(0.02)
+        return number**2, os.getpid()
+
+
+PRECISIONS = """
+import warnings
+import torch
+from ks4stream.engine import one_thread
+
+def state():
+    found = []
+    for ask in (torch.get_float32_matmul_precision, lambda: torch.backends.cuda.matmul.allow_tf32):
+        try:
+            found.append(ask())
+        except RuntimeError:  # torch finds that its older and its newer interface contradict each other
+            found.append("mixed")
+    newer = (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    return found, [backend.fp32_precision for backend in newer if hasattr(backend, "fp32_precision")]
+
+def set_newer():
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+warnings.simplefilter("error")
+for allow in (
+    lambda: None,
+    set_newer,
+    lambda: torch.set_float32_matmul_precision("medium"),
+):
+    allow()
+    before = state()
+    with one_thread():
+        inside = state()
+    assert inside[0] == ["highest", False] and set(inside[1]) <= {"ieee"}, inside
+    assert state() == before, (before, state())
+    print(before)
+"""
+
+
+def test_products_are_of_full_precision_within_tasks_only() -> None:
+    code = [sys.executable, "-c", PRECISIONS]
+    done = subprocess.run(code, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": PACKAGE})
+    assert done.returncode == 0, done.stderr
+    assert len(set(done.stdout.splitlines())) >= 2  # the program's own choice was another each time
+
+
+def test_a_gpu_too_small_for_a_batch_names_the_setting(engine: Engine) -> None:
+    def function(number: int) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(GpuMemoryError, match=r"CUDA out of memory.*batch_size"):
+        list(engine.map(function, [1], stage="large"))
 
 
 def test_memory_for_a_task_is_the_machines_or_the_workers_limit(client: Client) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,52 @@ def test_types_of_the_file_say_the_same(samples: np.ndarray) -> None:
         np.asfortranarray(samples),
     ):
         assert torch.equal(referenced(source_of(other)), expected)
+
+
+class Noted:
+    """A source that notes what is read by which thread, and fails from some sample on."""
+
+    def __init__(self, samples: np.ndarray, broken_from: int) -> None:
+        self.samples, self.broken_from = samples, broken_from
+        self.reads: list[tuple[int, bool]] = []
+        self.n_samples, self.n_channels = samples.shape
+        self.dtype, self.digest_is_exact = samples.dtype, True
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        self.reads.append((start, threading.current_thread() is threading.main_thread()))
+        if stop > self.broken_from:
+            raise OSError("the disk is gone")
+        return self.samples[start:stop]
+
+    def digest(self) -> str:
+        return "noted"
+
+
+def test_the_next_tile_is_read_while_one_is_worked_on(samples: np.ndarray) -> None:
+    source = source_of(samples)
+    noted = Noted(samples, len(samples) + 1)
+    ahead = replace(source, recording=replace(source.recording, source=noted))
+    tiles = list(source.tiling)
+    for tile in ahead.read_ahead(tiles):
+        assert torch.equal(ahead.referenced(tile)[0], source.referenced(tile)[0])
+        assert len(noted.reads) <= tile.index + 2  # never more than one ahead
+    assert len(noted.reads) == len(tiles) == 4
+    assert [mine for _, mine in sorted(noted.reads)] == [True, False, False, False]
+    assert not ahead._ahead
+
+
+def test_what_goes_wrong_while_reading_ahead_names_the_batch(samples: np.ndarray) -> None:
+    source = source_of(samples)
+    tiles = list(source.tiling)
+    noted = Noted(samples, broken_from=tiles[2].start)
+    ahead = replace(source, recording=replace(source.recording, source=noted))
+    done = []
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        for tile in ahead.read_ahead(tiles):
+            ahead.referenced(tile)
+            done.append(tile.index)
+    assert caught.value.__notes__[0].startswith(f"Raised while reading batch {len(done)}, samples ")
+    assert not ahead._ahead
 
 
 def test_scale_shift_and_sign(samples: np.ndarray) -> None:

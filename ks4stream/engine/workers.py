@@ -1,0 +1,120 @@
+"""What computes, and whether it computes the same everywhere: versions, processor and GPUs of a process.
+
+Results are the same to the last bit only where code, libraries and processor (or model of GPU) are.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+import ks4stream.stages.units  # noqa: F401  with it a worker has loaded all that tasks need
+from ks4stream.errors import VersionWarning, WorkerError
+
+LIBRARIES = ("torch", "numpy", "scipy", "dask", "distributed")
+NO_GPU = "none"
+Facts = dict[str, str]
+
+
+@functools.cache
+def code_digest() -> str:
+    """Hash of this package's code: versions are the same while code is being worked on."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def facts(*, gpu: bool) -> Facts:
+    """What results depend on in this process.
+
+    Parameters
+    ----------
+    gpu : bool
+        Whether the GPU is used, and its model to be told: asking starts CUDA.
+    """
+    found = {"Python": platform.python_version(), "ks4stream": f"{_version('ks4stream')} (code {code_digest()})"}
+    found |= {name: _version(name) for name in LIBRARIES}
+    found["processor"] = _processor()
+    if gpu:
+        names = {torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())}
+        found["GPU"] = ", ".join(sorted(names)) or NO_GPU
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+@functools.cache
+def _processor() -> str:
+    """Vendor, family and model as far as the system tells, and the instructions that torch uses."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    told = [known[name] for name in ("vendor_id", "cpu family", "model") if name in known]
+    return " ".join([*(told or [platform.machine(), platform.processor()]), torch.backends.cpu.get_cpu_capability()])
+
+
+def check(here: Facts, workers: Mapping[str, Facts | BaseException]) -> None:
+    """Hold what workers are against what this process is.
+
+    Parameters
+    ----------
+    here : dict of str
+        Facts of this process.
+    workers : dict of str to dict of str, or to what asking them raised
+        By address.
+
+    Raises
+    ------
+    WorkerError
+        If a worker lacks a library, our code or a GPU that was asked for.
+
+    Warns
+    -----
+    VersionWarning
+        If what results depend on is not the same everywhere.
+    """
+    for address, answer in workers.items():
+        if isinstance(answer, ImportError | AttributeError):  # the latter: of a version without this function
+            raise WorkerError(
+                f"The worker at {address} cannot compute: {answer}. Install on all workers what this process has: "
+                + ", ".join(f"{name} {here[name]}" for name in ("ks4stream", "torch", "numpy"))
+                + "."
+            ) from answer
+        if isinstance(answer, Exception):
+            raise WorkerError(f"The worker at {address} did not answer: {answer!r}. Start it anew.") from answer
+    known = {address: answer for address, answer in workers.items() if isinstance(answer, dict)}
+    for address, answer in known.items():
+        if answer.get("GPU") == NO_GPU:
+            raise WorkerError(
+                f"The worker at {address} sees no GPU, and device='cuda' was asked for. Start those that have one with "
+                "--resources GPU=1, and tasks will go nowhere else, or pass device='cpu'."
+            )
+    if here.get("GPU") == NO_GPU:  # nothing here runs on one, so they need only be alike among themselves
+        here = here | {"GPU": next(answer["GPU"] for answer in known.values())}
+    differences = [line for name in here for line in _differences(name, here[name], known)]
+    if differences:
+        warnings.warn(
+            "Workers are not alike. Results are the same from run to run, to the last bit, only where versions and "
+            "processors (or models of GPU) are. " + "; ".join(differences) + ".",
+            VersionWarning,
+            stacklevel=2,
+        )
+
+
+def _differences(name: str, here: str, workers: Mapping[str, Facts]) -> list[str]:
+    """For each other value than ours one worker that has it."""
+    others = {answer.get(name, "unknown"): address for address, answer in workers.items()}
+    others.pop(here, None)
+    return [f"{name}: {here} here, {value} at {address}" for value, address in sorted(others.items())]

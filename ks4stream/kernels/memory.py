@@ -1,0 +1,49 @@
+"""When the GPU's memory does not suffice, the same in smaller pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+SMALLEST = 16
+"""Rows of a piece at least: fewer free no memory worth having, and products of one or two rows may be summed in
+another order than those of many."""
+
+
+def in_pieces(function: Callable[..., None], *columns: Tensor, size: int) -> None:
+    """Call a function on some rows after the other of all columns.
+
+    Parameters
+    ----------
+    function : callable
+        Called with the same rows of each column. It changes nothing before the last of its memory is allocated, and
+        what it does to a row does not depend on which others come along.
+    *columns : Tensor, shape (n, …)
+    size : int
+        Rows at a time; half of them, and half of these, where the device is out of memory.
+
+    Raises
+    ------
+    torch.OutOfMemoryError
+        If not even a few times :data:`SMALLEST` rows fit.
+
+    Examples
+    --------
+    >>> in_pieces(lambda some: print(some.tolist()), torch.arange(5), size=2)
+    [0, 1]
+    [2, 3]
+    [4]
+    """
+    for piece in zip(*(column.split(size) for column in columns), strict=True):
+        n = len(piece[0])
+        try:
+            function(*piece)
+        except torch.cuda.OutOfMemoryError:
+            if n < 2 * SMALLEST:
+                raise
+        else:
+            continue
+        torch.cuda.empty_cache()  # here the error is gone, and with it the tensors of its frames
+        in_pieces(function, *piece, size=-(-n // 2))
