@@ -155,7 +155,7 @@ class _Tasks:
     ) -> None:
         self._client, self._function, self._stage, self._alone = client, function, stage, alone
         self._resources = {"GPU": 1} if on_gpu else None
-        self._index: dict[Future[Any], int] = {}
+        self._index: dict[Future[Any], tuple[int, Any]] = {}  # of the item, and the constants it was begun with
         self._ended = as_completed(loop=client.loop)  # else that of the latest client this process has made
         self._losses = 0
         self._send()
@@ -169,7 +169,7 @@ class _Tasks:
         future = self._client.submit(
             _run, self._constants, item, self._alone, key=key, pure=False, resources=self._resources
         )
-        self._index[future] = index
+        self._index[future] = index, self._constants
         self._ended.add(future)
 
     def finished(self, total: int) -> tuple[dict[int, Any], list[int]]:
@@ -178,18 +178,19 @@ class _Tasks:
         A task is begun anew on another worker by Dask itself, but where no worker is left that holds the function
         it is cancelled. The function is then sent again to the workers that have been started in the meantime.
         """
-        results, lost = {}, []
+        results, lost, gone = {}, [], False
         for future in self._ended.next_batch():
-            index = self._index[future]
+            index, constants = self._index[future]
             try:
                 with named(self._stage, index, total):
                     results[index] = future.result()
             except CancelledError:
                 lost.append(index)
+                gone |= constants is self._constants  # else they have been sent again since
             except KilledWorker as error:
                 raise LostWorkerError(ADVICE.format(stage=self._stage, times=MOST_LOSSES + 1)) from error
             del self._index[future]
-        if lost:
+        if gone:
             self._start_over()
         return results, sorted(lost, reverse=True)
 

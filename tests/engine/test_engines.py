@@ -466,7 +466,7 @@ def test_killed_workers_cost_no_result(processes: Client, how_many: int) -> None
     assert [square for square, _ in found] == [number**2 for number in range(60)]
     # one that came back beside a survivor gets tasks only as Dask steals them for it
     assert len({pid for _, pid in found} - before) >= how_many - 1
-    assert (len(sent) > 1) == (how_many == 2)
+    assert len(sent) >= how_many
 
 
 class SlowSquares:
