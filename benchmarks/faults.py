@@ -236,7 +236,7 @@ def store_read_only(scene: Scene) -> None:
 
 
 def store_writable(scene: Scene) -> None:
-    subprocess.run(["umount", str(scene.folder / "run")], check=True)
+    subprocess.run(["umount", "-l", str(scene.folder / "run")], check=True)  # a task may still be writing
 
 
 def _mount(*words: str) -> None:
