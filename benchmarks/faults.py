@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -37,7 +38,7 @@ from ks4stream.errors import ResultsError
 from ks4stream.io.run_store import Remembered, record_path
 
 N_CHANNELS, SECONDS, N_UNITS, BLOCK_BATCHES = 16, 16.0, 20, 2
-JOURNAL, DATA, FILLER = "journal.txt", "data.bin", "filler"
+DATA, FILLER = "data.bin", "filler"
 PATIENCE_S = 300  # for one sort, or for a process to start
 
 
@@ -49,7 +50,7 @@ class Watched(Remembered):
     """A remembered task that tells the journal when it is really computed, and when its record has appeared."""
 
     def __call__(self, item: Any) -> Any:
-        task, journal = record_path(self.store.folder, item), self.store.folder.parents[1] / JOURNAL
+        task, journal = record_path(self.store.folder, item), journal_of(self.store.folder.parents[1])
         value = Remembered(_Noted(self.function, journal, task), self.store)(item)
         note(journal, "end", task)
         return value
@@ -64,6 +65,11 @@ class _Noted:
     def __call__(self, item: Any) -> Any:
         note(self.journal, "begin", self.task)
         return self.function(item)
+
+
+def journal_of(folder: Path) -> Path:
+    """Where it lies: beside the results folder, whose disk may be full."""
+    return folder.with_name(f"{folder.name}.journal")
 
 
 def note(journal: Path, event: str, task: Path) -> None:
@@ -230,7 +236,7 @@ def store_read_only(scene: Scene) -> None:
 
 
 def store_writable(scene: Scene) -> None:
-    subprocess.run(["umount", str(scene.folder / "run")], check=True)
+    subprocess.run(["umount", "-l", str(scene.folder / "run")], check=True)  # a task may still be writing
 
 
 def _mount(*words: str) -> None:
@@ -278,7 +284,7 @@ FAULTS = [
 
 def read_journal(folder: Path) -> list[tuple[str, str]]:
     """Events and tasks; a line that a killed process left unfinished is none."""
-    path = folder / JOURNAL
+    path = journal_of(folder)
     lines = path.read_text().splitlines() if path.exists() else []
     return [(event, task) for event, _, task in (line.partition(" ") for line in lines) if task.endswith(".npz")]
 
@@ -298,7 +304,7 @@ def computed_again(journal: list[tuple[str, str]]) -> int:
 def note_finished(folder: Path) -> None:
     """Add to the journal what has a record: a worker may be killed before it can tell."""
     for path in (folder / "run").glob("*/*.record.npz"):
-        note(folder / JOURNAL, "end", path)
+        note(journal_of(folder), "end", path)
 
 
 def outcome(folder: Path) -> dict[str, str]:
@@ -422,14 +428,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("faults"), help="a folder that is made")
     parser.add_argument("--runs", type=int, default=4, help="of each fault")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="faults with this in their name")
+    parser.add_argument("--only", default="", help="faults with this in their name, a regular expression")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve)
         return 0
     may_mount = sys.platform == "linux" and os.geteuid() == 0
-    faults = [fault for fault in FAULTS if options.only in fault.name and (may_mount or not fault.mounts)]
+    faults = [fault for fault in FAULTS if re.search(options.only, fault.name) and (may_mount or not fault.mounts)]
     bench, outcomes = Bench(options.out.absolute()), []
     for number in range(options.runs):
         for fault in faults:
