@@ -180,7 +180,7 @@ class Scene:
 
     def files(self) -> list[Path]:
         """Blocks and records that are there."""
-        return sorted((self.folder / "run").glob("*/*.npz"))
+        return sorted(path for kind in ("npz", "rows") for path in (self.folder / "run").glob(f"*/*.{kind}"))
 
 
 def a_worker_killed(scene: Scene) -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import Field, fields
 from pathlib import Path
 from types import FrameType
@@ -28,6 +28,7 @@ from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, ProbeError
 from ks4stream.settings import Settings
 
 if TYPE_CHECKING:
+    from ks4stream.io.places import Place
     from ks4stream.planning import Plan
     from ks4stream.recording import Recording
     from ks4stream.results import Sorting
@@ -258,8 +259,8 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
 @click.option("--no-car", is_flag=True, cls=_Option, section="Recording", help="Subtract no common reference.")
 @click.option("--invert-sign", is_flag=True, cls=_Option, section="Recording", help="Turn the traces upside down.")
 @click.option(
-    "--results-dir", type=click.Path(path_type=Path), cls=_Option, section="Results and machine",
-    help="Folder for the results. [default kilosort4/ beside the first file; here, if that is a URL]",
+    "--results-dir", metavar="FOLDER", cls=_Option, section="Results and machine",
+    help="Folder or s3:// address for the results. [default kilosort4/ beside the first file; here, if that is a URL]",
 )  # fmt: skip
 @click.option(
     "--save-extra-vars", is_flag=True, cls=_Option, section="Results and machine",
@@ -311,7 +312,7 @@ def sort_command(
     dtype: str | None,
     bad_channels: tuple[int, ...],
     shanks: tuple[int, ...],
-    results_dir: Path | None,
+    results_dir: str | None,
     assignments: tuple[str, ...],
     **options: Any,
 ) -> None:
@@ -324,10 +325,11 @@ def sort_command(
     """
     if options["scheduler"] and options["workers"]:
         raise click.UsageError("--scheduler and --workers exclude each other: the scheduler's workers are taken.")
+    from ks4stream.io.places import place
     from ks4stream.io.recordings import default_results_dir
 
     recording, settings = _asked_for(ctx, files, options, assignments, probe, dtype, bad_channels, shanks)
-    folder = results_dir or default_results_dir(files[0]).absolute()
+    folder = place(results_dir or default_results_dir(files[0]))
     click.echo(f"Sorting {recording!r}")
     _sort(
         recording, settings, folder, do_CAR=not options["no_car"], resume=not options["fresh"],
@@ -381,7 +383,7 @@ def _with_channels(recording: Recording, bad_channels: Sequence[int], shanks: Se
 
 
 def _sort(
-    recording: Recording, settings: Settings, folder: Path, *, scheduler: str | None = None, **options: Any
+    recording: Recording, settings: Settings, folder: Place, *, scheduler: str | None = None, **options: Any
 ) -> Sorting:
     """Sort with progress on stderr, and say what was found and where it is."""
     from ks4stream.report import run_log
@@ -389,12 +391,14 @@ def _sort(
     from ks4stream.sorter import sort
 
     began = time.monotonic()
-    with run_log(folder), shown_progress(Console(stderr=True)) as progress:
+    is_here = isinstance(folder, Path)
+    log = run_log(folder) if isinstance(folder, Path) else nullcontext()
+    with log, shown_progress(Console(stderr=True)) as progress:
         sorting = sort(recording, settings, results_dir=folder, client=scheduler, progress=progress, **options)
     click.echo(
         f"{sorting.n_units} units ({int(sorting.refractory.sum())} good) with {int(sorting.kept.sum())} spikes, "
         f"in {time.monotonic() - began:.0f} s\n"
-        f"Results: {folder}\nLook at them with: phy template-gui {folder / 'params.py'}"
+        f"Results: {folder}" + f"\nLook at them with: phy template-gui {folder / 'params.py'}" * is_here
     )
     return sorting
 
@@ -434,7 +438,7 @@ def plan_command(
     dtype: str | None,
     bad_channels: tuple[int, ...],
     shanks: tuple[int, ...],
-    results_dir: Path | None,
+    results_dir: str | None,
     assignments: tuple[str, ...],
     as_json: bool,
     **options: Any,
@@ -444,12 +448,13 @@ def plan_command(
     Ends with status 1 if something does not fit.
     """
     recording, settings = _asked_for(ctx, files, options, assignments, probe, dtype, bad_channels, shanks)
+    from ks4stream.io.places import place
     from ks4stream.io.recordings import default_results_dir
     from ks4stream.planning import SPIKES_PER_CHANNEL_HZ, plan
 
     worker_gb, gpu_gb = options["worker_memory"], options["gpu_memory"]
     found = plan(
-        recording, settings, results_dir=results_dir or default_results_dir(files[0]).absolute(),
+        recording, settings, results_dir=place(results_dir or default_results_dir(files[0])),
         n_workers=options["workers"], worker_memory_bytes=worker_gb and worker_gb * 1e9,
         gpu_memory_bytes=gpu_gb and gpu_gb * 1e9, block_batches=options["block_batches"], device=options["device"],
         spikes_per_channel_hz=options["spikes_per_channel"] or SPIKES_PER_CHANNEL_HZ,

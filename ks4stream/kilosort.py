@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
-from ks4stream.errors import BadChannelWarning, ProbeError, RecordingError, SettingsError
+from ks4stream.errors import BadChannelWarning, ProbeError, RecordingError, ResultsError, SettingsError
 from ks4stream.io.phy import (
     check_writable,
     ops_from_sorting,
@@ -25,6 +25,7 @@ from ks4stream.io.phy import (
     write_ops,
     write_preprocessed_copy,
 )
+from ks4stream.io.places import place
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
 from ks4stream.io.records import writing_to
@@ -340,7 +341,12 @@ def _only_binary(folder: Path) -> Path:
 
 def _results_folder(places: Mapping[str, Any], files: Sequence[PathLike]) -> Path:
     if places.get("results_dir") is not None:
-        return Path(places["results_dir"])
+        folder = place(places["results_dir"])
+        if isinstance(folder, Path):
+            return folder
+        raise ResultsError(
+            f"run_kilosort writes into a folder, not to {folder}; ks4stream.sort(…, results_dir=…) can write there."
+        )
     if files:
         return default_results_dir(files[0])
     if places.get("data_dir") is not None:

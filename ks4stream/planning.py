@@ -14,7 +14,6 @@ import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from scipy.fft import next_fast_len
 from ks4stream import geometry
 from ks4stream.blocks import tiles_per_task
 from ks4stream.errors import Ks4StreamWarning, MachineError, MachineWarning, ProbeError
+from ks4stream.io.places import ObjectPath, Place, place
 from ks4stream.io.spikes import HELD_BYTES
 from ks4stream.kernels import clustering, detection, graph, matching
 from ks4stream.kernels import drift as drift_kernels
@@ -225,7 +225,7 @@ def plan(
     recording: Recording,
     settings: Settings | None = None,
     *,
-    results_dir: str | os.PathLike[str] | None = None,
+    results_dir: str | os.PathLike[str] | ObjectPath | None = None,
     n_workers: int | None = None,
     worker_memory_bytes: float | None = None,
     gpu_memory_bytes: float | None = None,
@@ -241,7 +241,7 @@ def plan(
         With a probe.
     settings : Settings, optional
     results_dir : path, optional
-        Where the results will go; the disk it lies on is looked at.
+        Where the results will go; the disk it lies on is looked at, if it is one.
     n_workers : int, optional
         Tasks at a time; by default as many as a sort on this machine would take.
     worker_memory_bytes : float, optional
@@ -274,7 +274,7 @@ def plan(
         memory_bytes=memory_bytes,
         worker_memory_bytes=_known(worker_memory_bytes or memory_bytes / n_workers),
         gpu_memory_bytes=_known(gpu_memory_bytes or _gpu_memory_bytes(device)),
-        disk_bytes=None if results_dir is None else _free_bytes(Path(results_dir)),
+        disk_bytes=None if results_dir is None else _free_bytes(place(results_dir)),
     )
 
 
@@ -561,9 +561,10 @@ class _Need:
         return ""
 
 
-def _free_bytes(folder: Path) -> int:
-    """Free on the disk where a folder lies, or will lie."""
-    folder = folder.absolute()
+def _free_bytes(folder: Place) -> int | None:
+    """Free on the disk where a folder lies, or will lie; None where it is no disk."""
+    if isinstance(folder, ObjectPath):
+        return None
     return shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -22,9 +21,10 @@ from ks4stream import geometry
 from ks4stream.blocks import Tile, tiles_per_task
 from ks4stream.engine import Engine, Loop, Progress, one_thread
 from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarning, SettingsError
+from ks4stream.io.places import ObjectPath, place, remove
 from ks4stream.io.records import key_of
 from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
-from ks4stream.io.spikes import GrowingColumns, Receipt
+from ks4stream.io.spikes import GrowingColumns, Receipt, brought_near
 from ks4stream.io.tile_cache import cached
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
@@ -39,14 +39,13 @@ logger = logging.getLogger("ks4stream")
 
 PROCESSES_FROM_CHANNEL_S = 10_000  # seconds of recording × channels: less is sorted before processes have paid off
 FEW_SPIKES = 1000
-SORTED = "sorted"  # folder of the store for the columns of all spikes, while results are written
 
 
 def sort(
     recording: Recording,
     settings: Settings | None = None,
     *,
-    results_dir: str | os.PathLike[str] | None = None,
+    results_dir: str | os.PathLike[str] | ObjectPath | None = None,
     client: Any = None,
     workers: int | None = None,
     block_batches: int | None = None,
@@ -69,7 +68,8 @@ def sort(
         From :func:`ks4stream.open_recording`, with a probe.
     settings : Settings, optional
     results_dir : path, optional
-        Folder for the Phy files, plots and the native store; None writes nothing.
+        Folder for the Phy files, plots and the native store, or an address in an object store
+        (``s3://bucket/key``); None writes nothing.
     client : distributed.Client or str, optional
         Where to compute, or the address of the scheduler ("tcp://host:8786"); by default the cores and GPUs of this
         machine. The string "loop" computes in this thread, one task after the other.
@@ -128,17 +128,18 @@ def sort(
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with ExitStack() as stack, _recorded_warnings() as said:
         if results_dir is not None:
-            report.check_writable(results_dir)
-            stack.enter_context(report.run_log(results_dir))
+            results_dir = place(results_dir)
+            folder = stack.enter_context(report.results_folder(results_dir))
+            stack.enter_context(report.run_log(folder))
             report.log_inputs(recording, settings, do_CAR=do_CAR, invert_sign=invert_sign, device=device)
         recording = stack.enter_context(cached(recording, cache_dir, cache_bytes))
         source = prepare(recording, settings, do_car=do_CAR, invert_sign=invert_sign, device=device)
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(source, results_dir, fresh=not resume))
-        stack.callback(shutil.rmtree, store.folder / SORTED, ignore_errors=True)  # what is mapped stays till it is not
         engine = stack.enter_context(engine_for(source, client, workers, progress))
         plan(
-            recording, settings, results_dir=results_dir or tempfile.gettempdir(), n_workers=engine.n_workers,
+            recording, settings, n_workers=engine.n_workers,
+            results_dir=results_dir or tempfile.gettempdir(),
             worker_memory_bytes=engine.worker_memory_bytes, block_batches=block_batches, device=device,
         ).check()
         sorting = replace(SortRun(source, engine, store, block_batches).run(), warnings=tuple(said))
@@ -146,7 +147,7 @@ def sort(
             if progress is not None:
                 progress("results", 0, 1)
             report.finish(
-                sorting, results_dir, save_extra_vars=save_extra_vars, save_features=save_features
+                sorting, folder, save_extra_vars=save_extra_vars, save_features=save_features
             )
             store.tidy(keep=keep_run)
             if progress is not None:
@@ -209,7 +210,7 @@ class SortRun:
                     raise
                 damaged.add(error.path)
                 logger.warning("%s It is computed anew.", error)
-                Path(error.path).unlink(missing_ok=True)
+                remove(place(error.path))
 
     def _run(self) -> Sorting:
         """The methods section."""
@@ -225,7 +226,7 @@ class SortRun:
         moved, plotted = None, None
         if settings.nblocks > 0:
             with self._timed("drift"):
-                moved, plotted = drift.combine(source, peaks, scratch=self.store.folder)
+                moved, plotted = drift.combine(source, peaks, scratch=self.store.scratch)
             if np.any(moved.shift_um):
                 source = source.with_results(drift=moved)
                 shapes = self.learn_waveforms(source)
@@ -325,7 +326,8 @@ class SortRun:
             )
             found = list(self._map(sorter, occupied, "final clustering", sizes[occupied]))
         with self._timed("merging"):
-            scratch = self.store.folder
+            scratch = self.store.scratch
+            found = [region._replace(receipt=brought_near(region.receipt, scratch)) for region in found]
             return units.combine(found, shapes, settings, rate, self._fewest(), scratch=scratch) if found else None
 
     def finish(
@@ -334,9 +336,7 @@ class SortRun:
     ) -> Sorting:  # fmt: skip
         """Section 10: all spikes in order of time, where they were, and what is known of their units."""
         settings, probe, recording = source.settings, source.probe, source.recording
-        shutil.rmtree(self.store.folder / SORTED, ignore_errors=True)
-        (self.store.folder / SORTED).mkdir()
-        columns = GrowingColumns(self.store.folder / SORTED)
+        columns = GrowingColumns(self.store.scratch / uuid4().hex)
         with self._timed("joining"):
             columns.append(_no_spikes(source, template_channels))
             if matches is not None and found is not None:
@@ -421,13 +421,15 @@ def _no_spikes(source: Preprocessor, template_channels: NDArray[np.int64]) -> di
 
 
 @contextmanager
-def run_store(source: Preprocessor, results_dir: str | os.PathLike[str] | None, *, fresh: bool) -> Iterator[RunStore]:
+def run_store(
+    source: Preprocessor, results_dir: str | os.PathLike[str] | ObjectPath | None, *, fresh: bool
+) -> Iterator[RunStore]:
     """Where a run keeps what its tasks find: in the results folder, or else in a temporary one."""
     with ExitStack() as stack:
-        folder = Path(results_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="ks4stream-")))
+        folder = place(results_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="ks4stream-")))
         data = source.recording.digest() if results_dir else ""
         fresh |= not source.recording.source.digest_is_exact  # what it was then, nobody can tell
-        yield stack.enter_context(open_store(folder.absolute() / "run", RECORDED, data=data, fresh=fresh))
+        yield stack.enter_context(open_store(folder / "run", RECORDED, data=data, fresh=fresh))
 
 
 @contextmanager

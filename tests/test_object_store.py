@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import zarr
 
-from ks4stream import simulate
+from ks4stream import load_sorting, simulate, sorter
 from ks4stream.cli import main
 from ks4stream.engine.cluster import local_client
 from ks4stream.errors import FewSpikesWarning
+from ks4stream.io.places import below, place
 from ks4stream.io.recordings import open_recording
 from ks4stream.recording import Recording
 from ks4stream.results import Sorting
@@ -31,10 +32,10 @@ RATE = 30_000.0
 SETTINGS = Settings(batch_size=15_000)
 
 
-def quiet_sort(recording: Recording, settings: Settings = SETTINGS, client: Any = "loop") -> Sorting:
+def quiet_sort(recording: Recording, settings: Settings = SETTINGS, client: Any = "loop", **options: Any) -> Sorting:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewSpikesWarning)
-        return sort(recording, settings, client=client, device="cpu", block_batches=2)
+        return sort(recording, settings, client=client, device="cpu", block_batches=2, **options)
 
 
 def assert_same(found: Sorting, expected: Sorting) -> None:
@@ -114,3 +115,27 @@ def test_on_the_command_line(
     assert (tmp_path / "kilosort4" / "params.py").exists() and list((tmp_path / "cache").rglob("*.piece"))
     for file in (tmp_path / "kilosort4").rglob("*"):
         assert not file.is_file() or object_store.secret.encode() not in file.read_bytes(), file
+
+
+def test_results_and_store_may_lie_there_too(
+    near: tuple[Path, Sorting], object_store: Any, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sort that is interrupted goes on there, and leaves nothing on this machine."""
+    path, expected = near
+    recording, target = open_recording(path, probe=PROBE), "s3://recordings/sorted"
+    real = sorter.SortRun.sort_regions
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sorter.SortRun, "sort_regions", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quiet_sort(recording, results_dir=target)
+    monkeypatch.setattr(sorter.SortRun, "sort_regions", real)
+    monkeypatch.setattr("ks4stream.stages.matching.SpikeMatcher.__call__", lambda *_: pytest.fail("it is finished"))
+    found = quiet_sort(recording, results_dir=target)
+    assert_same(found, expected)
+    assert_same(load_sorting(target), expected)
+    names = {name for name, _ in below(place(target))}
+    assert names >= {"params.py", "spike_times.npy", "sorting.zarr", "kilosort4.log", "run", "diagnostics.png"}
+    assert not any(temporary.iterdir())

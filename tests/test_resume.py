@@ -147,7 +147,7 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
-@pytest.mark.parametrize("pattern", ["detection-*/*.record.npz", "detection-*/p*2.npz", "matching-*/sp*4.npz"])
+@pytest.mark.parametrize("pattern", ["detection-*/*.record.npz", "detection-*/p*2.rows", "matching-*/sp*4.rows"])
 def test_what_is_damaged_is_computed_anew(
     recording: Recording, tmp_path: Path, computed: Counter[str], undisturbed: tuple[Path, Sorting], pattern: str,
     damage: Callable[[Path], None],

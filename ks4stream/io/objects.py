@@ -11,16 +11,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from ks4stream.errors import MissingDependencyError, RecordingError
+from ks4stream.errors import MissingDependencyError, RecordingError, ResultsError
 
 SCHEMES = ("s3", "gs", "az", "https", "http")
 
@@ -162,6 +162,80 @@ def read_bytes(location: str, start: int, stop: int) -> bytes:
         return bytes(obstore.get_range(store, key, start=start, end=stop))
 
 
+def write_bytes(location: str, content: bytes, *, anew: bool = False) -> bool:
+    """Write an object, all at once.
+
+    Parameters
+    ----------
+    location : str
+    content : bytes
+    anew : bool
+        Only if there is none yet.
+
+    Returns
+    -------
+    bool
+        Whether it was written.
+
+    Raises
+    ------
+    ResultsError
+        If the store refuses it.
+    """
+    store, key = _parent_store(location, True)
+    import obstore
+
+    try:
+        with explained(location, writing=True):
+            obstore.put(store, key, content, mode="create" if anew else "overwrite")
+    except _ThereError:
+        return False
+    return True
+
+
+def write_file(location: str, path: Path) -> None:
+    """Copy a file into an object, in parts where it is large.
+
+    Raises
+    ------
+    ResultsError
+        If the store refuses it.
+    """
+    store, key = _parent_store(location, True)
+    import obstore
+
+    with explained(location, writing=True):
+        obstore.put(store, key, path)
+
+
+def delete(location: str) -> None:
+    """Remove an object, if it is there.
+
+    Raises
+    ------
+    ResultsError
+        If the store refuses it.
+    """
+    store, key = _parent_store(location, True)
+    import obstore
+
+    with suppress(_NowhereError), explained(location, writing=True):
+        obstore.delete(store, key)
+
+
+def age_s(location: str) -> float:
+    """Seconds since an object was written, by this machine's clock; 0 if there is none."""
+    store, key = _parent_store(location, True)
+    import obstore
+
+    try:
+        with explained(location):
+            written = obstore.head(store, key)["last_modified"]
+    except _MissingError:
+        return 0.0
+    return (datetime.now(UTC) - written).total_seconds()
+
+
 def listing(location: str) -> list[tuple[str, Status]]:
     """List all files or objects below a location, with their paths from there, sorted.
 
@@ -212,35 +286,48 @@ def surroundings() -> Hashable:
 
 
 @contextmanager
-def explained(location: str) -> Iterator[None]:
+def explained(location: str, *, writing: bool = False) -> Iterator[None]:
     """Turn what obstore raises into errors that name the location and the remedy, and no secrets.
 
-    The errors it turns are dropped on purpose: their texts may hold whole requests.
+    The errors it turns are dropped on purpose: their texts may hold whole requests. Of recordings they are
+    RecordingErrors, of what is written ResultsErrors.
     """
     if not is_remote(location):
         yield
         return
     exceptions = _obstore().exceptions
     scheme = location.partition("://")[0]
+    refused, verb = (ResultsError, "written") if writing else (RecordingError, "read")
     try:
         yield
+    except exceptions.AlreadyExistsError:
+        raise _ThereError(f"There is something at {location} already.") from None
     except (FileNotFoundError, exceptions.NotFoundError):
-        raise _MissingError(f"There is nothing at {location}, or there is no such bucket. Check both.") from None
+        missing = _NowhereError if writing else _MissingError
+        raise missing(f"There is nothing at {location}, or there is no such bucket. Check both.") from None
     except (PermissionError, exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
         advice = _CREDENTIALS.get(scheme, "Only what anybody may read can be read from web servers")
-        raise RecordingError(
-            f"{location} may not be read with the credentials found (or does not exist, which some stores do not "
+        raise refused(
+            f"{location} may not be {verb} with the credentials found (or does not exist, which some stores do not "
             f"tell apart). {advice}."
         ) from None
     except exceptions.BaseError as error:
         advice = _ADVICE.get(scheme, "Check the address")
-        raise RecordingError(
-            f"{location} cannot be read ({_without_secrets(str(error))}). {advice}, and the network."
+        raise refused(
+            f"{location} cannot be {verb} ({_without_secrets(str(error))}). {advice}, and the network."
         ) from None
 
 
 class _MissingError(RecordingError):
     """There is no such object."""
+
+
+class _NowhereError(ResultsError):
+    """There is no such object, or no bucket to write to."""
+
+
+class _ThereError(ResultsError):
+    """There is such an object already."""
 
 
 def _without_secrets(text: str) -> str:

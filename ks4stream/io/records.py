@@ -28,6 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import DamagedFileError, ResultsError
+from ks4stream.io.objects import write_bytes
+from ks4stream.io.places import ObjectPath, Place, read_whole
 from ks4stream.settings import Settings
 
 _SKELETON = "skeleton"
@@ -45,7 +47,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 @contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
+def writing_to(folder: Place) -> Iterator[None]:
     """Say of a write that the system refuses where it was, what is free there, and what to do.
 
     Raises
@@ -64,7 +66,9 @@ def writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _free(folder: Path) -> str:
+def _free(folder: Place) -> str:
+    if isinstance(folder, ObjectPath):
+        return ""
     there = next((path for path in (folder, *folder.parents) if path.exists()), Path())
     try:
         return f" {shutil.disk_usage(there).free / 1e6:,.1f} MB are free."
@@ -73,7 +77,7 @@ def _free(folder: Path) -> str:
 
 
 @contextmanager
-def reading(path: str | Path) -> Iterator[None]:
+def reading(path: str | Place) -> Iterator[None]:
     """Say of a file that cannot be understood that it is damaged; other errors of the system are none of the file's.
 
     Raises
@@ -91,14 +95,19 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which appears under its name when it is complete and on the disk; its folder is made.
+def appearing(path: Place) -> Iterator[BinaryIO]:
+    """A file or an object to write, which appears under its name when it is complete; its folder is made.
 
     Raises
     ------
     ResultsError
         If the system refuses it.
     """
+    if isinstance(path, ObjectPath):
+        buffer = io.BytesIO()
+        yield buffer
+        write_bytes(path.location, buffer.getvalue())
+        return
     draft = path.with_suffix(f".{uuid4().hex}{DRAFT}")  # a task may be computed twice at a time, on two machines
     with writing_to(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +122,7 @@ def appearing(path: Path) -> Iterator[BinaryIO]:
                 draft.unlink()  # of a write that failed
 
 
-def write_record(path: Path, value: Any) -> None:
+def write_record(path: Place, value: Any) -> None:
     """Write a value; the file appears under its name only when it is complete.
 
     Raises
@@ -130,7 +139,7 @@ def write_record(path: Path, value: Any) -> None:
         np.savez(file, allow_pickle=False, **{_SKELETON: np.frombuffer(skeleton.encode(), np.uint8)}, **members)
 
 
-def read_record(path: Path, classes: Iterable[type]) -> Any:
+def read_record(path: Place, classes: Iterable[type]) -> Any:
     """Read a value back; every byte is held against the file's checksums.
 
     Raises
@@ -139,7 +148,7 @@ def read_record(path: Path, classes: Iterable[type]) -> Any:
         If the file is not as it was written, or holds classes other than `classes`.
     """
     known = {cls.__name__: cls for cls in classes}
-    with reading(path), zipfile.ZipFile(path) as archive:
+    with reading(path), zipfile.ZipFile(io.BytesIO(read_whole(path))) as archive:
 
         def member(name: str) -> NDArray[Any]:
             whole = archive.read(f"{name}.npy")  # to its end, where the checksum is compared
@@ -198,7 +207,7 @@ def key_of(*values: Any, stages: Collection[str] = ()) -> str:
 
 
 def _feed(state: Any, value: Any, stages: Collection[str]) -> None:
-    if isinstance(value, Path):
+    if isinstance(value, Path | ObjectPath):
         return
     if isinstance(value, Settings):
         value = {spec.name: getattr(value, spec.name) for spec in fields(value)

@@ -1,18 +1,23 @@
 """The store of a run: what its tasks found, so that nothing that was finished is computed again.
 
-A folder per stage and per key of what the stage depends on, in it a record per task and what tasks write beside it. A
-record appears when its task is done, all at once, written by the worker: whatever dies afterwards, it is there. Another
-setting makes other keys for the stages it touches, and leaves the others their records. When a sort has ended, what it
-did not use goes: the store holds what the last finished sort needed, and what was found since.
+It lies in a folder, or under a prefix of an object store. A folder per stage and per key of what the stage depends on,
+in it a record per task and what tasks write beside it. A record appears when its task is done, all at once, written by
+the worker: whatever dies afterwards, it is there. Another setting makes other keys for the stages it touches, and
+leaves the others their records. When a sort has ended, what it did not use goes: the store holds what the last finished
+sort needed, and what was found since.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import platform
 import shutil
+import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,8 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from ks4stream.errors import DamagedFileError, ResultsError
+from ks4stream.io.objects import age_s, listing, write_bytes
+from ks4stream.io.places import ObjectPath, Place, below, read_whole, remove, size_of
 from ks4stream.io.records import DRAFT, appearing, key_of, read_record, write_record, writing_to
 from ks4stream.io.spikes import Receipt
 
@@ -27,7 +34,8 @@ FORMAT = "ks4stream.Run/1"
 METHOD = 2
 """Counts changes of the method that change any result: records of another number are of no use."""
 
-MANIFEST, LOCK = "manifest.json", "lock"
+MANIFEST, LOCK, SCRATCH = "manifest.json", "lock", "scratch"
+RENEWED_S, STALE_S = 60.0, 300.0  # see ObjectLock
 
 _log = logging.getLogger(__name__)
 
@@ -38,29 +46,32 @@ class RunStore:
 
     Attributes
     ----------
-    folder : Path
+    folder : Path or ObjectPath
     classes : tuple of type
         Classes that records may hold.
+    scratch : Path
+        Folder on this machine for what is mapped into memory; it goes with the run.
     """
 
-    folder: Path
+    folder: Place
     classes: tuple[type, ...]
-    _used: set[Path] = field(default_factory=set)
+    scratch: Path = Path()
+    _used: set[str] = field(default_factory=set)
 
     def stage(self, name: str, key: str) -> StageStore:
         """The part of a stage with this key."""
         folder = self.folder / f"{name.replace(' ', '-')}-{key[:20]}"
-        self._used.add(folder)
+        self._used.add(folder.name)
         return StageStore(folder, self.classes)
 
     def tidy(self, *, keep: bool) -> None:
         """When a sort has ended, remove the stages it did not use, those of other settings; or all, unless `keep`."""
         with writing_to(self.folder):
-            for entry in self.folder.iterdir():
-                if entry.is_dir() and not (keep and entry in self._used):
-                    shutil.rmtree(entry)
+            for name, is_folder in below(self.folder):
+                if is_folder and not (keep and name in self._used):
+                    remove(self.folder / name, folder=True)
         if keep:
-            kept_bytes = sum(path.stat().st_size for path in self.folder.rglob("*.npz"))
+            kept_bytes = sum(found.size_bytes for _, found in listing(str(self.folder)))
             _log.info("%.1f MB are kept in %s; keep_run=False keeps nothing", kept_bytes / 1e6, self.folder)
 
 
@@ -68,7 +79,7 @@ class RunStore:
 class StageStore:
     """The records of one stage."""
 
-    folder: Path
+    folder: Place
     classes: tuple[type, ...]
 
     def recall(self, items: Sequence[Any]) -> dict[int, Any]:
@@ -76,16 +87,16 @@ class StageStore:
         known: dict[int, Any] = {}
         for index, item in enumerate(items):
             path = record_path(self.folder, item)
-            if not path.exists():
+            if size_of(path) is None:
                 continue
             try:
                 known[index] = self._read(path)
             except DamagedFileError as error:
                 _log.warning("%s It is computed anew.", error)
-                path.unlink(missing_ok=True)
+                remove(path)
         return known
 
-    def _read(self, path: Path) -> Any:
+    def _read(self, path: Place) -> Any:
         value = read_record(path, (Receipt, *self.classes))
         receipt = getattr(value, "receipt", value)
         if not isinstance(receipt, Receipt):
@@ -114,18 +125,18 @@ class Remembered:
         return value
 
 
-def record_path(folder: Path, item: Any) -> Path:
+def record_path(folder: Place, item: Any) -> Place:
     """Where the record of an item lies."""
     return folder / f"{key_of(item)[:24]}.record.npz"
 
 
 @contextmanager
-def open_store(folder: Path, classes: tuple[type, ...], *, data: str, fresh: bool = False) -> Iterator[RunStore]:
+def open_store(folder: Place, classes: tuple[type, ...], *, data: str, fresh: bool = False) -> Iterator[RunStore]:
     """Open the store of a run, for this process alone.
 
     Parameters
     ----------
-    folder : Path
+    folder : Path or ObjectPath
         Made if need be.
     classes : tuple of type
         Classes that records may hold.
@@ -140,20 +151,70 @@ def open_store(folder: Path, classes: tuple[type, ...], *, data: str, fresh: boo
         If another run is using it, or it is of other data, of another version of the method or no store at all; it is
         left as it is. Or if it cannot be written to.
     """
-    with writing_to(folder):
-        _check_kind(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = _locked(folder / LOCK)
-    try:
+    with ExitStack() as stack:
         with writing_to(folder):
+            _check_kind(folder)
+            if isinstance(folder, Path):
+                folder.mkdir(parents=True, exist_ok=True)
+                lock = _locked(folder / LOCK)
+                stack.callback(lock.release)
+                scratch = folder / SCRATCH
+                shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+                scratch.mkdir()
+            else:
+                stack.enter_context(ObjectLock(folder / LOCK))
+                scratch = Path(tempfile.mkdtemp(prefix="ks4stream-"))
+            stack.callback(shutil.rmtree, scratch, ignore_errors=True)  # what is mapped stays until it is not
             if fresh:
                 _empty(folder)
-            for draft in folder.rglob(f"*{DRAFT}"):  # of workers that were killed
+            for draft in folder.rglob(f"*{DRAFT}") if isinstance(folder, Path) else ():  # of workers that were killed
                 draft.unlink(missing_ok=True)
         _check_manifest(folder, {"format": FORMAT, "method": METHOD, "data": data})
-        yield RunStore(folder, classes)
-    finally:
-        lock.release()
+        yield RunStore(folder, classes, scratch)
+
+
+class ObjectLock:
+    """A lock that is an object, written anew every minute; one that was not for five is nobody's any more.
+
+    Parameters
+    ----------
+    path : ObjectPath
+
+    Raises
+    ------
+    ResultsError
+        When it is entered while another process holds it.
+    """
+
+    def __init__(self, path: ObjectPath) -> None:
+        self._path, self._ended = path, threading.Event()
+        self._renewing = threading.Thread(target=self._renew, daemon=True)
+
+    def __enter__(self) -> None:
+        if not write_bytes(self._path.location, _holder(), anew=True):
+            if age_s(self._path.location) < STALE_S:
+                raise ResultsError(
+                    f"Another run is writing to {self._path.parent.parent}. Wait for its end, or give another "
+                    f"results_dir. If none is, as it was killed, try again in {STALE_S / 60:.0f} minutes."
+                )
+            write_bytes(self._path.location, _holder())
+        self._renewing.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._renewing.join()
+        remove(self._path)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEWED_S):
+            try:
+                write_bytes(self._path.location, _holder())
+            except ResultsError as error:
+                _log.warning("%s", error)
+
+
+def _holder() -> bytes:
+    return f"{platform.node()} {os.getpid()}".encode()
 
 
 def _locked(path: Path) -> BaseFileLock:
@@ -173,31 +234,29 @@ def _locked(path: Path) -> BaseFileLock:
     return lock
 
 
-def _check_kind(folder: Path) -> None:
+def _check_kind(folder: Place) -> None:
     """Refuse a folder that is none of ours, before anything in it is touched."""
-    if not folder.exists() or not any(entry.name != LOCK for entry in folder.iterdir()):
+    if not any(name not in (LOCK, SCRATCH) for name, _ in below(folder)):
         return
     if not str(_manifest(folder).get("format", "")).startswith("ks4stream.Run/"):
         raise ResultsError(f"{folder} is not the store of a run of ks4stream. Give another results_dir.")
 
 
-def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry.name != LOCK:
-            entry.unlink()
+def _empty(folder: Place) -> None:
+    for name, is_folder in below(folder):
+        if name not in (LOCK, SCRATCH):
+            remove(folder / name, folder=is_folder)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Place) -> dict[str, Any]:
     try:
-        found = json.loads((folder / MANIFEST).read_text())
+        found = json.loads(read_whole(folder / MANIFEST))
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _check_manifest(folder: Path, expected: dict[str, Any]) -> None:
+def _check_manifest(folder: Place, expected: dict[str, Any]) -> None:
     """Write the manifest of a new store, or hold that of an old one against what is expected."""
     found = _manifest(folder)
     if not found:

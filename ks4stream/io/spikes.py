@@ -11,10 +11,9 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.errors import DamagedFileError
-from ks4stream.io.records import ONE_AT_A_TIME, appearing, key_of, reading, writing_to
+from ks4stream.io.places import Place, copy_here, place, read_range, size_of
+from ks4stream.io.records import appearing, key_of, reading, writing_to
 
+ALIGNED = 64  # bytes; columns begin at multiples of this, for mapped arrays
 HELD_BYTES = 1 << 30  # of one array that a task keeps in memory; a larger one is mapped from a file
 
 Columns = Mapping[str, NDArray[Any]]
@@ -31,28 +32,56 @@ Columns = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Receipt:
-    """What one block wrote.
+    """What one block wrote, and how to read it: its columns, one after the other, are all that the file holds.
 
     Attributes
     ----------
     path : str
+        Of the file, or address of the object.
     start : ndarray of int64, shape (r + 1,)
         Where the rows of each region begin.
+    kind : dict
+        By column, in their order in the file, dtype and shape of a row: ``["<f4", 10, 6]``.
     crc : dict of ndarray, shape (r,), int64
         By column, the CRC-32 of each region's rows.
-    n_bytes : int
-        Size of the file.
     """
 
     path: str
     start: NDArray[np.int64]
+    kind: Mapping[str, Sequence[Any]]
     crc: Mapping[str, NDArray[np.int64]]
-    n_bytes: int
 
     @property
     def n_rows(self) -> int:
         """Rows in the file."""
         return int(self.start[-1])
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the file."""
+        return sum(self.column_bytes(name) for name in self.kind)
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Type of a column."""
+        return np.dtype(self.kind[name][0])
+
+    def row_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one row of a column."""
+        return tuple(self.kind[name][1:])
+
+    def offset(self, name: str) -> int:
+        """Where a column begins in the file."""
+        names = list(self.kind)
+        return sum(self.column_bytes(before) for before in names[: names.index(name)])
+
+    def column_bytes(self, name: str) -> int:
+        """What a column takes in the file, which the next one begins at a multiple of :data:`ALIGNED`."""
+        n_bytes = self.n_rows * self.row_bytes(name)
+        return -(-n_bytes // ALIGNED) * ALIGNED
+
+    def row_bytes(self, name: str) -> int:
+        """What one row of a column takes."""
+        return self.dtype(name).itemsize * math.prod(self.row_shape(name))
 
     def digest(self) -> str:
         """Hash of what was written, wherever it lies."""
@@ -60,11 +89,10 @@ class Receipt:
 
     def is_there(self) -> bool:
         """Whether the file is, and of the size it was written with."""
-        path = Path(self.path)
-        return path.exists() and path.stat().st_size == self.n_bytes
+        return size_of(place(self.path)) == self.n_bytes
 
 
-def write_block(path: Path, columns: Columns, region: NDArray[np.int64], n_regions: int) -> Receipt:
+def write_block(path: Place, columns: Columns, region: NDArray[np.int64], n_regions: int) -> Receipt:
     """Write one block's rows, grouped by region and otherwise in their order; atomic.
 
     Parameters
@@ -74,15 +102,16 @@ def write_block(path: Path, columns: Columns, region: NDArray[np.int64], n_regio
     """
     order = np.argsort(region, kind="stable")
     start = np.concatenate([[0], np.cumsum(np.bincount(region, minlength=n_regions))]).astype(np.int64)
-    grouped = {name: np.ascontiguousarray(values[order]) for name, values in columns.items()}
+    kind = {name: [values.dtype.str, *values.shape[1:]] for name, values in columns.items()}
+    crc = {name: np.zeros(n_regions, np.int64) for name in columns}
+    receipt = Receipt(str(path), start, kind, crc)
     with appearing(path) as file:
-        np.savez(file, allow_pickle=False, **grouped)
-        n_bytes = file.tell()
-    crc = {
-        name: np.array([_crc(values[start[r] : start[r + 1]]) for r in range(n_regions)], np.int64)
-        for name, values in grouped.items()
-    }
-    return Receipt(str(path), start, crc, n_bytes)
+        for name, values in columns.items():
+            rows = np.ascontiguousarray(values[order])
+            crc[name][:] = [_crc(rows[start[r] : start[r + 1]]) for r in range(n_regions)]
+            file.write(_bytes_of(rows))
+            file.write(bytes(receipt.column_bytes(name) - rows.nbytes))
+    return receipt
 
 
 def read_column(receipt: Receipt, name: str) -> NDArray[Any]:
@@ -93,8 +122,7 @@ def read_column(receipt: Receipt, name: str) -> NDArray[Any]:
     DamagedFileError
         If they are not what was written.
     """
-    regions = range(len(receipt.start) - 1)
-    return np.concatenate([_read(receipt, name, region) for region in regions])
+    return _read(receipt, name, 0, len(receipt.start) - 1)
 
 
 def read_region(receipts: Sequence[Receipt], name: str, region: int) -> NDArray[Any]:
@@ -125,8 +153,7 @@ def pick_region(
     DamagedFileError
         If they are not what was written.
     """
-    like = open_column(receipts[0], name)
-    found = scratch_array((len(wanted), *like.shape[1:]), like.dtype, scratch)
+    found = scratch_array((len(wanted), *receipts[0].row_shape(name)), receipts[0].dtype(name), scratch)
     in_turn = np.argsort(wanted, kind="stable")
     ends = np.cumsum([receipt.start[region + 1] - receipt.start[region] for receipt in receipts])
     bounds = np.concatenate([[0], np.searchsorted(wanted[in_turn], ends)])
@@ -166,10 +193,11 @@ class GrowingColumns:
     Parameters
     ----------
     folder : path
-        Where their files lie, which may be removed while the arrays are in use.
+        Where their files lie, made if need be; it may be removed while the arrays are in use.
     """
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         self._length = 0
@@ -195,44 +223,49 @@ class GrowingColumns:
 
 
 def open_column(receipt: Receipt, name: str) -> NDArray[Any]:
-    """Map a column of a block without reading it. Nothing is compared with checksums.
+    """Map a column of a block's file without reading it. Nothing is compared with checksums.
 
     Raises
     ------
     DamagedFileError
-        If the file is not as it was written, as far as its headers tell.
+        If the file is gone or too short.
     """
+    shape = (receipt.n_rows, *receipt.row_shape(name))
+    if 0 in shape:
+        return np.zeros(shape, receipt.dtype(name))
     with reading(receipt.path):
-        return _mapped(receipt.path, name)
+        return np.memmap(receipt.path, receipt.dtype(name), "r", receipt.offset(name), shape)
 
 
-def _read(receipt: Receipt, name: str, region: int) -> NDArray[Any]:
-    rows = np.array(open_column(receipt, name)[int(receipt.start[region]) : int(receipt.start[region + 1])])
-    if _crc(rows) != receipt.crc[name][region]:
-        raise DamagedFileError(receipt.path)
+def brought_near(receipt: Receipt, folder: Path) -> Receipt:
+    """The same with its file on this machine, copied into a folder if it lies elsewhere.
+
+    Raises
+    ------
+    DamagedFileError
+        If it is gone.
+    """
+    with reading(receipt.path), writing_to(folder):
+        return replace(receipt, path=str(copy_here(place(receipt.path), folder)))
+
+
+def _read(receipt: Receipt, name: str, region: int, last_region: int | None = None) -> NDArray[Any]:
+    """Rows of a region, or of those up to another, as a copy."""
+    stop = region + 1 if last_region is None else last_region
+    first, last = int(receipt.start[region]), int(receipt.start[stop])
+    row_bytes, offset = receipt.row_bytes(name), receipt.offset(name)
+    with reading(receipt.path):
+        found = read_range(place(receipt.path), offset + first * row_bytes, offset + last * row_bytes)
+    rows = np.ndarray((last - first, *receipt.row_shape(name)), receipt.dtype(name), bytearray(found))
+    for one in range(region, stop):
+        if _crc(rows[receipt.start[one] - first : receipt.start[one + 1] - first]) != receipt.crc[name][one]:
+            raise DamagedFileError(receipt.path)
     return rows
 
 
 def _crc(rows: NDArray[Any]) -> int:
-    kind = zlib.crc32(f"{rows.dtype.str} {rows.shape}".encode())
-    return zlib.crc32(rows.reshape(-1).view(np.uint8).data, kind) if rows.size else kind
+    return zlib.crc32(_bytes_of(rows), zlib.crc32(f"{rows.dtype.str} {rows.shape}".encode()))
 
 
-def _mapped(path: str, name: str) -> NDArray[Any]:
-    """Map one member of an uncompressed ``.npz`` file without reading it."""
-    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as member:
-        info = archive.getinfo(f"{name}.npy")
-        version = np.lib.format.read_magic(member)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        with ONE_AT_A_TIME:
-            shape, fortran, dtype = read_header(member)
-        header_bytes = member.tell()
-    if fortran:
-        raise ValueError("rows are written contiguously")
-    with open(path, "rb") as file:  # the local header's own lengths say where the member's bytes begin
-        file.seek(info.header_offset + 26)
-        name_bytes, extra_bytes = (int.from_bytes(file.read(2), "little") for _ in range(2))
-    offset = info.header_offset + 30 + name_bytes + extra_bytes + header_bytes
-    if 0 in shape:
-        return np.zeros(shape, dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+def _bytes_of(rows: NDArray[Any]) -> memoryview:
+    return rows.reshape(-1).view(np.uint8).data

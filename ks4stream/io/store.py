@@ -23,6 +23,8 @@ from numcodecs import Blosc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ks4stream.errors import ResultsError
+from ks4stream.io.objects import zarr_store
+from ks4stream.io.places import place, size_of
 from ks4stream.io.records import writing_to
 from ks4stream.probe import Probe
 from ks4stream.results import Drift, PeakSample, Sorting, Waveforms, Whitening
@@ -86,7 +88,7 @@ def load_sorting(path: str | os.PathLike[str], *, features: bool = True) -> Sort
     Parameters
     ----------
     path : path
-        The store, or a results folder with a ``sorting.zarr`` in it.
+        The store, or a results folder with a ``sorting.zarr`` in it; may be an address in an object store.
     features : bool
         Read the features of all spikes, too.
 
@@ -100,13 +102,13 @@ def load_sorting(path: str | os.PathLike[str], *, features: bool = True) -> Sort
     ResultsError
         If there is no such store, or it was written by something else.
     """
-    path = Path(path)
-    store = path / "sorting.zarr" if (path / "sorting.zarr").is_dir() else path
-    if not (store / ".zgroup").is_file():
+    given = place(path)
+    store = next((one for one in (given / "sorting.zarr", given) if size_of(one / ".zgroup") is not None), None)
+    if store is None:
         raise ResultsError(
             f"{path} holds no sorting. Give a sorting.zarr, or the results folder that one was written to."
         )
-    group = zarr.open_group(str(store), mode="r")
+    group = zarr.open_group(zarr_store(str(store)), mode="r")
     written_as = group.attrs.get("format")
     if written_as != FORMAT:
         raise ResultsError(

@@ -4,18 +4,45 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from ks4stream.io.objects import write_bytes
 from ks4stream.io.phy import check_writable, export_phy
+from ks4stream.io.places import Place, copy_there, remove
 from ks4stream.io.records import writing_to
 from ks4stream.io.store import save_sorting
 from ks4stream.report.log import log_inputs, run_log
 from ks4stream.results import Sorting
 
-__all__ = ["check_writable", "finish", "log_inputs", "run_log"]
+__all__ = ["check_writable", "finish", "log_inputs", "results_folder", "run_log"]
 
 _log = logging.getLogger(__name__)
+
+
+@contextmanager
+def results_folder(target: Place) -> Iterator[Path]:
+    """The folder of this machine that results are written to: the target, or one that is copied there in the end.
+
+    Raises
+    ------
+    ResultsError
+        If nothing can be written there, before work begins.
+    """
+    if isinstance(target, Path):
+        yield check_writable(target)
+        return
+    trial = target / ".ks4stream"
+    write_bytes(str(trial), b"")
+    remove(trial)
+    with tempfile.TemporaryDirectory(prefix="ks4stream-results-") as folder:
+        try:
+            yield Path(folder)
+        finally:  # the log, at least
+            copy_there(Path(folder), target)
 
 
 def finish(

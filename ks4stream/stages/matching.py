@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ks4stream import geometry
 from ks4stream.blocks import Tile
+from ks4stream.io.places import Place
 from ks4stream.io.spikes import Receipt, write_block
 from ks4stream.kernels import matching as kernels
 from ks4stream.kernels.borders import Reported, settle
@@ -47,7 +48,7 @@ class SpikeMatcher:
     templates: Templates
     region_of: NDArray[np.int64]  # (v,) region of each template
     n_regions: int
-    folder: Path = Path()
+    folder: Place = Path()
     _ready: dict[str, kernels.Matcher] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,7 +86,7 @@ class SpikeMatcher:
         columns = {name: values[columns["counts"] | outer] for name, values in columns.items()}
         counts, region = columns.pop("counts"), self.region_of[columns["template"]]
         order = np.argsort(region, kind="stable")  # as write_block does
-        path = self.folder / f"spikes-{block[0].index:08d}-{block[-1].index:08d}.npz"
+        path = self.folder / f"spikes-{block[0].index:08d}-{block[-1].index:08d}.rows"
         receipt = write_block(path, columns, region, self.n_regions)
         sample, template, counts = columns["sample"][order], columns["template"][order], counts[order]
 

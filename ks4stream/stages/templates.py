@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ks4stream.blocks import Tile
 from ks4stream.geometry import Regions, region_channels
+from ks4stream.io.places import Place
 from ks4stream.io.spikes import Receipt, pick_region, read_region, write_block
 from ks4stream.kernels import detection, templates
 from ks4stream.kernels.clustering import cluster_region
@@ -30,13 +31,13 @@ class PeakWriter:
 
     detector: Detector
     regions: Regions
-    folder: Path = Path()
+    folder: Place = Path()
 
     def __call__(self, block: tuple[Tile, ...]) -> Receipt:
         tiles = [self._of(tile) for tile in self.detector.source.read_ahead(block)]
         columns = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
         region = self.regions.of_centre[columns["centre"]]
-        path = self.folder / f"peaks-{block[0].index:08d}-{block[-1].index:08d}.npz"
+        path = self.folder / f"peaks-{block[0].index:08d}-{block[-1].index:08d}.rows"
         return write_block(path, columns, region, len(self.regions))
 
     def _of(self, tile: Tile) -> dict[str, NDArray[np.generic]]:

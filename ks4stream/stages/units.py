@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ks4stream import geometry
+from ks4stream.io.places import Place
 from ks4stream.io.spikes import Receipt, pick_region, read_region, scratch_array, write_block
 from ks4stream.kernels import correlograms, merging, templates
 from ks4stream.kernels.clustering import cluster_region
@@ -60,7 +61,7 @@ class RegionSorter:
     sampling_rate_hz: float
     settings: Settings
     device: str
-    folder: Path = Path()
+    folder: Place = Path()
 
     def __call__(self, region: int) -> RegionUnits:
         receipts, settings = self.matches.receipts, self.settings
@@ -68,7 +69,8 @@ class RegionSorter:
         sample, template = (pick_region(receipts, name, region, rows) for name in ("sample", "template"))
         order = np.lexsort((template, sample))
         rows, sample, template = rows[order], sample[order], template[order]
-        features = pick_region(receipts, "features", region, rows, scratch=self.folder)
+        scratch = self.folder if isinstance(self.folder, Path) else None
+        features = pick_region(receipts, "features", region, rows, scratch=scratch)
         own = self.template_channels[self.region_of == region]
         union = np.unique(own[own >= 0])
         scattered = scattered_rows(features, template, self.template_channels, union, self.n_channels, self.device)
@@ -85,7 +87,7 @@ class RegionSorter:
             "sample": sample, "template": template, "row": self._row_in_files(region)[rows],
             "score": pick_region(receipts, "score", region, rows),
         }  # fmt: skip
-        return RegionUnits(write_block(self.folder / f"units-{region:06d}.npz", columns, unit, len(mean)), whole)
+        return RegionUnits(write_block(self.folder / f"units-{region:06d}.rows", columns, unit, len(mean)), whole)
 
     def _row_in_files(self, region: int) -> NDArray[np.int64]:
         """Of each row of the region its place among the rows of all blocks."""

@@ -63,7 +63,7 @@ def test_a_receipt_counts_as_long_as_its_file_is_there(tmp_path: Path) -> None:
     stage = RunStore(tmp_path, ()).stage("x", "0" * 64)
 
     def write(number: int) -> Receipt:
-        return write_block(stage.folder / f"{number}.npz", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
+        return write_block(stage.folder / f"{number}.rows", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
 
     receipts = [Remembered(write, stage)(number) for number in (3, 4)]
     found = stage.recall([3, 4])
@@ -175,7 +175,7 @@ def test_a_store_may_be_moved(tmp_path: Path) -> None:
     stage = RunStore(tmp_path / "a", ()).stage("x", "0" * 64)
 
     def write(number: int) -> Receipt:
-        return write_block(stage.folder / "1.npz", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
+        return write_block(stage.folder / "1.rows", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
 
     Remembered(write, stage)(3)
     (tmp_path / "a").rename(tmp_path / "b")

@@ -1,0 +1,157 @@
+"""Places where a run keeps what it finds: folders of this machine's file systems, or prefixes of an object store.
+
+:class:`ObjectPath` has those of :class:`pathlib.Path`'s names that are needed here; the functions know both.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ks4stream.errors import ResultsError
+from ks4stream.io import objects
+
+FETCHED_BYTES = 1 << 26  # of an object that are held at a time while it is copied
+
+
+@dataclass(frozen=True)
+class ObjectPath:
+    """An object, or a prefix of objects, by its address."""
+
+    location: str
+
+    def __truediv__(self, name: str) -> ObjectPath:
+        return ObjectPath(objects.child(self.location, name))
+
+    def __str__(self) -> str:
+        return self.location
+
+    @property
+    def name(self) -> str:
+        """Last part of the address."""
+        return PurePosixPath(self.location).name
+
+    @property
+    def parent(self) -> ObjectPath:
+        """What it lies in."""
+        return ObjectPath(self.location.rpartition("/")[0])
+
+
+Place = Path | ObjectPath
+
+
+def place(address: str | os.PathLike[str] | ObjectPath) -> Place:
+    """What an address or a path names; paths become absolute.
+
+    Raises
+    ------
+    ResultsError
+        If nothing can be written there: web servers only give.
+    """
+    if isinstance(address, ObjectPath):
+        return address
+    location = objects.locate(address)
+    if not objects.is_remote(location):
+        return Path(location)
+    if location.startswith("http"):
+        raise ResultsError(f"Nothing can be written to {location}; give a folder, or s3://, gs:// or az://BUCKET/KEY.")
+    return ObjectPath(location)
+
+
+def size_of(where: Place) -> int | None:
+    """Bytes of a file or an object; None if there is none."""
+    if isinstance(where, Path):
+        return where.stat().st_size if where.is_file() else None
+    found = objects.status(where.location)
+    return None if found is None else found.size_bytes
+
+
+def read_range(where: Place, start: int, stop: int) -> bytes:
+    """Bytes `start` to `stop` of a file or an object.
+
+    Raises
+    ------
+    FileNotFoundError, EOFError
+        If it is gone, or ends before.
+    """
+    if stop <= start:
+        return b""
+    if isinstance(where, Path):
+        with where.open("rb") as file:
+            file.seek(start)
+            found = file.read(stop - start)
+    else:
+        found = objects.read_bytes(where.location, start, stop)
+    if len(found) < stop - start:
+        raise EOFError(f"{where} ends before byte {stop}")
+    return found
+
+
+def read_whole(where: Place) -> bytes:
+    """All bytes of a file or an object.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    if isinstance(where, Path):
+        return where.read_bytes()
+    size = size_of(where)
+    if size is None:
+        raise FileNotFoundError(str(where))
+    return objects.read_bytes(where.location, 0, size)
+
+
+def copy_here(where: Place, folder: Path) -> Path:
+    """A file as it is; an object as a copy in a folder of this machine.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    if isinstance(where, Path):
+        return where
+    size = size_of(where)
+    if size is None:
+        raise FileNotFoundError(str(where))
+    copy = folder / where.name
+    with copy.open("wb") as file:
+        for at in range(0, size, FETCHED_BYTES):
+            file.write(read_range(where, at, min(at + FETCHED_BYTES, size)))
+    return copy
+
+
+def copy_there(folder: Path, where: ObjectPath) -> None:
+    """Copy all files below a folder, one after the other."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            objects.write_file(objects.child(where.location, path.relative_to(folder).as_posix()), path)
+
+
+def below(where: Place) -> Iterator[tuple[str, bool]]:
+    """What lies directly in a folder: names, and whether they are folders."""
+    if isinstance(where, Path):
+        yield from ((entry.name, entry.is_dir()) for entry in (where.iterdir() if where.is_dir() else ()))
+        return
+    folders: dict[str, bool] = {}
+    for path, _ in objects.listing(where.location):
+        name, slash, _ = path.partition("/")
+        folders[name] = bool(slash)
+    yield from folders.items()
+
+
+def remove(where: Place, *, folder: bool = False) -> None:
+    """Remove a file or an object, or all that lies in a folder; what is not there need not be."""
+    if isinstance(where, Path):
+        if folder:
+            shutil.rmtree(where)
+        else:
+            where.unlink(missing_ok=True)
+        return
+    for path in [path for path, _ in objects.listing(where.location)] if folder else [""]:
+        objects.delete(objects.child(where.location, path) if path else where.location)

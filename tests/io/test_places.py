@@ -1,0 +1,186 @@
+"""Folders and prefixes of object stores, by the same functions."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ks4stream.errors import DamagedFileError, ResultsError
+from ks4stream.io import run_store
+from ks4stream.io.places import (
+    ObjectPath,
+    Place,
+    below,
+    copy_here,
+    copy_there,
+    place,
+    read_range,
+    read_whole,
+    remove,
+    size_of,
+)
+from ks4stream.io.records import appearing, key_of, read_record, write_record
+from ks4stream.io.run_store import ObjectLock, Remembered, RunStore, open_store
+from ks4stream.io.spikes import Receipt, brought_near, read_column, read_region, write_block
+from ks4stream.report import results_folder
+
+pytest.importorskip("obstore")
+pytest.importorskip("moto")
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty place of either kind."""
+    if request.param == "folder":
+        return tmp_path / "place"
+    request.getfixturevalue("object_store")
+    return ObjectPath(f"s3://recordings/places/{tmp_path.name}-{os.getpid()}-{time.monotonic_ns()}")
+
+
+def write(where: Place, content: bytes) -> None:
+    with appearing(where) as file:
+        file.write(content)
+
+
+def test_addresses_become_places() -> None:
+    assert place("s3://bucket/key/") == ObjectPath("s3://bucket/key")
+    assert place("here") == Path("here").absolute()
+    assert place(Path("/there")) == Path("/there")
+    with pytest.raises(ResultsError, match="Nothing can be written to https"):
+        place("https://server/results")
+
+
+def test_an_object_has_a_name_and_a_parent() -> None:
+    found = ObjectPath("s3://bucket/run") / "stage one" / "a#1.rows"
+    assert (str(found), found.name) == ("s3://bucket/run/stage one/a#1.rows", "a#1.rows")
+    assert found.parent == ObjectPath("s3://bucket/run/stage one")
+    assert pickle.loads(pickle.dumps(found)) == found
+
+
+def test_where_something_lies_is_no_matter_to_keys() -> None:
+    assert key_of(1, ObjectPath("s3://a/b")) == key_of(1, Path("/c")) == key_of(1)
+
+
+def test_what_was_written_is_there(where: Place) -> None:
+    file = where / "stage" / "a.rows"
+    assert size_of(file) is None
+    write(file, b"0123456789")
+    write(where / "manifest", b"")
+    assert (size_of(file), size_of(where / "manifest")) == (10, 0)
+    assert read_range(file, 2, 5) == b"234"
+    assert read_whole(file) == b"0123456789"
+    assert sorted(below(where)) == [("manifest", False), ("stage", True)]
+    with pytest.raises(EOFError):
+        read_range(file, 8, 12)
+    with pytest.raises((FileNotFoundError, DamagedFileError)):
+        read_whole(where / "nothing")
+
+
+def test_what_is_removed_is_gone(where: Place) -> None:
+    for name in ("a", "b", "c"):
+        write(where / "stage" / name, name.encode())
+    remove(where / "stage" / "a")
+    remove(where / "stage" / "a")  # again
+    assert sorted(name for name, _ in below(where / "stage")) == ["b", "c"]
+    remove(where / "stage", folder=True)
+    assert list(below(where)) == []
+
+
+def test_a_write_that_fails_leaves_nothing(where: Place) -> None:
+    with pytest.raises(ZeroDivisionError), appearing(where / "a") as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert size_of(where / "a") is None
+
+
+def test_copies(where: Place, tmp_path: Path) -> None:
+    write(where / "a.rows", b"abc")
+    copy = copy_here(where / "a.rows", tmp_path)
+    assert copy.read_bytes() == b"abc"
+    assert (copy == where / "a.rows") == isinstance(where, Path)
+
+
+def test_a_folder_is_copied_with_all_that_is_in_it(object_store: Any, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.txt").write_text("a")
+    (tmp_path / "b.txt").write_text("b")
+    there = ObjectPath("s3://recordings/copied")
+    copy_there(tmp_path, there)
+    assert read_whole(there / "deep" / "a.txt") == b"a"
+    assert sorted(below(there)) == [("b.txt", False), ("deep", True)]
+
+
+def test_records_and_blocks_come_back(where: Place, tmp_path: Path) -> None:
+    write_record(where / "1.record.npz", {"a": np.arange(3), "text": "µ"})
+    found = read_record(where / "1.record.npz", ())
+    assert found["a"].tolist() == [0, 1, 2] and found["text"] == "µ"
+    columns = {"time": np.arange(5), "pair": np.arange(10, dtype=np.float32).reshape(5, 2)}
+    receipt = write_block(where / "1.rows", columns, np.array([1, 0, 1, 0, 2]), 3)
+    assert receipt.is_there()
+    assert read_region([receipt], "pair", 1).tolist() == [[0, 1], [4, 5]]
+    near = brought_near(receipt, tmp_path)
+    assert read_column(near, "time").tolist() == [1, 3, 0, 2, 4]
+    assert (near.path == receipt.path) == isinstance(where, Path)
+    write(where / "1.rows", read_whole(where / "1.rows")[:-64] + bytes(64))
+    with pytest.raises(DamagedFileError):
+        read_column(receipt, "pair")
+
+
+def test_what_was_finished_is_recalled_from_either(where: Place) -> None:
+    computed = []
+
+    def task(number: int) -> Receipt:
+        computed.append(number)
+        return write_block(stage.folder / f"{number}.rows", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
+
+    for _ in range(2):
+        with open_store(where / "run", (), data="x") as store:
+            stage = store.stage("detection", "ab" * 32)
+            remembered = Remembered(task, stage)
+            assert [remembered(number).n_rows for number in (3, 4)] == [3, 4]
+            store.tidy(keep=True)
+    assert computed == [3, 4]
+    with pytest.raises(ResultsError, match="another recording"), open_store(where / "run", (), data="y"):
+        pass
+    with open_store(where / "run", (), data="y", fresh=True) as store:
+        assert store.stage("detection", "ab" * 32).recall([3, 4]) == {}
+
+
+def test_two_runs_in_one_prefix_are_refused(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ObjectPath("s3://recordings/locked/run")
+    with open_store(folder, (), data="x"):
+        with pytest.raises(ResultsError, match="Another run is writing to s3://recordings/locked"):
+            open_store(folder, (), data="x").__enter__()
+        monkeypatch.setattr(run_store, "STALE_S", -1.0)  # nobody has renewed it: its holder was killed
+        with ObjectLock(folder / "lock"):
+            pass
+    assert size_of(folder / "lock") is None
+
+
+def test_a_lock_is_renewed(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_store, "RENEWED_S", 0.01)
+    lock = ObjectPath("s3://recordings/renewed/lock")
+    with ObjectLock(lock):
+        remove(lock)
+        deadline = time.monotonic() + 20
+        while size_of(lock) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert size_of(lock)
+
+
+def test_a_store_that_refuses_is_an_error_before_work(object_store: Any, tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"s3://no-such-bucket/run.*Check"):
+        results_folder(place("s3://no-such-bucket/run")).__enter__()
+
+
+def test_scratch_is_on_this_machine_and_goes_with_the_run(where: Place) -> None:
+    with open_store(where / "run", (), data="x") as store:
+        assert isinstance(store, RunStore) and store.scratch.is_dir()
+        (store.scratch / "mapped").write_bytes(b"abc")
+    assert not store.scratch.exists()
