@@ -10,17 +10,31 @@ import hashlib
 import platform
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 import ks4stream.stages.units  # noqa: F401  with it a worker has loaded all that tasks need
+from ks4stream.engine.base import one_thread
 from ks4stream.errors import VersionWarning, WorkerError
 
 LIBRARIES = ("torch", "numpy", "scipy", "dask", "distributed")
 NO_GPU = "none"
 Facts = dict[str, str]
+
+
+_for_life = ExitStack()
+
+
+def dask_setup(worker: object) -> None:
+    """Called by Dask in a local worker process when it starts.
+
+    What a task sets for its time is set for good, as the process does nothing else: otherwise it would give back its
+    memory after every task, and have it cleared page by page for the next.
+    """
+    _for_life.enter_context(one_thread())
 
 
 @functools.cache
