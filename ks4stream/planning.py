@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -561,11 +563,10 @@ class _Need:
         return ""
 
 
-def _free_bytes(folder: Place) -> int | None:
-    """Free on the disk where a folder lies, or will lie; None where it is no disk."""
-    if isinstance(folder, ObjectPath):
-        return None
-    return shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free
+def _free_bytes(folder: Place) -> int:
+    """Free on the disk where a folder lies, or will lie; of what goes to an object store, where it is made ready."""
+    here = Path(tempfile.gettempdir()) if isinstance(folder, ObjectPath) else folder
+    return shutil.disk_usage(next(one for one in (here, *here.parents) if one.exists())).free
 
 
 def _known(n_bytes: float | None) -> int | None:

@@ -136,6 +136,8 @@ def sort(
         source = prepare(recording, settings, do_car=do_CAR, invert_sign=invert_sign, device=device)
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(source, results_dir, fresh=not resume))
+        if results_dir is not None:
+            stack.enter_context(report.log_kept(folder, results_dir))
         engine = stack.enter_context(engine_for(source, client, workers, progress))
         plan(
             recording, settings, n_workers=engine.n_workers,
@@ -146,9 +148,8 @@ def sort(
         if results_dir is not None:
             if progress is not None:
                 progress("results", 0, 1)
-            report.finish(
-                sorting, folder, save_extra_vars=save_extra_vars, save_features=save_features
-            )
+            report.finish(sorting, folder, save_extra_vars=save_extra_vars, save_features=save_features)
+            report.publish(folder, results_dir)
             store.tidy(keep=keep_run)
             if progress is not None:
                 progress("results", 1, 1)
@@ -428,8 +429,8 @@ def run_store(
     with ExitStack() as stack:
         folder = place(results_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="ks4stream-")))
         data = source.recording.digest() if results_dir else ""
-        fresh |= not source.recording.source.digest_is_exact  # what it was then, nobody can tell
-        yield stack.enter_context(open_store(folder / "run", RECORDED, data=data, fresh=fresh))
+        recall = source.recording.source.digest_is_exact  # else nobody can tell what it was then
+        yield stack.enter_context(open_store(folder / "run", RECORDED, data=data, fresh=fresh, recall=recall))
 
 
 @contextmanager

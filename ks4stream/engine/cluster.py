@@ -190,6 +190,8 @@ class _Tasks:
             except KilledWorker as error:
                 raise LostWorkerError(ADVICE.format(stage=self._stage, times=MOST_LOSSES + 1)) from error
             del self._index[future]
+        if results:
+            self._losses = 0  # those in a row count
         if gone:
             self._start_over()
         return results, sorted(lost, reverse=True)

@@ -419,7 +419,7 @@ def ops_from_sorting(sorting: Sorting) -> dict[str, Any]:
         "nt0min": sorting.settings.peak_sample,
         "drift_smoothing": list(sorting.settings.drift_smoothing),
     }
-    files = [Path(file) for file in sorting.files]
+    files = [Path(file) for file in sorting.files if "://" not in file]
     ops: dict[str, Any] = {**settings, "settings": settings}
     ops |= {
         "filename": files,

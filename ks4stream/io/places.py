@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ks4stream.errors import ResultsError
+from ks4stream.errors import RecordingError, ResultsError
 from ks4stream.io import objects
 
 FETCHED_BYTES = 1 << 26  # of an object that are held at a time while it is copied
@@ -84,7 +84,12 @@ def read_range(where: Place, start: int, stop: int) -> bytes:
             file.seek(start)
             found = file.read(stop - start)
     else:
-        found = objects.read_bytes(where.location, start, stop)
+        try:
+            found = objects.read_bytes(where.location, start, stop)
+        except RecordingError:
+            if (size_of(where) or 0) < stop:  # else the store fails, and not the object
+                raise EOFError(f"{where} ends before byte {stop}") from None
+            raise
     if len(found) < stop - start:
         raise EOFError(f"{where} ends before byte {stop}")
     return found
@@ -126,11 +131,11 @@ def copy_here(where: Place, folder: Path) -> Path:
     return copy
 
 
-def copy_there(folder: Path, where: ObjectPath) -> None:
-    """Copy all files below a folder, one after the other."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            objects.write_file(objects.child(where.location, path.relative_to(folder).as_posix()), path)
+def copy_there(folder: Path, where: ObjectPath, *, last: str = "") -> None:
+    """Copy all files below a folder, one after the other, one of them after all others."""
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    for name in sorted(names, key=lambda name: (name == last, name)):
+        objects.write_file(objects.child(where.location, name), folder / name)
 
 
 def below(where: Place) -> Iterator[tuple[str, bool]]:

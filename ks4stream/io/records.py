@@ -27,7 +27,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import DamagedFileError, ResultsError
+from ks4stream.errors import DamagedFileError, RecordingError, ResultsError
 from ks4stream.io.objects import write_bytes
 from ks4stream.io.places import ObjectPath, Place, read_whole
 from ks4stream.settings import Settings
@@ -86,6 +86,8 @@ def reading(path: str | Place) -> Iterator[None]:
     """
     try:
         yield
+    except RecordingError:  # of a store that does not answer
+        raise
     except NOT_AS_WRITTEN as error:
         raise DamagedFileError(str(path)) from error
     except OSError as error:

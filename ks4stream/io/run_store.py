@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import BaseFileLock, FileLock, Timeout
 
@@ -35,7 +36,7 @@ METHOD = 2
 """Counts changes of the method that change any result: records of another number are of no use."""
 
 MANIFEST, LOCK, SCRATCH = "manifest.json", "lock", "scratch"
-RENEWED_S, STALE_S = 60.0, 300.0  # see ObjectLock
+RENEWED_S, STALE_S, SETTLED_S = 60.0, 300.0, 2.0  # see ObjectLock
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class RunStore:
         """When a sort has ended, remove the stages it did not use, those of other settings; or all, unless `keep`."""
         with writing_to(self.folder):
             for name, is_folder in below(self.folder):
-                if is_folder and not (keep and name in self._used):
+                if is_folder and name != SCRATCH and not (keep and name in self._used):
                     remove(self.folder / name, folder=True)
         if keep:
             kept_bytes = sum(found.size_bytes for _, found in listing(str(self.folder)))
@@ -131,7 +132,9 @@ def record_path(folder: Place, item: Any) -> Place:
 
 
 @contextmanager
-def open_store(folder: Place, classes: tuple[type, ...], *, data: str, fresh: bool = False) -> Iterator[RunStore]:
+def open_store(
+    folder: Place, classes: tuple[type, ...], *, data: str, fresh: bool = False, recall: bool = True
+) -> Iterator[RunStore]:
     """Open the store of a run, for this process alone.
 
     Parameters
@@ -144,6 +147,8 @@ def open_store(folder: Place, classes: tuple[type, ...], *, data: str, fresh: bo
         Hash of what is sorted.
     fresh : bool
         Begin with an empty store, whatever is there.
+    recall : bool
+        Whether equal hashes are equal data; if not, a store of the same hash is emptied, too.
 
     Raises
     ------
@@ -160,7 +165,7 @@ def open_store(folder: Place, classes: tuple[type, ...], *, data: str, fresh: bo
                 stack.callback(lock.release)
                 scratch = folder / SCRATCH
                 shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
-                scratch.mkdir()
+                scratch.mkdir(exist_ok=True)
             else:
                 stack.enter_context(ObjectLock(folder / LOCK))
                 scratch = Path(tempfile.mkdtemp(prefix="ks4stream-"))
@@ -170,6 +175,9 @@ def open_store(folder: Place, classes: tuple[type, ...], *, data: str, fresh: bo
             for draft in folder.rglob(f"*{DRAFT}") if isinstance(folder, Path) else ():  # of workers that were killed
                 draft.unlink(missing_ok=True)
         _check_manifest(folder, {"format": FORMAT, "method": METHOD, "data": data})
+        if not recall:
+            _empty(folder)
+            _check_manifest(folder, {"format": FORMAT, "method": METHOD, "data": data})
         yield RunStore(folder, classes, scratch)
 
 
@@ -188,33 +196,44 @@ class ObjectLock:
 
     def __init__(self, path: ObjectPath) -> None:
         self._path, self._ended = path, threading.Event()
+        self._name = f"{platform.node()} {os.getpid()} {uuid4().hex}".encode()
         self._renewing = threading.Thread(target=self._renew, daemon=True)
 
     def __enter__(self) -> None:
-        if not write_bytes(self._path.location, _holder(), anew=True):
-            if age_s(self._path.location) < STALE_S:
-                raise ResultsError(
-                    f"Another run is writing to {self._path.parent.parent}. Wait for its end, or give another "
-                    f"results_dir. If none is, as it was killed, try again in {STALE_S / 60:.0f} minutes."
-                )
-            write_bytes(self._path.location, _holder())
+        is_ours = write_bytes(self._path.location, self._name, anew=True) or self._is_ours()
+        if not is_ours and (age_s(self._path.location) < STALE_S or not self._taken_over()):
+            raise ResultsError(
+                f"Another run is writing to {self._path.parent.parent}. Wait for its end, or give another "
+                f"results_dir. If none is, as it was killed, try again in {STALE_S / 60:.0f} minutes."
+            )
         self._renewing.start()
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._renewing.join()
-        remove(self._path)
+        if self._is_ours():
+            remove(self._path)
+
+    def _is_ours(self) -> bool:
+        try:
+            return read_whole(self._path) == self._name
+        except FileNotFoundError:
+            return False
+
+    def _taken_over(self) -> bool:
+        """Write the name into a lock that nobody renews; of several that do so at a time, the last has it."""
+        write_bytes(self._path.location, self._name)
+        return not self._ended.wait(SETTLED_S) and self._is_ours()
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEWED_S):
             try:
-                write_bytes(self._path.location, _holder())
-            except ResultsError as error:
-                _log.warning("%s", error)
-
-
-def _holder() -> bytes:
-    return f"{platform.node()} {os.getpid()}".encode()
+                if size_of(self._path) is not None and not self._is_ours():
+                    _log.error("%s was taken over by another run, as this one did not renew it.", self._path)
+                    return
+                write_bytes(self._path.location, self._name)
+            except Exception as error:  # whatever it is, the lock lasts some minutes
+                _log.warning("%s could not be renewed: %s", self._path, error)
 
 
 def _locked(path: Path) -> BaseFileLock:
@@ -236,14 +255,15 @@ def _locked(path: Path) -> BaseFileLock:
 
 def _check_kind(folder: Place) -> None:
     """Refuse a folder that is none of ours, before anything in it is touched."""
-    if not any(name not in (LOCK, SCRATCH) for name, _ in below(folder)):
+    if not any(name not in (LOCK, SCRATCH) and not name.endswith(DRAFT) for name, _ in below(folder)):
         return
     if not str(_manifest(folder).get("format", "")).startswith("ks4stream.Run/"):
         raise ResultsError(f"{folder} is not the store of a run of ks4stream. Give another results_dir.")
 
 
 def _empty(folder: Place) -> None:
-    for name, is_folder in below(folder):
+    """Remove all but the lock; the manifest last, without which the folder would not be known as a store."""
+    for name, is_folder in sorted(below(folder), key=lambda entry: entry[0] == MANIFEST):
         if name not in (LOCK, SCRATCH):
             remove(folder / name, folder=is_folder)
 

@@ -181,7 +181,10 @@ def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, folder: Path | None 
     n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     if n_bytes <= HELD_BYTES:
         return np.empty(shape, dtype)
-    with writing_to(folder or Path(tempfile.gettempdir())), tempfile.TemporaryFile(dir=folder) as file:
+    folder = folder or Path(tempfile.gettempdir())
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with writing_to(folder), tempfile.TemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):  # a disk that is found to be full only when the array is filled is a crash
             os.posix_fallocate(file.fileno(), 0, n_bytes)
         return np.memmap(file, dtype, mode="r+" if os.fstat(file.fileno()).st_size else "w+", shape=shape)
@@ -222,31 +225,43 @@ class GrowingColumns:
         return self._folder / f"{name}.column"
 
 
-def open_column(receipt: Receipt, name: str) -> NDArray[Any]:
-    """Map a column of a block's file without reading it. Nothing is compared with checksums.
+def open_columns(receipt: Receipt) -> dict[str, NDArray[Any]]:
+    """Map a block's file, once for all columns, without reading it. Nothing is compared with checksums.
 
     Raises
     ------
     DamagedFileError
         If the file is gone or too short.
     """
-    shape = (receipt.n_rows, *receipt.row_shape(name))
-    if 0 in shape:
-        return np.zeros(shape, receipt.dtype(name))
-    with reading(receipt.path):
-        return np.memmap(receipt.path, receipt.dtype(name), "r", receipt.offset(name), shape)
+    content = np.zeros(0, np.uint8)
+    if receipt.n_bytes:
+        with reading(receipt.path):
+            content = np.memmap(receipt.path, np.uint8, "r", shape=(receipt.n_bytes,))
+    columns = {}
+    for name in receipt.kind:
+        first, n_bytes = receipt.offset(name), receipt.n_rows * receipt.row_bytes(name)
+        values = content[first : first + n_bytes].view(receipt.dtype(name))
+        columns[name] = values.reshape(receipt.n_rows, *receipt.row_shape(name))
+    return columns
 
 
 def brought_near(receipt: Receipt, folder: Path) -> Receipt:
-    """The same with its file on this machine, copied into a folder if it lies elsewhere.
+    """The same with its file on this machine, copied into a folder if it lies elsewhere; every byte is checked.
 
     Raises
     ------
     DamagedFileError
-        If it is gone.
+        If it is not what was written.
     """
     with reading(receipt.path), writing_to(folder):
-        return replace(receipt, path=str(copy_here(place(receipt.path), folder)))
+        near = replace(receipt, path=str(copy_here(place(receipt.path), folder)))
+    for name in receipt.kind:
+        for region in range(len(receipt.start) - 1):
+            try:
+                _read(near, name, region)
+            except DamagedFileError:
+                raise DamagedFileError(receipt.path) from None  # and not its copy
+    return near
 
 
 def _read(receipt: Receipt, name: str, region: int, last_region: int | None = None) -> NDArray[Any]:

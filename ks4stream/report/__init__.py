@@ -7,18 +7,19 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ks4stream.io.objects import write_bytes
+from ks4stream.errors import Ks4StreamError
+from ks4stream.io.objects import write_bytes, write_file
 from ks4stream.io.phy import check_writable, export_phy
-from ks4stream.io.places import Place, copy_there, remove
+from ks4stream.io.places import ObjectPath, Place, below, copy_here, copy_there, remove, size_of
 from ks4stream.io.records import writing_to
 from ks4stream.io.store import save_sorting
-from ks4stream.report.log import log_inputs, run_log
+from ks4stream.report.log import LOG_NAME, log_inputs, run_log
 from ks4stream.results import Sorting
 
-__all__ = ["check_writable", "finish", "log_inputs", "results_folder", "run_log"]
+__all__ = ["check_writable", "finish", "log_inputs", "log_kept", "publish", "results_folder", "run_log"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,10 +40,38 @@ def results_folder(target: Place) -> Iterator[Path]:
     write_bytes(str(trial), b"")
     remove(trial)
     with tempfile.TemporaryDirectory(prefix="ks4stream-results-") as folder:
-        try:
-            yield Path(folder)
-        finally:  # the log, at least
-            copy_there(Path(folder), target)
+        if size_of(target / LOG_NAME) is not None:  # it goes on
+            copy_here(target / LOG_NAME, Path(folder))
+        yield Path(folder)
+
+
+@contextmanager
+def log_kept(folder: Path, target: Place) -> Iterator[None]:
+    """Bring the log where results are to be, however a sort ends; nothing to do where it was written there."""
+    try:
+        yield
+    finally:
+        if isinstance(target, ObjectPath):
+            with suppress(Ks4StreamError):  # an error that ended the sort is worth more
+                write_file(str(target / LOG_NAME), folder / LOG_NAME)
+
+
+def publish(folder: Path, target: Place) -> None:
+    """Bring results where they are to be, in place of earlier ones; ``sorting.zarr`` can be read when it is complete.
+
+    Raises
+    ------
+    ResultsError
+        If the store refuses it; the same call again does all of it again.
+    """
+    if not isinstance(target, ObjectPath):
+        return
+    remove(target / "sorting.zarr" / ".zgroup")
+    remove(target / "sorting.zarr", folder=True)
+    for name, is_folder in below(target):
+        if not is_folder and name.endswith((".npy", ".tsv", ".png")) and not (folder / name).exists():
+            remove(target / name)
+    copy_there(folder, target, last="sorting.zarr/.zgroup")
 
 
 def finish(

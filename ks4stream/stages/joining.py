@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ks4stream.io.spikes import Columns, open_column, read_column
+from ks4stream.io.spikes import Columns, open_columns, read_column
 from ks4stream.kernels.templates import roll_matrix
 from ks4stream.probe import Probe
 from ks4stream.results import Waveforms
@@ -35,7 +35,7 @@ def in_order(
         return read_column(matches.receipts[block], "features")
 
     for found in _spans(units, matches.first):
-        features = np.empty((len(found["row"]), *features_of(0).shape[1:]), np.float32)
+        features = np.empty((len(found["row"]), *matches.receipts[0].row_shape("features")), np.float32)
         block_of = np.searchsorted(first_row, found["row"], side="right") - 1
         for block in np.unique(block_of).tolist():
             mine = block_of == block
@@ -52,8 +52,7 @@ def _spans(units: Units, first: NDArray[np.int64]) -> Iterator[dict[str, NDArray
     """Spikes between the first samples (b,) of two blocks; those before the first and after the last go with these."""
     clusters = units.clusters
     numbers = np.flatnonzero(units.unit_of >= 0)
-    names = ("sample", "template", "score", "row")
-    columns = [{name: open_column(receipt, name) for name in names} for receipt in clusters.receipts]
+    columns = [open_columns(receipt) for receipt in clusters.receipts]
     least, most = np.iinfo(np.int64).min // 2, np.iinfo(np.int64).max // 2
     edges = np.concatenate([[least], first[1:], [most]])
     for at in range(0, len(edges) - 1, BLOCKS_AT_ONCE):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ks4stream.errors import DamagedFileError, ResultsError
+from ks4stream.errors import DamagedFileError, RecordingError, ResultsError
 from ks4stream.io import run_store
 from ks4stream.io.places import (
     ObjectPath,
@@ -158,9 +158,31 @@ def test_two_runs_in_one_prefix_are_refused(object_store: Any, monkeypatch: pyte
         with pytest.raises(ResultsError, match="Another run is writing to s3://recordings/locked"):
             open_store(folder, (), data="x").__enter__()
         monkeypatch.setattr(run_store, "STALE_S", -1.0)  # nobody has renewed it: its holder was killed
+        monkeypatch.setattr(run_store, "SETTLED_S", 0.0)
         with ObjectLock(folder / "lock"):
             pass
     assert size_of(folder / "lock") is None
+
+
+def test_a_lock_that_was_taken_over_is_left_alone(object_store: Any) -> None:
+    lock = ObjectPath("s3://recordings/taken/lock")
+    with ObjectLock(lock):
+        write(lock, b"another")
+    assert read_whole(lock) == b"another"
+
+
+def test_a_store_that_does_not_answer_is_no_damage(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    receipt = write_block(ObjectPath("s3://recordings/far/a.rows"), {"a": np.arange(3)}, np.zeros(3, np.int64), 1)
+
+    def silent(*_: Any) -> bytes:
+        raise RecordingError("no answer")
+
+    monkeypatch.setattr("ks4stream.io.objects.read_bytes", silent)
+    with pytest.raises(RecordingError, match="no answer"):
+        read_column(receipt, "a")
+    remove(ObjectPath(receipt.path))
+    with pytest.raises(DamagedFileError):
+        read_column(receipt, "a")
 
 
 def test_a_lock_is_renewed(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:

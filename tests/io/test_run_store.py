@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from ks4stream.errors import ResultsError
+from ks4stream.io import run_store
+from ks4stream.io.records import write_record
 from ks4stream.io.run_store import Remembered, RunStore, open_store, record_path
 from ks4stream.io.spikes import Receipt, read_column, write_block
 
@@ -200,3 +202,43 @@ def test_a_store_that_does_not_belong_is_refused_and_left_alone(
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*")} == before
     with open_store(tmp_path / "run", (), data="a", fresh=True) as store:
         assert store.stage("x", "0" * 64).recall([3]) == {}
+
+
+def test_a_store_is_known_however_its_emptying_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_store(tmp_path / "run", (), data="x") as store:
+        write_record(record_path(store.stage("a", "0" * 64).folder, 1), 1)
+        write_record(record_path(store.stage("z", "0" * 64).folder, 1), 1)
+    removed = []
+
+    def killed(where: Path, *, folder: bool = False) -> None:
+        removed.append(where.name)
+        if len(removed) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_store, "remove", killed)
+    with pytest.raises(KeyboardInterrupt), open_store(tmp_path / "run", (), data="y", fresh=True):
+        pass
+    assert run_store.MANIFEST not in removed
+    monkeypatch.undo()
+    (tmp_path / "run" / "manifest.0123.draft").write_text("{")
+    with open_store(tmp_path / "run", (), data="y", fresh=True) as store:
+        assert not (tmp_path / "run" / "manifest.0123.draft").exists()
+
+
+def test_what_may_have_changed_is_not_recalled_but_what_is_another_recordings_is_left(tmp_path: Path) -> None:
+    with open_store(tmp_path / "run", (), data="x") as store:
+        path = record_path(store.stage("a", "0" * 64).folder, 1)
+        write_record(path, 1)
+    with pytest.raises(ResultsError, match="another recording"), open_store(
+        tmp_path / "run", (), data="y", recall=False
+    ):
+        pass
+    assert path.exists()
+    with open_store(tmp_path / "run", (), data="x", recall=False):
+        assert not path.exists()
+
+
+def test_what_is_mapped_is_no_stage(tmp_path: Path) -> None:
+    with open_store(tmp_path / "run", (), data="x") as store:
+        store.tidy(keep=False)
+        assert store.scratch.is_dir()

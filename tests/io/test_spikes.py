@@ -13,6 +13,8 @@ from ks4stream.io import spikes
 from ks4stream.io.spikes import (
     GrowingColumns,
     Receipt,
+    brought_near,
+    open_columns,
     pick_region,
     read_column,
     read_region,
@@ -155,3 +157,23 @@ def test_columns_grow_on_disk_and_outlive_their_files(tmp_path: Path) -> None:
     assert arrays["pair"].tolist() == [[0, 0]] * 3 + [[3, 3]] * 3
     arrays["time"][0] = 7  # in memory only
     assert arrays["time"][0] == 7
+
+
+@pytest.mark.parametrize("column", ["sample", "features"])
+def test_bytes_of_a_file_that_will_be_mapped_are_checked(tmp_path: Path, column: str) -> None:
+    receipt = write(tmp_path / "a.rows", [0, 2, 1])
+    assert brought_near(receipt, tmp_path).path == receipt.path
+    content = bytearray((tmp_path / "a.rows").read_bytes())
+    content[receipt.offset(column)] ^= 1
+    (tmp_path / "a.rows").write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"a\.rows"):
+        brought_near(receipt, tmp_path)
+
+
+def test_a_file_is_mapped_as_it_was_written(tmp_path: Path) -> None:
+    receipt = write(tmp_path / "a.rows", [0, 2, 1])
+    columns = open_columns(receipt)
+    assert list(columns) == ["sample", "score", "features"]
+    for name, values in columns.items():
+        assert np.array_equal(values, read_column(receipt, name)) and values.dtype == read_column(receipt, name).dtype
+    assert {len(values) for values in open_columns(write(tmp_path / "b.rows", [])).values()} == {0}

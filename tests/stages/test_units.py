@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ks4stream.io import spikes
 from ks4stream.io.spikes import Receipt, read_column, write_block
 from ks4stream.settings import Settings
 from ks4stream.stages.matching import Matches
@@ -84,6 +85,16 @@ def test_a_regions_spikes_are_written_by_unit_with_their_place_in_the_blocks(tmp
     assert read_column(found.receipt, "sample").tolist() == [5, 130]
     assert read_column(found.receipt, "score").tolist() == [5, 130]
     assert read_column(found.receipt, "row").tolist() == [0, 5]  # of 4 + 3 rows, grouped by region
+
+
+def test_a_region_too_large_for_memory_comes_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its features lie in a file in the folder of its stage, which the task may be the first to make."""
+    options = (np.array([[0]]), np.array([0]), 1, 30_000.0, Settings(), "cpu")
+    held = RegionSorter(two_blocks(tmp_path), *options, folder=tmp_path)(0)
+    monkeypatch.setattr(spikes, "HELD_BYTES", 0)
+    mapped = RegionSorter(two_blocks(tmp_path), *options, folder=tmp_path / "not" / "made")(0)
+    assert mapped.receipt.digest() == held.receipt.digest()
+    assert np.array_equal(mapped.unit_features, held.unit_features)
 
 
 def test_clusters_are_numbered_through_all_regions(tmp_path: Path) -> None:
