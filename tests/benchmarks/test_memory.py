@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,13 @@ def test_a_loop_repeats_its_clip(tmp_path: Path) -> None:
     recording = looped.loop(tmp_path, ks4stream.simulate.tetrode_probe(1), clip_s=1.0, seconds=200 * 3600)
     clip = recording.source.source.read(0, 30_000)
     assert recording.n_samples == 200 * 3600 * 30_000 > 2**34
+    where = np.arange(2**34 - 20_000, 2**34 + 40_000)
     around = recording.read(2**34 - 20_000, 2**34 + 40_000)
-    assert np.array_equal(around, clip[np.arange(2**34 - 20_000, 2**34 + 40_000) % 30_000])
+    bare = replace(recording.source, noise_samples=0)
+    assert np.array_equal(bare.read(where[0], where[-1] + 1), clip[where % 30_000])
+    noise = around.astype(float) - clip[where % 30_000]
+    assert abs(noise.std() / looped.NOISE_S_D - 1) < 0.02  # of 240 000 samples: four times what chance allows
+    assert np.array_equal(around[100:200], recording.read(2**34 - 19_900, 2**34 - 19_800)), "however it is read"
     assert recording.read(5, 5).shape == (0, 4)
 
 
