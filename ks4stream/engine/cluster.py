@@ -49,7 +49,7 @@ WORKER_ENVIRONMENT = {  # of the local cluster's processes; Dask's own defaults 
 }
 QUIET_SCHEDULER = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}  # any port: several sorts may run at a time
 ADVICE = (
-    "Workers died while computing stage {stage!r}, {times} times in a row; mostly they run out of memory. "
+    "All workers died {times} times while computing stage {stage!r}; mostly they run out of memory. "
     "Use fewer workers per machine, a smaller block_batches or a smaller batch_size."
 )
 
@@ -190,8 +190,6 @@ class _Tasks:
             except KilledWorker as error:
                 raise LostWorkerError(ADVICE.format(stage=self._stage, times=MOST_LOSSES + 1)) from error
             del self._index[future]
-        if results:
-            self._losses = 0  # those in a row count
         if gone:
             self._start_over()
         return results, sorted(lost, reverse=True)
