@@ -49,7 +49,7 @@ WORKER_ENVIRONMENT = {  # of the local cluster's processes; Dask's own defaults 
 }
 QUIET_SCHEDULER = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}  # any port: several sorts may run at a time
 ADVICE = (
-    "All workers died {times} times while computing stage {stage!r}; mostly they run out of memory. "
+    "Workers died {times} times while computing stage {stage!r}; mostly they run out of memory. "
     "Use fewer workers per machine, a smaller block_batches or a smaller batch_size."
 )
 
