@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from uuid import uuid4
 
@@ -414,11 +414,12 @@ def _sizes(receipts: Sequence[Receipt]) -> NDArray[np.int64]:
 
 
 def _no_spikes(source: Preprocessor, template_channels: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """Columns of spikes without rows."""
-    columns = {"sample": "int64", "unit": "int32", "template": "int32", "score": "float32", "kept": "bool",
-               "x_um": "float32", "y_um": "float32"}  # fmt: skip
-    features = np.zeros((0, template_channels.shape[1], source.settings.n_pcs), np.float32)
-    return {name: np.zeros(0, dtype) for name, dtype in columns.items()} | {"features": features}
+    """The columns of spikes that a sorting declares, without rows."""
+    of_row = {"features": (template_channels.shape[1], source.settings.n_pcs)}
+    return {
+        spec.name: np.zeros((0, *of_row.get(spec.name, ())), spec.metadata["dtype"])
+        for spec in fields(Sorting) if spec.metadata.get("dims", ())[:1] == ("n",)
+    }  # fmt: skip
 
 
 @contextmanager

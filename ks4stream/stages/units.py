@@ -43,7 +43,7 @@ class RegionUnits(NamedTuple):
     """Units of one region."""
 
     receipt: Receipt  # of its spikes, grouped by unit (counted within the region), each unit's by (time, template)
-    unit_features: NDArray[np.float32]  # (u, c, q)
+    unit_features: NDArray[np.float32]  # (u, c, q), noise s.d.
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ class Units(NamedTuple):
     clusters: Clusters
     unit_of: NDArray[np.int64]  # (k,) of each cluster, −1 for those that are no neuron
     lag_of: NDArray[np.int64]  # (k,) by which its waveforms are late, so its spikes are earlier
-    kept: NDArray[np.bool_]  # of every cluster's spikes, one cluster after the other: False for duplicates
-    features: NDArray[np.float32]  # (u, c, q)
+    kept: NDArray[np.bool_]  # (n,) of every cluster's spikes, one cluster after the other: False for duplicates
+    features: NDArray[np.float32]  # (u, c, q), noise s.d.
     refractory: NDArray[np.bool_]  # (u,)
     contamination: NDArray[np.float64]  # (u,)
 
