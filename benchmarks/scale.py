@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import outcome
 import torch
-from looped import RATE_HZ, loop
+from endless import RATE_HZ, endless
 
 from ks4stream import Settings, geometry, simulate
 from ks4stream.blocks import Tile
@@ -86,7 +86,7 @@ def processes(n_workers: int) -> Iterator[Engine]:
 def overhead_s(engine: Engine, n_tasks: int) -> tuple[float, float, float]:
     """Seconds per task: of wall time, of CPU time in all processes, of CPU time in this one."""
     with tempfile.TemporaryDirectory() as folder, open_store(Path(folder) / "run", RECORDED, data="") as store:
-        recording = loop(Path(folder), simulate.tetrode_probe(1), clip_s=1.0, seconds=n_tasks * TILE_SAMPLES / RATE_HZ)
+        recording = endless(simulate.tetrode_probe(1), seconds=n_tasks * TILE_SAMPLES / RATE_HZ)
         source = prepare(recording, Settings(batch_size=TILE_SAMPLES))
         run = SortRun(source, engine, store, block_batches=1)
         began, cpu, here = time.perf_counter(), _cpu_s(engine), time.process_time()
@@ -101,7 +101,7 @@ def real_block_s(n_channels: int, seconds: float) -> float:
     """CPU seconds of one block's detection, the block computed once before."""
     probe = simulate.staggered_probe(n_channels)
     with one_thread(), tempfile.TemporaryDirectory() as folder:
-        recording = loop(Path(folder), probe, clip_s=min(seconds, 10.0), seconds=seconds + 4.0)
+        recording = endless(probe, seconds=seconds + 4.0)
         source = prepare(recording, Settings())
         covariances = whitening.Covariances(source)((source.tiling[0],))
         source = source.with_results(whitening=whitening.combine(source, [covariances]))

@@ -417,10 +417,12 @@ class _Need:
         return 4 * len(self.tiling) * self._fingerprint_bins()
 
     def registering_bytes(self) -> int:
-        """Logarithms of some fingerprints; the likeness of each batch at 101 shifts, in every segment."""
-        segments = max(2 * self.settings.nblocks - 1, 0)
-        some = min(drift_kernels.ROWS_AT_ONCE, len(self.tiling))
-        return 24 * some * self._fingerprint_bins() + 8 * (101 + 3 * 11) * segments * len(self.tiling)
+        """Logarithms of some fingerprints, and their likeness at 101 shifts; that of all at 11, in every segment."""
+        if not self.settings.nblocks:
+            return 0
+        segments, bins = 2 * self.settings.nblocks - 1, self._fingerprint_bins()
+        some = min(drift_kernels.rows_at_once(bins // drift_kernels.N_AMPLITUDE_BINS), len(self.tiling))
+        return 24 * some * bins + 8 * (101 * some + 3 * 11 * len(self.tiling)) * segments
 
     def scratch_bytes(self, n_detections: int) -> int:
         """Snippets and peaks of each detection, fingerprints; spikes as they were matched, by unit, and by time."""

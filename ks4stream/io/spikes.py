@@ -25,7 +25,7 @@ from ks4stream.io.places import Place, copy_here, place, read_range, size_of
 from ks4stream.io.records import appearing, key_of, reading, writing_to
 
 ALIGNED = 64  # bytes; columns begin at multiples of this, for mapped arrays
-HELD_BYTES = 1 << 30  # of one array that a task keeps in memory; a larger one is mapped from a file
+HELD_BYTES = 128 << 20  # of one array that a task keeps in memory; a larger one is mapped from a file
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -166,7 +166,7 @@ def pick_region(
 
 
 def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, folder: Path | None = None) -> NDArray[Any]:
-    """An array to fill: in memory up to 1 GiB, beyond that in a file without a name, which goes with the array.
+    """An array to fill: in memory up to 128 MiB, beyond that in a file without a name, which goes with the array.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ RIGID_REACH = 15  # bins tried in one iteration
 SEGMENT_REACH = 5  # bins tried per segment, after the rigid shift
 UPSAMPLING = 10  # steps per bin of the final shift
 FEWEST_BINS = 16  # with fewer depth bins a shift cannot be told
-ROWS_AT_ONCE = 1024  # batches compared at a time
+BINS_AT_ONCE = 1 << 19  # of the fingerprints that are compared at a time: some megabytes
 
 
 def n_depth_bins(span_um: float, bin_um: float) -> int:
@@ -91,10 +91,11 @@ def register(
         window = np.zeros_like(reference)
         window[first:last] = reference[first:last]
         shifts = np.arange(-reach, reach + 1)
-        for rows in _chunks(n_batches):
+        for rows in _chunks(counts):
             similarity[:, rows, g] = _compare(_prints(counts[rows]), window, rigid[rows], shifts).T
     similarity = gaussian_filter(similarity, smoothing, mode="reflect")
-    return rigid[:, None] + _peak_between_bins(similarity, reach)
+    beyond = [_peak_between_bins(similarity[:, rows], reach) for rows in _chunks(counts)]
+    return rigid[:, None] + np.concatenate(beyond)
 
 
 def _prints(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
@@ -103,8 +104,15 @@ def _prints(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
     return np.asarray(prints - prints.mean(axis=1, keepdims=True))
 
 
-def _chunks(n: int) -> list[slice]:
-    return [slice(at, at + ROWS_AT_ONCE) for at in range(0, n, ROWS_AT_ONCE)]
+def rows_at_once(n_bins: int) -> int:
+    """Batches that are compared at a time, by the depth bins of their fingerprints."""
+    return max(BINS_AT_ONCE // (n_bins * N_AMPLITUDE_BINS), 1)
+
+
+def _chunks(counts: NDArray[np.uint16]) -> list[slice]:
+    n_batches, _, n_bins, _ = counts.shape
+    some = rows_at_once(n_bins)
+    return [slice(at, at + some) for at in range(0, n_batches, some)]
 
 
 def _register_rigidly(counts: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -117,7 +125,7 @@ def _register_rigidly(counts: NDArray[np.uint16]) -> tuple[NDArray[np.int64], ND
     total = np.zeros(n_batches, np.int64)
     for _ in range(RIGID_ITERATIONS - 1):
         mean = np.zeros_like(reference)
-        for rows in _chunks(n_batches):
+        for rows in _chunks(counts):
             prints = _prints(counts[rows])
             best = steps[np.argmax(_compare(prints, reference, total[rows], steps), axis=1)]
             total[rows] = np.clip(total[rows] + best, -(n_bins // 2), n_bins // 2)
