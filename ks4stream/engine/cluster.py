@@ -10,6 +10,8 @@ import math
 import os
 import sys
 import threading
+import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
@@ -29,11 +31,14 @@ from distributed.system import MEMORY_LIMIT
 
 from ks4stream.engine import workers
 from ks4stream.engine.base import Item, LostWorkerError, Progress, Result, named, no_progress, run
+from ks4stream.errors import Ks4StreamWarning
 
 IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would only hold memory
 WORKER_MEMORY_BYTES = 3 << 30  # what one worker needs of the machine's memory for itself, torch included
 MOST_LOSSES = 3  # times that all workers may die under one map, as scheduler.allowed-failures does for one task
 RESTART_SECONDS = 300  # that a dead worker may take to come back
+PATIENCE_SECONDS = 10  # without any worker before it is said that one is waited for
+LOOK_SECONDS = 5  # between looks at whether workers have joined
 START_SECONDS = 300  # that the local cluster's processes may take to load torch
 LOCAL_CONFIG = {
     "distributed.worker.profile.enabled": False,  # it asks for Python's lock 100 times a second and worker
@@ -97,14 +102,20 @@ class Cluster:
         self._progress(stage, 0, len(items))
         if not len(items):
             return
-        self._client.wait_for_workers(1)  # a cluster whose jobs still wait for their turn is no error
-        self._check()
+        self._wait_for_a_worker()
+        self._new_workers()
         tasks = _Tasks(self._client, function, stage, alone=self._uses_gpu, on_gpu=self._gpus() > 0)
         begin = sorted(range(len(items)), key=lambda i: -priority[i]) if len(priority) else range(len(items))
         waiting, early, done, window = deque(begin), dict[int, Result](), 0, IN_FLIGHT_PER_WORKER * self.n_workers
+        looked = time.monotonic()
         try:
             for turn in range(len(items)):
                 while turn not in early:
+                    if time.monotonic() - looked > LOOK_SECONDS:
+                        if joined := self._new_workers():
+                            tasks.share_with(joined)
+                            window = IN_FLIGHT_PER_WORKER * self.n_workers
+                        looked = time.monotonic()
                     while waiting and len(tasks) < window and (len(early) < window or len(priority) or not len(tasks)):
                         index = waiting.popleft()
                         tasks.begin(index, items[index])
@@ -128,11 +139,24 @@ class Cluster:
         """GPUs that workers declare, if they are wanted."""
         return self._uses_gpu * int(sum(worker["resources"].get("GPU", 0) for worker in self._workers().values()))
 
-    def _check(self) -> None:
-        """Ask workers that were not there before whether they can compute, and compute as this process does."""
+    def _wait_for_a_worker(self) -> None:
+        """Wait as long as it takes: a cluster whose jobs still wait for their turn is no error. But say so."""
+        try:
+            self._client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
+        except TimeoutError:
+            address = self._client.scheduler_info(n_workers=0)["address"]
+            warnings.warn(
+                f"The scheduler at {address} has no worker yet; the sort goes on when the first one joins. Start one "
+                f"with `dask worker {address}`, or look after your jobs in the queue.",
+                Ks4StreamWarning, stacklevel=2,
+            )  # fmt: skip
+            self._client.wait_for_workers(1)
+
+    def _new_workers(self) -> list[str]:
+        """Workers that were not there before, asked whether they can compute, and compute as this process does."""
         new = [address for address in self._workers() if address not in self._known]
         if not new:
-            return
+            return []
         ask = partial(workers.facts, gpu=self._uses_gpu)
         # first by a function of Python's own, which arrives everywhere and brings back the error itself
         answers = self._client.run(import_module, workers.__name__, workers=new, on_error="return")
@@ -145,6 +169,7 @@ class Cluster:
         }  # fmt: skip
         workers.check(ask(), answers)
         self._known |= set(answers)
+        return list(answers)
 
 
 class _Tasks:
@@ -155,6 +180,7 @@ class _Tasks:
     ) -> None:
         self._client, self._function, self._stage, self._alone = client, function, stage, alone
         self._resources = {"GPU": 1} if on_gpu else None
+        self._shared: list[Future[Any]] = []
         self._index: dict[Future[Any], tuple[int, Any]] = {}  # of the item, and the constants it was begun with
         self._ended = as_completed(loop=client.loop)  # else that of the latest client this process has made
         self._losses = 0
@@ -200,8 +226,9 @@ class _Tasks:
         if self._client.status != "running":  # a map abandoned and found only after its client was closed
             return
         # also the one that failed: its error holds on to it
-        self._client.cancel(list(self._index), force=True)
+        self._client.cancel([*self._index, *self._shared], force=True)
         self._index.clear()
+        self._shared.clear()
         self._constants.release()
 
     def _start_over(self) -> None:
@@ -222,12 +249,17 @@ class _Tasks:
         """
         try:
             self._constants = self._client.scatter(self._function, hash=False)
-            wait([
-                self._client.submit(_has, self._constants, workers=[address], allow_other_workers=True, pure=False)
-                for address in self._client.nthreads()
-            ])  # fmt: skip
+            self.share_with(list(self._client.nthreads()))
+            wait(self._shared)
         except (OSError, CancelledError):  # the one that had it has just died
             self._start_over()
+
+    def share_with(self, addresses: Sequence[str]) -> None:
+        """Have workers fetch the function, as tasks go first to those that have it."""
+        self._shared = [
+            self._client.submit(_has, self._constants, workers=[address], allow_other_workers=True, pure=False)
+            for address in addresses
+        ]
 
 
 def _has(function: Callable[[Any], Any]) -> None:

@@ -95,7 +95,7 @@ def register(
             similarity[:, rows, g] = _compare(_prints(counts[rows]), window, rigid[rows], shifts).T
     similarity = gaussian_filter(similarity, smoothing, mode="reflect")
     beyond = [_peak_between_bins(similarity[:, rows], reach) for rows in _chunks(counts)]
-    return rigid[:, None] + np.concatenate(beyond)
+    return np.asarray(rigid[:, None] + np.concatenate(beyond), np.float64)
 
 
 def _prints(counts: NDArray[np.uint16]) -> NDArray[np.float64]:

@@ -25,7 +25,7 @@ from ks4stream.engine import Engine, Loop, one_thread
 from ks4stream.engine import cluster as cluster_module
 from ks4stream.engine.base import LostWorkerError
 from ks4stream.engine.cluster import IN_FLIGHT_PER_WORKER, Cluster, local_client
-from ks4stream.errors import GpuMemoryError
+from ks4stream.errors import GpuMemoryError, Ks4StreamWarning
 
 PACKAGE = str(Path(ks4stream.__file__).parents[1])
 
@@ -296,6 +296,41 @@ def test_a_worker_that_dies_costs_its_tasks_only(processes: Client, tmp_path: Pa
     found = list(Cluster(processes).map(DiesOnce(tmp_path / "died"), list(range(20)), stage="dying"))
     assert found == [number**2 for number in range(20)]
     assert (tmp_path / "died").exists()
+
+
+@dataclass(frozen=True)
+class WhoComputes:
+    """Says which worker computed."""
+
+    def __call__(self, number: int) -> str:
+        time.sleep(0.05)
+        return str(get_worker().address)
+
+
+def test_workers_that_join_during_a_stage_take_part_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "LOOK_SECONDS", 0.1)
+    with local_client(n_workers=1, processes=False) as client:
+        engine, computed = Cluster(client), []
+        for address in engine.map(WhoComputes(), list(range(80)), stage="joined"):
+            computed.append(address)
+            if len(computed) == 5:
+                client.cluster.scale(4)
+        assert len(set(computed)) == 4
+        n_first = sum(address == computed[0] for address in computed)
+        assert n_first < 60, "four share what is left, but for the time it takes them to join"
+
+
+def test_a_scheduler_without_workers_is_waited_for_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "PATIENCE_SECONDS", 0.1)
+    with local_client(n_workers=1, processes=False) as client:
+        client.cluster.scale(0)
+        while client.nthreads():
+            time.sleep(0.05)
+        later = threading.Timer(1.0, client.cluster.scale, [1])
+        later.start()
+        with pytest.warns(Ks4StreamWarning, match="has no worker yet.*dask worker inproc://"):
+            assert list(Cluster(client).map(Squares(), [1, 2, 3], stage="late")) == [1, 4, 9]
+        later.join()
 
 
 def test_what_is_lost_with_all_workers_is_sent_and_computed_again(client: Client) -> None:
