@@ -7,6 +7,7 @@ The settings' options, their help and their conversion are made from the fields 
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 import time
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _DEBUG = "ks4stream.debug"  # key in the context's meta, which all subcommands share
+_STOPPED = "ks4stream.stopped"  # likewise: the _Stopped that a signal asked for
 _FAILED = 1
 
 
@@ -48,7 +50,7 @@ class _Program(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         console = Console(stderr=True)
         try:
-            with _clean_stop(console), _short_notes(console, ctx):
+            with _clean_stop(console, ctx), _short_notes(console, ctx):
                 return super().invoke(ctx)
         except Ks4StreamError as error:
             if ctx.meta.get(_DEBUG):
@@ -69,16 +71,24 @@ class _Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def _clean_stop(console: Console) -> Iterator[None]:
-    """Stop at the first Ctrl-C (or SIGTERM) with all clean-up; a second one ends the program at once."""
+def _clean_stop(console: Console, ctx: click.Context) -> Iterator[None]:
+    """Stop at the first Ctrl-C (or SIGTERM) with all clean-up; a second one ends the program at once.
+
+    What is raised in a destructor Python drops: there it is left to the next report of progress.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def stop(number: int, _: FrameType | None) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
         _say(console, "Stopping; the tasks that are running come to their end first …", "yellow")
-        raise _Stopped(number)
+        ctx.meta[_STOPPED] = _Stopped(number)
+        while frame is not None:
+            if frame.f_code.co_name == "__del__":
+                return
+            frame = frame.f_back
+        raise ctx.meta[_STOPPED]
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -86,6 +96,22 @@ def _clean_stop(console: Console) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress on stderr, unless it was asked to stop."""
+    from ks4stream.report.progress import shown_progress
+
+    said = click.get_current_context().meta
+    with shown_progress(Console(stderr=True)) as progress:
+
+        def report(stage: str, done: int, total: int) -> None:
+            if _STOPPED in said:
+                raise said[_STOPPED]
+            progress(stage, done, total)
+
+        yield report
 
 
 @contextmanager
@@ -387,13 +413,14 @@ def _sort(
 ) -> Sorting:
     """Sort with progress on stderr, and say what was found and where it is."""
     from ks4stream.report import run_log
-    from ks4stream.report.progress import shown_progress
     from ks4stream.sorter import sort
 
+    # that a connection was closed is no news where the sort was stopped, and Dask tells it with a traceback
+    logging.getLogger("distributed.batched").setLevel(logging.WARNING)
     began = time.monotonic()
     is_here = isinstance(folder, Path)
     log = run_log(folder) if isinstance(folder, Path) else nullcontext()
-    with log, shown_progress(Console(stderr=True)) as progress:
+    with log, _shown_progress() as progress:
         sorting = sort(recording, settings, results_dir=folder, client=scheduler, progress=progress, **options)
     click.echo(
         f"{sorting.n_units} units ({int(sorting.refractory.sum())} good) with {int(sorting.kept.sum())} spikes, "
@@ -491,12 +518,11 @@ def _show(found: Plan) -> None:
 def demo_command(out: Path, seconds: float, seed: int) -> None:
     """Simulate a drifting recording with known units, sort it, and show how well each unit was found."""
     from ks4stream import demo
-    from ks4stream.report.progress import shown_progress
 
     click.echo(
         f"Simulating {seconds:g} s of {demo.N_CHANNELS} channels with {demo.N_UNITS} units in tissue that drifts"
     )
-    with shown_progress(Console(stderr=True)) as progress:
+    with _shown_progress() as progress:
         made = demo.make_recording(out, duration_s=seconds, seed=seed, progress=progress)
     recording = made.open()
     settings = Settings(fs=recording.sampling_rate_hz, n_chan_bin=recording.n_channels)

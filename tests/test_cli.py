@@ -109,6 +109,31 @@ def test_ctrl_c_stops_cleanly(demo: tuple[Path, Result], tmp_path: Path) -> None
     assert not (tmp_path / "results" / "spike_times.npy").exists()
 
 
+class Interrupts:
+    """Asks the program to stop when it is let go of, where Python drops every exception."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        self.interrupted = True
+
+
+def test_ctrl_c_in_a_destructor_is_not_lost(tetrode_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def sort(recording: Any, settings: Any, *, progress: Callable[[str, int, int], None], **_: Any) -> Any:
+        del recording
+        Interrupts()
+        told.append("went on")
+        progress("whitening", 0, 1)
+        told.append("went on for too long")
+
+    monkeypatch.setattr(sorter, "sort", sort)
+    result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", "--results-dir", tetrode_file.parent / "r")
+    assert result.exit_code == 130
+    assert "Stopping" in result.stderr and "Stopped: the sort was not finished." in result.stderr
+    assert told == ["went on"]
+
+
 # --- options ------------------------------------------------------------------------------------------------
 
 
