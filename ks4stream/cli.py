@@ -38,6 +38,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _DEBUG = "ks4stream.debug"  # key in the context's meta, which all subcommands share
 _STOPPED = "ks4stream.stopped"  # likewise: the _Stopped that a signal asked for
+_TALKATIVE = ("distributed", "tornado.application")  # what is interrupted there tells of it with tracebacks
 _FAILED = 1
 
 
@@ -84,6 +85,8 @@ def _clean_stop(console: Console, ctx: click.Context) -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         _say(console, "Stopping; the tasks that are running come to their end first …", "yellow")
         ctx.meta[_STOPPED] = _Stopped(number)
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         while frame is not None:
             if frame.f_code.co_name == "__del__":
                 return
@@ -415,8 +418,6 @@ def _sort(
     from ks4stream.report import run_log
     from ks4stream.sorter import sort
 
-    # that a connection was closed is no news where the sort was stopped, and Dask tells it with a traceback
-    logging.getLogger("distributed.batched").setLevel(logging.WARNING)
     began = time.monotonic()
     is_here = isinstance(folder, Path)
     log = run_log(folder) if isinstance(folder, Path) else nullcontext()

@@ -31,7 +31,7 @@ from ks4stream.kernels import clustering, detection, graph, matching
 from ks4stream.kernels import drift as drift_kernels
 from ks4stream.recording import Recording
 from ks4stream.settings import Settings
-from ks4stream.stages import preprocessing, waveforms
+from ks4stream.stages import drift, preprocessing, waveforms
 
 SPIKES_PER_CHANNEL_HZ = 10.0  # 13 hours of 384 channels with 150 million spikes have 8.3
 TEMPLATES_PER_CHANNEL = 2.0  # learned; published recordings of 384 channels have 300 to 700
@@ -403,7 +403,7 @@ class _Need:
 
     def client_bytes(self) -> int:
         """This process: snippets twice, fingerprints of all batches or on disk, receipts, which spikes are kept."""
-        fingerprints = min(self.fingerprint_bytes(), HELD_BYTES) + self.registering_bytes()
+        fingerprints = min(self.fingerprint_bytes(), drift.HELD_BYTES) + self.registering_bytes()
         snippets = min(waveforms.MOST_SNIPPETS, round(self.n_spikes)) * self.settings.nt
         receipts = self.n_blocks * self._receipt_bytes()
         return CLIENT_BYTES + 8 * snippets + fingerprints + receipts + min(self.n_spikes, HELD_BYTES)
@@ -428,7 +428,7 @@ class _Need:
         """Snippets and peaks of each detection, fingerprints; spikes as they were matched, by unit, and by time."""
         snippets = 4 * min(waveforms.MOST_SNIPPETS, self.n_spikes) * self.settings.nt
         of_spike = self.row_bytes + UNIT_SPIKE_BYTES + 4 * self.n_features + SORTED_BYTES
-        fingerprints = self.fingerprint_bytes() if self.fingerprint_bytes() > HELD_BYTES else 0
+        fingerprints = self.fingerprint_bytes() if self.fingerprint_bytes() > drift.HELD_BYTES else 0
         return n_detections * (snippets + self.row_bytes * self.n_spikes) + fingerprints + of_spike * self.n_spikes
 
     def _receipt_bytes(self) -> int:

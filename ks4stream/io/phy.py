@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.errors import ResultsError
 from ks4stream.geometry import nearest, vertical_pitch_um
+from ks4stream.io.spikes import let_go
 from ks4stream.results import Sorting
 
 __all__ = [
@@ -33,7 +35,7 @@ __all__ = [
 ]
 
 PREPROCESSED_SCALE = 200.0  # temp_wh.dat holds whitened traces times this, as int16
-_SPIKES_AT_ONCE = 65_536
+_SPIKES_AT_ONCE = 16_384
 _UNITS_AT_ONCE = 256
 _OPTIONAL = ("pc_features.npy", "pc_feature_ind.npy")
 _EXTRA_VARS = ("tF.npy", "Wall.npy", "full_st.npy", "full_clu.npy", "full_amp.npy")
@@ -146,7 +148,7 @@ def _write_spikes(sorting: Sorting, path: Path) -> None:
     n_kept = int(np.count_nonzero(sorting.kept))
 
     def save(name: str, dtype: DTypeLike, column: Callable[[slice], NDArray[Any]], *rest: int) -> None:
-        pieces = (column(rows)[sorting.kept[rows]] for rows in _slices(sorting.n_spikes, _SPIKES_AT_ONCE))
+        pieces = (column(rows)[sorting.kept[rows]] for rows in _spikes_in_turn(sorting))
         _save_stream(path / f"{name}.npy", (n_kept, *rest), dtype, pieces)
 
     save("spike_times", np.int64, lambda rows: sorting.sample[rows])
@@ -170,7 +172,7 @@ def _write_features(sorting: Sorting, path: Path) -> None:
     slot = _slots(sorting.template_channels, _n_channels(sorting))
 
     def moved() -> Iterator[NDArray[np.float32]]:
-        for rows in _slices(sorting.n_spikes, _SPIKES_AT_ONCE):
+        for rows in _spikes_in_turn(sorting):
             kept = sorting.kept[rows]
             template, unit = sorting.template[rows][kept], sorting.unit[rows][kept]
             wanted = slot[template[:, None], channels[unit]]  # (n, j), −1: not there
@@ -371,12 +373,15 @@ def write_extra_vars(sorting: Sorting, folder: str | os.PathLike[str]) -> None:
     """Write all spikes as ``run_kilosort`` returns them: tF, Wall, full_st, full_clu, full_amp."""
     path = Path(folder)
     n, j, q = sorting.features.shape
-    slices = list(_slices(n, _SPIKES_AT_ONCE))
-    _save_stream(path / "tF.npy", (n, j, q), np.float32, (sorting.features[rows] for rows in slices))
+
+    def save(name: str, shape: tuple[int, ...], dtype: DTypeLike, column: Callable[[slice], NDArray[Any]]) -> None:
+        _save_stream(path / f"{name}.npy", shape, dtype, (column(rows) for rows in _spikes_in_turn(sorting)))
+
+    save("tF", (n, j, q), np.float32, lambda rows: sorting.features[rows])
+    save("full_st", (n, 3), np.float64, lambda rows: spike_table(sorting, rows))
+    save("full_amp", (n,), np.float32, lambda rows: _amplitudes(sorting, rows))
     _save(path, "Wall", sorting.unit_features, np.float32)
-    _save_stream(path / "full_st.npy", (n, 3), np.float64, (spike_table(sorting, rows) for rows in slices))
     _save(path, "full_clu", sorting.unit, np.int32)
-    _save_stream(path / "full_amp.npy", (n,), np.float32, (_amplitudes(sorting, rows) for rows in slices))
 
 
 def spike_table(sorting: Sorting, rows: slice = slice(None)) -> NDArray[np.float64]:
@@ -522,6 +527,15 @@ def _save_stream(path: Path, shape: tuple[int, ...], dtype: DTypeLike, pieces: I
         np.lib.format.write_array_header_1_0(file, header)
         for piece in pieces:
             np.ascontiguousarray(piece, kind).tofile(file)
+
+
+def _spikes_in_turn(sorting: Sorting) -> Iterator[slice]:
+    """Slices of the spikes; what was read of columns that are mapped from files does not stay in memory."""
+    columns = [getattr(sorting, spec.name) for spec in fields(sorting) if spec.metadata.get("dims", ())[:1] == ("n",)]
+    for rows in _slices(sorting.n_spikes, _SPIKES_AT_ONCE):
+        yield rows
+        for column in columns:
+            let_go(column)
 
 
 def _slices(n: int, step: int) -> Iterator[slice]:

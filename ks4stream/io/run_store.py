@@ -32,7 +32,7 @@ from ks4stream.io.records import DRAFT, appearing, key_of, read_record, write_re
 from ks4stream.io.spikes import Receipt
 
 FORMAT = "ks4stream.Run/1"
-METHOD = 2
+METHOD = 3
 """Counts changes of the method that change any result: records of another number are of no use."""
 
 MANIFEST, LOCK, SCRATCH = "manifest.json", "lock", "scratch"

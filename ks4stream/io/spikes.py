@@ -9,10 +9,13 @@ unit, after they were clustered.) What even one task cannot hold lies in a file 
 from __future__ import annotations
 
 import math
+import mmap
 import os
+import sys
 import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,13 +168,17 @@ def pick_region(
     return found
 
 
-def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, folder: Path | None = None) -> NDArray[Any]:
-    """An array to fill: in memory up to 128 MiB, beyond that in a file without a name, which goes with the array.
+def scratch_array(
+    shape: tuple[int, ...], dtype: DTypeLike, folder: Path | None = None, *, held_bytes: int | None = None
+) -> NDArray[Any]:
+    """An array of zeros: in memory if it is small, else in a file without a name, which goes with the array.
 
     Parameters
     ----------
     folder : path, optional
         Where such a file lies; by default in the system's temporary folder.
+    held_bytes : int, optional
+        What is small; by default :data:`HELD_BYTES`.
 
     Raises
     ------
@@ -179,8 +186,8 @@ def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, folder: Path | None 
         If there is no room for it.
     """
     n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    if n_bytes <= HELD_BYTES:
-        return np.empty(shape, dtype)
+    if n_bytes <= (HELD_BYTES if held_bytes is None else held_bytes):
+        return np.zeros(shape, dtype)
     folder = folder or Path(tempfile.gettempdir())
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,6 +195,39 @@ def scratch_array(shape: tuple[int, ...], dtype: DTypeLike, folder: Path | None 
         if hasattr(os, "posix_fallocate"):  # a disk that is found to be full only when the array is filled is a crash
             os.posix_fallocate(file.fileno(), 0, n_bytes)
         return np.memmap(file, dtype, mode="r+" if os.fstat(file.fileno()).st_size else "w+", shape=shape)
+
+
+def let_go(values: NDArray[Any]) -> None:
+    """Take the pages of a mapped array out of this process, as far as the system can; they come back when needed.
+
+    What was read of a mapped file counts as this process's memory until somebody else needs it. Nothing is lost: not
+    even what was changed of a private mapping, which is only offered for paging out. Arrays in memory stay.
+    """
+    mapped = getattr(values, "base", None)
+    if isinstance(values, np.memmap) and isinstance(mapped, mmap.mmap) and sys.platform == "linux":
+        with suppress(OSError):  # an older kernel
+            mapped.madvise(_PAGEOUT if values.mode == "c" else mmap.MADV_DONTNEED)
+
+
+_PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4; Python has no name for it
+
+
+class PassingRows:
+    """An array of which some rows at a time are read, as copies; mapped ones do not stay in memory.
+
+    Parameters
+    ----------
+    values : ndarray
+    """
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self._values = values
+        self.shape = values.shape
+
+    def __getitem__(self, which: Any) -> NDArray[Any]:
+        rows = np.array(self._values[which])
+        let_go(self._values)
+        return rows
 
 
 class GrowingColumns:

@@ -26,6 +26,7 @@ from ks4stream.errors import ResultsError
 from ks4stream.io.objects import zarr_store
 from ks4stream.io.places import place, size_of
 from ks4stream.io.records import writing_to
+from ks4stream.io.spikes import let_go
 from ks4stream.probe import Probe
 from ks4stream.results import Drift, PeakSample, Sorting, Waveforms, Whitening
 from ks4stream.settings import Settings
@@ -266,6 +267,7 @@ def _new_array(group: Any, name: str, value: NDArray[Any]) -> Any:
     if value.size:
         for at in range(0, len(value), rows):
             array[at : at + rows] = value[at : at + rows]
+            let_go(value)
     return array
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +60,19 @@ def segment_bounds(n_bins: int, n_blocks: int) -> list[tuple[int, int]]:
     return [(int(start), int(start) + length) for start in starts]
 
 
+class Counts(Protocol):
+    """Peaks counted by :func:`fingerprint_bins`: an array (b, h, z, a) of uint16, or what is indexed like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Batches, parts that are summed, depth bins, amplitude bins."""
+
+    def __getitem__(self, which: Any, /) -> NDArray[np.uint16]:
+        """Some batches, and of these some parts."""
+
+
 def register(
-    counts: NDArray[np.uint16], *, n_blocks: int, smoothing: tuple[float, float, float]
+    counts: Counts, parts: slice = slice(None), *, n_blocks: int, smoothing: tuple[float, float, float]
 ) -> NDArray[np.float64]:
     """Align the fingerprints of all batches.
 
@@ -69,9 +81,10 @@ def register(
 
     Parameters
     ----------
-    counts : ndarray, shape (b, h, z, a)
-        Peaks counted by :func:`fingerprint_bins`, in parts that are summed. May be a mapped file: it is read some
-        batches at a time.
+    counts : ndarray, shape (b, h, z, a), or what is indexed like one
+        It is read some batches at a time.
+    parts : slice
+        Of the second axis, those that are summed.
     n_blocks : int
         ``nblocks``.
     smoothing : tuple of float
@@ -83,7 +96,7 @@ def register(
         Shift in depth bins; positive moves a batch to larger depth.
     """
     n_batches, _, n_bins, _ = counts.shape
-    rigid, reference = _register_rigidly(counts)
+    rigid, reference = _register_rigidly(counts, parts)
     reach = min(SEGMENT_REACH, n_bins // 2)
     segments = segment_bounds(n_bins, n_blocks)
     similarity = np.zeros((2 * reach + 1, n_batches, len(segments)))
@@ -92,7 +105,7 @@ def register(
         window[first:last] = reference[first:last]
         shifts = np.arange(-reach, reach + 1)
         for rows in _chunks(counts):
-            similarity[:, rows, g] = _compare(_prints(counts[rows]), window, rigid[rows], shifts).T
+            similarity[:, rows, g] = _compare(_prints(counts[rows, parts]), window, rigid[rows], shifts).T
     similarity = gaussian_filter(similarity, smoothing, mode="reflect")
     beyond = [_peak_between_bins(similarity[:, rows], reach) for rows in _chunks(counts)]
     return np.asarray(rigid[:, None] + np.concatenate(beyond), np.float64)
@@ -109,24 +122,24 @@ def rows_at_once(n_bins: int) -> int:
     return max(BINS_AT_ONCE // (n_bins * N_AMPLITUDE_BINS), 1)
 
 
-def _chunks(counts: NDArray[np.uint16]) -> list[slice]:
+def _chunks(counts: Counts) -> list[slice]:
     n_batches, _, n_bins, _ = counts.shape
     some = rows_at_once(n_bins)
     return [slice(at, at + some) for at in range(0, n_batches, some)]
 
 
-def _register_rigidly(counts: NDArray[np.uint16]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _register_rigidly(counts: Counts, parts: slice = slice(None)) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Whole-bin shifts (b,) and the mean fingerprint they line up with (z, a)."""
     n_batches, _, n_bins, _ = counts.shape
     reach = min(RIGID_REACH, n_bins // 2)
     steps = np.array(sorted(range(-reach, reach + 1), key=lambda step: (abs(step), step)))  # ties: stay
     middle = min(REFERENCE_BATCH, n_batches // 2)
-    reference = _prints(counts[middle : middle + 1])[0]
+    reference = _prints(counts[middle : middle + 1, parts])[0]
     total = np.zeros(n_batches, np.int64)
     for _ in range(RIGID_ITERATIONS - 1):
         mean = np.zeros_like(reference)
         for rows in _chunks(counts):
-            prints = _prints(counts[rows])
+            prints = _prints(counts[rows, parts])
             best = steps[np.argmax(_compare(prints, reference, total[rows], steps), axis=1)]
             total[rows] = np.clip(total[rows] + best, -(n_bins // 2), n_bins // 2)
             for shift in np.unique(total[rows]):

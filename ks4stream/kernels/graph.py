@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ks4stream.kernels.memory import in_pieces
 
-CHUNK = 65_536  # spikes fetched from a store, or swept over, at a time (section 6, cost)
+CHUNK = 16_384  # spikes fetched from a store, or swept over, at a time (section 6, cost)
 INNER_CHUNK = 1024  # spikes whose distances to all landmarks are held at a time
 
 

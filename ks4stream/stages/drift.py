@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import DriftWarning
-from ks4stream.io.spikes import Receipt, read_column, scratch_array
+from ks4stream.io.spikes import PassingRows, Receipt, let_go, read_column, scratch_array
 from ks4stream.kernels import drift as kernels
 from ks4stream.results import Drift, PeakSample
 from ks4stream.stages.preprocessing import Preprocessor
 
+HELD_BYTES = 8 << 20  # of fingerprints; more lie in a file and are read some batches at a time
 MOST_PLOTTED = 200_000  # peaks kept for the drift scatter plot
 LEAST_RELIABILITY = 0.5  # correlation of the shifts told by the two halves of the peaks, below which they are noise
 STILL_BINS = 1.0  # noise in the shifts up to which a recording is called still without a warning
@@ -31,8 +32,8 @@ def combine(
 ) -> tuple[Drift, PeakSample]:
     """Register the peaks of all tiles; where they cannot tell, the shift is 0 and a warning says so."""
     lowest, n_bins = depth_range(source)
-    counts = scratch_array((len(source.tiling), 2, n_bins, kernels.N_AMPLITUDE_BINS), np.uint16, scratch)
-    counts[:] = 0
+    shape = (len(source.tiling), 2, n_bins, kernels.N_AMPLITUDE_BINS)
+    counts = scratch_array(shape, np.uint16, scratch, held_bytes=HELD_BYTES)
     plotted = []
     most = -(-MOST_PLOTTED // len(receipts))
     for receipt in receipts:
@@ -45,29 +46,31 @@ def combine(
             threshold=source.settings.Th_universal,
         )  # fmt: skip
         np.add.at(counts, (source.tiling.tile_of(sample), half, *bins), 1)
+        let_go(counts)
         kept = np.arange(min(len(sample), most)) * len(sample) // max(min(len(sample), most), 1)
         plotted.append((sample[kept], depth[kept], score[kept]))
-    return estimate(source, counts), PeakSample(*(np.concatenate(column) for column in zip(*plotted, strict=True)))
+    sample_of_peaks = PeakSample(*(np.concatenate(column) for column in zip(*plotted, strict=True)))
+    return estimate(source, PassingRows(counts)), sample_of_peaks
 
 
-def estimate(source: Preprocessor, counts: NDArray[np.uint16]) -> Drift:
+def estimate(source: Preprocessor, counts: PassingRows | NDArray[np.uint16]) -> Drift:
     """Shifts of all batches from their fingerprints (b, half, z, a)."""
     settings = source.settings
     lowest, n_bins = depth_range(source)
     segments = kernels.segment_bounds(n_bins, settings.nblocks)
     centre = lowest - 1 + settings.binning_depth * np.array([(first + last) / 2 for first, last in segments])
-    none = Drift(shift_um=np.zeros((len(counts), len(segments))), centre_um=centre)
+    none = Drift(shift_um=np.zeros((counts.shape[0], len(segments))), centre_um=centre)
     if n_bins < kernels.FEWEST_BINS:  # nothing to tell it from: not worth a warning on every tetrode
         return none
-    if len(counts) < 2:
+    if counts.shape[0] < 2:
         return none
 
-    def register(some: NDArray[np.uint16]) -> NDArray[np.float64]:
-        found = kernels.register(some, n_blocks=settings.nblocks, smoothing=settings.drift_smoothing)
+    def register(parts: slice) -> NDArray[np.float64]:
+        found = kernels.register(counts, parts, n_blocks=settings.nblocks, smoothing=settings.drift_smoothing)
         return found - np.median(found, axis=0)
 
-    shift = register(counts)
-    halves = [register(counts[:, half : half + 1]) for half in (0, 1)]
+    shift = register(slice(None))
+    halves = [register(slice(half, half + 1)) for half in (0, 1)]
     reliability = _correlation(halves[0], halves[1])
     if reliability < LEAST_RELIABILITY:
         if shift.std() <= STILL_BINS:

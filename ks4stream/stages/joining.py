@@ -17,7 +17,7 @@ from ks4stream.results import Waveforms
 from ks4stream.stages.matching import Matches
 from ks4stream.stages.units import Units
 
-ROWS_AT_ONCE = 65_536
+ROWS_AT_ONCE = 16_384
 BLOCKS_AT_ONCE = 256  # whose spans within all trains are found together: 2 KB a cluster
 BLOCKS_HELD = 3  # features of a span lie in its own block and, where spikes were moved, in its neighbours
 

@@ -17,7 +17,7 @@ from ks4stream.io.places import Place
 from ks4stream.io.spikes import Receipt, pick_region, read_region, write_block
 from ks4stream.kernels import detection, templates
 from ks4stream.kernels.clustering import cluster_region
-from ks4stream.kernels.graph import ScatteredRows
+from ks4stream.kernels.graph import CHUNK, ScatteredRows
 from ks4stream.results import Templates
 from ks4stream.settings import Settings
 from ks4stream.stages.detection import Detector
@@ -113,9 +113,9 @@ def cluster_means(
     n_labels = int(label.max()) + 1 if len(label) else 0
     total = torch.zeros(n_labels, rows.d, dtype=torch.float64)
     count = np.bincount(label, weight, n_labels).astype(np.float64)
-    for first in range(0, rows.n, 65_536):
-        part = slice(first, first + 65_536)
-        values = rows.chunk(first, min(first + 65_536, rows.n)).cpu().double()
+    for first in range(0, rows.n, CHUNK):
+        part = slice(first, first + CHUNK)
+        values = rows.chunk(first, min(first + CHUNK, rows.n)).cpu().double()
         total.index_add_(0, torch.from_numpy(label[part]), values * torch.from_numpy(weight[part])[:, None])
     return (total / torch.from_numpy(count).clamp(min=1e-12)[:, None]).float().numpy(), count
 

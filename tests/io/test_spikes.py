@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from ks4stream.errors import DamagedFileError
 from ks4stream.io import spikes
 from ks4stream.io.spikes import (
     GrowingColumns,
+    PassingRows,
     Receipt,
     brought_near,
+    let_go,
     open_columns,
     pick_region,
     read_column,
@@ -142,6 +146,39 @@ def test_what_is_too_large_for_memory_lies_in_a_file_without_a_name(
     mapped[:] = np.arange(11)
     assert mapped.sum() == 55
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems are not told")
+@pytest.mark.parametrize("mode", ["r+", "c"])
+def test_what_was_read_of_a_mapped_file_does_not_stay_in_memory(tmp_path: Path, mode: str) -> None:
+    content = np.arange(4 << 20, dtype=np.float64)  # 32 MiB
+    content.tofile(tmp_path / "values")
+    with (tmp_path / "values").open("rb+") as file:
+        os.fsync(file.fileno())  # what is not written yet cannot go
+    mapped = np.memmap(tmp_path / "values", np.float64, mode=mode)
+    mapped[7] = -1.0
+
+    def resident_bytes() -> int:
+        lines = Path("/proc/self/smaps").read_text().split(str(tmp_path / "values"))[1].splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("Rss:")).split()[1])
+
+    assert mapped.sum() == content.sum() - 8
+    before = resident_bytes()
+    let_go(mapped)
+    assert before > 30 << 20 and resident_bytes() < 1 << 20
+    assert mapped[7] == -1.0 and mapped[8] == 8.0, "and nothing is lost"
+    let_go(content)
+    assert content[8] == 8.0
+
+
+def test_rows_are_read_as_copies(tmp_path: Path) -> None:
+    values = scratch_array((6, 2), np.int32, tmp_path, held_bytes=0)
+    assert isinstance(values, np.memmap) and not values.any()
+    values[:] = np.arange(12).reshape(6, 2)
+    rows = PassingRows(values)
+    assert rows.shape == (6, 2)
+    some = rows[2:4, 1:]
+    assert some.tolist() == [[5], [7]] and type(some) is np.ndarray
 
 
 def test_columns_grow_on_disk_and_outlive_their_files(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from ks4stream import Settings, simulate
 from ks4stream.blocks import Tiling
-from ks4stream.io import spikes
 from ks4stream.io.sources import ArraySource
 from ks4stream.io.spikes import Receipt, write_block
 from ks4stream.recording import Recording
@@ -51,6 +50,6 @@ def test_fingerprints_in_a_file_tell_the_same(
     held, sample = drift.combine(source, receipts)
     moved = np.median(held.shift_um[20:]) - np.median(held.shift_um[:20])
     assert moved == pytest.approx(-20, abs=2.5)  # µm: back to where they were; half a depth bin
-    monkeypatch.setattr(spikes, "HELD_BYTES", 0)
+    monkeypatch.setattr(drift, "HELD_BYTES", 0)
     mapped, again = drift.combine(source, receipts)
     assert np.array_equal(held.shift_um, mapped.shift_um) and np.array_equal(sample.sample, again.sample)
