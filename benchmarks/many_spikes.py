@@ -138,6 +138,7 @@ class Usage:
     """What a part of the work took."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
     peak_anonymous_gb: dict[str, float] = field(default_factory=dict)
     peak_resident_gb: dict[str, float] = field(default_factory=dict)
 
@@ -152,12 +153,13 @@ class Usage:
                     peaks[part] = max(peaks.get(part, 0.0), _status_bytes(name) / 1e9)
 
         thread = threading.Thread(target=watch, daemon=True)
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         thread.start()
         try:
             yield
         finally:
             self.seconds[part] = time.perf_counter() - began
+            self.cpu_seconds[part] = time.process_time() - cpu
             done.set()
             thread.join()
 
@@ -258,11 +260,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         usage = Usage()
         outcome = PARTS[asked.part](asked.spikes, folder, usage)
         print(json.dumps({"part": asked.part, **outcome}, indent=1))
-        print("| part | wall (s) | peak anonymous memory (GB) | peak resident memory, mapped files included (GB) |")
-        print("| --- | --- | --- | --- |")
+        print("| part | wall (s) | CPU (s) | peak anonymous memory (GB) | peak resident memory, mapped files included (GB) |")
+        print("| --- | --- | --- | --- | --- |")
         for name, seconds in usage.seconds.items():
             anonymous, resident = usage.peak_anonymous_gb.get(name, 0), usage.peak_resident_gb.get(name, 0)
-            print(f"| {name} | {seconds:.1f} | {anonymous:.2f} | {resident:.2f} |")
+            print(f"| {name} | {seconds:.1f} | {usage.cpu_seconds[name]:.1f} | {anonymous:.2f} | {resident:.2f} |")
     finally:
         if asked.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
