@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         usage = Usage()
         outcome = PARTS[asked.part](asked.spikes, folder, usage)
         print(json.dumps({"part": asked.part, **outcome}, indent=1))
-        print("| part | wall (s) | CPU (s) | peak anonymous memory (GB) | peak resident memory, mapped files included (GB) |")
+        print("| part | wall (s) | CPU (s) | peak memory, anonymous (GB) | and with mapped files (GB) |")
         print("| --- | --- | --- | --- | --- |")
         for name, seconds in usage.seconds.items():
             anonymous, resident = usage.peak_anonymous_gb.get(name, 0), usage.peak_resident_gb.get(name, 0)
