@@ -101,6 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
         upstream = http.client.HTTPConnection(self.server.target, timeout=60)
         try:
             headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
+            if headers.pop("x-goog-if-generation-match", None) == "0":  # Google's for: if there is none yet
+                headers["If-None-Match"] = "*"
             upstream.request(self.command, self.path, body or None, headers)
             response = upstream.getresponse()
             content = response.read()

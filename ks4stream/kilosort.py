@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
-from ks4stream.errors import BadChannelWarning, ProbeError, RecordingError, ResultsError, SettingsError
+from ks4stream.errors import (
+    BadChannelWarning,
+    Ks4StreamWarning,
+    ProbeError,
+    RecordingError,
+    ResultsError,
+    SettingsError,
+)
 from ks4stream.io.phy import (
     check_writable,
     ops_from_sorting,
@@ -29,6 +37,7 @@ from ks4stream.io.places import place
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
 from ks4stream.io.records import writing_to
+from ks4stream.io.tile_cache import cached
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.report import run_log
@@ -202,8 +211,12 @@ def run_kilosort(
     jobs = [(_with_channels(recording, shank, bad_channels), folder / name) for shank, name in _shanks(shank_idx)]
     for _, target in jobs:
         check_writable(target)
-    for one, target in jobs:
-        results = job.run(one, target)
+    with ExitStack() as stack:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Ks4StreamWarning)  # sort says it, where the log has it
+            source = stack.enter_context(cached(recording, cache_dir)).source
+        for one, target in jobs:  # all shanks and copies from what is fetched once
+            results = job.run(replace(one, source=source), target)
     return results
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 from ks4stream import geometry
 from ks4stream.engine import one_thread
 from ks4stream.errors import ProbeError, RecordingError, SettingsError
+from ks4stream.io.tile_cache import cached_while_held
 from ks4stream.recording import Recording
 from ks4stream.results import Drift, Whitening
 from ks4stream.settings import Settings
@@ -34,6 +36,7 @@ def preprocess(
     invert_sign: bool = False,
     device: str | torch.device | None = None,
     client: Any = None,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> xarray.DataArray:
     """Filter, reference and whiten a recording, and undo its drift, lazily: the traces that are sorted.
 
@@ -51,6 +54,10 @@ def preprocess(
         As in :func:`ks4stream.sort`; the same as for a finished sorting whose results are given.
     client : distributed.Client, optional
         Where to learn what is not given. Where traces are computed later is Dask's business as with any lazy array.
+    cache_dir : path, optional
+        Where the recording is kept, so that samples which several batches see are fetched once: by default in the
+        temporary folder if it lies on an object store, until the array and all that was made of it are garbage, and
+        not at all otherwise. In a folder given here it stays; "off" keeps it nowhere.
 
     Returns
     -------
@@ -63,6 +70,8 @@ def preprocess(
     ------
     RecordingError, ProbeError, SettingsError
         If the recording cannot be preprocessed, or what is given belongs to another one.
+    ResultsError
+        If `cache_dir` cannot be made.
 
     Examples
     --------
@@ -73,6 +82,7 @@ def preprocess(
 
     if isinstance(drift, str) and drift != ESTIMATE:
         raise SettingsError(f"drift={drift!r} is unknown; give a Drift, {ESTIMATE!r}, or None for none.")
+    recording = cached_while_held(recording, cache_dir)
     settings = settings or Settings(fs=recording.sampling_rate_hz)
     options: dict[str, Any] = {"do_car": do_CAR, "invert_sign": invert_sign}
     options["device"] = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))

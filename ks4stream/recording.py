@@ -136,10 +136,11 @@ class Recording:
         Returns
         -------
         xarray.DataArray
-            dims ``time, channel`` over a Dask array in chunks of about one second, in the file's dtype and
-            units. Coordinates: ``channel`` (column in the file) and, where there is a probe, ``x_um``,
-            ``y_um`` (NaN) and ``shank`` (-1, for channels that are not sorted). Time has no coordinate,
-            which for long recordings would be larger than memory: sample i is at i / ``sampling_rate_hz``.
+            dims ``time, channel`` over a Dask array in chunks of about one second (where the file is stored in
+            chunks, of whole ones), in the file's dtype and units. Coordinates: ``channel`` (column in the file)
+            and, where there is a probe, ``x_um``, ``y_um`` (NaN) and ``shank`` (-1, for channels that are not
+            sorted). Time has no coordinate, which for long recordings would be larger than memory: sample i is at
+            i / ``sampling_rate_hz``.
         """
         import xarray as xr
 
@@ -148,8 +149,9 @@ class Recording:
             attrs["gain_uv"] = self.gain_uv
         if self.offset_uv is not None:
             attrs["offset_uv"] = self.offset_uv
+        array = _lazy_array(self.source, self.sampling_rate_hz)
         return xr.DataArray(
-            self._lazy_array(), dims=("time", "channel"), coords=self._channel_coords(), attrs=attrs, name="traces"
+            array, dims=("time", "channel"), coords=self._channel_coords(), attrs=attrs, name="traces"
         )
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
@@ -207,26 +209,6 @@ class Recording:
             f"at {self.sampling_rate_hz:g} Hz, {self.probe!r}>"
         )
 
-    def _lazy_array(self) -> dask.array.Array:
-        array: dask.array.Array
-        to_dask = getattr(self.source, "to_dask", None)
-        if to_dask is not None:  # it is a Dask array already: no second graph around it
-            array = to_dask()
-            return array
-        import dask.array as da
-
-        from_array: Any = da.from_array  # untyped
-        array = from_array(
-            _Sliceable(self.source),
-            chunks=(max(1, round(self.sampling_rate_hz)), self.n_channels),
-            name=False,  # a name from the content would read it
-            asarray=False,
-            fancy=False,
-            inline_array=True,
-            meta=np.empty((0, 0), self.dtype),
-        )
-        return array
-
     def _channel_coords(self) -> dict[str, Any]:
         coords: dict[str, Any] = {"channel": np.arange(self.n_channels, dtype=np.int64)}
         if self.probe is not None:
@@ -237,6 +219,32 @@ class Recording:
             shank[self.probe.chan_map] = self.probe.shank
             coords |= {"x_um": ("channel", x_um), "y_um": ("channel", y_um), "shank": ("channel", shank)}
         return coords
+
+
+def _lazy_array(source: Source, rate_hz: float) -> dask.array.Array:
+    """A source in pieces of about a second, each of whole stored chunks, so that every chunk is read once."""
+    import dask.array as da
+
+    array: dask.array.Array
+    if hasattr(source, "to_dask"):  # it is a Dask array already: no second graph around it
+        array = source.to_dask()
+        return array
+    if hasattr(source, "sources"):  # parts are stored apart
+        concatenate: Any = da.concatenate  # untyped
+        array = concatenate([_lazy_array(part, rate_hz) for part in source.sources])
+        return array
+    stored = getattr(source, "chunk_samples", 1)
+    from_array: Any = da.from_array  # untyped
+    array = from_array(
+        _Sliceable(source),
+        chunks=(max(1, round(rate_hz / stored)) * stored, source.n_channels),
+        name=False,  # a name from the content would read it
+        asarray=False,
+        fancy=False,
+        inline_array=True,
+        meta=np.empty((0, 0), source.dtype),
+    )
+    return array
 
 
 class _Sliceable:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 
-from ks4stream import load_sorting, simulate, sorter
+from ks4stream import load_sorting, preprocess, run_kilosort, simulate, sorter
 from ks4stream.cli import main
 from ks4stream.engine.cluster import local_client
 from ks4stream.errors import FewSpikesWarning
@@ -83,6 +83,42 @@ def test_every_byte_is_fetched_once(near: tuple[Path, Sorting], object_store: An
     chunks = [times for name, times in object_store.proxy.requests.items() if name.rpartition("/")[2][0].isdigit()]
     assert chunks == [1] * 45, "each once"
     assert not list(temporary.rglob("*.piece")), "removed at the end"
+
+
+def test_preprocessed_traces_and_copies_are_fetched_once(
+    near: tuple[Path, Sorting], object_store: Any, temporary: Path, tmp_path: Path
+) -> None:
+    """With the sorts before them: two, of the probe's halves."""
+    path, _ = near
+    url = object_store.put(path, "run_kilosort/data.zarr")
+    probe = {"chanMap": np.arange(10), "xc": np.zeros(10), "yc": 20.0 * np.arange(10), "kcoords": np.arange(10) // 5}
+    settings = {"n_chan_bin": 10, "batch_size": 15_000, "nblocks": 0, "nearest_chans": 5}
+
+    def fetches() -> list[int]:
+        """How often each chunk was fetched."""
+        counts = object_store.proxy.requests
+        found = [times for name, times in counts.items() if name.rpartition("/")[2][0].isdigit()]
+        object_store.proxy.reset_counts()
+        return found
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewSpikesWarning)
+        run_kilosort(
+            settings, filename=url, probe=probe, results_dir=tmp_path / "sorted", shank_idx=[0, 1], client="loop",
+            save_preprocessed_copy=True, device="cpu",
+        )  # fmt: skip
+    assert fetches() == [1] * 45
+    copied = np.fromfile(tmp_path / "sorted" / "shank_1" / "temp_wh.dat", np.int16).reshape(-1, 10)
+    assert copied.any(axis=0).tolist() == [False] * 5 + [True] * 5
+    assert not list(temporary.rglob("*.piece"))
+    recording = open_recording(url, probe=PROBE)
+    np.testing.assert_array_equal(recording.traces, open_recording(path).traces)
+    assert fetches() == [1] * 45
+    traces = preprocess(recording, SETTINGS, client="loop", device="cpu")
+    np.testing.assert_array_equal(
+        traces, preprocess(open_recording(path, probe=PROBE), SETTINGS, client="loop", device="cpu")
+    )
+    assert fetches() == [1] * 45
 
 
 def test_failing_requests_change_nothing(near: tuple[Path, Sorting], object_store: Any, temporary: Path) -> None:

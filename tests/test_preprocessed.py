@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 
 from ks4stream import simulate
 from ks4stream.errors import ProbeError, RecordingError, SettingsError
+from ks4stream.io import tile_cache
 from ks4stream.io.sources import ArraySource
 from ks4stream.preprocessed import preprocess
 from ks4stream.recording import Recording
@@ -74,6 +78,41 @@ def test_nothing_is_read_before_it_is_computed(recording: Recording, whitening: 
     assert len(reads) == 1, "one tile holds what was asked for"
     assert found.shape == (100, 8)
     np.testing.assert_array_equal(found.time, np.arange(13_000, 13_100))
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_what_is_far_is_fetched_once(
+    samples: np.ndarray, whitening: Whitening, keeps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the array or what was made of it lives, whatever is computed, though batches see their neighbours."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tile_cache, "PIECE_BYTES", 8 * 2 * 500)
+    far = CountingSource(ArraySource(samples))
+    far.path = "s3://far/away.dat"  # type: ignore[attr-defined]
+    recording = Recording(far, 30_000.0, PROBE)  # type: ignore[arg-type]
+    traces = preprocess(
+        recording, SETTINGS, whitening=whitening, drift=moving(7), device="cpu", cache_dir=None if keeps else "off"
+    )
+    assert far.reads == [] and not any(tmp_path.iterdir())
+    scheduler = "threads" if keeps else "synchronous"  # threads hold what each read last
+    first = traces.compute(scheduler=scheduler)
+    part = traces[9000:27_000]
+    del traces
+    gc.collect()
+    np.testing.assert_array_equal(part.compute(scheduler=scheduler), first[9000:27_000])
+    np.testing.assert_array_equal(first, from_memory(samples, whitening))
+    once = [(start, start + 500) for start in range(0, N_SAMPLES, 500)]
+    assert (sorted(far.reads) == once) == keeps and set(far.reads) == set(once)
+    assert bool(list(tmp_path.rglob("*.piece"))) == keeps
+    del part
+    gc.collect()
+    assert not list(tmp_path.rglob("*.piece"))
+
+
+def from_memory(samples: np.ndarray, whitening: Whitening) -> np.ndarray:
+    recording = Recording(ArraySource(samples), 30_000.0, PROBE)
+    traces = preprocess(recording, SETTINGS, whitening=whitening, drift=moving(7), device="cpu")
+    return traces.compute(scheduler="synchronous").values
 
 
 @pytest.mark.parametrize("options", [{}, {"do_CAR": False}, {"invert_sign": True}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import dask.array as da
@@ -12,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ks4stream.errors import ProbeError, RecordingError
-from ks4stream.io.sources import ArraySource, DaskSource
+from ks4stream.io.sources import ArraySource, ConcatenatedSource, DaskSource
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording, Source, check_traces
 
@@ -87,6 +88,24 @@ def test_traces_of_two_hundred_hours_are_made_at_once() -> None:
     assert traces.nbytes > 2**43 and source.reads == []
     last = traces.data[-2:, 5].compute(scheduler="synchronous")
     np.testing.assert_array_equal(last, recording.read(recording.n_samples - 2, recording.n_samples)[:, 5])
+
+
+@pytest.mark.parametrize(("stored", "length"), [(30, 90), (70, 70), (170, 170), (400, 400)])
+def test_traces_are_cut_where_chunks_are_stored(stored: int, length: int) -> None:
+    """So that each is fetched once; of joined recordings too, whose parts begin anywhere."""
+
+    @dataclass(frozen=True)
+    class Stored(CountingSource):
+        chunk_samples: int = stored
+
+    parts = (Stored(n_samples=250), CountingSource(n_samples=101), Stored(n_samples=180))
+    traces = Recording(ConcatenatedSource(parts), 100.0).traces
+    found = traces.compute(scheduler="synchronous")
+    np.testing.assert_array_equal(found, np.concatenate([CountingSource().read(0, n) for n in (250, 101, 180)]))
+    for part in (parts[0], parts[2]):
+        cuts = [*range(0, part.n_samples, length), part.n_samples]
+        assert sorted(part.reads) == list(pairwise(cuts))
+    assert sorted(parts[1].reads) == [(0, 100), (100, 101)]
 
 
 def test_traces_of_a_dask_array_are_that_array() -> None:

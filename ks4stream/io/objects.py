@@ -40,6 +40,8 @@ _CREDENTIALS = {
     "az": "Check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY; where anybody may read, set "
     "AZURE_SKIP_SIGNATURE=true",
 }
+# What obstore says, as an error of no kind, where listing is refused, no credentials were found, or a key is none.
+_REFUSALS = re.compile("status code: 40[13]|token request|Invalid Access Key")
 
 
 @dataclass(frozen=True)
@@ -305,17 +307,17 @@ def explained(location: str, *, writing: bool = False) -> Iterator[None]:
     except (FileNotFoundError, exceptions.NotFoundError):
         missing = _NowhereError if writing else _MissingError
         raise missing(f"There is nothing at {location}, or there is no such bucket. Check both.") from None
-    except (PermissionError, exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
-        advice = _CREDENTIALS.get(scheme, "Only what anybody may read can be read from web servers")
-        raise refused(
-            f"{location} may not be {verb} with the credentials found (or does not exist, which some stores do not "
-            f"tell apart). {advice}."
-        ) from None
-    except exceptions.BaseError as error:
+    except (PermissionError, exceptions.BaseError) as error:
+        said = str(error).partition("\n")[0]
+        refusals = (PermissionError, exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+        if isinstance(error, refusals) or _REFUSALS.search(said):
+            advice = _CREDENTIALS.get(scheme, "Only what anybody may read can be read from web servers")
+            raise refused(
+                f"{location} may not be {verb} with the credentials found, if any (or does not exist, which some "
+                f"stores do not tell apart). {advice}."
+            ) from None
         advice = _ADVICE.get(scheme, "Check the address")
-        raise refused(
-            f"{location} cannot be {verb} ({_without_secrets(str(error))}). {advice}, and the network."
-        ) from None
+        raise refused(f"{location} cannot be {verb} ({_without_secrets(said)}). {advice}, and the network.") from None
 
 
 class _MissingError(RecordingError):

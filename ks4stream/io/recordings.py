@@ -65,7 +65,7 @@ def open_recording(
     source : path, URL, list, array or Recording
         - path or URL of a flat binary file (``.bin``, ``.dat``, …; channels interleaved). A SpikeGLX ``.meta``
           beside a ``.bin`` supplies channels, rate, gain and contacts, without sync channel and reference;
-        - path of a ``.npy`` file;
+        - path or URL of a ``.npy`` file;
         - path or URL of a Zarr array, version 2 or 3, of a group that holds one, or of what SpikeInterface writes;
         - a NumPy array or memory map, a Dask array, or anything with a shape, a dtype and slices
           (``h5py.Dataset``, ``zarr.Array``), of shape (time, channel);
@@ -233,13 +233,13 @@ def _look_at_spikeglx(path: str, meta: spikeglx.SpikeGLXMeta, n_chan: int | None
 
 
 def _look_at_npy(path: str) -> _Found:
+    name = name_of(path)
     if is_remote(path):
-        raise RecordingError(f"{path}: .npy is read from disks only; download it, or store it as Zarr.")
+        return _Found(_time_first(BinarySource.open_npy(path), name), name, (path,))
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise RecordingError(f"{path} cannot be read as a .npy file: {error}.") from error
-    name = name_of(path)
     return _Found(_time_first(ArraySource.open(array), name), name, (path,))
 
 

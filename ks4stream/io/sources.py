@@ -10,13 +10,16 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.errors import RecordingError
@@ -54,6 +57,8 @@ _DTYPES = ("int16", "uint16", "int32", "float32")
 _DIGEST_WHOLE_BYTES = 2**28  # an array in memory up to this size enters its digest as a whole, …
 _DIGEST_SPOTS = 32  # … a larger one with this many stretches …
 _DIGEST_SAMPLES = 1024  # … of this length
+_NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_NPY_HEADER_BYTES = 1 << 14  # more than NumPy takes for a safe header
 
 
 def delivered_dtype(dtype: DTypeLike, what: str = "the recording") -> np.dtype[Any]:
@@ -155,6 +160,37 @@ class BinarySource:
                 "a file that was cut short can be trimmed to a whole number of samples."
             )
         return cls(path, int(n_channels), n_samples, file_dtype, int(offset_bytes))
+
+    @classmethod
+    def open_npy(cls, path: str | os.PathLike[str]) -> BinarySource:
+        """Read the header of a ``.npy`` file or object and describe its samples.
+
+        Raises
+        ------
+        RecordingError
+            If it is no ``.npy`` file or shorter than its header says, it is not two-dimensional, time is not stored
+            first, or samples of its type are not supported.
+        """
+        path = locate(path)
+        size_bytes = _status(path).size_bytes
+        head = BytesIO(read_bytes(path, 0, min(size_bytes, _NPY_HEADER_BYTES)))
+        try:
+            version = npy.read_magic(head)
+            if version not in _NPY_HEADERS:
+                raise ValueError(f"it is of version {version}, known are {', '.join(map(str, _NPY_HEADERS))}")
+            shape, is_fortran, dtype = _NPY_HEADERS[version](head)
+            if size_bytes < (needed := head.tell() + math.prod(shape) * dtype.itemsize):
+                raise ValueError(f"it has {size_bytes} bytes, by its header {needed}")
+        except ValueError as error:
+            raise RecordingError(f"{path} cannot be read as a .npy file: {error}.") from error
+        _check_rank(shape, path)
+        delivered_dtype(dtype, path)
+        if is_fortran:
+            raise RecordingError(
+                f"{path} holds one channel after the other (Fortran order), so that no stretch of time can be read by "
+                "itself. Save it in C order (numpy.ascontiguousarray), or as Zarr."
+            )
+        return cls(path, shape[1], shape[0], dtype, head.tell())
 
     @property
     def dtype(self) -> np.dtype[Any]:

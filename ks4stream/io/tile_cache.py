@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 import warnings
+import weakref
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -209,7 +210,7 @@ class CachedSource:
 def cached(
     recording: Recording, cache_dir: str | os.PathLike[str] | None = None, cache_bytes: int | None = None
 ) -> Iterator[Recording]:
-    """A recording that is fetched once, for the duration of a sort.
+    """A recording that is fetched once, for the duration of a sort, or of what a caller does around one.
 
     Parameters
     ----------
@@ -228,13 +229,7 @@ def cached(
     ResultsError
         If `cache_dir` cannot be made here.
     """
-    folder = None if cache_dir is None or cache_dir == OFF else os.path.abspath(cache_dir)
-    if folder is not None:
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ResultsError(f"cache_dir={folder} cannot be made ({error}). Choose another.") from error
-    limit_bytes = 0 if cache_dir == OFF else cache_bytes
+    folder, limit_bytes = _folder(cache_dir), 0 if cache_dir == OFF else cache_bytes
     source = _wrapped(recording.source, folder, limit_bytes)
     parts = [part for part in _parts(source) if isinstance(part, CachedSource)]
     if parts and limit_bytes != 0:
@@ -247,26 +242,66 @@ def cached(
             _log.info("What was fetched of the recording stays in %s, for the same call again.", where)
         raise
     if folder is None:
+        callers = _parts(recording.source)
         for part in parts:
-            part.forget()
+            if part not in callers:
+                part.forget()
 
 
-def _wrapped(source: Source, folder: str | None, limit_bytes: int | None) -> Source:
+def cached_while_held(recording: Recording, cache_dir: str | os.PathLike[str] | None = None) -> Recording:
+    """A recording that is fetched once, for as long as somebody holds what is returned; a lazy array, say.
+
+    Parameters
+    ----------
+    recording : Recording
+    cache_dir : path, optional
+        As in :func:`cached`, but by default what is kept is shared with no other call, and removed from this machine
+        when the recording returned is garbage or the program ends.
+
+    Raises
+    ------
+    ResultsError
+        If `cache_dir` cannot be made here.
+    """
+    folder = _folder(cache_dir)
+    source = _wrapped(recording.source, folder, 0 if cache_dir == OFF else None, is_own=True)
+    callers = _parts(recording.source)
+    for part in _parts(source):
+        if isinstance(part, CachedSource) and folder is None and part not in callers:
+            weakref.finalize(part, shutil.rmtree, part._place(), ignore_errors=True)
+    return replace(recording, source=source)
+
+
+def _folder(cache_dir: str | os.PathLike[str] | None) -> str | None:
+    """The user's own folder for caches, made if need be."""
+    if cache_dir is None or cache_dir == OFF:
+        return None
+    folder = os.path.abspath(cache_dir)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultsError(f"cache_dir={folder} cannot be made ({error}). Choose another.") from error
+    return folder
+
+
+def _wrapped(source: Source, folder: str | None, limit_bytes: int | None, *, is_own: bool = False) -> Source:
     """The source with every part that is far away, or all but arrays in memory where a folder was named, cached."""
     if isinstance(source, ConcatenatedSource):
-        return join(_wrapped(part, folder, limit_bytes) for part in source.sources)
+        return join(_wrapped(part, folder, limit_bytes, is_own=is_own) for part in source.sources)
     near = isinstance(source, ArraySource) if folder else not is_remote(getattr(source, "path", ""))
     if near or isinstance(source, CachedSource):
         return source
     row_bytes = source.n_channels * source.dtype.itemsize
     chunk = max(min(getattr(source, "chunk_samples", 1), source.n_samples), 1)
     length = chunk * max(-(-PIECE_BYTES // (chunk * row_bytes)), 1)
-    key = source.digest() if source.digest_is_exact else uuid4().hex  # what may have changed is not found again
-    return CachedSource(source, key, length, folder, limit_bytes)
+    is_shared = source.digest_is_exact and not (is_own and folder is None)  # what may have changed is not found again
+    return CachedSource(source, source.digest() if is_shared else uuid4().hex, length, folder, limit_bytes)
 
 
 def _parts(source: Source) -> tuple[Source, ...]:
-    return source.sources if isinstance(source, ConcatenatedSource) else (source,)
+    if isinstance(source, ConcatenatedSource):
+        return tuple(part for joined in source.sources for part in _parts(joined))
+    return (source,)
 
 
 def _warn_of_little_room(parts: list[CachedSource], folder: str | None, limit_bytes: int | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import re
 import subprocess
@@ -97,6 +98,52 @@ def test_a_flat_object_is_read_in_ranges(object_store: Any) -> None:
     before = recording.digest()
     object_store.put(SAMPLES[::-1].tobytes(), "flat/data.dat")
     assert recording.digest() != before
+
+
+def npy(array: Any, **options: Any) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", "<f8"])
+def test_npy_is_read_in_ranges(version: tuple[int, int], dtype: str, object_store: Any) -> None:
+    content = npy(SAMPLES.astype(dtype), version=version)
+    recording = open_recording(object_store.put(content, "npy/a b#1.npy"), fs=1000)
+    assert (recording.n_samples, recording.n_channels, recording.name) == (3000, 4, "a b#1.npy")
+    object_store.proxy.reset_counts()
+    np.testing.assert_array_equal(recording.read(500, 600), SAMPLES[500:600])
+    assert object_store.proxy.sent_bytes.total() == 400 * np.dtype(dtype).itemsize
+    np.testing.assert_array_equal(recording.read(0, 3000), SAMPLES)
+    near = open_recording(SAMPLES.astype(dtype), fs=1000)
+    assert recording.dtype == near.dtype and recording.source.digest_is_exact
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npy(np.asfortranarray(SAMPLES)), r"holds one channel after the other.*numpy\.ascontiguousarray"),
+        (npy(SAMPLES[:, 0]), r"a\.npy has shape \(3000,\); needed are two dimensions"),
+        (npy(SAMPLES.T.copy()), r"more channels than samples.*transpose"),
+        (npy(SAMPLES.astype(np.int8)), "holds int8 samples; supported are"),
+        (npy(SAMPLES)[:-1], "cannot be read as a .npy file: it has 24127 bytes, by its header 24128"),
+        (npy(SAMPLES)[:50], "cannot be read as a .npy file: EOF"),
+        (npy(SAMPLES, version=(3, 0)), r"cannot be read as a .npy file: it is of version \(3, 0\)"),
+        (SAMPLES.tobytes(), "cannot be read as a .npy file: the magic string is not correct"),
+        (b"", "cannot be read as a .npy file: EOF"),
+    ],
+)
+def test_npy_that_does_not_fit(content: bytes, message: str, object_store: Any) -> None:
+    with pytest.raises(RecordingError, match=message):
+        open_recording(object_store.put(content, "npy/a.npy"), fs=1000)
+
+
+def test_nothing_in_npy_is_unpickled(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = npy(np.array([[print]]), allow_pickle=True)
+    monkeypatch.setattr(pickle, "load", lambda *_, **__: pytest.fail("unpickled"))
+    with pytest.raises(RecordingError, match="holds object samples"):
+        open_recording(object_store.put(content, "npy/pickled.npy"), fs=1000)
 
 
 def test_spikeglx_metadata_beside_an_object(object_store: Any) -> None:

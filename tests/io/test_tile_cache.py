@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import hashlib
 import os
 import pickle
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +26,7 @@ from numpy.typing import NDArray
 from ks4stream.errors import Ks4StreamWarning, RecordingError, ResultsError
 from ks4stream.io import tile_cache
 from ks4stream.io.sources import ArraySource, BinarySource, ConcatenatedSource, Source
-from ks4stream.io.tile_cache import CachedSource, cached
+from ks4stream.io.tile_cache import CachedSource, cached, cached_while_held
 from ks4stream.recording import Recording
 
 SAMPLES = np.random.default_rng(0).integers(-500, 500, (1000, 3)).astype(np.int16)
@@ -240,6 +245,76 @@ def test_a_folder_of_ones_own_keeps_files_too_and_for_good(tmp_path: Path) -> No
         assert found.source == recording.source
     with cached(recording_of(ArraySource(SAMPLES)), tmp_path / "cache") as found:
         assert isinstance(found.source, ArraySource), "what is in memory need not be kept"
+
+
+def test_what_a_caller_keeps_is_not_removed_within(temporary: Path) -> None:
+    far, other = FarSource(), FarSource(SAMPLES[::-1].copy())
+    with cached(recording_of(far)) as outer:
+        for _ in range(2):
+            with cached(replace(outer, source=ConcatenatedSource((outer.source, other)))) as inner:
+                inner.read(0, 2000)
+        assert len(pieces_in(temporary)) == N_PIECES
+    assert not pieces_in(temporary)
+    assert far.fetched == Counter(range(N_PIECES)) and other.fetched == Counter([*range(N_PIECES)] * 2)
+
+
+def test_parts_of_parts_are_removed_too(temporary: Path) -> None:
+    far = FarSource()
+    with cached(recording_of(ConcatenatedSource((far, far)), ArraySource(SAMPLES))) as found:
+        found.read(0, 3000)
+        assert pieces_in(temporary)
+    assert not pieces_in(temporary)
+
+
+def test_what_somebody_holds_is_kept_as_long(temporary: Path) -> None:
+    far = FarSource()
+    found = cached_while_held(recording_of(far, ArraySource(SAMPLES)))
+    assert not any(temporary.iterdir()) and not far.fetched
+    with cached(recording_of(far)) as sorting:  # of the same recording, which is another's business
+        sorting.read(0, 1000)
+        found.read(0, 2000)
+    again = copy.copy(found.source.sources[0])  # type: ignore[attr-defined] # as a worker has it
+    held = found.with_probe(None)
+    del found
+    gc.collect()
+    assert len(pieces_in(temporary)) == N_PIECES
+    np.testing.assert_array_equal(held.read(0, 2000), np.concatenate([SAMPLES, SAMPLES]))
+    assert far.fetched == Counter([*range(N_PIECES)] * 2), "once for each"
+    again.read(0, 500)
+    del held
+    gc.collect()
+    assert not pieces_in(temporary)
+    np.testing.assert_array_equal(again.read(0, 1000), SAMPLES)  # goes on without
+
+
+def test_what_is_held_until_the_end_of_a_program_is_removed_then(temporary: Path) -> None:
+    code = """
+import numpy as np
+from ks4stream.io.sources import ArraySource
+from ks4stream.io.tile_cache import cached_while_held
+from ks4stream.recording import Recording
+class Far(ArraySource):
+    path = "s3://far/away"
+held = cached_while_held(Recording(Far(np.arange(3000, dtype=np.int16).reshape(1000, 3)), 1000.0))
+held.read(0, 1000)
+print(held.source._place().is_dir())
+"""
+    surroundings = os.environ | {"TMPDIR": str(temporary)}
+    done = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+    assert not list(temporary.glob("*/*"))
+
+
+def test_what_somebody_holds_in_a_folder_of_his_own_stays(tmp_path: Path) -> None:
+    far = FarSource()
+    for _ in range(2):
+        cached_while_held(recording_of(far), tmp_path / "cache").read(0, 1000)
+        gc.collect()
+    assert far.fetched == Counter(range(N_PIECES)) and len(pieces_in(tmp_path / "cache")) == N_PIECES
+    cached_while_held(recording_of(far), "off").read(0, 1000)
+    assert far.fetched == Counter([*range(N_PIECES)] * 2)
+    with pytest.raises(ResultsError, match=r"cache_dir=.* cannot be made"):
+        cached_while_held(recording_of(far), "/dev/null/cache")
 
 
 def test_off_keeps_nothing(temporary: Path) -> None:
