@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -75,28 +76,31 @@ class _Stopped(KeyboardInterrupt):
 def _clean_stop(console: Console, ctx: click.Context) -> Iterator[None]:
     """Stop at the first Ctrl-C (or SIGTERM) with all clean-up; a second one ends the program at once.
 
-    What is raised in a destructor Python drops: there it is left to the next report of progress.
+    What is raised in a destructor, or while garbage is collected, Python drops: the next report of progress raises it
+    again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(number: int, _: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
         _say(console, "Stopping; the tasks that are running come to their end first …", "yellow")
         ctx.meta[_STOPPED] = _Stopped(number)
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        while frame is not None:
-            if frame.f_code.co_name == "__del__":
-                return
-            frame = frame.f_back
         raise ctx.meta[_STOPPED]
 
+    def drop(dropped: sys.UnraisableHookArgs) -> None:
+        if not isinstance(dropped.exc_value, _Stopped):
+            tell(dropped)
+
+    tell, sys.unraisablehook = sys.unraisablehook, drop
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
+        sys.unraisablehook = tell
         for number, handler in before.items():
             signal.signal(number, handler)
 
