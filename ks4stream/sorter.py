@@ -24,6 +24,7 @@ from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarnin
 from ks4stream.io.places import ObjectPath, place, remove
 from ks4stream.io.records import key_of
 from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
+from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.spikes import GrowingColumns, Receipt, brought_near
 from ks4stream.io.tile_cache import cached
 from ks4stream.kernels import templates as template_kernels
@@ -428,7 +429,7 @@ def run_store(
 ) -> Iterator[RunStore]:
     """Where a run keeps what its tasks find: in the results folder, or else in a temporary one."""
     with ExitStack() as stack:
-        folder = place(results_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="ks4stream-")))
+        folder = place(results_dir or stack.enter_context(scratch_folder()))
         data = source.recording.digest() if results_dir else ""
         recall = source.recording.source.digest_is_exact  # else nobody can tell what it was then
         yield stack.enter_context(open_store(folder / "run", RECORDED, data=data, fresh=fresh, recall=recall))

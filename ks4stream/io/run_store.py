@@ -14,7 +14,6 @@ import logging
 import os
 import platform
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from ks4stream.errors import DamagedFileError, ResultsError
 from ks4stream.io.objects import age_s, listing, write_bytes
 from ks4stream.io.places import ObjectPath, Place, below, read_whole, remove, size_of
 from ks4stream.io.records import DRAFT, appearing, key_of, read_record, write_record, writing_to
+from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.spikes import Receipt
 
 FORMAT = "ks4stream.Run/1"
@@ -187,10 +187,10 @@ def open_store(
                 scratch = folder / SCRATCH
                 shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
                 scratch.mkdir(exist_ok=True)
+                stack.callback(shutil.rmtree, scratch, ignore_errors=True)  # what is mapped stays until it is not
             else:
                 stack.enter_context(ObjectLock(folder / LOCK))
-                scratch = Path(tempfile.mkdtemp(prefix="ks4stream-"))
-            stack.callback(shutil.rmtree, scratch, ignore_errors=True)  # what is mapped stays until it is not
+                scratch = stack.enter_context(scratch_folder())
             if fresh:
                 _empty(folder)
             for draft in folder.rglob(f"*{DRAFT}") if isinstance(folder, Path) else ():  # of workers that were killed

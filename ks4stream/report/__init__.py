@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from ks4stream.io.objects import write_bytes, write_file
 from ks4stream.io.phy import check_writable, export_phy
 from ks4stream.io.places import ObjectPath, Place, below, copy_here, copy_there, remove, size_of
 from ks4stream.io.records import writing_to
+from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.store import save_sorting
 from ks4stream.report.log import LOG_NAME, log_inputs, run_log
 from ks4stream.results import Sorting
@@ -39,10 +39,10 @@ def results_folder(target: Place) -> Iterator[Path]:
     trial = target / ".ks4stream"
     write_bytes(str(trial), b"")
     remove(trial)
-    with tempfile.TemporaryDirectory(prefix="ks4stream-results-") as folder:
+    with scratch_folder() as folder:
         if size_of(target / LOG_NAME) is not None:  # it goes on
-            copy_here(target / LOG_NAME, Path(folder))
-        yield Path(folder)
+            copy_here(target / LOG_NAME, folder)
+        yield folder
 
 
 @contextmanager
