@@ -149,8 +149,10 @@ def sort(
         if results_dir is not None:
             if progress is not None:
                 progress("results", 0, 1)
-            report.finish(sorting, folder, save_extra_vars=save_extra_vars, save_features=save_features)
-            report.publish(folder, results_dir)
+            report.finish(
+                sorting, folder, target=results_dir if isinstance(results_dir, ObjectPath) else None,
+                save_extra_vars=save_extra_vars, save_features=save_features,
+            )  # fmt: skip
             store.tidy(keep=keep_run)
             if progress is not None:
                 progress("results", 1, 1)

@@ -16,7 +16,7 @@ from ks4stream import load_sorting, simulate, sorter
 from ks4stream.cli import main
 from ks4stream.engine.cluster import local_client
 from ks4stream.errors import FewSpikesWarning
-from ks4stream.io.places import below, place
+from ks4stream.io.places import below, place, read_whole
 from ks4stream.io.recordings import open_recording
 from ks4stream.recording import Recording
 from ks4stream.results import Sorting
@@ -138,4 +138,7 @@ def test_results_and_store_may_lie_there_too(
     assert_same(load_sorting(target), expected)
     names = {name for name, _ in below(place(target))}
     assert names >= {"params.py", "spike_times.npy", "sorting.zarr", "kilosort4.log", "run", "diagnostics.png"}
+    for name in ("params.py", "kilosort4.log"):
+        content = read_whole(place(target) / name)
+        assert str(path).encode() in content and str(temporary).encode() not in content
     assert not any(temporary.iterdir())
