@@ -176,7 +176,7 @@ class CachedSource:
             return
         packed = Blosc("zstd", clevel=1, shuffle=Blosc.BITSHUFFLE).encode(np.ascontiguousarray(piece))
         try:
-            if _take(path.parent, 4 + len(packed)):
+            if _take(path.parent, 4 + len(packed), self.limit_bytes):
                 with appearing(path) as file:
                     file.write(zlib.crc32(packed).to_bytes(4, "little"))
                     file.write(packed)
@@ -198,7 +198,8 @@ class CachedSource:
             if self.folder is None:
                 _remove_stale(folder.parent)
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _open_account(folder, self.limit_bytes)
+            (folder / _ROOM).touch()  # it is in use
+            _take(folder, 0, self.limit_bytes)
         except OSError as error:
             _log.warning("The recording cannot be cached in %s: %s", folder, error)
             return None
@@ -314,26 +315,27 @@ def _remove_stale(root: Path) -> None:
                 shutil.rmtree(folder)
 
 
-def _open_account(folder: Path, limit_bytes: int | None) -> None:
-    """Begin to count what a cache takes, and note that it is in use."""
-    with FileLock(folder / f"{_ROOM}.lock"), (folder / _ROOM).open("a+b") as file:
-        file.seek(0)
-        known = file.read()
-        if len(known) < _ROOM_FORMAT.size or limit_bytes is not None:
-            taken = _ROOM_FORMAT.unpack(known)[1] if len(known) == _ROOM_FORMAT.size else 0
-            if limit_bytes is None:
-                limit_bytes = int(SHARE_OF_FREE * shutil.disk_usage(folder).free)
-            file.truncate(0)
-            file.write(_ROOM_FORMAT.pack(limit_bytes, taken))
-    os.utime(folder / _ROOM)
+def _take(folder: Path, n_bytes: int, limit_bytes: int | None) -> bool:
+    """Whether a cache has room for so many bytes more, which are taken then.
 
+    What is taken is counted anew in an account that is empty, or cut short: it is new, or a crash or a full disk came
+    between its emptying and its writing.
 
-def _take(folder: Path, n_bytes: int) -> bool:
-    """Whether there is room for so many bytes more, which are taken then."""
-    with FileLock(folder / f"{_ROOM}.lock"), (folder / _ROOM).open("r+b") as file:
-        limit, taken = _ROOM_FORMAT.unpack(file.read())
-        if taken + n_bytes > limit:
-            return False
-        file.seek(0)
-        file.write(_ROOM_FORMAT.pack(limit, taken + n_bytes))
-        return True
+    Raises
+    ------
+    FileNotFoundError
+        If there is no account: the cache was removed.
+    """
+    account = folder / _ROOM
+    with FileLock(folder / f"{_ROOM}.lock"):
+        content = account.read_bytes()
+        if len(content) == _ROOM_FORMAT.size:
+            limit, taken = _ROOM_FORMAT.unpack(content)
+        else:
+            taken = sum(path.stat().st_size for path in folder.glob("*.piece"))
+            limit = int(SHARE_OF_FREE * (shutil.disk_usage(folder).free + taken))
+        if limit_bytes is not None:
+            limit = limit_bytes
+        fits = taken + n_bytes <= limit
+        account.write_bytes(_ROOM_FORMAT.pack(limit, taken + n_bytes * fits))
+        return bool(fits)
