@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -26,7 +27,7 @@ from ks4stream.io.records import key_of
 from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.spikes import GrowingColumns, Receipt, brought_near
-from ks4stream.io.tile_cache import cached
+from ks4stream.io.tile_cache import cached, forget, passing
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
 from ks4stream.planning import plan
@@ -156,6 +157,8 @@ def sort(
             store.tidy(keep=keep_run)
             if progress is not None:
                 progress("results", 1, 1)
+        if caches := passing(recording):
+            engine.everywhere(partial(forget, caches))
     return sorting
 
 

@@ -18,7 +18,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -218,8 +218,9 @@ def cached(
     cache_dir : path, optional
         Folder for the cache, on each machine that computes; what is kept there stays, for later sorts. By default
         recordings on object stores and web servers are kept in the temporary folder, and removed from this machine
-        when the sort has ended well (from others, and after errors, when they have not been used for a week and a sort
-        begins there); other recordings are not kept. "off" keeps nothing.
+        when the sort has ended well (from its workers' machines, the sort has them call :func:`forget`). After errors,
+        and where workers died, caches go when they have not been used for a week and a sort begins there. Other
+        recordings are not kept. "off" keeps nothing.
     cache_bytes : int, optional
         What the cache may take on the disk of a machine; by default half of what is free. The rest of the recording is
         fetched in every pass.
@@ -240,16 +241,27 @@ def cached(
     parts = [part for part in _parts(source) if isinstance(part, CachedSource)]
     if parts and limit_bytes != 0:
         _warn_of_little_room(parts, folder, limit_bytes)
+    recording = replace(recording, source=source)
     try:
-        yield replace(recording, source=source)
+        yield recording
     except BaseException:
         if parts:
             where = folder or _temporary_folder()
             _log.info("What was fetched of the recording stays in %s, for the same call again.", where)
         raise
-    if folder is None:
-        for part in parts:
-            part.forget()
+    forget(passing(recording))
+
+
+def passing(recording: Recording) -> list[CachedSource]:
+    """Caches of a recording that lie in temporary folders, and go with its sort; they are cheap to pickle."""
+    caches = [part for part in _parts(recording.source) if isinstance(part, CachedSource)]
+    return [cache for cache in caches if cache.folder is None and cache.limit_bytes != 0]
+
+
+def forget(caches: Iterable[CachedSource]) -> None:
+    """Remove from this machine what caches keep here."""
+    for cache in caches:
+        cache.forget()
 
 
 def _wrapped(source: Source, folder: str | None, limit_bytes: int | None) -> Source:
