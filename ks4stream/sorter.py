@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -24,8 +25,9 @@ from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarnin
 from ks4stream.io.places import ObjectPath, place, remove
 from ks4stream.io.records import key_of
 from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
+from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.spikes import GrowingColumns, Receipt, brought_near
-from ks4stream.io.tile_cache import cached
+from ks4stream.io.tile_cache import cached, forget, passing
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
 from ks4stream.planning import plan
@@ -132,7 +134,7 @@ def sort(
             folder = stack.enter_context(report.results_folder(results_dir))
             stack.enter_context(report.run_log(folder))
             report.log_inputs(recording, settings, do_CAR=do_CAR, invert_sign=invert_sign, device=device)
-        recording = stack.enter_context(cached(recording, cache_dir, cache_bytes))
+        given, recording = recording, stack.enter_context(cached(recording, cache_dir, cache_bytes))
         source = prepare(recording, settings, do_car=do_CAR, invert_sign=invert_sign, device=device)
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(source, results_dir, fresh=not resume))
@@ -148,11 +150,15 @@ def sort(
         if results_dir is not None:
             if progress is not None:
                 progress("results", 0, 1)
-            report.finish(sorting, folder, save_extra_vars=save_extra_vars, save_features=save_features)
-            report.publish(folder, results_dir)
+            report.finish(
+                sorting, folder, target=results_dir if isinstance(results_dir, ObjectPath) else None,
+                save_extra_vars=save_extra_vars, save_features=save_features,
+            )  # fmt: skip
             store.tidy(keep=keep_run)
             if progress is not None:
                 progress("results", 1, 1)
+        if caches := passing(recording, given):
+            engine.everywhere(partial(forget, caches))
     return sorting
 
 
@@ -428,7 +434,7 @@ def run_store(
 ) -> Iterator[RunStore]:
     """Where a run keeps what its tasks find: in the results folder, or else in a temporary one."""
     with ExitStack() as stack:
-        folder = place(results_dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="ks4stream-")))
+        folder = place(results_dir or stack.enter_context(scratch_folder()))
         data = source.recording.digest() if results_dir else ""
         recall = source.recording.source.digest_is_exact  # else nobody can tell what it was then
         yield stack.enter_context(open_store(folder / "run", RECORDED, data=data, fresh=fresh, recall=recall))

@@ -42,16 +42,15 @@ class ObjectStore:
 
 @pytest.fixture(scope="session")
 def _s3() -> Iterator[ObjectStore]:
-    import boto3
-    from moto.server import ThreadedMotoServer
-
+    pytest.importorskip("obstore")
+    boto3, server_of = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
     path = Path(__file__).parents[1] / "benchmarks" / "faulty_proxy.py"
     spec = importlib.util.spec_from_file_location("faulty_proxy", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server = server_of.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     url = "http://{}:{}".format(*server.get_host_and_port())
     client = boto3.client(

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from distributed import Client, LocalCluster
 
 from ks4stream import load_sorting, preprocess, run_kilosort, simulate, sorter
 from ks4stream.cli import main
 from ks4stream.engine.cluster import local_client
 from ks4stream.errors import FewSpikesWarning
-from ks4stream.io.places import below, place
+from ks4stream.io.places import below, place, read_whole
 from ks4stream.io.recordings import open_recording
 from ks4stream.recording import Recording
 from ks4stream.results import Sorting
@@ -134,6 +135,27 @@ def test_failing_requests_change_nothing(near: tuple[Path, Sorting], object_stor
     assert object_store.proxy.faults["503"] and object_store.proxy.faults["reset"]
 
 
+def test_nothing_stays_on_the_workers_machines(
+    near: tuple[Path, Sorting], object_store: Any, temporary: Path, tmp_path: Path
+) -> None:
+    """Those of a cluster have temporary folders of their own; what a user keeps in a cache stays there, too."""
+    recording = open_recording(object_store.put(near[0], "elsewhere/data.zarr"), probe=PROBE)
+    theirs = tmp_path / "elsewhere"
+    theirs.mkdir()
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None,
+            silence_logs=40, env={"TMPDIR": str(theirs)},
+        ) as cluster,
+        Client(cluster) as client,
+    ):  # fmt: skip
+        quiet_sort(recording, SETTINGS.replace(tmax=2.0, nblocks=0), client)
+        (caches,) = theirs.glob("ks4stream-cache-*")  # pieces were kept there
+        assert not any(caches.iterdir())
+        quiet_sort(recording, SETTINGS.replace(tmax=1.0, nblocks=0), client, cache_dir=tmp_path / "kept")
+        assert list((tmp_path / "kept").rglob("*.piece"))
+
+
 def test_on_the_command_line(
     near: tuple[Path, Sorting], object_store: Any, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,4 +196,7 @@ def test_results_and_store_may_lie_there_too(
     assert_same(load_sorting(target), expected)
     names = {name for name, _ in below(place(target))}
     assert names >= {"params.py", "spike_times.npy", "sorting.zarr", "kilosort4.log", "run", "diagnostics.png"}
+    for name in ("params.py", "kilosort4.log"):
+        content = read_whole(place(target) / name)
+        assert str(path).encode() in content and str(temporary).encode() not in content
     assert not any(temporary.iterdir())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -17,6 +18,8 @@ from ks4stream.errors import GpuMemoryError, Ks4StreamError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, tasks done and tasks in all; first with 0 done."""
@@ -61,6 +64,16 @@ class Engine(Protocol):
         ------
         Exception
             What the first failing task raised, with a note that names the stage; tasks not begun are dropped.
+        """
+        ...
+
+    def everywhere(self, function: Callable[[], object]) -> None:
+        """Call a function once in each worker's process, to tidy up; what fails there is logged and no error.
+
+        Parameters
+        ----------
+        function : callable
+            Picklable. Several workers of a machine may call it at the same time.
         """
         ...
 
@@ -174,6 +187,13 @@ def named(stage: str, index: int, total: int) -> Iterator[None]:
     except Exception as error:
         error.add_note(f"Raised in stage {stage!r}, task {index + 1} of {total}.")
         raise
+
+
+def log_failures(answers: Mapping[str, object]) -> None:
+    """Say which workers, by address, an error came from instead of an answer."""
+    for address, answer in answers.items():
+        if isinstance(answer, Exception):
+            _log.warning("Tidying up failed at %s: %r", address, answer)
 
 
 def no_progress(stage: str, done: int, total: int) -> None:

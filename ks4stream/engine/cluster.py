@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -30,7 +31,7 @@ from distributed.deploy.subprocess import SubprocessWorker
 from distributed.system import MEMORY_LIMIT
 
 from ks4stream.engine import workers
-from ks4stream.engine.base import Item, LostWorkerError, Progress, Result, named, no_progress, run
+from ks4stream.engine.base import Item, LostWorkerError, Progress, Result, log_failures, named, no_progress, run
 from ks4stream.errors import Ks4StreamWarning
 
 IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would only hold memory
@@ -128,6 +129,14 @@ class Cluster:
                 yield early.pop(turn)
         finally:
             tasks.cancel()
+
+    def everywhere(self, function: Callable[[], object]) -> None:
+        """Call a function once in each worker's process; see :class:`~ks4stream.engine.base.Engine`."""
+        try:
+            answers = self._client.run(_aside, function, workers=list(self._workers()), on_error="return")
+        except Exception as error:  # the scheduler is gone, say
+            answers = {"the scheduler": error}
+        log_failures(answers)
 
     def _workers(self) -> dict[str, dict[str, Any]]:
         """What the scheduler tells of those workers that tasks may go to, by address."""
@@ -260,6 +269,11 @@ class _Tasks:
             self._client.submit(_has, self._constants, workers=[address], allow_other_workers=True, pure=False)
             for address in addresses
         ]
+
+
+async def _aside(function: Callable[[], object]) -> None:
+    """Call a function beside the worker's event loop, which goes on answering meanwhile."""
+    await asyncio.to_thread(function)
 
 
 def _has(function: Callable[[Any], Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from ks4stream.engine.base import Item, Progress, Result, named, no_progress, run
+from ks4stream.engine.base import Item, Progress, Result, log_failures, named, no_progress, run
 
 
 class Loop:
@@ -32,3 +32,10 @@ class Loop:
                 result = run(function, item)
             self._progress(stage, index + 1, len(items))
             yield result
+
+    def everywhere(self, function: Callable[[], object]) -> None:
+        """Call a function here; see :class:`~ks4stream.engine.base.Engine`."""
+        try:
+            function()
+        except Exception as error:
+            log_failures({"this process": error})

@@ -86,6 +86,7 @@ def export_phy(
     folder: str | os.PathLike[str],
     *,
     recording_files: Sequence[str | os.PathLike[str]] | None = None,
+    relative_paths: bool = True,
     save_extra_vars: bool = False,
     save_features: bool = True,
     ops: Mapping[str, Any] | None = None,
@@ -104,6 +105,8 @@ def export_phy(
     recording_files : sequence of paths, optional
         Flat binary files of the raw traces, for Phy's trace view; by default those the sorting names.
         Files that do not exist, and stores that are no flat files, are left out.
+    relative_paths : bool, optional
+        Whether the folder stays where it is, so that paths from there hold; see :func:`write_params`.
     save_extra_vars : bool, optional
         Also write tF, Wall, full_st, full_clu and full_amp: all spikes, duplicates included.
     save_features : bool, optional
@@ -129,7 +132,8 @@ def export_phy(
     _write_units(sorting, path)
     _write_channels(sorting, path)
     _write_tables(sorting, path)
-    write_params(sorting, path, sorting.files if recording_files is None else recording_files)
+    files = sorting.files if recording_files is None else recording_files
+    write_params(sorting, path, files, relative_paths=relative_paths)
     write_ops(ops_from_sorting(sorting) if ops is None else ops, path)
     if save_extra_vars:
         write_extra_vars(sorting, path)
@@ -278,6 +282,7 @@ def write_params(
     folder: str | os.PathLike[str],
     recording_files: Sequence[str | os.PathLike[str]],
     *,
+    relative_paths: bool = True,
     dtype: str | None = None,
     hp_filtered: bool = False,
 ) -> None:
@@ -294,16 +299,24 @@ def write_params(
         Results folder.
     recording_files : sequence of paths
         Flat binary files. What is no existing file is named in a comment only, and with no file left
-        ``dat_path`` is empty: readers then work without traces.
+        ``dat_path`` is empty: readers then work without traces. Of recordings on object stores and web servers it is
+        the URL.
+    relative_paths : bool, optional
+        False for a folder whose files are going to be copied elsewhere, to an object store and from there to whoever
+        reads them: paths are then absolute, right wherever the file system of this machine is mounted.
     dtype : str, optional
         Type of the samples; by default the recording's.
     hp_filtered : bool, optional
         Whether the files are filtered already.
     """
     path = Path(folder)
-    found = [_portable(Path(file), path) for file in recording_files if Path(file).is_file()]
+    there = [Path(file).resolve() for file in recording_files if Path(file).is_file()]
+    found = [_portable(file, path) if relative_paths else file.as_posix() for file in there]
     missing = [str(file) for file in recording_files if not Path(file).is_file()]
-    lines = [f"# {file!a} is no flat binary file (or not there)" for file in missing]
+    lines = [
+        f"# {file!a} is on no disk; if it is a flat binary file, copy it to one and name the copy in dat_path"
+        if "://" in file else f"# {file!a} is no flat binary file (or not there)" for file in missing
+    ]  # fmt: skip
     lines += [
         f"dat_path = [{', '.join(ascii(file) for file in found)}]",
         f"n_channels_dat = {_n_chan_file(sorting)}",
@@ -317,7 +330,7 @@ def write_params(
 
 def _portable(file: Path, folder: Path) -> str:
     """Path of a file as seen from the folder, absolute if they share nothing but the root."""
-    file, folder = file.resolve(), folder.resolve()
+    folder = folder.resolve()
     try:
         shared = Path(os.path.commonpath([file, folder]))
     except ValueError:  # different drives

@@ -95,20 +95,21 @@ def read_range(where: Place, start: int, stop: int) -> bytes:
     return found
 
 
-def read_whole(where: Place) -> bytes:
-    """All bytes of a file or an object.
+def read_whole(where: Place, size: int | None = None) -> bytes:
+    """All bytes of a file or an object; of an object whose size is known, with one request.
 
     Raises
     ------
-    FileNotFoundError
-        If there is none.
+    FileNotFoundError, EOFError
+        If there is none, or fewer bytes than `size`.
     """
     if isinstance(where, Path):
         return where.read_bytes()
-    size = size_of(where)
+    if size is None:
+        size = size_of(where)
     if size is None:
         raise FileNotFoundError(str(where))
-    return objects.read_bytes(where.location, 0, size)
+    return read_range(where, 0, size)
 
 
 def copy_here(where: Place, folder: Path) -> Path:

@@ -141,8 +141,8 @@ def write_record(path: Place, value: Any) -> None:
         np.savez(file, allow_pickle=False, **{_SKELETON: np.frombuffer(skeleton.encode(), np.uint8)}, **members)
 
 
-def read_record(path: Place, classes: Iterable[type]) -> Any:
-    """Read a value back; every byte is held against the file's checksums.
+def read_record(path: Place, classes: Iterable[type], *, size: int | None = None) -> Any:
+    """Read a value back; every byte is held against the file's checksums. Of an object, its size saves a request.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def read_record(path: Place, classes: Iterable[type]) -> Any:
         If the file is not as it was written, or holds classes other than `classes`.
     """
     known = {cls.__name__: cls for cls in classes}
-    with reading(path), zipfile.ZipFile(io.BytesIO(read_whole(path))) as archive:
+    with reading(path), zipfile.ZipFile(io.BytesIO(read_whole(path, size))) as archive:
 
         def member(name: str) -> NDArray[Any]:
             whole = archive.read(f"{name}.npy")  # to its end, where the checksum is compared

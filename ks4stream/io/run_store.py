@@ -14,9 +14,9 @@ import logging
 import os
 import platform
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from ks4stream.errors import DamagedFileError, ResultsError
 from ks4stream.io.objects import age_s, listing, write_bytes
 from ks4stream.io.places import ObjectPath, Place, below, read_whole, remove, size_of
 from ks4stream.io.records import DRAFT, appearing, key_of, read_record, write_record, writing_to
+from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.spikes import Receipt
 
 FORMAT = "ks4stream.Run/1"
@@ -37,6 +38,10 @@ METHOD = 3
 
 MANIFEST, LOCK, SCRATCH = "manifest.json", "lock", "scratch"
 RENEWED_S, STALE_S, SETTLED_S = 60.0, 300.0, 2.0  # see ObjectLock
+READS = 16  # of records at a time, from an object store
+
+Size = Callable[[Place], int | None]
+"""Tells the bytes of a file or an object; None if there is none."""
 
 _log = logging.getLogger(__name__)
 
@@ -84,26 +89,36 @@ class StageStore:
     classes: tuple[type, ...]
 
     def recall(self, items: Sequence[Any]) -> dict[int, Any]:
-        """What is known of some of the items, by index; what is damaged is removed."""
-        known: dict[int, Any] = {}
-        for index, item in enumerate(items):
+        """What is known of some of the items, by index; what is damaged is removed.
+
+        An object store takes its time for every request, but answers many at a time: of several items, it is asked
+        once for all sizes, and records are read side by side.
+        """
+        size = size_of if isinstance(self.folder, Path) or len(items) <= 1 else _sizes_in(self.folder)
+
+        def found(item: Any) -> list[Any]:
             path = record_path(self.folder, item)
-            if size_of(path) is None:
-                continue
+            n_bytes = size(path)
+            if n_bytes is None:
+                return []
             try:
-                known[index] = self._read(path)
+                return [self._read(path, n_bytes, size)]
             except DamagedFileError as error:
                 _log.warning("%s It is computed anew.", error)
                 remove(path)
-        return known
+                return []
 
-    def _read(self, path: Place) -> Any:
-        value = read_record(path, (Receipt, *self.classes))
+        with ThreadPoolExecutor(READS) as pool:
+            each = map(found, items) if isinstance(self.folder, Path) else pool.map(found, items)
+            return {index: value for index, values in enumerate(each) for value in values}
+
+    def _read(self, path: Place, n_bytes: int, size: Size) -> Any:
+        value = read_record(path, (Receipt, *self.classes), size=n_bytes)
         receipt = getattr(value, "receipt", value)
         if not isinstance(receipt, Receipt):
             return value
         receipt = replace(receipt, path=str(self.folder / Path(receipt.path).name))  # the folder may have been moved
-        if not receipt.is_there():
+        if not receipt.is_there(size):
             raise DamagedFileError(receipt.path)
         return receipt if isinstance(value, Receipt) else value._replace(receipt=receipt)
 
@@ -124,6 +139,12 @@ class Remembered:
         value = self.function(item)
         write_record(record_path(self.store.folder, item), value)
         return value
+
+
+def _sizes_in(folder: ObjectPath) -> Size:
+    """Sizes of the objects in a folder, from one listing."""
+    known = {name: found.size_bytes for name, found in listing(folder.location)}
+    return lambda where: known.get(where.name)
 
 
 def record_path(folder: Place, item: Any) -> Place:
@@ -166,10 +187,10 @@ def open_store(
                 scratch = folder / SCRATCH
                 shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
                 scratch.mkdir(exist_ok=True)
+                stack.callback(shutil.rmtree, scratch, ignore_errors=True)  # what is mapped stays until it is not
             else:
                 stack.enter_context(ObjectLock(folder / LOCK))
-                scratch = Path(tempfile.mkdtemp(prefix="ks4stream-"))
-            stack.callback(shutil.rmtree, scratch, ignore_errors=True)  # what is mapped stays until it is not
+                scratch = stack.enter_context(scratch_folder())
             if fresh:
                 _empty(folder)
             for draft in folder.rglob(f"*{DRAFT}") if isinstance(folder, Path) else ():  # of workers that were killed

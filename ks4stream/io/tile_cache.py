@@ -19,7 +19,7 @@ import time
 import warnings
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -177,7 +177,7 @@ class CachedSource:
             return
         packed = Blosc("zstd", clevel=1, shuffle=Blosc.BITSHUFFLE).encode(np.ascontiguousarray(piece))
         try:
-            if _take(path.parent, 4 + len(packed)):
+            if _take(path.parent, 4 + len(packed), self.limit_bytes):
                 with appearing(path) as file:
                     file.write(zlib.crc32(packed).to_bytes(4, "little"))
                     file.write(packed)
@@ -199,7 +199,8 @@ class CachedSource:
             if self.folder is None:
                 _remove_stale(folder.parent)
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _open_account(folder, self.limit_bytes)
+            (folder / _ROOM).touch()  # it is in use
+            _take(folder, 0, self.limit_bytes)
         except OSError as error:
             _log.warning("The recording cannot be cached in %s: %s", folder, error)
             return None
@@ -218,8 +219,9 @@ def cached(
     cache_dir : path, optional
         Folder for the cache, on each machine that computes; what is kept there stays, for later sorts. By default
         recordings on object stores and web servers are kept in the temporary folder, and removed from this machine
-        when the sort has ended well (from others, and after errors, when they have not been used for a week and a sort
-        begins there); other recordings are not kept. "off" keeps nothing.
+        when the sort has ended well (from its workers' machines, the sort has them call :func:`forget`). After errors,
+        and where workers died, caches go when they have not been used for a week and a sort begins there. Other
+        recordings are not kept. "off" keeps nothing.
     cache_bytes : int, optional
         What the cache may take on the disk of a machine; by default half of what is free. The rest of the recording is
         fetched in every pass.
@@ -234,18 +236,31 @@ def cached(
     parts = [part for part in _parts(source) if isinstance(part, CachedSource)]
     if parts and limit_bytes != 0:
         _warn_of_little_room(parts, folder, limit_bytes)
+    passed = replace(recording, source=source)
     try:
-        yield replace(recording, source=source)
+        yield passed
     except BaseException:
         if parts:
             where = folder or _temporary_folder()
             _log.info("What was fetched of the recording stays in %s, for the same call again.", where)
         raise
-    if folder is None:
-        callers = _parts(recording.source)
-        for part in parts:
-            if part not in callers:
-                part.forget()
+    forget(passing(passed, recording))
+
+
+def passing(recording: Recording, given: Recording) -> list[CachedSource]:
+    """Caches of a recording that lie in temporary folders and go with its sort; not those it was given with.
+
+    They are cheap to pickle.
+    """
+    before = _parts(given.source)
+    caches = [part for part in _parts(recording.source) if isinstance(part, CachedSource) and part not in before]
+    return [cache for cache in caches if cache.folder is None and cache.limit_bytes != 0]
+
+
+def forget(caches: Iterable[CachedSource]) -> None:
+    """Remove from this machine what caches keep here."""
+    for cache in caches:
+        cache.forget()
 
 
 def cached_while_held(recording: Recording, cache_dir: str | os.PathLike[str] | None = None) -> Recording:
@@ -349,26 +364,27 @@ def _remove_stale(root: Path) -> None:
                 shutil.rmtree(folder)
 
 
-def _open_account(folder: Path, limit_bytes: int | None) -> None:
-    """Begin to count what a cache takes, and note that it is in use."""
-    with FileLock(folder / f"{_ROOM}.lock"), (folder / _ROOM).open("a+b") as file:
-        file.seek(0)
-        known = file.read()
-        if len(known) < _ROOM_FORMAT.size or limit_bytes is not None:
-            taken = _ROOM_FORMAT.unpack(known)[1] if len(known) == _ROOM_FORMAT.size else 0
-            if limit_bytes is None:
-                limit_bytes = int(SHARE_OF_FREE * shutil.disk_usage(folder).free)
-            file.truncate(0)
-            file.write(_ROOM_FORMAT.pack(limit_bytes, taken))
-    os.utime(folder / _ROOM)
+def _take(folder: Path, n_bytes: int, limit_bytes: int | None) -> bool:
+    """Whether a cache has room for so many bytes more, which are taken then.
 
+    What is taken is counted anew in an account that is empty, or cut short: it is new, or a crash or a full disk came
+    between its emptying and its writing.
 
-def _take(folder: Path, n_bytes: int) -> bool:
-    """Whether there is room for so many bytes more, which are taken then."""
-    with FileLock(folder / f"{_ROOM}.lock"), (folder / _ROOM).open("r+b") as file:
-        limit, taken = _ROOM_FORMAT.unpack(file.read())
-        if taken + n_bytes > limit:
-            return False
-        file.seek(0)
-        file.write(_ROOM_FORMAT.pack(limit, taken + n_bytes))
-        return True
+    Raises
+    ------
+    FileNotFoundError
+        If there is no account: the cache was removed.
+    """
+    account = folder / _ROOM
+    with FileLock(folder / f"{_ROOM}.lock"):
+        content = account.read_bytes()
+        if len(content) == _ROOM_FORMAT.size:
+            limit, taken = _ROOM_FORMAT.unpack(content)
+        else:
+            taken = sum(path.stat().st_size for path in folder.glob("*.piece"))
+            limit = int(SHARE_OF_FREE * (shutil.disk_usage(folder).free + taken))
+        if limit_bytes is not None:
+            limit = limit_bytes
+        fits = taken + n_bytes <= limit
+        account.write_bytes(_ROOM_FORMAT.pack(limit, taken + n_bytes * fits))
+        return bool(fits)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,11 +14,12 @@ from ks4stream.io.objects import write_bytes, write_file
 from ks4stream.io.phy import check_writable, export_phy
 from ks4stream.io.places import ObjectPath, Place, below, copy_here, copy_there, remove, size_of
 from ks4stream.io.records import writing_to
+from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.store import save_sorting
 from ks4stream.report.log import LOG_NAME, log_inputs, run_log
 from ks4stream.results import Sorting
 
-__all__ = ["check_writable", "finish", "log_inputs", "log_kept", "publish", "results_folder", "run_log"]
+__all__ = ["check_writable", "finish", "log_inputs", "log_kept", "results_folder", "run_log"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,10 +39,10 @@ def results_folder(target: Place) -> Iterator[Path]:
     trial = target / ".ks4stream"
     write_bytes(str(trial), b"")
     remove(trial)
-    with tempfile.TemporaryDirectory(prefix="ks4stream-results-") as folder:
+    with scratch_folder() as folder:
         if size_of(target / LOG_NAME) is not None:  # it goes on
-            copy_here(target / LOG_NAME, Path(folder))
-        yield Path(folder)
+            copy_here(target / LOG_NAME, folder)
+        yield folder
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def log_kept(folder: Path, target: Place) -> Iterator[None]:
                 write_file(str(target / LOG_NAME), folder / LOG_NAME)
 
 
-def publish(folder: Path, target: Place) -> None:
+def _publish(folder: Path, target: ObjectPath) -> None:
     """Bring results where they are to be, in place of earlier ones; ``sorting.zarr`` can be read when it is complete.
 
     Raises
@@ -64,8 +64,6 @@ def publish(folder: Path, target: Place) -> None:
     ResultsError
         If the store refuses it; the same call again does all of it again.
     """
-    if not isinstance(target, ObjectPath):
-        return
     remove(target / "sorting.zarr" / ".zgroup")
     remove(target / "sorting.zarr", folder=True)
     for name, is_folder in below(target):
@@ -75,8 +73,9 @@ def publish(folder: Path, target: Place) -> None:
 
 
 def finish(
-    sorting: Sorting, results_dir: str | os.PathLike[str], *, save_extra_vars: bool = False, save_features: bool = True
-) -> Path:
+    sorting: Sorting, results_dir: str | os.PathLike[str], *, target: ObjectPath | None = None,
+    save_extra_vars: bool = False, save_features: bool = True,
+) -> Path:  # fmt: skip
     """Write everything a sorting leaves: the Phy folder, the native store ``sorting.zarr`` and the plots.
 
     Parameters
@@ -85,6 +84,9 @@ def finish(
         A finished sorting; may be empty.
     results_dir : path
         Results folder; made if need be, an earlier sorting in it is replaced.
+    target : ObjectPath, optional
+        Where the folder's files are copied then, in place of earlier ones; ``params.py`` has absolute paths, as those
+        from this folder would mean nothing there.
     save_extra_vars : bool, optional
         Also write tF, Wall, full_st, full_clu and full_amp.
     save_features : bool, optional
@@ -98,19 +100,24 @@ def finish(
     Raises
     ------
     ResultsError
-        If the folder cannot be written to, or its disk is full.
+        If the folder cannot be written to, its disk is full, or the store refuses it; the same call again does all of
+        it again.
     """
     from ks4stream.report.plots import write_plots  # matplotlib: only when there is something to draw
 
     began = time.perf_counter()
     folder = Path(results_dir)
     with writing_to(folder):
-        export_phy(sorting, folder, save_extra_vars=save_extra_vars, save_features=save_features)
+        export_phy(
+            sorting, folder, relative_paths=target is None, save_extra_vars=save_extra_vars, save_features=save_features
+        )
         save_sorting(sorting, folder / "sorting.zarr", features=save_features)
         write_plots(sorting, folder)
+    if target is not None:
+        _publish(folder, target)
     _log.info(
         "%d units (%d good), %d spikes (%d kept) written to %s in %.1f s",
-        sorting.n_units, sorting.refractory.sum(), sorting.n_spikes, sorting.kept.sum(), folder,
+        sorting.n_units, sorting.refractory.sum(), sorting.n_spikes, sorting.kept.sum(), target or folder,
         time.perf_counter() - began,
     )  # fmt: skip
     return folder

@@ -554,6 +554,42 @@ def test_products_are_of_full_precision_within_tasks_only() -> None:
     assert len(set(done.stdout.splitlines())) >= 2  # the program's own choice was another each time
 
 
+class Visits:
+    """Leaves a file for every call, and fails if it is told to."""
+
+    def __init__(self, folder: Path, *, fails: bool = False) -> None:
+        self.folder, self.fails = folder, fails
+
+    def __call__(self) -> None:
+        (self.folder / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+        if self.fails:
+            raise OSError("no way")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_everywhere_is_once_in_each_worker_and_failures_are_told_only(
+    engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, fails: bool
+) -> None:
+    engine.everywhere(Visits(tmp_path, fails=fails))
+    assert len(list(tmp_path.iterdir())) == engine.n_workers
+    told = [record for record in caplog.records if record.name.startswith("ks4stream")]
+    assert len(told) == fails * engine.n_workers and all("no way" in record.getMessage() for record in told)
+
+
+def test_everywhere_is_in_every_process(processes: Client, tmp_path: Path) -> None:
+    processes.wait_for_workers(2, timeout=300)
+    Cluster(processes).everywhere(Visits(tmp_path))
+    pids = [int(path.name.split("-")[0]) for path in tmp_path.iterdir()]
+    assert sorted(pids) == sorted(processes.run(os.getpid).values())
+
+
+def test_tidying_up_without_a_scheduler_is_no_error(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    with local_client(n_workers=1, processes=False) as own:
+        engine = Cluster(own)
+    engine.everywhere(Visits(tmp_path))
+    assert "Tidying up failed" in caplog.text and not list(tmp_path.iterdir())
+
+
 def test_a_gpu_too_small_for_a_batch_names_the_setting(engine: Engine) -> None:
     def function(number: int) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")

@@ -202,6 +202,16 @@ def test_without_flat_files_the_path_is_empty_and_the_source_is_named(make_sorti
     assert "rec.zarr" in (tmp_path / "params.py").read_text()
 
 
+def test_paths_of_a_folder_that_is_going_to_be_copied_are_absolute(make_sorting, tmp_path):
+    data = tmp_path / "rec.bin"
+    data.write_bytes(b"\0" * 26)
+    url = "s3://bucket/raw.bin"
+    export_phy(make_sorting(files=(str(data), url)), tmp_path / "draft", relative_paths=False)
+    assert params(tmp_path / "draft")["dat_path"] == [data.resolve().as_posix()]
+    comment, *_ = (tmp_path / "draft" / "params.py").read_text().splitlines()
+    assert comment.startswith("#") and url in comment and "copy it" in comment
+
+
 def test_preprocessed_copy_keeps_columns_and_times_of_the_file(make_sorting, tmp_path):
     sorting = make_sorting(n_samples=1000)
     export_phy(sorting, tmp_path)

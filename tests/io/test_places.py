@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from ks4stream.errors import DamagedFileError, RecordingError, ResultsError
 from ks4stream.io import run_store
+from ks4stream.io.objects import listing
 from ks4stream.io.places import (
     ObjectPath,
     Place,
@@ -26,7 +29,7 @@ from ks4stream.io.places import (
     size_of,
 )
 from ks4stream.io.records import appearing, key_of, read_record, write_record
-from ks4stream.io.run_store import ObjectLock, Remembered, RunStore, open_store
+from ks4stream.io.run_store import ObjectLock, Remembered, RunStore, open_store, record_path
 from ks4stream.io.spikes import Receipt, brought_near, read_column, read_region, write_block
 from ks4stream.report import results_folder
 
@@ -150,6 +153,44 @@ def test_what_was_finished_is_recalled_from_either(where: Place) -> None:
         pass
     with open_store(where / "run", (), data="y", fresh=True) as store:
         assert store.stage("detection", "ab" * 32).recall([3, 4]) == {}
+
+
+def written_rows(folder: Place, number: int) -> Receipt:
+    return write_block(folder / f"{number}.rows", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
+
+
+def test_many_records_are_recalled_with_one_listing_and_a_request_each(
+    object_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = RunStore(ObjectPath("s3://recordings/many"), ()).stage("detection", "ab" * 32)
+    for number in range(1, 10):
+        Remembered(partial(written_rows, stage.folder), stage)(number)
+    remove(stage.folder / "3.rows")
+    write(stage.folder / "4.rows", b"cut short")
+    write(record_path(stage.folder, 5), b"no record")
+    object_store.proxy.reset_counts()
+    listed: list[str] = []
+    monkeypatch.setattr(run_store, "listing", lambda location: (listed.append(location), listing(location))[1])
+    together = threading.Barrier(3, timeout=30)
+
+    def met(*arguments: Any, **options: Any) -> Any:
+        together.wait()  # breaks if fewer than three are on their way at a time
+        return read_record(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_store, "read_record", met)
+        found = stage.recall(range(20))
+    assert {index: receipt.n_rows for index, receipt in found.items()} == {n: n for n in (1, 2, 6, 7, 8, 9)}
+    assert listed == [stage.folder.location]
+    requests = {name.rpartition("/")[2]: times for name, times in object_store.proxy.requests.items()}
+    assert requests == {record_path(stage.folder, number).name: 1 for number in range(1, 10)}
+    assert stage.recall(range(20)).keys() == found.keys()
+
+    monkeypatch.setattr(run_store, "listing", lambda _: pytest.fail("a task knows what it asks for"))
+    object_store.proxy.reset_counts()
+    assert stage.recall([6])[0].n_rows == 6
+    assert object_store.proxy.requests.total() == 3, "the record's size, the record, the size of its rows"
+    assert stage.recall([5]) == {}
 
 
 def test_two_runs_in_one_prefix_are_refused(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,6 +169,29 @@ def test_a_full_cache_keeps_what_it_has(tmp_path: Path) -> None:
     assert far.fetched.total() == 2 * N_PIECES - len(kept)
 
 
+@pytest.mark.parametrize("left", [b"", b"cut off"])
+@pytest.mark.parametrize("when", ["before a sort", "while it runs"])
+def test_an_account_that_was_not_written_is_counted_anew(left: bytes, when: str, tmp_path: Path) -> None:
+    far = FarSource()
+    source = cache(far, tmp_path, 2000)
+    source.read(0, 4 * PIECE)
+    (account,) = tmp_path.rglob("room")
+    account.write_bytes(left)
+    if when == "before a sort":
+        source = cache(far, tmp_path, 2000)
+    np.testing.assert_array_equal(source.read(0, 1000), SAMPLES)
+    kept = pieces_in(tmp_path)
+    assert 4 < len(kept) < N_PIECES and sum(path.stat().st_size for path in kept) <= 2000
+
+
+def test_a_cache_that_was_removed_stays_away(temporary: Path) -> None:
+    source = cache(FarSource(), temporary)
+    source.read(0, PIECE)
+    source.forget()
+    np.testing.assert_array_equal(source.read(0, 1000), SAMPLES)
+    assert not pieces_in(temporary)
+
+
 def test_a_disk_that_refuses_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> Any:
         raise OSError(28, "No space left on device")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import sys
 
 import numpy as np
 import pytest
 
+from ks4stream.io.places import ObjectPath, read_whole
 from ks4stream.io.store import load_sorting
 from ks4stream.report import finish, plots
 from ks4stream.report.plots import (
@@ -80,6 +83,21 @@ def test_many_spikes_are_thinned_evenly(make_sorting, monkeypatch):
     assert len(figure.axes[0].collections[-1].get_offsets()) == drawn
     assert len(plot_drift_scatter(make_sorting()).axes[0].collections[0].get_offsets()) == 50
     assert np.array_equal(plots._thin(100), np.arange(0, 100, 2))
+
+
+def test_results_on_a_store_name_the_recording_so_that_who_downloads_them_finds_it(
+    make_sorting, tmp_path, object_store, caplog
+):
+    data = tmp_path / "rec.bin"
+    data.write_bytes(b"\0" * 26)
+    target = ObjectPath("s3://recordings/finished")
+    with caplog.at_level(logging.INFO):
+        finish(make_sorting(files=(str(data),)), tmp_path / "draft", target=target)
+    assert f"dat_path = ['{data.resolve().as_posix()}']".encode() in read_whole(target / "params.py")
+    (ops,) = np.load(io.BytesIO(read_whole(target / "ops.npy")), allow_pickle=True).reshape(1)
+    assert (ops["filename"], ops["data_dir"]) == ([data], tmp_path)
+    assert load_sorting(str(target)).files == (str(data),)
+    assert "draft" not in caplog.text and str(target) in caplog.text
 
 
 def test_finish_writes_folder_store_and_plots(make_sorting, tmp_path):
