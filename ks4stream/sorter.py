@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ks4stream import geometry
 from ks4stream.blocks import Tile, tiles_per_task
-from ks4stream.engine import Engine, Loop, Progress, one_thread
+from ks4stream.engine import Engine, Loop, Progress, give_back_memory, one_thread
 from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarning, SettingsError
 from ks4stream.io.places import ObjectPath, place, remove
 from ks4stream.io.records import key_of
@@ -411,6 +411,7 @@ class SortRun:
         began = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+        give_back_memory()
         logger.info("%s: %.2f s", stage, self.seconds[stage])
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, TypeVar
@@ -94,9 +95,16 @@ def run(function: Callable[[Item], Result], item: Item) -> Result:
                 f"The GPU is too small, even with all cut small that can be computed in pieces: {error} Use a smaller "
                 "batch_size (for clustering max_cluster_subset), fewer workers on this GPU, or device='cpu'."
             ) from error
+        finally:
+            give_back_memory(at_most_every_s=GIVEN_BACK_S)
 
+
+GIVEN_BACK_S = 10.0
+"""How often a process that computes gives back what is free. After every tile a third of its time would go into fresh
+pages; never, and holes between tensors of many sizes would add up for hours."""
 
 _lock = threading.Lock()
+_given_back = 0.0  # when that was last
 _inside = 0
 _before = ExitStack()  # puts back what the first task to come has changed
 
@@ -127,7 +135,7 @@ def one_thread() -> Iterator[None]:
             _inside -= 1
             if _inside == 0:
                 _before.close()
-                _give_back_memory()
+                _as_at_rest()
 
 
 @contextmanager
@@ -171,12 +179,20 @@ def _keep_freed_memory() -> None:
             _glibc().mallopt(number, at_work)
 
 
-def _give_back_memory() -> None:
+def _as_at_rest() -> None:
     if _glibc():
         for name, (number, _, at_rest) in _MALLOPT.items():
             asked = os.environ.get(name, "")
             _glibc().mallopt(number, int(asked) if asked.isdecimal() else at_rest)
+    give_back_memory()
+
+
+def give_back_memory(*, at_most_every_s: float = 0.0) -> None:
+    """Return to the system what of the heap is free, unless that was done only just now."""
+    global _given_back
+    if _glibc() and time.monotonic() - _given_back >= at_most_every_s:
         _glibc().malloc_trim(0)
+        _given_back = time.monotonic()
 
 
 @contextmanager

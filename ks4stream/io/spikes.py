@@ -203,10 +203,12 @@ def let_go(values: NDArray[Any]) -> None:
     What was read of a mapped file counts as this process's memory until somebody else needs it. Nothing is lost: not
     even what was changed of a private mapping, which is only offered for paging out. Arrays in memory stay.
     """
-    mapped = getattr(values, "base", None)
-    if isinstance(values, np.memmap) and isinstance(mapped, mmap.mmap) and sys.platform == "linux":
+    owner: Any = values
+    while isinstance(owner, np.ndarray) and not isinstance(owner.base, mmap.mmap):
+        owner = owner.base  # of a view, or of a map that was made a plain array
+    if isinstance(owner, np.memmap) and sys.platform == "linux":
         with suppress(OSError):  # an older kernel
-            mapped.madvise(_PAGEOUT if values.mode == "c" else mmap.MADV_DONTNEED)
+            owner.base.madvise(_PAGEOUT if owner.mode == "c" else mmap.MADV_DONTNEED)  # type: ignore[union-attr]
 
 
 _PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4; Python has no name for it

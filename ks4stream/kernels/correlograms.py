@@ -19,7 +19,7 @@ REFRACTORY_MS = 10  # windows of ±1 … ±10 ms are tried
 FEWEST_SPIKES = 11  # an auto-correlogram of fewer says nothing
 MOST_PAIRS = 100_000_000  # beyond this a sample of the reference spikes is enough
 PAIR_CHANCE = 0.002  # of an empty correlogram between unrelated trains; measured, see `is_refractory_pair`
-PAIR_CHUNK = 1_000_000  # pairs held at a time
+PAIR_CHUNK = 1 << 18  # pairs held at a time
 
 
 class Refractoriness(NamedTuple):

@@ -21,7 +21,7 @@ import torch
 from distributed import Client, LocalCluster, get_worker
 
 import ks4stream
-from ks4stream.engine import Engine, Loop, one_thread
+from ks4stream.engine import Engine, Loop, base, one_thread
 from ks4stream.engine import cluster as cluster_module
 from ks4stream.engine.base import LostWorkerError
 from ks4stream.engine.cluster import IN_FLIGHT_PER_WORKER, Cluster, local_client
@@ -247,6 +247,28 @@ def test_freed_memory_is_used_again_and_given_back_at_the_end() -> None:
     assert in_a_thread < 100
     assert in_the_main_thread < 100
     assert afterwards > 5 * 40  # the pages of each array, of 2 MB at most, are fetched anew
+
+
+def test_what_is_free_is_given_back_now_and_then_between_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        trimmed = 0
+
+        def malloc_trim(self, pad: int) -> None:
+            self.trimmed += 1
+
+        def mallopt(self, number: int, value: int) -> None:
+            pass
+
+    library, clock = Library(), [1000.0]
+    monkeypatch.setattr(base, "_glibc", lambda: library)
+    monkeypatch.setattr(base.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(base, "_given_back", 0.0)
+    with one_thread():
+        for number in range(50):  # a second each
+            base.run(Squares(), number)
+            clock[0] += 1.0
+        assert library.trimmed == 5
+    assert library.trimmed == 6, "and at the end in any case"
 
 
 def test_threads_of_this_process_share_the_function_itself(client: Client) -> None:
