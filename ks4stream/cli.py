@@ -96,11 +96,14 @@ def _clean_stop(console: Console, ctx: click.Context) -> Iterator[None]:
             tell(dropped)
 
     tell, sys.unraisablehook = sys.unraisablehook, drop
+    levels = {name: logging.getLogger(name).level for name in _TALKATIVE}
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         sys.unraisablehook = tell
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         for number, handler in before.items():
             signal.signal(number, handler)
 

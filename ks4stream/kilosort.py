@@ -37,13 +37,13 @@ from ks4stream.io.places import place
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
 from ks4stream.io.records import writing_to
-from ks4stream.io.tile_cache import cached
+from ks4stream.io.tile_cache import cached, passing
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.report import run_log
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
-from ks4stream.sorter import prepare, sort
+from ks4stream.sorter import forget_on_workers, prepare, sort
 
 __all__ = ["KilosortResults", "ops_from_sorting", "run_kilosort"]
 
@@ -214,9 +214,12 @@ def run_kilosort(
     with ExitStack() as stack:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Ks4StreamWarning)  # sort says it, where the log has it
-            source = stack.enter_context(cached(recording, cache_dir)).source
+            held = stack.enter_context(cached(recording, cache_dir))
         for one, target in jobs:  # all shanks and copies from what is fetched once
-            results = job.run(replace(one, source=source), target)
+            results = job.run(replace(one, source=held.source), target)
+        caches = passing(held, recording)
+        if caches and client not in (None, "loop"):  # else it was kept on this machine only
+            forget_on_workers(client, caches)
     return results
 
 

@@ -27,7 +27,7 @@ from ks4stream.io.records import key_of
 from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.spikes import GrowingColumns, Receipt, brought_near
-from ks4stream.io.tile_cache import cached, forget, passing
+from ks4stream.io.tile_cache import CachedSource, cached, forget, passing
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
 from ks4stream.planning import plan
@@ -160,6 +160,16 @@ def sort(
         if caches := passing(recording, given):
             engine.everywhere(partial(forget, caches))
     return sorting
+
+
+def forget_on_workers(client: Any, caches: list[CachedSource]) -> None:
+    """Have a client's workers, or those of the scheduler at an address, remove from their machines what caches keep."""
+    from ks4stream.engine import cluster
+
+    with ExitStack() as stack:
+        if isinstance(client, str):
+            client = stack.enter_context(cluster.connected(client))
+        cluster.Cluster(client).everywhere(partial(forget, caches))
 
 
 def prepare(

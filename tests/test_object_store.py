@@ -16,7 +16,7 @@ from distributed import Client, LocalCluster
 from ks4stream import load_sorting, preprocess, run_kilosort, simulate, sorter
 from ks4stream.cli import main
 from ks4stream.engine.cluster import local_client
-from ks4stream.errors import FewSpikesWarning
+from ks4stream.errors import FewSpikesWarning, Ks4StreamWarning
 from ks4stream.io.places import below, place, read_whole
 from ks4stream.io.recordings import open_recording
 from ks4stream.recording import Recording
@@ -154,6 +154,13 @@ def test_nothing_stays_on_the_workers_machines(
         assert not any(caches.iterdir())
         quiet_sort(recording, SETTINGS.replace(tmax=1.0, nblocks=0), client, cache_dir=tmp_path / "kept")
         assert list((tmp_path / "kept").rglob("*.piece"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Ks4StreamWarning)
+            run_kilosort(
+                {"n_chan_bin": 10, "nblocks": 0, "tmax": 1.0}, filename=recording.files[0], probe=PROBE, client=client,
+                results_dir=tmp_path / "sorted", device="cpu",
+            )  # fmt: skip
+        assert not any(caches.iterdir())
 
 
 def test_on_the_command_line(

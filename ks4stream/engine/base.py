@@ -105,6 +105,7 @@ pages; never, and holes between tensors of many sizes would add up for hours."""
 
 _lock = threading.Lock()
 _given_back = 0.0  # when that was last
+_clock = time.monotonic
 _inside = 0
 _before = ExitStack()  # puts back what the first task to come has changed
 
@@ -190,9 +191,9 @@ def _as_at_rest() -> None:
 def give_back_memory(*, at_most_every_s: float = 0.0) -> None:
     """Return to the system what of the heap is free, unless that was done only just now."""
     global _given_back
-    if _glibc() and time.monotonic() - _given_back >= at_most_every_s:
+    if _glibc() and _clock() - _given_back >= at_most_every_s:
         _glibc().malloc_trim(0)
-        _given_back = time.monotonic()
+        _given_back = _clock()
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from distributed.system import MEMORY_LIMIT
 
 from ks4stream.engine import workers
 from ks4stream.engine.base import Item, LostWorkerError, Progress, Result, log_failures, named, no_progress, run
-from ks4stream.errors import Ks4StreamWarning
+from ks4stream.errors import Ks4StreamWarning, WorkerError
 
 IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would only hold memory
 WORKER_MEMORY_BYTES = 3 << 30  # what one worker needs of the machine's memory for itself, torch included
@@ -113,10 +113,16 @@ class Cluster:
             for turn in range(len(items)):
                 while turn not in early:
                     if time.monotonic() - looked > LOOK_SECONDS:
-                        if joined := self._new_workers():
+                        looked = time.monotonic()
+                        try:
+                            joined = self._new_workers()
+                        except WorkerError as error:  # at the next stage's beginning it is one
+                            said = f"{error} This stage goes on with the others."
+                            warnings.warn(said, Ks4StreamWarning, stacklevel=2)
+                            looked = math.inf
+                        else:
                             tasks.share_with(joined)
                             window = IN_FLIGHT_PER_WORKER * self.n_workers
-                        looked = time.monotonic()
                     while waiting and len(tasks) < window and (len(early) < window or len(priority) or not len(tasks)):
                         index = waiting.popleft()
                         tasks.begin(index, items[index])
@@ -258,6 +264,7 @@ class _Tasks:
         """
         try:
             self._constants = self._client.scatter(self._function, hash=False)
+            self._shared = []
             self.share_with(list(self._client.nthreads()))
             wait(self._shared)
         except (OSError, CancelledError):  # the one that had it has just died
@@ -265,7 +272,7 @@ class _Tasks:
 
     def share_with(self, addresses: Sequence[str]) -> None:
         """Have workers fetch the function, as tasks go first to those that have it."""
-        self._shared = [
+        self._shared += [
             self._client.submit(_has, self._constants, workers=[address], allow_other_workers=True, pure=False)
             for address in addresses
         ]

@@ -238,7 +238,7 @@ class ObjectLock:
     def _is_ours(self) -> bool:
         try:
             return read_whole(self._path) == self._name
-        except FileNotFoundError:
+        except (FileNotFoundError, EOFError):  # or it was written by another while it was read
             return False
 
     def _taken_over(self) -> bool:
@@ -292,7 +292,7 @@ def _empty(folder: Place) -> None:
 def _manifest(folder: Place) -> dict[str, Any]:
     try:
         found = json.loads(read_whole(folder / MANIFEST))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, EOFError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

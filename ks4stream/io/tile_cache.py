@@ -79,6 +79,8 @@ class CachedSource:
     limit_bytes : int or None
         What the cache may take on one machine's disk; None: half of what was free there. What is beyond is fetched
         whenever it is needed. 0 keeps nothing.
+    is_held : bool
+        Whether the cache goes with one holder, who makes it: copies in other processes use it as long as it is there.
     """
 
     source: Source
@@ -86,11 +88,14 @@ class CachedSource:
     piece_samples: int
     folder: str | None = None
     limit_bytes: int | None = None
+    is_held: bool = False
     _state: _State = field(default_factory=_State, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave out what belongs to one process."""
-        return type(self), (self.source, self.key, self.piece_samples, self.folder, self.limit_bytes)
+        return type(self), (
+            self.source, self.key, self.piece_samples, self.folder, self.limit_bytes, self.is_held
+        )  # fmt: skip
 
     @property
     def n_samples(self) -> int:
@@ -126,6 +131,13 @@ class CachedSource:
     def digest_is_exact(self) -> bool:
         """Whether the source's is."""
         return self.source.digest_is_exact
+
+    def hold(self) -> None:
+        """Make the cache on this machine, to be removed when this object is garbage or the program ends."""
+        with self._state.lock:
+            self._state.folder, self._state.is_ready = self._make_folder(), True
+        if self._state.folder is not None:
+            weakref.finalize(self, _remove_own, self._state.folder, os.getpid())
 
     def forget(self) -> None:
         """Remove what is kept on this machine."""
@@ -189,7 +201,8 @@ class CachedSource:
         """Where pieces lie on this machine, made if need be; None if nothing is kept."""
         with self._state.lock:
             if not self._state.is_ready:
-                self._state.folder = None if self.limit_bytes == 0 else self._make_folder()
+                there_is_none = self.limit_bytes == 0 or (self.is_held and not self._place().is_dir())
+                self._state.folder = None if there_is_none else self._make_folder()
                 self._state.is_ready = True
             return self._state.folder
 
@@ -270,8 +283,8 @@ def cached_while_held(recording: Recording, cache_dir: str | os.PathLike[str] | 
     ----------
     recording : Recording
     cache_dir : path, optional
-        As in :func:`cached`, but by default what is kept is shared with no other call, and removed from this machine
-        when the recording returned is garbage or the program ends.
+        As in :func:`cached`, but by default what is kept is shared with no other call, on this machine only, and
+        removed when the recording returned is garbage or the program ends. Other processes find it until then.
 
     Raises
     ------
@@ -279,12 +292,17 @@ def cached_while_held(recording: Recording, cache_dir: str | os.PathLike[str] | 
         If `cache_dir` cannot be made here.
     """
     folder = _folder(cache_dir)
-    source = _wrapped(recording.source, folder, 0 if cache_dir == OFF else None, is_own=True)
+    source = _wrapped(recording.source, folder, 0 if cache_dir == OFF else None, is_held=folder is None)
     callers = _parts(recording.source)
     for part in _parts(source):
-        if isinstance(part, CachedSource) and folder is None and part not in callers:
-            weakref.finalize(part, shutil.rmtree, part._place(), ignore_errors=True)
+        if isinstance(part, CachedSource) and part.is_held and part not in callers:
+            part.hold()
     return replace(recording, source=source)
+
+
+def _remove_own(folder: Path, process_id: int) -> None:
+    if os.getpid() == process_id:  # and not a fork of the process that made it
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _folder(cache_dir: str | os.PathLike[str] | None) -> str | None:
@@ -299,18 +317,19 @@ def _folder(cache_dir: str | os.PathLike[str] | None) -> str | None:
     return folder
 
 
-def _wrapped(source: Source, folder: str | None, limit_bytes: int | None, *, is_own: bool = False) -> Source:
+def _wrapped(source: Source, folder: str | None, limit_bytes: int | None, *, is_held: bool = False) -> Source:
     """The source with every part that is far away, or all but arrays in memory where a folder was named, cached."""
     if isinstance(source, ConcatenatedSource):
-        return join(_wrapped(part, folder, limit_bytes, is_own=is_own) for part in source.sources)
+        return join(_wrapped(part, folder, limit_bytes, is_held=is_held) for part in source.sources)
     near = isinstance(source, ArraySource) if folder else not is_remote(getattr(source, "path", ""))
     if near or isinstance(source, CachedSource):
         return source
     row_bytes = source.n_channels * source.dtype.itemsize
     chunk = max(min(getattr(source, "chunk_samples", 1), source.n_samples), 1)
     length = chunk * max(-(-PIECE_BYTES // (chunk * row_bytes)), 1)
-    is_shared = source.digest_is_exact and not (is_own and folder is None)  # what may have changed is not found again
-    return CachedSource(source, source.digest() if is_shared else uuid4().hex, length, folder, limit_bytes)
+    is_held &= limit_bytes != 0
+    is_shared = source.digest_is_exact and not is_held  # what may have changed is not found again
+    return CachedSource(source, source.digest() if is_shared else uuid4().hex, length, folder, limit_bytes, is_held)
 
 
 def _parts(source: Source) -> tuple[Source, ...]:
@@ -339,7 +358,10 @@ def _pool(process_id: int) -> ThreadPoolExecutor:  # by process: threads are not
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock file, where there can be one."""
+    """Hold a lock file, where there can be one; a folder that was removed is not made again for it."""
+    if not path.parent.is_dir():
+        yield
+        return
     lock = FileLock(path)
     with suppress(OSError):  # the folder was removed
         lock.acquire()
@@ -376,6 +398,8 @@ def _take(folder: Path, n_bytes: int, limit_bytes: int | None) -> bool:
         If there is no account: the cache was removed.
     """
     account = folder / _ROOM
+    if not account.exists():  # before the lock, which would make the folder
+        raise FileNotFoundError(account)
     with FileLock(folder / f"{_ROOM}.lock"):
         content = account.read_bytes()
         if len(content) == _ROOM_FORMAT.size:
@@ -383,8 +407,6 @@ def _take(folder: Path, n_bytes: int, limit_bytes: int | None) -> bool:
         else:
             taken = sum(path.stat().st_size for path in folder.glob("*.piece"))
             limit = int(SHARE_OF_FREE * (shutil.disk_usage(folder).free + taken))
-        if limit_bytes is not None:
-            limit = limit_bytes
-        fits = taken + n_bytes <= limit
+        fits = taken + n_bytes <= (limit if limit_bytes is None else limit_bytes)
         account.write_bytes(_ROOM_FORMAT.pack(limit, taken + n_bytes * fits))
         return bool(fits)

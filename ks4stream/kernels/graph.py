@@ -167,7 +167,9 @@ def choose_landmarks(n: int, *, downsampling: int, least: int, most: int) -> Ten
     return torch.arange(wanted, dtype=torch.int64) * n // max(wanted, 1)
 
 
-def nearest(rows: Tensor, landmarks: Tensor, half_squared: Tensor, n_neighbors: int) -> Tensor:
+def nearest(
+    rows: Tensor, landmarks: Tensor, half_squared: Tensor, n_neighbors: int, *, out: Tensor | None = None
+) -> Tensor:
     """Find each row's nearest landmarks; of equally near ones the first.
 
     Parameters
@@ -178,6 +180,8 @@ def nearest(rows: Tensor, landmarks: Tensor, half_squared: Tensor, n_neighbors: 
         Half the squared norm of each landmark.
     n_neighbors : int
         At most m.
+    out : Tensor, shape (n, m), float32, optional
+        Where to put the distances.
 
     Returns
     -------
@@ -185,7 +189,7 @@ def nearest(rows: Tensor, landmarks: Tensor, half_squared: Tensor, n_neighbors: 
         Landmark numbers, ascending.
     """
     # ‖x − y‖² = ‖x‖² − 2(x·y − ‖y‖²/2): the first term does not matter among the landmarks of one spike.
-    nearness = torch.addmm(half_squared, rows, landmarks.T, beta=-1.0)
+    nearness = torch.addmm(half_squared, rows, landmarks.T, beta=-1.0, out=out)
     m = landmarks.shape[0]
     if n_neighbors >= m:
         return torch.arange(m, device=rows.device).expand(rows.shape[0], m)
@@ -224,8 +228,13 @@ def join_to_landmarks(
     n_links = min(n_neighbors, landmark.shape[0])
     neighbor = torch.empty((rows.n, n_links), dtype=torch.int32, device=rows.device)
 
+    held = points.new_empty(0, len(points))  # the same for every piece: in fresh ones each time, the heap gets holes
+
     def fill(some: Tensor, joined: Tensor) -> None:
-        joined.copy_(nearest(some, points, half_squared, n_links))
+        nonlocal held
+        if len(held) < len(some):
+            held = points.new_empty(len(some), len(points))
+        joined.copy_(nearest(some, points, half_squared, n_links, out=held[: len(some)]))
 
     for start in range(0, rows.n, chunk):
         x = rows.chunk(start, min(start + chunk, rows.n))

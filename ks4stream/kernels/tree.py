@@ -83,7 +83,9 @@ class LeafSums(NamedTuple):
     def of(self, leaves: NDArray[np.int64]) -> tuple[float, Tensor, Tensor]:
         """Sums over the union of some leaves."""
         index = torch.from_numpy(leaves).to(self.first.device)
-        return float(self.spikes[index].sum()), self.first[index].sum(0), self.second[index].sum(0)
+        chosen = torch.zeros_like(self.spikes).index_fill_(0, index, 1.0)
+        second = (chosen @ self.second.flatten(1)).view(self.second.shape[1:])  # without a copy of those chosen
+        return float(self.spikes[index].sum()), chosen @ self.first, second
 
 
 def links_between(graph: SpikeGraph, spike_label: Tensor, landmark_label: Tensor, n_labels: int) -> NDArray[np.int64]:

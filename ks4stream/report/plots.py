@@ -25,7 +25,7 @@ from ks4stream.results import Sorting
 
 __all__ = ["plot_diagnostics", "plot_drift_amount", "plot_drift_scatter", "plot_spike_positions", "write_plots"]
 
-MAX_POINTS = 200_000
+MAX_POINTS = 100_000
 _DPI = 150
 _INK, _PALE = "#222222", "#d9d9d9"
 _GOOD, _MUA = "#1b6ca8", "#c8963e"

@@ -16,7 +16,7 @@ from ks4stream.results import Drift, PeakSample
 from ks4stream.stages.preprocessing import Preprocessor
 
 HELD_BYTES = 8 << 20  # of fingerprints; more lie in a file and are read some batches at a time
-MOST_PLOTTED = 200_000  # peaks kept for the drift scatter plot
+MOST_PLOTTED = 100_000  # peaks kept for the drift scatter plot
 LEAST_RELIABILITY = 0.5  # correlation of the shifts told by the two halves of the peaks, below which they are noise
 STILL_BINS = 1.0  # noise in the shifts up to which a recording is called still without a warning
 

@@ -25,7 +25,7 @@ from ks4stream.engine import Engine, Loop, base, one_thread
 from ks4stream.engine import cluster as cluster_module
 from ks4stream.engine.base import LostWorkerError
 from ks4stream.engine.cluster import IN_FLIGHT_PER_WORKER, Cluster, local_client
-from ks4stream.errors import GpuMemoryError, Ks4StreamWarning
+from ks4stream.errors import GpuMemoryError, Ks4StreamWarning, WorkerError
 
 PACKAGE = str(Path(ks4stream.__file__).parents[1])
 
@@ -261,7 +261,7 @@ def test_what_is_free_is_given_back_now_and_then_between_tasks(monkeypatch: pyte
 
     library, clock = Library(), [1000.0]
     monkeypatch.setattr(base, "_glibc", lambda: library)
-    monkeypatch.setattr(base.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(base, "_clock", lambda: clock[0])
     monkeypatch.setattr(base, "_given_back", 0.0)
     with one_thread():
         for number in range(50):  # a second each
@@ -340,6 +340,25 @@ def test_workers_that_join_during_a_stage_take_part_in_it(monkeypatch: pytest.Mo
         assert len(set(computed)) == 4
         n_first = sum(address == computed[0] for address in computed)
         assert n_first < 60, "four share what is left, but for the time it takes them to join"
+
+
+def test_a_worker_that_joins_and_cannot_compute_ends_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "LOOK_SECONDS", 0.1)
+    with local_client(n_workers=1, processes=False) as client:
+        engine, found = Cluster(client), []
+        for number, address in enumerate(engine.map(WhoComputes(), list(range(80)), stage="unfit")):
+            found.append(address)
+            if number == 0:
+                monkeypatch.setattr(cluster_module.workers, "check", _unfit)
+                client.cluster.scale(2)
+                expected = pytest.warns(Ks4StreamWarning, match="lacks torch.*goes on with the others")
+                expected.__enter__()
+        expected.__exit__(None, None, None)
+        assert len(found) == 80
+
+
+def _unfit(*_: Any) -> None:
+    raise WorkerError("The new worker lacks torch.")
 
 
 def test_a_scheduler_without_workers_is_waited_for_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
