@@ -198,18 +198,21 @@ def scratch_array(
 
 
 def let_go(values: NDArray[Any]) -> None:
-    """Take the pages of a large mapped array out of memory, as far as the system can; they are read again when needed.
+    """Take the pages of a mapped array out of this process, as far as the system can; they come back when needed.
 
     What was read of a mapped file counts as this process's memory until somebody else needs it. Nothing is lost: not
-    even what was changed of a private mapping, which is only offered for paging out. Arrays in memory stay, and so do
-    small maps, which would be read from disk again for nothing.
+    even what was changed of a private map, which is only offered for paging out. That takes pages out of the system's
+    cache, too, so small private maps are left alone. So are arrays in memory.
     """
     owner: Any = values
     while isinstance(owner, np.ndarray) and not isinstance(owner.base, mmap.mmap):
         owner = owner.base  # of a view, or of a map that was made a plain array
-    if isinstance(owner, np.memmap) and sys.platform == "linux" and owner.nbytes > LARGE_MAP_BYTES:
+    if not isinstance(owner, np.memmap) or sys.platform != "linux":
+        return
+    is_private = owner.mode == "c"
+    if not is_private or owner.nbytes > LARGE_MAP_BYTES:
         with suppress(OSError):  # an older kernel
-            owner.base.madvise(_PAGEOUT if owner.mode == "c" else mmap.MADV_DONTNEED)  # type: ignore[union-attr]
+            owner.base.madvise(_PAGEOUT if is_private else mmap.MADV_DONTNEED)  # type: ignore[union-attr]
 
 
 LARGE_MAP_BYTES = 16 << 20

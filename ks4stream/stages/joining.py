@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ks4stream.io.spikes import Columns, open_columns, read_column
+from ks4stream.io.spikes import Columns, let_go, open_columns, read_column
 from ks4stream.kernels.templates import roll_matrix
 from ks4stream.probe import Probe
 from ks4stream.results import Waveforms
@@ -65,6 +65,8 @@ def _spans(units: Units, first: NDArray[np.int64]) -> Iterator[dict[str, NDArray
             bounds[row] = start + np.searchsorted(times, some + units.lag_of[number])
         for span in range(len(some) - 1):
             yield _span(units, numbers, columns, bounds[:, span], bounds[:, span + 1])
+            for mapped in columns:
+                let_go(mapped["sample"])
 
 
 def _span(
