@@ -23,7 +23,7 @@ from ks4stream.blocks import Tile, tiles_per_task
 from ks4stream.engine import Engine, Loop, Progress, give_back_memory, one_thread
 from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarning, SettingsError
 from ks4stream.io.places import ObjectPath, place, remove
-from ks4stream.io.records import key_of
+from ks4stream.io.records import key_of, writing_to
 from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.spikes import GrowingColumns, Receipt, brought_near
@@ -227,7 +227,8 @@ class SortRun:
                     raise
                 damaged.add(error.path)
                 logger.warning("%s It is computed anew.", error)
-                remove(place(error.path))
+                with writing_to(self.store.folder):
+                    remove(place(error.path))
 
     def _run(self) -> Sorting:
         """The methods section."""

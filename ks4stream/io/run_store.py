@@ -105,7 +105,8 @@ class StageStore:
                 return [self._read(path, n_bytes, size)]
             except DamagedFileError as error:
                 _log.warning("%s It is computed anew.", error)
-                remove(path)
+                with writing_to(self.folder):
+                    remove(path)
                 return []
 
         with ThreadPoolExecutor(READS) as pool:

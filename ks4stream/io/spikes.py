@@ -247,7 +247,8 @@ class GrowingColumns:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
         self._length = 0

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ks4stream.errors import DamagedFileError
+from ks4stream.errors import DamagedFileError, ResultsError
 from ks4stream.io import spikes
 from ks4stream.io.spikes import (
     GrowingColumns,
@@ -180,6 +180,12 @@ def test_rows_are_read_as_copies(tmp_path: Path) -> None:
     assert rows.shape == (6, 2)
     some = rows[2:4, 1:]
     assert some.tolist() == [[5], [7]] and type(some) is np.ndarray
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    with pytest.raises(ResultsError, match=r"taken/columns cannot be written to: .*same call"):
+        GrowingColumns(tmp_path / "taken" / "columns")
 
 
 def test_columns_grow_on_disk_and_outlive_their_files(tmp_path: Path) -> None:
