@@ -103,7 +103,9 @@ class Memory:
 
     def enter_stage(self, stage: str, done: int, total: int) -> None:
         """As a sort reports its progress; what lies between two stages counts to the one before."""
-        self.stage = stage
+        if stage != self.stage:
+            self.stage = stage
+            self.look()  # at each stage once, however short it is
 
     def look(self) -> None:
         """Take note of what is held now."""
