@@ -256,6 +256,7 @@ def imperfect_sorting(seed: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[n
 
 @pytest.mark.parametrize("seed", range(6))
 def test_agrees_with_spikeinterface(seed):
+    pytest.importorskip("numba")  # which SpikeInterface needs for it, and does not bring along
     comparison = pytest.importorskip("spikeinterface.comparison")
     core = pytest.importorskip("spikeinterface.core")
     truth, found = imperfect_sorting(seed)
