@@ -130,6 +130,7 @@ def watched(pids: Sequence[int]) -> Iterator[Memory]:
 
     for pid in pids:
         Path(f"/proc/{pid}/clear_refs").write_text("5")  # VmHWM is counted anew from here
+    memory.look()  # the first stage may begin before the first sample
     thread = threading.Thread(target=sample)
     thread.start()
     try:
