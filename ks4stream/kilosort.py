@@ -37,7 +37,7 @@ from ks4stream.io.places import place
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
 from ks4stream.io.records import writing_to
-from ks4stream.io.tile_cache import cached, passing
+from ks4stream.io.tile_cache import cached, ending
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.report import run_log
@@ -217,7 +217,7 @@ def run_kilosort(
             held = stack.enter_context(cached(recording, cache_dir))
         for one, target in jobs:  # all shanks and copies from what is fetched once
             results = job.run(replace(one, source=held.source), target)
-        caches = passing(held, recording)
+        caches = ending(held, recording)
         if caches and client not in (None, "loop"):  # else it was kept on this machine only
             forget_on_workers(client, caches)
     return results

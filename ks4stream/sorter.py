@@ -27,7 +27,7 @@ from ks4stream.io.records import key_of, writing_to
 from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.spikes import GrowingColumns, Receipt, brought_near
-from ks4stream.io.tile_cache import CachedSource, cached, forget, passing
+from ks4stream.io.tile_cache import CachedSource, cached, ending, forget
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
 from ks4stream.planning import plan
@@ -157,7 +157,7 @@ def sort(
             store.tidy(keep=keep_run)
             if progress is not None:
                 progress("results", 1, 1)
-        if caches := passing(recording, given):
+        if caches := ending(recording, given):
             engine.everywhere(partial(forget, caches))
     return sorting
 

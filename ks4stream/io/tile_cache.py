@@ -30,7 +30,7 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 import numpy as np
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, Timeout
 from numcodecs import Blosc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
@@ -46,6 +46,7 @@ FETCHES = 16  # of pieces at a time, in one process
 LOCKS = 64  # files by which processes agree on who fetches a piece
 STALE_DAYS = 7.0  # after which a cache in a temporary folder that nobody used is removed
 SHARE_OF_FREE = 0.5  # of what is free on the disk, that a cache may take
+_USE = ".use"  # ends names of files that sorts lock, beside the caches they use
 _ROOM, _ROOM_FORMAT = "room", struct.Struct("<qq")  # the file that counts bytes: allowed, taken
 
 _log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class _State:
     thread: threading.local = field(default_factory=threading.local)
     folder: Path | None = None
     is_ready: bool = False
+    use: BaseFileLock | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,26 @@ class CachedSource:
             self._state.folder, self._state.is_ready = self._make_folder(), True
         if self._state.folder is not None:
             weakref.finalize(self, _remove_own, self._state.folder, os.getpid())
+
+    def begin_use(self) -> None:
+        """Say to other sorts on this machine that the cache is in use, until the end of it or of this process."""
+        use = self._place()
+        use = use.with_name(f"{use.name}-{uuid4().hex}{_USE}")
+        with suppress(OSError):  # then nothing can be kept either
+            use.parent.mkdir(parents=True, exist_ok=True)
+            self._state.use = FileLock(use, thread_local=False)
+            self._state.use.acquire()
+
+    def end_use(self) -> None:
+        """Take that back."""
+        if self._state.use is not None:
+            _remove_lock(self._state.use)
+            self._state.use = None
+
+    def is_used(self) -> bool:
+        """Whether a sort on this machine uses the cache."""
+        here = self._place()
+        return not all(_was_left(use) for use in here.parent.glob(f"{here.name}-*{_USE}"))
 
     def forget(self) -> None:
         """Remove what is kept on this machine."""
@@ -232,9 +254,9 @@ def cached(
     cache_dir : path, optional
         Folder for the cache, on each machine that computes; what is kept there stays, for later sorts. By default
         recordings on object stores and web servers are kept in the temporary folder, and removed from this machine
-        when the sort has ended well (from its workers' machines, the sort has them call :func:`forget`). After errors,
-        and where workers died, caches go when they have not been used for a week and a sort begins there. Other
-        recordings are not kept. "off" keeps nothing.
+        when a sort has ended well and no other one here uses them (from its workers' machines, the sort has them call
+        :func:`forget`). After errors, and where workers died, caches go when they have not been used for a week and a
+        sort begins there. Other recordings are not kept. "off" keeps nothing.
     cache_bytes : int, optional
         What the cache may take on the disk of a machine; by default half of what is free. The rest of the recording is
         fetched in every pass.
@@ -250,21 +272,35 @@ def cached(
     if parts and limit_bytes != 0:
         _warn_of_little_room(parts, folder, limit_bytes)
     passed = replace(recording, source=source)
+    passing = _passing(passed, recording)
+    for cache in passing:
+        cache.begin_use()
     try:
         yield passed
     except BaseException:
         if parts:
             where = folder or _temporary_folder()
             _log.info("What was fetched of the recording stays in %s, for the same call again.", where)
+        for cache in passing:
+            cache.end_use()
         raise
-    forget(passing(passed, recording))
+    forget(ending(passed, recording))
 
 
-def passing(recording: Recording, given: Recording) -> list[CachedSource]:
-    """Caches of a recording that lie in temporary folders and go with its sort; not those it was given with.
+def ending(recording: Recording, given: Recording) -> list[CachedSource]:
+    """Caches that are of no use any more when the sort of a recording ends, which it does with this call.
 
-    They are cheap to pickle.
+    They lie in temporary folders, are not those it was given with, and no other sort on this machine uses them: the
+    last one to end has them. They are cheap to pickle.
     """
+    caches = _passing(recording, given)
+    for cache in caches:  # all before any is looked at: the same source may be there twice
+        cache.end_use()
+    return [cache for cache in caches if not cache.is_used()]
+
+
+def _passing(recording: Recording, given: Recording) -> list[CachedSource]:
+    """Caches of a recording that lie in temporary folders and were made for its sort."""
     before = _parts(given.source)
     caches = [part for part in _parts(recording.source) if isinstance(part, CachedSource) and part not in before]
     return [cache for cache in caches if cache.folder is None and cache.limit_bytes != 0]
@@ -371,6 +407,25 @@ def _alone(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def _was_left(use: Path) -> bool:
+    """Whether nobody holds a lock file, which goes then."""
+    lock = FileLock(use)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    except OSError:  # it has just gone
+        return True
+    _remove_lock(lock)
+    return True
+
+
+def _remove_lock(lock: BaseFileLock) -> None:
+    with suppress(OSError):  # where a file that is open cannot be removed it stays for the next one
+        os.unlink(lock.lock_file)
+    lock.release()
+
+
 def _temporary_folder() -> Path:
     user = str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
     return Path(tempfile.gettempdir(), f"ks4stream-cache-{user}")
@@ -379,6 +434,8 @@ def _temporary_folder() -> Path:
 def _remove_stale(root: Path) -> None:
     """Remove caches that sorts have left here and nobody has used for days."""
     oldest = time.time() - STALE_DAYS * 86400
+    for use in root.glob(f"*{_USE}"):
+        _was_left(use)
     for folder in root.iterdir() if root.is_dir() else ():
         with suppress(OSError):
             used = folder / _ROOM

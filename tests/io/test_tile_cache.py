@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ks4stream.errors import Ks4StreamWarning, RecordingError, ResultsError
 from ks4stream.io import tile_cache
 from ks4stream.io.sources import ArraySource, BinarySource, ConcatenatedSource, Source
-from ks4stream.io.tile_cache import CachedSource, cached, cached_while_held
+from ks4stream.io.tile_cache import CachedSource, cached, cached_while_held, ending
 from ks4stream.recording import Recording
 
 SAMPLES = np.random.default_rng(0).integers(-500, 500, (1000, 3)).astype(np.int16)
@@ -245,17 +245,55 @@ def test_after_an_error_it_stays_for_the_next_call(temporary: Path) -> None:
     assert far.fetched == Counter(range(N_PIECES))
 
 
+def test_of_two_sorts_of_one_recording_the_last_to_end_removes_it(temporary: Path) -> None:
+    far = FarSource()
+    recording = recording_of(ConcatenatedSource((far, far)), ArraySource(SAMPLES))  # the same cache twice in each
+    with cached(recording) as first:
+        first.read(0, 500)
+        with cached(recording) as second:
+            second.read(0, 1000)
+            assert ending(second, recording) == [], "workers keep it too"
+        assert len(pieces_in(temporary)) == N_PIECES
+        first.read(0, 1000)
+        assert len(ending(first, recording)) == 2
+    assert not list(temporary.glob("*/*"))
+    assert far.fetched == Counter(range(N_PIECES))
+
+
+def test_a_sort_that_was_killed_does_not_count_as_a_user(temporary: Path) -> None:
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_tile_cache import FarSource, cached, recording_of, tile_cache
+tile_cache.PIECE_BYTES = 1
+with cached(recording_of(FarSource())) as found:
+    found.read(0, 100)
+    os._exit(9)
+"""
+    surroundings = os.environ | {"TMPDIR": str(temporary)}
+    done = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True)
+    assert done.returncode == 9, done.stderr
+    assert len(list(temporary.glob("*/*.use"))) == 1 and pieces_in(temporary)
+    far = FarSource()
+    with cached(recording_of(far)) as found:
+        found.read(0, 1000)
+    assert sum(far.fetched.values()) == N_PIECES - 2, "what the killed one fetched is used"
+    assert not list(temporary.glob("*/*"))
+
+
 def test_stale_caches_are_removed_by_the_next_sort(temporary: Path) -> None:
     with pytest.raises(KeyboardInterrupt), cached(recording_of(FarSource())) as found:
         found.read(0, 100)
         raise KeyboardInterrupt
     (left,) = {path.parent for path in pieces_in(temporary)}
+    (left.parent / "another-0.use").touch()  # of a sort that was killed
     other = FarSource(SAMPLES + np.int16(1))
     for days, expected in [(6, True), (8, False)]:
         os.utime(left / "room", ns=(0, time.time_ns() - days * 86_400 * 10**9))
         with cached(recording_of(other)) as found:
             found.read(0, 100)
         assert left.exists() == expected
+    assert not list(temporary.glob("*/*"))
 
 
 def test_a_folder_of_ones_own_keeps_files_too_and_for_good(tmp_path: Path) -> None:
