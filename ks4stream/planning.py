@@ -272,7 +272,7 @@ def plan(
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     local, memory_bytes = local_workers(uses_gpu=device != "cpu")
     n_workers = n_workers or local
-    return _Need(recording, settings, n_workers, block_batches, spikes_per_channel_hz, device != "cpu").plan(
+    return _Need(recording, settings, n_workers, block_batches, spikes_per_channel_hz, device).plan(
         memory_bytes=memory_bytes,
         worker_memory_bytes=_known(worker_memory_bytes or memory_bytes / n_workers),
         gpu_memory_bytes=_known(gpu_memory_bytes or _gpu_memory_bytes(device)),
@@ -289,9 +289,10 @@ class _Need:
 
     def __init__(
         self, recording: Recording, settings: Settings, n_workers: int, block_batches: int | None, rate_hz: float,
-        on_gpu: bool,
+        device: str,
     ) -> None:  # fmt: skip
-        self.recording, self.settings, self.n_workers, self.on_gpu = recording, settings, n_workers, on_gpu
+        self.recording, self.settings, self.n_workers, self.device = recording, settings, n_workers, device
+        self.on_gpu = device != "cpu"
         self.block_batches, self.rate_hz = block_batches, rate_hz
         if recording.probe is None:
             raise ProbeError(f"{recording.name} has no probe; give one to open_recording(…, probe=…).")
@@ -347,7 +348,7 @@ class _Need:
             4 * c * p * samples  # matches with every waveform
             + c * p * samples  # the largest of each bin, by waveform and sign
             + 8 * k * samples  # scores, and maps of centres and bins: bounds, best, sight, pairs
-            + 4 * detection.PAIRS_AT_ONCE * detection.BIN * p * (j + 2 * s)  # pairs that are evaluated
+            + 4 * detection.PAIRS_AT_ONCE.on(self.device) * detection.BIN * p * (j + 2 * s)  # pairs that are evaluated
             + 24 * in_piece * settings.nearest_templates * (2 * settings.nt // detection.BIN)  # their rivals
             + 8 * peaks * j * settings.nt  # waveforms of which features are taken
         )
@@ -360,8 +361,8 @@ class _Need:
         return int(
             4 * (u + groups) * (self._fft_samples(size) + 2 * w)  # scores, and the best of each group
             + 8 * u * c * q + sharing * (4 * q * q + 8)  # templates, by unit and by group, and their products
-            + 8 * c * q * matching.SAMPLES_AT_ONCE  # projections
-            + 2 * matching.ROWS_AT_ONCE * (4 * q * q + 24 * w)  # what is subtracted at a time
+            + 8 * c * q * matching.SAMPLES_AT_ONCE.on(self.device)  # projections
+            + 2 * matching.ROWS_AT_ONCE.on(self.device) * (4 * q * q + 24 * w)  # what is subtracted at a time
         )  # fmt: skip
 
     def block_bytes(self) -> int:

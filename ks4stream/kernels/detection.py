@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from ks4stream.kernels.convolution import correlate
-from ks4stream.kernels.memory import in_pieces
+from ks4stream.kernels.memory import AtOnce, in_pieces
 
 BIN = 8  # samples; a bin is evaluated whole; a power of 2
 PIECE = 16384  # samples of a tile detected at a time, a multiple of BIN: a constant of the method
-PAIRS_AT_ONCE = 8192  # (centre, bin) pairs evaluated at a time
-ROWS_AT_ONCE = 8192  # (channel, bin) pairs searched for their maximum at a time: they stay in cache
-CENTRES_AT_ONCE = 32  # bounded by one matrix product; neighbours, so that they share most of their channels
+PAIRS_AT_ONCE = AtOnce(cpu=1 << 13, gpu=1 << 16)  # (centre, bin) pairs evaluated at a time
+ROWS_AT_ONCE = AtOnce(cpu=1 << 13, gpu=1 << 20)  # (channel, bin) pairs searched for their maximum at a time
+CENTRES_AT_ONCE = AtOnce(cpu=32, gpu=256)  # bounded by one product; neighbours, so that they share most channels
+SUMMIT_CENTRES = 32  # neighbours among which one is taken to have the largest score
 SHARPENED_ABOVE = 0.04  # share of the pairs of some centres above threshold; elsewhere a sharper bound costs more
 ROUNDING = 1e-5  # share by which bounds are raised
 
@@ -101,7 +102,8 @@ def universal_templates(
     n_centres = len(channels)
     sees = torch.zeros(n_centres, n_centres, dtype=torch.bool, device=channels.device)
     spreads = []
-    for some, heavy in zip(known.split(CENTRES_AT_ONCE), weights.split(CENTRES_AT_ONCE), strict=True):
+    at_once = CENTRES_AT_ONCE.on(channels.device)
+    for some, heavy in zip(known.split(at_once), weights.split(at_once), strict=True):
         used, slot = some.unique(return_inverse=True)
         matrix = heavy.new_zeros(heavy.shape[1], len(some), len(used))
         matrix.scatter_add_(2, slot.expand(heavy.shape[1], -1, -1), heavy.transpose(0, 1))
@@ -217,7 +219,7 @@ class _Search:
 
     def evaluate(self, pairs: Tensor) -> None:
         """Fill in the scores of the given pairs."""
-        in_pieces(self._evaluate, pairs, size=PAIRS_AT_ONCE)
+        in_pieces(self._evaluate, pairs, size=PAIRS_AT_ONCE.on(pairs.device))
 
     def _evaluate(self, some: Tensor) -> None:
         centre = some // self.n_bins
@@ -233,11 +235,13 @@ class _Search:
     def summits(self) -> Tensor:
         """Of some centres and the bins around the pair with the largest bound: high scores are to be expected."""
         bounds = self.bound.view(-1, self.n_bins)
-        highest = torch.stack([some.amax(dim=0) for some in bounds.split(CENTRES_AT_ONCE)])  # (groups, bins)
+        n_whole = len(bounds) // SUMMIT_CENTRES * SUMMIT_CENTRES
+        parts = bounds[:n_whole].view(-1, SUMMIT_CENTRES, self.n_bins), bounds[None, n_whole:]
+        highest = torch.cat([part.amax(dim=1) for part in parts if part.numel()])  # (groups, bins)
         whole = len(self.steps) // 2
         around = torch.nn.functional.max_pool1d(highest[None], 2 * whole + 1, 1, whole)[0]
         group, bin_ = ((highest >= around) & (highest > self.threshold)).nonzero(as_tuple=True)
-        members = torch.arange(CENTRES_AT_ONCE, device=group.device) + group[:, None] * CENTRES_AT_ONCE
+        members = torch.arange(SUMMIT_CENTRES, device=group.device) + group[:, None] * SUMMIT_CENTRES
         pairs = members.clamp_(max=len(bounds) - 1) * self.n_bins + bin_[:, None]
         return pairs.gather(1, _look_up(self.bound, pairs).argmax(dim=1, keepdim=True))[:, 0]
 
@@ -319,7 +323,7 @@ def _folded(rows: Tensor, n_left: int, prepare: Callable[[Tensor], Tensor]) -> T
     Halved again and again, which is several times faster than amax.
     """
     parts = []
-    for part in rows.split(ROWS_AT_ONCE):
+    for part in rows.split(ROWS_AT_ONCE.on(rows.device)):
         part = prepare(part)
         while part.shape[1] > n_left:
             half = n_left * -(-part.shape[1] // (2 * n_left))  # of an odd number the middle counts twice
@@ -347,8 +351,10 @@ def _sharpen(bound: Tensor, rows: Tensor, templates: UniversalTemplates, thresho
     a threshold of 9 over ten of them. Noise that has to have the same sign everywhere does not. `rows` is `matches`
     as (c, bins, BIN·p).
     """
-    groups = list(zip(bound.split(CENTRES_AT_ONCE), templates.spreads, strict=True))
-    crowded = [int((some > threshold).sum()) > SHARPENED_ABOVE * some.numel() for some, _ in groups]
+    sizes = [len(spread.weights) // templates.weights.shape[1] for spread in templates.spreads]
+    above = (bound > threshold).sum(dim=1).cpu().split(sizes)
+    groups = zip(bound.split(sizes), templates.spreads, strict=True)
+    crowded = [int(some.sum()) > SHARPENED_ABOVE * some.numel() * bound.shape[1] for some in above]
     if not any(crowded):
         return
     p = len(templates.shapes)

@@ -1,8 +1,9 @@
-"""When the GPU's memory does not suffice, the same in smaller pieces."""
+"""How much is computed at a time: pieces of a size that suits the device, and smaller ones where memory is out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,23 @@ from torch import Tensor
 SMALLEST = 16
 """Rows of a piece at least: fewer free no memory worth having, and products of one or two rows may be summed in
 another order than those of many."""
+
+
+class AtOnce(NamedTuple):
+    """Rows of a piece: few on a CPU, whose cache holds them; many on a GPU, which waits for each kernel's launch.
+
+    Examples
+    --------
+    >>> AtOnce(cpu=2, gpu=8).on("cuda:1")
+    8
+    """
+
+    cpu: int
+    gpu: int
+
+    def on(self, device: torch.device | str) -> int:
+        """Rows of a piece on a device."""
+        return self.cpu if torch.device(device).type == "cpu" else self.gpu
 
 
 def in_pieces(function: Callable[..., None], *columns: Tensor, size: int) -> None:

@@ -154,11 +154,14 @@ class Preprocessor:
         """A tile as it lies in the file, in the order of the probe: (c, t)."""
         reading = self._ahead.pop(tile.index, None)
         samples = reading.result() if reading else read_tile(self.recording, self.tiling, tile)
-        samples = samples[:, self.probe.chan_map]
-        if samples.dtype == np.uint16:
-            samples = (samples.astype(np.int32) - 2**15).astype(np.int16)
-        traces = torch.from_numpy(samples).to(self.device)
-        traces = traces.T.contiguous().float()  # in this order: three times as fast as the other
+        samples = np.require(samples, requirements="W")  # torch warns of others
+        unsigned = samples.dtype == np.uint16
+        traces = torch.from_numpy(samples.view(np.int16) if unsigned else samples).to(self.device).T
+        mapped = self._constant("chan_map")
+        traces = traces[mapped] if isinstance(mapped, slice) else traces.contiguous()[mapped]
+        if unsigned:  # less 2¹⁵
+            traces = traces ^ -(2**15)
+        traces = traces.contiguous().float()  # in this order: three times as fast as the other
         if samples.dtype.kind == "f" and not bool(torch.isfinite(traces).all()):
             channel, at = (~torch.isfinite(traces)).nonzero()[0].tolist()
             raise RecordingError(
@@ -166,15 +169,22 @@ class Preprocessor:
                 f"{tile.first + at}. Replace such samples, or leave them out with tmin, tmax or bad_channels."
             )
         if self.settings.scale is not None:
-            traces *= self.settings.scale
+            traces = traces * self.settings.scale  # not in place: of one channel they may still be the recording's
         if self.settings.shift is not None:
-            traces += self.settings.shift
-        return traces.neg_() if self.invert_sign else traces
+            traces = traces + self.settings.shift
+        return traces.neg() if self.invert_sign else traces
 
     def _constant(self, name: str) -> Any:
         if name not in self._ready:
             self._ready[name] = getattr(self, f"_make_{name}")()
         return self._ready[name]
+
+    def _make_chan_map(self) -> slice | Tensor:
+        """The probe's channels in the file; a slice, which costs nothing, where they follow each other."""
+        first, count = int(self.probe.chan_map[0]), self.probe.n_channels
+        if np.array_equal(self.probe.chan_map, np.arange(first, first + count)):
+            return slice(first, first + count)
+        return torch.from_numpy(self.probe.chan_map.copy()).to(self.device)
 
     def _make_response(self) -> Tensor:
         response = kernels.highpass_response(
