@@ -170,7 +170,7 @@ def run_floor(detector: Detector, traces: torch.Tensor, watch: Stopwatch) -> Non
     with watch.time("whiten"):
         traces = detector.source._constant("whitening") @ traces
     with watch.time("convolve"):
-        for piece in traces.split(detection.PIECE, dim=1):  # faster than the whole tile at once
+        for piece in traces.split(detection.PIECE.on(traces.device), dim=1):  # faster than the whole tile at once
             convolution.correlate(piece, detector.templates.shapes, layout="ctp")
 
 

@@ -340,7 +340,7 @@ class _Need:
         """Beside the tile: one piece of it, and the peaks' waveforms."""
         settings, c, k = self.settings, self.n_channels, len(self.centres)
         p, (_, s, j) = settings.n_templates, self.centres.weights.shape
-        samples = min(detection.PIECE, self.tiling.size) + 2 * (settings.nt + detection.BIN)
+        samples = min(detection.PIECE.on(self.device), self.tiling.size) + 2 * (settings.nt + detection.BIN)
         seconds = (size or self.tiling.size) / self.recording.sampling_rate_hz
         peaks = self.spikes_in(seconds)
         in_piece = peaks * min(1.0, samples / (size or self.tiling.size))

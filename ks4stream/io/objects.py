@@ -135,13 +135,13 @@ def status(location: str) -> Status | None:
     return _status_of(meta)
 
 
-def read_bytes(location: str, start: int, stop: int) -> bytes:
+def read_bytes(location: str, start: int, stop: int) -> bytearray:
     """Read bytes `start` to `stop` of a file or an object.
 
     Returns
     -------
-    bytes
-        Fewer than asked for where it ends before.
+    bytearray
+        Fewer than asked for where it ends before. What is made of it may be written to.
 
     Raises
     ------
@@ -152,16 +152,18 @@ def read_bytes(location: str, start: int, stop: int) -> bytes:
         try:
             with open(location, "rb") as file:
                 file.seek(start)
-                return file.read(stop - start)
+                content = bytearray(max(stop - start, 0))
+                del content[file.readinto(content) :]
+                return content
         except OSError as error:
             raise RecordingError(f"{location} cannot be read: {error}.") from error
     if stop <= start:
-        return b""
+        return bytearray()
     store, key = _parent_store(location, True)
     import obstore
 
     with explained(location):
-        return bytes(obstore.get_range(store, key, start=start, end=stop))
+        return bytearray(obstore.get_range(store, key, start=start, end=stop))
 
 
 def write_bytes(location: str, content: bytes, *, anew: bool = False) -> bool:

@@ -85,7 +85,7 @@ def read_range(where: Place, start: int, stop: int) -> bytes:
             found = file.read(stop - start)
     else:
         try:
-            found = objects.read_bytes(where.location, start, stop)
+            found = bytes(objects.read_bytes(where.location, start, stop))
         except RecordingError:
             if (size_of(where) or 0) < stop:  # else the store fails, and not the object
                 raise EOFError(f"{where} ends before byte {stop}") from None

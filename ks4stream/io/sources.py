@@ -206,7 +206,7 @@ class BinarySource:
                 f"{self.path} ends before sample {stop}: it has become shorter since it was opened, when it held "
                 f"{self.n_samples} samples."
             )
-        return np.frombuffer(content, self.file_dtype).reshape(-1, self.n_channels).astype(self.dtype)  # not read-only
+        return np.frombuffer(content, self.file_dtype).reshape(-1, self.n_channels).astype(self.dtype, copy=False)
 
     def digest(self) -> str:
         """Hash of the file's name, size and time of change (of an object: its ETag), and of how it is read."""

@@ -40,6 +40,7 @@ SPIKES_PER_SEED, FEWEST_SEEDS = 20, 10
 be told from."""
 
 N_CANDIDATES = 100  # among which each seed is the best (step 3)
+SEEDS_AT_ONCE = 16  # for which random numbers are drawn, and until it is asked whether there are enough
 MOST_SWEEPS = 200  # step 4
 LANDMARK_NULL = 1 / 10  # weight of expected links in the landmark step (step 4)
 SPIKE_NULL = 1 / 200  # and in the spike step
@@ -78,25 +79,29 @@ def seed_labels(points: Tensor, *, seed: int, n_seeds: int = N_SEEDS, n_candidat
     energy = (points * points).sum(1)
     explained = torch.zeros_like(energy)
     label = torch.zeros(m, dtype=torch.int64, device=points.device)
-    for number in range(n_seeds):
-        candidate = _draw(energy - explained, min(n_candidates, m), generator)
-        gain = 2.0 * (points[candidate] @ points.T) - energy[candidate, None] - explained  # (candidates, m)
-        gain.clamp_(min=0.0)
-        total = gain.sum(1)
-        best = int(torch.argmax(total))
-        if float(total[best]) <= 0.0:
+    for first in range(0, n_seeds, SEEDS_AT_ONCE):
+        noise = torch.empty(min(SEEDS_AT_ONCE, n_seeds - first), m, dtype=torch.float64)
+        for clocks in noise:  # each by itself: how many are drawn together does not change what is drawn
+            clocks.exponential_(generator=generator)
+        before = explained.clone()
+        for number, clocks in enumerate(noise.to(points.device), first):
+            candidate = _draw(energy - explained, clocks, min(n_candidates, m))
+            gain = 2.0 * (points[candidate] @ points.T) - energy[candidate, None] - explained  # (candidates, m)
+            gain.clamp_(min=0.0)
+            gain = gain.index_select(0, gain.sum(1).argmax(0, keepdim=True))[0]
+            label.masked_fill_(gain > 0, number)
+            explained += gain
+        if torch.equal(before, explained):
             break  # all that can be explained is
-        label[gain[best] > 0] = number
-        explained += gain[best]
     return label
 
 
-def _draw(weight: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Draw n places without replacement with probability ∝ weight (where it is positive), ascending."""
-    # The n first of independent exponential clocks with these rates.
-    noise = torch.empty(weight.shape[0], dtype=torch.float64).exponential_(generator=generator)
-    key = weight.double().clamp(min=0.0) / noise.to(weight.device)
-    return torch.topk(key, n).indices.sort().values
+def _draw(weight: Tensor, clocks: Tensor, n: int) -> Tensor:
+    """Draw n places without replacement with probability ∝ weight (where it is positive), ascending.
+
+    They are the first n of independent exponential `clocks` of rate 1, run at these rates.
+    """
+    return torch.topk(weight.clamp(min=0.0) / clocks, n).indices.sort().values
 
 
 def landmark_step(graph: SpikeGraph, spike_label: Tensor, n_labels: int, *, resolution: float) -> Tensor:
@@ -138,13 +143,20 @@ def spike_step(graph: SpikeGraph, landmark_label: Tensor, n_labels: int, *, reso
     for start in range(0, graph.n_spikes, CHUNK):
         part = slice(start, start + CHUNK)
         near = landmark_label[graph.neighbor[part].long()]  # (n, 10)
-        count = torch.zeros(near.shape, dtype=torch.int16, device=near.device)
-        for column in range(near.shape[1]):
-            count += near == near[:, column : column + 1]
-        score = count.double() - graph.spike_degree[part, None].double() * penalty[near]
+        score = _times_in_row(near).double() - graph.spike_degree[part, None].double() * penalty[near]
         best = score == score.amax(1, keepdim=True)
         label[part] = torch.where(best, near, n_labels).amin(1)
     return label
+
+
+def _times_in_row(values: Tensor) -> Tensor:
+    """How often each value occurs in its row; shape (n, 10) to (n, 10)."""
+    if values.device.type != "cpu":
+        return (values[:, :, None] == values[:, None]).sum(2)
+    count = torch.zeros(values.shape, dtype=torch.int16)
+    for column in range(values.shape[1]):  # less memory to go through
+        count += values == values[:, column : column + 1]
+    return count
 
 
 def _sum_by_label(values: Tensor, label: Tensor, n_labels: int) -> Tensor:

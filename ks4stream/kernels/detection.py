@@ -21,7 +21,7 @@ from ks4stream.kernels.convolution import correlate
 from ks4stream.kernels.memory import AtOnce, in_pieces
 
 BIN = 8  # samples; a bin is evaluated whole; a power of 2
-PIECE = 16384  # samples of a tile detected at a time, a multiple of BIN: a constant of the method
+PIECE = AtOnce(cpu=1 << 14, gpu=1 << 16)  # samples of a tile detected at a time, multiples of BIN
 PAIRS_AT_ONCE = AtOnce(cpu=1 << 13, gpu=1 << 16)  # (centre, bin) pairs evaluated at a time
 ROWS_AT_ONCE = AtOnce(cpu=1 << 13, gpu=1 << 20)  # (channel, bin) pairs searched for their maximum at a time
 CENTRES_AT_ONCE = AtOnce(cpu=32, gpu=256)  # bounded by one product; neighbours, so that they share most channels
@@ -157,10 +157,10 @@ def detect(
     -------
     Peaks
     """
-    margin = reach + templates.shapes.shape[1] // 2 + BIN
+    margin, step = reach + templates.shapes.shape[1] // 2 + BIN, PIECE.on(traces.device)
     found = []
-    for start in range(first, last, PIECE):
-        stop = min(start + PIECE, last)
+    for start in range(first, last, step):
+        stop = min(start + step, last)
         low = start - margin
         piece = traces[:, max(low, 0) : stop + margin]
         before, after = max(-low, 0), (low - min(stop + margin, traces.shape[1])) % BIN

@@ -124,6 +124,8 @@ class SpikeGraph(NamedTuple):
         kᵢ, the links of each spike.
     landmark_degree : Tensor, shape (m,), int64
         kⱼ, the links of each landmark.
+    n_links : int
+        Sum of the adjacency matrix (m in section 6).
     """
 
     landmark: Tensor
@@ -131,6 +133,7 @@ class SpikeGraph(NamedTuple):
     is_self: Tensor
     spike_degree: Tensor
     landmark_degree: Tensor
+    n_links: int
 
     @property
     def n_spikes(self) -> int:
@@ -141,11 +144,6 @@ class SpikeGraph(NamedTuple):
     def n_landmarks(self) -> int:
         """Number of landmarks."""
         return self.landmark.shape[0]
-
-    @property
-    def n_links(self) -> int:
-        """Sum of the adjacency matrix (m in section 6)."""
-        return int(self.landmark_degree.sum())
 
 
 def choose_landmarks(n: int, *, downsampling: int, least: int, most: int) -> Tensor:
@@ -258,4 +256,4 @@ def graph_of(neighbor: Tensor, landmark: Tensor) -> SpikeGraph:
     spike_degree = neighbor.shape[1] - is_self.sum(1)
     links = torch.bincount(neighbor.flatten(), minlength=landmark.shape[0])
     landmark_degree = links - is_self[landmark].any(1).long()
-    return SpikeGraph(landmark, neighbor, is_self, spike_degree, landmark_degree)
+    return SpikeGraph(landmark, neighbor, is_self, spike_degree, landmark_degree, int(landmark_degree.sum()))

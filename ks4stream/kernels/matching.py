@@ -33,7 +33,7 @@ DROPPED_ENERGY = 1e-4
 noise standard deviations (rms, in noise) and by less than ε of itself (on the unit's own spikes)."""
 
 GROUP_SIZE = 16  # units that are scored together, at most
-SAMPLES_AT_ONCE = AtOnce(cpu=1 << 11, gpu=1 << 14)
+SAMPLES_AT_ONCE = AtOnce(cpu=1 << 11, gpu=1 << 15)
 """Samples of all components held while scoring; blocks or spikes held elsewhere."""
 
 ROWS_AT_ONCE = AtOnce(cpu=1 << 15, gpu=1 << 16)  # windows of 2·nt − 1 samples held while subtracting: 50 MB
@@ -454,7 +454,7 @@ def _score(traces: Tensor, matcher: Matcher, first: int, out: Tensor) -> None:
         projected = projected[:, :, begin : begin + stop - start]
         row = 0
         for channels, weights in zip(matcher.channels, matcher.weights, strict=True):
-            out[row : row + len(weights), start:stop] = weights @ projected[channels].flatten(0, 1)
+            torch.mm(weights, projected[channels].flatten(0, 1), out=out[row : row + len(weights), start:stop])
             row += len(weights)
 
 

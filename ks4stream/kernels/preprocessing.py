@@ -214,27 +214,31 @@ def local_whitening(covariance: Tensor, neighbours: list[NDArray[np.int64]]) -> 
     return whitening.float()
 
 
-def drift_matrix(positions_um: Tensor, shift_um: Tensor, shank: Tensor, *, sigma_um: float) -> Tensor:
-    """Matrix that moves whitened traces along the probe (section 4): K(y − s, y) (K(y, y) + 0.01 I)⁻¹.
+class Mover:
+    """Moves whitened traces along the probe (section 4), by the matrix K(y − s, y) (K(y, y) + 0.01 I)⁻¹.
 
     Parameters
     ----------
     positions_um : Tensor of float64, shape (c, 2)
-    shift_um : Tensor of float64, shape (c,)
-        Shift at each channel; positive moves the traces to larger depth.
     shank : Tensor of int64, shape (c,)
         Shanks are never mixed.
-
-    Returns
-    -------
-    Tensor of float32, shape (c, c)
+    sigma_um : float
+        Width of the Gaussian kernel K.
     """
-    moved = positions_um.clone()
-    moved[:, 1] -= shift_um
-    together = (shank[:, None] == shank[None, :]).double()
 
-    def kernel(a: Tensor) -> Tensor:
-        return torch.exp(torch.cdist(a, positions_um) ** 2 / (-2 * sigma_um**2)) * together
+    def __init__(self, positions_um: Tensor, shank: Tensor, *, sigma_um: float) -> None:
+        self._positions_um, self._sigma_um = positions_um, sigma_um
+        self._together = (shank[:, None] == shank[None, :]).double()
+        noise = INTERPOLATION_NOISE * torch.eye(len(shank), dtype=torch.float64, device=shank.device)
+        self._factors = torch.linalg.lu_factor(self._kernel(positions_um) + noise)
 
-    noise = INTERPOLATION_NOISE * torch.eye(len(shank), dtype=torch.float64, device=shank.device)
-    return torch.linalg.solve(kernel(positions_um) + noise, kernel(moved), left=False).float()
+    def _kernel(self, places_um: Tensor) -> Tensor:
+        """K between some places and the contacts: (c, 2) to (c, c)."""
+        apart_um = torch.cdist(places_um, self._positions_um)
+        return torch.exp(apart_um**2 / (-2 * self._sigma_um**2)) * self._together
+
+    def matrix(self, shift_um: Tensor) -> Tensor:
+        """The matrix for a shift at each channel, (c,), float64; positive moves to larger depth: (c, c), float32."""
+        moved = self._positions_um.clone()
+        moved[:, 1] -= shift_um
+        return torch.linalg.lu_solve(*self._factors, self._kernel(moved), left=False).float()

@@ -83,7 +83,7 @@ class Preprocessor:
     whitening: Whitening | None = None
     drift: Drift | None = None
     _ready: dict[str, Any] = field(default_factory=dict, repr=False)  # constants as tensors, made on first use
-    _ahead: dict[int, Future[NDArray[Any]]] = field(default_factory=dict, repr=False)  # tiles being read, by number
+    _ahead: dict[int, Future[Tensor]] = field(default_factory=dict, repr=False)  # tiles being read, by number
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_ready": {}, "_ahead": {}}
@@ -109,8 +109,7 @@ class Preprocessor:
             try:
                 for tile, following in zip_longest(tiles, tiles[1:]):
                     if following is not None:
-                        reading = reader.submit(read_tile, self.recording, self.tiling, following)
-                        self._ahead[following.index] = reading
+                        self._ahead[following.index] = reader.submit(self._read, following)
                     yield tile
             finally:
                 for tile in tiles:
@@ -138,31 +137,26 @@ class Preprocessor:
 
     def _drift_matrix(self, shift_um: NDArray[np.float32]) -> Tensor:
         """The matrix of section 4 between channels that carry a signal; rows and columns of dead ones stay 0."""
-        assert self.drift is not None and self.whitening is not None
-        alive = np.setdiff1d(np.arange(self.probe.n_channels), self.whitening.dead)
-        at_channels = drift_kernels.shift_at(self.probe.y_um[alive], self.drift.centre_um, shift_um)
-        matrix = torch.zeros(self.probe.n_channels, self.probe.n_channels)
-        matrix[np.ix_(alive, alive)] = kernels.drift_matrix(
-            torch.from_numpy(self.probe.positions_um[alive]),
-            torch.from_numpy(at_channels),
-            torch.from_numpy(self.probe.shank[alive]),
-            sigma_um=self.settings.sig_interp,
-        )
-        return matrix.to(self.device)
+        assert self.drift is not None
+        at_channels = drift_kernels.shift_at(self.probe.y_um, self.drift.centre_um, shift_um)
+        alive, mover = self._constant("mover")
+        moving = mover.matrix(torch.from_numpy(at_channels).to(self.device)[alive])
+        if len(alive) == self.probe.n_channels:
+            return moving
+        matrix = torch.zeros(self.probe.n_channels, self.probe.n_channels, device=self.device)
+        matrix[alive[:, None], alive] = moving
+        return matrix
 
     def _raw(self, tile: Tile) -> Tensor:
         """A tile as it lies in the file, in the order of the probe: (c, t)."""
         reading = self._ahead.pop(tile.index, None)
-        samples = reading.result() if reading else read_tile(self.recording, self.tiling, tile)
-        samples = np.require(samples, requirements="W")  # torch warns of others
-        unsigned = samples.dtype == np.uint16
-        traces = torch.from_numpy(samples.view(np.int16) if unsigned else samples).to(self.device).T
+        samples = (reading.result() if reading else self._read(tile)).to(self.device, non_blocking=True).T
         mapped = self._constant("chan_map")
-        traces = traces[mapped] if isinstance(mapped, slice) else traces.contiguous()[mapped]
-        if unsigned:  # less 2¹⁵
-            traces = traces ^ -(2**15)
-        traces = traces.contiguous().float()  # in this order: three times as fast as the other
-        if samples.dtype.kind == "f" and not bool(torch.isfinite(traces).all()):
+        samples = samples[mapped] if isinstance(mapped, slice) else samples.contiguous()[mapped]
+        if self.recording.dtype == np.uint16:  # less 2¹⁵
+            samples = samples ^ -(2**15)
+        traces = samples.contiguous().float()  # in this order: three times as fast as the other
+        if samples.is_floating_point() and not bool(torch.isfinite(traces).all()):
             channel, at = (~torch.isfinite(traces)).nonzero()[0].tolist()
             raise RecordingError(
                 f"{self.recording.name}: channel {self.probe.chan_map[channel]} is not a number near sample "
@@ -173,6 +167,12 @@ class Preprocessor:
         if self.settings.shift is not None:
             traces = traces + self.settings.shift
         return traces.neg() if self.invert_sign else traces
+
+    def _read(self, tile: Tile) -> Tensor:
+        """A tile of the file, (time, channel in file); of unsigned samples the bits; from where a GPU fetches fast."""
+        samples = np.require(read_tile(self.recording, self.tiling, tile), requirements="W")  # torch warns of others
+        found = torch.from_numpy(samples.view(np.int16) if samples.dtype == np.uint16 else samples)
+        return found if self.device == "cpu" else found.pin_memory()
 
     def _constant(self, name: str) -> Any:
         if name not in self._ready:
@@ -204,6 +204,16 @@ class Preprocessor:
         positions = self.probe.positions_um[alive]
         wide = len(alive) > 0 and float(np.ptp(positions, axis=0).max()) >= COMMON_SPAN_UM
         return torch.from_numpy(alive if wide else alive[:0]).to(self.device)
+
+    def _make_mover(self) -> tuple[Tensor, kernels.Mover]:
+        """Channels that carry a signal, and what moves them."""
+        assert self.whitening is not None
+        alive = np.setdiff1d(np.arange(self.probe.n_channels), self.whitening.dead)
+        positions_um, shank, index = (
+            torch.from_numpy(values).to(self.device)
+            for values in (self.probe.positions_um[alive], self.probe.shank[alive], alive)
+        )
+        return index, kernels.Mover(positions_um, shank, sigma_um=self.settings.sig_interp)
 
     def _make_whitening(self) -> Tensor:
         assert self.whitening is not None, "whitened() needs a Whitening"

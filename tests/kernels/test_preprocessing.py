@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ks4stream.kernels.preprocessing import (
+    Mover,
     artifact_mask,
     covariance,
-    drift_matrix,
     highpass,
     highpass_reach,
     highpass_response,
@@ -223,7 +223,7 @@ def moved(shift_um: float, positions: np.ndarray | None = None, shank: list[int]
     places = np.column_stack([np.zeros(len(Y)), Y]) if positions is None else positions
     shanks = [0] * len(places) if shank is None else shank
     shifts = torch.full((len(places),), shift_um, dtype=torch.float64)
-    return drift_matrix(torch.from_numpy(places), shifts, torch.tensor(shanks), sigma_um=20)
+    return Mover(torch.from_numpy(places), torch.tensor(shanks), sigma_um=20).matrix(shifts)
 
 
 def bump(centre_um: float) -> Tensor:
