@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -44,6 +44,7 @@ START_SECONDS = 300  # that the local cluster's processes may take to load torch
 LOCAL_CONFIG = {
     "distributed.worker.profile.enabled": False,  # it asks for Python's lock 100 times a second and worker
     "distributed.scheduler.worker-ttl": None,  # a worker in this process that is not heard of is busy, not lost
+    "distributed.scheduler.active-memory-manager.start": False,  # it takes the function from who is idle for a moment
 }
 WORKER_ENVIRONMENT = {  # of the local cluster's processes; Dask's own defaults give way to it
     "OMP_NUM_THREADS": "1",
@@ -115,13 +116,13 @@ class Cluster:
                     if time.monotonic() - looked > LOOK_SECONDS:
                         looked = time.monotonic()
                         try:
-                            joined = self._new_workers()
+                            self._new_workers()
                         except WorkerError as error:  # at the next stage's beginning it is one
                             said = f"{error} This stage goes on with the others."
                             warnings.warn(said, Ks4StreamWarning, stacklevel=2)
                             looked = math.inf
                         else:
-                            tasks.share_with(joined)
+                            tasks.share_with(self._workers())
                             window = IN_FLIGHT_PER_WORKER * self.n_workers
                     while waiting and len(tasks) < window and (len(early) < window or len(priority) or not len(tasks)):
                         index = waiting.popleft()
@@ -167,11 +168,11 @@ class Cluster:
             )  # fmt: skip
             self._client.wait_for_workers(1)
 
-    def _new_workers(self) -> list[str]:
-        """Workers that were not there before, asked whether they can compute, and compute as this process does."""
+    def _new_workers(self) -> None:
+        """Ask workers that were not there before whether they can compute, and compute as this process does."""
         new = [address for address in self._workers() if address not in self._known]
         if not new:
-            return []
+            return
         ask = partial(workers.facts, gpu=self._uses_gpu)
         # first by a function of Python's own, which arrives everywhere and brings back the error itself
         answers = self._client.run(import_module, workers.__name__, workers=new, on_error="return")
@@ -184,7 +185,6 @@ class Cluster:
         }  # fmt: skip
         workers.check(ask(), answers)
         self._known |= set(answers)
-        return list(answers)
 
 
 class _Tasks:
@@ -195,7 +195,7 @@ class _Tasks:
     ) -> None:
         self._client, self._function, self._stage, self._alone = client, function, stage, alone
         self._resources = {"GPU": 1} if on_gpu else None
-        self._shared: list[Future[Any]] = []
+        self._shared: dict[str, Future[Any]] = {}  # by worker: what has it fetch the function
         self._index: dict[Future[Any], tuple[int, Any]] = {}  # of the item, and the constants it was begun with
         self._ended = as_completed(loop=client.loop)  # else that of the latest client this process has made
         self._losses = 0
@@ -241,7 +241,7 @@ class _Tasks:
         if self._client.status != "running":  # a map abandoned and found only after its client was closed
             return
         # also the one that failed: its error holds on to it
-        self._client.cancel([*self._index, *self._shared], force=True)
+        self._client.cancel([*self._index, *self._shared.values()], force=True)
         self._index.clear()
         self._shared.clear()
         self._constants.release()
@@ -264,18 +264,24 @@ class _Tasks:
         """
         try:
             self._constants = self._client.scatter(self._function, hash=False)
-            self._shared = []
-            self.share_with(list(self._client.nthreads()))
-            wait(self._shared)
+            self._shared = {}
+            self.share_with(self._client.nthreads())
+            wait(list(self._shared.values()))
         except (OSError, CancelledError):  # the one that had it has just died
             self._start_over()
 
-    def share_with(self, addresses: Sequence[str]) -> None:
-        """Have workers fetch the function, as tasks go first to those that have it."""
-        self._shared += [
-            self._client.submit(_has, self._constants, workers=[address], allow_other_workers=True, pure=False)
-            for address in addresses
-        ]
+    def share_with(self, addresses: Iterable[str]) -> None:
+        """Have workers fetch the function that lack it, as tasks go first to those that have it.
+
+        Those that joined lack it, and those that Dask's active memory manager has found idle for a moment.
+        """
+        having = self._client.who_has([self._constants]).get(self._constants.key, ())
+        for address in addresses:
+            fetching = self._shared.get(address)
+            if address not in having and (fetching is None or fetching.done()):
+                self._shared[address] = self._client.submit(
+                    _has, self._constants, workers=[address], allow_other_workers=True, pure=False
+                )
 
 
 async def _aside(function: Callable[[], object]) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,21 +130,34 @@ def test_only_a_window_of_results_is_held_while_one_is_awaited(client: Client) -
     assert sorted(squares.begun) == list(range(100))
 
 
-def test_the_cluster_is_kept_busy_after_a_slow_item(client: Client) -> None:
-    """Both workers compute again once a slow first item is there: of the later items some run side by side."""
+def most_at_a_time(client: Client, meanwhile: Callable[[], object] = bool) -> int:
+    """How many of 60 items run side by side of the later half; the first one is slow, the others soon wait for it."""
     running: set[int] = set()
     together: list[int] = []
 
     def function(number: int) -> int:
         running.add(number)
         time.sleep(0.3 if number == 0 else 0.02)
+        if number == 0:
+            meanwhile()
         if number >= 30:
             together.append(len(running))
         running.discard(number)
         return number
 
     assert list(Cluster(client).map(function, list(range(60)), stage="meeting")) == list(range(60))
-    assert max(together) == 2
+    return max(together)
+
+
+def test_the_cluster_is_kept_busy_after_a_slow_item(client: Client) -> None:
+    assert most_at_a_time(client) == 2
+
+
+def test_a_worker_that_was_idle_gets_the_function_again(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask's memory manager drops what a worker has no use for just then, and then gives it no more tasks."""
+    monkeypatch.setattr(cluster_module, "LOOK_SECONDS", 0.1)
+    assert not client.amm.running(), "nothing needs it on this machine"
+    assert most_at_a_time(client, client.amm.run_once) == 2
 
 
 def test_an_error_names_its_stage_and_leaves_nothing_behind(engine: Engine, client: Client) -> None:
