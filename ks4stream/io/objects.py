@@ -20,6 +20,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
+import numpy as np
+
 from ks4stream.errors import MissingDependencyError, RecordingError, ResultsError
 
 SCHEMES = ("s3", "gs", "az", "https", "http")
@@ -135,12 +137,12 @@ def status(location: str) -> Status | None:
     return _status_of(meta)
 
 
-def read_bytes(location: str, start: int, stop: int) -> bytearray:
+def read_bytes(location: str, start: int, stop: int) -> memoryview:
     """Read bytes `start` to `stop` of a file or an object.
 
     Returns
     -------
-    bytearray
+    memoryview
         Fewer than asked for where it ends before. What is made of it may be written to.
 
     Raises
@@ -152,18 +154,17 @@ def read_bytes(location: str, start: int, stop: int) -> bytearray:
         try:
             with open(location, "rb") as file:
                 file.seek(start)
-                content = bytearray(max(stop - start, 0))
-                del content[file.readinto(content) :]
-                return content
+                content = np.empty(max(stop - start, 0), np.uint8).data  # a bytearray would be cleared first
+                return content[: file.readinto(content)]
         except OSError as error:
             raise RecordingError(f"{location} cannot be read: {error}.") from error
     if stop <= start:
-        return bytearray()
+        return memoryview(b"")
     store, key = _parent_store(location, True)
     import obstore
 
     with explained(location):
-        return bytearray(obstore.get_range(store, key, start=start, end=stop))
+        return memoryview(bytearray(obstore.get_range(store, key, start=start, end=stop)))
 
 
 def write_bytes(location: str, content: bytes, *, anew: bool = False) -> bool:

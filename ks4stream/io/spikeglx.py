@@ -306,7 +306,7 @@ def read_meta(path: str | os.PathLike[str]) -> SpikeGLXMeta:
     found = status(location)
     if found is None:
         raise RecordingError(f"There is no file {location}.")
-    text = read_bytes(location, 0, found.size_bytes).decode("utf-8", errors="replace")
+    text = bytes(read_bytes(location, 0, found.size_bytes)).decode("utf-8", errors="replace")
     path = PurePath(name_of(location)) if is_remote(location) else PurePath(location)
     tags: dict[str, str] = {}
     for line in text.splitlines():
