@@ -249,7 +249,7 @@ def plan(
     worker_memory_bytes : float, optional
         Memory for one task at a time; by default each worker's share of this machine's. Infinite: not known.
     gpu_memory_bytes : float, optional
-        Of one GPU; by default of the present one.
+        For one task at a time; by default each worker's share of the present GPUs'.
     block_batches : int, optional
         Batches per task; by default about a minute of recording.
     device : str or torch.device, optional
@@ -266,18 +266,34 @@ def plan(
     RecordingError, ProbeError, SettingsError
         If there is nothing to sort.
     """
-    from ks4stream.engine.cluster import local_workers
-
     settings = (settings or Settings()).replace(fs=recording.sampling_rate_hz)
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    local, memory_bytes = local_workers(uses_gpu=device != "cpu")
+    local, memory_bytes = local_workers(recording, settings, device)
     n_workers = n_workers or local
     return _Need(recording, settings, n_workers, block_batches, spikes_per_channel_hz, device).plan(
         memory_bytes=memory_bytes,
         worker_memory_bytes=_known(worker_memory_bytes or memory_bytes / n_workers),
-        gpu_memory_bytes=_known(gpu_memory_bytes or _gpu_memory_bytes(device)),
+        gpu_memory_bytes=_known(gpu_memory_bytes or gpu_memory_bytes_of(device, n_workers)),
         disk_bytes=None if results_dir is None else _free_bytes(place(results_dir)),
     )
+
+
+def local_workers(recording: Recording, settings: Settings, device: str) -> tuple[int, int]:
+    """Workers that a sort on this machine takes, and the memory that they share, in bytes."""
+    from ks4stream.engine import cluster
+
+    if device == "cpu" or not torch.cuda.is_available():
+        return cluster.local_workers(uses_gpu=device != "cpu")
+    stages = _Need(recording, settings, 1, None, SPIKES_PER_CHANNEL_HZ, device).stages()
+    return cluster.local_workers(gpu_task_bytes=max(stage.gpu_bytes for stage in stages))
+
+
+def gpu_memory_bytes_of(device: str, n_workers: int = 1) -> int | None:
+    """Memory of this machine's GPU, or a worker's share of it if so many share them; None without a GPU."""
+    if device == "cpu" or not torch.cuda.is_available():
+        return None
+    sharing = -(-n_workers // torch.cuda.device_count())
+    return int(torch.cuda.get_device_properties(device).total_memory) // sharing
 
 
 class _Need:
@@ -441,11 +457,10 @@ class _Need:
     ) -> Plan:  # fmt: skip
         """All of it, and what does not fit."""
         n, n_passes = len(self.tiling), 3 if self.settings.nblocks else 2
-        some = len(self.tiling.evenly(self.settings.nskip))
         learning = n_passes - 1  # waveforms are learned anew once tissue was found to move
         sample_bytes = self.recording.n_channels * self.recording.dtype.itemsize
         tile_bytes = sample_bytes * (self.tiling.size + 2 * self.tiling.halo)
-        stages = tuple(self._stages(some))
+        some, stages = self.n_learned_from(), self.stages()
         n_tasks = {stage.name: stage.n_tasks for stage in stages}
         times = {"waveforms": learning, "detection": learning}
         found = Plan(
@@ -464,7 +479,13 @@ class _Need:
         )  # fmt: skip
         return replace(found, misfits=tuple(self._misfits(found)))
 
-    def _stages(self, some: int) -> list[Stage]:
+    def n_learned_from(self) -> int:
+        """Batches that whitening and waveforms are learned from."""
+        return len(self.tiling.evenly(self.settings.nskip))
+
+    def stages(self) -> tuple[Stage, ...]:
+        """What each stage's tasks need."""
+
         def on_tiles(name: str, n_tiles: int, extra: Callable[[], int], rows: int = 0) -> Stage:
             per_task = self.block_batches or tiles_per_task(self.tiling, n_tiles, self.recording.sampling_rate_hz)
             n_tasks, n_bytes = -(-n_tiles // per_task), self.tile_bytes() + extra()
@@ -475,15 +496,15 @@ class _Need:
         def on_regions(name: str, n_bytes: int) -> Stage:
             return Stage(name, len(self.regions), n_bytes, (CUDA_BYTES + n_bytes) * self.on_gpu)
 
-        n, blocks = len(self.tiling), self.block_bytes()
-        return [
+        n, some, blocks = len(self.tiling), self.n_learned_from(), self.block_bytes()
+        return (
             on_tiles("whitening", some, lambda: 0),
             on_tiles("waveforms", some, lambda: 0),
             on_tiles("detection", n, self.detection_bytes, blocks),
             on_regions("first clustering", self.first_clustering_bytes()),
             on_tiles("matching", n, self.matching_bytes, blocks),
             on_regions("final clustering", self.final_clustering_bytes()),
-        ]
+        )
 
     def _records_bytes(self, stages: tuple[Stage, ...]) -> int:
         return sum(stage.n_tasks for stage in stages) * self._receipt_bytes()
@@ -533,8 +554,8 @@ class _Need:
             return [self._no_batch(f"the GPU has {in_words(there)}", there, elsewhere)]
         return [
             Misfit(
-                f"A task of {stage.name} may need {in_words(stage.gpu_bytes)} on the GPU, which has "
-                f"{in_words(there)}. Lower {self._remedy(stage)}, or {elsewhere}.", certain=False,
+                f"A task of {stage.name} may need {in_words(stage.gpu_bytes)} on the GPU, and a worker "
+                f"has {in_words(there)}. Lower {self._remedy(stage)}, or {elsewhere}.", certain=False,
             )
             for stage in found.stages if stage.gpu_bytes > there
         ]  # fmt: skip
@@ -574,9 +595,3 @@ def _free_bytes(folder: Place) -> int:
 
 def _known(n_bytes: float | None) -> int | None:
     return None if n_bytes is None or math.isinf(n_bytes) else int(n_bytes)
-
-
-def _gpu_memory_bytes(device: str) -> int | None:
-    if device == "cpu" or not torch.cuda.is_available():
-        return None
-    return int(torch.cuda.get_device_properties(device).total_memory)

@@ -30,7 +30,7 @@ from ks4stream.io.spikes import GrowingColumns, Receipt, brought_near
 from ks4stream.io.tile_cache import CachedSource, cached, ending, forget
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
-from ks4stream.planning import plan
+from ks4stream.planning import gpu_memory_bytes_of, local_workers, plan
 from ks4stream.recording import Recording, check_traces
 from ks4stream.results import Drift, PeakSample, Sorting, Templates, Waveforms, Whitening
 from ks4stream.settings import Settings
@@ -40,6 +40,7 @@ from ks4stream.stages.preprocessing import Preprocessor
 logger = logging.getLogger("ks4stream")
 
 PROCESSES_FROM_CHANNEL_S = 10_000  # seconds of recording × channels: less is sorted before processes have paid off
+GPU_PROCESSES_FROM_CHANNEL_S = 40_000  # likewise, where they share GPUs
 FEW_SPIKES = 1000
 
 
@@ -145,6 +146,7 @@ def sort(
             recording, settings, n_workers=engine.n_workers,
             results_dir=results_dir or tempfile.gettempdir(),
             worker_memory_bytes=engine.worker_memory_bytes, block_batches=block_batches, device=device,
+            gpu_memory_bytes=None if client is None else gpu_memory_bytes_of(device),  # how many share it is not known
         ).check()
         sorting = replace(SortRun(source, engine, store, block_batches).run(), warnings=tuple(said))
         if results_dir is not None:
@@ -466,6 +468,8 @@ def engine_for(
     processes = None if uses_gpu or _repays_processes(source) else False
     with ExitStack() as stack:
         if client is None:
+            if workers is None and uses_gpu and _repays_processes(source, GPU_PROCESSES_FROM_CHANNEL_S):
+                workers, _ = local_workers(source.recording, source.settings, source.device)
             local = cluster.local_client(n_workers=workers, processes=processes, uses_gpu=uses_gpu)
             client = stack.enter_context(local)
         elif isinstance(client, str):
@@ -473,11 +477,11 @@ def engine_for(
         yield cluster.Cluster(client, progress, uses_gpu=uses_gpu)
 
 
-def _repays_processes(source: Preprocessor) -> bool:
+def _repays_processes(source: Preprocessor, least_channel_s: float = PROCESSES_FROM_CHANNEL_S) -> bool:
     """Whether there is enough to sort that worker processes repay their start; arrays in memory are left there."""
     recording, tiling = source.recording, source.tiling
     sorted_s = tiling.n_tiles * tiling.size / recording.sampling_rate_hz
-    return bool(recording.files) and sorted_s * source.probe.n_channels >= PROCESSES_FROM_CHANNEL_S
+    return bool(recording.files) and sorted_s * source.probe.n_channels >= least_channel_s
 
 
 @contextmanager

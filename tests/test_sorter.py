@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pretended_gpu import pretended_gpu
 
 from ks4stream import simulate
 from ks4stream.engine import cluster
@@ -26,6 +28,7 @@ from ks4stream.results import Sorting
 from ks4stream.scoring import score
 from ks4stream.settings import Settings
 from ks4stream.sorter import engine_for, sort
+from ks4stream.stages import templates
 from ks4stream.stages.preprocessing import Preprocessor, tiling_of
 
 RATE = 30_000.0
@@ -61,10 +64,10 @@ def case() -> Case:
 
 
 def quiet_sort(recording: Recording, settings: Settings = SETTINGS, *, client: Any = "loop", **options: Any) -> Sorting:
-    """Sort on the CPU; that there are few spikes is no news here."""
+    """Sort on the CPU by default; that there are few spikes is no news here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewSpikesWarning)
-        return sort(recording, settings, client=client, device="cpu", **options)
+        return sort(recording, settings, client=client, **{"device": "cpu"} | options)
 
 
 def assert_same_bytes(found: Sorting, expected: Sorting) -> None:
@@ -115,9 +118,39 @@ def test_the_same_bytes_where_memory_holds_few_rows(case: Case, monkeypatch: pyt
     assert_same_bytes(found, expected)
 
 
+@pytest.mark.parametrize("from_spikes", [0, templates.GPU_FROM_SPIKES])
+def test_the_same_bytes_on_a_gpu(case: Case, monkeypatch: pytest.MonkeyPatch, from_spikes: int) -> None:
+    """On one that computes as the CPU does: everything lies where it must, and the size of pieces does not matter."""
+    monkeypatch.setattr(templates, "GPU_FROM_SPIKES", from_spikes)
+    with pretended_gpu():
+        assert_same_bytes(quiet_sort(case.recording, device="cuda"), case.sorting)
+
+
 def test_a_client_brings_its_own_workers(case: Case) -> None:
     with pytest.raises(SettingsError, match="workers=2 was given with a client"):
         sort(case.recording, SETTINGS, client="loop", workers=2)
+
+
+def sparse(folder: Path, seconds: int) -> Recording:
+    """Of 10 channels, in a file that takes no room."""
+    path = folder / "sparse.bin"
+    with path.open("wb") as file:
+        file.truncate(round(seconds * RATE) * 10 * 2)
+    return open_recording(path, n_chan=10, fs=RATE, dtype="int16", probe=PROBE)
+
+
+@contextmanager
+def asked_of_local_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """What a sort asks of this machine, which it does not get."""
+    asked: dict[str, Any] = {}
+
+    @contextmanager
+    def local_client(**options: Any) -> Iterator[None]:
+        asked.update(options)
+        yield
+
+    monkeypatch.setattr(cluster, "local_client", local_client)
+    yield asked
 
 
 @pytest.mark.parametrize(
@@ -127,25 +160,31 @@ def test_processes_are_started_for_long_files_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: int, in_memory: bool, processes: bool | None
 ) -> None:
     """Of 10 channels, as many seconds as make more or less than 10 000 together."""
-    path = tmp_path / "sparse.bin"
-    with path.open("wb") as file:
-        file.truncate(round(seconds * RATE) * 10 * 2)
-    recording = open_recording(path, n_chan=10, fs=RATE, dtype="int16", probe=PROBE)
+    recording = sparse(tmp_path, seconds)
     if in_memory:
         recording = replace(recording, files=())
     source = Preprocessor(recording, tiling_of(recording, SETTINGS), SETTINGS)
-    asked: dict[str, Any] = {}
+    with asked_of_local_client(monkeypatch) as asked:
+        with engine_for(source, workers=3):
+            assert asked == {"n_workers": 3, "processes": processes, "uses_gpu": False}
+        with engine_for(replace(source, device="cuda")):
+            assert asked == {"n_workers": None, "processes": None, "uses_gpu": True}
 
-    @contextmanager
-    def local_client(**options: Any) -> Iterator[None]:
-        asked.update(options)
-        yield
 
-    monkeypatch.setattr(cluster, "local_client", local_client)
-    with engine_for(source, workers=3):
-        assert asked == {"n_workers": 3, "processes": processes, "uses_gpu": False}
-    with engine_for(replace(source, device="cuda")):
-        assert asked == {"n_workers": None, "processes": None, "uses_gpu": True}
+@pytest.mark.parametrize(("seconds", "workers", "n_workers"), [(1100, None, None), (4100, None, 4), (4100, 2, 2)])
+def test_workers_share_a_gpu_for_long_files_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: int, workers: int | None, n_workers: int | None
+) -> None:
+    """Of 10 channels, as many seconds as make more or less than 40 000 together; and as many as the caller says."""
+    recording = sparse(tmp_path, seconds)
+    source = Preprocessor(recording, tiling_of(recording, SETTINGS), SETTINGS, device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=80 * 10**9))
+    monkeypatch.setattr(cluster, "_visible_gpus", lambda: ["0"])
+    monkeypatch.setattr(cluster, "CPU_COUNT", 16)
+    monkeypatch.setattr(cluster, "MEMORY_LIMIT", 128 * 10**9)
+    with asked_of_local_client(monkeypatch) as asked, engine_for(source, workers=workers):
+        assert asked == {"n_workers": n_workers, "processes": None, "uses_gpu": True}
 
 
 def test_easy_units_are_found(case: Case) -> None:

@@ -35,6 +35,7 @@ from ks4stream.engine.base import Item, LostWorkerError, Progress, Result, log_f
 from ks4stream.errors import Ks4StreamWarning, WorkerError
 
 IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would only hold memory
+WORKERS_PER_GPU = 4  # at most: each by itself leaves it idle between one short kernel and the next
 WORKER_MEMORY_BYTES = 3 << 30  # what one worker needs of the machine's memory for itself, torch included
 MOST_LOSSES = 3  # times that all workers may die under one map, as scheduler.allowed-failures does for one task
 RESTART_SECONDS = 300  # that a dead worker may take to come back
@@ -361,10 +362,23 @@ def local_client(
             yield client
 
 
-def local_workers(*, uses_gpu: bool = True) -> tuple[int, int]:
-    """Workers that a sort on this machine takes, and the memory that they share, in bytes."""
+def local_workers(*, uses_gpu: bool = True, gpu_task_bytes: int | None = None) -> tuple[int, int]:
+    """Workers that a sort on this machine takes, and the memory that they share, in bytes.
+
+    Parameters
+    ----------
+    uses_gpu : bool
+        Whether they compute on GPUs, where there are any.
+    gpu_task_bytes : int, optional
+        What each may need of a GPU's memory. Where it is known, as many share a GPU as it, cores and memory carry, at
+        most :data:`WORKERS_PER_GPU`; else each has its own.
+    """
+    most = max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_MEMORY_BYTES))
     n_gpus = len(_visible_gpus()) if uses_gpu else 0
-    return n_gpus or max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_MEMORY_BYTES)), MEMORY_LIMIT
+    if not (n_gpus and gpu_task_bytes):
+        return n_gpus or most, MEMORY_LIMIT
+    smallest = min(torch.cuda.get_device_properties(number).total_memory for number in range(n_gpus))
+    return n_gpus * max(1, min(smallest // gpu_task_bytes, most // n_gpus, WORKERS_PER_GPU)), MEMORY_LIMIT
 
 
 def _threads(n_workers: int) -> SpecCluster:

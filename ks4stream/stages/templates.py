@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ks4stream.blocks import Tile
-from ks4stream.geometry import Regions, region_channels
+from ks4stream.geometry import Regions
 from ks4stream.io.places import Place
 from ks4stream.io.spikes import Receipt, pick_region, read_region, write_block
 from ks4stream.kernels import detection, templates
@@ -21,6 +21,10 @@ from ks4stream.kernels.graph import CHUNK, ScatteredRows
 from ks4stream.results import Templates
 from ks4stream.settings import Settings
 from ks4stream.stages.detection import Detector
+
+GPU_FROM_SPIKES = 8192
+"""Spikes of a region from which a GPU clusters them faster than a processor, where one is used at all. Fewer are too
+little work for the thousands of small steps."""
 
 N_SLICES = 100  # of time, between which a region's spikes are shared out where there are too many
 
@@ -77,7 +81,8 @@ class RegionClusterer:
         sample = read_region(self.receipts, "sample", region)
         chosen, weight = bounded_sample(sample, centre, most=self._most())
         features = pick_region(self.receipts, "features", region, chosen)
-        union = region_channels(self.channels, self.of_centre, int(self.of_centre.max()) + 1)[region]
+        own = self.channels[self.of_centre == region]
+        union = np.unique(own[own >= 0])
         rows = scattered_rows(features, centre[chosen], self.channels, union, self.n_channels, self.device)
         settings = self.settings
         label = cluster_region(
@@ -97,7 +102,11 @@ def scattered_rows(
     features: NDArray[np.float32], kind: NDArray[np.integer[Any]], channels: NDArray[np.int64],
     union: NDArray[np.int64], n_channels: int, device: str,
 ) -> ScatteredRows:  # fmt: skip
-    """Features (n, j, q), on the channels (k, j; −1: none) of each spike's kind (n,), as rows over those of `union`."""
+    """Features (n, j, q), on the channels (k, j; −1: none) of each spike's kind (n,), as rows over those of `union`.
+
+    They are on the device only if it repays that.
+    """
+    device = device if len(features) >= GPU_FROM_SPIKES else "cpu"
     slot = np.full(n_channels + 1, -1, np.int64)  # the last entry answers for −1
     slot[union] = np.arange(len(union))
     held = torch.from_numpy(features)

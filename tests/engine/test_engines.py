@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -500,6 +501,34 @@ def test_one_process_per_gpu_each_seeing_its_own(monkeypatch: pytest.MonkeyPatch
         seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
         assert sorted(seen.values()) == ["3", "5"]
         assert Cluster(client, uses_gpu=True).n_workers == 2
+
+
+@pytest.mark.parametrize(
+    ("gpus", "task_gb", "cores", "memory_gb", "n_workers"),
+    [
+        (1, None, 16, 128, 1),
+        (1, 5, 16, 128, 4),  # no more repay it
+        (1, 30, 16, 128, 2),  # nor fit
+        (1, 100, 16, 128, 1),  # whether it fits is another matter
+        (1, 5, 3, 128, 3),
+        (2, 5, 16, 128, 8),
+        (2, 5, 16, 20, 6),
+        (2, 5, 1, 128, 2),
+        (0, 5, 16, 20, 6),
+    ],
+)
+def test_as_many_workers_share_a_gpu_as_machine_and_gpu_carry(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, task_gb: int | None, cores: int, memory_gb: int, n_workers: int
+) -> None:
+    def properties(number: int) -> Any:
+        return SimpleNamespace(total_memory=(80, 64)[number] * 10**9)
+
+    monkeypatch.setattr(cluster_module, "_visible_gpus", lambda: ["3", "5"][:gpus])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(cluster_module, "CPU_COUNT", cores)
+    monkeypatch.setattr(cluster_module, "MEMORY_LIMIT", memory_gb * 10**9)
+    found = cluster_module.local_workers(gpu_task_bytes=task_gb and task_gb * 10**9)
+    assert found == (n_workers, memory_gb * 10**9)
 
 
 def test_worker_processes_have_an_environment_of_their_own(monkeypatch: pytest.MonkeyPatch, processes: Client) -> None:
