@@ -230,9 +230,12 @@ def disk_emptied(scene: Scene) -> None:
 
 
 def store_read_only(scene: Scene) -> None:
-    run = str(scene.folder / "run")
-    _mount("--bind", run, run)
-    _mount("-o", "remount,bind,ro", run)
+    run, aside = str(scene.folder / "run"), scene.folder / "aside"  # where nothing is being written, as it must not be
+    aside.mkdir()
+    _mount("--bind", run, str(aside))
+    _mount("-o", "remount,bind,ro", str(aside))
+    _mount("--bind", str(aside), run)
+    subprocess.run(["umount", str(aside)], check=True)
 
 
 def store_writable(scene: Scene) -> None:
