@@ -324,7 +324,8 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
 )  # fmt: skip
 @click.option(
     "--workers", type=click.IntRange(min=1), metavar="INTEGER", cls=_Option, section="Results and machine",
-    help="Tasks at a time. [default one per GPU, or one per core as far as memory reaches]",
+    help="Tasks at a time. [default one per GPU (of long recordings up to four), or one per core as far as memory "
+    "reaches]",
 )  # fmt: skip
 @click.option(
     "--scheduler", metavar="ADDRESS", cls=_Option, section="Results and machine",

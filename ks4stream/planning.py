@@ -35,6 +35,7 @@ from ks4stream.stages import drift, preprocessing, waveforms
 
 SPIKES_PER_CHANNEL_HZ = 10.0  # 13 hours of 384 channels with 150 million spikes have 8.3
 TEMPLATES_PER_CHANNEL = 2.0  # learned; published recordings of 384 channels have 300 to 700
+SHARED_GPU_FROM_CHANNEL_S = 40_000  # seconds of recording × channels: less is sorted before processes have paid off
 CROWDED = 5.0  # spikes of the largest region, in those of an average one
 
 PYTHON_BYTES = 450 << 20  # a process with torch and distributed, before its first task
@@ -284,8 +285,10 @@ def local_workers(recording: Recording, settings: Settings, device: str) -> tupl
 
     if device == "cpu" or not torch.cuda.is_available():
         return cluster.local_workers(uses_gpu=device != "cpu")
-    stages = _Need(recording, settings, 1, None, SPIKES_PER_CHANNEL_HZ, device).stages()
-    return cluster.local_workers(gpu_task_bytes=max(stage.gpu_bytes for stage in stages))
+    need = _Need(recording, settings, 1, None, SPIKES_PER_CHANNEL_HZ, device)
+    if not recording.files or need.duration_s * need.n_channels < SHARED_GPU_FROM_CHANNEL_S:
+        return cluster.local_workers()
+    return cluster.local_workers(gpu_task_bytes=max(stage.gpu_bytes for stage in need.stages()))
 
 
 def gpu_memory_bytes_of(device: str, n_workers: int = 1) -> int | None:
@@ -549,9 +552,10 @@ class _Need:
         }.get(stage.name, batch_size)
 
     def _on_gpu(self, found: Plan, there: int) -> list[Misfit]:
-        elsewhere = 'compute with device="cpu"'
+        shared = self.n_workers > max(1, torch.cuda.device_count())
+        elsewhere = f"use fewer workers (now {self.n_workers}), or " * shared + 'compute with device="cpu"'
         if self.least_tile_bytes() > there:
-            return [self._no_batch(f"the GPU has {in_words(there)}", there, elsewhere)]
+            return [self._no_batch(f"a worker has {in_words(there)} of the GPU", there, elsewhere)]
         return [
             Misfit(
                 f"A task of {stage.name} may need {in_words(stage.gpu_bytes)} on the GPU, and a worker "

@@ -40,7 +40,6 @@ from ks4stream.stages.preprocessing import Preprocessor
 logger = logging.getLogger("ks4stream")
 
 PROCESSES_FROM_CHANNEL_S = 10_000  # seconds of recording × channels: less is sorted before processes have paid off
-GPU_PROCESSES_FROM_CHANNEL_S = 40_000  # likewise, where they share GPUs
 FEW_SPIKES = 1000
 
 
@@ -77,8 +76,8 @@ def sort(
         Where to compute, or the address of the scheduler ("tcp://host:8786"); by default the cores and GPUs of this
         machine. The string "loop" computes in this thread, one task after the other.
     workers : int, optional
-        How many of this machine's workers compute, if no `client` is given; by default one for each GPU, or else for
-        each core as far as memory reaches. Never a matter of results.
+        How many of this machine's workers compute, if no `client` is given; by default one for each GPU (of long
+        recordings up to four), or else for each core as far as memory reaches. Never a matter of results.
     block_batches : int, optional
         Batches per task; by default a minute of recording, or less where that would make fewer than 32 tasks. Never a
         matter of results, but another number finds none of the blocks an earlier run finished.
@@ -468,7 +467,7 @@ def engine_for(
     processes = None if uses_gpu or _repays_processes(source) else False
     with ExitStack() as stack:
         if client is None:
-            if workers is None and uses_gpu and _repays_processes(source, GPU_PROCESSES_FROM_CHANNEL_S):
+            if workers is None and uses_gpu:
                 workers, _ = local_workers(source.recording, source.settings, source.device)
             local = cluster.local_client(n_workers=workers, processes=processes, uses_gpu=uses_gpu)
             client = stack.enter_context(local)
@@ -477,11 +476,11 @@ def engine_for(
         yield cluster.Cluster(client, progress, uses_gpu=uses_gpu)
 
 
-def _repays_processes(source: Preprocessor, least_channel_s: float = PROCESSES_FROM_CHANNEL_S) -> bool:
+def _repays_processes(source: Preprocessor) -> bool:
     """Whether there is enough to sort that worker processes repay their start; arrays in memory are left there."""
     recording, tiling = source.recording, source.tiling
     sorted_s = tiling.n_tiles * tiling.size / recording.sampling_rate_hz
-    return bool(recording.files) and sorted_s * source.probe.n_channels >= least_channel_s
+    return bool(recording.files) and sorted_s * source.probe.n_channels >= PROCESSES_FROM_CHANNEL_S
 
 
 @contextmanager

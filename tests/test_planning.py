@@ -127,7 +127,7 @@ def test_what_depends_on_the_spikes_is_a_warning():
 def test_a_gpu_too_small_for_a_batch_is_refused():
     recording = recording_of(384, probe=load_probe("neuropixels_1"))
     found = plan(recording, device="cuda", gpu_memory_bytes=0.2 * GB, **ROOMY)
-    with pytest.raises(MachineError, match=r"One batch of .* the GPU has 200 MB"):
+    with pytest.raises(MachineError, match=r"One batch of .* a worker has 200 MB of the GPU\. .*fewer workers"):
         found.check()
 
 

@@ -22,6 +22,7 @@ from ks4stream.errors import BadChannelWarning, FewSpikesWarning, Ks4StreamWarni
 from ks4stream.io.recordings import open_recording
 from ks4stream.kernels import detection, graph, matching
 from ks4stream.kernels.memory import in_pieces
+from ks4stream.planning import plan
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.results import Sorting
@@ -123,7 +124,7 @@ def test_the_same_bytes_on_a_gpu(case: Case, monkeypatch: pytest.MonkeyPatch, fr
     """On one that computes as the CPU does: everything lies where it must, and the size of pieces does not matter."""
     monkeypatch.setattr(templates, "GPU_FROM_SPIKES", from_spikes)
     with pretended_gpu():
-        assert_same_bytes(quiet_sort(case.recording, device="cuda"), case.sorting)
+        assert_same_bytes(quiet_sort(case.recording, device="cuda", block_batches=4), case.sorting)
 
 
 def test_a_client_brings_its_own_workers(case: Case) -> None:
@@ -167,13 +168,13 @@ def test_processes_are_started_for_long_files_only(
     with asked_of_local_client(monkeypatch) as asked:
         with engine_for(source, workers=3):
             assert asked == {"n_workers": 3, "processes": processes, "uses_gpu": False}
-        with engine_for(replace(source, device="cuda")):
-            assert asked == {"n_workers": None, "processes": None, "uses_gpu": True}
+        with engine_for(replace(source, device="cuda"), workers=3):
+            assert asked == {"n_workers": 3, "processes": None, "uses_gpu": True}
 
 
-@pytest.mark.parametrize(("seconds", "workers", "n_workers"), [(1100, None, None), (4100, None, 4), (4100, 2, 2)])
+@pytest.mark.parametrize(("seconds", "workers", "n_workers"), [(1100, None, 1), (4100, None, 4), (4100, 2, 2)])
 def test_workers_share_a_gpu_for_long_files_only(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: int, workers: int | None, n_workers: int | None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: int, workers: int | None, n_workers: int
 ) -> None:
     """Of 10 channels, as many seconds as make more or less than 40 000 together; and as many as the caller says."""
     recording = sparse(tmp_path, seconds)
@@ -185,6 +186,9 @@ def test_workers_share_a_gpu_for_long_files_only(
     monkeypatch.setattr(cluster, "MEMORY_LIMIT", 128 * 10**9)
     with asked_of_local_client(monkeypatch) as asked, engine_for(source, workers=workers):
         assert asked == {"n_workers": n_workers, "processes": None, "uses_gpu": True}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    if workers is None:
+        assert plan(recording, SETTINGS, device="cuda").n_workers == n_workers
 
 
 def test_easy_units_are_found(case: Case) -> None:

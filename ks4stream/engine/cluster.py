@@ -123,7 +123,8 @@ class Cluster:
                             warnings.warn(said, Ks4StreamWarning, stacklevel=2)
                             looked = math.inf
                         else:
-                            tasks.share_with(self._workers())
+                            if waiting:
+                                tasks.share_with(self._workers())
                             window = IN_FLIGHT_PER_WORKER * self.n_workers
                     while waiting and len(tasks) < window and (len(early) < window or len(priority) or not len(tasks)):
                         index = waiting.popleft()
@@ -276,7 +277,11 @@ class _Tasks:
 
         Those that joined lack it, and those that Dask's active memory manager has found idle for a moment.
         """
-        having = self._client.who_has([self._constants]).get(self._constants.key, ())
+        try:
+            having = self._client.who_has([self._constants]).get(self._constants.key, ())
+        except CancelledError:  # the last that had it has died
+            self._start_over()
+            return
         for address in addresses:
             fetching = self._shared.get(address)
             if address not in having and (fetching is None or fetching.done()):

@@ -119,15 +119,6 @@ class Matcher:
         """Number of templates."""
         return len(self.features)
 
-    def memory_bytes(self, n_samples: int) -> int:
-        """Upper estimate of what :func:`match` holds on a tile of `n_samples`, with the matcher, in bytes."""
-        _, c, q = self.features.shape
-        kept = sum(x.nbytes for x in vars(self).values() if isinstance(x, Tensor))
-        scores = 4 * (self.n_units + 1 + len(self.members) + 1) * (n_samples + 2 * self.nt)
-        scoring = 8 * c * q * SAMPLES_AT_ONCE.on(self.norm.device)
-        subtracting = ROWS_AT_ONCE.on(self.norm.device) * (4 * q * q + 12 * 2 * self.nt)
-        return kept + scores + max(scoring, 2 * subtracting)
-
 
 # -- templates made ready ----------------------------------------------------------------------------
 
@@ -456,6 +447,7 @@ def _score(traces: Tensor, matcher: Matcher, first: int, out: Tensor) -> None:
         for channels, weights in zip(matcher.channels, matcher.weights, strict=True):
             torch.mm(weights, projected[channels].flatten(0, 1), out=out[row : row + len(weights), start:stop])
             row += len(weights)
+        del projected  # before the next one is made
 
 
 # -- what is left ------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ class Preprocessor:
 
     def _read(self, tile: Tile) -> Tensor:
         """A tile of the file, (time, channel in file); of unsigned samples the bits; from where a GPU fetches fast."""
-        samples = np.require(read_tile(self.recording, self.tiling, tile), requirements="W")  # torch warns of others
+        samples = np.require(read_tile(self.recording, self.tiling, tile), requirements=("C", "W"))  # torch needs it so
         found = torch.from_numpy(samples.view(np.int16) if samples.dtype == np.uint16 else samples)
         return found if self.device == "cpu" else found.pin_memory()
 

@@ -587,6 +587,23 @@ def test_killed_workers_cost_no_result(processes: Client, how_many: int) -> None
     assert len(sent) >= how_many
 
 
+def test_the_last_worker_with_the_function_may_die_while_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next look at the workers finds that nobody has it."""
+    monkeypatch.setattr(cluster_module, "LOOK_SECONDS", 0)
+    with local_client(n_workers=1, processes=True) as client:
+        results = Cluster(client).map(SlowSquares(), list(range(12)), stage="killed")
+        found = [next(results) for _ in range(3)]
+        (before,) = client.run(os.getpid)
+        os.kill(found[0][1], signal.SIGKILL)
+        for _ in range(3000):
+            if before not in client.scheduler_info()["workers"]:
+                break
+            time.sleep(0.01)
+        client.wait_for_workers(1, timeout=300)
+        found += results
+    assert [square for square, _ in found] == [number**2 for number in range(12)]
+
+
 class SlowSquares:
     """A number's square, and the process it was computed in."""
 

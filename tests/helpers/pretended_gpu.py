@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -82,8 +83,6 @@ class _Moves(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
         first = args[0] if args else None
-        if name == "pin_memory":  # there is no memory to pin it to
-            return first.clone()
         if isinstance(first, GpuTensor):
             if name in ("numpy", "__array__"):
                 raise TypeError(NOT_HERE)
@@ -118,6 +117,7 @@ class _Moves(TorchFunctionMode):
 
 @contextmanager
 def pretended_gpu() -> Iterator[None]:
-    """Tensors asked for on "cuda" are wrapped ones, in this thread, until this ends."""
-    with _Moves():
+    """Tensors asked for on "cuda" are wrapped ones in this thread until this ends; none is pinned in any thread."""
+    with pytest.MonkeyPatch.context() as patch, _Moves():
+        patch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # there is no memory to pin it to
         yield

@@ -290,8 +290,3 @@ def test_groups_are_halved_along_the_longer_extent() -> None:
     assert [g.tolist() for g in bisected(positions, 2)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert sorted(np.concatenate(bisected(positions, 3)).tolist()) == list(range(8))
     assert bisected(np.zeros((0, 2)), 4) == []
-
-
-def test_memory_estimate_covers_the_scores() -> None:
-    _, matcher = small(3, 6)
-    assert matcher.memory_bytes(10_000) > 4 * 3 * 10_000
