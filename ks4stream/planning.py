@@ -24,6 +24,7 @@ from scipy.fft import next_fast_len
 
 from ks4stream import geometry
 from ks4stream.blocks import tiles_per_task
+from ks4stream.engine import gpus
 from ks4stream.errors import Ks4StreamWarning, MachineError, MachineWarning, ProbeError
 from ks4stream.io.places import ObjectPath, Place, place
 from ks4stream.io.spikes import HELD_BYTES
@@ -35,7 +36,8 @@ from ks4stream.stages import drift, preprocessing, waveforms
 
 SPIKES_PER_CHANNEL_HZ = 10.0  # 13 hours of 384 channels with 150 million spikes have 8.3
 TEMPLATES_PER_CHANNEL = 2.0  # learned; published recordings of 384 channels have 300 to 700
-SHARED_GPU_FROM_CHANNEL_S = 40_000  # seconds of recording × channels: less is sorted before processes have paid off
+PROCESSES_FROM_CHANNEL_S = 10_000  # seconds of recording × channels: less is sorted before processes have paid off
+SHARED_GPU_FROM_CHANNEL_S = 40_000  # and before several on a GPU have
 CROWDED = 5.0  # spikes of the largest region, in those of an average one
 
 PYTHON_BYTES = 450 << 20  # a process with torch and distributed, before its first task
@@ -121,8 +123,11 @@ class Plan:
     n_workers : int
     memory_bytes : int
         Of this machine.
+    workers_per_gpu : int
+        That share one, where one is used.
     worker_memory_bytes, gpu_memory_bytes, disk_bytes : int or None
-        What there is of each: for one task at a time, of one GPU, free where the results go; None where not known.
+        What there is of each: for one task at a time, free on one GPU, free where the results go; None where not
+        known.
     misfits : tuple of Misfit
     """
 
@@ -145,6 +150,7 @@ class Plan:
     scratch_bytes: int
     results_bytes: int
     n_workers: int
+    workers_per_gpu: int
     memory_bytes: int
     worker_memory_bytes: int | None
     gpu_memory_bytes: int | None
@@ -188,7 +194,8 @@ class Plan:
                 ("worker", self.worker_memory_bytes), ("gpu", self.gpu_memory_bytes), ("disk", self.disk_bytes),
             )
         }  # fmt: skip
-        gpu = max(stage.gpu_bytes for stage in self.stages)
+        gpu, sharing = max(stage.gpu_bytes for stage in self.stages), self.workers_per_gpu
+        each = f" for each of {sharing} workers that share it" * (sharing > 1)
         return [
             ("recording", f"{hours} h {rest // 60:02d} min {rest % 60:02d} s, {self.n_channels} channels to sort"),
             ("batches", f"{self.n_batches}, {self.batches_per_task} per task; {self.n_tasks} tasks on "
@@ -200,7 +207,7 @@ class Plan:
             *((f"memory: {stage.name}", in_words(PYTHON_BYTES + stage.memory_bytes)) for stage in self.stages),
             ("memory: a worker", f"{in_words(self.worker_bytes)} at most{there['worker']}"),
             ("memory: this process", f"{in_words(self.client_bytes)} (there are {in_words(self.memory_bytes)})"),
-            *([("memory: GPU", f"{in_words(gpu)} at most{there['gpu']}")] if gpu else []),
+            *([("memory: GPU", f"{in_words(gpu)} at most{each}{there['gpu']}")] if gpu else []),
             ("disk: run/", f"{in_words(self.scratch_bytes)}; may be deleted afterwards{there['disk']}"),
             ("disk: results", in_words(self.results_bytes)),
         ]  # fmt: skip
@@ -232,6 +239,7 @@ def plan(
     n_workers: int | None = None,
     worker_memory_bytes: float | None = None,
     gpu_memory_bytes: float | None = None,
+    workers_per_gpu: int | None = None,
     block_batches: int | None = None,
     device: str | torch.device | None = None,
     spikes_per_channel_hz: float = SPIKES_PER_CHANNEL_HZ,
@@ -250,7 +258,9 @@ def plan(
     worker_memory_bytes : float, optional
         Memory for one task at a time; by default each worker's share of this machine's. Infinite: not known.
     gpu_memory_bytes : float, optional
-        For one task at a time; by default each worker's share of the present GPUs'.
+        Of one GPU; by default what is free on the one of this machine's where that is least.
+    workers_per_gpu : int, optional
+        That share it; by default as many as `n_workers` makes on this machine's.
     block_batches : int, optional
         Batches per task; by default about a minute of recording.
     device : str or torch.device, optional
@@ -271,10 +281,12 @@ def plan(
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     local, memory_bytes = local_workers(recording, settings, device)
     n_workers = n_workers or local
-    return _Need(recording, settings, n_workers, block_batches, spikes_per_channel_hz, device).plan(
+    need = _Need(recording, settings, n_workers, block_batches, spikes_per_channel_hz, device)
+    return need.plan(
         memory_bytes=memory_bytes,
         worker_memory_bytes=_known(worker_memory_bytes or memory_bytes / n_workers),
-        gpu_memory_bytes=_known(gpu_memory_bytes or gpu_memory_bytes_of(device, n_workers)),
+        gpu_memory_bytes=_known(gpu_memory_bytes or gpus.free_here(device)),
+        workers_per_gpu=workers_per_gpu or -(-n_workers // (len(gpus.visible(device)) or n_workers)),
         disk_bytes=None if results_dir is None else _free_bytes(place(results_dir)),
     )
 
@@ -283,20 +295,24 @@ def local_workers(recording: Recording, settings: Settings, device: str) -> tupl
     """Workers that a sort on this machine takes, and the memory that they share, in bytes."""
     from ks4stream.engine import cluster
 
-    if device == "cpu" or not torch.cuda.is_available():
-        return cluster.local_workers(uses_gpu=device != "cpu")
-    need = _Need(recording, settings, 1, None, SPIKES_PER_CHANNEL_HZ, device)
-    if not recording.files or need.duration_s * need.n_channels < SHARED_GPU_FROM_CHANNEL_S:
-        return cluster.local_workers()
-    return cluster.local_workers(gpu_task_bytes=max(stage.gpu_bytes for stage in need.stages()))
+    if not gpus.visible(device) or not repays(recording, settings, SHARED_GPU_FROM_CHANNEL_S):
+        return cluster.local_workers(device)
+    stages = _Need(recording, settings, 1, None, SPIKES_PER_CHANNEL_HZ, device).stages()
+    share = cluster.Share(
+        memory_bytes=PYTHON_BYTES + max(stage.memory_bytes for stage in stages),
+        gpu_bytes=max(stage.gpu_bytes for stage in stages),
+    )
+    return cluster.local_workers(device, sharing=share)
 
 
-def gpu_memory_bytes_of(device: str, n_workers: int = 1) -> int | None:
-    """Memory of this machine's GPU, or a worker's share of it if so many share them; None without a GPU."""
-    if device == "cpu" or not torch.cuda.is_available():
-        return None
-    sharing = -(-n_workers // torch.cuda.device_count())
-    return int(torch.cuda.get_device_properties(device).total_memory) // sharing
+def repays(recording: Recording, settings: Settings, from_channel_s: float) -> bool:
+    """Whether there is so much to sort, in seconds × channels, that processes repay their start.
+
+    Arrays in memory are left there.
+    """
+    tiling, probe = preprocessing.tiling_of(recording, settings), recording.probe
+    sorted_s = tiling.n_tiles * tiling.size / recording.sampling_rate_hz
+    return bool(recording.files) and probe is not None and sorted_s * probe.n_channels >= from_channel_s
 
 
 class _Need:
@@ -346,14 +362,20 @@ class _Need:
     def _fft_samples(self, size: int | None) -> int:
         return int(next_fast_len((size or self.tiling.size) + 2 * self.tiling.halo, real=True))
 
-    def reading_bytes(self, size: int | None = None) -> int:
-        """A tile of the file, and its channels in the probe's order, by time and by channel."""
-        itemsize = self.recording.dtype.itemsize
-        return self._fft_samples(size) * itemsize * (self.recording.n_channels + 2 * self.n_channels)
+    def _file_bytes(self, size: int | None = None) -> int:
+        return self._fft_samples(size) * self.recording.dtype.itemsize * self.recording.n_channels
+
+    def pinned_bytes(self) -> int:
+        """A tile of the file, and from where a GPU fetches it, this one and the next: powers of 2."""
+        return self._file_bytes() + 2 * (1 << (self._file_bytes() - 1).bit_length())
 
     def tile_bytes(self, size: int | None = None) -> int:
-        """A tile filtered, referenced and whitened: the traces, their spectrum, its copy, and the filtered traces."""
-        return self.reading_bytes(size) + 16 * self.n_channels * self._fft_samples(size)
+        """A tile of the file, its channels in the probe's order, by time and by channel, and what becomes of them.
+
+        That is: the traces, their spectrum, its copy, and the filtered traces.
+        """
+        read = self._file_bytes(size) + 2 * self._fft_samples(size) * self.recording.dtype.itemsize * self.n_channels
+        return read + 16 * self.n_channels * self._fft_samples(size)
 
     def detection_bytes(self, size: int | None = None) -> int:
         """Beside the tile: one piece of it, and the peaks' waveforms."""
@@ -456,7 +478,7 @@ class _Need:
 
     def plan(
         self, *, memory_bytes: int, worker_memory_bytes: int | None, gpu_memory_bytes: int | None,
-        disk_bytes: int | None,
+        workers_per_gpu: int, disk_bytes: int | None,
     ) -> Plan:  # fmt: skip
         """All of it, and what does not fit."""
         n, n_passes = len(self.tiling), 3 if self.settings.nblocks else 2
@@ -478,7 +500,7 @@ class _Need:
             scratch_bytes=self.scratch_bytes(learning) + self._records_bytes(stages),
             results_bytes=self.n_spikes * (RESULT_COPIES * 4 * self.n_features + RESULT_BYTES),
             n_workers=self.n_workers, memory_bytes=memory_bytes, worker_memory_bytes=worker_memory_bytes,
-            gpu_memory_bytes=gpu_memory_bytes, disk_bytes=disk_bytes,
+            gpu_memory_bytes=gpu_memory_bytes, workers_per_gpu=workers_per_gpu, disk_bytes=disk_bytes,
         )  # fmt: skip
         return replace(found, misfits=tuple(self._misfits(found)))
 
@@ -493,7 +515,7 @@ class _Need:
             per_task = self.block_batches or tiles_per_task(self.tiling, n_tiles, self.recording.sampling_rate_hz)
             n_tasks, n_bytes = -(-n_tiles // per_task), self.tile_bytes() + extra()
             if self.on_gpu:
-                return Stage(name, n_tasks, self.reading_bytes() + rows, CUDA_BYTES + n_bytes)
+                return Stage(name, n_tasks, self.pinned_bytes() + rows, CUDA_BYTES + n_bytes)
             return Stage(name, n_tasks, round(HOLES * n_bytes) + rows)
 
         def on_regions(name: str, n_bytes: int) -> Stage:
@@ -536,32 +558,34 @@ class _Need:
             Misfit(
                 f"A task of {stage.name} may need {in_words(PYTHON_BYTES + stage.memory_bytes)}, and a worker has "
                 f"{in_words(there)}. Use fewer workers (now {self.n_workers}), or lower "
-                f"{self._remedy(stage)}.", certain=False,
+                f"{self._remedy(stage, rows=True)}.", certain=False,
             )
             for stage in found.stages if PYTHON_BYTES + stage.memory_bytes > there
         ]  # fmt: skip
 
-    def _remedy(self, stage: Stage) -> str:
-        """Settings to lower, and so on, where a stage needs too much."""
+    def _remedy(self, stage: Stage, *, rows: bool) -> str:
+        """Settings to lower, and so on, where a stage needs too much; with the rows of a block, or beside them."""
         batch_size = f"batch_size (now {self.tiling.size})"
+        less = batch_size + f" or block_batches (now {self.per_task})" * rows
         return {
-            "detection": f"{batch_size} or block_batches (now {self.per_task}), raise dminx or dmin (fewer centres)",
-            "matching": f"{batch_size} or block_batches (now {self.per_task})",
+            "detection": f"{less}, raise dminx or dmin (fewer centres)",
+            "matching": less,
             "first clustering": "max_cluster_subset or cluster_downsampling (a smaller sample)",
             "final clustering": "max_cluster_subset (fewer landmarks), or sort a part with tmin and tmax",
         }.get(stage.name, batch_size)
 
     def _on_gpu(self, found: Plan, there: int) -> list[Misfit]:
-        shared = self.n_workers > max(1, torch.cuda.device_count())
-        elsewhere = f"use fewer workers (now {self.n_workers}), or " * shared + 'compute with device="cpu"'
+        sharing, share = found.workers_per_gpu, there // found.workers_per_gpu
+        elsewhere = f"use fewer workers (now {self.n_workers}), or " * (sharing > 1) + 'compute with device="cpu"'
         if self.least_tile_bytes() > there:
-            return [self._no_batch(f"a worker has {in_words(there)} of the GPU", there, elsewhere)]
+            return [self._no_batch(f"the GPU has {in_words(there)} free", there, 'compute with device="cpu"')]
+        has = f"a worker's share is {in_words(share)}" if sharing > 1 else f"it has {in_words(there)} free"
         return [
             Misfit(
-                f"A task of {stage.name} may need {in_words(stage.gpu_bytes)} on the GPU, and a worker "
-                f"has {in_words(there)}. Lower {self._remedy(stage)}, or {elsewhere}.", certain=False,
+                f"A task of {stage.name} may need {in_words(stage.gpu_bytes)} on the GPU, and {has}. "
+                f"Lower {self._remedy(stage, rows=False)}, or {elsewhere}.", certain=False,
             )
-            for stage in found.stages if stage.gpu_bytes > there
+            for stage in found.stages if stage.gpu_bytes > share
         ]  # fmt: skip
 
     def _no_batch(self, there_is: str, there: int, elsewhere: str) -> Misfit:
@@ -585,7 +609,8 @@ class _Need:
         """Advice, as far as a shorter batch would do."""
         size = self.tiling.size
         while size >= 4 * self.settings.nt:
-            if CUDA_BYTES * self.on_gpu + self.tile_bytes(size) + self.matching_bytes(size) <= there:
+            beside = max(self.detection_bytes(size), self.matching_bytes(size))
+            if CUDA_BYTES * self.on_gpu + self.tile_bytes(size) + beside <= there:
                 return f"Lower batch_size (to {size}, say). "
             size //= 2
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 import time
@@ -30,7 +31,7 @@ from ks4stream.io.spikes import GrowingColumns, Receipt, brought_near
 from ks4stream.io.tile_cache import CachedSource, cached, ending, forget
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
-from ks4stream.planning import gpu_memory_bytes_of, local_workers, plan
+from ks4stream.planning import PROCESSES_FROM_CHANNEL_S, local_workers, plan, repays
 from ks4stream.recording import Recording, check_traces
 from ks4stream.results import Drift, PeakSample, Sorting, Templates, Waveforms, Whitening
 from ks4stream.settings import Settings
@@ -39,7 +40,6 @@ from ks4stream.stages.preprocessing import Preprocessor
 
 logger = logging.getLogger("ks4stream")
 
-PROCESSES_FROM_CHANNEL_S = 10_000  # seconds of recording × channels: less is sorted before processes have paid off
 FEW_SPIKES = 1000
 
 
@@ -141,11 +141,12 @@ def sort(
         if results_dir is not None:
             stack.enter_context(report.log_kept(folder, results_dir))
         engine = stack.enter_context(engine_for(source, client, workers, progress))
+        gpu = engine.gpu_memory
         plan(
             recording, settings, n_workers=engine.n_workers,
             results_dir=results_dir or tempfile.gettempdir(),
             worker_memory_bytes=engine.worker_memory_bytes, block_batches=block_batches, device=device,
-            gpu_memory_bytes=None if client is None else gpu_memory_bytes_of(device),  # how many share it is not known
+            gpu_memory_bytes=gpu.n_bytes if gpu else math.inf, workers_per_gpu=gpu.n_workers if gpu else 1,
         ).check()
         sorting = replace(SortRun(source, engine, store, block_batches).run(), warnings=tuple(said))
         if results_dir is not None:
@@ -459,28 +460,21 @@ def engine_for(
 ) -> Iterator[Engine]:
     """The engine to compute with: the caller's client or scheduler, this thread ("loop"), or this machine."""
     if client == "loop":
-        yield Loop(progress)
+        yield Loop(progress, device=source.device)
         return
     from ks4stream.engine import cluster
 
-    uses_gpu = source.device.startswith("cuda")
-    processes = None if uses_gpu or _repays_processes(source) else False
+    recording, settings, device = source.recording, source.settings, source.device
     with ExitStack() as stack:
         if client is None:
-            if workers is None and uses_gpu:
-                workers, _ = local_workers(source.recording, source.settings, source.device)
-            local = cluster.local_client(n_workers=workers, processes=processes, uses_gpu=uses_gpu)
+            if workers is None:
+                workers, _ = local_workers(recording, settings, device)
+            enough = device.startswith("cuda") or repays(recording, settings, PROCESSES_FROM_CHANNEL_S)
+            local = cluster.local_client(n_workers=workers, processes=None if enough else False, device=device)
             client = stack.enter_context(local)
         elif isinstance(client, str):
             client = stack.enter_context(cluster.connected(client))
-        yield cluster.Cluster(client, progress, uses_gpu=uses_gpu)
-
-
-def _repays_processes(source: Preprocessor) -> bool:
-    """Whether there is enough to sort that worker processes repay their start; arrays in memory are left there."""
-    recording, tiling = source.recording, source.tiling
-    sorted_s = tiling.n_tiles * tiling.size / recording.sampling_rate_hz
-    return bool(recording.files) and sorted_s * source.probe.n_channels >= PROCESSES_FROM_CHANNEL_S
+        yield cluster.Cluster(client, progress, device=device)
 
 
 @contextmanager

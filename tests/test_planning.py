@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from seen_gpus import see_gpus
 
 import ks4stream
 from ks4stream import Settings, plan, planning, simulate, sort
@@ -127,8 +128,42 @@ def test_what_depends_on_the_spikes_is_a_warning():
 def test_a_gpu_too_small_for_a_batch_is_refused():
     recording = recording_of(384, probe=load_probe("neuropixels_1"))
     found = plan(recording, device="cuda", gpu_memory_bytes=0.2 * GB, **ROOMY)
-    with pytest.raises(MachineError, match=r"One batch of .* a worker has 200 MB of the GPU\. .*fewer workers"):
+    with pytest.raises(MachineError, match=r"One batch of .* the GPU has 200 MB free\. .*compute with device="):
         found.check()
+
+
+def test_a_share_of_a_gpu_too_small_is_a_warning():
+    """The others may need less of it just then."""
+    recording = recording_of(384, probe=load_probe("neuropixels_1"))
+    roomy = ROOMY | {"n_workers": 8}
+    alone = plan(recording, device="cuda", gpu_memory_bytes=6 * GB, **roomy, workers_per_gpu=1)
+    assert alone.fits
+    shared = plan(recording, device="cuda", gpu_memory_bytes=6 * GB, **roomy, workers_per_gpu=8)
+    assert {misfit.certain for misfit in shared.misfits} == {False}
+    with pytest.warns(MachineWarning, match="worker's share is 750 MB") as told:
+        shared.check()
+    for text in (str(one.message) for one in told):
+        assert "use fewer workers (now 8)" in text
+        assert "block_batches" not in text  # of which nothing lies on a GPU
+    assert "for each of 8 workers that share it (there are 6.0 GB)" in str(shared)
+
+
+def test_the_gpu_of_this_machine_with_least_free_counts(monkeypatch: pytest.MonkeyPatch):
+    see_gpus(monkeypatch, 80, 40)
+    found = plan(recording_of(), n_workers=3)
+    assert (found.gpu_memory_bytes, found.workers_per_gpu) == (40 * GB, 2)
+    assert plan(recording_of(), n_workers=3, device="cuda:0").workers_per_gpu == 3
+    assert plan(recording_of(), n_workers=3, device="cpu").gpu_memory_bytes is None
+
+
+def test_what_a_gpu_fetches_from_lies_in_memory_beside_the_tile():
+    """Pageable once, and twice in blocks that are powers of 2; on the GPU rows of the file, picked, and turned."""
+    recording = recording_of(384, probe=load_probe("neuropixels_1"))
+    on_cpu, on_gpu = (plan(recording, device=device, gpu_memory_bytes=40 * GB, **ROOMY) for device in ("cpu", "cuda"))
+    tile = 2 * 384 * (60_000 + 2 * tiling_of(recording, Settings()).halo)
+    stages = {found: {stage.name: stage for stage in found.stages} for found in (on_cpu, on_gpu)}
+    assert tile + 2 * 2**26 <= stages[on_gpu]["whitening"].memory_bytes < 1.02 * (tile + 2 * 2**26)  # FFT's length
+    assert stages[on_cpu]["whitening"].gpu_bytes == 0 < stages[on_gpu]["whitening"].gpu_bytes
 
 
 def test_a_disk_too_small_is_told(monkeypatch: pytest.MonkeyPatch):

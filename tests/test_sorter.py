@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pretended_gpu import pretended_gpu
+from seen_gpus import see_gpus
 
 from ks4stream import simulate
 from ks4stream.engine import cluster
@@ -167,9 +167,9 @@ def test_processes_are_started_for_long_files_only(
     source = Preprocessor(recording, tiling_of(recording, SETTINGS), SETTINGS)
     with asked_of_local_client(monkeypatch) as asked:
         with engine_for(source, workers=3):
-            assert asked == {"n_workers": 3, "processes": processes, "uses_gpu": False}
+            assert asked == {"n_workers": 3, "processes": processes, "device": "cpu"}
         with engine_for(replace(source, device="cuda"), workers=3):
-            assert asked == {"n_workers": 3, "processes": None, "uses_gpu": True}
+            assert asked == {"n_workers": 3, "processes": None, "device": "cuda"}
 
 
 @pytest.mark.parametrize(("seconds", "workers", "n_workers"), [(1100, None, 1), (4100, None, 4), (4100, 2, 2)])
@@ -179,14 +179,11 @@ def test_workers_share_a_gpu_for_long_files_only(
     """Of 10 channels, as many seconds as make more or less than 40 000 together; and as many as the caller says."""
     recording = sparse(tmp_path, seconds)
     source = Preprocessor(recording, tiling_of(recording, SETTINGS), SETTINGS, device="cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(total_memory=80 * 10**9))
-    monkeypatch.setattr(cluster, "_visible_gpus", lambda: ["0"])
+    see_gpus(monkeypatch, 80)
     monkeypatch.setattr(cluster, "CPU_COUNT", 16)
     monkeypatch.setattr(cluster, "MEMORY_LIMIT", 128 * 10**9)
     with asked_of_local_client(monkeypatch) as asked, engine_for(source, workers=workers):
-        assert asked == {"n_workers": n_workers, "processes": None, "uses_gpu": True}
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        assert asked == {"n_workers": n_workers, "processes": None, "device": "cuda"}
     if workers is None:
         assert plan(recording, SETTINGS, device="cuda").n_workers == n_workers
 

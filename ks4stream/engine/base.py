@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from ks4stream.engine.gpus import GpuMemory
 from ks4stream.errors import GpuMemoryError, Ks4StreamError
 
 Item = TypeVar("Item")
@@ -41,6 +42,11 @@ class Engine(Protocol):
     @property
     def worker_memory_bytes(self) -> float:
         """Memory there is for each task that runs; infinite where that is not known."""
+        ...
+
+    @property
+    def gpu_memory(self) -> GpuMemory | None:
+        """Of the GPU on which a worker has least; None where none is used, or nothing known. This starts CUDA."""
         ...
 
     def map(
@@ -93,7 +99,7 @@ def run(function: Callable[[Item], Result], item: Item) -> Result:
         except torch.cuda.OutOfMemoryError as error:
             raise GpuMemoryError(
                 f"The GPU is too small, even with all cut small that can be computed in pieces: {error} Use a smaller "
-                "batch_size (for clustering max_cluster_subset), fewer workers on this GPU, or device='cpu'."
+                "batch_size (for clustering max_cluster_subset), fewer workers on this GPU (workers=), or device='cpu'."
             ) from error
         finally:
             give_back_memory(at_most_every_s=GIVEN_BACK_S)

@@ -19,22 +19,23 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import dask
-import torch
 from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, LocalCluster, Scheduler, SpecCluster, as_completed, wait
 from distributed.comm.core import CommClosedError
 from distributed.deploy.subprocess import SubprocessWorker
 from distributed.system import MEMORY_LIMIT
 
-from ks4stream.engine import workers
+from ks4stream.engine import gpus, workers
 from ks4stream.engine.base import Item, LostWorkerError, Progress, Result, log_failures, named, no_progress, run
+from ks4stream.engine.gpus import GpuMemory
 from ks4stream.errors import Ks4StreamWarning, WorkerError
 
 IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would only hold memory
+FREE_GPU_SHARE = 0.8  # of a GPU's free memory that workers share: each also keeps what it has freed, in pieces
 WORKERS_PER_GPU = 4  # at most: each by itself leaves it idle between one short kernel and the next
 WORKER_MEMORY_BYTES = 3 << 30  # what one worker needs of the machine's memory for itself, torch included
 MOST_LOSSES = 3  # times that all workers may die under one map, as scheduler.allowed-failures does for one task
@@ -69,13 +70,14 @@ class Cluster:
     ----------
     client : distributed.Client
     progress : callable, optional
-    uses_gpu : bool
-        Whether tasks compute on a GPU: they go only where workers declare one as a resource, if any do, and run one
+    device : str
+        Where tasks compute. Those on a GPU go only to workers that declare one as a resource, if any do, and run one
         at a time in each worker.
     """
 
-    def __init__(self, client: Client, progress: Progress | None = None, *, uses_gpu: bool = False) -> None:
-        self._client, self._progress, self._uses_gpu = client, progress or no_progress, uses_gpu
+    def __init__(self, client: Client, progress: Progress | None = None, *, device: str = "cpu") -> None:
+        self._client, self._progress, self._device = client, progress or no_progress, device
+        self._uses_gpu = device.startswith("cuda")
         self._known: set[str] = set()  # workers that were asked what they are
 
     @property
@@ -93,6 +95,15 @@ class Cluster:
         share = MEMORY_LIMIT / max(len(workers), 1) if are_here else math.inf
         limits = [float(one["memory_limit"] or share) / one["nthreads"] for one in workers.values()]
         return min(limits, default=math.inf)
+
+    @property
+    def gpu_memory(self) -> GpuMemory | None:
+        """As its workers find it; see :class:`~ks4stream.engine.base.Engine`."""
+        if not self._uses_gpu:
+            return None
+        self._new_workers()  # which can compute, or this says why not
+        answers = self._client.run(gpus.free, self._device, workers=list(self._workers()), on_error="return")
+        return gpus.shared(answer for answer in answers.values() if isinstance(answer, gpus.Free))
 
     def map(
         self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, priority: Sequence[float] = ()
@@ -327,35 +338,50 @@ def connected(address: str) -> Iterator[Client]:
         yield client
 
 
+class Share(NamedTuple):
+    """What a worker may need of this machine, beside others.
+
+    Attributes
+    ----------
+    memory_bytes : int
+        Of the machine's memory, itself included.
+    gpu_bytes : int
+        Of a GPU's.
+    """
+
+    memory_bytes: int
+    gpu_bytes: int
+
+
 @contextmanager
 def local_client(
-    *, n_workers: int | None = None, processes: bool | None = None, uses_gpu: bool = True
+    *, n_workers: int | None = None, processes: bool | None = None, device: str = "cuda"
 ) -> Iterator[Client]:
     """A cluster of this machine for the duration of one sort.
 
     Parameters
     ----------
     n_workers : int, optional
-        One for each GPU, where they are to be used, else one for each core as far as memory reaches.
+        As :func:`local_workers` has it by default.
     processes : bool, optional
         Whether workers are processes, which take some seconds to load torch, rather than threads of this one, which
         wait for each other's Python. By default where there are several. On Windows they are always threads.
-    uses_gpu : bool
-        Whether tasks are going to compute on the GPUs this process sees. Processes get one each, in turn.
+    device : str
+        Where tasks are going to compute: on "cuda" processes get one each of the GPUs this one sees, in turn.
 
     Raises
     ------
     LostWorkerError
         If the processes do not start.
     """
-    gpus = _visible_gpus() if uses_gpu else []
     if n_workers is None:
-        n_workers, _ = local_workers(uses_gpu=uses_gpu)
+        n_workers, _ = local_workers(device)
     if processes is None:
         processes = n_workers > 1
     with dask.config.set(LOCAL_CONFIG):
         with _environment(WORKER_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)}):
-            cluster = _processes(n_workers, gpus) if processes and sys.platform != "win32" else _threads(n_workers)
+            in_processes = processes and sys.platform != "win32"
+            cluster = _processes(n_workers, gpus.for_processes(device)) if in_processes else _threads(n_workers)
         with cluster, Client(cluster) as client:
             try:
                 client.wait_for_workers(n_workers, timeout=START_SECONDS)
@@ -367,23 +393,27 @@ def local_client(
             yield client
 
 
-def local_workers(*, uses_gpu: bool = True, gpu_task_bytes: int | None = None) -> tuple[int, int]:
+def local_workers(device: str = "cuda", *, sharing: Share | None = None) -> tuple[int, int]:
     """Workers that a sort on this machine takes, and the memory that they share, in bytes.
 
     Parameters
     ----------
-    uses_gpu : bool
-        Whether they compute on GPUs, where there are any.
-    gpu_task_bytes : int, optional
-        What each may need of a GPU's memory. Where it is known, as many share a GPU as it, cores and memory carry, at
-        most :data:`WORKERS_PER_GPU`; else each has its own.
+    device : str
+        Where they compute. On GPUs, where there are any, there is one for each; else one for each core, as far as
+        memory reaches. On Windows, where they are threads, they would take turns on the first GPU, so there is one.
+    sharing : Share, optional
+        What each may need, if several may share a GPU: as many as its free memory, cores and the machine's memory
+        carry, at most :data:`WORKERS_PER_GPU`.
     """
     most = max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_MEMORY_BYTES))
-    n_gpus = len(_visible_gpus()) if uses_gpu else 0
-    if not (n_gpus and gpu_task_bytes):
+    n_gpus = len(gpus.visible(device))
+    if n_gpus and sys.platform == "win32":
+        return 1, MEMORY_LIMIT
+    if not (n_gpus and sharing):
         return n_gpus or most, MEMORY_LIMIT
-    smallest = min(torch.cuda.get_device_properties(number).total_memory for number in range(n_gpus))
-    return n_gpus * max(1, min(smallest // gpu_task_bytes, most // n_gpus, WORKERS_PER_GPU)), MEMORY_LIMIT
+    most = min(most, MEMORY_LIMIT // sharing.memory_bytes)
+    fitting = int(FREE_GPU_SHARE * (gpus.free_here(device) or 0)) // sharing.gpu_bytes
+    return n_gpus * max(1, min(fitting, most // n_gpus, WORKERS_PER_GPU)), MEMORY_LIMIT
 
 
 def _threads(n_workers: int) -> SpecCluster:
@@ -393,14 +423,14 @@ def _threads(n_workers: int) -> SpecCluster:
     )  # fmt: skip
 
 
-def _processes(n_workers: int, gpus: Sequence[str]) -> SpecCluster:
+def _processes(n_workers: int, on_gpus: Sequence[str]) -> SpecCluster:
     """Workers as programs of their own: unlike multiprocessing's they do not run the caller's script again.
 
-    Each has a nanny, which starts it anew when it dies.
+    Each has a nanny, which starts it anew when it dies, and one of the GPUs, where there are any.
     """
     options = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.ERROR, "preload": [workers.__name__]}
     own: list[dict[str, Any]] = [
-        {"resources": {"GPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}} if gpus else {}
+        {"resources": {"GPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": on_gpus[number % len(on_gpus)]}} if on_gpus else {}
         for number in range(n_workers)
     ]
     return SpecCluster(
@@ -411,13 +441,6 @@ def _processes(n_workers: int, gpus: Sequence[str]) -> SpecCluster:
         scheduler={"cls": Scheduler, "options": QUIET_SCHEDULER | {"host": "127.0.0.1", "port": 0}},
         silence_logs=logging.ERROR,
     )
-
-
-def _visible_gpus() -> list[str]:
-    """Names by which CUDA_VISIBLE_DEVICES knows the GPUs this process sees."""
-    named_so = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = named_so.split(",") if named_so else [str(number) for number in range(torch.cuda.device_count())]
-    return names[: torch.cuda.device_count()]
 
 
 @contextmanager

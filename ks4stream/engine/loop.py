@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from ks4stream.engine import gpus
 from ks4stream.engine.base import Item, Progress, Result, log_failures, named, no_progress, run
 
 
@@ -19,8 +20,14 @@ class Loop:
 
         return float(MEMORY_LIMIT)
 
-    def __init__(self, progress: Progress | None = None) -> None:
-        self._progress = progress or no_progress
+    @property
+    def gpu_memory(self) -> gpus.GpuMemory | None:
+        """See :class:`~ks4stream.engine.base.Engine`."""
+        found = gpus.free(self._device)
+        return gpus.shared([found] if found else [])
+
+    def __init__(self, progress: Progress | None = None, *, device: str = "cpu") -> None:
+        self._progress, self._device = progress or no_progress, device
 
     def map(
         self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, priority: Sequence[float] = ()

@@ -1,6 +1,6 @@
 """What computes, and whether it computes the same everywhere: versions, processor and GPUs of a process.
 
-Results are the same to the last bit only where code, libraries and processor (or model of GPU) are.
+Results are the same to the last bit only where code, libraries, processor and, where it is used, model of GPU are.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def check(here: Facts, workers: Mapping[str, Facts | BaseException]) -> None:
     differences = [line for name in here for line in _differences(name, here[name], known)]
     if differences:
         warnings.warn(
-            "Workers are not alike. Results are the same from run to run, to the last bit, only where versions and "
-            "processors (or models of GPU) are. " + "; ".join(differences) + ".",
+            "Workers are not alike. Results are the same from run to run, to the last bit, only where versions, "
+            "processors and, where they are used, models of GPU are. " + "; ".join(differences) + ".",
             VersionWarning,
             stacklevel=2,
         )

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ks4stream.kernels.convolution import correlate
+from ks4stream.kernels.convolution import SEGMENT, correlate
 from ks4stream.kernels.memory import AtOnce, in_pieces
 
 BIN = 8  # samples; a bin is evaluated whole; a power of 2
-PIECE = AtOnce(cpu=1 << 14, gpu=1 << 16)  # samples of a tile detected at a time, multiples of BIN
+PIECE = AtOnce(cpu=1 << 14, gpu=1 << 16)  # samples of a tile detected at a time, multiples of BIN and SEGMENT
 PAIRS_AT_ONCE = AtOnce(cpu=1 << 13, gpu=1 << 16)  # (centre, bin) pairs evaluated at a time
 ROWS_AT_ONCE = AtOnce(cpu=1 << 13, gpu=1 << 20)  # (channel, bin) pairs searched for their maximum at a time
 CENTRES_AT_ONCE = AtOnce(cpu=32, gpu=256)  # bounded by one product; neighbours, so that they share most channels
@@ -157,10 +157,10 @@ def detect(
     -------
     Peaks
     """
-    margin, step = reach + templates.shapes.shape[1] // 2 + BIN, PIECE.on(traces.device)
-    found = []
-    for start in range(first, last, step):
-        stop = min(start + step, last)
+    margin, found = reach + templates.shapes.shape[1] // 2 + BIN, []
+
+    def detect_piece(begins: Tensor) -> None:
+        start, stop = int(begins[0]), min(int(begins[-1]) + SEGMENT, last)
         low = start - margin
         piece = traces[:, max(low, 0) : stop + margin]
         before, after = max(-low, 0), (low - min(stop + margin, traces.shape[1])) % BIN
@@ -168,6 +168,8 @@ def detect(
             piece = torch.nn.functional.pad(piece, (before, after))
         part = _detect_piece(piece, templates, threshold, reach, margin, margin + stop - start)
         found.append(part._replace(sample=part.sample + low))
+
+    in_pieces(detect_piece, torch.arange(first, last, SEGMENT), size=PIECE.on(traces.device) // SEGMENT)
     return Peaks(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 

@@ -217,6 +217,8 @@ def local_whitening(covariance: Tensor, neighbours: list[NDArray[np.int64]]) -> 
 class Mover:
     """Moves whitened traces along the probe (section 4), by the matrix K(y − s, y) (K(y, y) + 0.01 I)⁻¹.
 
+    The inverse is factorised once for all shifts.
+
     Parameters
     ----------
     positions_um : Tensor of float64, shape (c, 2)

@@ -150,9 +150,9 @@ class Preprocessor:
     def _raw(self, tile: Tile) -> Tensor:
         """A tile as it lies in the file, in the order of the probe: (c, t)."""
         reading = self._ahead.pop(tile.index, None)
-        samples = (reading.result() if reading else self._read(tile)).to(self.device, non_blocking=True).T
+        samples = (reading.result() if reading else self._read(tile)).to(self.device, non_blocking=True)
         mapped = self._constant("chan_map")
-        samples = samples[mapped] if isinstance(mapped, slice) else samples.contiguous()[mapped]
+        samples = (samples[:, mapped] if isinstance(mapped, slice) else samples.index_select(1, mapped)).T
         if self.recording.dtype == np.uint16:  # less 2¹⁵
             samples = samples ^ -(2**15)
         traces = samples.contiguous().float()  # in this order: three times as fast as the other

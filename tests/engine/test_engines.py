@@ -13,19 +13,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import dask
 import pytest
 import torch
 from distributed import Client, LocalCluster, get_worker
+from seen_gpus import see_gpus
 
 import ks4stream
 from ks4stream.engine import Engine, Loop, base, one_thread
 from ks4stream.engine import cluster as cluster_module
 from ks4stream.engine.base import LostWorkerError
-from ks4stream.engine.cluster import IN_FLIGHT_PER_WORKER, Cluster, local_client
+from ks4stream.engine.cluster import IN_FLIGHT_PER_WORKER, Cluster, Share, local_client
 from ks4stream.errors import GpuMemoryError, Ks4StreamWarning, WorkerError
 
 PACKAGE = str(Path(ks4stream.__file__).parents[1])
@@ -433,8 +433,7 @@ def test_cancelled_tasks_are_begun_anew_and_never_results(client: Client) -> Non
 @pytest.fixture
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process, and workers that are threads of it, believe to see a GPU."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "H200")
+    see_gpus(monkeypatch, 80)
 
 
 @contextmanager
@@ -468,7 +467,7 @@ class Together:
 @pytest.mark.parametrize("options", [{}, {"resources": {"GPU": 1}}])
 def test_a_gpu_has_one_task_at_a_time_declared_or_not(a_gpu: None, options: dict[str, Any]) -> None:
     with many_threads(1, **options) as client:
-        engine = Cluster(client, uses_gpu=True)
+        engine = Cluster(client, device="cuda")
         assert engine.n_workers == 1
         assert set(engine.map(Together(), list(range(12)), stage="gpu")) == {1}
         plain = Cluster(client)  # that computes on the processor
@@ -488,7 +487,7 @@ def test_tasks_go_only_to_workers_that_declare_a_gpu(a_gpu: None, client: Client
         }
         cluster.sync(cluster._correct_state)  # type: ignore[attr-defined]
         own.wait_for_workers(2)
-        engine = Cluster(own, uses_gpu=True)
+        engine = Cluster(own, device="cuda")
         assert engine.n_workers == 1
         used = set(engine.map(lambda _: get_worker().address, list(range(12)), stage="gpu"))
         assert used == set(engine._workers())
@@ -496,39 +495,64 @@ def test_tasks_go_only_to_workers_that_declare_a_gpu(a_gpu: None, client: Client
 
 
 def test_one_process_per_gpu_each_seeing_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_module, "_visible_gpus", lambda: ["3", "5"])
+    see_gpus(monkeypatch, 80, 80)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     with local_client() as client:
         seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
         assert sorted(seen.values()) == ["3", "5"]
-        assert Cluster(client, uses_gpu=True).n_workers == 2
+        assert Cluster(client, device="cuda").n_workers == 2
+
+
+def test_processes_know_a_gpu_that_was_asked_for_by_the_same_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    see_gpus(monkeypatch, 80, 80)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert cluster_module.local_workers("cuda:1")[0] == 1
+    with local_client(processes=True, device="cuda:1") as client:
+        assert list(client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"]).values()) == ["3,5"]
+        assert Cluster(client, device="cuda:1").n_workers == 1
 
 
 @pytest.mark.parametrize(
-    ("gpus", "task_gb", "cores", "memory_gb", "n_workers"),
+    ("n_gpus", "task_gb", "cores", "memory_gb", "n_workers"),
     [
         (1, None, 16, 128, 1),
-        (1, 5, 16, 128, 4),  # no more repay it
-        (1, 30, 16, 128, 2),  # nor fit
-        (1, 100, 16, 128, 1),  # whether it fits is another matter
-        (1, 5, 3, 128, 3),
-        (2, 5, 16, 128, 8),
-        (2, 5, 16, 20, 6),
-        (2, 5, 1, 128, 2),
-        (0, 5, 16, 20, 6),
+        (1, (5, 1), 16, 128, 4),  # no more repay it
+        (1, (30, 1), 16, 128, 2),  # nor fit
+        (1, (33, 1), 16, 128, 1),  # some is left free
+        (1, (100, 1), 16, 128, 1),  # whether it fits is another matter
+        (1, (5, 1), 3, 128, 3),
+        (1, (5, 50), 16, 128, 2),  # as the machine's memory has it
+        (2, (5, 1), 16, 128, 8),
+        (2, (17, 1), 16, 128, 4),  # the smaller one carries two
+        (2, (5, 1), 16, 20, 6),
+        (2, (5, 1), 1, 128, 2),
+        (0, (5, 1), 16, 20, 6),
     ],
 )
 def test_as_many_workers_share_a_gpu_as_machine_and_gpu_carry(
-    monkeypatch: pytest.MonkeyPatch, gpus: int, task_gb: int | None, cores: int, memory_gb: int, n_workers: int
-) -> None:
-    def properties(number: int) -> Any:
-        return SimpleNamespace(total_memory=(80, 64)[number] * 10**9)
-
-    monkeypatch.setattr(cluster_module, "_visible_gpus", lambda: ["3", "5"][:gpus])
-    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch: pytest.MonkeyPatch, n_gpus: int, task_gb: tuple[int, int] | None, cores: int, memory_gb: int,
+    n_workers: int,
+) -> None:  # fmt: skip
+    see_gpus(monkeypatch, *(80, 50)[:n_gpus])
     monkeypatch.setattr(cluster_module, "CPU_COUNT", cores)
     monkeypatch.setattr(cluster_module, "MEMORY_LIMIT", memory_gb * 10**9)
-    found = cluster_module.local_workers(gpu_task_bytes=task_gb and task_gb * 10**9)
-    assert found == (n_workers, memory_gb * 10**9)
+    share = task_gb and Share(gpu_bytes=task_gb[0] * 10**9, memory_bytes=task_gb[1] * 10**9)
+    assert cluster_module.local_workers(sharing=share or None) == (n_workers, memory_gb * 10**9)
+
+
+def test_on_windows_one_thread_computes_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As threads would compute on the first one in turn."""
+    see_gpus(monkeypatch, 80, 80)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert cluster_module.local_workers(sharing=Share(10**9, 10**9))[0] == 1
+
+
+def test_an_engine_knows_the_memory_of_the_gpu_that_its_workers_share(a_gpu: None) -> None:
+    with many_threads(2) as client:
+        assert Cluster(client, device="cuda").gpu_memory == (80 * 10**9, 2)
+        assert Cluster(client).gpu_memory is None
+    assert Loop(device="cuda").gpu_memory == (80 * 10**9, 1)
+    assert Loop().gpu_memory is None
 
 
 def test_worker_processes_have_an_environment_of_their_own(monkeypatch: pytest.MonkeyPatch, processes: Client) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -200,6 +202,28 @@ def test_where_pieces_are_cut_does_not_matter(monkeypatch: pytest.MonkeyPatch) -
     assert len(whole.sample) > 50
     for one, other in zip(whole, pieces, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-3)
+
+
+def test_where_memory_is_out_pieces_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that has room for 700 samples and what they see finds what one does that has room for all."""
+    probe, shapes = PROBES["staggered"], smooth_shapes(3)
+    templates = universal(probe, shapes)
+    traces = planted(probe, shapes, 2500, 120, seed=7)
+    whole = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
+    lengths = []
+
+    def with_little_room(piece: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        lengths.append(piece.shape[1])
+        if piece.shape[1] > 700:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return correlate(piece, *args, **options)
+
+    monkeypatch.setattr(kernels, "correlate", with_little_room)
+    pieces = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
+    assert max(lengths) > 2420 and len([length for length in lengths if length <= 700]) == 4
+    assert len(whole.sample) > 50
+    for one, other in zip(whole, pieces, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-3)  # products of fewer rows may sum otherwise
 
 
 def test_padding_channels_are_of_no_account() -> None:

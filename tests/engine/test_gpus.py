@@ -1,0 +1,47 @@
+"""Which GPUs there are, and what is free of them."""
+
+from __future__ import annotations
+
+import pytest
+from seen_gpus import see_gpus
+
+from ks4stream.engine import gpus
+from ks4stream.engine.gpus import Free, GpuMemory
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "numbers", "names"),
+    [
+        ("cuda", None, [0, 1], ["0", "1"]),
+        ("cuda", "7,GPU-5", [0, 1], ["7", "GPU-5"]),
+        ("cuda:1", None, [1], ["0,1"]),
+        ("cuda:1", "7,GPU-5", [1], ["7,GPU-5"]),
+        ("cuda:2", None, [], []),
+        ("cpu", "7,GPU-5", [], []),
+    ],
+)
+def test_a_device_stands_for_gpus(
+    monkeypatch: pytest.MonkeyPatch, device: str, asked: str | None, numbers: list[int], names: list[str]
+) -> None:
+    see_gpus(monkeypatch, 10, 20)
+    if asked is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", asked)
+    assert gpus.visible(device) == numbers
+    assert gpus.for_processes(device) == names
+
+
+def test_what_a_process_keeps_and_does_not_use_is_free_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    see_gpus(monkeypatch, 10, 20, kept_gb=3)
+    assert gpus.free_here("cuda") == 13 * 10**9
+    assert gpus.free_here("cuda:1") == 23 * 10**9
+    assert gpus.free_here("cpu") is None
+    found = gpus.free("cuda:1")
+    assert found is not None and found.gpu.endswith("GPU-1") and found[1:] == (20 * 10**9, 3 * 10**9)
+
+
+def test_the_gpu_counts_where_each_has_least() -> None:
+    found = [Free("a", 10, 0), Free("b", 16, 1), Free("b", 15, 2), Free("c", 30, 0)]
+    assert gpus.shared(found) == GpuMemory(n_bytes=18, n_workers=2)
+    assert gpus.shared([]) is None
