@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ks4stream import geometry
 from ks4stream.blocks import Tile, tiles_per_task
-from ks4stream.engine import Engine, Loop, Progress, give_back_memory, one_thread
+from ks4stream.engine import Engine, Loop, Progress, give_back_memory, no_progress, one_thread
 from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarning, SettingsError
 from ks4stream.io.places import ObjectPath, place, remove
 from ks4stream.io.records import key_of, writing_to
@@ -126,6 +126,7 @@ def sort(
 
     if client is not None and workers is not None:
         raise SettingsError(f"workers={workers} was given with a client, which brings its own. Leave one of them out.")
+    progress = progress or no_progress
     settings = (settings or Settings()).replace(fs=recording.sampling_rate_hz)  # the recording knows best
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with ExitStack() as stack, _recorded_warnings() as said:
@@ -148,17 +149,16 @@ def sort(
             worker_memory_bytes=engine.worker_memory_bytes, block_batches=block_batches, device=device,
             gpu_memory_bytes=gpu.n_bytes if gpu else math.inf, workers_per_gpu=gpu.n_workers if gpu else 1,
         ).check()
-        sorting = replace(SortRun(source, engine, store, block_batches).run(), warnings=tuple(said))
+        run = SortRun(source, engine, store, block_batches, progress)
+        sorting = replace(run.run(), warnings=tuple(said))
         if results_dir is not None:
-            if progress is not None:
-                progress("results", 0, 1)
+            progress("results", 0, 1)
             report.finish(
                 sorting, folder, target=results_dir if isinstance(results_dir, ObjectPath) else None,
                 save_extra_vars=save_extra_vars, save_features=save_features,
             )  # fmt: skip
             store.tidy(keep=keep_run)
-            if progress is not None:
-                progress("results", 1, 1)
+            progress("results", 1, 1)
         if caches := ending(recording, given):
             engine.everywhere(partial(forget, caches))
     return sorting
@@ -216,6 +216,7 @@ class SortRun:
     engine: Engine
     store: RunStore
     block_batches: int | None
+    progress: Progress = no_progress
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> Sorting:
@@ -245,7 +246,7 @@ class SortRun:
         peaks = self.detect(source, centres, regions, shapes)
         moved, plotted = None, None
         if settings.nblocks > 0:
-            with self._timed("drift"):
+            with self._here("drift"):
                 moved, plotted = drift.combine(source, peaks, scratch=self.store.scratch)
             if np.any(moved.shift_um):
                 source = source.with_results(drift=moved)
@@ -345,7 +346,7 @@ class SortRun:
                 matches, template_channels, region_of, probe.n_channels, rate, settings, source.device
             )
             found = list(self._map(sorter, occupied, "final clustering", sizes[occupied]))
-        with self._timed("merging"):
+        with self._here("merging"):
             scratch = self.store.scratch
             found = [region._replace(receipt=brought_near(region.receipt, scratch)) for region in found]
             return units.combine(found, shapes, settings, rate, self._fewest(), scratch=scratch) if found else None
@@ -357,7 +358,7 @@ class SortRun:
         """Section 10: all spikes in order of time, where they were, and what is known of their units."""
         settings, probe, recording = source.settings, source.probe, source.recording
         columns = GrowingColumns(self.store.scratch / uuid4().hex)
-        with self._timed("joining"):
+        with self._here("joining"):
             columns.append(_no_spikes(source, template_channels))
             if matches is not None and found is not None:
                 for part in joining.in_order(
@@ -426,6 +427,15 @@ class SortRun:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
         give_back_memory()
         logger.info("%s: %.2f s", stage, self.seconds[stage])
+
+
+    @contextmanager
+    def _here(self, stage: str) -> Iterator[None]:
+        """A stage of one step, in this process."""
+        self.progress(stage, 0, 1)
+        with self._timed(stage):
+            yield
+        self.progress(stage, 1, 1)
 
 
 def _sizes(receipts: Sequence[Receipt]) -> NDArray[np.int64]:

@@ -85,7 +85,7 @@ class _Lines:
             self._began = time.monotonic()
         if done == total:
             took = _duration(time.monotonic() - self._began)
-            self._console.print(f"{stage}: {total} tasks in {took}", highlight=False, soft_wrap=True)
+            self._console.print(f"{stage}: {total} task{'s' * (total != 1)} in {took}", highlight=False, soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:
