@@ -457,7 +457,7 @@ _ONLY_SORTING = {
 )  # fmt: skip
 @click.option(
     "--gpu-memory", type=click.FloatRange(min=0, min_open=True), metavar="GB", cls=_Option,
-    section="Results and machine", help="Memory of one GPU. [default that of this machine's]",
+    section="Results and machine", help="Memory of one GPU. [default what is free on this machine's]",
 )  # fmt: skip
 @click.option(
     "--spikes-per-channel", type=click.FloatRange(min=0, min_open=True), metavar="HZ", cls=_Option,

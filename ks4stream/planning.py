@@ -24,7 +24,7 @@ from scipy.fft import next_fast_len
 
 from ks4stream import geometry
 from ks4stream.blocks import tiles_per_task
-from ks4stream.engine import gpus
+from ks4stream.engine import Loop, gpus
 from ks4stream.errors import Ks4StreamWarning, MachineError, MachineWarning, ProbeError
 from ks4stream.io.places import ObjectPath, Place, place
 from ks4stream.io.spikes import HELD_BYTES
@@ -279,8 +279,8 @@ def plan(
     """
     settings = (settings or Settings()).replace(fs=recording.sampling_rate_hz)
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    local, memory_bytes = local_workers(recording, settings, device)
-    n_workers = n_workers or local
+    memory_bytes = int(Loop().worker_memory_bytes)
+    n_workers = n_workers or local_workers(recording, settings, device)
     need = _Need(recording, settings, n_workers, block_batches, spikes_per_channel_hz, device)
     return need.plan(
         memory_bytes=memory_bytes,
@@ -291,8 +291,8 @@ def plan(
     )
 
 
-def local_workers(recording: Recording, settings: Settings, device: str) -> tuple[int, int]:
-    """Workers that a sort on this machine takes, and the memory that they share, in bytes."""
+def local_workers(recording: Recording, settings: Settings, device: str) -> int:
+    """Workers that a sort on this machine takes."""
     from ks4stream.engine import cluster
 
     if not gpus.visible(device) or not repays(recording, settings, SHARED_GPU_FROM_CHANNEL_S):

@@ -478,7 +478,7 @@ def engine_for(
     with ExitStack() as stack:
         if client is None:
             if workers is None:
-                workers, _ = local_workers(recording, settings, device)
+                workers = local_workers(recording, settings, device)
             enough = device.startswith("cuda") or repays(recording, settings, PROCESSES_FROM_CHANNEL_S)
             local = cluster.local_client(n_workers=workers, processes=None if enough else False, device=device)
             client = stack.enter_context(local)

@@ -375,7 +375,7 @@ def local_client(
         If the processes do not start.
     """
     if n_workers is None:
-        n_workers, _ = local_workers(device)
+        n_workers = local_workers(device)
     if processes is None:
         processes = n_workers > 1
     with dask.config.set(LOCAL_CONFIG):
@@ -393,8 +393,8 @@ def local_client(
             yield client
 
 
-def local_workers(device: str = "cuda", *, sharing: Share | None = None) -> tuple[int, int]:
-    """Workers that a sort on this machine takes, and the memory that they share, in bytes.
+def local_workers(device: str = "cuda", *, sharing: Share | None = None) -> int:
+    """Workers that a sort on this machine takes.
 
     Parameters
     ----------
@@ -408,12 +408,12 @@ def local_workers(device: str = "cuda", *, sharing: Share | None = None) -> tupl
     most = max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_MEMORY_BYTES))
     n_gpus = len(gpus.visible(device))
     if n_gpus and sys.platform == "win32":
-        return 1, MEMORY_LIMIT
+        return 1
     if not (n_gpus and sharing):
-        return n_gpus or most, MEMORY_LIMIT
+        return n_gpus or most
     most = min(most, MEMORY_LIMIT // sharing.memory_bytes)
     fitting = int(FREE_GPU_SHARE * (gpus.free_here(device) or 0)) // sharing.gpu_bytes
-    return n_gpus * max(1, min(fitting, most // n_gpus, WORKERS_PER_GPU)), MEMORY_LIMIT
+    return n_gpus * max(1, min(fitting, most // n_gpus, WORKERS_PER_GPU))
 
 
 def _threads(n_workers: int) -> SpecCluster:
