@@ -428,7 +428,6 @@ class SortRun:
         give_back_memory()
         logger.info("%s: %.2f s", stage, self.seconds[stage])
 
-
     @contextmanager
     def _here(self, stage: str) -> Iterator[None]:
         """A stage of one step, in this process."""
