@@ -60,16 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Machine: {outcome.describe(outcome.machine())}; {', '.join(gpus())}; torch {torch.__version__}", flush=True)
     recording = written(options.folder, options.channels, 60 * options.minutes, options.seed)
     settings = Settings.from_dict(outcome.parse_settings(options.set))
-    runs = {n_workers: measure(recording, settings, n_workers) for n_workers in options.workers}
-    for n_workers, run in runs.items():
+    runs: dict[int, dict[str, Any]] = {}
+    for n_workers in options.workers:
+        runs[n_workers] = run = measure(recording, settings, n_workers)
         print(f"\n{n_workers} worker(s): {run['wall_s']:.1f} s, {run['spikes']} spikes, {run['units']} units\n")
-        print(table(run["stages"]))
+        print(table(run["stages"]), flush=True)
+        if options.out:
+            found = {"machine": outcome.machine(), "gpus": gpus(), "torch": torch.__version__}
+            options.out.write_text(json.dumps(found | {"runs": runs}, indent=1))
     differ = len({json.dumps(run["digests"]) for run in runs.values()}) > 1
     if len(runs) > 1:
         print("\nRESULTS DIFFER." if differ else "\nResults are identical.")
-    if options.out:
-        found = {"machine": outcome.machine(), "gpus": gpus(), "torch": torch.__version__}
-        options.out.write_text(json.dumps(found | {"runs": runs}, indent=1))
     sys.exit(differ)
 
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 import dask
+import psutil
 from dask.system import CPU_COUNT
 from distributed import Client, Future, KilledWorker, LocalCluster, Scheduler, SpecCluster, as_completed, wait
 from distributed.comm.core import CommClosedError
@@ -55,6 +56,7 @@ WORKER_ENVIRONMENT = {  # of the local cluster's processes; Dask's own defaults 
     "MALLOC_ARENA_MAX": "1",  # see ks4stream.engine.base.one_thread
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),  # Dask's 64 kB has the pages of every tensor cleared anew
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "PYTHONSAFEPATH": "1",  # `python -m` would import from the current folder first: a torch.py among the data, say
 }
 QUIET_SCHEDULER = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}  # any port: several sorts may run at a time
 ADVICE = (
@@ -423,6 +425,17 @@ def _threads(n_workers: int) -> SpecCluster:
     )  # fmt: skip
 
 
+class _Program(SubprocessWorker):
+    """A worker's process. It may end by itself while it is being ended, which Dask's own takes for an error."""
+
+    async def close(self) -> None:
+        while True:
+            try:
+                return await super().close()
+            except psutil.NoSuchProcess:  # a child of it ended after it was listed; it will not be listed again
+                await asyncio.sleep(0.01)
+
+
 def _processes(n_workers: int, on_gpus: Sequence[str]) -> SpecCluster:
     """Workers as programs of their own: unlike multiprocessing's they do not run the caller's script again.
 
@@ -435,7 +448,7 @@ def _processes(n_workers: int, on_gpus: Sequence[str]) -> SpecCluster:
     ]
     return SpecCluster(
         workers={
-            number: {"cls": SubprocessWorker, "options": {"worker_kwargs": options | special}}
+            number: {"cls": _Program, "options": {"worker_kwargs": options | special}}
             for number, special in enumerate(own)
         },
         scheduler={"cls": Scheduler, "options": QUIET_SCHEDULER | {"host": "127.0.0.1", "port": 0}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import psutil
 import pytest
 import torch
 from distributed import Client, LocalCluster, get_worker
@@ -581,11 +583,32 @@ with local_client(n_workers=2, processes=True) as client:
 
 
 def test_a_script_needs_no_guard_and_runs_once(tmp_path: Path) -> None:
-    """Unlike with processes made by multiprocessing, which run it again."""
+    """Unlike with processes made by multiprocessing, which run it again. Nor is what lies in the current folder run."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "script.py")]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": PACKAGE})
+    (data := tmp_path / "data").mkdir()
+    for name in ("dask", "torch", "ks4stream"):
+        (data / f"{name}.py").write_text("raise SystemExit('this is not to be run')")
+    command, environment = [sys.executable, str(tmp_path / "script.py")], os.environ | {"PYTHONPATH": PACKAGE}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=data, env=environment)
     assert done.stdout.splitlines() == ["begun", "[1, 2, 3]"], done.stderr
+    assert "not to be run" not in done.stderr
+
+
+def test_a_process_that_ends_while_it_is_ended_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that is gone when Dask is about to kill it, and one that is not."""
+    gone, left = subprocess.Popen(["true"]), subprocess.Popen(["sleep", "1000"])
+    children = [psutil.Process(gone.pid), psutil.Process(left.pid)]
+    gone.wait()
+    listed = iter([children, children[1:]])
+    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: next(listed))
+
+    async def start_and_close() -> int | None:
+        program = cluster_module._Program("tcp://none:1")
+        program.process = process = await asyncio.create_subprocess_exec("sleep", "1000")
+        await program.close()
+        return process.returncode
+
+    assert asyncio.run(start_and_close()) == left.wait() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("how_many", [1, 2])
