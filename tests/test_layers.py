@@ -22,7 +22,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "kernels": (set(), NUMBERS | {"torch"}),
     "io": ({"words"}, NUMBERS | {"dask.array", "xarray", "zarr", "numcodecs", "probeinterface", "filelock"} | CLOUD),
     "stages": ({"words", "kernels", "io"}, NUMBERS | {"torch"}),
-    "engine": ({"words", "kernels", "stages"}, NUMBERS | ARRAYS | {"torch", "dask", "distributed"}),
+    "engine": ({"words", "kernels", "stages"}, NUMBERS | ARRAYS | {"torch", "dask", "distributed", "psutil"}),
     "top": (
         {"words", "kernels", "io", "stages", "engine"},
         NUMBERS | ARRAYS | {"torch", "matplotlib", "rich", "click"},
