@@ -36,7 +36,7 @@ RATE = 30_000.0
 PROBE = simulate.linear_probe(10, pitch_um=20)
 SETTINGS = Settings(batch_size=15_000)
 BYTES = ("sample", "unit", "template", "score", "features", "kept", "x_um", "y_um", "template_channels",
-         "unit_features", "similarity", "refractory", "contamination")  # fmt: skip
+         "unit_features", "similarity", "refractory", "contamination", "artifacts")  # fmt: skip
 
 
 def simulated(seconds: float, probe: Probe = PROBE, **options: Any) -> tuple[simulate.SimulatedRecording, Recording]:
@@ -78,6 +78,9 @@ def assert_same_bytes(found: Sorting, expected: Sorting) -> None:
     assert found.whitening.matrix.tobytes() == expected.whitening.matrix.tobytes()
     assert found.drift is not None and expected.drift is not None
     assert found.drift.shift_um.tobytes() == expected.drift.shift_um.tobytes()
+    assert found.peaks is not None and expected.peaks is not None
+    for name in ("sample", "depth_um", "score"):
+        assert getattr(found.peaks, name).tobytes() == getattr(expected.peaks, name).tobytes(), name
 
 
 @pytest.mark.parametrize(("n_workers", "block_batches"), [(1, 10), (2, 3), (2, None)])

@@ -33,7 +33,7 @@ from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.spikes import Receipt
 
 FORMAT = "ks4stream.Run/1"
-METHOD = 3
+METHOD = 4
 """Counts changes of the method that change any result: records of another number are of no use."""
 
 MANIFEST, LOCK, SCRATCH = "manifest.json", "lock", "scratch"

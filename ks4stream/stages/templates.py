@@ -91,7 +91,7 @@ class RegionClusterer:
         )  # fmt: skip
         mean, count = cluster_means(rows, label, weight)
         whole = np.zeros((len(mean), self.n_channels, features.shape[2]), np.float32)
-        whole[:, union] = mean.reshape(len(mean), len(union), -1)
+        whole[:, union] = mean.reshape(len(mean), len(union), features.shape[2])
         return RegionTemplates(whole, count)
 
     def _most(self) -> int:

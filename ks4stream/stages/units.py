@@ -82,7 +82,7 @@ class RegionSorter:
         )  # fmt: skip
         mean, _ = cluster_means(scattered, unit, np.ones(len(unit)))
         whole = np.zeros((len(mean), self.n_channels, features.shape[2]), np.float32)
-        whole[:, union] = mean.reshape(len(mean), len(union), -1)
+        whole[:, union] = mean.reshape(len(mean), len(union), features.shape[2])
         columns = {
             "sample": sample, "template": template, "row": self._row_in_files(region)[rows],
             "score": pick_region(receipts, "score", region, rows),

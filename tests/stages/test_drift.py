@@ -53,3 +53,51 @@ def test_fingerprints_in_a_file_tell_the_same(
     monkeypatch.setattr(drift, "HELD_BYTES", 0)
     mapped, again = drift.combine(source, receipts)
     assert np.array_equal(held.shift_um, mapped.shift_um) and np.array_equal(sample.sample, again.sample)
+
+
+def cut(peaks: dict[str, NDArray[np.generic]], folder: Path, tiles_per_block: int) -> list[Receipt]:
+    """Peaks of one region as blocks of a number of batches write them."""
+    block = peaks["sample"].astype(np.int64) // (SIZE * tiles_per_block)
+    return [
+        write_block(folder / f"{tiles_per_block}-{b}.rows", {name: v[block == b] for name, v in peaks.items()},
+                    np.zeros((block == b).sum(), np.int64), 1)
+        for b in range(-(-N_BATCHES // tiles_per_block))
+    ]  # fmt: skip
+
+
+def faint(seed: int) -> dict[str, NDArray[np.generic]]:
+    """So few peaks that move so little that it is just about to be told whether anything does."""
+    rng = np.random.default_rng(seed)
+    n = N_BATCHES * 11
+    sample, patch = np.sort(rng.integers(0, SIZE * N_BATCHES, n)), rng.integers(0, 12, n)
+    return {
+        "sample": sample,
+        "depth_um": (60 + 15 * patch + 20 * sample / (SIZE * N_BATCHES) + rng.normal(0, 2, n)).astype(np.float32),
+        "score": (10 + 4 * patch + rng.normal(0, 1, n)).clip(9).astype(np.float32),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::ks4stream.errors.DriftWarning")
+def test_whether_anything_moves_does_not_depend_on_the_cut(source: Preprocessor, tmp_path: Path) -> None:
+    decided = set()
+    for seed in range(6):
+        peaks = faint(seed)
+        found = [drift.combine(source, cut(peaks, tmp_path, n)) for n in (1, 2, 5, N_BATCHES)]
+        first, plotted = found[0]
+        for moved, sample in found[1:]:
+            assert moved.shift_um.tobytes() == first.shift_um.tobytes(), seed
+            for name in ("sample", "depth_um", "score"):
+                assert getattr(sample, name).tobytes() == getattr(plotted, name).tobytes()
+        decided.add(bool(first.shift_um.any()))
+    assert decided == {True, False}  # the recordings do lie on both sides of the threshold
+
+
+@pytest.mark.filterwarnings("ignore::ks4stream.errors.DriftWarning")
+def test_peaks_for_the_plot_are_thinned_within_each_batch(
+    source: Preprocessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift, "MOST_PLOTTED", 3 * N_BATCHES)
+    peaks = faint(0)
+    _, plotted = drift.combine(source, cut(peaks, tmp_path, 7))
+    there = np.bincount(peaks["sample"].astype(np.int64) // SIZE, minlength=N_BATCHES)
+    assert np.bincount(plotted.sample // SIZE, minlength=N_BATCHES).tolist() == np.minimum(there, 3).tolist()

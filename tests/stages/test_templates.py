@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import doctest
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ks4stream.io.spikes import write_block
 from ks4stream.kernels.graph import ScatteredRows
+from ks4stream.settings import Settings
 from ks4stream.stages import templates
-from ks4stream.stages.templates import bounded_sample, cluster_means, scattered_rows
+from ks4stream.stages.templates import RegionClusterer, bounded_sample, cluster_means, combine, scattered_rows
 
 TIMES = np.arange(10_000) * 3  # 100 spikes in each of 100 slices of time
 
@@ -129,6 +132,14 @@ def test_no_spikes_make_no_clusters() -> None:
     rows = scattered_rows(features, kind, channels, np.array([2, 5, 6]), 8, "cpu")
     mean, count = cluster_means(rows, np.zeros(0, np.int64), np.zeros(0))
     assert (mean.shape, count.shape) == ((0, 3), (0,))
+
+
+def test_a_region_without_peaks_has_no_templates(tmp_path: Path) -> None:
+    columns = {"sample": np.zeros(0, np.int64), "centre": np.zeros(0, np.int32), "features": np.zeros((0, 1, 2), "f4")}
+    receipt = write_block(tmp_path / "a.rows", columns, np.zeros(0, np.int64), 1)
+    found = RegionClusterer([receipt], np.array([[0]]), np.array([0]), 3, Settings(), "cpu")(0)
+    assert found.features.shape == (0, 3, 2)
+    assert combine([found], np.ones((2, 3), "f4"), np.ones((1, 3), "f4"), fewest=5).features.shape == (0, 3, 2)
 
 
 def test_the_documented_examples_run() -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ks4stream import simulate
 from ks4stream.io import spikes
 from ks4stream.io.spikes import Receipt, read_column, write_block
+from ks4stream.results import Waveforms
 from ks4stream.settings import Settings
+from ks4stream.stages.joining import in_order
 from ks4stream.stages.matching import Matches
-from ks4stream.stages.units import Clusters, RegionSorter, counted_rows, fewest_spikes, is_neuron
+from ks4stream.stages.units import Clusters, RegionSorter, combine, counted_rows, fewest_spikes, is_neuron
 
 THRESHOLD, FEWEST, IMPOSSIBLE = 8.0, 5, 30.0
 
@@ -85,6 +88,27 @@ def test_a_regions_spikes_are_written_by_unit_with_their_place_in_the_blocks(tmp
     assert read_column(found.receipt, "sample").tolist() == [5, 130]
     assert read_column(found.receipt, "score").tolist() == [5, 130]
     assert read_column(found.receipt, "row").tolist() == [0, 5]  # of 4 + 3 rows, grouped by region
+
+
+@pytest.mark.parametrize("n_regions", [1, 2])
+def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, n_regions: int) -> None:
+    """A lone spike beyond its tile's core that the neighbouring tile does not report, say."""
+    columns = {
+        "sample": np.array([5, 9]), "template": np.zeros(2, np.int32), "score": np.full(2, 10, np.float32),
+        "features": np.ones((2, 1, 1), np.float32),
+    }  # fmt: skip
+    receipt = write_block(tmp_path / "a.npz", columns, np.array([0, n_regions - 1]), n_regions)
+    matches = Matches([receipt], np.array([0]), [np.array([0, 1])], np.zeros((0, 2), np.int64))
+    sorter = RegionSorter(
+        matches, np.array([[0]]), np.zeros(1, np.int64), 1, 30_000.0, Settings(), "cpu", folder=tmp_path
+    )
+    regions = [sorter(region) for region in range(n_regions)]
+    assert [region.unit_features.shape for region in regions] == [(0, 1, 1)] * n_regions
+    waveforms = Waveforms(np.ones((1, 3)), np.ones((1, 3)))
+    units = combine(regions, waveforms, Settings(), 30_000.0, FEWEST)
+    assert units.features.shape == (0, 1, 1)
+    spans = list(in_order(units, matches, waveforms, np.array([[0]]), simulate.linear_probe(1), 10.0))
+    assert [len(span["sample"]) for span in spans] == [0]
 
 
 def test_a_region_too_large_for_memory_comes_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
