@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from ks4stream import scoring, simulate
-from ks4stream.io.phy import check_writable
+from ks4stream.errors import ResultsError
 from ks4stream.io.probes import save_probe
 from ks4stream.io.recordings import open_recording
+from ks4stream.io.records import writing_to
 from ks4stream.recording import Recording
 from ks4stream.results import Sorting
 
@@ -22,6 +23,7 @@ N_CHANNELS = 24
 N_UNITS = 12
 DRIFT_UM = 20.0
 FILE_NAME, PROBE_NAME, TRUTH_NAME = "recording.bin", "probe.json", "truth.json"
+_MARK = "ks4stream demo"  # in the truth, by which files of an earlier demo are known
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +62,9 @@ def make_recording(
     SettingsError
         If the recording would be shorter than 0.1 s, or the seed negative.
     ResultsError
-        If the folder cannot be written to.
+        If the folder cannot be written to, or holds files of these names that are not of a demo.
     """
-    check_writable(folder)
+    _check_free(folder)
     probe = simulate.staggered_probe(N_CHANNELS)
     truth = simulate.simulate(probe, duration_s, seed=seed, n_units=N_UNITS, drift="rigid", drift_range_um=DRIFT_UM)
     save_probe(probe, folder / PROBE_NAME)
@@ -84,6 +86,21 @@ def score_table(demo: DemoRecording, sorting: Sorting) -> str:
     return f"{table}\nthe tissue moved by {moved_um:.1f} µm, found were {estimated_um:.1f} µm"
 
 
+def _check_free(folder: Path) -> None:
+    """Make the folder; refuse one with a recording in it that is somebody's."""
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    there = [name for name in (FILE_NAME, PROBE_NAME, TRUTH_NAME) if (folder / name).exists()]
+    try:
+        is_demo = _MARK in json.loads((folder / TRUTH_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        is_demo = False
+    if there and not is_demo:
+        raise ResultsError(
+            f"{folder / there[0]} is not of a demo, and would be replaced. Choose another folder (--out)."
+        )
+
+
 def _write_traces(truth: simulate.SimulatedRecording, path: Path, progress: Callable[[str, int, int], None]) -> None:
     starts = range(0, truth.traces.shape[0], simulate.BLOCK_SAMPLES)
     progress("simulation", 0, len(starts))
@@ -99,4 +116,5 @@ def _write_truth(truth: simulate.SimulatedRecording, path: Path) -> None:
         | {"spike_samples": truth.spike_samples[truth.spike_units == index].tolist()}
         for index, unit in enumerate(truth.units)
     ]
-    path.write_text(json.dumps({"sampling_rate_hz": truth.sampling_rate_hz, "units": units}), encoding="utf-8")
+    content = {_MARK: True, "sampling_rate_hz": truth.sampling_rate_hz, "units": units}
+    path.write_text(json.dumps(content), encoding="utf-8")

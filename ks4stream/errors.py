@@ -84,5 +84,9 @@ class SettingsWarning(Ks4StreamWarning):
     """A setting was legal but did not fit the probe and was clamped."""
 
 
+class CurationWarning(Ks4StreamWarning):
+    """The results folder holds a curation, or another sorter's results, which are moved before new ones are written."""
+
+
 class VersionWarning(Ks4StreamWarning):
     """Workers differ in versions, processor or GPU, so that results may differ from run to run."""

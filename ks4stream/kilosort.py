@@ -27,7 +27,6 @@ from ks4stream.errors import (
     SettingsError,
 )
 from ks4stream.io.phy import (
-    check_writable,
     ops_from_sorting,
     spike_table,
     write_ops,
@@ -37,6 +36,7 @@ from ks4stream.io.places import place
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
 from ks4stream.io.records import writing_to
+from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.io.tile_cache import cached, ending
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
@@ -210,7 +210,7 @@ def run_kilosort(
     )  # fmt: skip
     jobs = [(_with_channels(recording, shank, bad_channels), folder / name) for shank, name in _shanks(shank_idx)]
     for _, target in jobs:
-        check_writable(target)
+        ResultsFolder.open(target, recording.files)
     with ExitStack() as stack:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Ks4StreamWarning)  # sort says it, where the log has it

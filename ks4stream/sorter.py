@@ -132,9 +132,10 @@ def sort(
     with ExitStack() as stack, _recorded_warnings() as said:
         if results_dir is not None:
             results_dir = place(results_dir)
-            folder = stack.enter_context(report.results_folder(results_dir))
+            results, folder = stack.enter_context(report.results_folder(results_dir, recording))
             stack.enter_context(report.run_log(folder))
             report.log_inputs(recording, settings, do_CAR=do_CAR, invert_sign=invert_sign, device=device)
+            report.announce(results)
         given, recording = recording, stack.enter_context(cached(recording, cache_dir, cache_bytes))
         source = prepare(recording, settings, do_car=do_CAR, invert_sign=invert_sign, device=device)
         stack.enter_context(one_thread())
@@ -153,10 +154,8 @@ def sort(
         sorting = replace(run.run(), warnings=tuple(said))
         if results_dir is not None:
             progress("results", 0, 1)
-            report.finish(
-                sorting, folder, target=results_dir if isinstance(results_dir, ObjectPath) else None,
-                save_extra_vars=save_extra_vars, save_features=save_features,
-            )  # fmt: skip
+            report.finish(sorting, results, folder, save_extra_vars=save_extra_vars, save_features=save_features)
+            sorting = replace(sorting, warnings=tuple(said))  # with where somebody's results were moved to
             store.tidy(keep=keep_run)
             progress("results", 1, 1)
         if caches := ending(recording, given):

@@ -24,6 +24,7 @@ from ks4stream.engine.cluster import local_client
 from ks4stream.errors import FewSpikesWarning, ResultsError
 from ks4stream.io import run_store
 from ks4stream.io.recordings import open_recording
+from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.recording import Recording
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
@@ -182,15 +183,20 @@ def test_a_disk_that_fills_up_stops_a_run_that_goes_on(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_disk_that_is_full_for_the_results_costs_none_of_the_work(
-    recording: Recording, tmp_path: Path, computed: Counter[str], undisturbed: tuple[Path, Sorting]
-) -> None:
-    files = [tmp_path / "spike_times.npy", tmp_path / "diagnostics.png"]
-    for file in files:
-        file.symlink_to("/dev/full")
-    for file in files:
-        with pytest.raises(ResultsError, match=r"cannot be written to: .*No space left.* MB are free"):
-            run(recording, tmp_path)
-        file.unlink()
+    recording: Recording, tmp_path: Path, computed: Counter[str], undisturbed: tuple[Path, Sorting],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    clear = ResultsFolder._clear
+    for name in ("spike_times.npy", "diagnostics.png"):
+
+        def fill(results: ResultsFolder, name: str = name) -> None:
+            clear(results)
+            (tmp_path / name).symlink_to("/dev/full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ResultsFolder, "_clear", fill)
+            with pytest.raises(ResultsError, match=r"cannot be written to: .*No space left.* MB are free"):
+                run(recording, tmp_path)
     before = computed.total()
     assert_same(run(recording, tmp_path), undisturbed[1])
     assert computed.total() == before

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,6 +30,7 @@ CONNECTION = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "15min"
 BACKOFF = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2}
 HASTY = {"max_retries": 4, "retry_timeout": timedelta(seconds=15), "backoff": BACKOFF}  # to tell mistakes soon
 PATIENT = {"max_retries": 10, "retry_timeout": timedelta(minutes=5), "backoff": BACKOFF}  # hours of work are at stake
+_COPIED_BYTES = 5 << 30  # that stores copy themselves by one request; S3 no more
 _ADVICE = {
     "s3": "Check bucket, AWS_REGION, and AWS_ENDPOINT_URL where the store is not Amazon's",
     "gs": "Check the bucket; one that is public needs GOOGLE_SKIP_SIGNATURE=true",
@@ -124,8 +125,7 @@ def status(location: str) -> Status | None:
     if not is_remote(location):
         if not os.path.isfile(location):
             return None
-        found = os.stat(location)
-        return Status(found.st_size, str(found.st_mtime_ns))
+        return _status_of_file(os.stat(location))
     store, key = _parent_store(location, False)
     import obstore
 
@@ -213,19 +213,40 @@ def write_file(location: str, path: Path) -> None:
         obstore.put(store, key, path)
 
 
-def delete(location: str) -> None:
-    """Remove an object, if it is there.
+def delete(location: str, paths: Sequence[str] = ()) -> None:
+    """Remove an object, or objects below a location, by their paths from there; what is not there need not be.
 
     Raises
     ------
     ResultsError
         If the store refuses it.
     """
-    store, key = _parent_store(location, True)
+    store, key = (_store(location, True), list(paths)) if paths else _parent_store(location, True)
     import obstore
 
     with suppress(_NowhereError), explained(location, writing=True):
         obstore.delete(store, key)
+
+
+def copy(location: str, to: str, n_bytes: int) -> None:
+    """Copy an object of a known size to another location of the same bucket.
+
+    Raises
+    ------
+    ResultsError
+        If the store refuses it.
+    """
+    scheme, _, rest = location.partition("://")
+    root = f"{scheme}://{rest.partition('/')[0]}"
+    store = _store(root, True)
+    import obstore
+
+    source, target = (address.removeprefix(f"{root}/") for address in (location, to))
+    with explained(to, writing=True):
+        if n_bytes <= _COPIED_BYTES:
+            obstore.copy(store, source, target)
+        else:
+            obstore.put(store, target, (bytes(chunk) for chunk in obstore.get(store, source).stream()))
 
 
 def age_s(location: str) -> float:
@@ -256,6 +277,27 @@ def listing(location: str) -> list[tuple[str, Status]]:
     with explained(location):
         pages = obstore.list(_store(location, True), chunk_size=1000)
         return sorted((meta["path"], _status_of(meta)) for page in pages for meta in page)
+
+
+def entries(location: str) -> dict[str, Status | None]:
+    """List what lies directly below a location, by name: files or objects, and folders, of which the status is None.
+
+    Raises
+    ------
+    RecordingError
+        If a store cannot be asked.
+    """
+    if not is_remote(location):
+        if not os.path.isdir(location):
+            return {}
+        with os.scandir(location) as found:
+            return {entry.name: None if entry.is_dir() else _status_of_file(_stat(entry.path)) for entry in found}
+    import obstore
+
+    with explained(location):
+        there = obstore.list_with_delimiter(_store(location, True))
+    folders = {PurePosixPath(prefix).name: None for prefix in there["common_prefixes"]}
+    return folders | {PurePosixPath(meta["path"]).name: _status_of(meta) for meta in there["objects"]}
 
 
 def can_list(location: str) -> bool:
@@ -345,12 +387,19 @@ def _status_of(meta: Any) -> Status:
     return Status(int(meta["size"]), meta["e_tag"] or str(meta["last_modified"]))
 
 
+def _stat(path: str) -> os.stat_result:
+    return os.stat(path) if os.path.exists(path) else os.lstat(path)  # of a link that leads nowhere
+
+
+def _status_of_file(found: os.stat_result) -> Status:
+    return Status(found.st_size, str(found.st_mtime_ns))
+
+
 def _walk(folder: str) -> Iterator[tuple[str, Status]]:
     for where, _, names in os.walk(folder):
         for name in names:
             path = Path(where, name)
-            found = path.stat()
-            yield path.relative_to(folder).as_posix(), Status(found.st_size, str(found.st_mtime_ns))
+            yield path.relative_to(folder).as_posix(), _status_of_file(path.stat())
 
 
 def _obstore() -> Any:

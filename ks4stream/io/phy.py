@@ -8,8 +8,6 @@ readers expect one; ks4stream writes it and never reads it.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -24,7 +22,6 @@ from ks4stream.io.spikes import let_go
 from ks4stream.results import Sorting
 
 __all__ = [
-    "check_writable",
     "crop_start",
     "export_phy",
     "ops_from_sorting",
@@ -37,48 +34,6 @@ __all__ = [
 PREPROCESSED_SCALE = 200.0  # temp_wh.dat holds whitened traces times this, as int16
 _SPIKES_AT_ONCE = 16_384
 _UNITS_AT_ONCE = 256
-_OPTIONAL = ("pc_features.npy", "pc_feature_ind.npy")
-_EXTRA_VARS = ("tF.npy", "Wall.npy", "full_st.npy", "full_clu.npy", "full_amp.npy")
-_CLUSTER_TABLES = ("KSLabel", "group", "ContamPct", "Amplitude")
-
-
-def check_writable(folder: str | os.PathLike[str]) -> Path:
-    """Make the results folder if need be and see that files can be written there.
-
-    Called before a sort begins, so that hours of work do not end at a locked folder.
-
-    Parameters
-    ----------
-    folder : path
-        Results folder; parents are made too.
-
-    Returns
-    -------
-    Path
-        The folder.
-
-    Raises
-    ------
-    ResultsError
-        If it is no folder, cannot be made or written to, or holds a file that cannot be replaced.
-    """
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-        locked = [file.name for file in path.iterdir() if file.is_file() and not os.access(file, os.W_OK)]
-    except OSError as error:
-        raise ResultsError(
-            f"Results cannot be written to {path}: {error.strerror or error}. "
-            "Choose another results_dir, or change the permissions of this one."
-        ) from error
-    if locked:
-        raise ResultsError(
-            f"{path} holds results that cannot be replaced ({locked[0]} is read-only). "
-            "Choose another results_dir, or make its files writable."
-        )
-    return path
 
 
 def export_phy(
@@ -91,10 +46,7 @@ def export_phy(
     save_features: bool = True,
     ops: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the complete results folder, replacing an earlier one.
-
-    Curation that Phy left in the folder belongs to the spikes that are replaced: its tables are renamed to
-    ``*.old``, its cache is removed.
+    """Write all files of the results folder; what they replace, and what else lies there, is the caller's business.
 
     Parameters
     ----------
@@ -124,8 +76,8 @@ def export_phy(
     ResultsError
         If the folder cannot be written to, or the sorting has units but no probe or waveforms.
     """
-    path = check_writable(folder)
-    _set_aside(path)
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
     _write_spikes(sorting, path)
     if save_features:
         _write_features(sorting, path)
@@ -512,17 +464,6 @@ def _n_chan_file(sorting: Sorting) -> int:
     """Number of columns in the file, at least those of the channel map."""
     least = 0 if sorting.probe is None else int(sorting.probe.chan_map.max()) + 1
     return max(sorting.n_chan_file, least)
-
-
-def _set_aside(path: Path) -> None:
-    """Take away what an earlier sort or its curation left and the new one will not replace."""
-    for name in (*_OPTIONAL, *_EXTRA_VARS):
-        (path / name).unlink(missing_ok=True)
-    ours = {f"cluster_{name}.tsv" for name in _CLUSTER_TABLES}
-    for table in [*path.glob("cluster_*.tsv"), *path.glob("cluster_*.csv")]:
-        if table.name not in ours:
-            table.replace(table.with_name(f"{table.name}.old"))
-    shutil.rmtree(path / ".phy", ignore_errors=True)
 
 
 def _save(path: Path, name: str, values: NDArray[Any], dtype: DTypeLike) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ks4stream.errors import RecordingError, ResultsError
 from ks4stream.io import objects
 
+REQUESTS = 16  # to a store at a time
 FETCHED_BYTES = 1 << 26  # of an object that are held at a time while it is copied
 
 
@@ -141,14 +143,31 @@ def copy_there(folder: Path, where: ObjectPath, *, last: str = "") -> None:
 
 def below(where: Place) -> Iterator[tuple[str, bool]]:
     """What lies directly in a folder: names, and whether they are folders."""
+    yield from ((name, status is None) for name, status in objects.entries(str(where)).items())
+
+
+def move(where: Place, to: Place, names: Sequence[str]) -> None:
+    """Move files and folders of one folder into another of the same file system or bucket, in their order.
+
+    In a bucket nothing is removed before all has been copied.
+
+    Raises
+    ------
+    ResultsError
+        If a store refuses it.
+    """
     if isinstance(where, Path):
-        yield from ((entry.name, entry.is_dir()) for entry in (where.iterdir() if where.is_dir() else ()))
+        for name in names:
+            (where / name).rename(Path(str(to)) / name)
         return
-    folders: dict[str, bool] = {}
-    for path, _ in objects.listing(where.location):
-        name, slash, _ = path.partition("/")
-        folders[name] = bool(slash)
-    yield from folders.items()
+    n_bytes: dict[str, int] = {}
+    for name, status in objects.entries(str(where)).items():
+        if name in names:
+            inside = [("", status)] if status else objects.listing(str(where / name))
+            n_bytes |= {f"{name}/{path}".rstrip("/"): found.size_bytes for path, found in inside}
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        list(pool.map(lambda path: objects.copy(str(where / path), str(to / path), n_bytes[path]), n_bytes))
+    objects.delete(str(where), list(n_bytes))
 
 
 def remove(where: Place, *, folder: bool = False) -> None:
@@ -159,5 +178,7 @@ def remove(where: Place, *, folder: bool = False) -> None:
         else:
             where.unlink(missing_ok=True)
         return
-    for path in [path for path, _ in objects.listing(where.location)] if folder else [""]:
-        objects.delete(objects.child(where.location, path) if path else where.location)
+    if not folder:
+        objects.delete(where.location)
+    elif paths := [path for path, _ in objects.listing(where.location)]:
+        objects.delete(where.location, paths)

@@ -3,46 +3,60 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ks4stream.errors import Ks4StreamError
-from ks4stream.io.objects import write_bytes, write_file
-from ks4stream.io.phy import check_writable, export_phy
-from ks4stream.io.places import ObjectPath, Place, below, copy_here, copy_there, remove, size_of
-from ks4stream.io.records import writing_to
+from ks4stream.errors import CurationWarning, Ks4StreamError
+from ks4stream.io.objects import write_file
+from ks4stream.io.phy import export_phy
+from ks4stream.io.places import ObjectPath, Place, copy_here, copy_there
+from ks4stream.io.results_folder import STORE, ResultsFolder, fingerprint
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.store import save_sorting
+from ks4stream.recording import Recording
 from ks4stream.report.log import LOG_NAME, log_inputs, run_log
 from ks4stream.results import Sorting
 
-__all__ = ["check_writable", "finish", "log_inputs", "log_kept", "results_folder", "run_log"]
+__all__ = ["announce", "finish", "log_inputs", "log_kept", "results_folder", "run_log"]
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def results_folder(target: Place) -> Iterator[Path]:
-    """The folder of this machine that results are written to: the target, or one that is copied there in the end.
+def results_folder(target: Place, recording: Recording) -> Iterator[tuple[ResultsFolder, Path]]:
+    """Where results are going to be, and the folder of this machine that they are written to before.
 
     Raises
     ------
     ResultsError
         If nothing can be written there, before work begins.
     """
+    results = ResultsFolder.open(target, recording.files)
     if isinstance(target, Path):
-        yield check_writable(target)
+        yield results, target
         return
-    trial = target / ".ks4stream"
-    write_bytes(str(trial), b"")
-    remove(trial)
     with scratch_folder() as folder:
-        if size_of(target / LOG_NAME) is not None:  # it goes on
+        if results.log_bytes:  # it goes on
             copy_here(target / LOG_NAME, folder)
-        yield folder
+        yield results, folder
+
+
+def announce(results: ResultsFolder) -> None:
+    """Say before work starts that a curation, or the results of another sorter, are going to be moved."""
+    if somebodys := results.somebodys():
+        warnings.warn(
+            f"{results.place} holds results that were curated, or that ks4stream did not write ({_some(somebodys)}). "
+            "They will be moved into a numbered folder beside it when new results are written; if the result is the "
+            "same as before, nothing is touched.",
+            CurationWarning, stacklevel=3,
+        )  # fmt: skip
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
 
 
 @contextmanager
@@ -56,37 +70,22 @@ def log_kept(folder: Path, target: Place) -> Iterator[None]:
                 write_file(str(target / LOG_NAME), folder / LOG_NAME)
 
 
-def _publish(folder: Path, target: ObjectPath) -> None:
-    """Bring results where they are to be, in place of earlier ones; ``sorting.zarr`` can be read when it is complete.
-
-    Raises
-    ------
-    ResultsError
-        If the store refuses it; the same call again does all of it again.
-    """
-    remove(target / "sorting.zarr" / ".zgroup")
-    remove(target / "sorting.zarr", folder=True)
-    for name, is_folder in below(target):
-        if not is_folder and name.endswith((".npy", ".tsv", ".png")) and not (folder / name).exists():
-            remove(target / name)
-    copy_there(folder, target, last="sorting.zarr/.zgroup")
-
-
 def finish(
-    sorting: Sorting, results_dir: str | os.PathLike[str], *, target: ObjectPath | None = None,
-    save_extra_vars: bool = False, save_features: bool = True,
-) -> Path:  # fmt: skip
+    sorting: Sorting, results: ResultsFolder, folder: Path, *, save_extra_vars: bool = False, save_features: bool = True
+) -> Place | None:
     """Write everything a sorting leaves: the Phy folder, the native store ``sorting.zarr`` and the plots.
+
+    Where the same result was written before, nothing is touched: it may have been curated since. Where another one
+    was curated, or is not ours, it is moved into a numbered folder.
 
     Parameters
     ----------
     sorting : Sorting
         A finished sorting; may be empty.
-    results_dir : path
-        Results folder; made if need be, an earlier sorting in it is replaced.
-    target : ObjectPath, optional
-        Where the folder's files are copied then, in place of earlier ones; ``params.py`` has absolute paths, as those
-        from this folder would mean nothing there.
+    results : ResultsFolder
+        Where it is to be.
+    folder : Path
+        The same, or a folder of this machine from which files are copied to an object store.
     save_extra_vars : bool, optional
         Also write tF, Wall, full_st, full_clu and full_amp.
     save_features : bool, optional
@@ -94,30 +93,37 @@ def finish(
 
     Returns
     -------
-    Path
-        The folder.
+    Path, ObjectPath or None
+        Where somebody's results were moved to, if there were any.
 
     Raises
     ------
     ResultsError
-        If the folder cannot be written to, its disk is full, or the store refuses it; the same call again does all of
-        it again.
+        If the folder cannot be written to, its disk is full, or the store refuses it; the same call writes all of it
+        then.
     """
     from ks4stream.report.plots import write_plots  # matplotlib: only when there is something to draw
 
     began = time.perf_counter()
-    folder = Path(results_dir)
-    with writing_to(folder):
+    key = fingerprint(sorting, save_extra_vars=save_extra_vars, save_features=save_features)
+    if results.holds(key):
+        _log.info("%s holds this result already; nothing in it was touched.", results.place)
+        return None
+    aside = results.set_aside() if results.somebodys() else None
+    if aside is not None:
+        warnings.warn(f"The earlier results in {results.place} were moved to {aside}.", CurationWarning, stacklevel=3)
+    is_remote = isinstance(results.place, ObjectPath)
+    with results.replacing(key, folder):
         export_phy(
-            sorting, folder, relative_paths=target is None, save_extra_vars=save_extra_vars, save_features=save_features
+            sorting, folder, relative_paths=not is_remote, save_extra_vars=save_extra_vars, save_features=save_features
         )
-        save_sorting(sorting, folder / "sorting.zarr", features=save_features)
+        save_sorting(sorting, folder / STORE, features=save_features)
         write_plots(sorting, folder)
-    if target is not None:
-        _publish(folder, target)
+        if isinstance(results.place, ObjectPath):
+            copy_there(folder, results.place, last=f"{STORE}/.zgroup")
     _log.info(
         "%d units (%d good), %d spikes (%d kept) written to %s in %.1f s",
-        sorting.n_units, sorting.refractory.sum(), sorting.n_spikes, sorting.kept.sum(), target or folder,
+        sorting.n_units, sorting.refractory.sum(), sorting.n_spikes, sorting.kept.sum(), results.place,
         time.perf_counter() - began,
     )  # fmt: skip
-    return folder
+    return aside

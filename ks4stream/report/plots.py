@@ -41,7 +41,7 @@ def write_plots(sorting: Sorting, folder: str | os.PathLike[str]) -> list[Path]:
         A sorting; may be empty.
     folder : path
         Where ``diagnostics.png``, ``spike_positions.png`` and, with a drift estimate, ``drift_amount.png``
-        and ``drift_scatter.png`` go. Drift plots of an earlier sort are removed.
+        and ``drift_scatter.png`` go.
 
     Returns
     -------
@@ -57,9 +57,7 @@ def write_plots(sorting: Sorting, folder: str | os.PathLike[str]) -> list[Path]:
     written = []
     for name, plot in plots.items():
         path = Path(folder) / name
-        if plot is None:
-            path.unlink(missing_ok=True)
-        else:
+        if plot is not None:
             plot(sorting).savefig(path, dpi=_DPI)
             written.append(path)
     return written

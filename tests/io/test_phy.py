@@ -9,7 +9,6 @@ import pytest
 
 from ks4stream.errors import ResultsError
 from ks4stream.io.phy import (
-    check_writable,
     export_phy,
     ops_from_sorting,
     spike_table,
@@ -102,9 +101,7 @@ def test_features_move_to_the_channels_of_their_unit(make_sorting, tmp_path, mon
         assert np.array_equal(moved[row].T, dense[channels[sorting.unit[spike]]])
 
 
-def test_without_features_those_of_an_earlier_export_go_too(make_sorting, tmp_path):
-    export_phy(make_sorting(), tmp_path)
-    assert (tmp_path / "pc_features.npy").exists()
+def test_without_features(make_sorting, tmp_path):
     export_phy(make_sorting(), tmp_path, save_features=False)
     assert not list(tmp_path.glob("pc_feature*"))
     assert (tmp_path / "spike_times.npy").exists()
@@ -166,18 +163,6 @@ def test_units_without_waveforms_or_probe_are_refused(make_sorting, tmp_path):
         export_phy(make_sorting(waveforms=None), tmp_path)
     with pytest.raises(ResultsError, match="no probe"):
         export_phy(make_sorting(probe=None), tmp_path)
-
-
-def test_a_second_export_replaces_the_first_and_its_curation(make_sorting, tmp_path):
-    export_phy(make_sorting(), tmp_path, save_extra_vars=True)
-    (tmp_path / "cluster_info.tsv").write_text("cluster_id\tgroup\n0\tnoise\n")
-    (tmp_path / ".phy").mkdir()
-    export_phy(make_sorting(n_spikes=50), tmp_path)
-    assert not (tmp_path / "tF.npy").exists()
-    assert not (tmp_path / ".phy").exists()
-    assert not (tmp_path / "cluster_info.tsv").exists()
-    assert (tmp_path / "cluster_info.tsv.old").exists()
-    assert len(load(tmp_path, "kept_spikes")) == 50
 
 
 # -- params.py -----------------------------------------------------------------------------------------
@@ -249,19 +234,6 @@ def test_number_of_batches_without_a_drift_estimate(make_sorting):
 
 
 # -- where results go ------------------------------------------------------------------------------------
-
-
-def test_a_folder_that_cannot_be_written_to_is_an_error_before_work(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ResultsError, match="Choose another results_dir"):
-        check_writable(tmp_path / "file")
-    with pytest.raises(ResultsError, match="cannot be written"):
-        check_writable(tmp_path / "file" / "kilosort4")
-    assert check_writable(tmp_path / "new" / "kilosort4").is_dir()
-    (tmp_path / "new" / "params.py").write_text("")
-    monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(ResultsError, match=r"params.py is read-only"):
-        check_writable(tmp_path / "new")
 
 
 # -- readers -----------------------------------------------------------------------------------------------
