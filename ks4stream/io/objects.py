@@ -8,6 +8,7 @@ that grow and are partly random; what fails for good becomes a :class:`~ks4strea
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Hashable, Iterator, Sequence
@@ -246,7 +247,13 @@ def copy(location: str, to: str, n_bytes: int) -> None:
         if n_bytes <= _COPIED_BYTES:
             obstore.copy(store, source, target)
         else:
-            obstore.put(store, target, (bytes(chunk) for chunk in obstore.get(store, source).stream()))
+            asyncio.run(_stream(store, source, target))
+
+
+async def _stream(store: Any, source: str, target: str) -> None:
+    import obstore
+
+    await obstore.put_async(store, target, (await obstore.get_async(store, source)).stream())
 
 
 def age_s(location: str) -> float:
