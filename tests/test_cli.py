@@ -75,6 +75,16 @@ def test_the_demo_sorts_and_shows_how_well_each_unit_was_found(demo: tuple[Path,
         assert f"{stage}: " in result.stderr
 
 
+@pytest.mark.parametrize("name", ["recording.bin", "probe.json", "truth.json"])
+def test_a_demo_does_not_replace_what_is_not_of_a_demo(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    result = run("demo", "--out", tmp_path, "--seconds", "1")
+    assert result.exit_code == 1
+    assert f"{name} is not of a demo" in " ".join(result.stderr.split())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "{}"
+
+
 def test_a_file_is_sorted_alike_whatever_the_workers_and_blocks(demo: tuple[Path, Result], tmp_path: Path) -> None:
     folder, _ = demo
     recording = ("--n-chan", 24, "--fs", 30000, "--probe", folder / "probe.json")

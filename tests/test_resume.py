@@ -21,7 +21,7 @@ import pytest
 
 from ks4stream import simulate
 from ks4stream.engine.cluster import local_client
-from ks4stream.errors import FewSpikesWarning, ResultsError
+from ks4stream.errors import CurationWarning, FewSpikesWarning, ResultsError
 from ks4stream.io import run_store
 from ks4stream.io.recordings import open_recording
 from ks4stream.io.results_folder import ResultsFolder
@@ -113,6 +113,29 @@ def test_a_changed_setting_redoes_the_stages_it_touches(
     run(recording, tmp_path)  # as at first, but of that sort only those stages are kept that the last one used too
     assert {"detection", "matching"} <= set(computed)
     assert len(list((tmp_path / "run").glob("matching-*"))) == 1
+
+
+def test_a_curation_stays_until_the_result_changes_and_is_moved_then(recording: Recording, tmp_path: Path) -> None:
+    folder, curated = tmp_path / "kilosort4", "cluster_id\tgroup\n0\tgood\n"
+    run(recording, folder)
+    (folder / "cluster_group.tsv").write_text(curated)
+
+    def stamps() -> dict[Path, int]:
+        own = {folder / "kilosort4.log", *(folder / "run").rglob("*")}
+        return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path not in own}
+
+    before = stamps()
+    with pytest.warns(CurationWarning, match=r"curated.*cluster_group.tsv.*nothing is touched"):
+        run(recording, folder)
+    assert stamps() == before
+    with pytest.warns(CurationWarning) as said:
+        found = run(recording, folder, SETTINGS.replace(Th_learned=14))
+    assert [str(one.message) for one in said] == list(found.warnings), "before work started, and at the end"
+    assert str(tmp_path / "kilosort4-1") in found.warnings[-1]
+    assert (tmp_path / "kilosort4-1" / "cluster_group.tsv").read_text() == curated
+    assert (folder / "cluster_group.tsv").read_text() != curated
+    log = (folder / "kilosort4.log").read_text()
+    assert "nothing in it was touched" in log and "were moved to" in log
 
 
 def test_nothing_is_kept_where_nothing_is_to_be(recording: Recording, tmp_path: Path) -> None:
