@@ -19,7 +19,7 @@ from typing import Any
 
 from ks4stream.errors import ProbeError
 
-_BUDGET = 1_000_000  # steps and elements: a file that write_prb makes of 1000 contacts takes 15 000
+_BUDGET = 2_000_000  # steps and elements: a file that write_prb makes of 1000 contacts takes 15 000
 _LONGEST_FILE = 500_000  # characters: as many statements parsed take some 300 MB for a moment
 _LARGEST_INTEGER = 2**63 - 1
 _LARGEST_EXPONENT = 64
