@@ -140,7 +140,7 @@ class _Evaluator(ast.NodeVisitor):
 
     def generic_visit(self, node: ast.AST) -> Any:
         """Refuse every kind of node that has no method here."""
-        raise ValueError(f"{type(node).__name__} is not among what is understood")
+        raise ValueError(f"{type(node).__name__} is not understood here")
 
     def pay(self, cost: int) -> None:
         """Take the cost of what is about to be done from the budget."""
@@ -184,10 +184,12 @@ class _Evaluator(ast.NodeVisitor):
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
         before, change = self.visit(node.target), self.visit(node.value)
-        if isinstance(before, list) and isinstance(node.op, ast.Add):
+        if not isinstance(before, list):
+            self.bind(node.target, self.combined(node.op, before, change))
+        elif isinstance(node.op, ast.Add):
             before += self.items(change)  # in place, as in Python: other names may stand for the same list
         else:
-            self.bind(node.target, self.combined(node.op, before, change))
+            raise ValueError("the operator is not known for a list")
 
     def visit_For(self, node: ast.For) -> None:
         for item in self.items(self.visit(node.iter)):
@@ -210,13 +212,13 @@ class _Evaluator(ast.NodeVisitor):
             self.bind(target, value)
 
     def may_change_values(self, expression: ast.expr) -> bool:
-        """Whether Python, executing an expression, might change a value of the file: by a call that is given one."""
+        """Whether Python, executing an expression, might change a value of the file, now or by a method bound to it."""
         calls = names_container = False
         for node in ast.walk(expression):
             self.pay(1)
             if isinstance(node, ast.NamedExpr | ast.Lambda):
                 return True
-            calls |= isinstance(node, ast.Call)
+            calls |= isinstance(node, ast.Call | ast.Attribute)
             names_container |= isinstance(node, ast.Name) and isinstance(self.names.get(node.id), _CONTAINERS)
         return calls and names_container
 

@@ -151,6 +151,8 @@ OUTSIDE = [
     "a.b = 1",
     "np.b = 1",
     "x = [0]\nx.sort()",
+    "x = y = [0]\nx *= 2",
+    "x = [0]\nadd = x.append",
     "x = [0]\ny = x.pop()",
     "x = [3]\ny = f(x)",
     "x = [0]\nx[0:1] = [2]",

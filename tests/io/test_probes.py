@@ -173,7 +173,7 @@ def test_prb_that_describes_no_probe_is_an_error(text: str, message: str, tmp_pa
 
 @pytest.mark.parametrize("group_mode", ["by_probe", "by_shank"])
 def test_prb_that_probeinterface_and_the_converter_of_kilosort4_write(group_mode: str, tmp_path: Path) -> None:
-    """The latter calls the former's function; with NumPy 2 that writes np.int64(0), and imports nothing."""
+    """With NumPy 2 both (Kilosort4 4.1.7's spikeinterface_to_binary) write np.int64(0), and import nothing."""
     contacts = probeinterface.Probe(ndim=2, si_units="um")
     contacts.set_contacts([[0, 0], [0, 20], [50, 50], [100, 0]], shank_ids=["1", "1", "1", "2"])
     contacts.set_device_channel_indices(np.array([0, 3, -1, 2]))
@@ -230,6 +230,10 @@ def test_a_map_that_counts_from_one_is_told_and_not_changed(tmp_path: Path) -> N
     probe.check_file(4)  # possible, if channel 0 is left out
     with pytest.raises(ProbeError, match=r"has 3 channels \(0 to 2\).*seems to count from 1: subtract 1"):
         probe.check_file(3)
+    with pytest.raises(ProbeError, match=r"has 5 channels \(0 to 4\).*seems to count from 1"):
+        load_probe(FROM_ONE | {"chanMap": [1, 2, 5]}).check_file(5)
+    with pytest.raises(ProbeError, match=r"has 2 channels \(0 to 1\)\. Use the probe"):
+        probe.check_file(2)
     with pytest.warns(Ks4StreamWarning, match=message):
         load_probe(write_json(tmp_path / "p.json", FROM_ONE))
     (tmp_path / "p.prb").write_text("g = {c: (0, 20 * c) for c in range(1, 4)}\nchannel_groups = "
