@@ -26,7 +26,8 @@ _LARGEST_EXPONENT = 64
 
 _NUMBERS = (int, float)
 _SCALARS = (int, float, str, type(None))
-_CONTAINERS = (list, tuple, dict, set, str)
+_MAY_HOLD = (list, tuple, dict, set)
+_CONTAINERS = (*_MAY_HOLD, str)
 
 _ARITHMETIC: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -213,14 +214,14 @@ class _Evaluator(ast.NodeVisitor):
 
     def may_change_values(self, expression: ast.expr) -> bool:
         """Whether Python, executing an expression, might change a value of the file, now or by a method bound to it."""
-        calls = names_container = False
+        calls = names_holder = False
         for node in ast.walk(expression):
             self.pay(1)
             if isinstance(node, ast.NamedExpr | ast.Lambda):
                 return True
             calls |= isinstance(node, ast.Call | ast.Attribute)
-            names_container |= isinstance(node, ast.Name) and isinstance(self.names.get(node.id), _CONTAINERS)
-        return calls and names_container
+            names_holder |= isinstance(node, ast.Name) and isinstance(self.names.get(node.id), _MAY_HOLD)
+        return calls and names_holder
 
     def bind(self, target: ast.expr, value: Any) -> None:
         match target:
@@ -243,7 +244,7 @@ class _Evaluator(ast.NodeVisitor):
     def look_up(self, name: str) -> Any:
         value = self.names[name]
         if isinstance(value, _Outside):
-            raise value
+            raise value.with_traceback(None)  # or all frames that it ever passed would be kept
         return value
 
     def visit_Name(self, node: ast.Name) -> Any:

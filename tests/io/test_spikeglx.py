@@ -151,6 +151,19 @@ def test_inner_and_outer_columns_of_the_readout_table(tmp_path: Path) -> None:
     assert not places[0] & places[1]
 
 
+def test_a_vertical_stripe_is_where_spikeglx_itself_says(tmp_path: Path) -> None:
+    """The table and the first of the contacts of a file that has both it and ~snsGeomMap (SpikeGLX 20251218)."""
+    banks = [(9, 13), (11, 15), (8, 12), (10, 14)]
+    table = "(1110,0,0,500,250,1)" + "".join(f"({group} {a} {b})" for group, (a, b) in enumerate(banks * 6))
+    probe = read_meta(write_meta(tmp_path / "run.meta", neural_tags("NP1110", table))).probe()
+    assert probe is not None
+    expected = {
+        0: (33.5, 3744), 1: (39.5, 4362), 2: (33.5, 2592), 3: (39.5, 3210), 4: (33.5, 3750), 32: (33.5, 3456),
+        63: (39.5, 2880), 64: (33.5, 3792), 383: (39.5, 3120),
+    }  # fmt: skip
+    assert {channel: tuple(probe.positions_um[channel]) for channel in expected} == expected
+
+
 PHASE_3A_REFERENCES = [36, 75, 112, 151, 188, 227, 264, 303, 340, 379]
 
 
