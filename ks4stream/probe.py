@@ -202,10 +202,13 @@ class Probe:
         """
         beyond = self.chan_map[self.chan_map >= n_chan]
         if beyond.size:
+            counts_from_one = self.chan_map.min() > 0 and beyond.max() == n_chan
             raise ProbeError(
                 f"{self.name} maps {beyond.size} contact(s) to channel(s) up to {beyond.max()}, but the file has "
-                f"{n_chan} channels (0 to {n_chan - 1}). Use the probe this file was recorded with, or correct "
-                "the number of channels (n_chan; n_chan_bin in run_kilosort)."
+                f"{n_chan} channels (0 to {n_chan - 1}). "
+                + ("The map has no channel 0 and seems to count from 1: subtract 1, or u" if counts_from_one else "U")
+                + "se the probe this file was recorded with, or correct the number of channels (n_chan; n_chan_bin in "
+                "run_kilosort)."
             )
 
     def digest(self) -> str:

@@ -1,6 +1,6 @@
 """Make the probe files of this folder from the makers' published geometry, with probeinterface.
 
-Run ``python probes/make_probes.py`` from the repository; needs ``pip install "ks4stream[probe]"``, no network.
+Run ``python probes/make_probes.py`` from the repository; needs no network.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ Nothing in a probe file is ever executed.
 
 from __future__ import annotations
 
-import ast
 import difflib
 import json
 import os
@@ -18,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import Ks4StreamWarning, MissingDependencyError, ProbeError
+from ks4stream.errors import Ks4StreamWarning, ProbeError
 from ks4stream.io import spikeglx
+from ks4stream.io.prb import evaluate
 from ks4stream.probe import Probe
 
 _UM_PER_UNIT = {"um": 1.0, "µm": 1.0, "mm": 1e3, "m": 1e6}
@@ -45,8 +45,6 @@ def load_probe(probe: Probe | Mapping[str, Any] | str | os.PathLike[str]) -> Pro
     ------
     ProbeError
         If there is no such file or shipped probe, it cannot be read, or its geometry contradicts itself.
-    MissingDependencyError
-        If a probeinterface file is given and that library is not installed.
 
     Examples
     --------
@@ -131,9 +129,9 @@ def shipped_probes() -> dict[str, Path]:
 
 def _read_json(path: Path) -> Probe:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ProbeError(f"{path} is no valid JSON: {error}.") from error
+        content = json.loads(path.read_bytes())  # finds out whether it is UTF-8 or UTF-16, with or without a mark
+    except (ValueError, RecursionError) as error:
+        raise ProbeError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ProbeError(f"{path} holds a {type(content).__name__}; needed are the keys chanMap, xc, yc and kcoords.")
     if _is_probeinterface(content):
@@ -182,8 +180,10 @@ def _mat_chan_map(content: Mapping[str, Any], path: Path) -> NDArray[Any]:
 
 
 def _read_prb(path: Path) -> Probe:
-    """Klusta's probe file: Python source whose assigned literals are parsed, never executed."""
-    values = _literal_assignments(path)
+    """Klusta's probe file: Python source, which is evaluated and never executed."""
+    content = path.read_bytes()
+    text = content.decode(json.detect_encoding(content), errors="replace")  # what is not ASCII stands in comments
+    values = evaluate(text, ("channel_groups", "total_nb_channels"), str(path))
     groups = values.get("channel_groups")
     if not isinstance(groups, dict) or not groups:
         raise ProbeError(f"{path} assigns no channel_groups = {{0: {{'channels': […], 'geometry': {{…}}}}}}.")
@@ -196,64 +196,35 @@ def _read_prb(path: Path) -> Probe:
         positions += geometry
         shank += [key if isinstance(key, int) else number] * len(channels)
     n_chan_file = values.get("total_nb_channels")
-    return Probe.from_positions(
+    probe = Probe.from_positions(
         np.array(positions, dtype=np.float64).reshape(-1, 2),
         chan_map=chan_map,
         shank=shank,
         n_chan_file=n_chan_file if isinstance(n_chan_file, int) else None,
         name=path.stem,
     )
+    return _told_if_from_one(probe)
 
 
 def _prb_group(group: Any, what: str) -> tuple[list[int], list[tuple[float, float]]]:
     if not isinstance(group, dict) or "channels" not in group or "geometry" not in group:
         raise ProbeError(f"{what} needs 'channels' and 'geometry'.")
-    channels = list(group["channels"])
-    geometry = group["geometry"]
-    if not isinstance(geometry, dict):  # a list, in the order of the channels
+    channels, geometry = group["channels"], group["geometry"]
+    if not isinstance(channels, list | tuple | set) or not all(isinstance(number, int | float) for number in channels):
+        raise ProbeError(f"{what}: 'channels' must be a list of numbers.")
+    if isinstance(geometry, list | tuple):  # in the order of the channels
         if len(geometry) != len(channels):
             raise ProbeError(f"{what} has {len(channels)} channels and {len(geometry)} positions.")
         geometry = dict(zip(channels, geometry, strict=True))
+    if not isinstance(geometry, dict):
+        raise ProbeError(f"{what}: 'geometry' must give a position for each channel.")
     missing = [channel for channel in channels if channel not in geometry]
     if missing:
         raise ProbeError(f"{what} gives no position for channel {', '.join(map(str, missing))}.")
     try:
-        return channels, [(float(x), float(y)) for x, y in (geometry[channel] for channel in channels)]
+        return list(channels), [(float(x), float(y)) for x, y in (geometry[channel] for channel in channels)]
     except (TypeError, ValueError) as error:
         raise ProbeError(f"{what}: every position must be two numbers, x and y in µm.") from error
-
-
-def _literal_assignments(path: Path) -> dict[str, Any]:
-    """Values assigned to names at the top of a Python file, if all of them are literals."""
-    try:
-        module = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ProbeError(f"{path} cannot be parsed as a .prb file: {error}.") from error
-    values: dict[str, Any] = {}
-    for statement in module.body:
-        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-            continue  # a comment written as a string
-        name = _assigned_name(statement)
-        try:
-            if name is None or not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.value is None:
-                raise ValueError("not an assignment")
-            values[name] = ast.literal_eval(statement.value)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            raise ProbeError(
-                f"{path}, line {statement.lineno}: {ast.unparse(statement)[:80]!r} is more than a name and a literal "
-                "value. .prb files are not executed here: write the numbers out ([0, 1, 2] for list(range(3)))."
-            ) from None
-    return values
-
-
-def _assigned_name(statement: ast.stmt) -> str | None:
-    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
-        target: ast.expr = statement.targets[0]
-    elif isinstance(statement, ast.AnnAssign):
-        target = statement.target
-    else:
-        return None
-    return target.id if isinstance(target, ast.Name) else None
 
 
 def _read_meta(path: Path) -> Probe:
@@ -273,13 +244,27 @@ def _from_kilosort(content: Mapping[str, Any], name: str) -> Probe:
     """Kilosort4's keys; ``n_chan``, the number of contacts, adds nothing and is not read."""
     _need(content, ("chanMap", "xc", "yc"), name)
     chan_map = _vector(content["chanMap"])
-    return Probe(
+    probe = Probe(
         chan_map=chan_map,
         x_um=_vector(content["xc"]),
         y_um=_vector(content["yc"]),
         shank=_vector(content.get("kcoords", np.zeros(len(chan_map), np.int64))),
         name=name,
     )
+    return _told_if_from_one(probe)
+
+
+def _told_if_from_one(probe: Probe) -> Probe:
+    """Warn of a channel map that seems to count from 1; only the user knows, so it is never changed."""
+    n = probe.n_channels
+    if n > 1 and np.array_equal(np.sort(probe.chan_map), np.arange(1, n + 1)):
+        warnings.warn(
+            f"{probe.name}: the channel map of {n} contacts has the numbers 1 to {n}. Channels are counted from 0: if "
+            "yours are counted from 1, subtract 1. If the file's channel 0 is left out on purpose, all is well.",
+            Ks4StreamWarning,
+            stacklevel=2,
+        )
+    return probe
 
 
 def _is_probeinterface(content: Mapping[str, Any]) -> bool:
@@ -288,13 +273,8 @@ def _is_probeinterface(content: Mapping[str, Any]) -> bool:
 
 def _from_probeinterface(content: dict[str, Any], name: str) -> Probe:
     """One or several probes of the probeinterface library; each shank of each becomes a shank of its own."""
-    try:
-        import probeinterface
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{name} is a probeinterface file, and that library is not installed. "
-            'Install it with: pip install "ks4stream[probe]"'
-        ) from error
+    import probeinterface
+
     try:
         probes = probeinterface.ProbeGroup.from_dict(content).probes
     except Exception as error:  # the library checks little: a wrong file fails anywhere in it
@@ -306,7 +286,7 @@ def _from_probeinterface(content: dict[str, Any], name: str) -> Probe:
         next_shank = int(columns[-1][3].max(initial=next_shank - 1)) + 1
         next_contact += probe.get_contact_count()
     chan_map, x_um, y_um, shank = np.concatenate(columns, axis=1)
-    return Probe(chan_map.astype(np.int64), x_um, y_um, shank.astype(np.int64), name=name)
+    return _told_if_from_one(Probe(chan_map.astype(np.int64), x_um, y_um, shank.astype(np.int64), name=name))
 
 
 def _probeinterface_columns(probe: Any, first_shank: int, first_contact: int, name: str) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ks4stream.errors import Ks4StreamWarning, MissingDependencyError, ProbeError, RecordingError
+from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
 from ks4stream.io import spikeglx
 from ks4stream.io.objects import can_list, child, explained, is_remote, locate, name_of, status
 from ks4stream.io.probes import load_probe
@@ -378,7 +378,7 @@ def _probe_of_attrs(attrs: Mapping[str, Any], path: str) -> Probe | None:
         return None
     try:
         return replace(load_probe(content), name=os.path.splitext(name_of(path))[0])
-    except (MissingDependencyError, ProbeError) as error:  # the samples are fine, and the probe can still be given
+    except ProbeError as error:  # the samples are fine, and the probe can still be given
         warnings.warn(f"The probe stored in {path} is left out: {error}", Ks4StreamWarning, stacklevel=3)
         return None
 

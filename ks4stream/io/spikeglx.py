@@ -2,102 +2,36 @@
 
 Written after SpikeGLX's public description of its metadata tags. Newer files (2023 on) give every saved
 channel's place in ``~snsGeomMap``; older ones give column and row on the shank in ``~snsShankMap``, or only
-the electrode in ``~imroTbl``, and need the makers' dimensions, listed here per part number.
+the electrode in ``~imroTbl``, and need the makers' dimensions, which probeinterface has per part number.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import ProbeError, RecordingError
+from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
 from ks4stream.io.objects import is_remote, locate, name_of, read_bytes, status
 from ks4stream.probe import Probe
 
+# Files of the first years name a type and no part number. A type stands for its first part: NP and its number, but for
+# these.
+_PART_OF_TYPE = {"0": "NP1000", "21": "NP2000", "24": "NP2010"}
+_TYPES_OF_SEVERAL_LAYOUTS = ("0", "1020", "1030", "2003", "2020")  # their parts differ in stagger or pitch
 
-@dataclass(frozen=True)
-class ShankLayout:
-    """Dimensions of one Neuropixels shank, as its maker publishes them.
-
-    Attributes
-    ----------
-    n_columns : int
-        Contacts per row.
-    pitch_x_um, pitch_y_um : float
-        Distance between columns and between rows.
-    even_x_um, odd_x_um : float
-        From the shank's left edge to the leftmost contact of even and of odd rows (rows may be staggered).
-    shank_pitch_um : float
-        Distance between shanks.
-    reference_channel : int or None
-        Channel that carries the on-shank reference and no signal.
-    """
-
-    n_columns: int
-    pitch_x_um: float
-    pitch_y_um: float
-    even_x_um: float
-    odd_x_um: float
-    shank_pitch_um: float = 0.0
-    reference_channel: int | None = None
-
-    def positions_um(
-        self, shank: NDArray[np.int64], column: NDArray[np.int64], row: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return x and y, each of shape (channel,) in µm, of contacts given by shank, column and row."""
-        left_um = np.where(row % 2 == 0, self.even_x_um, self.odd_x_um)
-        return left_um + self.pitch_x_um * column + self.shank_pitch_um * shank, self.pitch_y_um * row.astype(float)
-
-
-_NP1 = ShankLayout(2, 32, 20, 27, 11, reference_channel=191)
-_NP1_LINEAR = ShankLayout(2, 32, 20, 27, 27, reference_channel=191)
-_NHP_STAGGERED = ShankLayout(2, 87, 20, 27, 11, reference_channel=191)
-_NHP_LINEAR = ShankLayout(2, 103, 20, 11, 11, reference_channel=191)
-_OPTO = ShankLayout(2, 48, 20, 11, 11, reference_channel=191)
-_NP2_SINGLE_PROTOTYPE = ShankLayout(2, 32, 15, 27, 27, reference_channel=127)
-_NP2_FOUR_PROTOTYPE = ShankLayout(2, 32, 15, 27, 27, 250, reference_channel=127)
-_NP2_SINGLE = ShankLayout(2, 32, 15, 27, 27)
-_NP2_FOUR = ShankLayout(2, 32, 15, 27, 27, 250)
-
-LAYOUTS: Mapping[str, ShankLayout] = {
-    part: layout
-    for parts, layout in [
-        ("NP1000 NP1001 NP1010 NP1011 NP1012 NP1013 NP1014", _NP1),
-        ("PRB_1_2_0480_2 PRB_1_4_0480_1 PRB_1_4_0480_1_C", _NP1),
-        ("NP1015 NP1016 NP1017", _NP1_LINEAR),
-        ("NP1020 NP1021 NP1030 NP1031", _NHP_STAGGERED),
-        ("NP1022 NP1032 NP1033 NP1040 NP1041 NP1042 NP1050 NP1051", _NHP_LINEAR),
-        ("NP1100", ShankLayout(8, 6, 6, 14, 14)),
-        ("NP1110", ShankLayout(8, 6, 6, 15.5, 15.5)),
-        ("NP1120", ShankLayout(2, 4.5, 4.5, 6.75, 6.75)),
-        ("NP1121", ShankLayout(1, 0, 3, 6.25, 6.25)),
-        ("NP1122", ShankLayout(16, 3, 3, 12.5, 12.5)),
-        ("NP1123", ShankLayout(12, 4.5, 4.5, 10.25, 10.25)),
-        ("NP1200 NP1210", ShankLayout(2, 32, 31, 56.5, 36.5)),
-        ("NP1300 NP1400", _OPTO),
-        ("NP2000 PRB2_1_2_0640_0", _NP2_SINGLE_PROTOTYPE),
-        ("NP2003 NP2004 NP2005", _NP2_SINGLE),
-        ("NP2006", ShankLayout(2, 32, 15, 27, 11)),
-        ("NP2010 PRB2_4_2_0640_0", _NP2_FOUR_PROTOTYPE),
-        ("NP2013 NP2014 NP2020 NP2021 NP3020 NP3021 NP3022 NP3023 NP3024", _NP2_FOUR),
-        ("NP2022", ShankLayout(2, 20, 15, 27, 11, 2141.45)),
-        ("NP2300", ShankLayout(2, 48, 15, 11, 11)),
-        ("NP3000", ShankLayout(1, 0, 15, 59, 59)),
-        ("NP3010 NP3011 NP3012", _NP2_SINGLE),
-    ]
-    for part in parts.split()
-}
-
-# Files of the first years name a type and no part number; phase 3A names neither.
-_PART_OF_TYPE = {"0": "NP1000", "21": "NP2000", "24": "NP2010", "2003": "NP2003", "2013": "NP2013"}
-_PART_OF_TYPE |= {number: f"NP{number}" for number in ("1020", "1030", "1100", "1120", "1121", "1122", "1123")}
-_PART_OF_TYPE |= {number: f"NP{number}" for number in ("1200", "1300", "2020")}
+# Channels with an on-shank reference and no signal, by the beginnings of part numbers. SpikeGLX's maps leave them out.
+_REFERENCE_CHANNEL = {
+    "NP10": 191, "NP13": 191, "NP14": 191, "PRB_1": 191, "NP2000": 127, "NP2010": 127, "PRB2": 127,
+}  # fmt: skip
+_PHASE_3A_REFERENCES = (36, 75, 112, 151, 188, 227, 264, 303, 340, 379)  # its option 4 has 276 channels
 
 _NP2_AP_GAIN = {"21": 80.0, "24": 80.0}  # fixed in the prototypes; 100 in what is sold since
 _DEFAULT_MAX_INT = {"21": 8192.0, "24": 8192.0, "2003": 2048.0, "2013": 2048.0}  # 512 elsewhere
@@ -192,28 +126,83 @@ class SpikeGLXMeta:
         """(shanks, columns, rows)(shank:column:row:used)…"""
         _, table = self._table("snsShankMap", 4)
         shank, column, row = table[:, :3].astype(np.int64).T
-        return _Sites(shank, *self._layout().positions_um(shank, column, row), table[:, 3] > 0)
+        return self._sites(self._contacts_um(), shank, row, column, table[:, 3] > 0)
 
     def _sites_of_imro_table(self) -> _Sites:
         """(type, channels)(channel … )…, for all acquired channels, saved or not."""
-        layout = self._layout()
-        _, table = self._table("imroTbl", None)
+        header, table = self._table("imroTbl", None)
         entries = table.astype(np.int64)
-        part, n_fields = self._part_number(), entries.shape[1]
-        shank = np.zeros(len(entries), np.int64)
-        if part.startswith("NP1") or part.startswith("PRB_1"):  # channel, bank, reference, gains …
-            electrode = entries[:, 1] * 384 + entries[:, 0]
-        elif n_fields == 4:  # channel, bank, reference, electrode
-            electrode = entries[:, 3]
+        n_fields = entries.shape[1]
+        channel, shank = entries[:, 0], np.zeros(len(entries), np.int64)
+        references = [number for start, number in _REFERENCE_CHANNEL.items() if self._part_number().startswith(start)]
+        if len(header) == 3:  # phase 3A; (serial number, option, channels)(channel, bank, reference, gains)
+            electrode = entries[:, 1] * (276 if header[1].strip() == "4" else 384) + channel
+            references = list(_PHASE_3A_REFERENCES)
+        elif n_fields == 6:  # channel, bank, reference, gains, filter
+            electrode = entries[:, 1] * 384 + channel
         elif n_fields == 5:  # channel, shank, bank, reference, electrode
             shank, electrode = entries[:, 1], entries[:, 4]
+        elif n_fields == 4:  # channel, bank, reference, electrode
+            electrode = entries[:, 3]
+        elif n_fields == 3 and len(header) == 6:  # group of channels, two banks
+            electrode = self._electrodes_of_groups()
+            channel, shank = np.arange(len(electrode)), np.zeros(len(electrode), np.int64)
         else:
             raise self._unknown_geometry(f"~imroTbl has {n_fields} numbers per channel")
-        row, column = np.divmod(electrode, layout.n_columns)
-        x_um, y_um = layout.positions_um(shank, column, row)
-        is_used = entries[:, 0] != (-1 if layout.reference_channel is None else layout.reference_channel)
-        saved = self._saved_probe_channels(len(entries))
-        return _Sites(shank[saved], x_um[saved], y_um[saved], is_used[saved])
+        saved = self._saved_probe_channels(len(channel))
+        contacts_um = self._contacts_um()
+        row, column = np.divmod(electrode[saved], contacts_um.shape[2])
+        return self._sites(contacts_um, shank[saved], row, column, ~np.isin(channel[saved], references))
+
+    def _electrodes_of_groups(self) -> NDArray[np.int64]:
+        """Electrode of each channel of a probe (NP1110) that is wired by groups of channels."""
+        from probeinterface import read_imro
+
+        with TemporaryDirectory() as folder:  # the library reads files only
+            path = Path(folder, "table.imro")
+            path.write_text(self.tags["imroTbl"], encoding="utf-8")
+            try:
+                names = read_imro(path).contact_ids
+            except Exception as error:  # the library checks little: a wrong table fails anywhere in it
+                raise self._unknown_geometry(f"~imroTbl cannot be read by probeinterface ({error!r})") from error
+        return np.array([name.removeprefix("e") for name in names], np.int64)
+
+    def _sites(
+        self,
+        contacts_um: NDArray[np.float64],
+        shank: NDArray[np.int64],
+        row: NDArray[np.int64],
+        column: NDArray[np.int64],
+        is_used: NDArray[np.bool_],
+    ) -> _Sites:
+        """Sites by their place on the probe; ``contacts_um`` is what :meth:`_contacts_um` returns."""
+        numbers = np.stack([shank, row, column])
+        if (numbers < 0).any() or (contacts_um.shape[:3] <= numbers.T).any():
+            raise self._unknown_geometry(f"contacts are named that probe part {self._part_number()} does not have")
+        x_um, y_um = contacts_um[shank, row, column].T
+        return _Sites(shank, x_um, y_um, is_used)
+
+    def _contacts_um(self) -> NDArray[np.float64]:
+        """All contacts of this kind of probe, shape (shank, row, column, 2): x from shank 0's left edge, and y."""
+        from probeinterface.neuropixels_tools import build_neuropixels_probe
+
+        part, kind = self._part_number(), self.tags.get("imDatPrb_type", "0")
+        try:
+            probe = build_neuropixels_probe(part)
+        except KeyError:
+            raise self._unknown_geometry(f"the dimensions of probe part {part} are not known") from None
+        if self._named_part() is None and kind in _TYPES_OF_SEVERAL_LAYOUTS:
+            warnings.warn(
+                f"{self.path} names no part number (imDatPrb_pn). Its contacts are taken to lie as on {part}, but on "
+                f"some probes of type {kind} they lie otherwise. If yours is one of those, give the probe (probe).",
+                Ks4StreamWarning,
+                stacklevel=2,
+            )
+        x_um, y_um = probe.contact_positions.T
+        n_per_shank = len(x_um) // probe.get_shank_count()
+        n_columns = np.count_nonzero(y_um[:n_per_shank] == y_um[0])
+        contacts_um = np.stack([x_um - probe.probe_planar_contour[:, 0].min(), y_um], axis=-1)
+        return contacts_um.reshape(probe.get_shank_count(), -1, n_columns, 2)
 
     def _saved_probe_channels(self, n_acquired: int) -> NDArray[np.int64]:
         """Acquired probe channels that are in the file, in the file's order."""
@@ -232,19 +221,17 @@ class SpikeGLXMeta:
         channels = [channel % n_acquired for channel in saved if channel < n_ap + n_lf]
         return np.array(channels, np.int64)
 
-    def _part_number(self) -> str:
-        part = self.tags.get("imDatPrb_pn", "")
-        if part in LAYOUTS:
-            return part
-        if "imProbeOpt" in self.tags:  # phase 3A; option 4 has its reference sites elsewhere
-            return "NP1000" if self.tags["imProbeOpt"].strip() == "3" else "phase 3A option " + self.tags["imProbeOpt"]
-        return part or _PART_OF_TYPE.get(self.tags.get("imDatPrb_type", "0"), "")
+    def _named_part(self) -> str | None:
+        """Part number, by the tag of its own or, since 2026, where readout tables named the type before."""
+        if "imProbeOpt" in self.tags:  # phase 3A names none; in all its options contacts lie as on what was sold later
+            return "NP1000"
+        in_table = self.tags.get("imroTbl", "").lstrip("(").partition(",")[0].strip()
+        return self.tags.get("imDatPrb_pn") or (in_table if in_table.startswith("NP") else None)
 
-    def _layout(self) -> ShankLayout:
-        part = self._part_number()
-        if part not in LAYOUTS:
-            raise self._unknown_geometry(f"the dimensions of probe part {part or 'number (none given)'} are not known")
-        return LAYOUTS[part]
+    def _part_number(self) -> str:
+        """Part number, or that of the first part of the type."""
+        kind = self.tags.get("imDatPrb_type", "0")
+        return self._named_part() or _PART_OF_TYPE.get(kind, f"NP{kind}")
 
     def _table(self, tag: str, n_fields: int | None) -> tuple[list[str], NDArray[np.float64]]:
         """Split ``(header)(entry)(entry)…`` into the header's items and a table of the entries' numbers."""
@@ -371,6 +358,9 @@ def _amplification(tags: Mapping[str, str], probe_type: str) -> float | None:
     is_lf = tags["snsApLfSy"].split(",")[0] == "0"
     if probe_type.startswith(("2", "30")):  # 2.0 and later: one band, one fixed gain
         return float(tags.get("imChan0apGain") or _NP2_AP_GAIN.get(probe_type, 100.0))
+    header = tags.get("imroTbl", "").partition(")")[0].split(",")
+    if len(header) == 6:  # selectable for all channels at once: type, columns, reference, AP gain, LF gain, filter
+        return float(header[4 if is_lf else 3])
     # Selectable per channel: channel, bank, reference, AP gain, LF gain, filter
     entries = [entry.split() for entry in re.findall(r"\(([^(),]*)\)", tags.get("imroTbl", ""))]
     gains = {float(entry[4 if is_lf else 3]) for entry in entries if len(entry) >= 5}

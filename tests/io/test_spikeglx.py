@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
 from ks4stream.io.recordings import open_recording
-from ks4stream.io.spikeglx import find_meta, read_meta
+from ks4stream.io.spikeglx import _PART_OF_TYPE, _REFERENCE_CHANNEL, find_meta, read_meta
 from ks4stream.recording import check_traces
 
 REAL_CLIP = Path(__file__).resolve().parents[3] / "shared" / "data" / "np2-real"
@@ -75,7 +76,7 @@ def np1_tags(gains: list[int]) -> dict[str, str]:
     entries = "".join(f"({channel} 0 0 {gain} 250 1)" for channel, gain in enumerate(gains))
     return {
         "typeThis": "imec", "nSavedChans": "5", "snsApLfSy": "4,0,1", "acqApLfSy": "4,4,1", "imSampRate": "30000",
-        "imAiRangeMax": "0.6", "imDatPrb_type": "0", "~imroTbl": "(0,4)" + entries,
+        "imAiRangeMax": "0.6", "imDatPrb_type": "0", "imDatPrb_pn": "NP1000", "~imroTbl": "(0,4)" + entries,
     }  # fmt: skip
 
 
@@ -114,17 +115,138 @@ def test_saved_subset(tmp_path: Path) -> None:
     assert probe.chan_map.tolist() == [0, 1] and probe.x_um.tolist() == [59, 43] and probe.y_um.tolist() == [0, 20]
 
 
+def neural_tags(part_number: str | None, imro: str, n_channels: int = 384, **more: str) -> dict[str, str]:
+    """Metadata of all channels of a probe, of which only the readout table tells the geometry."""
+    tags = {
+        "typeThis": "imec", "nSavedChans": f"{n_channels + 1}", "snsApLfSy": f"{n_channels},0,1", "imSampRate": "30000",
+        "acqApLfSy": f"{n_channels},{n_channels},1", "imAiRangeMax": "0.6", "snsSaveChanSubset": "all",
+        "~imroTbl": imro, **more,
+    }  # fmt: skip
+    return tags if part_number is None else {**tags, "imDatPrb_pn": part_number}
+
+
+@pytest.mark.parametrize("bank", [0, 5])
+def test_groups_of_channels_of_the_readout_table(bank: int, tmp_path: Path) -> None:
+    """NP1110 lists 24 groups, each with two banks; SpikeGLX documents which contact a channel then reads."""
+    table = "(1110,2,0,1000,125,1)" + "".join(f"({group} {bank} {bank})" for group in range(24))
+    meta = read_meta(write_meta(tmp_path / "run.meta", neural_tags("NP1110", table)))
+    assert meta.gain_uv == pytest.approx(1e6 * 0.6 / 512 / 1000)
+    probe = meta.probe()
+    assert probe is not None and probe.chan_map.tolist() == list(range(384))
+    row, column = (probe.y_um / 6).astype(int), ((probe.x_um - 15.5) / 6).astype(int)
+    assert sorted(zip(row, column, strict=True)) == [(48 * bank + r, c) for r in range(48) for c in range(8)]
+    expected = {0: [(0, 0), (7, 7), (0, 1), (7, 6), (1, 0)], 5: [(240, 3), (247, 4), (240, 2), (247, 5), (241, 3)]}
+    assert list(zip(row, column, strict=True))[:5] == expected[bank]
+
+
+def test_inner_and_outer_columns_of_the_readout_table(tmp_path: Path) -> None:
+    """Half of NP1110's channels read one bank, half the other: in one mode those the other mode leaves out."""
+    places = []
+    for mode in (0, 1):
+        table = f"(1110,{mode},0,500,250,1)" + "".join(f"({group} 0 4)" for group in range(24))
+        probe = read_meta(write_meta(tmp_path / "run.meta", neural_tags("NP1110", table))).probe()
+        assert probe is not None
+        places.append({(x, y) for x, y in probe.positions_um})
+        assert np.count_nonzero(probe.y_um < 48 * 6) == 192
+    assert not places[0] & places[1]
+
+
+def test_a_vertical_stripe_is_where_spikeglx_itself_says(tmp_path: Path) -> None:
+    """The table and the first of the contacts of a file that has both it and ~snsGeomMap (SpikeGLX 20251218)."""
+    banks = [(9, 13), (11, 15), (8, 12), (10, 14)]
+    table = "(1110,0,0,500,250,1)" + "".join(f"({group} {a} {b})" for group, (a, b) in enumerate(banks * 6))
+    probe = read_meta(write_meta(tmp_path / "run.meta", neural_tags("NP1110", table))).probe()
+    assert probe is not None
+    expected = {
+        0: (33.5, 3744), 1: (39.5, 4362), 2: (33.5, 2592), 3: (39.5, 3210), 4: (33.5, 3750), 32: (33.5, 3456),
+        63: (39.5, 2880), 64: (33.5, 3792), 383: (39.5, 3120),
+    }  # fmt: skip
+    assert {channel: tuple(probe.positions_um[channel]) for channel in expected} == expected
+
+
+PHASE_3A_REFERENCES = [36, 75, 112, 151, 188, 227, 264, 303, 340, 379]
+
+
+@pytest.mark.parametrize(("option", "n_channels", "bank"), [("3", 384, 0), ("3", 384, 1), ("4", 276, 2)])
+def test_phase_3a_has_reference_sites_of_its_own(option: str, n_channels: int, bank: int, tmp_path: Path) -> None:
+    entries = "".join(f"({channel} {bank} 0 500 250)" for channel in range(n_channels))
+    tags = neural_tags(None, f"(641251209,{option},{n_channels})" + entries, n_channels, imProbeOpt=option)
+    probe = read_meta(write_meta(tmp_path / "run.meta", tags)).probe()
+    assert probe is not None
+    used = [channel for channel in range(n_channels) if channel not in PHASE_3A_REFERENCES]
+    assert probe.chan_map.tolist() == used and 191 in used
+    electrode = bank * n_channels + np.array(used)
+    np.testing.assert_array_equal(probe.y_um, electrode // 2 * 20.0)
+    np.testing.assert_array_equal(probe.x_um, np.array([27.0, 59, 11, 43])[electrode % 4])
+
+
+def np1_table(head: str) -> str:
+    return head + "".join(f"({channel} 0 0 500 250 1)" for channel in range(384))
+
+
+def test_the_part_number_may_stand_in_the_readout_table(tmp_path: Path) -> None:
+    """As SpikeGLX writes it since 2026. The rows of NP1015 are not staggered, those of its type's first part are."""
+    tags = neural_tags(None, np1_table("(NP1015,384)"), imDatPrb_type="0")
+    probe = read_meta(write_meta(tmp_path / "run.meta", tags)).probe()
+    assert probe is not None
+    assert probe.x_um[:4].tolist() == [27, 59, 27, 59] and 191 not in probe.chan_map
+
+
+def test_a_layout_taken_by_the_type_alone_is_told(tmp_path: Path) -> None:
+    meta = read_meta(write_meta(tmp_path / "run.meta", neural_tags(None, np1_table("(0,384)"), imDatPrb_type="0")))
+    with pytest.warns(Ks4StreamWarning, match=r"no part number \(imDatPrb_pn\).*as on NP1000, but .*type 0") as told:
+        probe = meta.probe()
+    assert len(told) == 1
+    assert probe is not None and probe.x_um[:4].tolist() == [27, 59, 11, 43]
+
+
+@pytest.mark.parametrize(
+    ("part_number", "places", "x_um", "y_um"),
+    [
+        ("NP1000", ["0:1:0", "0:1:3"], [59, 43], [0, 60]),
+        ("NP1022", ["0:1:0", "0:1:3"], [114, 114], [0, 60]),
+        ("NP1100", ["0:7:0", "0:0:47"], [56, 14], [0, 282]),
+        ("NP1200", ["0:1:0", "0:1:3"], [88.5, 68.5], [0, 93]),
+        ("NP2006", ["0:1:0", "0:1:3"], [59, 43], [0, 45]),
+        ("NP2013", ["3:0:0", "1:1:639"], [777, 309], [0, 9585]),
+        ("NP2022", ["1:0:0", "1:0:1"], [2168.45, 2152.45], [0, 15]),
+    ],
+)
+def test_dimensions_are_those_the_maker_publishes(
+    part_number: str, places: list[str], x_um: list[float], y_um: list[float], tmp_path: Path
+) -> None:
+    """x is measured from the left edge of the first shank, as in newer files."""
+    tags = neural_tags(part_number, "", 2) | {"~snsShankMap": "(…)" + "".join(f"({place}:1)" for place in places)}
+    probe = read_meta(write_meta(tmp_path / "run.meta", tags)).probe()
+    assert probe is not None
+    np.testing.assert_allclose(probe.x_um, x_um, rtol=1e-12)  # float64 sums in another order
+    np.testing.assert_allclose(probe.y_um, y_um, rtol=1e-12)
+
+
+def test_references_and_types_are_those_of_the_catalogue() -> None:
+    """Of the makers' table, which comes with probeinterface; its functions leave these columns out."""
+    library = resources.files("probeinterface") / "resources" / "neuropixels_probe_features.json"
+    catalogue = json.loads(library.read_text(encoding="utf-8"))
+    for part, features in catalogue["neuropixels_probes"].items():
+        found = [channel for start, channel in _REFERENCE_CHANNEL.items() if part.startswith(start)]
+        assert (found or [-1]) == [int(features["on_shank_ref_chan"])], part
+    for kind, part in catalogue["z_imro_format_type_to_part_number"].items():
+        assert _PART_OF_TYPE.get(kind, f"NP{kind}") == part
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"_snsGeomMap": None, "imDatPrb_pn": "NP9999"}, "probe part NP9999 are not known"),
-        ({"_snsGeomMap": None, "imDatPrb_pn": None, "imProbeOpt": "4"}, "phase 3A option 4 are not known"),
+        ({"_snsGeomMap": None, "_snsShankMap": "(4,2,640)" + 6 * "(3:2:0:1)"}, "probe part NP2010 does not have"),
+        ({"_snsGeomMap": None, "_snsShankMap": "(4,2,640)" + 6 * "(-1:0:0:1)"}, "probe part NP2010 does not have"),
         ({"_snsGeomMap": "(NP2010,4,250,70)(2:27:720:1)"}, "describes 1 contacts, but the file has 6"),
         ({"_snsGeomMap": "(NP2010,4,250,70)(2:27:720)"}, "needed are entries of 4 numbers"),
         ({"_snsGeomMap": "(NP2010,4,250,70)(2:27:x:1)"}, "~snsGeomMap cannot be read"),
         ({"_snsGeomMap": "(NP2010)(2:27:720:1)"}, "no distance between shanks"),
         ({"_snsGeomMap": ""}, "~snsGeomMap cannot be read"),
         ({"_snsGeomMap": None, "_snsShankMap": None, "_imroTbl": "(24,1)(0 1 2)"}, "3 numbers per channel"),
+        ({"_snsGeomMap": None, "_snsShankMap": None, "_imroTbl": "(24,2,0,1,1,1)(0 1 2)"}, "read by probeinterface"),
         (
             {"_snsGeomMap": None, "_snsShankMap": None, "_imroTbl": "(24,1)(0 1 0 0 2)", "snsSaveChanSubset": "a"},
             "do not tell the channels",
