@@ -14,7 +14,8 @@ from numpy.typing import DTypeLike
 
 from ks4stream.errors import Ks4StreamWarning, MissingDependencyError, ProbeError, RecordingError
 from ks4stream.io import spikeglx
-from ks4stream.io.objects import can_list, child, explained, is_remote, locate, name_of, status
+from ks4stream.io.formats import HEAD_BYTES, folder_refusal, is_npy, refusal
+from ks4stream.io.objects import can_list, child, explained, is_remote, locate, name_of, read_bytes, status
 from ks4stream.io.probes import load_probe
 from ks4stream.io.sources import (
     ArraySource,
@@ -30,20 +31,6 @@ from ks4stream.io.sources import (
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 
-# Files that would open as a flat binary, and be noise.
-_NOT_FLAT = {
-    ".cbin": "compressed by mtscomp; decompress it first",
-    ".gz": "compressed; decompress it first",
-    ".xz": "compressed; decompress it first",
-    ".zip": "compressed; decompress it first",
-    ".h5": "an HDF5 file; open it with h5py and pass its dataset",
-    ".hdf5": "an HDF5 file; open it with h5py and pass its dataset",
-    ".nwb": "an NWB file; open it with h5py and pass its dataset",
-    ".mat": "a MATLAB file; load it and pass its array",
-    ".meta": "metadata; pass the .bin file beside it",
-    ".json": "no recording",
-    ".prb": "a probe; pass it as probe",
-}
 _TRANSPOSE = " Time must be the first axis: transpose the array (array.T)."
 _RATE_NAMES = ("sampling_rate_hz", "sampling_frequency", "fs")  # ours, SpikeInterface's, Kilosort's
 
@@ -177,18 +164,18 @@ def _look_at_path(path: str | os.PathLike[str], n_chan: int | None, dtype: DType
     if zarr_metadata(path) is not None:
         return _look_at_zarr(path)
     if os.path.isdir(path):
-        raise RecordingError(
-            f"{path} is a folder, and not a Zarr array or group; give the file that holds the samples."
-        )
-    if status(path) is None:
+        raise RecordingError(folder_refusal(path))
+    found = status(path)
+    if found is None:
         raise RecordingError(
             f"There is no {'object, Zarr array or Zarr group' if is_remote(path) else 'file'} {path}."
             + " Check bucket and key; keys are written as they are, not percent-encoded." * is_remote(path)
         )
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix in _NOT_FLAT:
-        raise RecordingError(f"{path} cannot be read as samples: it is {_NOT_FLAT[suffix]}.")
-    if suffix == ".npy":
+    head = bytes(read_bytes(path, 0, min(HEAD_BYTES, found.size_bytes)))
+    reason = refusal(path, head)
+    if reason is not None:
+        raise RecordingError(reason)
+    if path.lower().endswith(".npy") or is_npy(head):
         return _look_at_npy(path)
     meta_path = spikeglx.find_meta(path)
     if meta_path is not None:
