@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 from ks4stream.errors import Ks4StreamWarning, MissingDependencyError, ProbeError, RecordingError
 from ks4stream.io import spikeglx
 from ks4stream.io.formats import HEAD_BYTES, folder_refusal, is_npy, refusal
-from ks4stream.io.objects import can_list, child, explained, is_remote, locate, name_of, read_bytes, status
+from ks4stream.io.objects import can_list, child, is_remote, locate, name_of, read_bytes, status
 from ks4stream.io.probes import load_probe
 from ks4stream.io.sources import (
     ArraySource,
@@ -25,9 +25,8 @@ from ks4stream.io.sources import (
     ZarrSource,
     delivered_dtype,
     join,
-    open_zarr,
-    zarr_metadata,
 )
+from ks4stream.io.zarrs import open_zarr, zarr_explained, zarr_metadata
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 
@@ -313,18 +312,14 @@ def _look_at_xarray(array: Any) -> _Found:
 
 def _look_at_zarr(path: str) -> _Found:
     node = open_zarr(path)
-    attrs = dict(node.attrs)
-    gain_uv, offset_uv = attrs.get("gain_uv"), attrs.get("offset_uv")
-    if hasattr(node, "shape"):
-        source: Source = ZarrSource.open(path)
-    else:
-        with explained(path):
-            names = _trace_arrays(node, path)
-            attrs |= dict(node[names[0]].attrs)
-            gain_uv, offset_uv = attrs.get("gain_uv"), attrs.get("offset_uv")
-            if gain_uv is None:
-                gain_uv, offset_uv = _common_value(node, "gain_to_uV"), _common_value(node, "offset_to_uV")
-        source = join(ZarrSource.open(child(path, name)) for name in names)
+    with zarr_explained(path, f"What {path} holds cannot be read", "Copy it again, it may be damaged."):
+        names = [] if hasattr(node, "shape") else _trace_arrays(node, path)
+        attrs = dict(node.attrs) | (dict(node[names[0]].attrs) if names else {})
+        gain_uv, offset_uv = attrs.get("gain_uv"), attrs.get("offset_uv")
+        if names and gain_uv is None:
+            gain_uv = _common_value(node, "gain_to_uV") or None  # no amplifier has a gain of 0
+            offset_uv = _common_value(node, "offset_to_uV")
+    source = join(ZarrSource.open(child(path, name)) for name in names) if names else ZarrSource.open(path)
     name = name_of(path)
     return _Found(
         _time_first(source, name), name, (path,), _rate_of(attrs), gain_uv, offset_uv,
@@ -336,7 +331,13 @@ def _trace_arrays(group: Any, path: str) -> list[str]:
     """Names of the arrays that hold traces: SpikeInterface's segments in order, or the only 2-D array."""
     n_segments = group.attrs.get("num_segments")
     if n_segments:  # SpikeInterface says, so that nothing need be listed
-        return [f"traces_seg{segment}" for segment in range(n_segments)]
+        names = [f"traces_seg{segment}" for segment in range(n_segments)]
+        lost = [name for name in names if name not in group]
+        if lost:
+            raise RecordingError(
+                f"{path} should hold {n_segments} segment(s), but {', '.join(lost)} cannot be found. Copy it again."
+            )
+        return names
     if not can_list(path):
         raise RecordingError(f"{path} is a Zarr group on a web server; give the array's own address, {path}/NAME.")
     arrays = dict(group.arrays())
