@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 
 _TRANSPOSE = " Time must be the first axis: transpose the array (array.T)."
+_DURATION_TOLERANCE = 0.01  # rates are corrected later by some ppm; a wrong number of channels is much more
 _RATE_NAMES = ("sampling_rate_hz", "sampling_frequency", "fs")  # ours, SpikeInterface's, Kilosort's
 
 _AnySource = TypeVar("_AnySource", bound=Source)
@@ -133,6 +135,7 @@ class _Found:
     gain_uv: float | None = None
     offset_uv: float | None = None
     find_probe: Callable[[], Probe | None] = _no_probe
+    meta: spikeglx.SpikeGLXMeta | None = None
 
 
 def _look_at(source: Any, n_chan: int | None, dtype: DTypeLike | None) -> _Found:
@@ -185,6 +188,8 @@ def _look_at_path(path: str | os.PathLike[str], n_chan: int | None, dtype: DType
             "file, sync channels too; n_chan_bin in run_kilosort)."
         )
     source = BinarySource.open(path, n_chan, "int16" if dtype is None else dtype)
+    if path.lower().endswith(".lf.bin"):
+        _warn_of_lf(path)
     return _Found(source, name_of(path), (path,))
 
 
@@ -204,6 +209,17 @@ def _look_at_spikeglx(path: str, meta: spikeglx.SpikeGLXMeta, n_chan: int | None
             Ks4StreamWarning,
             stacklevel=4,
         )
+    n_told = 0.0 if meta.duration_s is None else meta.duration_s * meta.sampling_rate_hz
+    if meta.file_size_bytes == n_bytes and abs(source.n_samples - n_told) > _DURATION_TOLERANCE * n_told > 0:
+        warnings.warn(
+            f"{path} has {source.n_samples} samples of {source.n_channels} channels, but {meta.path.name} says that it "
+            f"lasts {meta.duration_s:g} s, which are {n_told:.0f} samples at {meta.sampling_rate_hz:g} Hz: are its "
+            "number of channels (nSavedChans) and its sampling rate right?",
+            Ks4StreamWarning,
+            stacklevel=4,
+        )
+    if meta.is_lf:
+        _warn_of_lf(path)
 
     def find_probe() -> Probe | None:
         try:
@@ -214,8 +230,16 @@ def _look_at_spikeglx(path: str, meta: spikeglx.SpikeGLXMeta, n_chan: int | None
 
     return _Found(
         source, name_of(path), (path,), meta.sampling_rate_hz, meta.gain_uv, None if meta.gain_uv is None else 0.0,
-        find_probe,
+        find_probe, meta,
     )  # fmt: skip
+
+
+def _warn_of_lf(path: str) -> None:
+    warnings.warn(
+        f"{path} holds the LF band, which is too slow for spikes: they are in the .ap.bin of the same run.",
+        Ks4StreamWarning,
+        stacklevel=5,
+    )
 
 
 def _look_at_npy(path: str) -> _Found:
@@ -244,6 +268,11 @@ def _look_at_list(sources: Sequence[Any], n_chan: int | None, dtype: DTypeLike |
             + ", ".join(f"{part.name}: {part.sampling_rate_hz} Hz" for part in parts)
             + ")."
         )
+    _warn_of_repeated(parts)
+    for _, run in itertools.groupby(parts, key=lambda part: part.meta is None):
+        spikeglx.check_joined(
+            [spikeglx.Part(part.files[0], part.meta, part.source.n_samples) for part in run if part.meta is not None]
+        )
     gains = {(part.gain_uv, part.offset_uv) for part in parts}
     gain_uv, offset_uv = gains.pop() if len(gains) == 1 else (None, None)
 
@@ -266,6 +295,21 @@ def _look_at_list(sources: Sequence[Any], n_chan: int | None, dtype: DTypeLike |
         offset_uv=offset_uv,
         find_probe=find_probe,
     )
+
+
+def _warn_of_repeated(parts: Sequence[_Found]) -> None:
+    """Warn if samples of a file are joined more than once."""
+    seen = set()
+    for part in parts:
+        places = tuple(file if is_remote(file) else os.path.realpath(file) for file in part.files)
+        same = (places, part.source.n_samples, getattr(part.source, "offset_bytes", 0))
+        if places and same in seen:
+            warnings.warn(
+                f"{part.files[0]} is given more than once; its spikes will be found as often.",
+                Ks4StreamWarning,
+                stacklevel=4,
+            )
+        seen.add(same)
 
 
 def _look_at_recording(recording: Recording) -> _Found:
