@@ -308,11 +308,6 @@ FORMATS = (
         "an archive of NumPy arrays", "load it and pass its array, numpy.load({path})['NAME']; or save that as .npy",
         (".npz",),
     ),
-    Format(
-        "compressed by mtscomp",
-        "decompress it first (mtsdecomp, after pip install mtscomp), and give the .bin, with the .meta beside it",
-        (".cbin",),
-    ),
     Format("a Python pickle", "load it and pass its array, of shape (time, channel)", (".pkl", ".pickle")),
     Format("an SQLite database", _SAMPLES, (".sqlite", ".sqlite3"), ((0, b"SQLite format 3\x00"),)),
     Format("a table of Parquet or Arrow", "load it and pass its values, of shape (time, channel)",
@@ -331,7 +326,7 @@ FORMATS = (
     Format("a RAR archive", "unpack it first", (".rar",), ((0, b"Rar!\x1a\x07\x01\x00"),)),
     # Metadata
     Format("metadata", "pass the .bin file beside it", (".meta",)),
-    Format("the index of a .cbin file", "decompress that first (mtsdecomp, after pip install mtscomp)", (".ch",)),
+    Format("the index of a .cbin file", "pass the .cbin file beside it", (".ch",)),
     Format("a probe", "pass it as probe", (".prb", ".imro")),
     Format("settings or a probe", f"pass a probe as probe, and {_SAMPLES}", (".json",)),
     Format("XML", _SAMPLES, (".xml",)),
@@ -359,7 +354,7 @@ _FOLDERS = (
     ),
     (".continuous", "an Open Ephys recording of the older format", _spikeinterface("read_openephys")),
     (".ap.bin", "a SpikeGLX run", "give its .ap.bin files in order of time ({files})"),
-    (".cbin", "a recording compressed by mtscomp", "decompress it (mtsdecomp, after pip install mtscomp): {files}"),
+    (".cbin", "a recording compressed by mtscomp", "give its .cbin files in order of time ({files})"),
     (
         "/binary.json", "what SpikeInterface writes",
         "give its traces_cached_seg0.raw, one file for each segment, with n_chan, fs and dtype as binary.json has them",

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike
 
 from ks4stream.errors import Ks4StreamWarning, MissingDependencyError, ProbeError, RecordingError
 from ks4stream.io import spikeglx
+from ks4stream.io.cbin import CbinSource
 from ks4stream.io.formats import HEAD_BYTES, folder_refusal, is_npy, refusal
 from ks4stream.io.objects import can_list, child, is_remote, locate, name_of, read_bytes, status
 from ks4stream.io.probes import load_probe
@@ -52,7 +53,8 @@ def open_recording(
     ----------
     source : path, URL, list, array or Recording
         - path or URL of a flat binary file (``.bin``, ``.dat``, …; channels interleaved). A SpikeGLX ``.meta``
-          beside a ``.bin`` supplies channels, rate, gain and contacts, without sync channel and reference;
+          beside a ``.bin`` supplies channels, rate, gain and contacts, without sync channel and reference. A
+          ``.cbin``, compressed by mtscomp, with its ``.ch`` is read alike;
         - path or URL of a ``.npy`` file;
         - path or URL of a Zarr array, version 2 or 3, of a group that holds one, or of what SpikeInterface writes;
         - a NumPy array or memory map, a Dask array, or anything with a shape, a dtype and slices
@@ -180,6 +182,9 @@ def _look_at_path(path: str | os.PathLike[str], n_chan: int | None, dtype: DType
     if path.lower().endswith(".npy") or is_npy(head):
         return _look_at_npy(path)
     meta_path = spikeglx.find_meta(path)
+    if path.lower().endswith(".cbin") and meta_path is None:
+        packed = CbinSource.open(path)
+        return _Found(packed, name_of(path), (path,), packed.sampling_rate_hz)
     if meta_path is not None:
         return _look_at_spikeglx(path, spikeglx.read_meta(meta_path), n_chan, dtype)
     if n_chan is None:
@@ -201,7 +206,12 @@ def _look_at_spikeglx(path: str, meta: spikeglx.SpikeGLXMeta, n_chan: int | None
         )
     if dtype is not None and delivered_dtype(dtype, "dtype") != np.int16:
         raise RecordingError(f"dtype={dtype}, but SpikeGLX writes int16 (there is {meta.path}). Leave dtype out.")
-    source = BinarySource.open(path, meta.n_channels, "int16")
+    source: BinarySource | CbinSource
+    if path.lower().endswith(".cbin"):
+        source = CbinSource.open(path)
+        _check_agrees(_Found(source, name_of(path)), meta.n_channels, "int16")
+    else:
+        source = BinarySource.open(path, meta.n_channels, "int16")
     n_bytes = source.n_samples * source.n_channels * source.file_dtype.itemsize
     if meta.file_size_bytes not in (None, n_bytes):
         warnings.warn(

@@ -320,11 +320,11 @@ class _Sites:
 
 
 def find_meta(path: str | os.PathLike[str]) -> str | None:
-    """Return the location of the ``.meta`` beside a ``.bin``, a file or an object; None if there is none."""
+    """Return the location of the ``.meta`` beside a ``.bin`` or ``.cbin``, or None if there is none."""
     stem, suffix = os.path.splitext(locate(path))
-    if suffix.lower() != ".bin":
+    if suffix.lower() not in (".bin", ".cbin"):
         return None
-    endings = (".meta",) if suffix == ".bin" else (".meta", ".META")
+    endings = (".meta",) if suffix.islower() else (".meta", ".META")
     return next((stem + ending for ending in endings if status(stem + ending) is not None), None)
 
 

@@ -108,12 +108,16 @@ def check_chunks(path: str, array: Any) -> bool:
     RecordingError
         If none is, or some are empty files.
     """
-    if not can_list(path):
+    try:
+        found_below = listing(path) if can_list(path) else None
+    except RecordingError:  # some buckets may be read and not listed
+        found_below = None
+    if found_below is None:
         return False
     grid = getattr(array, "shards", None) or array.chunks
     n_chunks = [math.ceil(length / size) for length, size in zip(array.shape, grid, strict=True)]
     stored = set()
-    for name, found in listing(path):
+    for name, found in found_below:
         match = _CHUNK.match(name)
         if match is not None:
             stored.add(tuple(map(int, re.split("[./]", match[1]))))

@@ -221,7 +221,7 @@ def test_a_npy_file_is_read_as_one_under_any_name(name: str, tmp_path: Path) -> 
         (["Record Node 101/experiment1/recording1/structure.oebin"], "an Open Ephys recording"),
         (["100_CH1.continuous", "100_CH2.continuous"], r"read_openephys\('"),
         (["r_g0_imec0/r_g0_t0.imec0.ap.bin", "r_g0_imec0/r_g0_t0.imec0.ap.meta"], r"t0\.imec0\.ap\.bin\)"),
-        (["a.ap.cbin", "a.ap.ch"], "mtsdecomp"),
+        (["a.ap.cbin", "a.ap.ch"], r"in order of time \(a\.ap\.cbin\)"),
         (["binary.json", "traces_cached_seg0.raw"], r"traces_cached_seg0\.raw"),
         (["info.rhd", "amplifier.dat"], r"amplifier\.dat"),
         (["CSC1.ncs"], "read_neuralynx"),

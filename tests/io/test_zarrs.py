@@ -167,6 +167,16 @@ def test_an_empty_chunk_is_an_error_at_once(stored: Path) -> None:
         open_recording(stored)
 
 
+def test_a_store_that_may_not_be_listed_is_read(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise RecordingError("may not be listed")
+
+    monkeypatch.setattr("ks4stream.io.zarrs.listing", refuse)
+    source = ZarrSource.open(stored)
+    assert not source.is_complete
+    np.testing.assert_array_equal(source.read(0, 3000), SAMPLES)
+
+
 @pytest.mark.skipif(not IS_ZARR_3, reason="version 2 of zarr knows no shards")
 def test_shards_are_counted_and_not_the_chunks_in_them(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
