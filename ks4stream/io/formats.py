@@ -77,6 +77,11 @@ def is_npy(head: bytes) -> bool:
     return _NPY.match(head) is not None
 
 
+def is_hdf5(head: bytes) -> bool:
+    """Whether a file is HDF5, and not one of MATLAB's, which holds arrays transposed."""
+    return next((one for one in FORMATS if one.begins(head)), None) is HDF5
+
+
 def refusal(path: str, head: bytes) -> str | None:
     """Return why a file cannot be read as a flat binary, and how to open it; None if nothing speaks against that.
 
@@ -342,6 +347,7 @@ FORMATS = (
            (".csv", ".tsv", ".txt", ".log", ".ini", ".yaml", ".yml", ".toml")),
 )  # fmt: skip
 TEXT = FORMATS[-1]
+HDF5 = next(one for one in FORMATS if ".hdf5" in one.suffixes)
 _OF_SUFFIX = {suffix: one for one in FORMATS for suffix in one.suffixes}
 
 # How a name within a folder ends (a leading slash: the whole name), what the folder is, what to give instead.

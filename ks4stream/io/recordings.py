@@ -16,7 +16,8 @@ from numpy.typing import DTypeLike
 from ks4stream.errors import Ks4StreamWarning, MissingDependencyError, ProbeError, RecordingError
 from ks4stream.io import spikeglx
 from ks4stream.io.cbin import CbinSource
-from ks4stream.io.formats import HEAD_BYTES, folder_refusal, is_npy, refusal
+from ks4stream.io.formats import HEAD_BYTES, folder_refusal, is_hdf5, is_npy, refusal
+from ks4stream.io.hdf5 import Hdf5Source, read_series
 from ks4stream.io.objects import can_list, child, is_remote, locate, name_of, read_bytes, status
 from ks4stream.io.probes import load_probe
 from ks4stream.io.sources import (
@@ -55,7 +56,8 @@ def open_recording(
         - path or URL of a flat binary file (``.bin``, ``.dat``, …; channels interleaved). A SpikeGLX ``.meta``
           beside a ``.bin`` supplies channels, rate, gain and contacts, without sync channel and reference. A
           ``.cbin``, compressed by mtscomp, with its ``.ch`` is read alike;
-        - path or URL of a ``.npy`` file;
+        - path or URL of a ``.npy`` file; path of an NWB file with one electrical series, or of an HDF5 file with one
+          table (with the extra ``hdf5``);
         - path or URL of a Zarr array, version 2 or 3, of a group that holds one, or of what SpikeInterface writes;
         - a NumPy array or memory map, a Dask array, or anything with a shape, a dtype and slices
           (``h5py.Dataset``, ``zarr.Array``), of shape (time, channel);
@@ -151,6 +153,9 @@ def _look_at(source: Any, n_chan: int | None, dtype: DTypeLike | None) -> _Found
         found = _look_at_xarray(source)
     elif _is_from(source, "dask.array"):
         found = _Found(_time_first(DaskSource(source), "Dask array"), "Dask array")
+    elif _is_from(source, "h5py") and Hdf5Source.can_be_opened_again(source):
+        dataset = Hdf5Source.of(source)
+        found = _Found(_time_first(dataset, dataset.dataset), dataset.dataset, (dataset.path,))
     elif all(hasattr(source, name) for name in ("shape", "dtype", "__getitem__")):
         array = _time_first(ArraySource.open(source), "array")
         found = _Found(array, "array", (array.path,) if isinstance(array, BinarySource) else ())
@@ -178,6 +183,8 @@ def _look_at_path(path: str | os.PathLike[str], n_chan: int | None, dtype: DType
     head = bytes(read_bytes(path, 0, min(HEAD_BYTES, found.size_bytes)))
     reason = refusal(path, head)
     if reason is not None:
+        if is_hdf5(head) and not is_remote(path):
+            return _look_at_hdf5(path, reason)
         raise RecordingError(reason)
     if path.lower().endswith(".npy") or is_npy(head):
         return _look_at_npy(path)
@@ -250,6 +257,19 @@ def _warn_of_lf(path: str) -> None:
         Ks4StreamWarning,
         stacklevel=5,
     )
+
+
+def _look_at_hdf5(path: str, reason: str) -> _Found:
+    try:
+        found = read_series(path)
+    except ImportError as error:
+        raise RecordingError(f"{reason} Or install what reads it: pip install 'ks4stream[hdf5]'.") from error
+    except (OSError, KeyError) as error:
+        raise RecordingError(f"{reason} It may be damaged: {error}.") from error
+    return _Found(
+        _time_first(found.source, name_of(path)), name_of(path), (path,), found.sampling_rate_hz, found.gain_uv,
+        found.offset_uv, lambda: found.probe,
+    )  # fmt: skip
 
 
 def _look_at_npy(path: str) -> _Found:

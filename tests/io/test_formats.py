@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import importlib.util
 import io
 import json
 import lzma
@@ -25,6 +26,7 @@ from ks4stream.io.recordings import open_recording
 
 SAMPLES = np.random.default_rng(1).normal(0, 40, (4000, 4)).astype(np.int16)
 FLAT = SAMPLES.tobytes()
+REAL_CLIP = Path(__file__).resolve().parents[3] / "shared" / "data" / "np2-real" / "run1.bin"
 
 
 def packed(kind: str) -> bytes:
@@ -248,3 +250,17 @@ def test_objects_are_told_by_the_same_evidence(object_store: Any) -> None:
     url = object_store.put(FLAT, "told/x.ns5")
     with pytest.raises(RecordingError, match=r"read_blackrock\('x\.ns5'\)"):
         open_recording(url, n_chan=4, fs=30000)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("h5py") is not None, reason="h5py is installed")
+def test_the_extra_that_reads_hdf5_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.nwb").write_bytes(CONTENTS["hdf5"][0])
+    with pytest.raises(RecordingError, match=r"an NWB file.*pip install 'ks4stream\[hdf5\]'"):
+        open_recording(tmp_path / "a.nwb")
+
+
+@pytest.mark.skipif(not REAL_CLIP.is_file(), reason="the real Neuropixels clip is not beside this checkout")
+def test_real_samples_are_never_taken_for_something_else() -> None:
+    content = REAL_CLIP.read_bytes()
+    for start in range(0, len(content) - HEAD_BYTES, 770 * 20):  # as if the file began there
+        assert refusal("x.bin", content[start : start + HEAD_BYTES]) is None
