@@ -114,9 +114,17 @@ def open_recording(
 
 
 def may_tell_rate(path: str | os.PathLike[str]) -> bool:
-    """Whether a recording may bring metadata that tell its sampling rate, as SpikeGLX files and Zarr do."""
+    """Whether a recording may bring metadata that tell its rate, as SpikeGLX files, Zarr, ``.cbin`` and NWB do."""
     location = locate(path)
-    return spikeglx.find_meta(location) is not None or os.path.isdir(location) or zarr_metadata(location) is not None
+    if spikeglx.find_meta(location) is not None or os.path.isdir(location) or zarr_metadata(location) is not None:
+        return True
+    return location.lower().endswith(".cbin") or (not is_remote(location) and is_hdf5(_head(location)))
+
+
+def _head(path: str) -> bytes:
+    """First bytes of a file or an object; none if there is none."""
+    found = status(path)
+    return b"" if found is None else bytes(read_bytes(path, 0, min(HEAD_BYTES, found.size_bytes)))
 
 
 def default_results_dir(path: str | os.PathLike[str]) -> Path:
@@ -174,13 +182,12 @@ def _look_at_path(path: str | os.PathLike[str], n_chan: int | None, dtype: DType
         return _look_at_zarr(path)
     if os.path.isdir(path):
         raise RecordingError(folder_refusal(path))
-    found = status(path)
-    if found is None:
+    if status(path) is None:
         raise RecordingError(
             f"There is no {'object, Zarr array or Zarr group' if is_remote(path) else 'file'} {path}."
             + " Check bucket and key; keys are written as they are, not percent-encoded." * is_remote(path)
         )
-    head = bytes(read_bytes(path, 0, min(HEAD_BYTES, found.size_bytes)))
+    head = _head(path)
     reason = refusal(path, head)
     if reason is not None:
         if is_hdf5(head) and not is_remote(path):

@@ -13,7 +13,7 @@ import pytest
 
 from ks4stream.errors import Ks4StreamWarning, RecordingError
 from ks4stream.io.cbin import CbinSource
-from ks4stream.io.recordings import open_recording
+from ks4stream.io.recordings import may_tell_rate, open_recording
 from ks4stream.recording import Source
 
 # Full-scale samples too, whose differences wrap
@@ -57,7 +57,7 @@ def test_all_ways_of_storing(order: str, do_time_diff: bool, do_spatial_diff: bo
 
 def test_with_and_without_metadata(tmp_path: Path) -> None:
     path = compress(tmp_path, "run_g0_t0.imec0.ap")
-    assert open_recording(path).sampling_rate_hz == 100.0  # the index tells it
+    assert open_recording(path).sampling_rate_hz == 100.0 and may_tell_rate(path)  # the index tells it
     path.with_suffix(".meta").write_text(META.format(first=0))
     first = open_recording(path, n_chan=5)
     np.testing.assert_array_equal(first.read(0, 250), SAMPLES)

@@ -11,7 +11,7 @@ import pytest
 
 from ks4stream.errors import RecordingError
 from ks4stream.io.hdf5 import Hdf5Source
-from ks4stream.io.recordings import open_recording
+from ks4stream.io.recordings import may_tell_rate, open_recording
 from ks4stream.recording import Source
 
 h5py = pytest.importorskip("h5py")
@@ -68,6 +68,7 @@ def test_what_others_cannot_open_stays_an_array(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.nwb", "a.bin"])
 def test_an_electrical_series_tells_all(name: str, tmp_path: Path) -> None:
     recording = open_recording(write_nwb(tmp_path / name))
+    assert may_tell_rate(tmp_path / name)  # so that no default takes its place
     assert (recording.n_samples, recording.n_channels, recording.sampling_rate_hz) == (900, 4, 30000.0)
     assert recording.gain_uv == pytest.approx(0.195) and recording.offset_uv == 0.0
     assert recording.probe is not None and recording.probe.chan_map.tolist() == [0, 1, 2, 3]
