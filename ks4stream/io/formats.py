@@ -2,7 +2,7 @@
 
 A flat file has no header, so that any file can be read as one, and becomes noise. Three kinds of evidence count:
 
-- *first bytes* that are no coincidence. Samples may hold any bytes, and whoever owns a flat file that is taken for
+- *first bytes* that cannot be a coincidence. Samples may hold any bytes, and whoever owns a flat file that is taken for
   another one cannot help it. Therefore eight bytes have to agree (one in 10¹⁹ for random ones), and where a format
   begins with fewer, `proof` has to hold too: what follows them has to make sense;
 - *text*: a whole kilobyte of readable characters, of several kinds, with line breaks. Small samples have 0 or 255 in
@@ -51,7 +51,7 @@ class Format:
     magic : tuple of (int, bytes)
         Bytes at offsets, any of which is evidence.
     proof : callable, optional
-        From the first bytes, whether a magic number of fewer than eight bytes is no coincidence.
+        From the first bytes, whether a magic number of fewer than eight bytes is more than a coincidence.
     is_container : bool
         Others' formats are made of it, so that a name that is known says more.
     """

@@ -486,7 +486,13 @@ class ZarrSource:
         array = _opened_zarr(self.path, self.version, self.is_complete, surroundings())
         advice = "A chunk is damaged, or the disk fails. Copy the recording again, or leave this time out (tmin, tmax)."
         with zarr_explained(self.path, f"Samples {start} to {stop} of {self.path} cannot be read", advice):
-            return np.asarray(array[start:stop, :]).astype(self.dtype, copy=False)
+            block = np.asarray(array[start:stop, :]).astype(self.dtype, copy=False)
+            if len(block) < stop - start:
+                raise RecordingError(
+                    f"{self.path} ends before sample {stop}: it has become shorter since it was opened, when it held "
+                    f"{self.n_samples} samples."
+                )
+            return block
 
     def digest(self) -> str:
         """Hash of names, sizes and times of change (of objects: ETags) of all that the array consists of.

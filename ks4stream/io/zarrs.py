@@ -90,7 +90,7 @@ def zarr_explained(path: str, what: str, advice: str) -> Iterator[None]:
         if codec is not None:
             raise RecordingError(
                 f"{path} is compressed with {codec[1]}, which is not installed here. Install it wherever the recording "
-                f"is read, with workers too: pip install {_package_of(codec[1])}."
+                f"is read, on workers too: pip install {_package_of(codec[1])}."
             ) from error
         raise RecordingError(f"{what} ({type(error).__name__}: {error}). {advice}") from error
 

@@ -177,7 +177,7 @@ def test_a_store_that_may_not_be_listed_is_read(stored: Path, monkeypatch: pytes
     np.testing.assert_array_equal(source.read(0, 3000), SAMPLES)
 
 
-@pytest.mark.skipif(not IS_ZARR_3, reason="version 2 of zarr knows no shards")
+@pytest.mark.skipif(not IS_ZARR_3, reason="version 2 of zarr has no shards")
 def test_shards_are_counted_and_not_the_chunks_in_them(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     array = zarr.create_array(str(path), shape=(3000, 4), dtype="int16", shards=(1400, 4), chunks=(700, 2))
@@ -226,6 +226,13 @@ def test_a_chunk_that_goes_is_an_error_and_not_zeros(stored: Path) -> None:
     shutil.rmtree(stored)  # as where a disk is no longer mounted
     with pytest.raises(RecordingError, match="has gone since the recording was opened"):
         source.read(0, 10)
+
+
+def test_an_array_that_has_become_shorter_is_an_error(tmp_path: Path) -> None:
+    source = ZarrSource.open(write_zarr(tmp_path / "a.zarr"))
+    write_zarr(tmp_path / "a.zarr", SAMPLES[:1400])
+    with pytest.raises(RecordingError, match=r"ends before sample 1500: .* when it held 3000 samples"):
+        source.read(1300, 1500)
 
 
 @pytest.fixture
