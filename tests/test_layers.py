@@ -13,14 +13,14 @@ import ks4stream
 
 ROOT = Path(ks4stream.__file__).parent
 NUMBERS = {"numpy", "scipy"}
-CLOUD = {"obstore", "boto3"}
+EXTRAS = {"obstore", "boto3", "h5py"}
 ARRAYS = {"dask.array", "dask.delayed", "pandas", "xarray"}
 
 # Room: the rooms it may import from beside itself, and the libraries it may use.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "words": (set(), NUMBERS | {"dask.array", "xarray"}),
     "kernels": (set(), NUMBERS | {"torch"}),
-    "io": ({"words"}, NUMBERS | {"dask.array", "xarray", "zarr", "numcodecs", "probeinterface", "filelock"} | CLOUD),
+    "io": ({"words"}, NUMBERS | {"dask.array", "xarray", "zarr", "numcodecs", "probeinterface", "filelock"} | EXTRAS),
     "stages": ({"words", "kernels", "io"}, NUMBERS | {"torch"}),
     "engine": ({"words", "kernels", "stages"}, NUMBERS | ARRAYS | {"torch", "dask", "distributed", "psutil"}),
     "top": (
@@ -29,7 +29,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
 }
 WORDS = {"errors", "settings", "probe", "recording", "blocks", "results", "geometry"}
-LAZY = {"dask", "xarray", "matplotlib", "probeinterface"} | CLOUD  # used by words and edges within functions only
+LAZY = {"dask", "xarray", "matplotlib", "probeinterface"} | EXTRAS  # used by words and edges within functions only
 FILES = sorted(ROOT.rglob("*.py"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,10 @@ from numpy.typing import DTypeLike
 
 from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
 from ks4stream.io import spikeglx
-from ks4stream.io.objects import can_list, child, explained, is_remote, locate, name_of, status
+from ks4stream.io.cbin import CbinSource
+from ks4stream.io.formats import HEAD_BYTES, folder_refusal, is_hdf5, is_npy, refusal
+from ks4stream.io.hdf5 import Hdf5Source, read_series
+from ks4stream.io.objects import can_list, child, is_remote, locate, name_of, read_bytes, status
 from ks4stream.io.probes import load_probe
 from ks4stream.io.sources import (
     ArraySource,
@@ -24,27 +28,13 @@ from ks4stream.io.sources import (
     ZarrSource,
     delivered_dtype,
     join,
-    open_zarr,
-    zarr_metadata,
 )
+from ks4stream.io.zarrs import open_zarr, zarr_explained, zarr_metadata
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 
-# Files that would open as a flat binary, and be noise.
-_NOT_FLAT = {
-    ".cbin": "compressed by mtscomp; decompress it first",
-    ".gz": "compressed; decompress it first",
-    ".xz": "compressed; decompress it first",
-    ".zip": "compressed; decompress it first",
-    ".h5": "an HDF5 file; open it with h5py and pass its dataset",
-    ".hdf5": "an HDF5 file; open it with h5py and pass its dataset",
-    ".nwb": "an NWB file; open it with h5py and pass its dataset",
-    ".mat": "a MATLAB file; load it and pass its array",
-    ".meta": "metadata; pass the .bin file beside it",
-    ".json": "no recording",
-    ".prb": "a probe; pass it as probe",
-}
 _TRANSPOSE = " Time must be the first axis: transpose the array (array.T)."
+_DURATION_TOLERANCE = 0.01  # rates are corrected later by some ppm; a wrong number of channels is much more
 _RATE_NAMES = ("sampling_rate_hz", "sampling_frequency", "fs")  # ours, SpikeInterface's, Kilosort's
 
 _AnySource = TypeVar("_AnySource", bound=Source)
@@ -64,8 +54,10 @@ def open_recording(
     ----------
     source : path, URL, list, array or Recording
         - path or URL of a flat binary file (``.bin``, ``.dat``, …; channels interleaved). A SpikeGLX ``.meta``
-          beside a ``.bin`` supplies channels, rate, gain and contacts, without sync channel and reference;
-        - path or URL of a ``.npy`` file;
+          beside a ``.bin`` supplies channels, rate, gain and contacts, without sync channel and reference. A
+          ``.cbin``, compressed by mtscomp, with its ``.ch`` is read alike;
+        - path or URL of a ``.npy`` file; path of an NWB file with one electrical series, or of an HDF5 file with one
+          table (with the extra ``hdf5``);
         - path or URL of a Zarr array, version 2 or 3, of a group that holds one, or of what SpikeInterface writes;
         - a NumPy array or memory map, a Dask array, or anything with a shape, a dtype and slices
           (``h5py.Dataset``, ``zarr.Array``), of shape (time, channel);
@@ -122,9 +114,17 @@ def open_recording(
 
 
 def may_tell_rate(path: str | os.PathLike[str]) -> bool:
-    """Whether a recording may bring metadata that tell its sampling rate, as SpikeGLX files and Zarr do."""
+    """Whether a recording may bring metadata that tell its rate, as SpikeGLX files, Zarr, ``.cbin`` and NWB do."""
     location = locate(path)
-    return spikeglx.find_meta(location) is not None or os.path.isdir(location) or zarr_metadata(location) is not None
+    if spikeglx.find_meta(location) is not None or os.path.isdir(location) or zarr_metadata(location) is not None:
+        return True
+    return location.lower().endswith(".cbin") or (not is_remote(location) and is_hdf5(_head(location)))
+
+
+def _head(path: str) -> bytes:
+    """First bytes of a file or an object; none if there is none."""
+    found = status(path)
+    return b"" if found is None else bytes(read_bytes(path, 0, min(HEAD_BYTES, found.size_bytes)))
 
 
 def default_results_dir(path: str | os.PathLike[str]) -> Path:
@@ -147,6 +147,7 @@ class _Found:
     gain_uv: float | None = None
     offset_uv: float | None = None
     find_probe: Callable[[], Probe | None] = _no_probe
+    meta: spikeglx.SpikeGLXMeta | None = None
 
 
 def _look_at(source: Any, n_chan: int | None, dtype: DTypeLike | None) -> _Found:
@@ -160,6 +161,9 @@ def _look_at(source: Any, n_chan: int | None, dtype: DTypeLike | None) -> _Found
         found = _look_at_xarray(source)
     elif _is_from(source, "dask.array"):
         found = _Found(_time_first(DaskSource(source), "Dask array"), "Dask array")
+    elif _is_from(source, "h5py") and Hdf5Source.can_be_opened_again(source):
+        dataset = Hdf5Source.of(source)
+        found = _Found(_time_first(dataset, dataset.dataset), dataset.dataset, (dataset.path,))
     elif all(hasattr(source, name) for name in ("shape", "dtype", "__getitem__")):
         array = _time_first(ArraySource.open(source), "array")
         found = _Found(array, "array", (array.path,) if isinstance(array, BinarySource) else ())
@@ -177,20 +181,24 @@ def _look_at_path(path: str | os.PathLike[str], n_chan: int | None, dtype: DType
     if zarr_metadata(path) is not None:
         return _look_at_zarr(path)
     if os.path.isdir(path):
-        raise RecordingError(
-            f"{path} is a folder, and not a Zarr array or group; give the file that holds the samples."
-        )
+        raise RecordingError(folder_refusal(path))
     if status(path) is None:
         raise RecordingError(
             f"There is no {'object, Zarr array or Zarr group' if is_remote(path) else 'file'} {path}."
             + " Check bucket and key; keys are written as they are, not percent-encoded." * is_remote(path)
         )
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix in _NOT_FLAT:
-        raise RecordingError(f"{path} cannot be read as samples: it is {_NOT_FLAT[suffix]}.")
-    if suffix == ".npy":
+    head = _head(path)
+    reason = refusal(path, head)
+    if reason is not None:
+        if is_hdf5(head) and not is_remote(path):
+            return _look_at_hdf5(path, reason)
+        raise RecordingError(reason)
+    if path.lower().endswith(".npy") or is_npy(head):
         return _look_at_npy(path)
     meta_path = spikeglx.find_meta(path)
+    if path.lower().endswith(".cbin") and meta_path is None:
+        packed = CbinSource.open(path)
+        return _Found(packed, name_of(path), (path,), packed.sampling_rate_hz)
     if meta_path is not None:
         return _look_at_spikeglx(path, spikeglx.read_meta(meta_path), n_chan, dtype)
     if n_chan is None:
@@ -199,6 +207,8 @@ def _look_at_path(path: str | os.PathLike[str], n_chan: int | None, dtype: DType
             "file, sync channels too; n_chan_bin in run_kilosort)."
         )
     source = BinarySource.open(path, n_chan, "int16" if dtype is None else dtype)
+    if path.lower().endswith(".lf.bin"):
+        _warn_of_lf(path)
     return _Found(source, name_of(path), (path,))
 
 
@@ -210,7 +220,12 @@ def _look_at_spikeglx(path: str, meta: spikeglx.SpikeGLXMeta, n_chan: int | None
         )
     if dtype is not None and delivered_dtype(dtype, "dtype") != np.int16:
         raise RecordingError(f"dtype={dtype}, but SpikeGLX writes int16 (there is {meta.path}). Leave dtype out.")
-    source = BinarySource.open(path, meta.n_channels, "int16")
+    source: BinarySource | CbinSource
+    if path.lower().endswith(".cbin"):
+        source = CbinSource.open(path)
+        _check_agrees(_Found(source, name_of(path)), meta.n_channels, "int16")
+    else:
+        source = BinarySource.open(path, meta.n_channels, "int16")
     n_bytes = source.n_samples * source.n_channels * source.file_dtype.itemsize
     if meta.file_size_bytes not in (None, n_bytes):
         warnings.warn(
@@ -218,6 +233,17 @@ def _look_at_spikeglx(path: str, meta: spikeglx.SpikeGLXMeta, n_chan: int | None
             Ks4StreamWarning,
             stacklevel=4,
         )
+    n_told = 0.0 if meta.duration_s is None else meta.duration_s * meta.sampling_rate_hz
+    if meta.file_size_bytes == n_bytes and abs(source.n_samples - n_told) > _DURATION_TOLERANCE * n_told > 0:
+        warnings.warn(
+            f"{path} has {source.n_samples} samples of {source.n_channels} channels, but {meta.path.name} says that it "
+            f"lasts {meta.duration_s:g} s, which are {n_told:.0f} samples at {meta.sampling_rate_hz:g} Hz: are its "
+            "number of channels (nSavedChans) and its sampling rate right?",
+            Ks4StreamWarning,
+            stacklevel=4,
+        )
+    if meta.is_lf:
+        _warn_of_lf(path)
 
     def find_probe() -> Probe | None:
         try:
@@ -228,7 +254,28 @@ def _look_at_spikeglx(path: str, meta: spikeglx.SpikeGLXMeta, n_chan: int | None
 
     return _Found(
         source, name_of(path), (path,), meta.sampling_rate_hz, meta.gain_uv, None if meta.gain_uv is None else 0.0,
-        find_probe,
+        find_probe, meta,
+    )  # fmt: skip
+
+
+def _warn_of_lf(path: str) -> None:
+    warnings.warn(
+        f"{path} holds the LF band, which is too slow for spikes: they are in the .ap.bin of the same run.",
+        Ks4StreamWarning,
+        stacklevel=5,
+    )
+
+
+def _look_at_hdf5(path: str, reason: str) -> _Found:
+    try:
+        found = read_series(path)
+    except ImportError as error:
+        raise RecordingError(f"{reason} Or install what reads it: pip install 'ks4stream[hdf5]'.") from error
+    except (OSError, KeyError) as error:
+        raise RecordingError(f"{reason} It may be damaged: {error}.") from error
+    return _Found(
+        _time_first(found.source, name_of(path)), name_of(path), (path,), found.sampling_rate_hz, found.gain_uv,
+        found.offset_uv, lambda: found.probe,
     )  # fmt: skip
 
 
@@ -258,6 +305,11 @@ def _look_at_list(sources: Sequence[Any], n_chan: int | None, dtype: DTypeLike |
             + ", ".join(f"{part.name}: {part.sampling_rate_hz} Hz" for part in parts)
             + ")."
         )
+    _warn_of_repeated(parts)
+    for _, run in itertools.groupby(parts, key=lambda part: part.meta is None):
+        spikeglx.check_joined(
+            [spikeglx.Part(part.files[0], part.meta, part.source.n_samples) for part in run if part.meta is not None]
+        )
     gains = {(part.gain_uv, part.offset_uv) for part in parts}
     gain_uv, offset_uv = gains.pop() if len(gains) == 1 else (None, None)
 
@@ -280,6 +332,21 @@ def _look_at_list(sources: Sequence[Any], n_chan: int | None, dtype: DTypeLike |
         offset_uv=offset_uv,
         find_probe=find_probe,
     )
+
+
+def _warn_of_repeated(parts: Sequence[_Found]) -> None:
+    """Warn if samples of a file are joined more than once."""
+    seen = set()
+    for part in parts:
+        places = tuple(file if is_remote(file) else os.path.realpath(file) for file in part.files)
+        same = (places, part.source.n_samples, getattr(part.source, "offset_bytes", 0))
+        if places and same in seen:
+            warnings.warn(
+                f"{part.files[0]} is given more than once; its spikes will be found as often.",
+                Ks4StreamWarning,
+                stacklevel=4,
+            )
+        seen.add(same)
 
 
 def _look_at_recording(recording: Recording) -> _Found:
@@ -326,18 +393,14 @@ def _look_at_xarray(array: Any) -> _Found:
 
 def _look_at_zarr(path: str) -> _Found:
     node = open_zarr(path)
-    attrs = dict(node.attrs)
-    gain_uv, offset_uv = attrs.get("gain_uv"), attrs.get("offset_uv")
-    if hasattr(node, "shape"):
-        source: Source = ZarrSource.open(path)
-    else:
-        with explained(path):
-            names = _trace_arrays(node, path)
-            attrs |= dict(node[names[0]].attrs)
-            gain_uv, offset_uv = attrs.get("gain_uv"), attrs.get("offset_uv")
-            if gain_uv is None:
-                gain_uv, offset_uv = _common_value(node, "gain_to_uV"), _common_value(node, "offset_to_uV")
-        source = join(ZarrSource.open(child(path, name)) for name in names)
+    with zarr_explained(path, f"What {path} holds cannot be read", "Copy it again, it may be damaged."):
+        names = [] if hasattr(node, "shape") else _trace_arrays(node, path)
+        attrs = dict(node.attrs) | (dict(node[names[0]].attrs) if names else {})
+        gain_uv, offset_uv = attrs.get("gain_uv"), attrs.get("offset_uv")
+        if names and gain_uv is None:
+            gain_uv = _common_value(node, "gain_to_uV") or None  # no amplifier has a gain of 0
+            offset_uv = _common_value(node, "offset_to_uV")
+    source = join(ZarrSource.open(child(path, name)) for name in names) if names else ZarrSource.open(path)
     name = name_of(path)
     return _Found(
         _time_first(source, name), name, (path,), _rate_of(attrs), gain_uv, offset_uv,
@@ -349,7 +412,13 @@ def _trace_arrays(group: Any, path: str) -> list[str]:
     """Names of the arrays that hold traces: SpikeInterface's segments in order, or the only 2-D array."""
     n_segments = group.attrs.get("num_segments")
     if n_segments:  # SpikeInterface says, so that nothing need be listed
-        return [f"traces_seg{segment}" for segment in range(n_segments)]
+        names = [f"traces_seg{segment}" for segment in range(n_segments)]
+        lost = [name for name in names if name not in group]
+        if lost:
+            raise RecordingError(
+                f"{path} should hold {n_segments} segment(s), but {', '.join(lost)} cannot be found. Copy it again."
+            )
+        return names
     if not can_list(path):
         raise RecordingError(f"{path} is a Zarr group on a web server; give the array's own address, {path}/NAME.")
     arrays = dict(group.arrays())

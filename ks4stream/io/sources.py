@@ -11,6 +11,7 @@ import bisect
 import hashlib
 import itertools
 import math
+import operator
 import os
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
@@ -26,8 +27,6 @@ from ks4stream.errors import RecordingError
 from ks4stream.io.objects import (
     Status,
     can_list,
-    child,
-    explained,
     is_remote,
     listing,
     locate,
@@ -35,8 +34,8 @@ from ks4stream.io.objects import (
     read_bytes,
     status,
     surroundings,
-    zarr_store,
 )
+from ks4stream.io.zarrs import check_chunks, open_zarr, zarr_explained, zarr_metadata
 from ks4stream.recording import Source
 
 if TYPE_CHECKING:
@@ -433,6 +432,8 @@ class ZarrSource:
         Samples that are stored together; of sharded arrays, those of one chunk within a shard.
     version : str
         Tag of the array's metadata when it was described.
+    is_complete : bool
+        Whether all its chunks were stored then, so that one that is not there is an error, and not fill value.
     """
 
     path: str
@@ -441,6 +442,7 @@ class ZarrSource:
     file_dtype: np.dtype[Any]
     chunk_samples: int
     version: str
+    is_complete: bool = False
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> ZarrSource:
@@ -454,7 +456,7 @@ class ZarrSource:
         Raises
         ------
         RecordingError
-            If there is no such array, it is not two-dimensional, or samples of its type are not supported.
+            If there is no such array, it is damaged or not two-dimensional, or samples of its type are not supported.
         """
         path = locate(path)
         version = zarr_metadata(path)
@@ -465,9 +467,14 @@ class ZarrSource:
             raise RecordingError(f"{path} is a Zarr group; name the array within it.")
         _check_rank(array.shape, path)
         delivered_dtype(array.dtype, path)
-        return cls(
-            path, int(array.shape[0]), int(array.shape[1]), np.dtype(array.dtype), int(array.chunks[0]), version
-        )
+        with zarr_explained(path, f"{path} has metadata that are damaged", "Copy it again."):
+            n_samples, n_channels = map(operator.index, array.shape)
+            if min(n_samples, n_channels) < 0:
+                raise ValueError(f"shape {array.shape}")
+            return cls(
+                path, n_samples, n_channels, np.dtype(array.dtype), int(array.chunks[0]), version,
+                check_chunks(path, array),
+            )  # fmt: skip
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -476,9 +483,16 @@ class ZarrSource:
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel)."""
-        array = _opened_zarr(self.path, self.version, surroundings())
-        with explained(self.path):
-            return np.asarray(array[start:stop, :]).astype(self.dtype, copy=False)
+        array = _opened_zarr(self.path, self.version, self.is_complete, surroundings())
+        advice = "A chunk is damaged, or the disk fails. Copy the recording again, or leave this time out (tmin, tmax)."
+        with zarr_explained(self.path, f"Samples {start} to {stop} of {self.path} cannot be read", advice):
+            block = np.asarray(array[start:stop, :]).astype(self.dtype, copy=False)
+            if len(block) < stop - start:
+                raise RecordingError(
+                    f"{self.path} ends before sample {stop}: it has become shorter since it was opened, when it held "
+                    f"{self.n_samples} samples."
+                )
+            return block
 
     def digest(self) -> str:
         """Hash of names, sizes and times of change (of objects: ETags) of all that the array consists of.
@@ -495,39 +509,9 @@ class ZarrSource:
         return can_list(self.path)
 
 
-def zarr_metadata(path: str) -> str | None:
-    """Return a tag of the metadata of a Zarr array or group, None if there is neither at this location."""
-    for name in ("zarr.json", ".zarray", ".zgroup"):
-        if found := status(child(path, name)):
-            return f"{name} {found.tag}"
-    return None
-
-
-def open_zarr(path: str, *, patient: bool = False) -> Any:
-    """Open the Zarr array or group at a location, for reading.
-
-    Raises
-    ------
-    RecordingError
-        If it cannot be opened.
-    """
-    import zarr
-
-    try:
-        with explained(path):
-            return zarr.open(zarr_store(path, patient=patient), mode="r")
-    except RecordingError:
-        raise
-    except Exception as error:  # Zarr 2 and 3 and their codecs raise a dozen types here
-        raise RecordingError(
-            f"{path} cannot be opened as a Zarr array or group ({error}). If it is a group, try the array's own "
-            f"path, {path}/NAME."
-        ) from error
-
-
 @lru_cache(maxsize=16)
-def _opened_zarr(path: str, version: str, _: Hashable) -> Any:
-    return open_zarr(path, patient=True)
+def _opened_zarr(path: str, version: str, is_complete: bool, _: Hashable) -> Any:
+    return open_zarr(path, patient=True, is_complete=is_complete)
 
 
 def _check_rank(shape: tuple[int, ...], what: str = "the array") -> None:

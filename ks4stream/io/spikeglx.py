@@ -7,11 +7,15 @@ the electrode in ``~imroTbl``, and need the makers' dimensions, which probeinter
 
 from __future__ import annotations
 
+import codecs
+import itertools
+import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 
@@ -34,6 +38,10 @@ _REFERENCE_CHANNEL = {
 _PHASE_3A_REFERENCES = (36, 75, 112, 151, 188, 227, 264, 303, 340, 379)  # its option 4 has 276 channels
 
 _NP2_AP_GAIN = {"21": 80.0, "24": 80.0}  # fixed in the prototypes; 100 in what is sold since
+_JOINTS_SHOWN = 4
+_RUN = re.compile(r"([^/\\]+)_g\d+_t[^/\\]*$")  # in the name that a file had: run_g0_t0.imec0.ap.bin
+# Files are begun when they are written first, some seconds after their first sample; runs are minutes apart.
+_CLOCK_TOLERANCE_S = 60.0
 _DEFAULT_MAX_INT = {"21": 8192.0, "24": 8192.0, "2003": 2048.0, "2013": 2048.0}  # 512 elsewhere
 
 
@@ -69,6 +77,39 @@ class SpikeGLXMeta:
     gain_uv: float | None
     file_size_bytes: int | None
     tags: Mapping[str, str] = field(repr=False)
+
+    @property
+    def is_lf(self) -> bool:
+        """Whether the file holds the LF band of a probe, and nothing of the AP band."""
+        return self.stream == "imec" and re.match(r"0\s*,\s*[1-9]", self.tags.get("snsApLfSy", "")) is not None
+
+    @property
+    def first_sample(self) -> int | None:
+        """The file's first sample, counted from the start of the acquisition; None if that is not told."""
+        first = self.tags.get("firstSample", "")
+        return int(first) if first.isdecimal() else None
+
+    @property
+    def duration_s(self) -> float | None:
+        """How long the file was when it was written; None if that is not told."""
+        try:
+            duration_s = float(self.tags["fileTimeSecs"])
+        except (KeyError, ValueError):
+            return None
+        return duration_s if math.isfinite(duration_s) and duration_s > 0 else None
+
+    @property
+    def serial_number(self) -> str | None:
+        """The probe's, None if it is not told."""
+        return self.tags.get("imDatPrb_sn") or self.tags.get("imProbeSN")
+
+    @property
+    def created(self) -> datetime | None:
+        """When the file was begun, None if that is not told."""
+        try:
+            return datetime.fromisoformat(self.tags["fileCreateTime"]).replace(tzinfo=None)
+        except (KeyError, ValueError):
+            return None
 
     def probe(self) -> Probe | None:
         """Return the contacts of the saved channels, without the sync channels and unused (reference) sites.
@@ -265,10 +306,12 @@ class _Sites:
 
 
 def find_meta(path: str | os.PathLike[str]) -> str | None:
-    """Return the location of the ``.meta`` beside a ``.bin``, a file or an object; None if there is none."""
-    location = locate(path)
-    meta = location.removesuffix(".bin") + ".meta"
-    return meta if location.endswith(".bin") and status(meta) is not None else None
+    """Return the location of the ``.meta`` beside a ``.bin`` or ``.cbin``, or None if there is none."""
+    stem, suffix = os.path.splitext(locate(path))
+    if suffix.lower() not in (".bin", ".cbin"):
+        return None
+    endings = (".meta",) if suffix.islower() else (".meta", ".META")
+    return next((stem + ending for ending in endings if status(stem + ending) is not None), None)
 
 
 def read_meta(path: str | os.PathLike[str]) -> SpikeGLXMeta:
@@ -293,7 +336,9 @@ def read_meta(path: str | os.PathLike[str]) -> SpikeGLXMeta:
     found = status(location)
     if found is None:
         raise RecordingError(f"There is no file {location}.")
-    text = bytes(read_bytes(location, 0, found.size_bytes)).decode("utf-8", errors="replace")
+    content = bytes(read_bytes(location, 0, found.size_bytes))
+    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as editors on Windows may save it
+    text = content.decode("utf-16" if is_utf_16 else "utf-8-sig", errors="replace")
     path = PurePath(name_of(location)) if is_remote(location) else PurePath(location)
     tags: dict[str, str] = {}
     for line in text.splitlines():
@@ -303,6 +348,8 @@ def read_meta(path: str | os.PathLike[str]) -> SpikeGLXMeta:
     stream = tags.get("typeThis", "imec")
     rate_tag = {"nidq": "niSampRate", "obx": "obSampRate"}.get(stream, "imSampRate")
     n_channels = int(_number(tags, "nSavedChans", path))
+    if n_channels < 1:
+        raise RecordingError(f"{path}: nSavedChans={tags['nSavedChans']}; a file has at least one channel.")
     size = tags.get("fileSizeBytes", "")
     return SpikeGLXMeta(
         path=path,
@@ -311,14 +358,17 @@ def read_meta(path: str | os.PathLike[str]) -> SpikeGLXMeta:
         n_neural=_n_neural(tags, n_channels, path) if stream == "imec" else 0,
         sampling_rate_hz=_number(tags, rate_tag, path),
         gain_uv=_imec_gain_uv(tags) if stream == "imec" else None,
-        file_size_bytes=int(size) if size.isdigit() else None,
+        file_size_bytes=int(size) if size.isdecimal() else None,
         tags=tags,
     )
 
 
 def _number(tags: Mapping[str, str], tag: str, path: PurePath) -> float:
     try:
-        return float(tags[tag])
+        value = float(tags[tag])
+        if not math.isfinite(value):
+            raise ValueError(tag)
+        return value
     except KeyError:
         raise RecordingError(
             f"{path} is no SpikeGLX metadata: it has no line {tag}=…. Remove or rename it to open the file "
@@ -367,3 +417,131 @@ def _amplification(tags: Mapping[str, str], probe_type: str) -> float | None:
     if not gains:
         gains = {float(tags["imChan0lfGain" if is_lf else "imChan0apGain"])}
     return gains.pop() if len(gains) == 1 else None
+
+
+# -- files joined in time --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file that is joined with others.
+
+    Attributes
+    ----------
+    path : str
+    meta : SpikeGLXMeta
+    n_samples : int
+        That the file really holds.
+    """
+
+    path: str
+    meta: SpikeGLXMeta
+    n_samples: int
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return name_of(self.path)
+
+    @property
+    def start(self) -> int:
+        """First sample of the acquisition, 0 if that is not told."""
+        return self.meta.first_sample or 0
+
+
+def check_joined(parts: Sequence[Part]) -> None:
+    """Compare what files that are joined in time say of when they begin.
+
+    Samples are counted from the start of an acquisition, so that only files of one can be compared to the sample; of
+    others, the times at which they were made.
+
+    Warns
+    -----
+    Ks4StreamWarning
+        If there are gaps or overlaps between files, they come from different probes, or one was made before the one
+        it follows.
+
+    Raises
+    ------
+    RecordingError
+        If files of one acquisition are in the wrong order, or were recorded at the same time from different probes.
+    """
+    joints = []
+    for first, second in itertools.pairwise(parts):
+        if first.path == second.path:
+            continue  # which is told of elsewhere
+        gap_samples = second.start - first.start - first.n_samples
+        if not _of_one_acquisition(first.meta, second.meta):
+            _check_acquisitions(first, second)
+        elif _differ_in_probe(first, second) and gap_samples < 0:
+            raise RecordingError(f"{_of_two_probes(first, second)}, at the same time. Sort them apart.")
+        elif second.start < first.start:
+            raise RecordingError(_wrong_order(parts, first, second))
+        elif gap_samples:
+            length = f"{abs(gap_samples)} samples ({abs(gap_samples) / first.meta.sampling_rate_hz:.3g} s)"
+            joints.append(
+                f"{length} are missing between {first.name} and {second.name}"
+                if gap_samples > 0
+                else f"the last {length} of {first.name} are in {second.name} too"
+            )
+    if joints:
+        _warn(
+            "Files that are joined in time do not follow each other: "
+            + "; ".join(joints[:_JOINTS_SHOWN])
+            + f"; and {len(joints) - _JOINTS_SHOWN} more" * (len(joints) > _JOINTS_SHOWN)
+            + ". Spike times count the samples of the files, as if there were neither gaps nor overlaps."
+        )
+
+
+def _of_one_acquisition(first: SpikeGLXMeta, second: SpikeGLXMeta) -> bool:
+    """Whether samples of two files are counted, and from the same moment as far as their metadata tell."""
+    if first.first_sample is None or second.first_sample is None:
+        return False
+    runs = {match[1] for meta in (first, second) if (match := _RUN.search(meta.tags.get("fileName", "")))}
+    if len(runs) > 1:
+        return False
+    if first.created and second.created and first.created != second.created:  # alike where both were cut from one file
+        later_s = (second.created - first.created).total_seconds()
+        counted_s = (second.first_sample - first.first_sample) / first.sampling_rate_hz
+        return abs(later_s - counted_s) < _CLOCK_TOLERANCE_S
+    return True
+
+
+def _check_acquisitions(first: Part, second: Part) -> None:
+    """Warn of files of different acquisitions that do not seem to follow each other."""
+    if _differ_in_probe(first, second):
+        _warn(f"{_of_two_probes(first, second)}: units do not go on from one to the other. Sort them apart.")
+    before, after = first.meta.created, second.meta.created
+    if before is not None and after is not None and after < before:
+        _warn(
+            f"{second.name} was made at {after}, and {first.name}, which it follows here, at {before}. Are the files "
+            "in order of time?"
+        )
+
+
+def _differ_in_probe(first: Part, second: Part) -> bool:
+    serials = {first.meta.serial_number, second.meta.serial_number} - {None}
+    return len(serials) > 1
+
+
+def _of_two_probes(first: Part, second: Part) -> str:
+    return (
+        f"{first.name} and {second.name} come from different probes (serial numbers {first.meta.serial_number} and "
+        f"{second.meta.serial_number})"
+    )
+
+
+def _wrong_order(parts: Sequence[Part], first: Part, second: Part) -> str:
+    right = (
+        ", ".join(part.name for part in sorted(parts, key=lambda part: part.start))
+        if all(_of_one_acquisition(first.meta, part.meta) for part in parts)
+        else f"{second.name} before {first.name}"
+    )
+    return (
+        f"Files to be joined are not in order of time: {second.name} begins at sample {second.start} of the "
+        f"acquisition, and {first.name}, which it follows here, at {first.start}. The right order is {right}."
+    )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, Ks4StreamWarning, stacklevel=6)

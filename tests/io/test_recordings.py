@@ -198,7 +198,7 @@ def test_files_that_cannot_be_samples_are_refused(tmp_path: Path) -> None:
         open_recording(tmp_path / "none.bin", n_chan=3, fs=100)
     with pytest.raises(RecordingError, match="is a folder, and not a Zarr"):
         open_recording(tmp_path, fs=100)
-    for name, reason in [("a.nwb", "open it with h5py"), ("a.cbin", "decompress"), ("a.meta", r"pass the \.bin")]:
+    for name, reason in [("a.nwb", "open it with h5py"), ("a.gz", "decompress"), ("a.meta", r"pass the \.bin")]:
         SAMPLES.tofile(tmp_path / name)
         with pytest.raises(RecordingError, match=f"cannot be read as samples: .*{reason}"):
             open_recording(tmp_path / name, n_chan=3, fs=100)

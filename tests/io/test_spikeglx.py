@@ -273,6 +273,9 @@ def test_nidq_streams_have_no_probe(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"nSavedChans": None}, "has no line nSavedChans="),
+        ({"nSavedChans": "0"}, "nSavedChans=0; a file has at least one"),
+        ({"nSavedChans": "nan"}, "nSavedChans=nan is no number"),
+        ({"nSavedChans": "inf"}, "nSavedChans=inf is no number"),
         ({"imSampRate": "fast"}, "imSampRate=fast is no number"),
         ({"snsApLfSy": "6"}, "snsApLfSy=6; needed are three"),
         ({"snsApLfSy": "8,0,1"}, "are more than nSavedChans=7"),
@@ -358,6 +361,122 @@ def test_files_of_different_runs_are_not_joined(tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match=r"t0.bin and t1.bin cannot be joined in time: their probes differ"):
         open_recording([first, write_run(tmp_path, "t1", _snsGeomMap=other)])
     assert open_recording([first, write_run(tmp_path, "t1", _snsGeomMap=other)], probe="tetrode").n_samples == 20
+
+
+def write_part(folder: Path, name: str, first: int | None, **changes: str | None) -> Path:
+    """A file of ten samples that begins at a sample of the acquisition."""
+    named = {"fileName": f"D:/data/run_g0/{name}.bin", **changes}
+    return write_run(folder, name, firstSample=None if first is None else str(first), **named)
+
+
+def test_parts_that_follow_each_other_are_joined_without_a_word(tmp_path: Path) -> None:
+    paths = [write_part(tmp_path, f"run_g{n}_t0.imec0.ap", 1000 + 10 * n) for n in range(3)]
+    assert open_recording(paths).n_samples == 30
+    # Of other acquisitions samples are counted anew: by another name, or begun at another time.
+    for name, changes in [("day2_g0_t0", {}), ("run_g0_t9", {"fileCreateTime": "2024-05-02T09:00:00"})]:
+        first = write_part(tmp_path, "run_g0_t0", 5000, fileCreateTime="2024-05-01T09:00:00")
+        assert open_recording([first, write_part(tmp_path, name, 12, **changes)]).n_samples == 20
+    # Without a count nothing can be told.
+    assert open_recording([write_part(tmp_path, "a", None), write_part(tmp_path, "b", 0)]).n_samples == 20
+
+
+def test_gaps_and_overlaps_are_told_by_their_length(tmp_path: Path) -> None:
+    starts = {"run_g0_t0": 0, "run_g0_t1": 10 + 60001, "run_g0_t2": 60021, "run_g0_t3": 60028}
+    paths = [write_part(tmp_path, name, start) for name, start in starts.items()]
+    message = (
+        r"60001 samples \(2 s\) are missing between run_g0_t0\.bin and run_g0_t1\.bin; "
+        r"the last 3 samples \(0\.0001 s\) of run_g0_t2\.bin are in run_g0_t3\.bin too\. Spike times count"
+    )
+    with pytest.warns(Ks4StreamWarning, match=message) as caught:
+        assert open_recording(paths).n_samples == 40
+    assert len(caught) == 1
+
+
+def test_a_file_cut_short_leaves_a_gap(tmp_path: Path) -> None:
+    """What counts is what the file holds, and not what it held once."""
+    first, second = write_part(tmp_path, "run_g0_t0", 0), write_part(tmp_path, "run_g0_t1", 10)
+    first.write_bytes(first.read_bytes()[: 14 * 7])
+    with pytest.warns(Ks4StreamWarning, match="3 samples .* are missing between"):
+        open_recording([first, second])
+
+
+def test_a_wrong_order_is_an_error_with_the_right_one(tmp_path: Path) -> None:
+    a, b, c = (write_part(tmp_path, name, start) for name, start in [("a", 7), ("b", 17), ("c", 27)])
+    message = r"b\.bin begins at sample 17 .*, and c\.bin, .* at 27\. The right order is a\.bin, b\.bin, c\.bin\."
+    with pytest.raises(RecordingError, match=message):
+        open_recording([a, c, b])
+    flat = tmp_path / "flat.dat"
+    np.zeros((5, 7), np.int16).tofile(flat)
+    with pytest.raises(RecordingError, match=r"The right order is b\.bin, c\.bin\."):
+        open_recording([flat, c, b], n_chan=7)  # a file without metadata does not hide it
+    times = ["2024-05-01T10:00:00", "2024-05-01T09:00:00"]
+    days = [
+        write_part(tmp_path, f"day{n}_g0_t0", 100 - n, fileName=f"day{n}_g0_t0.bin", fileCreateTime=time)
+        for n, time in enumerate(times)
+    ]
+    with pytest.warns(Ks4StreamWarning, match=r"day1_g0_t0\.bin was made at .* 09:00:00, and day0.*in order of time"):
+        open_recording(days)
+
+
+def test_different_probes_are_not_one_recording(tmp_path: Path) -> None:
+    first = write_part(tmp_path, "run_g0_t0.imec0.ap", 5, imDatPrb_sn="111")
+    second = write_part(tmp_path, "run_g0_t0.imec1.ap", 4, imDatPrb_sn="222")
+    with pytest.raises(RecordingError, match=r"different probes \(serial numbers 111 and 222\), at the same time"):
+        open_recording([first, second])
+    write_part(tmp_path, "run_g0_t0.imec1.ap", 4, imDatPrb_sn="222", fileName="later_g0_t0.bin")
+    with pytest.warns(Ks4StreamWarning, match=r"different probes \(serial numbers 111 and 222\): units do not go on"):
+        open_recording([first, second])
+
+
+def test_the_same_file_twice_is_told_of(tmp_path: Path) -> None:
+    path = write_part(tmp_path, "run_g0_t0", 5)
+    (tmp_path / "sub").mkdir()
+    for again in (path, str(path), tmp_path / "sub" / ".." / path.name):
+        with pytest.warns(Ks4StreamWarning, match="given more than once; its spikes will be found as") as caught:
+            assert open_recording([path, again]).n_samples == 20
+        assert len(caught) == 1
+    np.save(tmp_path / "a.npy", np.zeros((30, 2), np.int16))
+    with pytest.warns(Ks4StreamWarning, match=r"a\.npy is given more than once"):
+        open_recording([tmp_path / "a.npy"] * 2, fs=100)
+    (tmp_path / "link.npy").symlink_to(tmp_path / "a.npy")
+    with pytest.warns(Ks4StreamWarning, match=r"link\.npy is given more than once"):
+        open_recording([tmp_path / "a.npy", tmp_path / "link.npy"], fs=100)
+    halves = np.load(tmp_path / "a.npy", mmap_mode="r")
+    assert open_recording([halves[:15], halves[15:]], fs=100).n_samples == 30  # two stretches of one file
+
+
+def test_the_lf_band_is_told_of(tmp_path: Path) -> None:
+    path = write_run(tmp_path, "run_g0_t0.imec0.lf", snsApLfSy="0,6,1", imSampRate="2500")
+    with pytest.warns(Ks4StreamWarning, match=r"imec0\.lf\.bin holds the LF band.*in the \.ap\.bin"):
+        open_recording(path)
+    path.with_suffix(".meta").rename(tmp_path / "elsewhere.meta")
+    with pytest.warns(Ks4StreamWarning, match="holds the LF band"):
+        open_recording(path, n_chan=7, fs=2500)
+    renamed = write_run(tmp_path, "renamed", snsApLfSy="0,6,1", imSampRate="2500")
+    with pytest.warns(Ks4StreamWarning, match=r"renamed\.bin holds the LF band"):
+        open_recording(renamed)
+
+
+def test_a_duration_that_does_not_fit_is_told_of(tmp_path: Path) -> None:
+    for right in ("0.000333", "0.0003333", None, "", "nan", "0"):
+        open_recording(write_run(tmp_path, fileSizeBytes="140", fileTimeSecs=right))
+    with pytest.warns(Ks4StreamWarning, match=r"has 10 samples of 7 channels, but run\.meta says .* 20 samples"):
+        open_recording(write_run(tmp_path, fileSizeBytes="140", fileTimeSecs="0.000667"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_metadata_saved_again_by_an_editor(encoding: str, tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    meta = tmp_path / "run.meta"
+    meta.write_text(meta.read_text(), encoding=encoding)
+    assert open_recording(path).gain_uv == pytest.approx(0.762939453125)
+
+
+def test_upper_case_suffixes_find_their_metadata(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    shouted = path.rename(tmp_path / "RUN.BIN")
+    (tmp_path / "run.meta").rename(tmp_path / "RUN.META")
+    assert open_recording(shouted).n_channels == 7
 
 
 @pytest.mark.skipif(not REAL_CLIP.is_dir(), reason="the real Neuropixels clip is not beside this checkout")

@@ -1,0 +1,181 @@
+"""Recordings in HDF5 files: any dataset of shape (time, channel), and the electrical series of NWB.
+
+Files are opened by each process at each read, as what h5py has opened cannot be sent to others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ks4stream.errors import RecordingError
+from ks4stream.io.objects import name_of, status
+from ks4stream.io.sources import delivered_dtype
+from ks4stream.probe import Probe
+
+
+@dataclass(frozen=True)
+class Hdf5Source:
+    """Samples in a dataset of an HDF5 file.
+
+    Attributes
+    ----------
+    path : str
+        The file's absolute path.
+    dataset : str
+        The dataset's path in the file.
+    n_samples, n_channels : int
+        Its shape.
+    file_dtype : numpy.dtype
+        Type of the stored samples.
+    """
+
+    path: str
+    dataset: str
+    n_samples: int
+    n_channels: int
+    file_dtype: np.dtype[Any]
+
+    @staticmethod
+    def can_be_opened_again(dataset: Any) -> bool:
+        """Whether what h5py has opened is a dataset in a file that others can open too, and that nobody changes."""
+        return hasattr(dataset, "shape") and dataset.file.mode == "r" and os.path.isfile(dataset.file.filename)
+
+    @classmethod
+    def of(cls, dataset: Any) -> Hdf5Source:
+        """Describe an open ``h5py.Dataset``.
+
+        Raises
+        ------
+        RecordingError
+            If it is not two-dimensional, or samples of its type are not supported.
+        """
+        path = os.path.abspath(os.fsdecode(dataset.file.filename))
+        what = f"{dataset.name} of {path}"
+        if len(dataset.shape) != 2:
+            raise RecordingError(f"{what} has shape {dataset.shape}; needed are two dimensions, (time, channel).")
+        delivered_dtype(dataset.dtype, what)
+        return cls(path, dataset.name, int(dataset.shape[0]), int(dataset.shape[1]), np.dtype(dataset.dtype))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the samples as they are delivered."""
+        return delivered_dtype(self.file_dtype)
+
+    @property
+    def flat_files(self) -> str:
+        """Why there are none."""
+        return f"{self.path} is an HDF5 file"
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Read samples ``start`` to ``stop``, shape (time, channel); the file is open only meanwhile."""
+        import h5py
+
+        try:
+            with h5py.File(self.path, "r") as file:
+                return np.asarray(file[self.dataset][start:stop]).astype(self.dtype, copy=False)
+        except (OSError, KeyError) as error:
+            raise RecordingError(
+                f"Samples {start} to {stop} of {self.dataset} in {self.path} cannot be read ({error}). The file is "
+                "damaged, or has changed since it was opened. Copy it again, or leave this time out (tmin, tmax)."
+            ) from error
+
+    def digest(self) -> str:
+        """Hash of the file's name, size and time of change, and of how it is read."""
+        found = status(self.path)
+        if found is None:
+            raise RecordingError(f"There is no file {self.path}.")
+        facts = "hdf5", name_of(self.path), found.size_bytes, found.tag, self.dataset, self.n_samples, self.n_channels
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    @property
+    def digest_is_exact(self) -> bool:
+        """Yes, as far as times of change can be trusted."""
+        return True
+
+
+@dataclass(frozen=True)
+class Series:
+    """What an HDF5 file holds: its only electrical series (NWB), or its only table of samples.
+
+    Attributes
+    ----------
+    source : Hdf5Source
+    sampling_rate_hz, gain_uv, offset_uv : float or None
+        None where they are not told, or differ between channels.
+    probe : Probe or None
+        Of the electrodes' relative positions, None where there are none.
+    """
+
+    source: Hdf5Source
+    sampling_rate_hz: float | None = None
+    gain_uv: float | None = None
+    offset_uv: float | None = None
+    probe: Probe | None = None
+
+
+def read_series(path: str) -> Series:
+    """Find the recording in an HDF5 file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened as HDF5.
+    RecordingError
+        If it holds none, or more than one.
+    """
+    import h5py
+
+    tables: list[str] = []
+    series: list[str] = []
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            if len(item.shape or ()) == 2 and item.dtype.kind in "iuf" and item.shape[0] > item.shape[1] > 0:
+                tables.append(name)
+        elif item.attrs.get("neurodata_type") == "ElectricalSeries" and name.startswith("acquisition/"):
+            series.append(name)
+
+    with h5py.File(path, "r") as file:
+        file.visititems(visit)
+        found = [f"{name}/data" for name in series] or tables
+        if len(found) != 1:
+            raise RecordingError(
+                f"{path} is an HDF5 file with {len(found)} "
+                + ("electrical series" if series else "tables of numbers, longer than wide")
+                + "; needed is one. Open it with h5py and pass the dataset with the traces, "
+                + f"h5py.File({path!r})['NAME']"
+                + (f", NAME being one of {', '.join(sorted(found)[:8])}." if found else ".")
+            )
+        source = Hdf5Source.of(file[found[0]])
+        return _described(source, file[series[0]], file) if series else Series(source)
+
+
+def _described(source: Hdf5Source, group: Any, file: Any) -> Series:
+    """What NWB says of an electrical series: volts are data · conversion · channel_conversion + offset."""
+    rate_hz = float(group["starting_time"].attrs["rate"]) if "starting_time" in group else None
+    if rate_hz is None and "timestamps" in group:
+        rate_hz = float(1 / np.median(np.diff(group["timestamps"][:1000])))
+    factors = np.unique(group["channel_conversion"][:]) if "channel_conversion" in group else np.ones(1)
+    gain_uv = 1e6 * float(group["data"].attrs.get("conversion", 1.0)) * float(factors[0]) if len(factors) == 1 else None
+    offset_uv = 1e6 * float(group["data"].attrs.get("offset", 0.0))
+    return Series(source, rate_hz, gain_uv, None if gain_uv is None else offset_uv, _probe(group, file, source))
+
+
+def _probe(group: Any, file: Any, source: Hdf5Source) -> Probe | None:
+    """Contacts of the electrodes' table (rel_x and rel_y, in µm); each group of electrodes is a shank."""
+    table = file.get("general/extracellular_ephys/electrodes")
+    if table is None or "electrodes" not in group or not {"rel_x", "rel_y"} <= set(table):
+        return None
+    rows = np.asarray(group["electrodes"][:], np.int64)
+    x_um, y_um = (np.asarray(table[name][:], np.float64)[rows] for name in ("rel_x", "rel_y"))
+    if len(rows) != source.n_channels or not np.isfinite([x_um, y_um]).all() or not (np.ptp(x_um) or np.ptp(y_um)):
+        return None
+    names = np.asarray(table["group_name"].asstr()[:])[rows] if "group_name" in table else np.zeros(len(rows))
+    shank = np.unique(names, return_inverse=True)[1]
+    return Probe(np.arange(len(rows)), x_um, y_um, shank, n_chan_file=len(rows), name=name_of(source.path))
