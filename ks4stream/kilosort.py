@@ -27,6 +27,7 @@ from ks4stream.errors import (
     SettingsError,
 )
 from ks4stream.io.phy import (
+    TENSORS,
     check_writable,
     ops_from_sorting,
     spike_table,
@@ -65,7 +66,6 @@ Progress = Callable[[str, int, int], None]
 
 _PLACES = ("filename", "data_dir", "results_dir", "data_dtype", "probe", "probe_name", "probe_path")
 _BINARY_SUFFIXES = (".bin", ".dat", ".bat", ".raw")
-_TENSORS = ("Wrot", "wPCA", "wTEMP", "iCC", "iCC_mask", "iU")  # tensors in Kilosort4's ops too
 _DEFAULT_FS = 30_000.0
 
 
@@ -198,10 +198,12 @@ def run_kilosort(
     folder = _results_folder(places, files)
     recording = _open(files, file_object, values, places)
     job = _Job(
-        settings=Settings.from_dict(values | {"fs": recording.sampling_rate_hz}),
+        settings=Settings.from_dict(values | {"fs": recording.sampling_rate_hz}).given(
+            do_CAR=None if do_CAR else False, invert_sign=True if invert_sign else None  # the defaults change nothing
+        ),
         arguments={
-            "do_CAR": do_CAR, "invert_sign": invert_sign, "device": device, "client": client,
-            "block_batches": block_batches, "save_extra_vars": save_extra_vars, "progress": _progress(progress_bar),
+            "device": device, "client": client, "block_batches": block_batches, "save_extra_vars": save_extra_vars,
+            "progress": _progress(progress_bar),
             "resume": resume, "keep_run": keep_run, "cache_dir": cache_dir,
             "workers": torch_thread_lim if client is None else None,
         },
@@ -244,22 +246,14 @@ class _Job:
         return _as_kilosort(sorting, ops)
 
     def _own_ops(self, folder: Path) -> dict[str, Any]:
-        device = self.arguments["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-        return {
-            "do_CAR": self.arguments["do_CAR"],
-            "invert_sign": self.arguments["invert_sign"],
-            "save_preprocessed_copy": self.save_preprocessed_copy,
-            "torch_device": str(device),
-            "results_dir": folder,
-        }
+        return {"save_preprocessed_copy": self.save_preprocessed_copy, "results_dir": str(folder)}
 
     def _preprocessed(self, recording: Recording, sorting: Sorting) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Whitened and drift-corrected traces, batch by batch: first sample and (time, channel)."""
-        device = self._own_ops(Path())["torch_device"]
-        options = {"do_car": self.arguments["do_CAR"], "invert_sign": self.arguments["invert_sign"], "device": device}
+        device = str(self.arguments["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", BadChannelWarning)  # the sort has warned already
-            source = prepare(recording, self.settings, **options)
+            source = prepare(recording, sorting.settings, device=device)
         source = source.with_results(whitening=sorting.whitening, drift=sorting.drift)
         for tile in source.tiling:
             traces, _ = source.whitened(tile)
@@ -267,9 +261,9 @@ class _Job:
 
 
 def _as_kilosort(sorting: Sorting, ops: dict[str, Any]) -> KilosortResults:
-    tensors: dict[str, Any] = {name: _tensor(ops[name]) for name in _TENSORS if name in ops}
+    tensors: dict[str, Any] = {name: _tensor(ops[name]) for name in TENSORS if name in ops}
     if "Wrot" in tensors:
-        tensors["preprocessing"] = {"whiten_mat": tensors["Wrot"]}
+        tensors["preprocessing"] = {"whiten_mat": tensors["Wrot"], "hp_filter": tensors["fwav"]}
     return (
         ops | tensors,
         spike_table(sorting),
