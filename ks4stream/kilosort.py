@@ -122,9 +122,9 @@ def run_kilosort(
     data_dtype : dtype-like, optional
         Type of the samples in the file; int16 by default.
     do_CAR : bool
-        Subtract the common median reference.
+        Subtract the common median reference, unless the settings say False.
     invert_sign : bool
-        Turn the traces upside down.
+        Turn the traces upside down; so does True in the settings.
     device : str or torch.device, optional
         Where kernels run; by default the GPU if there is one.
     progress_bar : optional

@@ -137,7 +137,7 @@ def sort(
             report.log_inputs(recording, settings, device=device)
         given, recording = recording, stack.enter_context(cached(recording, cache_dir, cache_bytes))
         source = prepare(recording, settings, device=device)
-        provenance = _provenance(source)
+        origin = _origin(source)
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(source, results_dir, fresh=not resume))
         if results_dir is not None:
@@ -151,7 +151,7 @@ def sort(
             gpu_memory_bytes=gpu.n_bytes if gpu else math.inf, workers_per_gpu=gpu.n_workers if gpu else 1,
         ).check()
         run = SortRun(source, engine, store, block_batches, progress)
-        sorting = replace(run.run(), warnings=tuple(said), provenance=provenance)
+        sorting = replace(run.run(), warnings=tuple(said), **origin)
         if results_dir is not None:
             progress("results", 0, 1)
             report.finish(
@@ -175,16 +175,17 @@ def forget_on_workers(client: Any, caches: list[CachedSource]) -> None:
         cluster.Cluster(client).everywhere(partial(forget, caches))
 
 
-def _provenance(source: Preprocessor) -> Provenance:
-    """What is sorted, and by which versions."""
+def _origin(source: Preprocessor) -> dict[str, Any]:
+    """What is sorted, where it lies and by which versions, as it is when the sort begins."""
     from ks4stream.report.log import version_of
 
     recording = source.recording
-    return Provenance(
+    provenance = Provenance(
         ks4stream=version_of("ks4stream"), torch=str(torch.__version__), numpy=np.__version__, scipy=scipy.__version__,
         method=METHOD, device=torch.device(source.device).type, recording=recording.name,
         recording_digest=recording.digest(), digest_is_exact=recording.source.digest_is_exact,
     )  # fmt: skip
+    return {"provenance": provenance, "flat_files": recording.source.flat_files}
 
 
 def prepare(recording: Recording, settings: Settings, *, device: str = "cpu") -> Preprocessor:
@@ -390,7 +391,7 @@ class SortRun:
             sampling_rate_hz=recording.sampling_rate_hz, probe=probe, whitening=source.whitening, waveforms=shapes,
             drift=moved, peaks=peaks, n_samples=recording.n_samples, files=recording.files,
             dtype=recording.dtype.name, n_chan_file=recording.n_channels, seconds=dict(self.seconds),
-            tiling=source.tiling, flat_files=recording.source.flat_files,
+            tiling=source.tiling,
             artifacts=matches.artifacts if matches else np.zeros((0, 2), np.int64),
         )  # fmt: skip
         if sorting.n_spikes < FEW_SPIKES or sorting.n_units < 2:

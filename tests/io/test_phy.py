@@ -322,6 +322,9 @@ HIDDEN = {
     "every second row": (lambda folder: mapped(folder, slice(None, None, 2)), "with gaps"),
     "some columns": (lambda folder: mapped(folder, columns=slice(3, 9)), "with gaps"),
     "other map of .npy": (npy_mapped_otherwise, "header"),
+    "end of .npy": (
+        lambda folder: open_recording(np.load(npy(folder).files[0], mmap_mode="r")[500:], fs=30_000), "header"
+    ),
     "two .npy": (joined(npy, lambda folder: npy(folder, name="b.npy")), "single .npy"),
     ".bin and .npy": (joined(binary, npy), "differ"),
     "other types": (joined(binary, lambda folder: binary(folder, SAMPLES.astype(">i2"), "b.bin")), "differ"),
