@@ -52,6 +52,7 @@ class Endless:
 
     dtype = np.dtype(np.int16)
     digest_is_exact = True
+    flat_files = "the samples are simulated as they are read"
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         blocks = range(start // BLOCK_SAMPLES, -(-stop // BLOCK_SAMPLES))

@@ -15,6 +15,7 @@ so it never does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import RecordingError
+from ks4stream.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)  # there may be hundreds of thousands
@@ -118,6 +120,27 @@ class Tiling:
         if n_batches == n_whole:
             stop = start + n_whole * size  # samples of a dropped tail are seen by no one
         return cls(start=start, stop=stop, size=size, halo=halo, n_tiles=n_tiles, step=step)
+
+    @classmethod
+    def by_settings(cls, settings: Settings, *, n_samples: int, sampling_rate_hz: float, halo: int = 0) -> Tiling:
+        """Cut what ``tmin`` and ``tmax`` leave of a recording into batches of ``batch_size``.
+
+        Raises
+        ------
+        RecordingError
+            If there is less to sort than one waveform.
+        """
+        return cls.of(
+            n_samples=n_samples, size=settings.batch_size, halo=halo, shortest=settings.nt,
+            start=round(settings.tmin * sampling_rate_hz),
+            stop=None if math.isinf(settings.tmax) else round(settings.tmax * sampling_rate_hz),
+            step=settings.batch_downsampling,
+        )  # fmt: skip
+
+    @property
+    def centres(self) -> NDArray[np.floating]:
+        """Middle of each batch, in samples of the recording."""
+        return self.start + np.arange(self.n_tiles) * (self.step * self.size) + self.size / 2
 
     def __len__(self) -> int:
         return self.n_tiles

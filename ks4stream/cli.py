@@ -197,7 +197,11 @@ _KINDS: dict[type, tuple[str, Callable[[str], Any]]] = {
 }
 
 _SETTINGS = {spec.name: spec for spec in fields(Settings)}
-_FLAGS = {"n_chan_bin": ["--n-chan", "--n-chan-bin"]}  # where it is not the setting's name
+_FLAGS = {  # where it is not the setting's name
+    "n_chan_bin": ["--n-chan", "--n-chan-bin"],
+    "do_CAR": ["--do-CAR/--no-CAR", "--do-car/--no-car"],
+    "invert_sign": ["--invert-sign/--no-invert-sign"],
+}
 
 
 def _setting_options(command: Command) -> Command:
@@ -230,8 +234,8 @@ def _as_typed(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
-def _read_option(_: click.Context, parameter: click.Parameter, text: str | None) -> Any:
-    return None if text is None else _read_setting(str(parameter.name), text)
+def _read_option(_: click.Context, parameter: click.Parameter, text: str | bool | None) -> Any:
+    return _read_setting(str(parameter.name), text) if isinstance(text, str) else text
 
 
 def _read_setting(name: str, text: str) -> Any:
@@ -292,8 +296,6 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     "--shank", "shanks", callback=_read_integers, metavar="INTEGERS", cls=_Option, section="Recording",
     help="Sort these shanks only, for instance 0,2.",
 )  # fmt: skip
-@click.option("--no-car", is_flag=True, cls=_Option, section="Recording", help="Subtract no common reference.")
-@click.option("--invert-sign", is_flag=True, cls=_Option, section="Recording", help="Turn the traces upside down.")
 @click.option(
     "--results-dir", metavar="FOLDER", cls=_Option, section="Results and machine",
     help="Folder or s3:// address for the results. [default kilosort4/ beside the first file; here, if that is a URL]",
@@ -369,10 +371,10 @@ def sort_command(
     folder = place(results_dir or default_results_dir(files[0]))
     click.echo(f"Sorting {recording!r}")
     _sort(
-        recording, settings, folder, do_CAR=not options["no_car"], resume=not options["fresh"],
+        recording, settings, folder, resume=not options["fresh"],
         save_features=not options["no_features"],
         **{name: options[name] for name in (
-            "workers", "scheduler", "invert_sign", "device", "block_batches", "save_extra_vars", "keep_run",
+            "workers", "scheduler", "device", "block_batches", "save_extra_vars", "keep_run",
             "cache_dir",
         )},
     )  # fmt: skip
@@ -442,9 +444,7 @@ def _sort(
 # --- ks4stream plan ------------------------------------------------------------------------------------------
 
 
-_ONLY_SORTING = {
-    "no_car", "invert_sign", "save_extra_vars", "no_features", "fresh", "keep_run", "cache_dir", "scheduler",
-}  # fmt: skip
+_ONLY_SORTING = {"save_extra_vars", "no_features", "fresh", "keep_run", "cache_dir", "scheduler"}
 
 
 @main.command(

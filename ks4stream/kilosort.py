@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.errors import (
     BadChannelWarning,
+    CurationWarning,
     Ks4StreamWarning,
     ProbeError,
     RecordingError,
@@ -27,6 +28,8 @@ from ks4stream.errors import (
     SettingsError,
 )
 from ks4stream.io.phy import (
+    PREPROCESSED_COPY,
+    TENSORS,
     ops_from_sorting,
     spike_table,
     write_ops,
@@ -35,7 +38,6 @@ from ks4stream.io.phy import (
 from ks4stream.io.places import place
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
-from ks4stream.io.records import writing_to
 from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.io.tile_cache import cached, ending
 from ks4stream.probe import Probe
@@ -65,7 +67,6 @@ Progress = Callable[[str, int, int], None]
 
 _PLACES = ("filename", "data_dir", "results_dir", "data_dtype", "probe", "probe_name", "probe_path")
 _BINARY_SUFFIXES = (".bin", ".dat", ".bat", ".raw")
-_TENSORS = ("Wrot", "wPCA", "wTEMP", "iCC", "iCC_mask", "iU")  # tensors in Kilosort4's ops too
 _DEFAULT_FS = 30_000.0
 
 
@@ -122,9 +123,9 @@ def run_kilosort(
     data_dtype : dtype-like, optional
         Type of the samples in the file; int16 by default.
     do_CAR : bool
-        Subtract the common median reference.
+        Subtract the common median reference, unless the settings say False.
     invert_sign : bool
-        Turn the traces upside down.
+        Turn the traces upside down; so does True in the settings.
     device : str or torch.device, optional
         Where kernels run; by default the GPU if there is one.
     progress_bar : optional
@@ -198,10 +199,12 @@ def run_kilosort(
     folder = _results_folder(places, files)
     recording = _open(files, file_object, values, places)
     job = _Job(
-        settings=Settings.from_dict(values | {"fs": recording.sampling_rate_hz}),
+        settings=Settings.from_dict(values | {"fs": recording.sampling_rate_hz}).given(
+            do_CAR=None if do_CAR else False, invert_sign=True if invert_sign else None  # the defaults change nothing
+        ),
         arguments={
-            "do_CAR": do_CAR, "invert_sign": invert_sign, "device": device, "client": client,
-            "block_batches": block_batches, "save_extra_vars": save_extra_vars, "progress": _progress(progress_bar),
+            "device": device, "client": client, "block_batches": block_batches, "save_extra_vars": save_extra_vars,
+            "progress": _progress(progress_bar),
             "resume": resume, "keep_run": keep_run, "cache_dir": cache_dir,
             "workers": torch_thread_lim if client is None else None,
         },
@@ -236,30 +239,34 @@ class _Job:
         """Sort, and write what Kilosort4 writes beyond :func:`ks4stream.sorter.sort`."""
         with run_log(folder, **self.verbose):
             sorting = sort(recording, self.settings, results_dir=folder, **self.arguments)
-            ops = ops_from_sorting(sorting) | self._own_ops(folder)
-            with writing_to(folder):
-                if self.save_preprocessed_copy:
-                    write_preprocessed_copy(sorting, folder, self._preprocessed(recording, sorting))
-                write_ops(ops, folder)
+            ops = ops_from_sorting(sorting, folder, save_preprocessed_copy=self.save_preprocessed_copy)
+            if self.save_preprocessed_copy:
+                self._add_preprocessed_copy(recording, sorting, folder, ops)
         return _as_kilosort(sorting, ops)
 
-    def _own_ops(self, folder: Path) -> dict[str, Any]:
-        device = self.arguments["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
-        return {
-            "do_CAR": self.arguments["do_CAR"],
-            "invert_sign": self.arguments["invert_sign"],
-            "save_preprocessed_copy": self.save_preprocessed_copy,
-            "torch_device": str(device),
-            "results_dir": folder,
-        }
+    def _add_preprocessed_copy(
+        self, recording: Recording, sorting: Sorting, folder: Path, ops: Mapping[str, Any]
+    ) -> None:
+        results = ResultsFolder(folder, recording.files)
+        if not results.lacks(PREPROCESSED_COPY):
+            return  # of the same result
+        if changed := {"params.py", "ops.npy"} & {*results.somebodys()}:
+            warnings.warn(
+                f"{PREPROCESSED_COPY} is not written: {folder / min(changed)}, which would have to name it, was "
+                "changed by somebody. Restore that file, or choose another results_dir.",
+                CurationWarning, stacklevel=4,
+            )  # fmt: skip
+            return
+        with results.adding(PREPROCESSED_COPY, "params.py", "ops.npy"):
+            write_preprocessed_copy(sorting, folder, self._preprocessed(recording, sorting))
+            write_ops(ops, folder)
 
     def _preprocessed(self, recording: Recording, sorting: Sorting) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Whitened and drift-corrected traces, batch by batch: first sample and (time, channel)."""
-        device = self._own_ops(Path())["torch_device"]
-        options = {"do_car": self.arguments["do_CAR"], "invert_sign": self.arguments["invert_sign"], "device": device}
+        device = str(self.arguments["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", BadChannelWarning)  # the sort has warned already
-            source = prepare(recording, self.settings, **options)
+            source = prepare(recording, sorting.settings, device=device)
         source = source.with_results(whitening=sorting.whitening, drift=sorting.drift)
         for tile in source.tiling:
             traces, _ = source.whitened(tile)
@@ -267,9 +274,9 @@ class _Job:
 
 
 def _as_kilosort(sorting: Sorting, ops: dict[str, Any]) -> KilosortResults:
-    tensors: dict[str, Any] = {name: _tensor(ops[name]) for name in _TENSORS if name in ops}
+    tensors: dict[str, Any] = {name: _tensor(ops[name]) for name in TENSORS if name in ops}
     if "Wrot" in tensors:
-        tensors["preprocessing"] = {"whiten_mat": tensors["Wrot"]}
+        tensors["preprocessing"] = {"whiten_mat": tensors["Wrot"], "hp_filter": tensors["fwav"]}
     return (
         ops | tensors,
         spike_table(sorting),

@@ -32,8 +32,8 @@ def preprocess(
     *,
     whitening: Whitening | None = None,
     drift: Drift | str | None = None,
-    do_CAR: bool = True,
-    invert_sign: bool = False,
+    do_CAR: bool | None = None,
+    invert_sign: bool | None = None,
     device: str | torch.device | None = None,
     client: Any = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -50,8 +50,10 @@ def preprocess(
     drift : Drift or "estimate", optional
         Of a finished sorting (``sorting.drift``), or estimated now, which is a pass over the whole recording; by
         default traces are not moved.
-    do_CAR, invert_sign, device
-        As in :func:`ks4stream.sort`; the same as for a finished sorting whose results are given.
+    do_CAR, invert_sign : bool, optional
+        In place of those of the settings. Of a finished sorting, ``sorting.settings`` has them.
+    device
+        As in :func:`ks4stream.sort`.
     client : distributed.Client, optional
         Where to learn what is not given. Where traces are computed later is Dask's business as with any lazy array.
     cache_dir : path, optional
@@ -75,7 +77,9 @@ def preprocess(
 
     Examples
     --------
-    >>> traces = preprocess(recording, whitening=sorting.whitening, drift=sorting.drift)  # doctest: +SKIP
+    >>> traces = preprocess(  # doctest: +SKIP
+    ...     recording, sorting.settings, whitening=sorting.whitening, drift=sorting.drift
+    ... )
     >>> traces.sel(time=slice(spike - 20, spike + 40)).compute()  # doctest: +SKIP
     """
     from ks4stream.engine.lazy import whitened_traces
@@ -83,14 +87,13 @@ def preprocess(
     if isinstance(drift, str) and drift != ESTIMATE:
         raise SettingsError(f"drift={drift!r} is unknown; give a Drift, {ESTIMATE!r}, or None for none.")
     recording = cached_while_held(recording, cache_dir)
-    settings = settings or Settings(fs=recording.sampling_rate_hz)
-    options: dict[str, Any] = {"do_car": do_CAR, "invert_sign": invert_sign}
-    options["device"] = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    settings = (settings or Settings(fs=recording.sampling_rate_hz)).given(do_CAR=do_CAR, invert_sign=invert_sign)
+    device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if whitening is None:
-        source = prepare(recording, settings, **options)
+        source = prepare(recording, settings, device=device)
     else:
         tiling = preprocessing.tiling_of(recording, settings)
-        source = Preprocessor(recording, tiling, settings, dead=whitening.dead, **options)
+        source = Preprocessor(recording, tiling, settings, dead=whitening.dead, device=device)
         _check_whitening(source, whitening)
     if isinstance(drift, Drift):
         _check_drift(source, drift)

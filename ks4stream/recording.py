@@ -24,6 +24,34 @@ if TYPE_CHECKING:
     import xarray
 
 
+@dataclass(frozen=True)
+class FlatFile:
+    """Samples as they lie in a file or object: channels interleaved, one sample after the other, nothing between.
+
+    Attributes
+    ----------
+    path : str
+        The file's absolute path, or the object's URL.
+    dtype : str
+        Type of the stored samples with its byte order, as NumPy writes it: "<i2".
+    offset_bytes : int
+        Where the first sample starts.
+    n_samples, n_channels : int
+        Shape of what is read.
+    """
+
+    path: str
+    dtype: str
+    offset_bytes: int
+    n_samples: int
+    n_channels: int
+
+    @property
+    def end_bytes(self) -> int:
+        """Where the last sample ends."""
+        return self.offset_bytes + self.n_samples * self.n_channels * np.dtype(self.dtype).itemsize
+
+
 @runtime_checkable
 class Source(Protocol):
     """Samples that can be read by time; immutable, and cheap to pickle where they lie in files.
@@ -45,6 +73,11 @@ class Source(Protocol):
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the samples as :meth:`read` delivers them."""
+        ...
+
+    @property
+    def flat_files(self) -> tuple[FlatFile, ...] | str:
+        """The flat files the samples lie in, in order of time; or a sentence that says why they are not in any."""
         ...
 
     def read(self, start: int, stop: int) -> NDArray[Any]:

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ks4stream.blocks import Tiling
 from ks4stream.probe import Probe
+from ks4stream.recording import FlatFile
 from ks4stream.settings import Settings
 
 Array = NDArray[Any]
@@ -83,6 +85,37 @@ class Templates(Checked):
     count: Array = _array(("u",), "float64", "spikes", "spikes it stands for")
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """What a sorting was made of and by: plain values, with its settings all that is needed to make it again.
+
+    Attributes
+    ----------
+    ks4stream, torch, numpy, scipy : str
+        Versions.
+    method : int
+        Counts changes of the method that change any result.
+    device : str
+        Kind of processor that kernels ran on: "cpu", "cuda".
+    recording : str
+        The recording's name.
+    recording_digest : str
+        Its :meth:`~ks4stream.recording.Recording.digest` when the sort began.
+    digest_is_exact : bool
+        Whether any change of the samples changes that; False where only some of them enter it.
+    """
+
+    ks4stream: str = ""
+    torch: str = ""
+    numpy: str = ""
+    scipy: str = ""
+    method: int = 0
+    device: str = ""
+    recording: str = ""
+    recording_digest: str = ""
+    digest_is_exact: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Sorting(Checked):
     """A finished sorting: spikes sorted by (time, unit), and the units they belong to.
@@ -114,9 +147,12 @@ class Sorting(Checked):
     peaks: PeakSample | None = None
     artifacts: Array = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # [start, stop) in samples
     n_samples: int = 0
+    tiling: Tiling = Tiling(start=0, stop=0, size=1, halo=0, n_tiles=0)  # the batches: where the first begins, how many
     files: tuple[str, ...] = ()
-    dtype: str = "int16"
+    flat_files: tuple[FlatFile, ...] | str = "it is not known where the samples lie"  # or why there are none
+    dtype: str = "int16"  # of the samples as they were delivered
     n_chan_file: int = 0
+    provenance: Provenance = Provenance()
     seconds: dict[str, float] = field(default_factory=dict)  # wall time per stage
     warnings: tuple[str, ...] = ()
 

@@ -70,6 +70,8 @@ class Settings:
     artifact_threshold: float = _setting(
         math.inf, "Blank all channels around samples beyond this after filtering, in units of the file.",
         stage="preprocessing", least=0)
+    do_CAR: bool = _setting(True, "Subtract the common median reference.", stage="preprocessing", kind=bool)
+    invert_sign: bool = _setting(False, "Turn the traces upside down.", stage="preprocessing", kind=bool)
     whitening_range: int = _setting(
         32, "Nearest channels that enter a channel's whitening.", stage="whitening", kind=int, least=1)
     nskip: int = _setting(
@@ -187,6 +189,10 @@ class Settings:
     def replace(self, **changes: Any) -> Settings:
         """A copy with some values changed, checked anew."""
         return replace(self, **changes)
+
+    def given(self, **changes: Any) -> Settings:
+        """A copy with those values changed that are not None."""
+        return self.replace(**{name: value for name, value in changes.items() if value is not None})
 
     def to_dict(self) -> dict[str, Any]:
         """All values by name."""

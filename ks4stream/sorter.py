@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
 
@@ -33,7 +34,7 @@ from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
 from ks4stream.planning import PROCESSES_FROM_CHANNEL_S, local_workers, plan, repays
 from ks4stream.recording import Recording, check_traces
-from ks4stream.results import Drift, PeakSample, Sorting, Templates, Waveforms, Whitening
+from ks4stream.results import Drift, PeakSample, Provenance, Sorting, Templates, Waveforms, Whitening
 from ks4stream.settings import Settings
 from ks4stream.stages import detection, drift, joining, matching, preprocessing, templates, units, waveforms, whitening
 from ks4stream.stages.preprocessing import Preprocessor
@@ -51,8 +52,8 @@ def sort(
     client: Any = None,
     workers: int | None = None,
     block_batches: int | None = None,
-    do_CAR: bool = True,
-    invert_sign: bool = False,
+    do_CAR: bool | None = None,
+    invert_sign: bool | None = None,
     device: str | torch.device | None = None,
     progress: Progress | None = None,
     save_extra_vars: bool = False,
@@ -81,10 +82,8 @@ def sort(
     block_batches : int, optional
         Batches per task; by default a minute of recording, or less where that would make fewer than 32 tasks. Never a
         matter of results, but another number finds none of the blocks an earlier run finished.
-    do_CAR : bool
-        Subtract the common median reference.
-    invert_sign : bool
-        Turn the traces upside down.
+    do_CAR, invert_sign : bool, optional
+        In place of those of the settings.
     device : str or torch.device, optional
         Where kernels run; by default the GPU if there is one.
     progress : callable, optional
@@ -127,17 +126,19 @@ def sort(
     if client is not None and workers is not None:
         raise SettingsError(f"workers={workers} was given with a client, which brings its own. Leave one of them out.")
     progress = progress or no_progress
-    settings = (settings or Settings()).replace(fs=recording.sampling_rate_hz)  # the recording knows best
+    settings = (settings or Settings()).given(do_CAR=do_CAR, invert_sign=invert_sign)
+    settings = settings.replace(fs=recording.sampling_rate_hz)  # the recording knows best
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with ExitStack() as stack, _recorded_warnings() as said:
         if results_dir is not None:
             results_dir = place(results_dir)
             results, folder = stack.enter_context(report.results_folder(results_dir, recording))
             stack.enter_context(report.run_log(folder))
-            report.log_inputs(recording, settings, do_CAR=do_CAR, invert_sign=invert_sign, device=device)
+            report.log_inputs(recording, settings, device=device)
             report.announce(results)
         given, recording = recording, stack.enter_context(cached(recording, cache_dir, cache_bytes))
-        source = prepare(recording, settings, do_car=do_CAR, invert_sign=invert_sign, device=device)
+        source = prepare(recording, settings, device=device)
+        origin = _origin(source)
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(source, results_dir, fresh=not resume))
         if results_dir is not None:
@@ -151,7 +152,7 @@ def sort(
             gpu_memory_bytes=gpu.n_bytes if gpu else math.inf, workers_per_gpu=gpu.n_workers if gpu else 1,
         ).check()
         run = SortRun(source, engine, store, block_batches, progress)
-        sorting = replace(run.run(), warnings=tuple(said))
+        sorting = replace(run.run(), warnings=tuple(said), **origin)
         if results_dir is not None:
             progress("results", 0, 1)
             report.finish(sorting, results, folder, save_extra_vars=save_extra_vars, save_features=save_features)
@@ -173,9 +174,20 @@ def forget_on_workers(client: Any, caches: list[CachedSource]) -> None:
         cluster.Cluster(client).everywhere(partial(forget, caches))
 
 
-def prepare(
-    recording: Recording, settings: Settings, *, do_car: bool = True, invert_sign: bool = False, device: str = "cpu"
-) -> Preprocessor:
+def _origin(source: Preprocessor) -> dict[str, Any]:
+    """What is sorted, where it lies and by which versions, as it is when the sort begins."""
+    from ks4stream.report.log import version_of
+
+    recording = source.recording
+    provenance = Provenance(
+        ks4stream=version_of("ks4stream"), torch=str(torch.__version__), numpy=np.__version__, scipy=scipy.__version__,
+        method=METHOD, device=torch.device(source.device).type, recording=recording.name,
+        recording_digest=recording.digest(), digest_is_exact=recording.source.digest_is_exact,
+    )  # fmt: skip
+    return {"provenance": provenance, "flat_files": recording.source.flat_files}
+
+
+def prepare(recording: Recording, settings: Settings, *, device: str = "cpu") -> Preprocessor:
     """Check recording, probe and settings against each other, before work starts.
 
     Raises
@@ -183,7 +195,7 @@ def prepare(
     RecordingError, ProbeError, SettingsError
     """
     tiling = preprocessing.tiling_of(recording, settings)
-    source = Preprocessor(recording, tiling, settings, do_car=do_car, invert_sign=invert_sign, device=device)
+    source = Preprocessor(recording, tiling, settings, device=device)
     source.probe.check_file(recording.n_channels)
     dead = preprocessing.dead_channels(recording, source.probe, check_traces(recording))
     return replace(source, dead=dead)
@@ -378,6 +390,7 @@ class SortRun:
             sampling_rate_hz=recording.sampling_rate_hz, probe=probe, whitening=source.whitening, waveforms=shapes,
             drift=moved, peaks=peaks, n_samples=recording.n_samples, files=recording.files,
             dtype=recording.dtype.name, n_chan_file=recording.n_channels, seconds=dict(self.seconds),
+            tiling=source.tiling,
             artifacts=matches.artifacts if matches else np.zeros((0, 2), np.int64),
         )  # fmt: skip
         if sorting.n_spikes < FEW_SPIKES or sorting.n_units < 2:

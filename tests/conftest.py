@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ks4stream.blocks import Tiling
 from ks4stream.probe import Probe
 from ks4stream.results import Drift, PeakSample, Sorting, Waveforms, Whitening
 from ks4stream.settings import Settings
@@ -109,7 +110,9 @@ def small_sorting(
     slots = template_channels[template]
     features = unit_features[unit[:, None], slots] + rng.normal(0, 0.1, (n_spikes, n_slots, n_pcs))
     features[slots < 0] = 0
-    n_batches = 6
+    n_samples = changes.get("n_samples", 330_000)
+    tiling = Tiling.by_settings(settings, n_samples=n_samples, sampling_rate_hz=30_000.0)
+    n_batches = len(tiling)
     values: dict[str, Any] = {
         "sample": np.sort(rng.integers(0, 300_000, n_spikes)),
         "unit": unit,
@@ -133,7 +136,8 @@ def small_sorting(
             np.sort(rng.integers(0, 300_000, 500)), rng.uniform(0, 100, 500), 9 + rng.exponential(10, 500)
         ),
         "artifacts": np.array([[1000, 1200], [50_000, 50_100]]),
-        "n_samples": 300_000,
+        "n_samples": n_samples,
+        "tiling": tiling,
         "n_chan_file": n_channels + 1,
         "seconds": {"whitening": 0.5, "drift": 2.0},
         "warnings": ("a warning",),

@@ -188,7 +188,8 @@ def test_recording_and_machine_are_passed_on(tetrode_file: Path, asked: dict[str
     assert asked["recording"].sampling_rate_hz == asked["settings"].fs == 20000
     assert asked["recording"].n_samples == 120_000
     assert asked["recording"].probe.chan_map.tolist() == [0, 2]
-    assert (asked["do_CAR"], asked["invert_sign"], asked["device"], asked["block_batches"]) == (False, True, "cpu", 5)
+    assert (asked["settings"].do_CAR, asked["settings"].invert_sign) == (False, True)
+    assert (asked["device"], asked["block_batches"]) == ("cpu", 5)
     assert asked["workers"] == 2
     assert asked["resume"] is False
     assert asked["results_dir"] == tetrode_file.parent / "kilosort4"

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from plain_pickle import load_plain
 
 from ks4stream import kilosort
-from ks4stream.errors import ProbeError, RecordingError, ResultsError, SettingsError
+from ks4stream.errors import CurationWarning, ProbeError, RecordingError, ResultsError, SettingsError
+from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.kilosort import run_kilosort
 from ks4stream.probe import Probe
 from ks4stream.report import finish
@@ -44,9 +49,10 @@ class FakeSort:
                 options["progress"]("detection", done, 2)
         sorting = self.make_sorting(
             n_channels=recording.probe.n_channels, probe=recording.probe, settings=settings, files=recording.files,
-            n_samples=recording.n_samples, n_chan_file=recording.n_channels, **self.changes,
+            n_samples=recording.n_samples, n_chan_file=recording.n_channels,
+            flat_files=recording.source.flat_files, **self.changes,
         )  # fmt: skip
-        finish(sorting, results_dir, save_extra_vars=save_extra_vars)
+        finish(sorting, ResultsFolder(results_dir, recording.files), results_dir, save_extra_vars=save_extra_vars)
         self.sorting = sorting
         return sorting
 
@@ -108,7 +114,65 @@ def test_ops_file_knows_the_call(fake, data):
     ops = np.load(data.parent / "kilosort4" / "ops.npy", allow_pickle=True).item()
     assert (ops["do_CAR"], ops["invert_sign"]) == (False, True)
     assert isinstance(ops["wPCA"], np.ndarray)
-    assert fake.calls[0][3]["do_CAR"] is False and fake.calls[0][3]["invert_sign"] is True
+    assert not {"do_CAR", "invert_sign"} & set(ops["settings"])  # they are arguments of Kilosort4
+    assert (fake.calls[0][1].do_CAR, fake.calls[0][1].invert_sign) == (False, True)
+    run_kilosort(Settings(**SETTINGS, do_CAR=False), probe=PROBE, filename=data)
+    assert (fake.calls[1][1].do_CAR, fake.calls[1][1].invert_sign) == (False, False)
+
+
+def test_ops_file_holds_plain_values_only(fake, data, tmp_path):
+    """Of Kilosort4's caller, of ``sort`` and of the command line, which both end in the same function."""
+    run_kilosort(SETTINGS, probe=PROBE, filename=data, results_dir=tmp_path / "out")
+    ops = load_plain(tmp_path / "out" / "ops.npy")
+    assert (ops["filename"], ops["results_dir"]) == ([str(data)], str(tmp_path / "out"))
+    assert ops["ks4stream"]["provenance"]["torch"] == ""  # there was no real sort
+    assert set(ops["is_tensor"]) == {"Wrot", "fwav", "wPCA", "wTEMP", "iCC", "iCC_mask", "iU"} <= set(ops)
+    finish(fake.sorting, ResultsFolder.open(tmp_path / "sort"), tmp_path / "sort")
+    assert load_plain(tmp_path / "sort" / "ops.npy")["filename"] == [str(data)]
+
+
+READ_BY_KILOSORT4 = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from kilosort import data_tools, io
+folder, upside_down = map(Path, sys.argv[1:])
+ops = io.load_ops(folder / "ops.npy")
+assert all(torch.is_tensor(ops[name]) for name in ops["is_tensor"])
+assert io.bfile_from_ops(ops_path=folder / "ops.npy").shape == (60_000, 13)
+times = np.load(folder / "spike_times.npy")
+waves = data_tools.get_spike_waveforms(times[5:15], folder)
+assert waves.shape == (12, 21, 10) and np.ptp(waves) > 100
+turned = data_tools.get_spike_waveforms(times[5:15], upside_down)
+assert np.corrcoef(turned.ravel(), waves.ravel())[0, 1] < -0.9  # not -1: of twelve channels, a median is the sixth
+best = data_tools.get_best_channel(folder, 0)
+mean, rows = data_tools.mean_waveform(0, folder)
+of_unit = times[np.load(folder / "spike_clusters.npy") == 0]
+assert mean.shape == (21,) and len(rows) == len(of_unit)
+assert np.allclose(mean, data_tools.get_spike_waveforms(of_unit, folder, chan=best).mean(axis=1), atol=1e-2)
+assert data_tools.cluster_templates(0, folder).shape == (len(rows), 21, 12)
+assert data_tools.get_templates([0, 1], folder).shape == (2, 21, 12)
+assert data_tools.get_labels(folder) == [["0", "good"], ["1", "mua"], ["2", "good"], ["3", "mua"]]
+assert int(data_tools.get_good_cluster(folder)) in (0, 2)
+assert [len(values) for values in data_tools.get_refractory(folder)] == [4, 4]
+print("read")
+"""
+
+
+@pytest.mark.skipif("KILOSORT4_PYTHON" not in os.environ, reason="KILOSORT4_PYTHON names no Python with Kilosort4")
+def test_kilosort4s_own_readers_open_the_folder(fake, data, tmp_path):
+    """In an environment of its own, as Kilosort4 is no dependency: KILOSORT4_PYTHON=…/bin/python."""
+    samples = np.random.default_rng(0).integers(-999, 999, (60_000, 13), np.int16)
+    samples.tofile(data)
+    fake.changes["sample"] = np.sort(np.random.default_rng(1).integers(100, 59_000, 400))
+    for name, upside_down in (("folder", False), ("upside_down", True)):
+        folder = tmp_path / name
+        run_kilosort(SETTINGS, probe=PROBE, filename=data, results_dir=folder, invert_sign=upside_down)
+    command = [os.environ["KILOSORT4_PYTHON"], "-c", READ_BY_KILOSORT4, str(tmp_path / "folder"), str(folder)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.stdout.strip().endswith("read"), done.stderr
 
 
 # -- settings --------------------------------------------------------------------------------------------
@@ -164,9 +228,10 @@ def test_the_only_binary_of_a_folder(fake, data):
 
 
 def test_files_are_joined_in_time(fake, data):
-    run_kilosort(SETTINGS, probe=PROBE, filename=[data, data])
+    later = shutil.copy(data, data.with_name("later.bin"))
+    run_kilosort(SETTINGS, probe=PROBE, filename=[data, later])
     recording = fake.calls[0][0]
-    assert recording.n_samples == 60_000 and recording.files == (str(data), str(data))
+    assert recording.n_samples == 60_000 and recording.files == (str(data), str(later))
     assert fake.calls[0][2] == data.parent / "kilosort4"
 
 
@@ -299,3 +364,25 @@ def test_preprocessed_copy(fake, data):
     original = np.fromfile(data, np.int16).reshape(30_000, 13)[:, :12]
     assert np.corrcoef(copied[100:-100, 3], original[100:-100, 3])[0, 1] > 0.8  # filtered and referenced
     assert "temp_wh.dat" in (folder / "params.py").read_text()
+
+
+def test_a_preprocessed_copy_is_added_to_a_curated_result(fake, data):
+    from ks4stream.results import Whitening
+
+    folder, curated = data.parent / "kilosort4", "cluster_id\tgroup\n0\tnoise\n"
+    fake.changes = {"drift": None, "whitening": Whitening(np.eye(12) * 0.02, [])}
+    run_kilosort(SETTINGS, probe=PROBE, filename=data)
+    (folder / "cluster_group.tsv").write_text(curated)
+    run_kilosort(SETTINGS, probe=PROBE, filename=data, save_preprocessed_copy=True)
+    assert "temp_wh.dat" in (folder / "params.py").read_text()
+    assert np.load(folder / "ops.npy", allow_pickle=True).item()["save_preprocessed_copy"]
+    assert (folder / "cluster_group.tsv").read_text() == curated
+    assert ResultsFolder(folder).somebodys() == ["cluster_group.tsv"]
+    before = (folder / "temp_wh.dat").stat()
+    run_kilosort(SETTINGS, probe=PROBE, filename=data, save_preprocessed_copy=True)
+    assert (folder / "temp_wh.dat").stat() == before, "it is of the same result"
+    (folder / "temp_wh.dat").unlink()
+    (folder / "params.py").write_text("dat_path = []\n")
+    with pytest.warns(CurationWarning, match=r"temp_wh.dat is not written.*params.py"):
+        run_kilosort(SETTINGS, probe=PROBE, filename=data, save_preprocessed_copy=True)
+    assert (folder / "params.py").read_text() == "dat_path = []\n"

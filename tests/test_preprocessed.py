@@ -121,8 +121,7 @@ def test_values_are_those_of_the_stages(
     recording: Recording, whitening: Whitening, scheduler: str, options: dict[str, bool]
 ) -> None:
     traces = preprocess(recording, SETTINGS, whitening=whitening, drift=moving(7), device="cpu", **options)
-    keywords = {"do_car": options.get("do_CAR", True), "invert_sign": options.get("invert_sign", False)}
-    source = prepare(recording, SETTINGS, **keywords).with_results(whitening=whitening, drift=moving(7))
+    source = prepare(recording, SETTINGS.replace(**options)).with_results(whitening=whitening, drift=moving(7))
     np.testing.assert_array_equal(traces.compute(scheduler=scheduler), seen_by_stages(source))
 
 

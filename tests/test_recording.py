@@ -27,6 +27,7 @@ class CountingSource:
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.int16))
     reads: list[tuple[int, int]] = field(default_factory=list)
     digest_is_exact: bool = True
+    flat_files: str = "the samples are counted"
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         self.reads.append((start, stop))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy
 import torch
+from plain_pickle import load_plain
 from pretended_gpu import pretended_gpu
 from seen_gpus import see_gpus
 
@@ -20,15 +22,20 @@ from ks4stream.engine import cluster
 from ks4stream.engine.cluster import local_client
 from ks4stream.errors import BadChannelWarning, FewSpikesWarning, Ks4StreamWarning, SettingsError
 from ks4stream.io.recordings import open_recording
+from ks4stream.io.records import key_of
+from ks4stream.io.run_store import METHOD
+from ks4stream.io.store import load_sorting
 from ks4stream.kernels import detection, graph, matching
 from ks4stream.kernels.memory import in_pieces
 from ks4stream.planning import plan
+from ks4stream.preprocessed import preprocess
 from ks4stream.probe import Probe
-from ks4stream.recording import Recording
-from ks4stream.results import Sorting
+from ks4stream.recording import FlatFile, Recording
+from ks4stream.report.log import version_of
+from ks4stream.results import Provenance, Sorting
 from ks4stream.scoring import score
 from ks4stream.settings import Settings
-from ks4stream.sorter import engine_for, sort
+from ks4stream.sorter import MATTERS, engine_for, sort
 from ks4stream.stages import templates
 from ks4stream.stages.preprocessing import Preprocessor, tiling_of
 
@@ -274,6 +281,40 @@ def test_what_the_file_calls_its_numbers_does_not_matter(case: Case, upside_down
         other = quiet_sort(open_recording(unsigned, fs=RATE, probe=PROBE))
     for name in BYTES:
         assert getattr(other, name).tobytes() == getattr(plain, name).tobytes(), name
+
+
+def test_a_stored_sorting_says_how_to_make_it_again(case: Case, tmp_path: Path) -> None:
+    samples = case.recording.read(0, 60_000)
+    samples.astype(">i2").tofile(tmp_path / "rec.bin")
+    recording = open_recording(tmp_path / "rec.bin", fs=RATE, probe=PROBE, n_chan=10, dtype=">i2")
+    settings, folder = SETTINGS.replace(tmin=0.21, nblocks=0), tmp_path / "out"
+    quiet_sort(recording, settings, do_CAR=False, invert_sign=True, results_dir=folder)
+    found = load_sorting(folder)
+    assert found.n_spikes > 100
+    assert (found.settings.do_CAR, found.settings.invert_sign) == (False, True)
+    assert found.provenance == Provenance(
+        ks4stream=version_of("ks4stream"), torch=torch.__version__, numpy=np.__version__, scipy=scipy.__version__,
+        method=METHOD, device="cpu", recording="rec.bin", recording_digest=recording.digest(), digest_is_exact=True,
+    )  # fmt: skip
+    assert found.flat_files == (FlatFile(str(tmp_path / "rec.bin"), ">i2", 0, 60_000, 10),)
+    assert found.tiling == tiling_of(recording, settings) and found.tiling.start == 6300
+    again = quiet_sort(recording, found.settings)
+    for name in BYTES:
+        assert getattr(again, name).tobytes() == getattr(found, name).tobytes(), name
+    given = {"whitening": found.whitening, "device": "cpu"}
+    traces = preprocess(recording, found.settings, **given).compute(scheduler="synchronous")
+    told_twice = preprocess(recording, settings, do_CAR=False, invert_sign=True, **given)
+    np.testing.assert_array_equal(traces, told_twice.compute(scheduler="synchronous"))
+    ops = load_plain(folder / "ops.npy")
+    assert (ops["do_CAR"], ops["invert_sign"], ops["torch_device"], ops["Nbatches"]) == (False, True, "cpu", 4)
+    assert ops["ks4stream"]["provenance"] == asdict(found.provenance)
+
+
+@pytest.mark.parametrize("stage", [stage for stage, names in MATTERS.items() if "preprocessing" in names])
+def test_reference_and_sign_are_part_of_what_a_task_depends_on(stage: str) -> None:
+    keys = {key_of(settings, stages=MATTERS[stage])
+            for settings in (Settings(), Settings(do_CAR=False), Settings(invert_sign=True))}  # fmt: skip
+    assert len(keys) == 3
 
 
 def test_noise_alone_is_an_empty_sorting() -> None:

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from scipy.signal import butter, sosfiltfilt
 
-from ks4stream.errors import ResultsError
+from ks4stream.errors import RecordingError, ResultsError
 from ks4stream.geometry import nearest, vertical_pitch_um
+from ks4stream.io.objects import is_remote
+from ks4stream.io.places import ObjectPath, Place
+from ks4stream.io.sources import BinarySource
 from ks4stream.io.spikes import let_go
+from ks4stream.recording import FlatFile
 from ks4stream.results import Sorting
 
 __all__ = [
-    "crop_start",
     "export_phy",
     "ops_from_sorting",
     "write_extra_vars",
@@ -31,20 +35,23 @@ __all__ = [
     "write_preprocessed_copy",
 ]
 
-PREPROCESSED_SCALE = 200.0  # temp_wh.dat holds whitened traces times this, as int16
+PREPROCESSED_COPY = "temp_wh.dat"
+PREPROCESSED_SCALE = 200.0  # it holds whitened traces times this, as int16
 _SPIKES_AT_ONCE = 16_384
 _UNITS_AT_ONCE = 256
+_PHY_SUFFIXES = (".bin", ".dat", ".raw")  # of flat files; Phy goes by the name, to the letter
+_HIGHPASS_SAMPLES = 30_122  # length of Kilosort4's fwav
+TENSORS = ("Wrot", "fwav", "wPCA", "wTEMP", "iCC", "iCC_mask", "iU")
+"""What Kilosort4's ``ops`` holds as tensors; ``is_tensor`` tells its readers."""
 
 
 def export_phy(
     sorting: Sorting,
     folder: str | os.PathLike[str],
     *,
-    recording_files: Sequence[str | os.PathLike[str]] | None = None,
-    relative_paths: bool = True,
+    target: ObjectPath | None = None,
     save_extra_vars: bool = False,
     save_features: bool = True,
-    ops: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write all files of the results folder; what they replace, and what else lies there, is the caller's business.
 
@@ -54,17 +61,12 @@ def export_phy(
         What to write; may be empty.
     folder : path
         Results folder; made if need be.
-    recording_files : sequence of paths, optional
-        Flat binary files of the raw traces, for Phy's trace view; by default those the sorting names.
-        Files that do not exist, and stores that are no flat files, are left out.
-    relative_paths : bool, optional
-        Whether the folder stays where it is, so that paths from there hold; see :func:`write_params`.
+    target : ObjectPath, optional
+        Where the folder is going to be copied, so that paths from here will not hold there.
     save_extra_vars : bool, optional
         Also write tF, Wall, full_st, full_clu and full_amp: all spikes, duplicates included.
     save_features : bool, optional
         Write ``pc_features.npy``, without which Phy shows no feature view.
-    ops : mapping, optional
-        What to write to ``ops.npy``; by default :func:`ops_from_sorting`.
 
     Returns
     -------
@@ -84,17 +86,11 @@ def export_phy(
     _write_units(sorting, path)
     _write_channels(sorting, path)
     _write_tables(sorting, path)
-    files = sorting.files if recording_files is None else recording_files
-    write_params(sorting, path, files, relative_paths=relative_paths)
-    write_ops(ops_from_sorting(sorting) if ops is None else ops, path)
+    write_params(sorting, path, relative_paths=target is None)
+    write_ops(ops_from_sorting(sorting, target or path), path)
     if save_extra_vars:
         write_extra_vars(sorting, path)
     return path
-
-
-def crop_start(sorting: Sorting) -> int:
-    """First sample that was sorted: spike times in ``st`` are counted from here."""
-    return int(sorting.settings.tmin * sorting.sampling_rate_hz)
 
 
 # -- spikes ------------------------------------------------------------------------------------------
@@ -232,13 +228,16 @@ def _write_table(path: Path, column: str, values: Sequence[str] | NDArray[np.str
 def write_params(
     sorting: Sorting,
     folder: str | os.PathLike[str],
-    recording_files: Sequence[str | os.PathLike[str]],
+    files: tuple[FlatFile, ...] | str | None = None,
     *,
     relative_paths: bool = True,
-    dtype: str | None = None,
     hp_filtered: bool = False,
 ) -> None:
     """Write ``params.py``, from which Phy learns where the raw traces are.
+
+    Phy knows one type, one offset and one number of channels for all files. They are named only where that, and what
+    else Phy needs, holds for all of them, so that what it shows is what was sorted; otherwise ``dat_path`` is empty,
+    with the reason as a comment, and readers work without traces.
 
     Paths are relative to the folder, with forward slashes, so that data and results can be moved or
     mounted elsewhere together; a file on another drive keeps its absolute path.
@@ -246,38 +245,89 @@ def write_params(
     Parameters
     ----------
     sorting : Sorting
-        Gives the sampling rate and the number of channels in the file.
+        Gives the sampling rate and, where no file does, type and number of channels.
     folder : path
         Results folder.
-    recording_files : sequence of paths
-        Flat binary files. What is no existing file is named in a comment only, and with no file left
-        ``dat_path`` is empty: readers then work without traces. Of recordings on object stores and web servers it is
-        the URL.
+    files : tuple of FlatFile or str, optional
+        The files of the traces in order of time, or why there are none; by default those of the sorting.
     relative_paths : bool, optional
         False for a folder whose files are going to be copied elsewhere, to an object store and from there to whoever
         reads them: paths are then absolute, right wherever the file system of this machine is mounted.
-    dtype : str, optional
-        Type of the samples; by default the recording's.
     hp_filtered : bool, optional
         Whether the files are filtered already.
     """
     path = Path(folder)
-    there = [Path(file).resolve() for file in recording_files if Path(file).is_file()]
-    found = [_portable(file, path) if relative_paths else file.as_posix() for file in there]
-    missing = [str(file) for file in recording_files if not Path(file).is_file()]
-    lines = [
-        f"# {file!a} is on no disk; if it is a flat binary file, copy it to one and name the copy in dat_path"
-        if "://" in file else f"# {file!a} is no flat binary file (or not there)" for file in missing
-    ]  # fmt: skip
+    files = sorting.flat_files if files is None else files
+    why_not = _unknown_to_phy(files)
+    named: list[str] = []
+    if isinstance(files, tuple) and not why_not:
+        there = [Path(file.path).parent.resolve() / Path(file.path).name for file in files]  # a link keeps its name
+        named = [_portable(file, path) if relative_paths else file.as_posix() for file in there]
+    alike = _common_layout(files)
+    dtype, offset_bytes, n_channels = alike or (sorting.dtype, 0, _n_chan_file(sorting))
+    lines = [f"# dat_path is empty, as {ascii(why_not)[1:-1]}."] if why_not else []  # no line break gets out of it
     lines += [
-        f"dat_path = [{', '.join(ascii(file) for file in found)}]",
-        f"n_channels_dat = {_n_chan_file(sorting)}",
-        f"dtype = {(dtype or sorting.dtype)!r}",
-        "offset = 0",
+        f"dat_path = [{', '.join(ascii(file) for file in named)}]",
+        f"n_channels_dat = {n_channels}",
+        f"dtype = {_dtype_name(dtype)!r}",
+        f"offset = {offset_bytes}",
         f"sample_rate = {float(sorting.sampling_rate_hz)!r}",
         f"hp_filtered = {hp_filtered}",
     ]
     (path / "params.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _common_layout(files: tuple[FlatFile, ...] | str) -> tuple[str, int, int] | None:
+    """Type, offset and number of channels, if they are the same for all files."""
+    if isinstance(files, str):
+        return None
+    layouts = {(file.dtype, file.offset_bytes, file.n_channels) for file in files}
+    return layouts.pop() if len(layouts) == 1 else None
+
+
+def _dtype_name(dtype: str) -> str:
+    """A type by the name everybody knows ("int16"), or else with its byte order (">i2")."""
+    kind = np.dtype(dtype)
+    return kind.str if kind.str.startswith(">") else kind.name
+
+
+def _unknown_to_phy(files: tuple[FlatFile, ...] | str) -> str:
+    """Why Phy could not show the samples that these files are said to hold; an empty text if it can."""
+    if isinstance(files, str):
+        return files
+    for file in files:
+        if is_remote(file.path):
+            return f"{file.path} is on no disk; copy it to one and name the copy in dat_path"
+        if not Path(file.path).is_file():
+            return f"{file.path} is not there"
+    if _common_layout(files) is None:
+        return "the files differ in type, offset or number of channels: " + ", ".join(
+            f"{file.path} ({_dtype_name(file.dtype)}, {file.offset_bytes} bytes, {file.n_channels} channels)"
+            for file in files
+        )
+    for file in files:
+        suffix, size_bytes = Path(file.path).suffix, Path(file.path).stat().st_size
+        if suffix == ".npy" and len(files) > 1:
+            return "Phy opens a single .npy file only; write one with all samples, or a flat file, and name it"
+        if suffix not in (*_PHY_SUFFIXES, ".npy"):
+            return (
+                f"Phy does not open {file.path}, whose name does not end in {', '.join(_PHY_SUFFIXES)}; rename it, or "
+                "make a link with such a name, and name that in dat_path"
+            )
+        if size_bytes != file.end_bytes:
+            return f"{file.path} has {size_bytes} bytes, but the samples that were sorted end at byte {file.end_bytes}"
+        if suffix == ".npy" and not _is_by_header(file):
+            return f"the header of {file.path} describes other samples than those that were sorted"
+    return ""
+
+
+def _is_by_header(file: FlatFile) -> bool:
+    """Whether the header of a ``.npy`` file, by which Phy reads it, says the same."""
+    try:
+        (found,) = BinarySource.open_npy(file.path).flat_files
+    except RecordingError:
+        return False
+    return replace(found, path=file.path) == file
 
 
 def _portable(file: Path, folder: Path) -> str:
@@ -316,7 +366,7 @@ def write_preprocessed_copy(
     """
     if sorting.probe is None:
         raise ResultsError("The sorting has no probe, so the columns of the preprocessed copy are not known.")
-    path = Path(folder) / "temp_wh.dat"
+    path = Path(folder) / PREPROCESSED_COPY
     limits = np.iinfo(np.int16)
     row_bytes = 2 * _n_chan_file(sorting)
     with path.open("wb") as file:
@@ -327,7 +377,8 @@ def write_preprocessed_copy(
             file.seek(start * row_bytes)
             block.tofile(file)
         file.truncate(sorting.n_samples * row_bytes)
-    write_params(sorting, folder, [path], dtype="int16", hp_filtered=True)
+    copy = FlatFile(str(path), np.dtype(np.int16).str, 0, sorting.n_samples, _n_chan_file(sorting))
+    write_params(sorting, folder, (copy,), hp_filtered=True)
     return path
 
 
@@ -358,24 +409,59 @@ def spike_table(sorting: Sorting, rows: slice = slice(None)) -> NDArray[np.float
         Time in samples, counted from the first that was sorted; template; threshold amplitude.
     """
     return np.column_stack(
-        [sorting.sample[rows] - crop_start(sorting), sorting.template[rows], sorting.score[rows].astype(np.float64)]
+        [sorting.sample[rows] - sorting.tiling.start, sorting.template[rows], sorting.score[rows].astype(np.float64)]
     ).astype(np.float64, copy=False)
 
 
 def write_ops(ops: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
-    """Write ``ops.npy``: a pickle of NumPy arrays and plain values, for readers that expect one."""
-    np.save(Path(folder) / "ops.npy", np.array(dict(ops), dtype=object), allow_pickle=True)
+    """Write ``ops.npy``: a pickle of NumPy arrays and plain values, for readers that expect one.
+
+    Paths become text and tuples lists, so that any system, and any reader without our classes, can load it.
+
+    Raises
+    ------
+    TypeError
+        If there is a value of another kind.
+    """
+    np.save(Path(folder) / "ops.npy", np.array(_plain(ops), dtype=object), allow_pickle=True)
 
 
-def ops_from_sorting(sorting: Sorting) -> dict[str, Any]:
+def _plain(value: Any) -> Any:
+    """The same of dictionaries, lists, arrays, texts and numbers alone."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufU":
+        return np.array(value)  # of memory maps, too
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)  # a subclass would be pickled by its name
+    if value is None:
+        return None
+    raise TypeError(f"{value!r} ({type(value).__name__}) has no place in ops.npy.")
+
+
+def ops_from_sorting(
+    sorting: Sorting, results_dir: Place | None = None, *, save_preprocessed_copy: bool = False
+) -> dict[str, Any]:
     """Describe a sorting the way Kilosort4's ``ops`` does, as far as the words mean the same in both.
 
-    Every setting stands in ``ops`` itself and in ``ops['settings']``. Nothing in ks4stream reads an ``ops``.
+    Every setting stands in ``ops`` itself and in ``ops['settings']``; `do_CAR` and `invert_sign`, which are arguments
+    of Kilosort4 and no settings, in ``ops`` alone. Nothing in ks4stream reads an ``ops``.
 
     Parameters
     ----------
     sorting : Sorting
         A finished sorting.
+    results_dir : Path or ObjectPath, optional
+        Where its results are.
+    save_preprocessed_copy : bool, optional
+        Whether ``temp_wh.dat`` is among them.
 
     Returns
     -------
@@ -389,13 +475,17 @@ def ops_from_sorting(sorting: Sorting) -> dict[str, Any]:
         "nt0min": sorting.settings.peak_sample,
         "drift_smoothing": list(sorting.settings.drift_smoothing),
     }
-    files = [Path(file) for file in sorting.files if "://" not in file]
-    ops: dict[str, Any] = {**settings, "settings": settings}
+    arguments = {name: settings.pop(name) for name in ("do_CAR", "invert_sign")}
+    files, dtype = _for_kilosort(sorting)
+    ops: dict[str, Any] = {**settings, **arguments, "settings": settings}
     ops |= {
         "filename": files,
-        "data_dir": files[0].parent if files else None,
-        "data_dtype": sorting.dtype,
-        "Nbatches": _n_batches(sorting),
+        "data_dir": str(Path(files[0]).parent) if files else None,
+        "data_dtype": dtype,
+        "torch_device": sorting.provenance.device or "cpu",
+        "save_preprocessed_copy": save_preprocessed_copy,
+        "results_dir": None if results_dir is None else str(results_dir),
+        "Nbatches": sorting.tiling.n_tiles,
         "NTbuff": sorting.settings.batch_size + 2 * sorting.settings.nt,
         "Nchan": _n_channels(sorting),
         "n_chan": _n_channels(sorting),
@@ -404,9 +494,21 @@ def ops_from_sorting(sorting: Sorting) -> dict[str, Any]:
         "n_units_total": sorting.n_units,
         "n_units_good": int(sorting.refractory.sum()),
         "runtime": float(sum(sorting.seconds.values())),
-        "ks4stream": {"seconds": dict(sorting.seconds), "warnings": list(sorting.warnings)},
-    }
-    return ops | _probe_ops(sorting) | _stage_ops(sorting)
+        "ks4stream": {
+            "seconds": dict(sorting.seconds), "warnings": list(sorting.warnings), "files": list(sorting.files),
+            "provenance": asdict(sorting.provenance),
+        },
+    }  # fmt: skip
+    ops |= _probe_ops(sorting) | _stage_ops(sorting)
+    return ops | {"is_tensor": [name for name in TENSORS if name in ops]}
+
+
+def _for_kilosort(sorting: Sorting) -> tuple[list[str], str]:
+    """Files that Kilosort4 reads as we did, from their first byte on, and their type; else no files."""
+    files, alike = sorting.flat_files, _common_layout(sorting.flat_files)
+    if isinstance(files, str) or alike is None or alike[1] != 0 or any(is_remote(file.path) for file in files):
+        return [], sorting.dtype
+    return [file.path for file in files], _dtype_name(alike[0])
 
 
 def _probe_ops(sorting: Sorting) -> dict[str, Any]:
@@ -434,8 +536,10 @@ def _probe_ops(sorting: Sorting) -> dict[str, Any]:
 
 
 def _stage_ops(sorting: Sorting) -> dict[str, Any]:
-    whitening = _whitening(sorting)
-    ops: dict[str, Any] = {"Wrot": whitening, "preprocessing": {"whiten_mat": whitening}}
+    whitening, highpass = _whitening(sorting), _highpass(sorting)
+    ops: dict[str, Any] = {
+        "Wrot": whitening, "fwav": highpass, "preprocessing": {"whiten_mat": whitening, "hp_filter": highpass}
+    }  # fmt: skip
     if sorting.waveforms is not None:
         ops |= {"wPCA": sorting.waveforms.components, "wTEMP": sorting.waveforms.shapes}
     ops["dshift"] = None if sorting.drift is None else sorting.drift.shift_um
@@ -443,13 +547,15 @@ def _stage_ops(sorting: Sorting) -> dict[str, Any]:
     return ops
 
 
-def _n_batches(sorting: Sorting) -> int:
-    if sorting.drift is not None:
-        return len(sorting.drift.shift_um)
-    settings = sorting.settings
-    last = min(sorting.n_samples, settings.tmax * sorting.sampling_rate_hz)
-    whole, tail = divmod(max(int(last) - crop_start(sorting), 0), settings.batch_size)
-    return (whole + (tail >= settings.nt)) // settings.batch_downsampling
+def _highpass(sorting: Sorting) -> NDArray[np.float32]:
+    """Kilosort4's ``fwav``: what the filter makes of a single 1 in the middle."""
+    impulse = np.zeros(_HIGHPASS_SAMPLES)
+    impulse[_HIGHPASS_SAMPLES // 2] = 1
+    cutoff_hz = sorting.settings.highpass_cutoff
+    if cutoff_hz > 0:
+        sections = butter(3, cutoff_hz, btype="high", fs=sorting.sampling_rate_hz, output="sos")
+        impulse = sosfiltfilt(sections, impulse)
+    return impulse.astype(np.float32)
 
 
 # -- helpers -----------------------------------------------------------------------------------------

@@ -115,11 +115,11 @@ class ResultsFolder:
         return sorted(there - {RECORD, STORE} - ours)
 
     def holds(self, key: str) -> bool:
-        """Whether this very result was written, and none of its files has been removed; curated or not."""
+        """Whether this very result was written here, and nothing need be touched: it was curated, or is complete."""
         record = self._record()
         if record.get("state") != "complete" or record["key"] != key:
             return False
-        return {*record["files"], STORE} <= self._of_a_sorting()
+        return bool(self.somebodys()) or {*record["files"], STORE} <= self._of_a_sorting()
 
     @contextmanager
     def replacing(self, key: str, written: Path | None = None) -> Iterator[None]:
@@ -136,16 +136,19 @@ class ResultsFolder:
             self._write_record({"state": "writing"})  # half a result is nobody's work
             self._clear()
             yield
-            self._note_written(key, written)
+            self._write_record({"state": "complete", "key": key, "files": self._described(WRITTEN, written)})
+
+    def lacks(self, name: str) -> bool:
+        """Whether a file is not among those that were written with the result here, or was removed since."""
+        return name not in self._record().get("files", {}) or name not in self._of_a_sorting()
 
     @contextmanager
-    def adding(self) -> Iterator[None]:
-        """Write more into the folder of a result that was written."""
-        key = self._record()["key"]
+    def adding(self, *names: str) -> Iterator[None]:
+        """Write some more files, or some of them again, with a result that was written."""
         with writing_to(self.place):
-            self._write_record({"state": "writing"})
             yield
-            self._note_written(key, None)
+            record = self._record()
+            self._write_record(record | {"files": record["files"] | self._described(names, None)})
 
     def set_aside(self) -> Place:
         """Move all in here that belongs to a sorting into a numbered folder: the first free one beside this folder.
@@ -175,17 +178,16 @@ class ResultsFolder:
         if _CACHE in there:
             remove(self.place / _CACHE, folder=True)
 
-    def _note_written(self, key: str, written: Path | None) -> None:
+    def _described(self, names: Collection[str], written: Path | None) -> dict[str, dict[str, Any]]:
+        """Size, tag and hash of those files that are here."""
         there = objects.entries(str(self.place))
-        files = {
+        return {
             name: {
                 "bytes": status.size_bytes, "tag": status.tag,
                 "sha256": _sha256((written or self.place) / name, status.size_bytes),
             }
-            for name, status in sorted(there.items())
-            if name in WRITTEN and status is not None and name not in self._recordings_own()
+            for name in sorted({*names} - self._recordings_own()) if (status := there.get(name)) is not None
         }  # fmt: skip
-        self._write_record({"state": "complete", "key": key, "files": files})
 
     def _is_as_written(self, name: str, about: Mapping[str, Any]) -> bool:
         status = objects.status(str(self.place / name))

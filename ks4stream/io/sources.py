@@ -36,7 +36,7 @@ from ks4stream.io.objects import (
     surroundings,
 )
 from ks4stream.io.zarrs import check_chunks, open_zarr, zarr_explained, zarr_metadata
-from ks4stream.recording import Source
+from ks4stream.recording import FlatFile, Source
 
 if TYPE_CHECKING:
     import dask.array
@@ -196,6 +196,11 @@ class BinarySource:
         """Type of the samples as they are delivered."""
         return delivered_dtype(self.file_dtype)
 
+    @property
+    def flat_files(self) -> tuple[FlatFile, ...]:
+        """The file."""
+        return (FlatFile(self.path, self.file_dtype.str, self.offset_bytes, self.n_samples, self.n_channels),)
+
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel); the file is open only meanwhile."""
         row_bytes = self.n_channels * self.file_dtype.itemsize
@@ -274,6 +279,17 @@ class ConcatenatedSource:
     def dtype(self) -> np.dtype[Any]:
         """Type of the samples as they are delivered."""
         return self.sources[0].dtype
+
+    @property
+    def flat_files(self) -> tuple[FlatFile, ...] | str:
+        """Those of all parts, or why one of them has none."""
+        files: tuple[FlatFile, ...] = ()
+        for part in self.sources:
+            found = part.flat_files if part.n_samples else ()
+            if isinstance(found, str):
+                return found
+            files += found
+        return files
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel), across the joints."""
@@ -357,6 +373,14 @@ class ArraySource(_OfArray):
         source = cls(array)
         return _binary_of_memmap(array) or source
 
+    @property
+    def flat_files(self) -> str:
+        """Why there are none; memory maps whose samples lie in order are a :class:`BinarySource`."""
+        if isinstance(self.array, np.memmap) and self.array.filename is not None:
+            return f"the samples lie in {self.array.filename} in another order or with gaps, or were changed since"
+        kind = type(self.array)
+        return f"the samples are those of an array ({kind.__module__.partition('.')[0]}.{kind.__qualname__})"
+
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Copy samples ``start`` to ``stop``, shape (time, channel)."""
         return np.array(self.array[start:stop, :], dtype=self.dtype)
@@ -393,6 +417,11 @@ class DaskSource(_OfArray):
             raise RecordingError(
                 f"The Dask array has unknown lengths (shape {self.array.shape}); call compute_chunk_sizes() first."
             )
+
+    @property
+    def flat_files(self) -> str:
+        """Why there are none."""
+        return "the samples are computed by Dask as they are read"
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Compute samples ``start`` to ``stop``, shape (time, channel), in this thread."""
@@ -480,6 +509,11 @@ class ZarrSource:
     def dtype(self) -> np.dtype[Any]:
         """Type of the samples as they are delivered."""
         return delivered_dtype(self.file_dtype)
+
+    @property
+    def flat_files(self) -> str:
+        """Why there are none."""
+        return f"{self.path} is a Zarr array, stored in chunks"
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel)."""

@@ -11,9 +11,10 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,15 @@ import zarr
 from numcodecs import Blosc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from ks4stream.blocks import Tiling
 from ks4stream.errors import ResultsError
 from ks4stream.io.objects import zarr_store
 from ks4stream.io.places import place, size_of
 from ks4stream.io.records import writing_to
 from ks4stream.io.spikes import let_go
 from ks4stream.probe import Probe
-from ks4stream.results import Drift, PeakSample, Sorting, Waveforms, Whitening
+from ks4stream.recording import FlatFile
+from ks4stream.results import Drift, PeakSample, Provenance, Sorting, Waveforms, Whitening
 from ks4stream.settings import Settings
 
 if TYPE_CHECKING:
@@ -190,10 +193,10 @@ def _write(group: Any, result: Any) -> None:
         if isinstance(value, np.ndarray):
             array = _new_array(group, spec.name, value)
             array.attrs.update(_array_attrs(spec.metadata, value))
-        elif is_dataclass(value) and not isinstance(value, Settings):
+        elif is_dataclass(value) and spec.name in _NESTED:
             _write(group.create_group(spec.name), value)
         else:
-            values[spec.name] = _to_json(value.to_dict() if isinstance(value, Settings) else value)
+            values[spec.name] = _to_json(value)
     group.attrs["values"] = values
 
 
@@ -206,12 +209,33 @@ def _read(group: Any, kind: type, leave_out: Collection[str] = ()) -> Any:
             values[name] = np.zeros((group[name].shape[0], 0, *group[name].shape[2:]), group[name].dtype)
         else:
             values[name] = _read(group[name], _NESTED[name]) if name in _NESTED else np.asarray(group[name][...])
-    if "settings" in values:
-        values["settings"] = Settings.from_dict(values["settings"])
-    for name in ("files", "warnings"):
-        if name in values:
-            values[name] = tuple(values[name])
-    return kind(**{name: value for name, value in values.items() if name in known})
+    found = {name: _MADE_OF.get(name, _as_it_is)(value) for name, value in values.items() if name in known}
+    if kind is Sorting and "tiling" not in found:  # of a version that kept none
+        found["tiling"] = Tiling.by_settings(
+            found["settings"], n_samples=found["n_samples"], sampling_rate_hz=found["sampling_rate_hz"]
+        )
+    return kind(**found)
+
+
+def _known(kind: type, values: dict[str, Any]) -> Any:
+    """A small value of its fields; those that a later version added are left out."""
+    names = {spec.name for spec in fields(kind)}
+    return kind(**{name: value for name, value in values.items() if name in names})
+
+
+_MADE_OF: dict[str, Callable[[Any], Any]] = {
+    "settings": Settings.from_dict,
+    "tiling": partial(_known, Tiling),
+    "provenance": partial(_known, Provenance),
+    "flat_files": lambda files: files if isinstance(files, str) else tuple(_known(FlatFile, file) for file in files),
+    "files": tuple,
+    "warnings": tuple,
+}
+"""How values are made of their JSON that are not as they are there."""
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _array_attrs(metadata: Any, value: NDArray[Any]) -> dict[str, Any]:
@@ -224,6 +248,8 @@ def _array_attrs(metadata: Any, value: NDArray[Any]) -> dict[str, Any]:
 
 def _to_json(value: Any) -> Any:
     """Plain JSON: infinity, which JSON has no word for, becomes ``"Infinity"``."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     if isinstance(value, dict):
         return {str(key): _to_json(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):

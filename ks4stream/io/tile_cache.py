@@ -38,7 +38,7 @@ from ks4stream.errors import Ks4StreamWarning, ResultsError
 from ks4stream.io.objects import is_remote
 from ks4stream.io.records import appearing
 from ks4stream.io.sources import ArraySource, ConcatenatedSource, join
-from ks4stream.recording import Recording, Source
+from ks4stream.recording import FlatFile, Recording, Source
 
 OFF = "off"
 PIECE_BYTES = 4 << 20  # of samples, at least, in a piece: enough for a store to be quick, little to fetch in vain
@@ -113,6 +113,11 @@ class CachedSource:
     def dtype(self) -> np.dtype[Any]:
         """Type of the samples as they are delivered."""
         return self.source.dtype
+
+    @property
+    def flat_files(self) -> tuple[FlatFile, ...] | str:
+        """The source's."""
+        return self.source.flat_files
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel), and begin to fetch what is likely to be next."""

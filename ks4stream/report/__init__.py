@@ -112,15 +112,13 @@ def finish(
     aside = results.set_aside() if results.somebodys() else None
     if aside is not None:
         warnings.warn(f"The earlier results in {results.place} were moved to {aside}.", CurationWarning, stacklevel=3)
-    is_remote = isinstance(results.place, ObjectPath)
+    target = results.place if isinstance(results.place, ObjectPath) else None
     with results.replacing(key, folder):
-        export_phy(
-            sorting, folder, relative_paths=not is_remote, save_extra_vars=save_extra_vars, save_features=save_features
-        )
+        export_phy(sorting, folder, target=target, save_extra_vars=save_extra_vars, save_features=save_features)
         save_sorting(sorting, folder / STORE, features=save_features)
         write_plots(sorting, folder)
-        if isinstance(results.place, ObjectPath):
-            copy_there(folder, results.place, last=f"{STORE}/.zgroup")
+        if target is not None:
+            copy_there(folder, target, last=f"{STORE}/.zgroup")
     _log.info(
         "%d units (%d good), %d spikes (%d kept) written to %s in %.1f s",
         sorting.n_units, sorting.refractory.sum(), sorting.n_spikes, sorting.kept.sum(), results.place,

@@ -139,13 +139,13 @@ def _handler(handler: logging.Handler, level: int) -> Iterator[None]:
 
 
 def _log_environment() -> None:
-    _logger.info("ks4stream %s", _version("ks4stream"))
+    _logger.info("ks4stream %s", version_of("ks4stream"))
     _logger.debug("Python %s on %s %s", platform.python_version(), platform.platform(), platform.machine())
-    _logger.debug("%s", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES[1:]))
+    _logger.debug("%s", ", ".join(f"{name} {version_of(name)}" for name in _PACKAGES[1:]))
     _logger.debug("%d CPU cores, %s of memory, GPUs: %s", _n_cores(), _memory(), ", ".join(_gpus()) or "none")
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

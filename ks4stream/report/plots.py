@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
-from ks4stream.io.phy import crop_start
 from ks4stream.results import Sorting
 
 __all__ = ["plot_diagnostics", "plot_drift_amount", "plot_drift_scatter", "plot_spike_positions", "write_plots"]
@@ -70,7 +69,7 @@ def plot_drift_amount(sorting: Sorting) -> Figure:
     if sorting.drift is None or not sorting.drift.shift_um.size:
         return _empty(figure, axes, "no drift estimate")
     shift, depth = sorting.drift.shift_um, sorting.drift.centre_um
-    time, unit = _time(_batch_centres(sorting, len(shift)), sorting)
+    time, unit = _time(sorting.tiling.centres, sorting)
     axes.set_xlabel(f"Time ({unit})")
     axes.axhline(0, color=_PALE, linewidth=1, zorder=0)
     colours = colormaps["viridis"](np.linspace(0.05, 0.85, len(depth)))
@@ -290,12 +289,6 @@ def _thin(n: int) -> NDArray[np.int64]:
 def _dot(n: int) -> float:
     """Area of a dot (points²) when `n` are drawn."""
     return float(np.clip(40_000 / max(n, 1), 0.6, 5.0))
-
-
-def _batch_centres(sorting: Sorting, n_batches: int) -> NDArray[Any]:
-    settings = sorting.settings
-    step = settings.batch_size * settings.batch_downsampling
-    return crop_start(sorting) + np.arange(n_batches) * step + settings.batch_size / 2
 
 
 def _time(sample: NDArray[Any], sorting: Sorting) -> tuple[NDArray[np.float64], str]:

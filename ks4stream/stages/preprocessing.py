@@ -40,16 +40,8 @@ def tiling_of(recording: Recording, settings: Settings) -> Tiling:
     rate = recording.sampling_rate_hz
     reach = kernels.highpass_reach(sampling_rate_hz=rate, cutoff_hz=settings.highpass_cutoff)
     artifact = artifact_margin(rate) + settings.nt
-    stop = None if np.isinf(settings.tmax) else round(settings.tmax * rate)
-    return Tiling.of(
-        n_samples=recording.n_samples,
-        size=settings.batch_size,
-        halo=reach + max(settings.nt // 2 + MATCHING_REACH_WAVEFORMS * settings.nt, artifact),
-        shortest=settings.nt,
-        start=round(settings.tmin * rate),
-        stop=stop,
-        step=settings.batch_downsampling,
-    )
+    halo = reach + max(settings.nt // 2 + MATCHING_REACH_WAVEFORMS * settings.nt, artifact)
+    return Tiling.by_settings(settings, n_samples=recording.n_samples, sampling_rate_hz=rate, halo=halo)
 
 
 def artifact_margin(sampling_rate_hz: float) -> int:
@@ -77,8 +69,6 @@ class Preprocessor:
     tiling: Tiling
     settings: Settings
     dead: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    do_car: bool = True
-    invert_sign: bool = False
     device: str = "cpu"
     whitening: Whitening | None = None
     drift: Drift | None = None
@@ -118,7 +108,7 @@ class Preprocessor:
     def referenced(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Filtered, referenced and blanked traces (c, t), and where they were blanked (t,)."""
         traces = kernels.highpass(self._raw(tile), self._constant("response"))
-        if self.do_car:
+        if self.settings.do_CAR:
             traces = kernels.subtract_reference(traces, self._constant("groups"))
         margin = artifact_margin(self.recording.sampling_rate_hz)
         blank = kernels.artifact_mask(
@@ -166,7 +156,7 @@ class Preprocessor:
             traces = traces * self.settings.scale  # not in place: of one channel they may still be the recording's
         if self.settings.shift is not None:
             traces = traces + self.settings.shift
-        return traces.neg() if self.invert_sign else traces
+        return traces.neg() if self.settings.invert_sign else traces
 
     def _read(self, tile: Tile) -> Tensor:
         """A tile of the file, (time, channel in file); of unsigned samples the bits; from where a GPU fetches fast."""

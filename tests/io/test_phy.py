@@ -15,7 +15,12 @@ from ks4stream.io.phy import (
     write_params,
     write_preprocessed_copy,
 )
+from ks4stream.io.places import ObjectPath
+from ks4stream.io.recordings import open_recording
+from ks4stream.io.tile_cache import CachedSource
+from ks4stream.recording import FlatFile, Recording
 from ks4stream.settings import Settings
+from ks4stream.sorter import prepare
 
 NAMES = {
     "spike_times", "spike_clusters", "spike_templates", "spike_detection_templates", "amplitudes", "spike_positions",
@@ -168,10 +173,14 @@ def test_units_without_waveforms_or_probe_are_refused(make_sorting, tmp_path):
 # -- params.py -----------------------------------------------------------------------------------------
 
 
+def flat(path: Path, n_samples: int = 1, dtype: str = "<i2", offset_bytes: int = 0) -> FlatFile:
+    return FlatFile(str(path), dtype, offset_bytes, n_samples, 13)
+
+
 def test_paths_are_relative_to_the_folder(make_sorting, tmp_path):
     data = tmp_path / "it's dätä.bin"
     data.write_bytes(b"\0" * 26)
-    export_phy(make_sorting(files=(str(data),), dtype="uint16"), tmp_path / "kilosort4")
+    export_phy(make_sorting(flat_files=(flat(data, dtype="<u2"),)), tmp_path / "kilosort4")
     assert params(tmp_path / "kilosort4") == {
         "dat_path": ["../it's dätä.bin"], "n_channels_dat": 13, "dtype": "uint16", "offset": 0,
         "sample_rate": 30000.0, "hp_filtered": False,
@@ -179,22 +188,180 @@ def test_paths_are_relative_to_the_folder(make_sorting, tmp_path):
     assert (tmp_path / "kilosort4" / "params.py").read_text().isascii()
 
 
-def test_without_flat_files_the_path_is_empty_and_the_source_is_named(make_sorting, tmp_path):
-    (tmp_path / "rec.zarr").mkdir()
-    write_params(make_sorting(n_chan_file=0), tmp_path, [tmp_path / "rec.zarr"])
-    assert params(tmp_path)["dat_path"] == []
+def test_a_link_is_named_and_not_what_it_points_to(make_sorting, tmp_path):
+    (tmp_path / "9f86d0").write_bytes(b"\0" * 26)  # as in git-annex: Phy would not open a file of this name
+    (tmp_path / "rec.bin").symlink_to(tmp_path / "9f86d0")
+    export_phy(make_sorting(flat_files=(flat(tmp_path / "rec.bin"),)), tmp_path / "kilosort4")
+    assert params(tmp_path / "kilosort4")["dat_path"] == ["../rec.bin"]
+
+
+def test_without_flat_files_the_path_is_empty_and_the_reason_a_comment(make_sorting, tmp_path):
+    write_params(make_sorting(n_chan_file=0, flat_files="rec.zarr is a Zarr array,\nimport os"), tmp_path)
+    assert params(tmp_path)["dat_path"] == [] and "os" not in params(tmp_path)
     assert params(tmp_path)["n_channels_dat"] == 12
-    assert "rec.zarr" in (tmp_path / "params.py").read_text()
+    assert "rec.zarr is a Zarr array" in (tmp_path / "params.py").read_text()
 
 
 def test_paths_of_a_folder_that_is_going_to_be_copied_are_absolute(make_sorting, tmp_path):
     data = tmp_path / "rec.bin"
     data.write_bytes(b"\0" * 26)
-    url = "s3://bucket/raw.bin"
-    export_phy(make_sorting(files=(str(data), url)), tmp_path / "draft", relative_paths=False)
+    export_phy(make_sorting(flat_files=(flat(data),)), tmp_path / "draft", target=ObjectPath("s3://bucket/results"))
     assert params(tmp_path / "draft")["dat_path"] == [data.resolve().as_posix()]
-    comment, *_ = (tmp_path / "draft" / "params.py").read_text().splitlines()
+
+
+def test_of_files_on_an_object_store_all_but_the_copy_is_said(make_sorting, tmp_path):
+    url = "s3://bucket/raw.bin"
+    write_params(make_sorting(flat_files=(FlatFile(url, ">i2", 8, 1, 20),)), tmp_path)
+    comment, *_ = (tmp_path / "params.py").read_text().splitlines()
     assert comment.startswith("#") and url in comment and "copy it" in comment
+    found = params(tmp_path)
+    assert (found["dat_path"], found["dtype"], found["offset"], found["n_channels_dat"]) == ([], ">i2", 8, 20)
+
+
+SAMPLES = np.random.default_rng(0).integers(-30_000, 30_000, (3000, 13), np.int16)
+
+
+def big_endian(folder: Path):
+    SAMPLES.astype(">i2").tofile(folder / "rec.dat")
+    return open_recording(folder / "rec.dat", fs=30_000, n_chan=13, dtype=">i2")
+
+
+def float64(folder: Path):
+    SAMPLES.astype(np.float64).tofile(folder / "rec.bin")
+    return open_recording(folder / "rec.bin", fs=30_000, n_chan=13, dtype="float64")
+
+
+def mapped(folder: Path, rows: slice = slice(None), columns: slice = slice(None), name: str = "rec.raw"):
+    with (folder / name).open("wb") as file:
+        file.write(bytes(1000))
+        SAMPLES.tofile(file)
+    array = np.memmap(folder / name, np.int16, "r", offset=1000, shape=SAMPLES.shape)
+    return open_recording(array[rows, columns], fs=30_000)
+
+
+def npy(folder: Path, samples: np.ndarray = SAMPLES, name: str = "rec.npy"):
+    np.save(folder / name, samples)
+    return open_recording(folder / name, fs=30_000)
+
+
+def npy_mapped_otherwise(folder: Path):
+    """All bytes of the samples of a ``.npy`` file, which says of them that they are signed."""
+    start = npy(folder).source.offset_bytes
+    return open_recording(np.memmap(folder / "rec.npy", np.uint16, "r", start, SAMPLES.shape), fs=30_000)
+
+
+def binary(folder: Path, samples: np.ndarray = SAMPLES, name: str = "rec.bin"):
+    samples.tofile(folder / name)
+    return open_recording(folder / name, fs=30_000, n_chan=13, dtype=samples.dtype)
+
+
+def of_zarr(folder: Path):
+    import zarr
+
+    array = zarr.open(str(folder / "rec.zarr"), mode="w", shape=SAMPLES.shape, dtype="i2", chunks=(1000, 13))
+    array[:] = SAMPLES
+    return open_recording(folder / "rec.zarr", fs=30_000)
+
+
+def of_xarray(folder: Path):
+    import xarray
+
+    array = np.memmap(folder / "rec.bin", np.int16, "w+", shape=SAMPLES.shape)
+    array[:] = SAMPLES
+    array.flush()
+    return open_recording(xarray.DataArray(array, dims=("time", "channel")), fs=30_000)
+
+
+def of_dask(folder: Path):
+    import dask.array
+
+    return open_recording(dask.array.from_array(SAMPLES), fs=30_000)
+
+
+def joined(*parts):
+    return lambda folder: open_recording([part(folder) for part in parts], fs=30_000)
+
+
+def cached_source(folder: Path):
+    source = binary(folder).source
+    return Recording(CachedSource(source, source.digest(), 1000, str(folder)), 30_000.0)
+
+
+SHOWN = {
+    "flat": binary,
+    "big-endian": big_endian,
+    "float64": float64,
+    "map at a byte": mapped,
+    "end of a map": lambda folder: mapped(folder, slice(500, None)),
+    ".npy": npy,
+    "big-endian .npy": lambda folder: npy(folder, SAMPLES.astype(">f4")),
+    "xarray of a map": of_xarray,
+    "two flat": joined(binary, lambda folder: binary(folder, SAMPLES[:1000], "b.dat")),
+    "maps at the same byte": joined(mapped, lambda folder: mapped(folder, name="b.bin")),
+    "cached": cached_source,
+}
+HIDDEN = {
+    "array": (lambda folder: open_recording(SAMPLES, fs=30_000), "those of an array"),
+    "Dask": (of_dask, "computed by Dask"),
+    "Zarr": (of_zarr, "Zarr array"),
+    "start of a map": (lambda folder: mapped(folder, slice(500)), "end at byte 14000"),
+    "every second row": (lambda folder: mapped(folder, slice(None, None, 2)), "with gaps"),
+    "some columns": (lambda folder: mapped(folder, columns=slice(3, 9)), "with gaps"),
+    "other map of .npy": (npy_mapped_otherwise, "header"),
+    "end of .npy": (
+        lambda folder: open_recording(np.load(npy(folder).files[0], mmap_mode="r")[500:], fs=30_000), "header"
+    ),
+    "two .npy": (joined(npy, lambda folder: npy(folder, name="b.npy")), "single .npy"),
+    ".bin and .npy": (joined(binary, npy), "differ"),
+    "other types": (joined(binary, lambda folder: binary(folder, SAMPLES.astype(">i2"), "b.bin")), "differ"),
+    "a flat file and an array": (joined(binary, lambda folder: open_recording(SAMPLES, fs=30_000)), "an array"),
+    "unknown suffix": (lambda folder: binary(folder, name="rec.bat"), "does not end in .bin"),
+    "upper case": (lambda folder: binary(folder, name="REC.BIN"), "does not end in .bin"),
+    "no suffix": (lambda folder: binary(folder, name="continuous"), "does not end in .bin"),
+}  # fmt: skip
+
+
+def shown_by_phy(make_sorting, folder: Path, recording):
+    model = pytest.importorskip("phylib.io.model")
+    probe = make_sorting().probe
+    if recording.n_channels < 12:
+        probe = probe.drop_channels(np.arange(recording.n_channels, 12))
+    sorting = make_sorting(
+        n_channels=probe.n_channels, probe=probe, n_samples=recording.n_samples, files=recording.files,
+        flat_files=recording.source.flat_files, dtype=recording.dtype.name, n_chan_file=recording.n_channels,
+    )  # fmt: skip
+    found = model.load_model(export_phy(sorting, folder / "kilosort4") / "params.py")
+    return sorting, found
+
+
+@pytest.mark.parametrize("make", SHOWN.values(), ids=SHOWN)
+def test_phy_shows_the_samples_that_were_sorted(make_sorting, tmp_path, make):
+    recording = make(tmp_path)
+    sorting, model = shown_by_phy(make_sorting, tmp_path, recording)
+    try:
+        expected = recording.read(0, recording.n_samples)[:, sorting.probe.chan_map]
+        assert len(expected) > 1000 and model.traces.shape[0] == len(expected)
+        assert np.array_equal(model.traces[:], expected)
+    finally:
+        model.close()
+
+
+@pytest.mark.parametrize(("make", "reason"), HIDDEN.values(), ids=HIDDEN)
+def test_what_phy_could_not_show_as_it_is_is_not_named(make_sorting, tmp_path, make, reason):
+    _, model = shown_by_phy(make_sorting, tmp_path, make(tmp_path))
+    assert model.traces is None
+    assert reason in (tmp_path / "kilosort4" / "params.py").read_text().splitlines()[0]
+    model.close()
+
+
+def test_a_file_that_has_grown_or_gone_is_not_named(make_sorting, tmp_path):
+    data = tmp_path / "rec.bin"
+    data.write_bytes(bytes(52))
+    write_params(make_sorting(flat_files=(flat(data),)), tmp_path)
+    assert params(tmp_path)["dat_path"] == [] and "has 52 bytes" in (tmp_path / "params.py").read_text()
+    data.unlink()
+    write_params(make_sorting(flat_files=(flat(data),)), tmp_path)
+    assert params(tmp_path)["dat_path"] == [] and "is not there" in (tmp_path / "params.py").read_text()
 
 
 def test_preprocessed_copy_keeps_columns_and_times_of_the_file(make_sorting, tmp_path):
@@ -214,7 +381,7 @@ def test_preprocessed_copy_keeps_columns_and_times_of_the_file(make_sorting, tmp
 
 
 def test_ops_uses_kilosorts_words(make_sorting, tmp_path):
-    sorting = make_sorting(files=("data/rec.bin",))
+    sorting = make_sorting(flat_files=(flat(Path("data/rec.bin")),))
     export_phy(sorting, tmp_path)
     ops = load(tmp_path, "ops").item()
     assert ops["settings"]["n_chan_bin"] == ops["n_chan_bin"] == 13
@@ -222,7 +389,7 @@ def test_ops_uses_kilosorts_words(make_sorting, tmp_path):
     assert ops["Nbatches"] == 6 and ops["Nchan"] == 12
     assert set(ops["probe"]) == {"chanMap", "xc", "yc", "kcoords", "n_chan"}
     assert np.array_equal(ops["wPCA"], sorting.waveforms.components)
-    assert ops["filename"] == [Path("data/rec.bin")]
+    assert (ops["filename"], ops["data_dir"], ops["data_dtype"]) == (["data/rec.bin"], "data", "int16")
     for template, channels in enumerate(sorting.template_channels):
         at = ops["iU"][template]
         assert np.array_equal(ops["iCC"][ops["iCC_mask"][:, at], at], channels[channels >= 0])
@@ -231,6 +398,15 @@ def test_ops_uses_kilosorts_words(make_sorting, tmp_path):
 def test_number_of_batches_without_a_drift_estimate(make_sorting):
     settings = Settings(batch_size=60_000, tmin=1.0, tmax=9.5, nt=21, n_pcs=3, nearest_chans=5)
     assert ops_from_sorting(make_sorting(drift=None, settings=settings))["Nbatches"] == 5
+
+
+def test_times_are_counted_from_where_the_first_batch_begins(make_sorting):
+    """2.01 s · 30 kHz is 60299.99…; batches begin at sample 60300."""
+    settings = Settings(tmin=2.01, nt=21, n_pcs=3, nearest_chans=5)
+    sorting = make_sorting(settings=settings, sample=np.arange(400) + 60_300)
+    assert prepare(open_recording(SAMPLES.repeat(30, axis=0), fs=30_000, probe=sorting.probe), settings).tiling.start \
+        == sorting.tiling.start == 60_300
+    assert spike_table(sorting)[0, 0] == 0
 
 
 # -- where results go ------------------------------------------------------------------------------------
@@ -243,7 +419,7 @@ def test_phylib_reads_the_folder(make_sorting, tmp_path):
     model_of = pytest.importorskip("phylib.io.model").load_model
     data = tmp_path / "rec.bin"
     np.random.default_rng(0).integers(-99, 99, (300_000, 13), dtype=np.int16).tofile(data)
-    sorting = make_sorting(files=(str(data),))
+    sorting = make_sorting(flat_files=(flat(data, 300_000),))
     model = model_of(export_phy(sorting, tmp_path / "kilosort4") / "params.py")
     try:
         kept = np.flatnonzero(sorting.kept)

@@ -244,7 +244,7 @@ def test_the_same_result_again_touches_nothing(write: Any, make_sorting: MakeSor
     assert names(where.parent) == {where.name}
 
 
-def test_the_same_result_is_written_again_where_some_of_it_is_gone(
+def test_the_same_result_is_written_again_where_some_of_it_is_gone_and_nothing_was_curated(
     write: Any, make_sorting: MakeSorting, where: Place
 ) -> None:
     write(make_sorting(), where)
@@ -252,6 +252,10 @@ def test_the_same_result_is_written_again_where_some_of_it_is_gone(
     remove(where / "templates.npy")
     write(make_sorting(), where)
     assert names(where) == before
+    CURATIONS["labels"](where)
+    remove(where / "pc_features.npy")  # to make room
+    assert write(make_sorting(), where) is None
+    assert names(where) == before - {"pc_features.npy"}
 
 
 def test_half_a_result_is_replaced(
@@ -259,7 +263,7 @@ def test_half_a_result_is_replaced(
 ) -> None:
     """The sort was killed while it wrote: nobody has curated that."""
     with monkeypatch.context() as patch:
-        patch.setattr(ResultsFolder, "_note_written", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(ResultsFolder, "_described", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             write(make_sorting(), where, save_extra_vars=True)
     assert size_of(where / "spike_times.npy")

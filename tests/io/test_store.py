@@ -13,7 +13,8 @@ import pytest
 from ks4stream.errors import ResultsError
 from ks4stream.io import store
 from ks4stream.io.store import load_sorting, save_sorting, to_dataset, without_features
-from ks4stream.results import Sorting
+from ks4stream.recording import FlatFile
+from ks4stream.results import Provenance, Sorting
 from ks4stream.settings import Settings
 
 
@@ -34,6 +35,9 @@ def assert_same(a, b, where="sorting"):
     [
         {},
         {"files": ("a.bin", "b.bin"), "dtype": "uint16"},
+        {"flat_files": (FlatFile("a.bin", ">i2", 8, 9, 13), FlatFile("b.bin", "<f8", 0, 2**40, 13))},
+        {"settings": Settings(do_CAR=False, tmin=2.01, nt=21, n_pcs=3), "flat_files": "it is an array"},
+        {"provenance": Provenance("0.1.0", "2.13.0+cpu", "2.4", "1.17", 3, "cpu", "a.bin", "0f", True)},
         {"n_spikes": 0, "n_units": 0},
         {"n_spikes": 0, "n_units": 0, "probe": None, "whitening": None, "waveforms": None, "drift": None},
         {"peaks": None},
@@ -43,6 +47,25 @@ def assert_same(a, b, where="sorting"):
 def test_round_trip(make_sorting, tmp_path, changes):
     sorting = make_sorting(**changes)
     assert_same(load_sorting(save_sorting(sorting, tmp_path / "sorting.zarr")), sorting)
+
+
+def test_a_store_of_a_version_that_kept_less_is_read(make_sorting, tmp_path):
+    settings = Settings(tmin=2.01, tmax=9.5, batch_size=30_000, nt=21, n_pcs=3)
+    sorting = make_sorting(settings=settings, files=("a.bin",), flat_files=(FlatFile("a.bin", "<i2", 0, 9, 13),))
+    path = save_sorting(sorting, tmp_path / "sorting.zarr")
+    attrs = json.loads((path / ".zattrs").read_text())
+    for name in ("tiling", "flat_files", "provenance"):
+        del attrs["values"][name]
+    for name in ("do_CAR", "invert_sign"):
+        del attrs["values"]["settings"][name]
+    (path / ".zattrs").write_text(json.dumps(attrs))
+    found = load_sorting(path)
+    assert (found.tiling, found.settings, found.files) == (sorting.tiling, settings, ("a.bin",))
+    assert found.tiling.start == 60_300 and len(found.tiling) == 8
+    assert found.flat_files == "it is not known where the samples lie" and found.provenance == Provenance()
+    later = attrs["values"] | {"provenance": {"torch": "3.0", "weather": "fine"}}
+    (path / ".zattrs").write_text(json.dumps(attrs | {"values": later}))
+    assert load_sorting(path).provenance == Provenance(torch="3.0")
 
 
 def test_features_may_be_left_out_when_writing_or_reading(make_sorting, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from ks4stream.io.places import ObjectPath, read_whole
 from ks4stream.io.store import load_sorting
+from ks4stream.recording import FlatFile
 from ks4stream.report import finish, plots
 from ks4stream.report.plots import (
     plot_diagnostics,
@@ -38,7 +39,7 @@ def texts(figure):
     [
         {"n_spikes": 0, "n_units": 0},
         {"n_spikes": 1, "n_units": 1, "n_channels": 2, "n_slots": 2},
-        {"peaks": PeakSample([5], [0.0], [9.0]), "drift": Drift(np.zeros((1, 1)), [40.0])},
+        {"peaks": PeakSample([5], [0.0], [9.0]), "drift": Drift(np.zeros((1, 1)), [40.0]), "n_samples": 50_000},
         {"n_spikes": 0, "probe": None, "waveforms": None},
     ],
 )
@@ -92,10 +93,11 @@ def test_results_on_a_store_name_the_recording_so_that_who_downloads_them_finds_
     data.write_bytes(b"\0" * 26)
     target = ObjectPath("s3://recordings/finished")
     with caplog.at_level(logging.INFO):
-        finish(make_sorting(files=(str(data),)), tmp_path / "draft", target=target)
+        flat_files = (FlatFile(str(data), "<i2", 0, 1, 13),)
+        finish(make_sorting(files=(str(data),), flat_files=flat_files), tmp_path / "draft", target=target)
     assert f"dat_path = ['{data.resolve().as_posix()}']".encode() in read_whole(target / "params.py")
     (ops,) = np.load(io.BytesIO(read_whole(target / "ops.npy")), allow_pickle=True).reshape(1)
-    assert (ops["filename"], ops["data_dir"]) == ([data], tmp_path)
+    assert (ops["filename"], ops["data_dir"]) == ([str(data)], str(tmp_path))
     assert load_sorting(str(target)).files == (str(data),)
     assert "draft" not in caplog.text and str(target) in caplog.text
 

@@ -98,7 +98,7 @@ def test_what_goes_wrong_while_reading_ahead_names_the_batch(samples: np.ndarray
 
 def test_scale_shift_and_sign(samples: np.ndarray) -> None:
     expected = referenced(source_of(samples))
-    assert torch.equal(referenced(source_of(-samples, invert_sign=True)), expected)
+    assert torch.equal(referenced(source_of(-samples, SETTINGS.replace(invert_sign=True))), expected)
     assert torch.equal(referenced(source_of(samples, SETTINGS.replace(scale=4))), expected * 4)  # a power of two
     shifted = referenced(source_of(samples, SETTINGS.replace(shift=500)))
     torch.testing.assert_close(shifted, expected, rtol=0, atol=0.01)  # bits; the filter takes the shift away
