@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,7 @@ def run_kilosort(
     folder = _results_folder(places, files)
     recording = _open(files, file_object, values, places)
     job = _Job(
-        settings=Settings.from_dict(values | {"fs": recording.sampling_rate_hz}),
+        settings=Settings.from_dict(values).for_recording(recording),
         arguments={
             "do_CAR": do_CAR, "invert_sign": invert_sign, "device": device, "client": client,
             "block_batches": block_batches, "save_extra_vars": save_extra_vars, "progress": _progress(progress_bar),
@@ -323,11 +323,8 @@ def _is_blank(value: Any) -> bool:
 
 
 def _explicit(settings: Settings) -> dict[str, Any]:
-    """Settings as a dictionary; a sampling rate that is the default may still be beaten by metadata."""
-    values = settings.to_dict()
-    if values["fs"] == next(spec.default for spec in fields(Settings) if spec.name == "fs"):
-        del values["fs"]
-    return values
+    """Settings as a dictionary, without a sampling rate that nobody chose."""
+    return {name: value for name, value in settings.to_dict().items() if name != "fs" or settings.gives_rate}
 
 
 def _files(places: Mapping[str, Any], *, needed: bool) -> list[PathLike]:
@@ -375,14 +372,14 @@ def _open(
 ) -> Recording:
     """Open the recording with its probe.
 
-    The rate is, in this order: ``fs`` of the settings, what the recording itself tells, 30 kHz.
+    The rate is, in this order: what the recording itself tells (``fs`` of the settings must agree), ``fs``, 30 kHz.
     """
     rate = values.get("fs")
     if rate is None and (file_object is not None or not all(map(may_tell_rate, files))):
         rate = _DEFAULT_FS
     source = file_object if file_object is not None else files[0] if len(files) == 1 else list(files)
     recording = open_recording(
-        source, n_chan=values["n_chan_bin"], fs=rate, dtype=places.get("data_dtype"), probe=_probe(places)
+        source, n_chan=values["n_chan_bin"], default_fs=rate, dtype=places.get("data_dtype"), probe=_probe(places)
     )
     if recording.probe is None:
         raise ProbeError(

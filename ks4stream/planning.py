@@ -277,7 +277,7 @@ def plan(
     RecordingError, ProbeError, SettingsError
         If there is nothing to sort.
     """
-    settings = (settings or Settings()).replace(fs=recording.sampling_rate_hz)
+    settings = (settings or Settings()).for_recording(recording)
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     memory_bytes = int(Loop().worker_memory_bytes)
     n_workers = n_workers or local_workers(recording, settings, device)

@@ -82,8 +82,8 @@ def preprocess(
 
     if isinstance(drift, str) and drift != ESTIMATE:
         raise SettingsError(f"drift={drift!r} is unknown; give a Drift, {ESTIMATE!r}, or None for none.")
+    settings = (settings or Settings()).for_recording(recording)
     recording = cached_while_held(recording, cache_dir)
-    settings = settings or Settings(fs=recording.sampling_rate_hz)
     options: dict[str, Any] = {"do_car": do_CAR, "invert_sign": invert_sign}
     options["device"] = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if whitening is None:

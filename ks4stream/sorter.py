@@ -32,7 +32,8 @@ from ks4stream.io.tile_cache import CachedSource, cached, ending, forget
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
 from ks4stream.planning import PROCESSES_FROM_CHANNEL_S, local_workers, plan, repays
-from ks4stream.recording import Recording, check_traces
+from ks4stream.quality import check_traces
+from ks4stream.recording import Recording
 from ks4stream.results import Drift, PeakSample, Sorting, Templates, Waveforms, Whitening
 from ks4stream.settings import Settings
 from ks4stream.stages import detection, drift, joining, matching, preprocessing, templates, units, waveforms, whitening
@@ -127,7 +128,7 @@ def sort(
     if client is not None and workers is not None:
         raise SettingsError(f"workers={workers} was given with a client, which brings its own. Leave one of them out.")
     progress = progress or no_progress
-    settings = (settings or Settings()).replace(fs=recording.sampling_rate_hz)  # the recording knows best
+    settings = (settings or Settings()).for_recording(recording)
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with ExitStack() as stack, _recorded_warnings() as said:
         if results_dir is not None:
@@ -186,7 +187,7 @@ def prepare(
     tiling = preprocessing.tiling_of(recording, settings)
     source = Preprocessor(recording, tiling, settings, do_car=do_car, invert_sign=invert_sign, device=device)
     source.probe.check_file(recording.n_channels)
-    dead = preprocessing.dead_channels(recording, source.probe, check_traces(recording))
+    dead = preprocessing.dead_channels(recording, source.probe, check_traces(recording, scale=settings.scale))
     return replace(source, dead=dead)
 
 

@@ -197,6 +197,11 @@ class BinarySource:
         """Type of the samples as they are delivered."""
         return delivered_dtype(self.file_dtype)
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether the file itself does not tell its shape, so that somebody has said it."""
+        return not self.path.lower().endswith(".npy")
+
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel); the file is open only meanwhile."""
         row_bytes = self.n_channels * self.file_dtype.itemsize
@@ -275,6 +280,11 @@ class ConcatenatedSource:
     def dtype(self) -> np.dtype[Any]:
         """Type of the samples as they are delivered."""
         return self.sources[0].dtype
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all parts are."""
+        return all(getattr(part, "is_flat", False) for part in self.sources)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel), across the joints."""
