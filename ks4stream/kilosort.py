@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
+from ks4stream.engine import gpus
 from ks4stream.errors import (
-    BadChannelWarning,
     Ks4StreamWarning,
     ProbeError,
     RecordingError,
@@ -43,7 +43,7 @@ from ks4stream.recording import Recording
 from ks4stream.report import run_log
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
-from ks4stream.sorter import forget_on_workers, prepare, sort
+from ks4stream.sorter import client_for, forget_on_workers, prepare, sort
 
 __all__ = ["KilosortResults", "ops_from_sorting", "run_kilosort"]
 
@@ -126,7 +126,7 @@ def run_kilosort(
     invert_sign : bool
         Turn the traces upside down.
     device : str or torch.device, optional
-        Where kernels run; by default the GPU if there is one.
+        Where kernels run: "cpu", "cuda" or "cuda:1"; by default the GPU if this process sees one.
     progress_bar : optional
         A tqdm bar (one round per stage), a Qt progress bar or signal (percent of a stage), or a callable
         ``progress(stage, done, total)``.
@@ -147,9 +147,11 @@ def run_kilosort(
     verbose_log : bool
         Log still more to ``kilosort4.log``.
     torch_thread_lim : int, optional
-        Cores to use at most (each task computes on one); of no effect on a `client`.
+        Cores of this machine to use at most (each task computes on one), whether or not a client is active; of no
+        effect on a `client` given.
     client : distributed.Client or str, optional
-        Where to compute, or the scheduler's address; by default on this machine. "loop": in this thread.
+        Where to compute, or the scheduler's address; by default the client that is active, or else this machine.
+        "loop": in this thread.
     block_batches : int, optional
         Batches per task; by default about a minute. Never a matter of results.
     resume : bool
@@ -218,6 +220,7 @@ def run_kilosort(
         for one, target in jobs:  # all shanks and copies from what is fetched once
             results = job.run(replace(one, source=held.source), target)
         caches = ending(held, recording)
+        client = client_for(client, torch_thread_lim)  # as the sorts did
         if caches and client not in (None, "loop"):  # else it was kept on this machine only
             forget_on_workers(client, caches)
     return results
@@ -244,7 +247,7 @@ class _Job:
         return _as_kilosort(sorting, ops)
 
     def _own_ops(self, folder: Path) -> dict[str, Any]:
-        device = self.arguments["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = gpus.chosen(self.arguments["device"], here=False)
         return {
             "do_CAR": self.arguments["do_CAR"],
             "invert_sign": self.arguments["invert_sign"],
@@ -256,9 +259,10 @@ class _Job:
     def _preprocessed(self, recording: Recording, sorting: Sorting) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Whitened and drift-corrected traces, batch by batch: first sample and (time, channel)."""
         device = self._own_ops(Path())["torch_device"]
+        device = device if gpus.visible(device) else "cpu"  # of a client without GPU only the workers had one
         options = {"do_car": self.arguments["do_CAR"], "invert_sign": self.arguments["invert_sign"], "device": device}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", BadChannelWarning)  # the sort has warned already
+            warnings.simplefilter("ignore", Ks4StreamWarning)  # the sort has warned already
             source = prepare(recording, self.settings, **options)
         source = source.with_results(whitening=sorting.whitening, drift=sorting.drift)
         for tile in source.tiling:

@@ -278,7 +278,7 @@ def plan(
         If there is nothing to sort.
     """
     settings = (settings or Settings()).for_recording(recording)
-    device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = gpus.chosen(device, here=gpu_memory_bytes is None)
     memory_bytes = int(Loop().worker_memory_bytes)
     n_workers = n_workers or local_workers(recording, settings, device)
     need = _Need(recording, settings, n_workers, block_batches, spikes_per_channel_hz, device)

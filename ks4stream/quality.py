@@ -39,10 +39,12 @@ FLAT_VALUES = 1 << 20  # of each spot that are compared with later ones
 FEWEST_ROWS = 500  # for differences by column to be told from chance (5 to 10 %)
 FARTHEST_LAG = 4200  # at least: channels of the largest probes
 CLIPPED_MADS = 5.0  # so that artifacts and railing channels do not decide
+OUTLYING = 20.0  # times the median square, beyond which a step counts no more: of normal ones, 3 in 1000
 SHARP = 0.7  # of the difference one value earlier and later, at the lag that is the number of channels
-CLOSER = 0.6  # of the difference at the number of channels that was given. Where that is right and others are as …
-NEXT_CLOSER = 0.35  # … close (noise that neighbours share and that is white), steps into the next row are larger than …
-ALIKE = 1.4  # … those within a row by about the inverse, and not alike
+# If the number of channels that was given is right and others are closer (noise without memory, which neighbours share),
+# steps into the next row are larger than those within a row: by the inverse of …
+CLOSER = 0.6  # … what another lag may have of the difference at the one given
+ALIKE = 1.4  # larger by this, they are not alike
 
 QUIET_UV = 1e-3  # noise below this is in volts: 2 to 30 µV are usual, and 0.002 to 0.03 mV
 
@@ -203,18 +205,19 @@ class _Steps:
                 continue
             found = (
                 f"{recording.name}: on {seems.sum()} of {is_alive.sum()} channels {100 * share[seems].mean():.2g} % of "
-                f"the steps from one sample to the next exceed half the range of {self.dtype}, and read as {name} steps "
-                f"are {1 / left[seems].max():.0f} times as small: samples "
+                f"the steps from one sample to the next exceed half the range of {self.dtype}, and if read as {name} "
+                f"steps are {1 / max(left[seems].max(), 1e-9):.0f} times smaller: samples "
             )
             if is_sure and np.median(left[seems]) < SURE_CALM:
                 raise RecordingError(f"{found}were written as {name}. {_set_dtype(name)}")
             return f"{found}seem to have been written as {name}. {_set_dtype(name)}"
         suspicious = is_alive & (share > JUMP_SHARE)
-        if suspicious.sum() >= max(1.0, CHANNEL_SHARE * is_alive.sum()) and (name := self._float_type()):
+        floats = self._float_type() if suspicious.sum() >= max(1.0, CHANNEL_SHARE * is_alive.sum()) else None
+        if floats:
             raise RecordingError(
-                f"{recording.name}: {100 * share[is_alive].mean():.0f} % of the steps from one sample to the next exceed "
-                f"half the range of {self.dtype}, and read as {name} samples are of sensible size: they were written as "
-                f"{name}. {_set_dtype(name)}"
+                f"{recording.name}: {100 * share[is_alive].mean():.2g} % of the steps from one sample to the next "
+                f"exceed half the range of {self.dtype}, and if read as {floats} samples are of sensible size: they "
+                f"were written as {floats}. {_set_dtype(floats)}"
             )
         return None
 
@@ -222,7 +225,7 @@ class _Steps:
         """The type of floats whose bytes these are, if so: nearly all are then neither huge nor tiny."""
         assert self.floats is not None
         halves = self.floats
-        pairs = [halves[first : first + (len(halves) - first) // 2 * 2] for first in (0, 1)]  # one may have begun before
+        pairs = [halves[first : first + (len(halves) - first) // 2 * 2] for first in (0, 1)]  # either may be first
         for name, readings, least, most in (
             ("float32", [pair.view(np.float32) for pair in pairs], 1e-12, 1e9),
             ("float16", [halves.view(np.float16)], 1e-3, 6e4),
@@ -283,14 +286,14 @@ class _FlatStream:
                     f"most like those {closest} values later. Check n_chan (n_chan_bin in run_kilosort), which counts "
                     "all channels in the file, sync channels too."
                 )
-        if n_channels > 1 and rough[1] <= rough[1:].min() and self._difference(1) < NEXT_CLOSER * given:
-            if self._rows_do_not_show(1):
-                return (
-                    f"{recording.name} seems to hold one channel after the other (or one channel only), and not "
-                    f"{n_channels} in turn: values are most like the very next ones in the file. Transpose it: "
-                    f"numpy.memmap(path, {recording.dtype.name!r}, 'r', shape=({n_channels}, "
-                    f"{recording.n_samples})).T, best written to a new file."
-                )
+        is_next = n_channels > 1 and rough[1] <= rough[1:].min() and self._difference(1) < CLOSER * given
+        if is_next and self._rows_do_not_show(1):
+            return (
+                f"{recording.name} seems to hold one channel after the other (or one channel only), and not "
+                f"{n_channels} in turn: values are most like the very next ones in the file. Transpose it: "
+                f"numpy.memmap(path, {recording.dtype.name!r}, 'r', shape=({n_channels}, "
+                f"{recording.n_samples})).T, best written to a new file."
+            )
         return None
 
     def _difference(self, lag: int) -> float:
@@ -318,8 +321,9 @@ class _FlatStream:
         for spot in self._spots:
             stream = spot.ravel()
             n_whole = (len(stream) - lag) // self._n_channels * self._n_channels
-            steps = stream[lag : lag + n_whole] - stream[:n_whole]
-            squares += (steps**2).reshape(-1, self._n_channels).sum(axis=0)
+            step = (stream[lag : lag + n_whole] - stream[:n_whole]) ** 2
+            step = np.minimum(step, OUTLYING * np.median(step))  # from one channel to the next, in an artifact
+            squares += step.reshape(-1, self._n_channels).sum(axis=0)
         ratio = squares[across].mean() / squares[~across].mean()
         return bool(1 / ALIKE < ratio < ALIKE)
 

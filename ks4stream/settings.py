@@ -61,7 +61,9 @@ class Settings:
     # -- the recording -------------------------------------------------------------------------------
     n_chan_bin: int | None = _setting(
         None, "Channels in the binary file, sorted or not.", stage="recording", kind=int, least=1, optional=True)
-    fs: float = _setting(_Unchosen(30000.0), "Sampling rate, where the recording does not tell its own.", stage="recording", above=0, unit="Hz")
+    fs: float = _setting(
+        _Unchosen(30000.0), "Sampling rate, where the recording does not tell its own.", stage="recording", above=0,
+        unit="Hz")
     batch_size: int = _setting(
         60000, "Length of a batch, the unit of the drift estimate.", stage="recording", kind=int, least=1,
         unit="samples")
@@ -164,7 +166,8 @@ class Settings:
             raise SettingsError(f"n_templates={self.n_templates} cannot exceed 8·nt = {8 * self.nt}.")
         if self.batch_size < 4 * self.nt:
             raise SettingsError(
-                f"batch_size={self.batch_size} is too short: a batch needs at least 4·nt = {4 * self.nt} samples. "
+                f"batch_size={self.batch_size} is too short for nt={self.nt}: a batch needs at least 4·nt = "
+                f"{4 * self.nt} samples. "
                 "Raise batch_size (60000 is 2 s at 30 kHz)."
             )
 
@@ -208,8 +211,8 @@ class Settings:
             )
         if self.n_chan_bin not in (None, n_channels):
             raise SettingsError(
-                f"n_chan_bin={self.n_chan_bin}, but {recording.name} has {n_channels} channels. Leave n_chan_bin out of "
-                "the settings, or open the recording with the right number (open_recording(…, n_chan=…))."
+                f"n_chan_bin={self.n_chan_bin}, but {recording.name} has {n_channels} channels. Leave n_chan_bin out "
+                "of the settings, or open the recording with the right number (open_recording(…, n_chan=…))."
             )
         return self.replace(fs=rate, n_chan_bin=n_channels)
 
