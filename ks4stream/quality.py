@@ -41,9 +41,9 @@ FARTHEST_LAG = 4200  # at least: channels of the largest probes
 CLIPPED_MADS = 5.0  # so that artifacts and railing channels do not decide
 OUTLYING = 20.0  # times the median square, beyond which a step counts no more: of normal ones, 3 in 1000
 SHARP = 0.7  # of the difference one value earlier and later, at the lag that is the number of channels
-# If the number of channels that was given is right and others are closer (noise without memory, which neighbours share),
-# steps into the next row are larger than those within a row: by the inverse of …
-CLOSER = 0.6  # … what another lag may have of the difference at the one given
+# If the number of channels given is right and neighbours are closer still (they share noise that has no memory), steps
+# into the next row are larger than those within a row, by the inverse of …
+CLOSER = 0.6  # … what the difference at another lag may be, relative to that at the number given
 ALIKE = 1.4  # larger by this, they are not alike
 
 QUIET_UV = 1e-3  # noise below this is in volts: 2 to 30 µV are usual, and 0.002 to 0.03 mV

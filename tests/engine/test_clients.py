@@ -144,9 +144,9 @@ def test_gpus_of_workers_that_are_not_used_are_told_of(active: Client, monkeypat
     see_gpus(monkeypatch, 80)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # here; workers are threads of this process
     monkeypatch.setattr(sorter.SortRun, "run", stop)
-    with pytest.warns(MachineWarning, match=r"1 of the client's workers see a GPU.*device='cuda'"):
-        with pytest.raises(Stopped):
-            sort(recording(), SETTINGS, client=active)
+    told = pytest.warns(MachineWarning, match=r"1 of the client's workers see a GPU.*device='cuda'")
+    with told, pytest.raises(Stopped):
+        sort(recording(), SETTINGS, client=active)
     with pytest.raises(Stopped):  # warnings are errors
         sort(recording(), SETTINGS, client=active, device="cpu")
 
