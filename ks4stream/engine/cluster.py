@@ -297,7 +297,8 @@ class _Tasks:
             self._constants = self._client.scatter(self._function, hash=False)
             self._shared = {}
             self.share_with(self._client.nthreads())
-            wait(list(self._shared.values()))
+            with self._client.as_current():  # else that of the latest client this process has made
+                wait(list(self._shared.values()))
         except (OSError, CancelledError):  # the one that had it has just died
             self._start_over()
 
