@@ -238,8 +238,8 @@ class Settings:
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """All values by name."""
-        return asdict(self)
+        """All values by name, as plain numbers: a default rate is one that was given."""
+        return asdict(self) | {"fs": float(self.fs)}
 
 
 def _checked(spec: Field[Any], value: Any) -> Any:

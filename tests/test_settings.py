@@ -199,9 +199,8 @@ def test_rate_and_channels_are_those_of_the_recording() -> None:
 
 
 @pytest.mark.parametrize("through", [
-    lambda settings: settings.replace(nt=41), lambda settings: Settings.from_dict(settings.to_dict()),
-    lambda settings: pickle.loads(pickle.dumps(settings)), lambda settings: copy.deepcopy(settings),
-], ids=["replace", "dictionary", "pickle", "copy"])  # fmt: skip
+    lambda settings: settings.replace(nt=41), lambda settings: pickle.loads(pickle.dumps(settings)), copy.deepcopy,
+], ids=["replace", "pickle", "copy"])  # fmt: skip
 def test_a_default_rate_stays_one_that_nobody_chose(through: Callable[[Settings], Settings]) -> None:
     assert through(Settings()).fs == 30_000
     assert through(Settings()).for_recording(recording_of(25_000)).fs == 25_000
@@ -209,6 +208,11 @@ def test_a_default_rate_stays_one_that_nobody_chose(through: Callable[[Settings]
     assert chosen.fs == 30_000
     with pytest.raises(SettingsError, match="fs=30000 Hz, but r has 25000 Hz"):
         chosen.for_recording(recording_of(25_000))
+
+
+def test_a_dictionary_holds_plain_numbers() -> None:
+    """Whoever stores it, or reads it elsewhere, needs nothing of ours."""
+    assert {type(value) for value in Settings().to_dict().values()} <= {int, float, bool, tuple, type(None)}
 
 
 def test_the_rate_that_was_measured_counts() -> None:
