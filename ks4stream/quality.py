@@ -28,12 +28,12 @@ from ks4stream.recording import Recording
 
 STEPS = 8192  # rows of a spot whose steps from sample to sample are looked at
 JUMP_SHARE = 1e-3  # of a channel's steps, beyond half the range, that raise suspicion; recordings have none
-SURE_JUMP_SHARE = 0.01  # … that leave no doubt; what lies around the middle of the range has 0.02 to 0.5
-CALM = 0.1  # what is left of the steps, read the other way, if that is how they were written: 0.001 to 0.06
+SURE_JUMP_SHARE = 0.01  # … that leave no doubt; simulated probes and a real one have 0.03 to 0.17
+CALM = 0.1  # what is left of the steps, read the other way, if that is how they were written: there 0.003 to 0.07
 SURE_CALM = 0.07
 CHANNEL_SHARE = 0.05  # of the channels that must agree; a single one may be broken in any way
 SURE_CHANNEL_SHARE = 0.5
-PLAUSIBLE_SHARE = 0.999  # of numbers whose size is that of a sample, if bytes are of floats; of others, 0.5 at most
+PLAUSIBLE_SHARE = 0.999  # of numbers whose size is that of a sample, if bytes are of floats
 
 FLAT_VALUES = 1 << 20  # of each spot that are compared with later ones
 FEWEST_ROWS = 500  # for differences by column to be told from chance (5 to 10 %)
