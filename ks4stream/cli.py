@@ -388,9 +388,7 @@ def _asked_for(
     given = _settings_given(ctx, options, assignments)
     Settings.from_dict(given)  # mistakes in settings come to light before a file is opened
     recording = _with_channels(_open(files, probe=probe, dtype=dtype, settings=given), bad_channels, shanks)
-    return recording, Settings.from_dict(
-        given | {"fs": recording.sampling_rate_hz, "n_chan_bin": recording.n_channels}
-    )
+    return recording, Settings.from_dict(given).for_recording(recording)
 
 
 def _open(files: Sequence[str], *, probe: str | None, dtype: str | None, settings: dict[str, Any]) -> Recording:
@@ -400,7 +398,7 @@ def _open(files: Sequence[str], *, probe: str | None, dtype: str | None, setting
     recording = open_recording(
         files[0] if len(files) == 1 else list(files),
         n_chan=settings.get("n_chan_bin"),
-        fs=settings.get("fs", None if all(map(may_tell_rate, files)) else Settings().fs),
+        default_fs=settings.get("fs", None if all(map(may_tell_rate, files)) else Settings().fs),
         dtype=dtype,
         probe=probe,
     )
@@ -534,7 +532,7 @@ def demo_command(out: Path, seconds: float, seed: int) -> None:
     with _shown_progress() as progress:
         made = demo.make_recording(out, duration_s=seconds, seed=seed, progress=progress)
     recording = made.open()
-    settings = Settings(fs=recording.sampling_rate_hz, n_chan_bin=recording.n_channels)
+    settings = Settings().for_recording(recording)
     sorting = _sort(recording, settings, out / "kilosort4")
     click.echo("\nHow well each unit was found (its spikes and the matched unit's: common / all; from 0.8 on: well):\n")
     click.echo(demo.score_table(made, sorting))

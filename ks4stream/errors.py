@@ -80,6 +80,10 @@ class BadChannelWarning(Ks4StreamWarning):
     """A channel carries no signal and is left out."""
 
 
+class MisreadWarning(Ks4StreamWarning):
+    """Samples look as if they had been written in another way than they are read: type, channels, order or unit."""
+
+
 class SettingsWarning(Ks4StreamWarning):
     """A setting was legal but did not fit the probe and was clamped."""
 

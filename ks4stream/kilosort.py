@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
+from ks4stream.engine import gpus
 from ks4stream.errors import (
-    BadChannelWarning,
     CurationWarning,
     Ks4StreamWarning,
     ProbeError,
@@ -45,7 +45,7 @@ from ks4stream.recording import Recording
 from ks4stream.report import run_log
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
-from ks4stream.sorter import forget_on_workers, prepare, sort
+from ks4stream.sorter import client_for, forget_on_workers, prepare, sort
 
 __all__ = ["KilosortResults", "ops_from_sorting", "run_kilosort"]
 
@@ -127,7 +127,7 @@ def run_kilosort(
     invert_sign : bool
         Turn the traces upside down; so does True in the settings.
     device : str or torch.device, optional
-        Where kernels run; by default the GPU if there is one.
+        Where kernels run: "cpu", "cuda" or "cuda:1"; by default the GPU if this process sees one.
     progress_bar : optional
         A tqdm bar (one round per stage), a Qt progress bar or signal (percent of a stage), or a callable
         ``progress(stage, done, total)``.
@@ -148,9 +148,11 @@ def run_kilosort(
     verbose_log : bool
         Log still more to ``kilosort4.log``.
     torch_thread_lim : int, optional
-        Cores to use at most (each task computes on one); of no effect on a `client`.
+        Cores of this machine to use at most (each task computes on one), whether or not a client is active; of no
+        effect on a `client` given.
     client : distributed.Client or str, optional
-        Where to compute, or the scheduler's address; by default on this machine. "loop": in this thread.
+        Where to compute, or the scheduler's address; by default the client that is active, or else this machine.
+        "loop": in this thread.
     block_batches : int, optional
         Batches per task; by default about a minute. Never a matter of results.
     resume : bool
@@ -199,7 +201,7 @@ def run_kilosort(
     folder = _results_folder(places, files)
     recording = _open(files, file_object, values, places)
     job = _Job(
-        settings=Settings.from_dict(values | {"fs": recording.sampling_rate_hz}).given(
+        settings=Settings.from_dict(values).for_recording(recording).given(
             do_CAR=None if do_CAR else False, invert_sign=True if invert_sign else None  # the defaults change nothing
         ),
         arguments={
@@ -221,6 +223,7 @@ def run_kilosort(
         for one, target in jobs:  # all shanks and copies from what is fetched once
             results = job.run(replace(one, source=held.source), target)
         caches = ending(held, recording)
+        client = client_for(client, torch_thread_lim)  # as the sorts did
         if caches and client not in (None, "loop"):  # else it was kept on this machine only
             forget_on_workers(client, caches)
     return results
@@ -263,9 +266,10 @@ class _Job:
 
     def _preprocessed(self, recording: Recording, sorting: Sorting) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Whitened and drift-corrected traces, batch by batch: first sample and (time, channel)."""
-        device = str(self.arguments["device"] or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = gpus.chosen(self.arguments["device"], here=False)
+        device = device if gpus.visible(device) else "cpu"  # of a client without GPU only the workers had one
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", BadChannelWarning)  # the sort has warned already
+            warnings.simplefilter("ignore", Ks4StreamWarning)  # the sort has warned already
             source = prepare(recording, sorting.settings, device=device)
         source = source.with_results(whitening=sorting.whitening, drift=sorting.drift)
         for tile in source.tiling:
@@ -330,11 +334,8 @@ def _is_blank(value: Any) -> bool:
 
 
 def _explicit(settings: Settings) -> dict[str, Any]:
-    """Settings as a dictionary; a sampling rate that is the default may still be beaten by metadata."""
-    values = settings.to_dict()
-    if values["fs"] == next(spec.default for spec in fields(Settings) if spec.name == "fs"):
-        del values["fs"]
-    return values
+    """Settings as a dictionary, without a sampling rate that nobody chose."""
+    return {name: value for name, value in settings.to_dict().items() if name != "fs" or settings.gives_rate}
 
 
 def _files(places: Mapping[str, Any], *, needed: bool) -> list[PathLike]:
@@ -382,14 +383,14 @@ def _open(
 ) -> Recording:
     """Open the recording with its probe.
 
-    The rate is, in this order: ``fs`` of the settings, what the recording itself tells, 30 kHz.
+    The rate is, in this order: what the recording itself tells (``fs`` of the settings must agree), ``fs``, 30 kHz.
     """
     rate = values.get("fs")
     if rate is None and (file_object is not None or not all(map(may_tell_rate, files))):
         rate = _DEFAULT_FS
     source = file_object if file_object is not None else files[0] if len(files) == 1 else list(files)
     recording = open_recording(
-        source, n_chan=values["n_chan_bin"], fs=rate, dtype=places.get("data_dtype"), probe=_probe(places)
+        source, n_chan=values["n_chan_bin"], default_fs=rate, dtype=places.get("data_dtype"), probe=_probe(places)
     )
     if recording.probe is None:
         raise ProbeError(

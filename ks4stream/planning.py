@@ -277,8 +277,8 @@ def plan(
     RecordingError, ProbeError, SettingsError
         If there is nothing to sort.
     """
-    settings = (settings or Settings()).replace(fs=recording.sampling_rate_hz)
-    device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    settings = (settings or Settings()).for_recording(recording)
+    device = gpus.chosen(device, here=gpu_memory_bytes is None)
     memory_bytes = int(Loop().worker_memory_bytes)
     n_workers = n_workers or local_workers(recording, settings, device)
     need = _Need(recording, settings, n_workers, block_batches, spikes_per_channel_hz, device)

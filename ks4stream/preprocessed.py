@@ -6,21 +6,20 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ks4stream import geometry
-from ks4stream.engine import one_thread
+from ks4stream.engine import gpus, one_thread
 from ks4stream.errors import ProbeError, RecordingError, SettingsError
 from ks4stream.io.tile_cache import cached_while_held
 from ks4stream.recording import Recording
 from ks4stream.results import Drift, Whitening
 from ks4stream.settings import Settings
-from ks4stream.sorter import SortRun, engine_for, prepare, run_store
+from ks4stream.sorter import SortRun, client_for, engine_for, prepare, run_store
 from ks4stream.stages import drift as drift_stage
 from ks4stream.stages import preprocessing
 from ks4stream.stages.preprocessing import Preprocessor
 
 if TYPE_CHECKING:
+    import torch
     import xarray
 
 ESTIMATE = "estimate"
@@ -54,8 +53,9 @@ def preprocess(
         In place of those of the settings. Of a finished sorting, ``sorting.settings`` has them.
     device
         As in :func:`ks4stream.sort`.
-    client : distributed.Client, optional
-        Where to learn what is not given. Where traces are computed later is Dask's business as with any lazy array.
+    client : distributed.Client or str, optional
+        Where to learn what is not given, as in :func:`ks4stream.sort`. Where traces are computed later is Dask's
+        business as with any lazy array.
     cache_dir : path, optional
         Where the recording is kept, so that samples which several batches see are fetched once: by default in the
         temporary folder if it lies on an object store, until the array and all that was made of it are garbage, and
@@ -86,9 +86,10 @@ def preprocess(
 
     if isinstance(drift, str) and drift != ESTIMATE:
         raise SettingsError(f"drift={drift!r} is unknown; give a Drift, {ESTIMATE!r}, or None for none.")
+    settings = (settings or Settings()).for_recording(recording).given(do_CAR=do_CAR, invert_sign=invert_sign)
     recording = cached_while_held(recording, cache_dir)
-    settings = (settings or Settings(fs=recording.sampling_rate_hz)).given(do_CAR=do_CAR, invert_sign=invert_sign)
-    device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    client, device_given = client_for(client), device is not None
+    device = gpus.chosen(device, here=client in (None, "loop"))
     if whitening is None:
         source = prepare(recording, settings, device=device)
     else:
@@ -98,18 +99,20 @@ def preprocess(
     if isinstance(drift, Drift):
         _check_drift(source, drift)
     if whitening is None or drift == ESTIMATE:
-        source = _learned(source, whitening, drift == ESTIMATE, client)
+        source = _learned(source, whitening, drift == ESTIMATE, client, device_given)
     else:
         source = source.with_results(whitening=whitening)
     return whitened_traces(source.with_results(drift=drift) if isinstance(drift, Drift) else source)
 
 
-def _learned(source: Preprocessor, whitening: Whitening | None, with_drift: bool, client: Any) -> Preprocessor:
+def _learned(
+    source: Preprocessor, whitening: Whitening | None, with_drift: bool, client: Any, device_given: bool
+) -> Preprocessor:
     """Learn the whitening, unless given, and the drift, if wanted."""
     with ExitStack() as stack:
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(source, None, fresh=True))
-        run = SortRun(source, stack.enter_context(engine_for(source, client)), store, None)
+        run = SortRun(source, stack.enter_context(engine_for(source, client, device_given=device_given)), store, None)
         source = source.with_results(whitening=whitening or run.learn_whitening(source))
         if not with_drift:
             return source

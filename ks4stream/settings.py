@@ -11,9 +11,18 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ks4stream.errors import SettingsError
+
+if TYPE_CHECKING:
+    from ks4stream.recording import Recording
+
+SAME_RATE = 1e-3  # two rates closer than this, relative to each other, are one: metadata hold measured ones
+
+
+class _Unchosen(float):
+    """A default that nobody has chosen, so that what is known better may take its place."""
 
 
 def _setting(
@@ -52,7 +61,9 @@ class Settings:
     # -- the recording -------------------------------------------------------------------------------
     n_chan_bin: int | None = _setting(
         None, "Channels in the binary file, sorted or not.", stage="recording", kind=int, least=1, optional=True)
-    fs: float = _setting(30000.0, "Sampling rate.", stage="recording", above=0, unit="Hz")
+    fs: float = _setting(
+        _Unchosen(30000.0), "Sampling rate, where the recording does not tell its own.", stage="recording", above=0,
+        unit="Hz")
     batch_size: int = _setting(
         60000, "Length of a batch, the unit of the drift estimate.", stage="recording", kind=int, least=1,
         unit="samples")
@@ -151,11 +162,14 @@ class Settings:
             raise SettingsError(f"nt0min={self.nt0min} must lie within the waveform of nt={self.nt} samples.")
         if self.tmax <= self.tmin:
             raise SettingsError(f"tmax={self.tmax} s must be later than tmin={self.tmin} s.")
-        if self.n_pcs > self.nt or self.n_templates > self.nt * 8:
+        if self.n_pcs > self.nt:
             raise SettingsError(f"n_pcs={self.n_pcs} cannot exceed nt={self.nt}.")
+        if self.n_templates > 8 * self.nt:
+            raise SettingsError(f"n_templates={self.n_templates} cannot exceed 8·nt = {8 * self.nt}.")
         if self.batch_size < 4 * self.nt:
             raise SettingsError(
-                f"batch_size={self.batch_size} is too short: a batch needs at least 4·nt = {4 * self.nt} samples. "
+                f"batch_size={self.batch_size} is too short for nt={self.nt}: a batch needs at least 4·nt = "
+                f"{4 * self.nt} samples. "
                 "Raise batch_size (60000 is 2 s at 30 kHz)."
             )
 
@@ -168,6 +182,41 @@ class Settings:
     def landmark_limit(self) -> int:
         """Landmarks at most (``max_cluster_subset``; a very large number where that is None)."""
         return 2**62 if self.max_cluster_subset is None else self.max_cluster_subset
+
+    @property
+    def gives_rate(self) -> bool:
+        """Whether somebody chose ``fs``, were it the default."""
+        return not isinstance(self.fs, _Unchosen)
+
+    def for_recording(self, recording: Recording) -> Settings:
+        """The same with the recording's own sampling rate and number of channels.
+
+        Parameters
+        ----------
+        recording : Recording
+
+        Returns
+        -------
+        Settings
+
+        Raises
+        ------
+        SettingsError
+            If ``fs`` or ``n_chan_bin`` was given and is another: a rate by more than 1 part in 1000, as metadata hold
+            what was measured (29999.95 Hz) and people what was meant (30000).
+        """
+        rate, n_channels = recording.sampling_rate_hz, recording.n_channels
+        if self.gives_rate and abs(self.fs - rate) > SAME_RATE * rate:
+            raise SettingsError(
+                f"fs={self.fs:g} Hz, but {recording.name} has {rate:g} Hz. Leave fs out of the settings, or open the "
+                "recording with the right one (open_recording(…, fs=…))."
+            )
+        if self.n_chan_bin not in (None, n_channels):
+            raise SettingsError(
+                f"n_chan_bin={self.n_chan_bin}, but {recording.name} has {n_channels} channels. Leave n_chan_bin out "
+                "of the settings, or open the recording with the right number (open_recording(…, n_chan=…))."
+            )
+        return self.replace(fs=rate, n_chan_bin=n_channels)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
@@ -195,8 +244,8 @@ class Settings:
         return self.replace(**{name: value for name, value in changes.items() if value is not None})
 
     def to_dict(self) -> dict[str, Any]:
-        """All values by name."""
-        return asdict(self)
+        """All values by name, as plain numbers: a default rate is one that was given."""
+        return asdict(self) | {"fs": float(self.fs)}
 
 
 def _checked(spec: Field[Any], value: Any) -> Any:
@@ -223,7 +272,7 @@ def _checked(spec: Field[Any], value: Any) -> Any:
         if math.isinf(number) or number != int(number):
             raise SettingsError(f"{spec.name}={value!r} must be a whole number.")
         return int(number)
-    return number
+    return value if isinstance(value, _Unchosen) else number
 
 
 def _check_bounds(name: str, value: Any, number: float, about: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import tempfile
 import time
 import warnings
@@ -22,8 +23,8 @@ from numpy.typing import NDArray
 
 from ks4stream import geometry
 from ks4stream.blocks import Tile, tiles_per_task
-from ks4stream.engine import Engine, Loop, Progress, give_back_memory, no_progress, one_thread
-from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarning, SettingsError
+from ks4stream.engine import Engine, Loop, Progress, give_back_memory, gpus, no_progress, one_thread
+from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarning, MachineWarning, SettingsError
 from ks4stream.io.places import ObjectPath, place, remove
 from ks4stream.io.records import key_of, writing_to
 from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
@@ -33,7 +34,8 @@ from ks4stream.io.tile_cache import CachedSource, cached, ending, forget
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
 from ks4stream.planning import PROCESSES_FROM_CHANNEL_S, local_workers, plan, repays
-from ks4stream.recording import Recording, check_traces
+from ks4stream.quality import check_traces
+from ks4stream.recording import Recording
 from ks4stream.results import Drift, PeakSample, Provenance, Sorting, Templates, Waveforms, Whitening
 from ks4stream.settings import Settings
 from ks4stream.stages import detection, drift, joining, matching, preprocessing, templates, units, waveforms, whitening
@@ -74,18 +76,19 @@ def sort(
         Folder for the Phy files, plots and the native store, or an address in an object store
         (``s3://bucket/key``); None writes nothing.
     client : distributed.Client or str, optional
-        Where to compute, or the address of the scheduler ("tcp://host:8786"); by default the cores and GPUs of this
-        machine. The string "loop" computes in this thread, one task after the other.
+        Where to compute, or the address of the scheduler ("tcp://host:8786"); by default the client that is active, as
+        for Dask's own functions, and where there is none the cores and GPUs of this machine. The string "loop" computes
+        in this thread, one task after the other.
     workers : int, optional
-        How many of this machine's workers compute, if no `client` is given; by default one for each GPU (of long
-        recordings up to four), or else for each core as far as memory reaches. Never a matter of results.
+        How many of this machine's workers compute, whether or not a client is active; by default one for each GPU (of
+        long recordings up to four), or else for each core as far as memory reaches. Never a matter of results.
     block_batches : int, optional
         Batches per task; by default a minute of recording, or less where that would make fewer than 32 tasks. Never a
         matter of results, but another number finds none of the blocks an earlier run finished.
     do_CAR, invert_sign : bool, optional
         In place of those of the settings.
     device : str or torch.device, optional
-        Where kernels run; by default the GPU if there is one.
+        Where kernels run: "cpu", "cuda" or "cuda:1"; by default the GPU if this process sees one.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
     resume : bool
@@ -126,9 +129,9 @@ def sort(
     if client is not None and workers is not None:
         raise SettingsError(f"workers={workers} was given with a client, which brings its own. Leave one of them out.")
     progress = progress or no_progress
-    settings = (settings or Settings()).given(do_CAR=do_CAR, invert_sign=invert_sign)
-    settings = settings.replace(fs=recording.sampling_rate_hz)  # the recording knows best
-    device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    settings = (settings or Settings()).for_recording(recording).given(do_CAR=do_CAR, invert_sign=invert_sign)
+    asked, client = client, client_for(client, workers)
+    device_given, device = device is not None, gpus.chosen(device, here=client in (None, "loop"))
     with ExitStack() as stack, _recorded_warnings() as said:
         if results_dir is not None:
             results_dir = place(results_dir)
@@ -143,7 +146,9 @@ def sort(
         store = stack.enter_context(run_store(source, results_dir, fresh=not resume))
         if results_dir is not None:
             stack.enter_context(report.log_kept(folder, results_dir))
-        engine = stack.enter_context(engine_for(source, client, workers, progress))
+        if asked is None and client is not None:
+            logger.info("The active Dask client computes, %r; with workers= this machine would.", client)
+        engine = stack.enter_context(engine_for(source, client, workers, progress, device_given=device_given))
         gpu = engine.gpu_memory
         plan(
             recording, settings, n_workers=engine.n_workers,
@@ -162,6 +167,15 @@ def sort(
         if caches := ending(recording, given):
             engine.everywhere(partial(forget, caches))
     return sorting
+
+
+def client_for(client: Any, workers: int | None = None) -> Any:
+    """The client that was given, or else the active one, unless workers of this machine are wanted."""
+    if client is not None or workers is not None or "distributed" not in sys.modules:  # nobody has made one
+        return client
+    from ks4stream.engine import cluster
+
+    return cluster.active_client()
 
 
 def forget_on_workers(client: Any, caches: list[CachedSource]) -> None:
@@ -197,7 +211,7 @@ def prepare(recording: Recording, settings: Settings, *, device: str = "cpu") ->
     tiling = preprocessing.tiling_of(recording, settings)
     source = Preprocessor(recording, tiling, settings, device=device)
     source.probe.check_file(recording.n_channels)
-    dead = preprocessing.dead_channels(recording, source.probe, check_traces(recording))
+    dead = preprocessing.dead_channels(recording, source.probe, check_traces(recording, scale=settings.scale))
     return replace(source, dead=dead)
 
 
@@ -477,7 +491,8 @@ def run_store(
 
 @contextmanager
 def engine_for(
-    source: Preprocessor, client: Any = None, workers: int | None = None, progress: Progress | None = None
+    source: Preprocessor, client: Any = None, workers: int | None = None, progress: Progress | None = None, *,
+    device_given: bool = True,
 ) -> Iterator[Engine]:
     """The engine to compute with: the caller's client or scheduler, this thread ("loop"), or this machine."""
     if client == "loop":
@@ -487,7 +502,8 @@ def engine_for(
 
     recording, settings, device = source.recording, source.settings, source.device
     with ExitStack() as stack:
-        if client is None:
+        is_own = client is None
+        if is_own:
             if workers is None:
                 workers = local_workers(recording, settings, device)
             enough = device.startswith("cuda") or repays(recording, settings, PROCESSES_FROM_CHANNEL_S)
@@ -495,7 +511,14 @@ def engine_for(
             client = stack.enter_context(local)
         elif isinstance(client, str):
             client = stack.enter_context(cluster.connected(client))
-        yield cluster.Cluster(client, progress, device=device)
+        engine = cluster.Cluster(client, progress, device=device)
+        if not (is_own or device_given) and device == "cpu" and (idle := engine.workers_with_gpu()):
+            warnings.warn(
+                f"{len(idle)} of the client's workers see a GPU (that at {idle[0]}, say) and this process does not, so "
+                "that processors compute. Pass device='cuda' to use GPUs, or device='cpu' to say that this is meant.",
+                MachineWarning, stacklevel=5,
+            )  # fmt: skip
+        yield engine
 
 
 @contextmanager

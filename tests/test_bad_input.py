@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from seen_gpus import see_gpus
 
 from ks4stream import simulate
 from ks4stream.errors import Ks4StreamError, ProbeError, RecordingError, ResultsError, SettingsError
 from ks4stream.io.recordings import open_recording
+from ks4stream.planning import plan
+from ks4stream.preprocessed import preprocess
 from ks4stream.probe import Probe
 from ks4stream.settings import Settings
 from ks4stream.sorter import sort
@@ -133,6 +136,55 @@ def test_no_probe() -> None:
 def test_artifacts_everywhere() -> None:
     with pytest.raises(RecordingError, match=r"Every one of the 3 batches.*artifact_threshold=10"):
         sort(open_recording(noise(), fs=RATE, probe=PROBE), SETTINGS.replace(artifact_threshold=10), client="loop")
+
+
+def test_settings_that_contradict_the_recording() -> None:
+    recording = open_recording(noise(), fs=RATE, probe=PROBE)
+    for settings, message in (
+        (SETTINGS.replace(fs=25_000), "fs=25000 Hz, but array has 30000 Hz"),
+        (SETTINGS.replace(n_chan_bin=11), "n_chan_bin=11, but array has 10 channels"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            refuse(noise(), settings)
+        for function in (plan, preprocess):
+            with pytest.raises(SettingsError, match=message):
+                function(recording, settings)
+
+
+DEVICES = [
+    ("gpu", "device='gpu' is not possible; needed is 'cpu', 'cuda' .any GPU. or 'cuda:1'"),
+    ("mps", "device='mps' is not possible"),
+    ("cuda:x", "device='cuda:x' is not possible"),
+    ("", "device='' is not possible"),
+    ("cuda", "device='cuda', but this process sees no GPU .*device='cpu'"),
+    ("cuda:7", "device='cuda:7', but this process sees no GPU"),
+]
+
+
+@pytest.mark.parametrize(("device", "message"), DEVICES)
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, device: str, message: str) -> None:
+    see_gpus(monkeypatch)
+    recording = open_recording(noise(), fs=RATE, probe=PROBE)
+    for client in ("loop", None):
+        with pytest.raises(SettingsError, match=message):
+            sort(recording, SETTINGS, client=client, device=device, progress=Unstarted())
+        with pytest.raises(SettingsError, match=message):
+            preprocess(recording, SETTINGS, client=client, device=device)
+    with pytest.raises(SettingsError, match=message):
+        plan(recording, SETTINGS, device=device)
+
+
+def test_a_gpu_beyond_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    see_gpus(monkeypatch, 80, 80)
+    with pytest.raises(SettingsError, match=r"device='cuda:2', but this process sees 2 GPU\(s\).*to 'cuda:1'"):
+        sort(open_recording(noise(), fs=RATE, probe=PROBE), SETTINGS, client="loop", device="cuda:2")
+
+
+def test_samples_of_another_type() -> None:
+    """Read as int16 what was written as uint16."""
+    unsigned = (noise().astype(np.int32) + 32768).astype(np.uint16)
+    with pytest.raises(RecordingError, match=r"half the range of int16.*Set dtype='uint16'"):
+        refuse(unsigned.view(np.int16))
 
 
 @pytest.mark.parametrize("error", [ProbeError, RecordingError, SettingsError])

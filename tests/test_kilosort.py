@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from plain_pickle import load_plain
 
 from ks4stream import kilosort
@@ -204,6 +205,24 @@ def test_settings_object_and_rate(fake, data):
     assert fake.calls[0][0].sampling_rate_hz == fake.calls[0][1].fs == 25_000
     run_kilosort(Settings(**SETTINGS), probe=PROBE, filename=data)
     assert fake.calls[1][1].fs == 30_000
+
+
+def test_the_rate_of_metadata_counts_and_settings_must_agree(fake, tmp_path):
+    traces = xr.DataArray(
+        np.random.default_rng(0).integers(-99, 99, (30_000, 13), dtype=np.int16), dims=("time", "channel"),
+        attrs={"sampling_rate_hz": 29_999.95},
+    )  # fmt: skip
+    slower = traces.assign_attrs(sampling_rate_hz=25_000)
+    places = {"probe": PROBE, "file_object": traces, "results_dir": tmp_path / "out"}
+    for settings in (SETTINGS, SETTINGS | {"fs": 30_000}, Settings(**SETTINGS)):
+        run_kilosort(settings, **places)
+        assert fake.calls[-1][0].sampling_rate_hz == fake.calls[-1][1].fs == 29_999.95
+    for settings in (SETTINGS | {"fs": 25_000}, Settings(**SETTINGS, fs=25_000)):
+        with pytest.raises(SettingsError, match="fs=25000 Hz, but DataArray has 30000 Hz"):
+            run_kilosort(settings, **places)
+    with pytest.raises(SettingsError, match="fs=30000 Hz, but DataArray has 25000 Hz"):
+        run_kilosort(Settings(**SETTINGS, fs=30_000), **places | {"file_object": slower})
+    assert len(fake.calls) == 3
 
 
 # -- files -----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ks4stream.errors import ProbeError, RecordingError
 from ks4stream.io.sources import ArraySource, ConcatenatedSource, DaskSource
 from ks4stream.probe import Probe
-from ks4stream.recording import Recording, Source, check_traces
+from ks4stream.recording import Recording, Source
 
 
 @dataclass(frozen=True)
@@ -161,45 +161,3 @@ def test_repr_is_one_line() -> None:
     assert repr(Recording(CountingSource(), 100.0, name="r")) == (
         "<Recording 'r': 2.5 s, 4 channels of int16 at 100 Hz, None>"
     )
-
-
-# -- check_traces --------------------------------------------------------------------------------------
-
-
-def test_check_traces_reads_five_spots_of_a_second() -> None:
-    source = CountingSource(n_samples=10_000)
-    assert check_traces(Recording(source, 100.0)) == []
-    assert source.reads == [(0, 100), (2475, 2575), (4950, 5050), (7425, 7525), (9900, 10_000)]
-
-
-def test_check_traces_reads_all_of_a_short_recording_once() -> None:
-    source = CountingSource(n_samples=250)
-    assert check_traces(Recording(source, 100.0)) == []
-    assert source.reads == [(0, 100), (100, 200), (200, 250)]
-
-
-def test_check_traces_finds_dead_channels_by_their_place_in_the_file() -> None:
-    array = np.random.default_rng(1).integers(-50, 50, (300, 5)).astype(np.int16)
-    array[:, 1] = 7
-    array[:, 4] = 0
-    recording = recording_of(array)
-    assert check_traces(recording) == [1, 4]
-    probe = Probe([4, 0, 2], [0, 0, 0], [0, 20, 40], [0, 0, 0])  # type: ignore[arg-type]
-    assert check_traces(recording.with_probe(probe)) == [4]
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_check_traces_names_the_sample_that_is_not_finite(value: float) -> None:
-    array = np.random.default_rng(1).normal(size=(300, 3)).astype(np.float32)
-    array[130, 2] = value
-    with pytest.raises(RecordingError, match=rf"channel 2 is {value} at sample 130 \(1\.300 s\)"):
-        check_traces(recording_of(array))
-    probe = Probe.from_positions([(0, 0), (0, 20)])
-    assert check_traces(recording_of(array, probe=probe)) == []
-
-
-def test_check_traces_refuses_silence() -> None:
-    with pytest.raises(RecordingError, match="every sample looked at is zero, on all 3 channels"):
-        check_traces(recording_of(np.zeros((300, 3), np.int16)))
-    with pytest.raises(RecordingError, match="none of the 3 channels changes"):
-        check_traces(recording_of(np.full((300, 3), 4, np.uint16)))

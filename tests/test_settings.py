@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+from collections.abc import Callable
 from dataclasses import Field, FrozenInstanceError, fields
 from typing import Any
 
@@ -10,6 +13,8 @@ import numpy as np
 import pytest
 
 from ks4stream.errors import SettingsError
+from ks4stream.io.sources import ArraySource
+from ks4stream.recording import Recording
 from ks4stream.settings import Settings
 
 NUMBERS = [spec for spec in fields(Settings) if spec.metadata["kind"] in (int, float)]
@@ -120,6 +125,7 @@ def test_an_even_waveform_is_refused_with_the_odd_lengths_beside_it() -> None:
         ({"nt": 21, "nt0min": 21}, "nt0min=21 must lie within the waveform of nt=21"),
         ({"tmin": 5, "tmax": 5}, "tmax=5.0 s must be later than tmin=5.0 s"),
         ({"nt": 5, "n_pcs": 6}, "n_pcs=6 cannot exceed nt=5"),
+        ({"n_templates": 1000}, "n_templates=1000 cannot exceed 8·nt = 488"),
         ({"batch_size": 243}, "at least 4·nt = 244"),
     ],
 )
@@ -168,3 +174,55 @@ def test_the_peak_lies_a_third_into_the_waveform_by_default(values: dict[str, in
 def test_no_limit_on_landmarks_is_a_very_large_one() -> None:
     assert Settings(max_cluster_subset=100).landmark_limit == 100
     assert Settings(max_cluster_subset=None).landmark_limit > 10**15
+
+
+# -- against the recording -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", NUMBERS, ids=named)
+def test_a_setting_that_is_out_of_all_bounds_is_the_one_named(spec: Field[Any]) -> None:
+    try:
+        Settings(**{spec.name: 10**9 + 1})
+    except SettingsError as error:
+        assert f"{spec.name}=" in str(error)
+
+
+def recording_of(rate_hz: float, n_channels: int = 4) -> Recording:
+    return Recording(ArraySource(np.zeros((100, n_channels), np.int16)), rate_hz, name="r")
+
+
+def test_rate_and_channels_are_those_of_the_recording() -> None:
+    fitted = Settings().for_recording(recording_of(25_000))
+    assert (fitted.fs, fitted.n_chan_bin) == (25_000, 4)
+    assert fitted.for_recording(recording_of(25_000)) == fitted
+    assert Settings(fs=25_000, n_chan_bin=4).for_recording(recording_of(25_000)) == fitted
+
+
+@pytest.mark.parametrize("through", [
+    lambda settings: settings.replace(nt=41), lambda settings: pickle.loads(pickle.dumps(settings)), copy.deepcopy,
+], ids=["replace", "pickle", "copy"])  # fmt: skip
+def test_a_default_rate_stays_one_that_nobody_chose(through: Callable[[Settings], Settings]) -> None:
+    assert through(Settings()).fs == 30_000
+    assert through(Settings()).for_recording(recording_of(25_000)).fs == 25_000
+    chosen = through(Settings(fs=30_000))
+    assert chosen.fs == 30_000
+    with pytest.raises(SettingsError, match="fs=30000 Hz, but r has 25000 Hz"):
+        chosen.for_recording(recording_of(25_000))
+
+
+def test_a_dictionary_holds_plain_numbers() -> None:
+    """Whoever stores it, or reads it elsewhere, needs nothing of ours."""
+    assert {type(value) for value in Settings().to_dict().values()} <= {int, float, bool, tuple, type(None)}
+
+
+def test_the_rate_that_was_measured_counts() -> None:
+    """Of metadata; what people give is round. By more than 1 part in 1000 no clock is off."""
+    assert Settings(fs=30_000).for_recording(recording_of(29_999.95)).fs == 29_999.95
+    assert Settings(fs=30_000).for_recording(recording_of(30_029)).fs == 30_029
+    with pytest.raises(SettingsError, match="fs=30000 Hz, but r has 30031 Hz"):
+        Settings(fs=30_000).for_recording(recording_of(30_031))
+
+
+def test_another_number_of_channels_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"n_chan_bin=385, but r has 4 channels\. Leave n_chan_bin out"):
+        Settings(n_chan_bin=385).for_recording(recording_of(30_000))

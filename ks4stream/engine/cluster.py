@@ -25,7 +25,18 @@ from uuid import uuid4
 import dask
 import psutil
 from dask.system import CPU_COUNT
-from distributed import Client, Future, KilledWorker, LocalCluster, Scheduler, SpecCluster, as_completed, wait
+from distributed import (
+    Client,
+    Future,
+    KilledWorker,
+    LocalCluster,
+    Scheduler,
+    SpecCluster,
+    as_completed,
+    default_client,
+    get_worker,
+    wait,
+)
 from distributed.comm.core import CommClosedError
 from distributed.deploy.subprocess import SubprocessWorker
 from distributed.system import MEMORY_LIMIT
@@ -106,6 +117,11 @@ class Cluster:
         self._new_workers()  # which can compute, or this says why not
         answers = self._client.run(gpus.free, self._device, workers=list(self._workers()), on_error="return")
         return gpus.shared(answer for answer in answers.values() if isinstance(answer, gpus.Free))
+
+    def workers_with_gpu(self) -> list[str]:
+        """Addresses of workers that see a GPU, were it not to be used; this does not start CUDA."""
+        answers = self._client.run(gpus.visible, "cuda", on_error="return")
+        return sorted(address for address, answer in answers.items() if isinstance(answer, list) and answer)
 
     def map(
         self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, priority: Sequence[float] = ()
@@ -188,7 +204,7 @@ class Cluster:
         new = [address for address in self._workers() if address not in self._known]
         if not new:
             return
-        ask = partial(workers.facts, gpu=self._uses_gpu)
+        ask = partial(workers.facts, gpu=self._uses_gpu, device=self._device)
         # first by a function of Python's own, which arrives everywhere and brings back the error itself
         answers = self._client.run(import_module, workers.__name__, workers=new, on_error="return")
         able = [address for address, answer in answers.items() if not isinstance(answer, BaseException)]
@@ -281,7 +297,8 @@ class _Tasks:
             self._constants = self._client.scatter(self._function, hash=False)
             self._shared = {}
             self.share_with(self._client.nthreads())
-            wait(list(self._shared.values()))
+            with self._client.as_current():  # else that of the latest client this process has made
+                wait(list(self._shared.values()))
         except (OSError, CancelledError):  # the one that had it has just died
             self._start_over()
 
@@ -320,6 +337,21 @@ def _run(function: Callable[[Any], Any], item: Any, alone: bool) -> Any:
         return run(function, item)
 
 
+def active_client() -> Client | None:
+    """The client that Dask itself would compute with here, if there is one; none within a task, which must not wait."""
+    try:
+        get_worker()
+    except ValueError:
+        pass
+    else:
+        return None
+    try:
+        found = default_client()
+    except ValueError:
+        return None
+    return found if found.status == "running" and not found.asynchronous else None
+
+
 @contextmanager
 def connected(address: str) -> Iterator[Client]:
     """A client of the scheduler at an address, for the duration of one sort.
@@ -330,7 +362,7 @@ def connected(address: str) -> Iterator[Client]:
         If no scheduler answers there.
     """
     try:
-        client = Client(address)
+        client = Client(address, set_as_default=False)  # else another sort would take it for its caller's
     except (OSError, ValueError) as error:
         raise LostWorkerError(
             f"No Dask scheduler answers at {address!r} ({error}). Give the address that `dask scheduler` prints, "
@@ -384,7 +416,7 @@ def local_client(
         with _environment(WORKER_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)}):
             in_processes = processes and sys.platform != "win32"
             cluster = _processes(n_workers, gpus.for_processes(device)) if in_processes else _threads(n_workers)
-        with cluster, Client(cluster) as client:
+        with cluster, Client(cluster, set_as_default=False) as client:
             try:
                 client.wait_for_workers(n_workers, timeout=START_SECONDS)
             except TimeoutError:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from ks4stream.errors import SettingsError
+
 
 class GpuMemory(NamedTuple):
     """Memory of the GPU on which each worker has least.
@@ -41,6 +43,52 @@ class Free(NamedTuple):
     gpu: str
     n_bytes: int
     kept_bytes: int
+
+
+def chosen(device: str | torch.device | None, *, here: bool = True) -> str:
+    """The device to compute on: what was asked for, or by default the GPU if this process sees one.
+
+    Parameters
+    ----------
+    device : str, torch.device or None
+    here : bool
+        Whether it is this process, or one of this machine, that computes: it must see the GPU. Else workers are asked
+        (:func:`ks4stream.engine.workers.check`).
+
+    Raises
+    ------
+    SettingsError
+        If it is not a CPU or NVIDIA GPU, or there is none of that number.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        asked = torch.device(device)
+    except (RuntimeError, TypeError):
+        asked = torch.device("meta")  # not to be computed on
+    if asked.type not in ("cpu", "cuda"):
+        raise SettingsError(f"device={str(device)!r} is not possible; needed is 'cpu', 'cuda' (any GPU) or 'cuda:1'.")
+    if asked.type == "cpu":
+        return "cpu"
+    if here:
+        _check_seen(str(asked))
+    return str(asked)
+
+
+def _check_seen(device: str) -> None:
+    if visible(device):
+        return
+    count = torch.cuda.device_count()
+    if count:
+        raise SettingsError(
+            f"device={device!r}, but this process sees {count} GPU(s), 'cuda:0' to 'cuda:{count - 1}'. Name one of "
+            "those, or look at CUDA_VISIBLE_DEVICES."
+        )
+    why = f"torch {torch.__version__} was built without CUDA" if torch.version.cuda is None else "CUDA finds none"
+    raise SettingsError(
+        f"device={device!r}, but this process sees no GPU ({why}). Pass device='cpu', install a torch with CUDA, or "
+        "give a client whose workers have one."
+    )
 
 
 def visible(device: str) -> list[int]:

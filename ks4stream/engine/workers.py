@@ -18,6 +18,7 @@ import torch
 
 import ks4stream.stages.units  # noqa: F401  with it a worker has loaded all that tasks need
 from ks4stream.engine.base import one_thread
+from ks4stream.engine.gpus import visible
 from ks4stream.errors import VersionWarning, WorkerError
 
 LIBRARIES = ("torch", "numpy", "scipy", "dask", "distributed")
@@ -46,19 +47,21 @@ def code_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def facts(*, gpu: bool) -> Facts:
+def facts(*, gpu: bool, device: str = "cuda") -> Facts:
     """What results depend on in this process.
 
     Parameters
     ----------
     gpu : bool
         Whether the GPU is used, and its model to be told: asking starts CUDA.
+    device : str
+        Which of them: "cuda" is any.
     """
     found = {"Python": platform.python_version(), "ks4stream": f"{_version('ks4stream')} (code {code_digest()})"}
     found |= {name: _version(name) for name in LIBRARIES}
     found["processor"] = _processor()
     if gpu:
-        names = {torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())}
+        names = {torch.cuda.get_device_name(number) for number in visible(device)}
         found["GPU"] = ", ".join(sorted(names)) or NO_GPU
     return found
 
@@ -112,8 +115,8 @@ def check(here: Facts, workers: Mapping[str, Facts | BaseException]) -> None:
     for address, answer in known.items():
         if answer.get("GPU") == NO_GPU:
             raise WorkerError(
-                f"The worker at {address} sees no GPU, and device='cuda' was asked for. Start those that have one with "
-                "--resources GPU=1, and tasks will go nowhere else, or pass device='cpu'."
+                f"The worker at {address} sees no GPU, or none of the number asked for, and device='cuda' was. Start "
+                "those that have one with --resources GPU=1, and tasks will go nowhere else, or pass device='cpu'."
             )
     if here.get("GPU") == NO_GPU:  # nothing here runs on one, so they need only be alike among themselves
         here = here | {"GPU": next(answer["GPU"] for answer in known.values())}

@@ -47,6 +47,7 @@ def open_recording(
     fs: float | None = None,
     dtype: DTypeLike | None = None,
     probe: Probe | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    default_fs: float | None = None,
 ) -> Recording:
     """Open a recording; only its metadata are read.
 
@@ -75,6 +76,8 @@ def open_recording(
         Type of the samples of flat files; by default int16.
     probe : Probe, mapping, path or name, optional
         The contacts, as :func:`~ks4stream.io.probes.load_probe` takes them; beats the metadata's.
+    default_fs : float, optional
+        Samples per second where neither `fs` nor metadata tell them.
 
     Returns
     -------
@@ -97,7 +100,8 @@ def open_recording(
     2.0
     """
     found = _look_at(source, n_chan, dtype)
-    rate_hz = found.sampling_rate_hz if fs is None else _checked_rate(fs)
+    rates = (given if given is None else _checked_rate(given) for given in (fs, found.sampling_rate_hz, default_fs))
+    rate_hz = next((rate for rate in rates if rate is not None), None)
     if rate_hz is None:
         raise RecordingError(
             f"{found.name} does not tell its sampling rate; give it as fs, in samples per second (fs=30000)."

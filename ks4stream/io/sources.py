@@ -201,6 +201,11 @@ class BinarySource:
         """The file."""
         return (FlatFile(self.path, self.file_dtype.str, self.offset_bytes, self.n_samples, self.n_channels),)
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether the file itself does not tell its shape, so that somebody has said it."""
+        return self.offset_bytes == 0  # a header tells
+
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel); the file is open only meanwhile."""
         row_bytes = self.n_channels * self.file_dtype.itemsize
@@ -290,6 +295,11 @@ class ConcatenatedSource:
                 return found
             files += found
         return files
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all parts are."""
+        return all(getattr(part, "is_flat", False) for part in self.sources)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel), across the joints."""

@@ -119,6 +119,11 @@ class CachedSource:
         """The source's."""
         return self.source.flat_files
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether the source is."""
+        return getattr(self.source, "is_flat", False)
+
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel), and begin to fetch what is likely to be next."""
         length, thread = self.piece_samples, self._state.thread

@@ -36,6 +36,13 @@ def write_zarr(path: Path, array: NDArray[Any], attrs: dict[str, Any] | None = N
     return path
 
 
+def test_a_default_rate_gives_way_to_any_other() -> None:
+    told = xr.DataArray(SAMPLES, dims=("time", "channel"), attrs={"fs": 50})
+    assert open_recording(SAMPLES, default_fs=100).sampling_rate_hz == 100
+    assert open_recording(told, default_fs=100).sampling_rate_hz == 50
+    assert open_recording(told, fs=200, default_fs=100).sampling_rate_hz == 200
+
+
 def open_kind(kind: str, folder: Path) -> Any:
     """SAMPLES in one of the forms that need only fs, and flat files, which need n_chan too."""
     flat = folder / "a.dat"

@@ -12,7 +12,7 @@ import pytest
 from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
 from ks4stream.io.recordings import open_recording
 from ks4stream.io.spikeglx import _PART_OF_TYPE, _REFERENCE_CHANNEL, find_meta, read_meta
-from ks4stream.recording import check_traces
+from ks4stream.quality import check_traces
 
 REAL_CLIP = Path(__file__).resolve().parents[3] / "shared" / "data" / "np2-real"
 

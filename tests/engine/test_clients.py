@@ -1,0 +1,159 @@
+"""Whose workers compute: a client's that was given, the active one's, or this machine's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from distributed import Client, LocalCluster
+from seen_gpus import see_gpus
+
+from ks4stream import kilosort, simulate, sorter
+from ks4stream.engine import workers
+from ks4stream.engine.cluster import QUIET_SCHEDULER, Cluster, active_client, connected, local_client
+from ks4stream.errors import MachineWarning, WorkerError
+from ks4stream.io.recordings import open_recording
+from ks4stream.preprocessed import preprocess
+from ks4stream.recording import Recording
+from ks4stream.settings import Settings
+from ks4stream.sorter import client_for, sort
+
+RATE = 30_000.0
+SETTINGS = Settings(batch_size=6000, nblocks=0, nearest_chans=4)
+
+
+@pytest.fixture(scope="module")
+def active() -> Iterator[Client]:
+    """A client as a user makes one, which Dask then takes for all it computes."""
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, silence_logs=40, scheduler_kwargs=QUIET_SCHEDULER
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The clients that computed."""
+    found: list[object] = []
+
+    class Watched(Cluster):
+        def __init__(self, client: Client, *rest: object, **options: object) -> None:
+            found.append(client)
+            super().__init__(client, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("ks4stream.engine.cluster.Cluster", Watched)
+    return found
+
+
+def recording() -> Recording:
+    samples = np.random.default_rng(1).normal(0, 50, (15_000, 4)).astype(np.int16)
+    return open_recording(samples, fs=RATE, probe=simulate.linear_probe(4))
+
+
+def test_the_active_client_is_found_as_dask_does(active: Client) -> None:
+    assert active_client() is active
+    assert client_for(None) is active
+    assert client_for("loop") == "loop" and client_for("tcp://host:1") == "tcp://host:1"
+    assert client_for(None, workers=2) is None
+    with Client(active.scheduler.address) as later:  # type: ignore[attr-defined]
+        assert active_client() is later
+    assert active_client() is active
+
+
+def test_where_there_is_none_this_machine_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_there() -> Client:
+        raise ValueError("No clients found")
+
+    monkeypatch.setattr("ks4stream.engine.cluster.default_client", none_there)
+    assert active_client() is None and client_for(None) is None
+    for unusable in ({"status": "closed", "asynchronous": False}, {"status": "running", "asynchronous": True}):
+        monkeypatch.setattr("ks4stream.engine.cluster.default_client", partial(SimpleNamespace, **unusable))
+        assert active_client() is None
+
+
+def test_a_task_does_not_wait_for_workers_of_its_own_cluster(active: Client) -> None:
+    """It may be the only one they can work on."""
+    assert active.submit(active_client, pure=False).result() is None
+
+
+def test_a_sort_does_not_make_its_own_client_that_of_others(active: Client) -> None:
+    with local_client(n_workers=1, processes=False) as own:
+        assert active_client() is active is not own
+    with connected(active.scheduler.address) as other:  # type: ignore[attr-defined]
+        assert active_client() is active is not other
+
+
+@pytest.mark.filterwarnings("ignore::ks4stream.errors.FewSpikesWarning")
+def test_sorts_and_preprocessing_go_to_the_active_client_and_say_so(
+    active: Client, seen: list[object], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "ks4stream"):
+        sort(recording(), SETTINGS, device="cpu")
+    assert seen == [active]
+    assert "The active Dask client computes" in caplog.text
+    preprocess(recording(), SETTINGS, device="cpu")
+    assert seen == [active, active]
+    sort(recording(), SETTINGS, device="cpu", workers=1)
+    assert len(seen) == 3 and seen[2] is not active
+
+
+def test_run_kilosort_tidies_up_where_the_active_client_computed(
+    active: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(kilosort, "ending", lambda *_: ["a cache"])
+    monkeypatch.setattr(kilosort, "forget_on_workers", lambda client, caches: asked.append(client))
+    monkeypatch.setattr(kilosort._Job, "run", lambda *_: None)
+    (tmp_path / "a.bin").write_bytes(bytes(8 * 1000))
+    for options in ({}, {"torch_thread_lim": 1}):
+        kilosort.run_kilosort(
+            {"n_chan_bin": 4}, probe=simulate.linear_probe(4), filename=tmp_path / "a.bin", **options
+        )  # fmt: skip
+    assert asked == [active]
+
+
+# -- workers that have what this process has not ---------------------------------------------------------
+
+
+def test_a_gpu_that_only_workers_have_is_used_if_asked_for(active: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That this process sees none is no matter; whether a worker does is asked there."""
+    see_gpus(monkeypatch)
+    with pytest.raises(WorkerError, match="sees no GPU, or none of the number asked for"):
+        sort(recording(), SETTINGS, client=active, device="cuda")
+
+
+def test_a_gpu_of_a_number_that_a_worker_lacks_is_an_error_before_work(
+    active: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see_gpus(monkeypatch, 80)
+    assert workers.facts(gpu=True, device="cuda:0")["GPU"] == "H200"
+    with pytest.raises(WorkerError, match="sees no GPU, or none of the number asked for"):
+        sort(recording(), SETTINGS, client=active, device="cuda:7")
+
+
+def test_gpus_of_workers_that_are_not_used_are_told_of(active: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    see_gpus(monkeypatch, 80)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # here; workers are threads of this process
+    monkeypatch.setattr(sorter.SortRun, "run", stop)
+    told = pytest.warns(MachineWarning, match=r"1 of the client's workers see a GPU.*device='cuda'")
+    with told, pytest.raises(Stopped):
+        sort(recording(), SETTINGS, client=active)
+    with pytest.raises(Stopped):  # warnings are errors
+        sort(recording(), SETTINGS, client=active, device="cpu")
+
+
+class Stopped(Exception):
+    """There was no need to go on."""
+
+
+def stop(*_: object) -> None:
+    raise Stopped
