@@ -7,7 +7,6 @@ name files, the default results folder, ``ops``) is converted here and goes no f
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
@@ -19,8 +18,6 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.errors import (
-    BadChannelWarning,
-    Ks4StreamWarning,
     ProbeError,
     RecordingError,
     ResultsError,
@@ -38,6 +35,7 @@ from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
 from ks4stream.io.records import writing_to
 from ks4stream.io.tile_cache import cached, ending
+from ks4stream.messages import silent
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.report import run_log
@@ -212,8 +210,7 @@ def run_kilosort(
     for _, target in jobs:
         check_writable(target)
     with ExitStack() as stack:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Ks4StreamWarning)  # sort says it, where the log has it
+        with silent():  # sort says it, where the log has it
             held = stack.enter_context(cached(recording, cache_dir))
         for one, target in jobs:  # all shanks and copies from what is fetched once
             results = job.run(replace(one, source=held.source), target)
@@ -257,8 +254,7 @@ class _Job:
         """Whitened and drift-corrected traces, batch by batch: first sample and (time, channel)."""
         device = self._own_ops(Path())["torch_device"]
         options = {"do_car": self.arguments["do_CAR"], "invert_sign": self.arguments["invert_sign"], "device": device}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", BadChannelWarning)  # the sort has warned already
+        with silent():  # the sort has warned already
             source = prepare(recording, self.settings, **options)
         source = source.with_results(whitening=sorting.whitening, drift=sorting.drift)
         for tile in source.tiling:

@@ -7,7 +7,6 @@ import math
 import os
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from ks4stream import geometry
 from ks4stream.blocks import Tile, tiles_per_task
 from ks4stream.engine import Engine, Loop, Progress, give_back_memory, no_progress, one_thread
-from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarning, SettingsError
+from ks4stream.errors import DamagedFileError, FewSpikesWarning, SettingsError
 from ks4stream.io.places import ObjectPath, place, remove
 from ks4stream.io.records import key_of, writing_to
 from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
@@ -31,6 +30,7 @@ from ks4stream.io.spikes import GrowingColumns, Receipt, brought_near
 from ks4stream.io.tile_cache import CachedSource, cached, ending, forget
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
+from ks4stream.messages import recorded, warn
 from ks4stream.planning import PROCESSES_FROM_CHANNEL_S, local_workers, plan, repays
 from ks4stream.recording import Recording, check_traces
 from ks4stream.results import Drift, PeakSample, Sorting, Templates, Waveforms, Whitening
@@ -129,7 +129,7 @@ def sort(
     progress = progress or no_progress
     settings = (settings or Settings()).replace(fs=recording.sampling_rate_hz)  # the recording knows best
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with ExitStack() as stack, _recorded_warnings() as said:
+    with ExitStack() as stack, recorded() as said:
         if results_dir is not None:
             results_dir = place(results_dir)
             folder = stack.enter_context(report.results_folder(results_dir))
@@ -382,7 +382,7 @@ class SortRun:
             artifacts=matches.artifacts if matches else np.zeros((0, 2), np.int64),
         )  # fmt: skip
         if sorting.n_spikes < FEW_SPIKES or sorting.n_units < 2:
-            warnings.warn(
+            warn(
                 f"Only {sorting.n_spikes} spikes in {sorting.n_units} units were found. If more were to be expected, "
                 "check the probe's units (µm), the channel map, dtype and n_chan, or lower Th_universal and "
                 "Th_learned.",
@@ -484,20 +484,3 @@ def engine_for(
         elif isinstance(client, str):
             client = stack.enter_context(cluster.connected(client))
         yield cluster.Cluster(client, progress, device=device)
-
-
-@contextmanager
-def _recorded_warnings() -> Iterator[list[str]]:
-    """Collect the text of our warnings while they are shown as usual."""
-    said: list[str] = []
-    show = warnings.showwarning
-
-    def record(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-        if issubclass(category, Ks4StreamWarning):
-            said.append(str(message))
-            logger.warning("%s", message)
-        show(message, category, *rest)
-
-    with warnings.catch_warnings():  # also forgets which were shown before: those of this sort are all said
-        warnings.showwarning = record  # type: ignore[assignment]
-        yield said

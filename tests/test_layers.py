@@ -28,7 +28,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         NUMBERS | ARRAYS | {"torch", "matplotlib", "rich", "click"},
     ),
 }
-WORDS = {"errors", "settings", "probe", "recording", "blocks", "results", "geometry"}
+WORDS = {"errors", "messages", "settings", "probe", "recording", "blocks", "results", "geometry"}
 LAZY = {"dask", "xarray", "matplotlib", "probeinterface"} | CLOUD  # used by words and edges within functions only
 FILES = sorted(ROOT.rglob("*.py"))
 

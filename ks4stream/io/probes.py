@@ -9,7 +9,6 @@ import ast
 import difflib
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from ks4stream.errors import Ks4StreamWarning, MissingDependencyError, ProbeError
 from ks4stream.io import spikeglx
+from ks4stream.messages import warn
 from ks4stream.probe import Probe
 
 _UM_PER_UNIT = {"um": 1.0, "µm": 1.0, "mm": 1e3, "m": 1e6}
@@ -316,7 +316,7 @@ def _probeinterface_columns(probe: Any, first_shank: int, first_contact: int, na
     positions_um = np.asarray(probe.contact_positions, np.float64) * _UM_PER_UNIT[probe.si_units]
     channels = probe.device_channel_indices
     if channels is None:
-        warnings.warn(
+        warn(
             f"{name} has no wiring (device_channel_indices): contact i is taken to be channel i of the file. "
             "Wire it with probeinterface if it is not.",
             Ks4StreamWarning,

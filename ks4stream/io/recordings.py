@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from ks4stream.io.sources import (
     open_zarr,
     zarr_metadata,
 )
+from ks4stream.messages import warn
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 
@@ -213,7 +213,7 @@ def _look_at_spikeglx(path: str, meta: spikeglx.SpikeGLXMeta, n_chan: int | None
     source = BinarySource.open(path, meta.n_channels, "int16")
     n_bytes = source.n_samples * source.n_channels * source.file_dtype.itemsize
     if meta.file_size_bytes not in (None, n_bytes):
-        warnings.warn(
+        warn(
             f"{path} has {n_bytes} bytes, but {meta.path.name} says {meta.file_size_bytes}: was it copied completely?",
             Ks4StreamWarning,
             stacklevel=4,
@@ -223,7 +223,7 @@ def _look_at_spikeglx(path: str, meta: spikeglx.SpikeGLXMeta, n_chan: int | None
         try:
             return meta.probe()
         except ProbeError as error:  # the samples are fine, and the probe can still be given
-            warnings.warn(str(error), Ks4StreamWarning, stacklevel=3)
+            warn(str(error), Ks4StreamWarning, stacklevel=3)
             return None
 
     return _Found(
@@ -379,7 +379,7 @@ def _probe_of_attrs(attrs: Mapping[str, Any], path: str) -> Probe | None:
     try:
         return replace(load_probe(content), name=os.path.splitext(name_of(path))[0])
     except (MissingDependencyError, ProbeError) as error:  # the samples are fine, and the probe can still be given
-        warnings.warn(f"The probe stored in {path} is left out: {error}", Ks4StreamWarning, stacklevel=3)
+        warn(f"The probe stored in {path} is left out: {error}", Ks4StreamWarning, stacklevel=3)
         return None
 
 
