@@ -4,7 +4,8 @@ All our own warnings go through :func:`warn`. It first records them for the sort
 Python's warnings have and whichever of them were shown before, and then shows them by Python's rules.
 
 Which sort that is, and whose log a record belongs to, is kept in a context variable: who listens. A new thread begins
-without it, so whoever starts one hands it on with :func:`listeners` and :func:`hand_on` or :func:`heard_by`.
+without it, so whoever starts one hands it on with :func:`listeners` and :func:`hand_on` or :func:`heard_by`. Listeners
+are not known in other processes: tasks there return what they have to say.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ def warn(message: str, category: type[Ks4StreamWarning] = Ks4StreamWarning, stac
     """
     if _is_silent.get():
         return
-    said = [_records[listener] for listener in _listeners.get() if listener in _records]
-    for record in said:
+    records = [record for listener in _listeners.get() if (record := _records.get(listener)) is not None]
+    for record in records:
         record.append(message)
-    if said and _logger.hasHandlers():  # without any, Python's last resort would show it, against its filters
+    if records and _logger.hasHandlers():  # without any, Python's last resort would show it, against its filters
         _logger.warning("%s", message)
     warnings.warn(message, category, stacklevel=stacklevel + 1)
 

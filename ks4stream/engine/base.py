@@ -54,7 +54,8 @@ class Engine(Protocol):
     ) -> Iterator[Result]:
         """Yield ``function(item)`` for every item, in the items' order.
 
-        What a task has to say it returns: warnings it raises stay in the process it runs in.
+        What a task has to say it returns: what it warns of or logs in another process stays there. In a thread of this
+        one it is heard by those who listen here (:mod:`ks4stream.messages`).
 
         Parameters
         ----------

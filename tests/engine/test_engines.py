@@ -516,6 +516,7 @@ def test_what_is_slow_is_held_against_how_much_there_is_to_do(
 
 def test_a_scheduler_that_is_lost_is_told() -> None:
     with (
+        dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),  # to find it again
         LocalCluster(
             n_workers=1, threads_per_worker=1, processes=False, silence_logs=50,
             scheduler_kwargs=cluster_module.QUIET_SCHEDULER,
@@ -529,7 +530,7 @@ def test_a_scheduler_that_is_lost_is_told() -> None:
             may_end.wait(60)
 
         try:
-            with pytest.raises(LostWorkerError, match="scheduler was lost.*'lost'.*not computed again"):
+            with pytest.raises(LostWorkerError, match=r"scheduler was lost.*'lost'.*not computed again"):
                 list(Cluster(client).map(function, [1], stage="lost"))
         finally:
             may_end.set()
@@ -566,11 +567,13 @@ def test_what_a_task_logs_goes_to_the_sort_it_belongs_to(engine: Engine) -> None
     assert set(engine.map(speak, [1, 2, 3, 4], stage="speaking")) == {()}
 
 
-def test_tidying_up_is_told_to_the_sort_it_belongs_to(engine: Engine) -> None:
-    heard: list[tuple[str, ...]] = []
+def test_tidying_up_is_told_to_the_sort_it_belongs_to(engine: Engine, tmp_path: Path) -> None:
+    def speak() -> None:
+        (tmp_path / f"{time.monotonic_ns()}").write_text(" ".join(messages.listeners()))
+
     with messages.listening() as own:
-        engine.everywhere(lambda: heard.append(messages.listeners()))
-    assert heard == [(own,)] * engine.n_workers
+        engine.everywhere(speak)
+    assert [path.read_text() for path in tmp_path.iterdir()] == [own] * engine.n_workers
 
 
 def test_a_scheduler_without_workers_is_waited_for_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:

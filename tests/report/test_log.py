@@ -67,7 +67,7 @@ def test_of_two_sorts_each_log_gets_its_own(tmp_path, capsys, last, before):
     inside, may_end = threading.Barrier(3), {name: threading.Event() for name in "ab"}
 
     def sort(name: str) -> None:
-        with run_log(tmp_path / name, verbose_console=name == "a"):
+        with run_log(tmp_path / name, verbose_console=True if name == "a" else None):
             inside.wait()
             may_end[name].wait()
             logger.info("%s ends", name)
