@@ -101,7 +101,7 @@ class Cluster:
     @property
     def worker_memory_bytes(self) -> float:
         """The smallest worker's limit, or its share of this machine's memory, for each thread; else infinite."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        workers = self._all_workers()
         are_here = all(address.startswith(("inproc://", "tcp://127.0.0.1:")) for address in workers)
         share = MEMORY_LIMIT / max(len(workers), 1) if are_here else math.inf
         limits = [float(one["memory_limit"] or share) / one["nthreads"] for one in workers.values()]
@@ -167,9 +167,21 @@ class Cluster:
 
     def _workers(self) -> dict[str, dict[str, Any]]:
         """What the scheduler tells of those workers that tasks may go to, by address."""
-        found: dict[str, dict[str, Any]] = self._client.scheduler_info(n_workers=-1)["workers"]
+        found = self._all_workers()
         declaring = {address: worker for address, worker in found.items() if worker["resources"].get("GPU")}
         return declaring if self._uses_gpu and declaring else found
+
+    def _all_workers(self) -> dict[str, dict[str, Any]]:
+        """What the scheduler tells of each worker; none where it does not answer.
+
+        ``Client.scheduler_info`` may have no workers: every two seconds the client replaces what that asked for.
+        """
+        scheduler: Any = self._client.scheduler
+        try:
+            found: dict[str, dict[str, Any]] = self._client.sync(scheduler.identity, n_workers=-1)["workers"]
+        except OSError:
+            return {}
+        return found
 
     def _gpus(self) -> int:
         """GPUs that workers declare, if they are wanted."""

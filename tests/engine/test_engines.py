@@ -514,6 +514,18 @@ def test_what_is_slow_is_held_against_how_much_there_is_to_do(
         tasks.cancel()
 
 
+def test_workers_are_known_whatever_the_client_asks_meanwhile(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every two seconds it asks for everything but the workers, and keeps the answer in place of what we asked for."""
+
+    async def ask_for_no_workers(self: Client, n_workers: int = 0) -> None:
+        self._scheduler_identity = {"workers": {}}  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(Client, "_update_scheduler_info", ask_for_no_workers)
+    engine = Cluster(client)
+    assert (engine.n_workers, len(engine._workers())) == (2, 2)
+    assert engine.worker_memory_bytes == Loop().worker_memory_bytes / 2
+
+
 def test_a_scheduler_that_is_lost_is_told() -> None:
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),  # to find it again
@@ -949,8 +961,9 @@ def test_memory_for_a_task_is_the_machines_or_the_workers_limit(client: Client) 
     assert Cluster(client).worker_memory_bytes == whole / 2
     with (
         LocalCluster(
-            n_workers=1, threads_per_worker=2, memory_limit="1GB", processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=2, memory_limit="1GB", processes=False,
+            scheduler_kwargs=cluster_module.QUIET_SCHEDULER,
         ) as cluster,
         Client(cluster) as own,
-    ):
+    ):  # fmt: skip
         assert Cluster(own).worker_memory_bytes == 0.5e9
