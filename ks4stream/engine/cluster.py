@@ -297,7 +297,8 @@ class _Tasks:
     def look_for_slow_ones(self, workers: Mapping[str, Mapping[str, Any]], total: int) -> None:
         """Say of tasks that take much longer than others of this stage have, in proportion to their work.
 
-        Of what a worker was sent, it runs what was sent first, one task in each of its threads.
+        Of what a worker was sent, it runs what was sent first, one task in each of its threads, and if it can tell,
+        that is said only of what it has begun: another sort may keep it busy.
         """
         if len(self._took) < FEWEST_OTHERS:
             return
@@ -318,6 +319,15 @@ class _Tasks:
                         self._say_slow(key, in_flight[key], address, now, usual, total)
 
     def _say_slow(self, key: Any, task: _Begun, address: str, now: float, usual: float, total: int) -> None:
+        try:
+            scheduler: Any = self._client.scheduler
+            stacks = self._client.sync(scheduler.call_stack, keys=[key], callback_timeout=ANSWER_SECONDS)
+        except KeyError:  # it has ended
+            return
+        except Exception as error:
+            stacks = {address: {key: [f"The worker does not tell: {error!r}"]}}
+        if not stacks:  # it is not begun yet, or has ended
+            return
         self._said.add(task.number)
         warn(
             f"Task {task.number + 1} of {total} of stage {self._stage!r} was sent to the worker at {address} "
@@ -327,11 +337,6 @@ class _Tasks:
             "has the lines at which the task stands.",
             Ks4StreamWarning, stacklevel=4,
         )  # fmt: skip
-        try:
-            scheduler: Any = self._client.scheduler
-            stacks = self._client.sync(scheduler.call_stack, keys=[key], callback_timeout=ANSWER_SECONDS)
-        except Exception as error:
-            stacks = {address: {key: [f"The worker does not tell: {error!r}"]}}
         _log.info("Stage %r, task %d, at %s:", self._stage, task.number + 1, address)
         for frames in stacks.values():
             for lines in frames.values():

@@ -493,14 +493,12 @@ def test_what_is_slow_is_held_against_how_much_there_is_to_do(
     monkeypatch.setattr(cluster_module, "SLOW_SECONDS", 0.0)
     clock = Clock()
     monkeypatch.setattr(cluster_module, "_clock", clock)
-    tasks = cluster_module._Tasks(client, Squares(), "large")
-    may_end = threading.Event()
+    begun, may_end = threading.Event(), threading.Event()
+    tasks = cluster_module._Tasks(client, lambda _: (begun.set(), may_end.wait(60)), "large")
     try:
-        tasks._function, tasks._constants = None, client.scatter(lambda _: may_end.wait(60), hash=False)
         tasks._took = [1.0, 2.0, 3.0]  # seconds for a unit of work
         tasks.begin(0, 0, work=5.0)
-        while not any(client.processing().values()):
-            time.sleep(0.01)
+        begun.wait(60)
         with messages.recorded() as said:
             for seconds, n_said in ((99.0, 0), (2.0, 1), (100.0, 1)):  # ten times as much work as 2 s for each of 5
                 clock.now += seconds
@@ -524,6 +522,29 @@ def test_workers_are_known_whatever_the_client_asks_meanwhile(client: Client, mo
     engine = Cluster(client)
     assert (engine.n_workers, len(engine._workers())) == (2, 2)
     assert engine.worker_memory_bytes == Loop().worker_memory_bytes / 2
+
+
+def test_a_task_that_waits_behind_another_sorts_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, may_end, begun = Clock(), threading.Event(), threading.Event()
+    monkeypatch.setattr(cluster_module, "_clock", clock)
+    with local_client(n_workers=1, processes=False) as client:
+        other = cluster_module._Tasks(client, lambda _: (begun.set(), may_end.wait(60)), "before")
+        tasks = cluster_module._Tasks(client, Squares(), "behind")
+        tasks._took = [1.0, 1.0, 1.0]
+        other.begin(0, 0)
+        begun.wait(60)
+        tasks.begin(0, 0)
+        while len(client.processing()[next(iter(client.nthreads()))]) < 2:
+            time.sleep(0.01)
+        clock.now += 10_000
+        try:
+            with messages.recorded() as said:
+                tasks.look_for_slow_ones({}, 1)
+            assert not said
+        finally:
+            may_end.set()
+            tasks.cancel()
+            other.cancel()
 
 
 def test_a_scheduler_that_is_lost_is_told() -> None:
