@@ -6,13 +6,23 @@ import ast
 import logging
 import threading
 import warnings
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import ks4stream
 from ks4stream import messages
 from ks4stream.errors import DriftWarning, FewSpikesWarning
+from ks4stream.io.probes import load_probe
+from ks4stream.io.recordings import open_recording
+from ks4stream.io.sources import ArraySource
+from ks4stream.io.tile_cache import CachedSource
+from ks4stream.settings import Settings
+from ks4stream.stages.preprocessing import Preprocessor, tiling_of
 
 
 def test_filters_hide_what_is_shown_and_never_what_is_recorded(caplog):
@@ -109,6 +119,32 @@ def test_who_starts_a_thread_hands_on_who_listens():
         thread.start()
         thread.join()
     assert said == ["by those", "by those, too"]
+
+
+@dataclass(frozen=True, eq=False)
+class Heard(ArraySource):
+    """Samples in memory, and who hears those that read them."""
+
+    heard: set[tuple[str, ...]] = field(default_factory=set)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        self.heard.add(messages.listeners())
+        return super().read(start, stop)
+
+
+def test_threads_that_fetch_and_read_ahead_are_heard_by_their_sort(tmp_path):
+    """The pool that fetches is shared by all sorts of a process."""
+    samples = np.zeros((40_000, 4), np.int16)
+    for _ in range(2):
+        source = Heard(samples)
+        opened = open_recording(samples, fs=10_000, probe=load_probe("tetrode"))
+        recording = replace(opened, source=CachedSource(source, "0", 1000, str(tmp_path), 0))
+        settings = Settings(fs=10_000, batch_size=10_000)
+        reader = Preprocessor(recording, tiling_of(recording, settings), settings)
+        with messages.listening() as own:
+            for _ in reader.read_ahead(list(reader.tiling)):
+                recording.read(0, 1000)
+        assert source.heard == {(own,)}
 
 
 def test_all_our_warnings_go_this_way():
