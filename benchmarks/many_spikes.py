@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from ks4stream import Settings, geometry, load_probe, report
 from ks4stream.engine import one_thread
 from ks4stream.io.records import read_record, write_record
+from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.io.spikes import GrowingColumns, Receipt, write_block
 from ks4stream.probe import Probe
 from ks4stream.results import Sorting, Waveforms
@@ -231,7 +232,7 @@ def finish(n_spikes: int, folder: Path, usage: Usage) -> dict[str, object]:
     for receipt in matches.receipts:  # room for the results
         Path(receipt.path).unlink()
     with usage.of("writing results"):
-        report.finish(sorting, folder / "results")
+        report.finish(sorting, ResultsFolder.open(folder / "results"))
     written = sum(path.stat().st_size for path in (folder / "results").rglob("*") if path.is_file())
     return {
         "spikes": sorting.n_spikes, "hours": n_samples / RATE_HZ / 3600, "clusters": len(merged.unit_of),

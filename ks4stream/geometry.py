@@ -6,13 +6,13 @@ index. Plain NumPy; indices are those of the sorted channels.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import ProbeError, SettingsWarning
+from ks4stream.messages import warn
 from ks4stream.probe import Probe
 from ks4stream.settings import Settings
 
@@ -154,7 +154,7 @@ def template_centres(probe: Probe, settings: Settings, dead: Ints | None = None)
     shank = np.repeat(np.unique(probe.shank), [len(grid) for grid in grids])
     n_slots = min(settings.nearest_chans, probe.n_channels)
     if n_slots < settings.nearest_chans:
-        warnings.warn(
+        warn(
             f"nearest_chans={settings.nearest_chans} but the probe has {probe.n_channels} channels; using {n_slots}.",
             SettingsWarning, stacklevel=2,
         )  # fmt: skip

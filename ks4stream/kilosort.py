@@ -7,7 +7,6 @@ name files, the default results folder, ``ops``) is converted here and goes no f
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -21,7 +20,6 @@ from numpy.typing import DTypeLike, NDArray
 from ks4stream.engine import gpus
 from ks4stream.errors import (
     CurationWarning,
-    Ks4StreamWarning,
     ProbeError,
     RecordingError,
     ResultsError,
@@ -40,6 +38,7 @@ from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
 from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.io.tile_cache import cached, ending
+from ks4stream.messages import silent, warn
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.report import run_log
@@ -217,8 +216,7 @@ def run_kilosort(
     for _, target in jobs:
         ResultsFolder.open(target, recording.files)
     with ExitStack() as stack:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Ks4StreamWarning)  # sort says it, where the log has it
+        with silent():  # sort says it, where the log has it
             held = stack.enter_context(cached(recording, cache_dir))
         for one, target in jobs:  # all shanks and copies from what is fetched once
             results = job.run(replace(one, source=held.source), target)
@@ -254,7 +252,7 @@ class _Job:
         if not results.lacks(PREPROCESSED_COPY):
             return  # of the same result
         if changed := {"params.py", "ops.npy"} & {*results.somebodys()}:
-            warnings.warn(
+            warn(
                 f"{PREPROCESSED_COPY} is not written: {folder / min(changed)}, which would have to name it, was "
                 "changed by somebody. Restore that file, or choose another results_dir.",
                 CurationWarning, stacklevel=4,
@@ -268,8 +266,7 @@ class _Job:
         """Whitened and drift-corrected traces, batch by batch: first sample and (time, channel)."""
         device = gpus.chosen(self.arguments["device"], here=False)
         device = device if gpus.visible(device) else "cpu"  # of a client without GPU only the workers had one
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Ks4StreamWarning)  # the sort has warned already
+        with silent():  # the sort has warned already
             source = prepare(recording, sorting.settings, device=device)
         source = source.with_results(whitening=sorting.whitening, drift=sorting.drift)
         for tile in source.tiling:

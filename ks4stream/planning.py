@@ -12,7 +12,6 @@ import math
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,11 +24,12 @@ from scipy.fft import next_fast_len
 from ks4stream import geometry
 from ks4stream.blocks import tiles_per_task
 from ks4stream.engine import Loop, gpus
-from ks4stream.errors import Ks4StreamWarning, MachineError, MachineWarning, ProbeError
+from ks4stream.errors import MachineError, MachineWarning, ProbeError
 from ks4stream.io.places import ObjectPath, Place, place
 from ks4stream.io.spikes import HELD_BYTES
 from ks4stream.kernels import clustering, detection, graph, matching
 from ks4stream.kernels import drift as drift_kernels
+from ks4stream.messages import silent, warn
 from ks4stream.recording import Recording
 from ks4stream.settings import Settings
 from ks4stream.stages import drift, preprocessing, waveforms
@@ -179,7 +179,7 @@ class Plan:
         if certain:
             raise MachineError(" ".join(certain))
         for misfit in self.misfits:
-            warnings.warn(misfit.text, MachineWarning, stacklevel=3)
+            warn(misfit.text, MachineWarning, stacklevel=3)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain numbers, texts and lists, for JSON."""
@@ -333,8 +333,7 @@ class _Need:
             raise ProbeError(f"{recording.name} has no probe; give one to open_recording(…, probe=…).")
         self.probe = recording.probe
         self.tiling = preprocessing.tiling_of(recording, settings)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Ks4StreamWarning)  # the sort itself says them
+        with silent():  # the sort itself says them
             self.centres = geometry.template_centres(self.probe, settings)
         self.regions = geometry.clustering_regions(self.centres, settings)
         self.n_channels = self.probe.n_channels

@@ -15,7 +15,6 @@ White noise tells nothing, and then nothing is said.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from ks4stream.errors import MisreadWarning, RecordingError
+from ks4stream.messages import warn
 from ks4stream.recording import Recording
 
 STEPS = 8192  # rows of a spot whose steps from sample to sample are looked at
@@ -114,7 +114,7 @@ def check_traces(
         )
     said = steps.finding(~is_dead, recording) or stream.finding(recording) or noise.finding(~is_dead, recording)
     if said:
-        warnings.warn(said, MisreadWarning, stacklevel=3)
+        warn(said, MisreadWarning, stacklevel=3)
     return [int(channel) for channel in channels[is_dead]]
 
 

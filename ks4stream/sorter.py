@@ -8,7 +8,6 @@ import os
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from ks4stream import geometry
 from ks4stream.blocks import Tile, tiles_per_task
 from ks4stream.engine import Engine, Loop, Progress, give_back_memory, gpus, no_progress, one_thread
-from ks4stream.errors import DamagedFileError, FewSpikesWarning, Ks4StreamWarning, MachineWarning, SettingsError
+from ks4stream.errors import DamagedFileError, FewSpikesWarning, MachineWarning, SettingsError
 from ks4stream.io.places import ObjectPath, place, remove
 from ks4stream.io.records import key_of, writing_to
 from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
@@ -33,6 +32,7 @@ from ks4stream.io.spikes import GrowingColumns, Receipt, brought_near
 from ks4stream.io.tile_cache import CachedSource, cached, ending, forget
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
+from ks4stream.messages import recorded, warn
 from ks4stream.planning import PROCESSES_FROM_CHANNEL_S, local_workers, plan, repays
 from ks4stream.quality import check_traces
 from ks4stream.recording import Recording
@@ -132,10 +132,10 @@ def sort(
     settings = (settings or Settings()).for_recording(recording).given(do_CAR=do_CAR, invert_sign=invert_sign)
     asked, client = client, client_for(client, workers)
     device_given, device = device is not None, gpus.chosen(device, here=client in (None, "loop"))
-    with ExitStack() as stack, _recorded_warnings() as said:
+    with recorded() as said, ExitStack() as stack:
         if results_dir is not None:
             results_dir = place(results_dir)
-            results, folder = stack.enter_context(report.results_folder(results_dir, recording))
+            results, folder = stack.enter_context(report.results_folder(results_dir, recording.files))
             stack.enter_context(report.run_log(folder))
             report.log_inputs(recording, settings, device=device)
             report.announce(results)
@@ -408,7 +408,7 @@ class SortRun:
             artifacts=matches.artifacts if matches else np.zeros((0, 2), np.int64),
         )  # fmt: skip
         if sorting.n_spikes < FEW_SPIKES or sorting.n_units < 2:
-            warnings.warn(
+            warn(
                 f"Only {sorting.n_spikes} spikes in {sorting.n_units} units were found. If more were to be expected, "
                 "check the probe's units (µm), the channel map, dtype and n_chan, or lower Th_universal and "
                 "Th_learned.",
@@ -513,26 +513,9 @@ def engine_for(
             client = stack.enter_context(cluster.connected(client))
         engine = cluster.Cluster(client, progress, device=device)
         if not (is_own or device_given) and device == "cpu" and (idle := engine.workers_with_gpu()):
-            warnings.warn(
+            warn(
                 f"{len(idle)} of the client's workers see a GPU (that at {idle[0]}, say) and this process does not, so "
                 "that processors compute. Pass device='cuda' to use GPUs, or device='cpu' to say that this is meant.",
                 MachineWarning, stacklevel=5,
             )  # fmt: skip
         yield engine
-
-
-@contextmanager
-def _recorded_warnings() -> Iterator[list[str]]:
-    """Collect the text of our warnings while they are shown as usual."""
-    said: list[str] = []
-    show = warnings.showwarning
-
-    def record(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-        if issubclass(category, Ks4StreamWarning):
-            said.append(str(message))
-            logger.warning("%s", message)
-        show(message, category, *rest)
-
-    with warnings.catch_warnings():  # also forgets which were shown before: those of this sort are all said
-        warnings.showwarning = record  # type: ignore[assignment]
-        yield said

@@ -53,7 +53,7 @@ class FakeSort:
             n_samples=recording.n_samples, n_chan_file=recording.n_channels,
             flat_files=recording.source.flat_files, **self.changes,
         )  # fmt: skip
-        finish(sorting, ResultsFolder(results_dir, recording.files), results_dir, save_extra_vars=save_extra_vars)
+        finish(sorting, ResultsFolder(results_dir, recording.files), save_extra_vars=save_extra_vars)
         self.sorting = sorting
         return sorting
 
@@ -128,7 +128,7 @@ def test_ops_file_holds_plain_values_only(fake, data, tmp_path):
     assert (ops["filename"], ops["results_dir"]) == ([str(data)], str(tmp_path / "out"))
     assert ops["ks4stream"]["provenance"]["torch"] == ""  # there was no real sort
     assert set(ops["is_tensor"]) == {"Wrot", "fwav", "wPCA", "wTEMP", "iCC", "iCC_mask", "iU"} <= set(ops)
-    finish(fake.sorting, ResultsFolder.open(tmp_path / "sort"), tmp_path / "sort")
+    finish(fake.sorting, ResultsFolder.open(tmp_path / "sort"))
     assert load_plain(tmp_path / "sort" / "ops.npy")["filename"] == [str(data)]
 
 

@@ -54,7 +54,8 @@ class Engine(Protocol):
     ) -> Iterator[Result]:
         """Yield ``function(item)`` for every item, in the items' order.
 
-        What a task has to say it returns: warnings it raises stay in the process it runs in.
+        What a task has to say it returns: what it warns of or logs in another process stays there. In a thread of this
+        one it is heard by those who listen here (:mod:`ks4stream.messages`).
 
         Parameters
         ----------
@@ -114,7 +115,17 @@ _given_back = 0.0  # when that was last
 _clock = time.monotonic
 _inside = 0
 _before = ExitStack()  # puts back what the first task to come has changed
+_threads_before = 1  # torch's, when that came
 
+
+class _OfThread(threading.local):
+    """How deep a thread is inside :func:`one_thread`, and on how many threads torch ran in it before."""
+
+    inside = 0
+    n_threads = 1
+
+
+_own = _OfThread()
 
 
 @contextmanager
@@ -125,21 +136,32 @@ def one_thread() -> Iterator[None]:
     allowed for its own products, detection's bounds would not hold. And a third of detection's time would go into
     fresh memory: glibc returns large tensors to the system and has every page of the next one cleared anew.
     All this belongs to the process: of the tasks that run at a time in it, the first to come sets it and the last to
-    go resets it and gives back what is free.
+    go resets it and gives back what is free. Only the number of threads belongs to each thread, which puts back its
+    own: others that are still inside keep theirs. (That of threads to come belongs to the process, but whoever computes
+    comes in here.)
     """
-    global _inside
+    global _inside, _threads_before
     with _lock:
+        if _own.inside == 0:
+            _own.n_threads = torch.get_num_threads()  # a thread that is never asked takes the number that others set
+            if _inside == 0:
+                _threads_before = _own.n_threads
+            elif _own.n_threads == 1:  # most likely from others who are inside, and a thread asks for the first time
+                _own.n_threads = _threads_before
+            torch.set_num_threads(1)
         if _inside == 0:
-            _before.callback(torch.set_num_threads, torch.get_num_threads())
             _before.enter_context(_full_precision())
             _keep_freed_memory()
+        _own.inside += 1
         _inside += 1
-        torch.set_num_threads(1)  # by every one: part of the setting belongs to the thread
     try:
         yield
     finally:
         with _lock:
+            _own.inside -= 1
             _inside -= 1
+            if _own.inside == 0:
+                torch.set_num_threads(_own.n_threads)
             if _inside == 0:
                 _before.close()
                 _as_at_rest()

@@ -9,14 +9,14 @@ import asyncio
 import logging
 import math
 import os
+import statistics
 import sys
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -35,7 +35,6 @@ from distributed import (
     as_completed,
     default_client,
     get_worker,
-    wait,
 )
 from distributed.comm.core import CommClosedError
 from distributed.deploy.subprocess import SubprocessWorker
@@ -45,6 +44,7 @@ from ks4stream.engine import gpus, workers
 from ks4stream.engine.base import Item, LostWorkerError, Progress, Result, log_failures, named, no_progress, run
 from ks4stream.engine.gpus import GpuMemory
 from ks4stream.errors import Ks4StreamWarning, WorkerError
+from ks4stream.messages import heard_by, listeners, warn
 
 IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would only hold memory
 FREE_GPU_SHARE = 0.8  # of a GPU's free memory that workers share: each also keeps what it has freed, in pieces
@@ -55,6 +55,10 @@ RESTART_SECONDS = 300  # that a dead worker may take to come back
 PATIENCE_SECONDS = 10  # without any worker before it is said that one is waited for
 LOOK_SECONDS = 5  # between looks at whether workers have joined
 START_SECONDS = 300  # that the local cluster's processes may take to load torch
+ANSWER_SECONDS = 10  # that a worker may take to tell at which lines a task stands
+SLOW_SECONDS = 300.0  # that a task may take before it is held against what the others took
+SLOW_FACTOR = 10  # times as long as those is too long
+FEWEST_OTHERS = 3  # that tell how long a task takes
 LOCAL_CONFIG = {
     "distributed.worker.profile.enabled": False,  # it asks for Python's lock 100 times a second and worker
     "distributed.scheduler.worker-ttl": None,  # a worker in this process that is not heard of is busy, not lost
@@ -74,6 +78,10 @@ ADVICE = (
     "Workers died {times} times while computing stage {stage!r}; mostly they run out of memory. "
     "Use fewer workers per machine, a smaller block_batches or a smaller batch_size."
 )
+
+
+_log = logging.getLogger(__name__)
+_clock = time.monotonic
 
 
 class Cluster:
@@ -103,7 +111,7 @@ class Cluster:
     @property
     def worker_memory_bytes(self) -> float:
         """The smallest worker's limit, or its share of this machine's memory, for each thread; else infinite."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        workers = self._all_workers()
         are_here = all(address.startswith(("inproc://", "tcp://127.0.0.1:")) for address in workers)
         share = MEMORY_LIMIT / max(len(workers), 1) if are_here else math.inf
         limits = [float(one["memory_limit"] or share) / one["nthreads"] for one in workers.values()]
@@ -139,25 +147,21 @@ class Cluster:
         tasks = _Tasks(self._client, function, stage, alone=self._uses_gpu, on_gpu=self._gpus() > 0)
         begin = sorted(range(len(items)), key=lambda i: -priority[i]) if len(priority) else range(len(items))
         waiting, early, done, window = deque(begin), dict[int, Result](), 0, IN_FLIGHT_PER_WORKER * self.n_workers
-        looked = time.monotonic()
+        looked, may_join = _clock(), True
         try:
             for turn in range(len(items)):
                 while turn not in early:
-                    if time.monotonic() - looked > LOOK_SECONDS:
-                        looked = time.monotonic()
-                        try:
-                            self._new_workers()
-                        except WorkerError as error:  # at the next stage's beginning it is one
-                            said = f"{error} This stage goes on with the others."
-                            warnings.warn(said, Ks4StreamWarning, stacklevel=2)
-                            looked = math.inf
-                        else:
+                    if _clock() - looked > LOOK_SECONDS:
+                        looked = _clock()
+                        tasks.look_for_slow_ones(self._workers(), len(items))
+                        may_join = may_join and self._take_in_new_workers()
+                        if may_join:
                             if waiting:
                                 tasks.share_with(self._workers())
                             window = IN_FLIGHT_PER_WORKER * self.n_workers
                     while waiting and len(tasks) < window and (len(early) < window or len(priority) or not len(tasks)):
                         index = waiting.popleft()
-                        tasks.begin(index, items[index])
+                        tasks.begin(index, items[index], priority[index] if len(priority) else 1.0)
                     finished, lost = tasks.finished(len(items))
                     early |= finished
                     waiting.extendleft(lost)
@@ -171,16 +175,28 @@ class Cluster:
     def everywhere(self, function: Callable[[], object]) -> None:
         """Call a function once in each worker's process; see :class:`~ks4stream.engine.base.Engine`."""
         try:
-            answers = self._client.run(_aside, function, workers=list(self._workers()), on_error="return")
+            answers = self._client.run(_aside, function, listeners(), workers=list(self._workers()), on_error="return")
         except Exception as error:  # the scheduler is gone, say
             answers = {"the scheduler": error}
         log_failures(answers)
 
     def _workers(self) -> dict[str, dict[str, Any]]:
         """What the scheduler tells of those workers that tasks may go to, by address."""
-        found: dict[str, dict[str, Any]] = self._client.scheduler_info(n_workers=-1)["workers"]
+        found = self._all_workers()
         declaring = {address: worker for address, worker in found.items() if worker["resources"].get("GPU")}
         return declaring if self._uses_gpu and declaring else found
+
+    def _all_workers(self) -> dict[str, dict[str, Any]]:
+        """What the scheduler tells of each worker; none where it does not answer.
+
+        ``Client.scheduler_info`` may have no workers: every two seconds the client replaces what that asked for.
+        """
+        scheduler: Any = self._client.scheduler
+        try:
+            found: dict[str, dict[str, Any]] = self._client.sync(scheduler.identity, n_workers=-1)["workers"]
+        except OSError:
+            return {}
+        return found
 
     def _gpus(self) -> int:
         """GPUs that workers declare, if they are wanted."""
@@ -192,12 +208,21 @@ class Cluster:
             self._client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
         except TimeoutError:
             address = self._client.scheduler_info(n_workers=0)["address"]
-            warnings.warn(
+            warn(
                 f"The scheduler at {address} has no worker yet; the sort goes on when the first one joins. Start one "
                 f"with `dask worker {address}`, or look after your jobs in the queue.",
                 Ks4StreamWarning, stacklevel=2,
             )  # fmt: skip
             self._client.wait_for_workers(1)
+
+    def _take_in_new_workers(self) -> bool:
+        """Whether those that have joined during a stage, if any, can compute."""
+        try:
+            self._new_workers()
+        except WorkerError as error:  # at the next stage's beginning it is one
+            warn(f"{error} This stage goes on with the others.", Ks4StreamWarning, stacklevel=3)
+            return False
+        return True
 
     def _new_workers(self) -> None:
         """Ask workers that were not there before whether they can compute, and compute as this process does."""
@@ -218,6 +243,15 @@ class Cluster:
         self._known |= set(answers)
 
 
+class _Begun(NamedTuple):
+    """A task in flight: its item, the constants and the time it was sent with, and how much there is to do."""
+
+    number: int
+    constants: Any
+    sent: float
+    work: float
+
+
 class _Tasks:
     """The tasks of one map that are in flight, and the function they share, which travels to each worker once."""
 
@@ -227,7 +261,9 @@ class _Tasks:
         self._client, self._function, self._stage, self._alone = client, function, stage, alone
         self._resources = {"GPU": 1} if on_gpu else None
         self._shared: dict[str, Future[Any]] = {}  # by worker: what has it fetch the function
-        self._index: dict[Future[Any], tuple[int, Any]] = {}  # of the item, and the constants it was begun with
+        self._index: dict[Future[Any], _Begun] = {}
+        self._took: list[float] = []  # seconds from a task's sending to its end, for a unit of its work
+        self._said: set[int] = set()  # items that take too long
         self._ended = as_completed(loop=client.loop)  # else that of the latest client this process has made
         self._losses = 0
         self._send()
@@ -235,36 +271,91 @@ class _Tasks:
     def __len__(self) -> int:
         return len(self._index)
 
-    def begin(self, index: int, item: Any) -> None:
-        """Submit one item."""
+    def begin(self, index: int, item: Any, work: float = 1.0) -> None:
+        """Submit one item; `work` is how much there is to do, in any unit."""
         key = (f"{self._stage}-{uuid4().hex}", index)  # never one used before: a known key is not computed again
         future = self._client.submit(
-            _run, self._constants, item, self._alone, key=key, pure=False, resources=self._resources
+            _run, self._constants, item, self._alone, listeners(), key=key, pure=False, resources=self._resources
         )
-        self._index[future] = index, self._constants
+        self._index[future] = _Begun(index, self._constants, _clock(), max(work, 1.0))
         self._ended.add(future)
 
     def finished(self, total: int) -> tuple[dict[int, Any], list[int]]:
-        """Wait for something to end: results by index, and indices of tasks that must be begun anew.
+        """What has ended: results by index, and indices of tasks that must be begun anew. Waits a moment for one.
 
         A task is begun anew on another worker by Dask itself, but where no worker is left that holds the function
         it is cancelled. The function is then sent again to the workers that have been started in the meantime.
         """
         results, lost, gone = {}, [], False
-        for future in self._ended.next_batch():
-            index, constants = self._index[future]
+        for future in self._next_batch():
+            task = self._index[future]
             try:
-                with named(self._stage, index, total):
-                    results[index] = future.result()
+                with named(self._stage, task.number, total):
+                    results[task.number] = future.result()
+                self._took.append((_clock() - task.sent) / task.work)
             except CancelledError:
-                lost.append(index)
-                gone |= constants is self._constants  # else they have been sent again since
+                lost.append(task.number)
+                gone |= task.constants is self._constants  # else they have been sent again since
             except KilledWorker as error:
                 raise LostWorkerError(ADVICE.format(stage=self._stage, times=MOST_LOSSES + 1)) from error
             del self._index[future]
         if gone:
             self._start_over()
         return results, sorted(lost, reverse=True)
+
+    def _next_batch(self) -> list[Future[Any]]:
+        if not self._ended.has_ready():
+            with self._ended.thread_condition:  # the notice may have come just before, so not for long
+                self._ended.thread_condition.wait(timeout=0.1)
+        return list(self._ended.next_batch(block=False))
+
+    def look_for_slow_ones(self, workers: Mapping[str, Mapping[str, Any]], total: int) -> None:
+        """Say of tasks that take much longer than others of this stage have, in proportion to their work.
+
+        Of what a worker was sent, it runs what was sent first, one task in each of its threads, and if it can tell,
+        that is said only of what it has begun: another sort may keep it busy.
+        """
+        if len(self._took) < FEWEST_OTHERS:
+            return
+        usual, now = statistics.median(self._took), _clock()
+        in_flight = {future.key: task for future, task in self._index.items()}
+        slow = {
+            key for key, task in in_flight.items()
+            if task.number not in self._said and now - task.sent > max(SLOW_SECONDS, SLOW_FACTOR * usual * task.work)
+        }  # fmt: skip
+        if not slow:
+            return
+        with suppress(OSError):  # the scheduler is gone, which shows by itself
+            for address, keys in self._client.processing().items():
+                n_threads = 1 if self._alone else workers.get(address, {}).get("nthreads", 1)
+                running = sorted((key for key in keys if key in in_flight), key=lambda key: in_flight[key].sent)
+                for key in running[:n_threads]:
+                    if key in slow:
+                        self._say_slow(key, in_flight[key], address, now, usual, total)
+
+    def _say_slow(self, key: Any, task: _Begun, address: str, now: float, usual: float, total: int) -> None:
+        try:
+            scheduler: Any = self._client.scheduler
+            stacks = self._client.sync(scheduler.call_stack, keys=[key], callback_timeout=ANSWER_SECONDS)
+        except KeyError:  # it has ended
+            return
+        except Exception as error:
+            stacks = {address: {key: [f"The worker does not tell: {error!r}"]}}
+        if not stacks:  # it is not begun yet, or has ended
+            return
+        self._said.add(task.number)
+        warn(
+            f"Task {task.number + 1} of {total} of stage {self._stage!r} was sent to the worker at {address} "
+            f"{now - task.sent:.0f} s ago and has not come back; others as large took {usual * task.work:.2g} s "
+            "(median). If that worker hangs, as its disk, network or GPU does not answer, end its process: another one "
+            "then gets the task. Or stop the sort and call it again: what is finished is not computed again. The log "
+            "has the lines at which the task stands.",
+            Ks4StreamWarning, stacklevel=4,
+        )  # fmt: skip
+        _log.info("Stage %r, task %d, at %s:", self._stage, task.number + 1, address)
+        for frames in stacks.values():
+            for lines in frames.values():
+                _log.info("%s", "".join(lines).rstrip())
 
     def cancel(self) -> None:
         """Let go of everything: tasks not begun will not be, results not asked for are dropped."""
@@ -285,6 +376,11 @@ class _Tasks:
             self._client.wait_for_workers(1, timeout=RESTART_SECONDS)
         except TimeoutError:
             raise LostWorkerError(ADVICE.format(stage=self._stage, times=self._losses)) from None
+        except OSError as error:
+            raise LostWorkerError(
+                f"The scheduler was lost while computing stage {self._stage!r} ({error}). Start it and its workers "
+                "again, and call the sort again: what was finished is not computed again."
+            ) from error
         self._send()
 
     def _send(self) -> None:
@@ -297,8 +393,9 @@ class _Tasks:
             self._constants = self._client.scatter(self._function, hash=False)
             self._shared = {}
             self.share_with(self._client.nthreads())
-            with self._client.as_current():  # else that of the latest client this process has made
-                wait(list(self._shared.values()))
+            for fetching in as_completed(list(self._shared.values()), loop=self._client.loop):
+                if fetching.cancelled():
+                    raise CancelledError(fetching.key)
         except (OSError, CancelledError):  # the one that had it has just died
             self._start_over()
 
@@ -320,9 +417,10 @@ class _Tasks:
                 )
 
 
-async def _aside(function: Callable[[], object]) -> None:
+async def _aside(function: Callable[[], object], said_to: tuple[str, ...]) -> None:
     """Call a function beside the worker's event loop, which goes on answering meanwhile."""
-    await asyncio.to_thread(function)
+    with heard_by(said_to):
+        await asyncio.to_thread(function)
 
 
 def _has(function: Callable[[Any], Any]) -> None:
@@ -332,8 +430,8 @@ def _has(function: Callable[[Any], Any]) -> None:
 _gpu = threading.Lock()  # of this process, which may be a worker of several threads
 
 
-def _run(function: Callable[[Any], Any], item: Any, alone: bool) -> Any:
-    with _gpu if alone else nullcontext():
+def _run(function: Callable[[Any], Any], item: Any, alone: bool, said_to: tuple[str, ...]) -> Any:
+    with _gpu if alone else nullcontext(), heard_by(said_to):
         return run(function, item)
 
 
@@ -412,19 +510,21 @@ def local_client(
         n_workers = local_workers(device)
     if processes is None:
         processes = n_workers > 1
-    with dask.config.set(LOCAL_CONFIG):
-        with _environment(WORKER_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)}):
+    environment = WORKER_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with ExitStack() as stack:
+        with _starting, dask.config.set(LOCAL_CONFIG), _environment(environment):
             in_processes = processes and sys.platform != "win32"
             cluster = _processes(n_workers, gpus.for_processes(device)) if in_processes else _threads(n_workers)
-        with cluster, Client(cluster, set_as_default=False) as client:
-            try:
-                client.wait_for_workers(n_workers, timeout=START_SECONDS)
-            except TimeoutError:
-                raise LostWorkerError(
-                    f"Of {n_workers} worker processes {len(client.nthreads())} were there after {START_SECONDS} s. "
-                    "What they said is above; with fewer workers less memory is needed."
-                ) from None
-            yield client
+            stack.enter_context(cluster)
+        client = stack.enter_context(Client(cluster, set_as_default=False))
+        try:
+            client.wait_for_workers(n_workers, timeout=START_SECONDS)
+        except TimeoutError:
+            raise LostWorkerError(
+                f"Of {n_workers} worker processes {len(client.nthreads())} were there after {START_SECONDS} s. "
+                "What they said is above; with fewer workers less memory is needed."
+            ) from None
+        yield client
 
 
 def local_workers(device: str = "cuda", *, sharing: Share | None = None) -> int:
@@ -486,6 +586,9 @@ def _processes(n_workers: int, on_gpus: Sequence[str]) -> SpecCluster:
         scheduler={"cls": Scheduler, "options": QUIET_SCHEDULER | {"host": "127.0.0.1", "port": 0}},
         silence_logs=logging.ERROR,
     )
+
+
+_starting = threading.Lock()  # of those that change this process's settings for their workers' start, and put them back
 
 
 @contextmanager

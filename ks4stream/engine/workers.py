@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import platform
-import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +19,7 @@ import ks4stream.stages.units  # noqa: F401  with it a worker has loaded all tha
 from ks4stream.engine.base import one_thread
 from ks4stream.engine.gpus import visible
 from ks4stream.errors import VersionWarning, WorkerError
+from ks4stream.messages import warn
 
 LIBRARIES = ("torch", "numpy", "scipy", "dask", "distributed")
 NO_GPU = "none"
@@ -119,10 +119,10 @@ def check(here: Facts, workers: Mapping[str, Facts | BaseException]) -> None:
                 "those that have one with --resources GPU=1, and tasks will go nowhere else, or pass device='cpu'."
             )
     if here.get("GPU") == NO_GPU:  # nothing here runs on one, so they need only be alike among themselves
-        here = here | {"GPU": next(answer["GPU"] for answer in known.values())}
+        here = here | {"GPU": next((answer["GPU"] for answer in known.values()), NO_GPU)}
     differences = [line for name in here for line in _differences(name, here[name], known)]
     if differences:
-        warnings.warn(
+        warn(
             "Workers are not alike. Results are the same from run to run, to the last bit, only where versions, "
             "processors and, where they are used, models of GPU are. " + "; ".join(differences) + ".",
             VersionWarning,

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ks4stream.errors import ProbeError
+from ks4stream.io.records import ONE_AT_A_TIME
 
 _BUDGET = 2_000_000  # steps and elements: a file that write_prb makes of 1000 contacts takes 15 000
 _LONGEST_FILE = 500_000  # characters: as many statements parsed take some 300 MB for a moment
@@ -91,7 +92,7 @@ def evaluate(source: str, wanted: Sequence[str], what: str) -> dict[str, Any]:
     try:
         if len(source) > _LONGEST_FILE:
             raise ValueError(f"it has {len(source)} characters, and {_LONGEST_FILE} are the most that are read")
-        with warnings.catch_warnings():
+        with ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of backslashes in strings: "C:\probes"
             module = ast.parse(source)
     except (SyntaxError, ValueError) as error:

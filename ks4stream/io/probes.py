@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from ks4stream.errors import Ks4StreamWarning, ProbeError
 from ks4stream.io import spikeglx
 from ks4stream.io.prb import evaluate
+from ks4stream.messages import warn
 from ks4stream.probe import Probe
 
 _UM_PER_UNIT = {"um": 1.0, "µm": 1.0, "mm": 1e3, "m": 1e6}
@@ -258,7 +258,7 @@ def _told_if_from_one(probe: Probe) -> Probe:
     """Warn of a channel map that seems to count from 1; only the user knows, so it is never changed."""
     n = probe.n_channels
     if n > 1 and np.array_equal(np.sort(probe.chan_map), np.arange(1, n + 1)):
-        warnings.warn(
+        warn(
             f"{probe.name}: the channel map of {n} contacts has the numbers 1 to {n}. Channels are counted from 0: if "
             "yours are counted from 1, subtract 1. If the file's channel 0 is left out on purpose, all is well.",
             Ks4StreamWarning,
@@ -296,7 +296,7 @@ def _probeinterface_columns(probe: Any, first_shank: int, first_contact: int, na
     positions_um = np.asarray(probe.contact_positions, np.float64) * _UM_PER_UNIT[probe.si_units]
     channels = probe.device_channel_indices
     if channels is None:
-        warnings.warn(
+        warn(
             f"{name} has no wiring (device_channel_indices): contact i is taken to be channel i of the file. "
             "Wire it with probeinterface if it is not.",
             Ks4StreamWarning,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from ks4stream.io.sources import (
     join,
 )
 from ks4stream.io.zarrs import open_zarr, zarr_explained, zarr_metadata
+from ks4stream.messages import warn
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 
@@ -232,14 +232,14 @@ def _look_at_spikeglx(path: str, meta: spikeglx.SpikeGLXMeta, n_chan: int | None
         source = BinarySource.open(path, meta.n_channels, "int16")
     n_bytes = source.n_samples * source.n_channels * source.file_dtype.itemsize
     if meta.file_size_bytes not in (None, n_bytes):
-        warnings.warn(
+        warn(
             f"{path} has {n_bytes} bytes, but {meta.path.name} says {meta.file_size_bytes}: was it copied completely?",
             Ks4StreamWarning,
             stacklevel=4,
         )
     n_told = 0.0 if meta.duration_s is None else meta.duration_s * meta.sampling_rate_hz
     if meta.file_size_bytes == n_bytes and abs(source.n_samples - n_told) > _DURATION_TOLERANCE * n_told > 0:
-        warnings.warn(
+        warn(
             f"{path} has {source.n_samples} samples of {source.n_channels} channels, but {meta.path.name} says that it "
             f"lasts {meta.duration_s:g} s, which are {n_told:.0f} samples at {meta.sampling_rate_hz:g} Hz: are its "
             "number of channels (nSavedChans) and its sampling rate right?",
@@ -253,7 +253,7 @@ def _look_at_spikeglx(path: str, meta: spikeglx.SpikeGLXMeta, n_chan: int | None
         try:
             return meta.probe()
         except ProbeError as error:  # the samples are fine, and the probe can still be given
-            warnings.warn(str(error), Ks4StreamWarning, stacklevel=3)
+            warn(str(error), Ks4StreamWarning, stacklevel=3)
             return None
 
     return _Found(
@@ -263,7 +263,7 @@ def _look_at_spikeglx(path: str, meta: spikeglx.SpikeGLXMeta, n_chan: int | None
 
 
 def _warn_of_lf(path: str) -> None:
-    warnings.warn(
+    warn(
         f"{path} holds the LF band, which is too slow for spikes: they are in the .ap.bin of the same run.",
         Ks4StreamWarning,
         stacklevel=5,
@@ -345,7 +345,7 @@ def _warn_of_repeated(parts: Sequence[_Found]) -> None:
         places = tuple(file if is_remote(file) else os.path.realpath(file) for file in part.files)
         same = (places, part.source.n_samples, getattr(part.source, "offset_bytes", 0))
         if places and same in seen:
-            warnings.warn(
+            warn(
                 f"{part.files[0]} is given more than once; its spikes will be found as often.",
                 Ks4StreamWarning,
                 stacklevel=4,
@@ -452,7 +452,7 @@ def _probe_of_attrs(attrs: Mapping[str, Any], path: str) -> Probe | None:
     try:
         return replace(load_probe(content), name=os.path.splitext(name_of(path))[0])
     except ProbeError as error:  # the samples are fine, and the probe can still be given
-        warnings.warn(f"The probe stored in {path} is left out: {error}", Ks4StreamWarning, stacklevel=3)
+        warn(f"The probe stored in {path} is left out: {error}", Ks4StreamWarning, stacklevel=3)
         return None
 
 

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from ks4stream.io.places import ObjectPath, Place, below, read_whole, remove, si
 from ks4stream.io.records import DRAFT, appearing, key_of, read_record, write_record, writing_to
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.spikes import Receipt
+from ks4stream.messages import hand_on, listeners
 
 FORMAT = "ks4stream.Run/1"
 METHOD = 4
@@ -109,7 +111,7 @@ class StageStore:
                     remove(path)
                 return []
 
-        with ThreadPoolExecutor(READS) as pool:
+        with ThreadPoolExecutor(READS, initializer=hand_on, initargs=(listeners(),)) as pool:
             each = map(found, items) if isinstance(self.folder, Path) else pool.map(found, items)
             return {index: value for index, values in enumerate(each) for value in values}
 
@@ -219,7 +221,7 @@ class ObjectLock:
     def __init__(self, path: ObjectPath) -> None:
         self._path, self._ended = path, threading.Event()
         self._name = f"{platform.node()} {os.getpid()} {uuid4().hex}".encode()
-        self._renewing = threading.Thread(target=self._renew, daemon=True)
+        self._renewing = threading.Thread(target=copy_context().run, args=(self._renew,), daemon=True)
 
     def __enter__(self) -> None:
         is_ours = write_bytes(self._path.location, self._name, anew=True) or self._is_ours()

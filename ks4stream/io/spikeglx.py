@@ -12,7 +12,6 @@ import itertools
 import math
 import os
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
 from ks4stream.io.objects import is_remote, locate, name_of, read_bytes, status
+from ks4stream.messages import warn
 from ks4stream.probe import Probe
 
 # Files of the first years name a type and no part number. A type stands for its first part: NP and its number, but for
@@ -233,7 +233,7 @@ class SpikeGLXMeta:
         except KeyError:
             raise self._unknown_geometry(f"the dimensions of probe part {part} are not known") from None
         if self._named_part() is None and kind in _TYPES_OF_SEVERAL_LAYOUTS:
-            warnings.warn(
+            warn(
                 f"{self.path} names no part number (imDatPrb_pn). Its contacts are taken to lie as on {part}, but on "
                 f"some probes of type {kind} they lie otherwise. If yours is one of those, give the probe (probe).",
                 Ks4StreamWarning,
@@ -544,4 +544,4 @@ def _wrong_order(parts: Sequence[Part], first: Part, second: Part) -> str:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, Ks4StreamWarning, stacklevel=6)
+    warn(text, Ks4StreamWarning, stacklevel=6)

@@ -16,12 +16,12 @@ import struct
 import tempfile
 import threading
 import time
-import warnings
 import weakref
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -38,6 +38,7 @@ from ks4stream.errors import Ks4StreamWarning, ResultsError
 from ks4stream.io.objects import is_remote
 from ks4stream.io.records import appearing
 from ks4stream.io.sources import ArraySource, ConcatenatedSource, join
+from ks4stream.messages import warn
 from ks4stream.recording import FlatFile, Recording, Source
 
 OFF = "off"
@@ -184,7 +185,7 @@ class CachedSource:
         with self._state.lock:
             piece = self._state.pieces.get(index)
             if piece is None or (piece.done() and piece.exception() is not None):
-                piece = self._state.pieces[index] = _pool(os.getpid()).submit(self._piece, index)
+                piece = self._state.pieces[index] = _pool(os.getpid()).submit(copy_context().run, self._piece, index)
             return piece
 
     def _piece(self, index: int) -> NDArray[Any]:
@@ -390,7 +391,7 @@ def _warn_of_little_room(parts: list[CachedSource], folder: str | None, limit_by
     place = Path(folder or tempfile.gettempdir())
     room = limit_bytes if limit_bytes is not None else int(SHARE_OF_FREE * shutil.disk_usage(place).free)
     if needed > room:
-        warnings.warn(
+        warn(
             f"The cache in {place} may take {room / 1e9:.3g} GB, but the recording needs about {needed / 1e9:.3g} GB: "
             "what does not fit is fetched in every pass. Give a larger disk (cache_dir, --cache) if fetching is slow.",
             Ks4StreamWarning, stacklevel=4,

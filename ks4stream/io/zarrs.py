@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, cast
 
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, RecordingError
 from ks4stream.io.objects import can_list, child, explained, listing, status, zarr_store
+from ks4stream.messages import warn
 
 _CHUNK = re.compile(r"(?:^|/)(?:c[./])?(\d+(?:[./]\d+)*)$")
 _UNKNOWN_CODEC = re.compile(r"(?:codec not available|Unknown codec): ['\"]*(?:numcodecs\.)?([\w.-]+)")
@@ -131,7 +131,7 @@ def check_chunks(path: str, array: Any) -> bool:
             f"{path} holds no samples: its metadata are there, but none of its {len(missing)} chunks. Copy it again."
         )
     where = _stretches(sorted({place[0] for place in missing}), grid[0], array.shape[0])
-    warnings.warn(
+    warn(
         f"{len(missing)} of the {math.prod(n_chunks)} chunks of {path} are not stored (samples {where}), and read as "
         f"{array.fill_value or 0}. That is right if whoever wrote them left out chunks of this value; if the copy is "
         "incomplete, copy it again.",

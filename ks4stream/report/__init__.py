@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from ks4stream.io.places import ObjectPath, Place, copy_here, copy_there
 from ks4stream.io.results_folder import STORE, ResultsFolder, fingerprint
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.store import save_sorting
-from ks4stream.recording import Recording
+from ks4stream.messages import warn
 from ks4stream.report.log import LOG_NAME, log_inputs, run_log
 from ks4stream.results import Sorting
 
@@ -26,15 +25,16 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def results_folder(target: Place, recording: Recording) -> Iterator[tuple[ResultsFolder, Path]]:
-    """Where results are going to be, and the folder of this machine that they are written to before.
+def results_folder(target: Place, files: Collection[str] = ()) -> Iterator[tuple[ResultsFolder, Path]]:
+    """Where results are going to be, beside files of the recording, if any, and the folder of this machine that they
+    are written to before.
 
     Raises
     ------
     ResultsError
         If nothing can be written there, before work begins.
     """
-    results = ResultsFolder.open(target, recording.files)
+    results = ResultsFolder.open(target, files)
     if isinstance(target, Path):
         yield results, target
         return
@@ -47,7 +47,7 @@ def results_folder(target: Place, recording: Recording) -> Iterator[tuple[Result
 def announce(results: ResultsFolder) -> None:
     """Say before work starts that a curation, or the results of another sorter, are going to be moved."""
     if somebodys := results.somebodys():
-        warnings.warn(
+        warn(
             f"{results.place} holds results that were curated, or that ks4stream did not write ({_some(somebodys)}). "
             "They will be moved into a numbered folder beside it when new results are written; if the result is the "
             "same as before, nothing is touched.",
@@ -71,8 +71,9 @@ def log_kept(folder: Path, target: Place) -> Iterator[None]:
 
 
 def finish(
-    sorting: Sorting, results: ResultsFolder, folder: Path, *, save_extra_vars: bool = False, save_features: bool = True
-) -> Place | None:
+    sorting: Sorting, results: ResultsFolder, folder: Path | None = None, *, save_extra_vars: bool = False,
+    save_features: bool = True,
+) -> Place | None:  # fmt: skip
     """Write everything a sorting leaves: the Phy folder, the native store ``sorting.zarr`` and the plots.
 
     Where the same result was written before, nothing is touched: it may have been curated since. Where another one
@@ -84,8 +85,8 @@ def finish(
         A finished sorting; may be empty.
     results : ResultsFolder
         Where it is to be.
-    folder : Path
-        The same, or a folder of this machine from which files are copied to an object store.
+    folder : Path, optional
+        Where that is on an object store, a folder of this machine from which files are copied there.
     save_extra_vars : bool, optional
         Also write tF, Wall, full_st, full_clu and full_amp.
     save_features : bool, optional
@@ -111,8 +112,9 @@ def finish(
         return None
     aside = results.set_aside() if results.somebodys() else None
     if aside is not None:
-        warnings.warn(f"The earlier results in {results.place} were moved to {aside}.", CurationWarning, stacklevel=3)
+        warn(f"The earlier results in {results.place} were moved to {aside}.", CurationWarning, stacklevel=3)
     target = results.place if isinstance(results.place, ObjectPath) else None
+    folder = Path(str(results.place)) if folder is None else folder
     with results.replacing(key, folder):
         export_phy(sorting, folder, target=target, save_extra_vars=save_extra_vars, save_features=save_features)
         save_sorting(sorting, folder / STORE, features=save_features)

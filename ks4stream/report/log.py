@@ -1,7 +1,8 @@
 """``kilosort4.log``: what was sorted, how, with which versions, on what machine, and how long it took.
 
 ks4stream logs to the logger ``ks4stream``. :func:`run_log` sends it to a file (and to the console, if asked)
-for the length of one sort and leaves the logger as it was.
+for the length of one sort and leaves the logger as it was. Of several sorts in one process each log gets what its own
+sort says (:mod:`ks4stream.messages`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ks4stream.errors import ResultsError
+from ks4stream.messages import listeners, listening
 from ks4stream.recording import Recording
 from ks4stream.settings import Settings
 
@@ -28,6 +31,9 @@ _PACKAGES = ("ks4stream", "numpy", "scipy", "torch", "dask", "distributed", "xar
 _EVERYTHING = 1  # a level below DEBUG, for what is logged in the innermost loops
 
 _logger = logging.getLogger("ks4stream")
+_lock = threading.Lock()
+_attached: dict[logging.Handler, int] = {}  # handlers of all sorts of this process, and the level each wants to see
+_level_before = logging.NOTSET  # the logger's, when the first of them came
 
 
 @contextmanager
@@ -60,13 +66,18 @@ def run_log(
         If the log cannot be written.
     """
     path = Path(folder).absolute() / LOG_NAME
-    if any(getattr(handler, "baseFilename", None) == str(path) for handler in _logger.handlers):
+    if any(isinstance(handler, _LogFile) and handler.is_of(path) for handler in tuple(_logger.handlers)):
         yield _logger
         return
     with ExitStack() as stack:
-        stack.enter_context(_handler(_file_handler(path), _EVERYTHING if verbose_log else logging.DEBUG))
+        handlers = {_file_handler(path): _EVERYTHING if verbose_log else logging.DEBUG}
         if verbose_console is not None:
-            stack.enter_context(_handler(_console_handler(), logging.DEBUG if verbose_console else logging.INFO))
+            handlers[_console_handler()] = logging.DEBUG if verbose_console else logging.INFO
+        own = _OfOneSort(stack.enter_context(listening()))
+        for handler, level in handlers.items():
+            handler.addFilter(own)
+            _attach(handler, level)
+            stack.callback(_detach, handler)
         _log_environment()
         began = time.perf_counter()
         try:
@@ -111,8 +122,24 @@ def _console_handler() -> logging.Handler:
     return handler
 
 
+class _OfOneSort(logging.Filter):
+    """Passes what is said where a listener hears it."""
+
+    def __init__(self, listener: str) -> None:
+        super().__init__()
+        self.listener = listener
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.listener in listeners()
+
+
 class _LogFile(logging.FileHandler):
     """A log that keeps silent where the disk is full: what is to be said of it, and how, the sort knows."""
+
+    def is_of(self, path: Path) -> bool:
+        """Whether what is said here goes to the file of this path by this handler."""
+        own = [one.listener for one in self.filters if isinstance(one, _OfOneSort)]
+        return self.baseFilename == str(path) and any(one in listeners() for one in own)
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exception(), OSError):
@@ -123,19 +150,29 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
-@contextmanager
-def _handler(handler: logging.Handler, level: int) -> Iterator[None]:
-    """Attach a handler, and let the logger pass what it wants to see; both undone at the end."""
-    before = _logger.level
+def _attach(handler: logging.Handler, level: int) -> None:
+    """Have the logger pass to a handler what it wants to see."""
+    global _level_before
     handler.setLevel(level)
-    _logger.addHandler(handler)
-    _logger.setLevel(min(level, before) if before else level)
-    try:
-        yield
-    finally:
+    with _lock:
+        if not _attached:
+            _level_before = _logger.level
+        _attached[handler] = level
+        _logger.addHandler(handler)
+        _logger.setLevel(_wanted_level())
+
+
+def _detach(handler: logging.Handler) -> None:
+    """Take that back; sorts may end in any order."""
+    with _lock:
         _logger.removeHandler(handler)
-        _logger.setLevel(before)
-        handler.close()
+        del _attached[handler]
+        _logger.setLevel(_wanted_level())
+    handler.close()
+
+
+def _wanted_level() -> int:
+    return min([*_attached.values(), *([_level_before] if _level_before or not _attached else [])])
 
 
 def _log_environment() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from ks4stream.errors import DriftWarning
 from ks4stream.io.spikes import PassingRows, Receipt, let_go, read_column, scratch_array
 from ks4stream.kernels import drift as kernels
+from ks4stream.messages import warn
 from ks4stream.results import Drift, PeakSample
 from ks4stream.stages.preprocessing import Preprocessor
 
@@ -99,5 +99,5 @@ def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 
 def _undecided(none: Drift, why: str) -> Drift:
-    warnings.warn(f"Drift is taken as zero: {why}.", DriftWarning, stacklevel=3)
+    warn(f"Drift is taken as zero: {why}.", DriftWarning, stacklevel=3)
     return none

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -16,9 +15,10 @@ from torch import Tensor
 
 from ks4stream import geometry
 from ks4stream.blocks import Tile, Tiling
-from ks4stream.errors import ProbeError, RecordingError
+from ks4stream.errors import BadChannelWarning, ProbeError, RecordingError
 from ks4stream.kernels import drift as drift_kernels
 from ks4stream.kernels import preprocessing as kernels
+from ks4stream.messages import hand_on, listeners, warn
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.results import Drift, Whitening
@@ -95,7 +95,7 @@ class Preprocessor:
 
     def read_ahead(self, tiles: Sequence[Tile]) -> Iterator[Tile]:
         """The tiles in turn; while one is worked on, the next is being read."""
-        with ThreadPoolExecutor(1, "ks4stream-reader") as reader:
+        with ThreadPoolExecutor(1, "ks4stream-reader", hand_on, (listeners(),)) as reader:
             try:
                 for tile, following in zip_longest(tiles, tiles[1:]):
                     if following is not None:
@@ -226,9 +226,7 @@ def dead_channels(recording: Recording, probe: Probe, dead_in_file: list[int]) -
     """Sorted channels among those found constant in the file."""
     dead = np.flatnonzero(np.isin(probe.chan_map, dead_in_file))
     if len(dead):
-        from ks4stream.errors import BadChannelWarning
-
-        warnings.warn(
+        warn(
             f"{recording.name}: channels {probe.chan_map[dead].tolist()} of the file carry no signal and are left out.",
             BadChannelWarning, stacklevel=2,
         )  # fmt: skip

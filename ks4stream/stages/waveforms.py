@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -15,6 +14,7 @@ from ks4stream import geometry
 from ks4stream.blocks import Tile
 from ks4stream.errors import FewSpikesWarning
 from ks4stream.kernels import waveforms as kernels
+from ks4stream.messages import warn
 from ks4stream.results import Waveforms
 from ks4stream.settings import Settings
 from ks4stream.stages.preprocessing import Preprocessor
@@ -118,7 +118,7 @@ def shipped(settings: Settings, sampling_rate_hz: float) -> Waveforms:
 
 def warn_of_few(n_snippets: int, threshold: float, used: str) -> None:
     """Say that there was little to learn from."""
-    warnings.warn(
+    warn(
         f"Only {n_snippets} clean spikes were found to learn waveforms from, down to a threshold of {threshold:g} "
         f"(Th_single_ch); {used}.",
         FewSpikesWarning,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import ctypes
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import distributed
 import psutil
 import pytest
 import torch
@@ -24,6 +27,7 @@ from distributed import Client, LocalCluster, get_worker
 from seen_gpus import see_gpus
 
 import ks4stream
+from ks4stream import messages
 from ks4stream.engine import Engine, Loop, base, one_thread
 from ks4stream.engine import cluster as cluster_module
 from ks4stream.engine.base import LostWorkerError
@@ -230,6 +234,46 @@ def test_overlapping_users_of_one_thread_keep_it_until_the_last_has_gone() -> No
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("last", ["first", "second"])
+def test_overlapping_threads_get_back_their_own_number(last: str) -> None:
+    """Also the one that goes first, and one that asks for the first time while the other is inside."""
+    names = ("first", "second")
+    came, gone = ({name: threading.Event() for name in names} for _ in range(2))
+    found: dict[str, list[int]] = {}
+
+    def compute(name: str) -> None:
+        if name == "second":
+            came["first"].wait(60)
+        with one_thread():
+            found[name] = [torch.get_num_threads()]
+            came[name].set()
+            came["second"].wait(60)
+            if name == last:
+                gone[names[name == "first"]].wait(60)
+            with one_thread():
+                pass
+            found[name].append(torch.get_num_threads())
+        found[name].append(torch.get_num_threads())
+        gone[name].set()
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        threads = [threading.Thread(target=compute, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        later: list[int] = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert found == {name: [1, 1, 2] for name in names}
+        assert later == [torch.get_num_threads()] == [2]
+    finally:
+        torch.set_num_threads(before)
+
+
 FAULTS_WHILE_WORKING_AND_AFTER = """
 import resource, threading
 import numpy as np
@@ -375,6 +419,194 @@ def test_a_worker_that_joins_and_cannot_compute_ends_no_stage(monkeypatch: pytes
 
 def _unfit(*_: Any) -> None:
     raise WorkerError("The new worker lacks torch.")
+
+
+def test_workers_that_join_are_seen_while_a_task_takes_its_time(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "LOOK_SECONDS", 0.01)
+    looks, looked = [0], threading.Event()
+
+    def look(self: Cluster) -> None:
+        looks[0] += 1
+        if looks[0] == 3:
+            looked.set()
+
+    monkeypatch.setattr(Cluster, "_new_workers", look)
+    assert list(Cluster(client).map(lambda _: looked.wait(10), [1], stage="long")) == [True]
+
+
+class Clock:
+    """Goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.filterwarnings("ignore::ks4stream.errors.Ks4StreamWarning")
+def test_a_task_that_hangs_is_told_once(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With its worker, and in the log the lines at which it stands, and until then nothing is said of any other."""
+    n_items, clock, done = 12, Clock(), [0]
+    monkeypatch.setattr(cluster_module, "_clock", clock)
+    monkeypatch.setattr(cluster_module, "SLOW_SECONDS", 100.0)
+    monkeypatch.setattr(cluster_module, "LOOK_SECONDS", -1.0)
+    caplog.set_level("INFO", "ks4stream")
+    of_which: list[str] = []
+
+    def until(is_so: Callable[[], bool]) -> None:
+        for _ in range(2000):
+            if is_so():
+                return
+            time.sleep(0.005)
+
+    def hangs_on_the_last(number: int) -> int:
+        if number == n_items - 1:
+            of_which.append(str(get_worker().address))
+            until(lambda: done[0] == n_items - 1)
+            clock.now += 99  # in time
+            time.sleep(0.15)
+            assert not said
+            clock.now += 2
+            until(lambda: "hangs_on_the_last" in caplog.text)
+            clock.now += 1000
+            time.sleep(0.15)
+        return number
+
+    with messages.recorded() as said:
+        engine = Cluster(client, lambda stage, n, total: done.__setitem__(0, n))
+        assert list(engine.map(hangs_on_the_last, list(range(n_items)), stage="hung")) == list(range(n_items))
+    (text,) = said
+    assert f"Task 12 of 12 of stage 'hung' was sent to the worker at {of_which[0]} 101 s ago" in text
+    assert "end its process" in text
+    assert "in hangs_on_the_last" in caplog.text
+
+
+def test_what_is_slow_is_held_against_how_much_there_is_to_do(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest regions are begun first, and take as long as that."""
+    monkeypatch.setattr(cluster_module, "SLOW_SECONDS", 0.0)
+    clock = Clock()
+    monkeypatch.setattr(cluster_module, "_clock", clock)
+    begun, may_end = threading.Event(), threading.Event()
+    tasks = cluster_module._Tasks(client, lambda _: (begun.set(), may_end.wait(60)), "large")
+    try:
+        tasks._took = [1.0, 2.0, 3.0]  # seconds for a unit of work
+        tasks.begin(0, 0, work=5.0)
+        begun.wait(60)
+        with messages.recorded() as said:
+            for seconds, n_said in ((99.0, 0), (2.0, 1), (100.0, 1)):  # ten times as much work as 2 s for each of 5
+                clock.now += seconds
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    tasks.look_for_slow_ones({}, 1)
+                assert len(said) == n_said
+        assert "others as large took 10 s" in said[0]
+    finally:
+        may_end.set()
+        tasks.cancel()
+
+
+def test_workers_are_known_whatever_the_client_asks_meanwhile(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every two seconds it asks for everything but the workers, and keeps the answer in place of what we asked for."""
+
+    async def ask_for_no_workers(self: Client, n_workers: int = 0) -> None:
+        self._scheduler_identity = {"workers": {}}  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(Client, "_update_scheduler_info", ask_for_no_workers)
+    engine = Cluster(client)
+    assert (engine.n_workers, len(engine._workers())) == (2, 2)
+    assert engine.worker_memory_bytes == Loop().worker_memory_bytes / 2
+
+
+def test_a_task_that_waits_behind_another_sorts_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, may_end, begun = Clock(), threading.Event(), threading.Event()
+    monkeypatch.setattr(cluster_module, "_clock", clock)
+    with local_client(n_workers=1, processes=False) as client:
+        other = cluster_module._Tasks(client, lambda _: (begun.set(), may_end.wait(60)), "before")
+        tasks = cluster_module._Tasks(client, Squares(), "behind")
+        tasks._took = [1.0, 1.0, 1.0]
+        other.begin(0, 0)
+        begun.wait(60)
+        tasks.begin(0, 0)
+        while len(client.processing()[next(iter(client.nthreads()))]) < 2:
+            time.sleep(0.01)
+        clock.now += 10_000
+        try:
+            with messages.recorded() as said:
+                tasks.look_for_slow_ones({}, 1)
+            assert not said
+        finally:
+            may_end.set()
+            tasks.cancel()
+            other.cancel()
+
+
+def test_a_scheduler_that_is_lost_is_told() -> None:
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),  # to find it again
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, silence_logs=50,
+            scheduler_kwargs=cluster_module.QUIET_SCHEDULER,
+        ) as cluster,
+        Client(cluster, timeout=1) as client,
+    ):  # fmt: skip
+        may_end = threading.Event()
+
+        def function(number: int) -> None:
+            cluster.loop.add_callback(cluster.scheduler.close)
+            may_end.wait(60)
+
+        try:
+            with pytest.raises(LostWorkerError, match=r"scheduler was lost.*'lost'.*not computed again"):
+                list(Cluster(client).map(function, [1], stage="lost"))
+        finally:
+            may_end.set()
+
+
+@pytest.mark.parametrize("last", [0, 1])
+def test_two_clusters_in_one_process_leave_its_settings_alone(last: int) -> None:
+    """In whatever order they end; nor does anybody else compute with them, as with a user's own client."""
+
+    def state() -> tuple[Any, ...]:
+        return dict(os.environ), copy.deepcopy(dask.config.config), dict(distributed.client._global_clients)
+
+    before = state()
+    both = [local_client(n_workers=1, processes=False) for _ in range(2)]
+    clients = [one.__enter__() for one in both]
+    try:
+        assert state() == before
+        maps = [Cluster(client).map(Squares(), [1, 2, 3], stage="both") for client in clients]
+        assert [list(pair) for pair in zip(*maps, strict=True)] == [[1, 1], [4, 4], [9, 9]]
+    finally:
+        for one in (both[not last], both[last]):
+            one.__exit__(None, None, None)
+    assert state() == before
+
+
+def test_what_a_task_logs_goes_to_the_sort_it_belongs_to(engine: Engine) -> None:
+    """Threads of a local cluster, or of a user's, begin without knowing."""
+
+    def speak(number: int) -> tuple[str, ...]:
+        return messages.listeners()
+
+    with messages.listening() as own:
+        assert set(engine.map(speak, [1, 2, 3, 4], stage="speaking")) == {(own,)}
+    assert set(engine.map(speak, [1, 2, 3, 4], stage="speaking")) == {()}
+
+
+def test_tidying_up_is_told_to_the_sort_it_belongs_to(engine: Engine, tmp_path: Path) -> None:
+    def speak() -> None:
+        (tmp_path / f"{time.monotonic_ns()}").write_text(" ".join(messages.listeners()))
+
+    with messages.listening() as own:
+        engine.everywhere(speak)
+    assert [path.read_text() for path in tmp_path.iterdir()] == [own] * engine.n_workers
 
 
 def test_a_scheduler_without_workers_is_waited_for_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -750,8 +982,9 @@ def test_memory_for_a_task_is_the_machines_or_the_workers_limit(client: Client) 
     assert Cluster(client).worker_memory_bytes == whole / 2
     with (
         LocalCluster(
-            n_workers=1, threads_per_worker=2, memory_limit="1GB", processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=2, memory_limit="1GB", processes=False,
+            scheduler_kwargs=cluster_module.QUIET_SCHEDULER,
         ) as cluster,
         Client(cluster) as own,
-    ):
+    ):  # fmt: skip
         assert Cluster(own).worker_memory_bytes == 0.5e9

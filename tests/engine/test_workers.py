@@ -73,6 +73,11 @@ def test_gpus_need_only_be_alike_among_workers() -> None:
         workers.check(HERE | gpu, {"tcp://a:1": HERE | gpu, "tcp://b:1": here})
 
 
+def test_gpu_workers_that_are_gone_again_are_nothing_to_compare() -> None:
+    """As on a computer of a queue that has no GPU itself: the workers that joined ended before they were asked."""
+    workers.check(HERE | {"GPU": workers.NO_GPU}, {})
+
+
 def test_a_worker_that_does_not_answer_is_named() -> None:
     with pytest.raises(WorkerError, match="tcp://a:1 did not answer"):
         workers.check(HERE, {"tcp://a:1": OSError("gone")})

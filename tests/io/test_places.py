@@ -29,9 +29,9 @@ from ks4stream.io.places import (
     size_of,
 )
 from ks4stream.io.records import appearing, key_of, read_record, write_record
+from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.io.run_store import ObjectLock, Remembered, RunStore, open_store, record_path
 from ks4stream.io.spikes import Receipt, brought_near, read_column, read_region, write_block
-from ks4stream.report import results_folder
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
@@ -239,7 +239,7 @@ def test_a_lock_is_renewed(object_store: Any, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_store_that_refuses_is_an_error_before_work(object_store: Any, tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match=r"s3://no-such-bucket/run.*Check"):
-        results_folder(place("s3://no-such-bucket/run")).__enter__()
+        ResultsFolder.open(place("s3://no-such-bucket/run"))
 
 
 def test_scratch_is_on_this_machine_and_goes_with_the_run(where: Place) -> None:

@@ -85,7 +85,7 @@ def write(
 
 def test_all_that_is_written_stands_in_the_list(make_sorting: MakeSorting, tmp_path: Path) -> None:
     sorting = make_sorting()
-    finish(sorting, ResultsFolder.open(tmp_path), tmp_path, save_extra_vars=True)
+    finish(sorting, ResultsFolder.open(tmp_path), save_extra_vars=True)
     write_preprocessed_copy(sorting, tmp_path, [])
     assert names(tmp_path) == {*WRITTEN, RECORD, STORE}
 
@@ -203,7 +203,7 @@ def test_an_earlier_log_is_moved_without_what_was_said_since(
     with (tmp_path / "a" / LOG).open("a") as log:
         log.write("ours\n")
     with pytest.warns(CurationWarning):
-        finish(make_sorting(), results, tmp_path / "a")
+        finish(make_sorting(), results)
     assert (tmp_path / "a-1" / LOG).read_text() == "theirs\n"
 
 

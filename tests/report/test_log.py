@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,57 @@ def test_inside_itself_it_changes_nothing(tmp_path):
     with run_log(tmp_path), run_log(tmp_path, verbose_console=True):
         logger.info("once")
     assert (tmp_path / LOG_NAME).read_text().count("once") == 1
+
+
+@pytest.mark.parametrize("before", [logging.NOTSET, logging.ERROR])
+@pytest.mark.parametrize("last", ["a", "b"])
+def test_of_two_sorts_each_log_gets_its_own(tmp_path, capsys, last, before):
+    """However they overlap; and the logger's level is theirs until the last has ended."""
+    inside, may_end = threading.Barrier(3), {name: threading.Event() for name in "ab"}
+
+    def sort(name: str) -> None:
+        with run_log(tmp_path / name, verbose_console=True if name == "a" else None):
+            inside.wait()
+            may_end[name].wait()
+            logger.info("%s ends", name)
+
+    logger.setLevel(before)
+    threads = {name: threading.Thread(target=sort, args=(name,)) for name in "ab"}
+    for thread in threads.values():
+        thread.start()
+    inside.wait()
+    logger.critical("of none of them")
+    for name in "ba" if last == "a" else "ab":
+        may_end[name].set()
+        threads[name].join()
+    assert logger.level == before and not logger.handlers
+    logger.setLevel(logging.NOTSET)
+    logs = {name: (tmp_path / name / LOG_NAME).read_text() for name in "ab"}
+    for name, other in ("ab", "ba"):
+        assert f"{name} ends" in logs[name] and "Finished in" in logs[name]
+        assert f"{other} ends" not in logs[name] and "of none" not in logs[name]
+    shown = [line for line in capsys.readouterr().err.splitlines() if "ks4stream:" in line]
+    assert any("a ends" in line for line in shown) and not any("b ends" in line for line in shown)
+
+
+def test_two_sorts_into_one_folder_both_write_to_its_log(tmp_path):
+    """The second one is going to be refused, and its log says so."""
+    began, may_end = threading.Event(), threading.Event()
+
+    def sort() -> None:
+        with run_log(tmp_path):
+            began.set()
+            may_end.wait()
+
+    thread = threading.Thread(target=sort)
+    thread.start()
+    began.wait()
+    with run_log(tmp_path):
+        logger.info("refused")
+    may_end.set()
+    thread.join()
+    text = (tmp_path / LOG_NAME).read_text()
+    assert text.count("refused") == 1 and text.count("Finished in") == 2
 
 
 def test_a_run_that_is_resumed_is_told_as_a_whole(tmp_path):

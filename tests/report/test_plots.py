@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ks4stream.io.places import ObjectPath, read_whole
+from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.io.store import load_sorting
 from ks4stream.recording import FlatFile
 from ks4stream.report import finish, plots
@@ -53,12 +54,6 @@ def test_pyplot_stays_untouched():
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
 
-def test_without_a_drift_estimate_old_drift_plots_go(make_sorting, tmp_path):
-    (tmp_path / "drift_amount.png").write_text("old")
-    write_plots(make_sorting(drift=None, peaks=None), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"diagnostics.png", "spike_positions.png"}
-
-
 def test_empty_plots_say_why(make_sorting):
     empty = make_sorting(n_spikes=0, n_units=0, drift=None, peaks=None, waveforms=None)
     assert texts(plot_drift_amount(empty)) == ["no drift estimate"]
@@ -94,7 +89,7 @@ def test_results_on_a_store_name_the_recording_so_that_who_downloads_them_finds_
     target = ObjectPath("s3://recordings/finished")
     with caplog.at_level(logging.INFO):
         flat_files = (FlatFile(str(data), "<i2", 0, 1, 13),)
-        finish(make_sorting(files=(str(data),), flat_files=flat_files), tmp_path / "draft", target=target)
+        finish(make_sorting(files=(str(data),), flat_files=flat_files), ResultsFolder(target), tmp_path / "draft")
     assert f"dat_path = ['{data.resolve().as_posix()}']".encode() in read_whole(target / "params.py")
     (ops,) = np.load(io.BytesIO(read_whole(target / "ops.npy")), allow_pickle=True).reshape(1)
     assert (ops["filename"], ops["data_dir"]) == ([str(data)], str(tmp_path))
@@ -104,6 +99,7 @@ def test_results_on_a_store_name_the_recording_so_that_who_downloads_them_finds_
 
 def test_finish_writes_folder_store_and_plots(make_sorting, tmp_path):
     sorting = make_sorting()
-    folder = finish(sorting, tmp_path / "results" / "kilosort4", save_extra_vars=True)
+    folder = tmp_path / "results" / "kilosort4"
+    assert finish(sorting, ResultsFolder.open(folder), save_extra_vars=True) is None, "nothing was in the way"
     assert {path.name for path in folder.iterdir()} >= NAMES | {"params.py", "ops.npy", "tF.npy", "sorting.zarr"}
     assert np.array_equal(load_sorting(folder).sample, sorting.sample)
