@@ -155,7 +155,7 @@ def sort(
             progress("results", 0, 1)
             report.finish(
                 sorting, folder, target=results_dir if isinstance(results_dir, ObjectPath) else None,
-                save_extra_vars=save_extra_vars, save_features=save_features,
+                save_extra_vars=save_extra_vars, save_features=save_features, check=store.check,
             )  # fmt: skip
             store.tidy(keep=keep_run)
             progress("results", 1, 1)

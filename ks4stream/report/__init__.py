@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def _publish(folder: Path, target: ObjectPath) -> None:
 
 def finish(
     sorting: Sorting, results_dir: str | os.PathLike[str], *, target: ObjectPath | None = None,
-    save_extra_vars: bool = False, save_features: bool = True,
+    save_extra_vars: bool = False, save_features: bool = True, check: Callable[[], None] = lambda: None,
 ) -> Path:  # fmt: skip
     """Write everything a sorting leaves: the Phy folder, the native store ``sorting.zarr`` and the plots.
 
@@ -91,6 +91,8 @@ def finish(
         Also write tF, Wall, full_st, full_clu and full_amp.
     save_features : bool, optional
         Write the features of all spikes, nine tenths of everything.
+    check : callable, optional
+        Called before anything is copied to the target; raises if that is not this run's any more.
 
     Returns
     -------
@@ -114,6 +116,7 @@ def finish(
         save_sorting(sorting, folder / "sorting.zarr", features=save_features)
         write_plots(sorting, folder)
     if target is not None:
+        check()
         _publish(folder, target)
     _log.info(
         "%d units (%d good), %d spikes (%d kept) written to %s in %.1f s",

@@ -81,8 +81,8 @@ def one_by_one(traces: Tensor, near: Tensor, wide: Tensor, first: int, last: int
     }  # fmt: skip
     return [
         (channel, sample) for channel, sample in sorted(peaks) if first <= sample < last
-        if not any((other, at) in peaks for other in set(wide[channel].tolist()) for at in range(sample - 30, sample + 31)
-                   if (other, at) != (channel, sample))
+        if not any((other, at) in peaks for other in set(wide[channel].tolist())
+                   for at in range(sample - 30, sample + 31) if (other, at) != (channel, sample))
     ]  # fmt: skip
 
 
