@@ -39,9 +39,9 @@ def find_clean_peaks(
         Sorted by (channel, sample).
     """
     low = first - ALONE_REACH - PEAK_REACH
-    size = traces[:, low : last + ALONE_REACH + PEAK_REACH].abs()
-    channel, sample = _largest(size, near, threshold)
-    marks = torch.zeros_like(size, dtype=torch.uint8)
+    traces = traces[:, low : last + ALONE_REACH + PEAK_REACH]
+    channel, sample = _largest(traces, near, threshold)
+    marks = torch.zeros(traces.shape, dtype=torch.uint8, device=traces.device)
     marks[channel, sample] = 1
     inside = (sample >= first - low) & (sample < last - low)
     channel, sample = channel[inside], sample[inside]
@@ -54,7 +54,7 @@ def find_clean_peaks(
     return channel[alone], sample[alone] + low
 
 
-def _largest(size: Tensor, near: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+def _largest(traces: Tensor, near: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Samples above threshold that no near one exceeds, by (channel, sample), some channels after the other.
 
     Movement puts per cents of all samples above threshold; of these few are the largest.
@@ -62,14 +62,15 @@ def _largest(size: Tensor, near: Tensor, threshold: float) -> tuple[Tensor, Tens
     found = []
 
     def look(channel: Tensor, sample: Tensor, largest: Tensor) -> None:
-        largest[:] = _windows(size, near[channel], sample, PEAK_REACH).amax(dim=(1, 2)) <= size[channel, sample]
+        windows = _windows(traces, near[channel], sample, PEAK_REACH).abs_()
+        largest[:] = windows.amax(dim=(1, 2)) <= traces[channel, sample].abs()
 
-    at_once = CHANNELS_AT_ONCE.on(size.device)
-    for at, some in enumerate(size[:, PEAK_REACH:-PEAK_REACH].split(at_once)):
-        channel, sample = (some > threshold).nonzero(as_tuple=True)
+    at_once = CHANNELS_AT_ONCE.on(traces.device)
+    for at, some in enumerate(traces[:, PEAK_REACH:-PEAK_REACH].split(at_once)):
+        channel, sample = (some.abs() > threshold).nonzero(as_tuple=True)
         channel, sample = channel + at * at_once, sample + PEAK_REACH
         largest = torch.empty_like(channel, dtype=torch.bool)
-        in_pieces(look, channel, sample, largest, size=WINDOWS_AT_ONCE.on(size.device))
+        in_pieces(look, channel, sample, largest, size=WINDOWS_AT_ONCE.on(traces.device))
         found.append((channel[largest], sample[largest]))
     channels, samples = zip(*found, strict=True)
     return torch.cat(channels), torch.cat(samples)
