@@ -9,9 +9,10 @@ from ks4stream.kernels.memory import AtOnce, in_pieces
 
 PEAK_REACH = 5  # samples on either side within which a snippet's peak is the largest
 ALONE_REACH = 30  # samples on either side within which it is the only one
-CHANNELS_AT_ONCE = AtOnce(cpu=8, gpu=64)  # whose samples above threshold are listed: all of them may be
+CHANNELS_AT_ONCE = AtOnce(cpu=8, gpu=32)  # whose samples above threshold are listed: all of them may be
 WINDOWS_AT_ONCE = AtOnce(cpu=512, gpu=16_384)  # neighbourhoods that are looked at
-WINDOW_BYTES = 10  # of a sample in them: its value, and the same as it is summed
+WINDOW_BYTES = 10  # of a sample in them: its mark, and the same as it is summed
+ABOVE_BYTES = 45  # of a sample of these channels that is above threshold: its size, and twice where it is
 KMEANS_RESTARTS = 10
 KMEANS_SWEEPS = 100
 KMEANS_MOST = 50_000  # snippets that enter k-means; the centres of six shapes need no more
