@@ -43,7 +43,8 @@ CROWDED = 5.0  # spikes of the largest region, in those of an average one
 
 PYTHON_BYTES = 450 << 20  # a process with torch and distributed, before its first task
 CLIENT_BYTES = 600 << 20  # the calling process, with Zarr, xarray and Matplotlib and what plots take
-HOLES = 1.3  # that arrays of many sizes leave in a heap which gives nothing back (one_thread)
+HOLES = 1.2  # that arrays of many sizes leave in a heap which gives nothing back (one_thread)
+WORKING_BYTES = 32 << 20  # of a task on tiles, besides its arrays: of libraries, and the thread that reads ahead
 COPIES = 4  # of a block's rows, as it is finished: by tile, joined, by region, and as they are written
 SPIKE_BYTES = 20  # of a row beside its features: sample, template or centre, depth, score
 UNIT_SPIKE_BYTES = 24  # of a spike of a region's units: sample, template, score, and where its features are
@@ -541,7 +542,7 @@ class _Need:
             rows += min(per_task, n_tiles) * tile_rows
             if self.on_gpu:
                 return Stage(name, n_tasks, self.pinned_bytes() + rows, CUDA_BYTES + n_bytes)
-            return Stage(name, n_tasks, round(HOLES * n_bytes) + rows)
+            return Stage(name, n_tasks, round(HOLES * n_bytes) + WORKING_BYTES + rows)
 
         def on_regions(name: str, n_bytes: int) -> Stage:
             return Stage(name, len(self.regions), n_bytes, (CUDA_BYTES + n_bytes) * self.on_gpu)

@@ -296,7 +296,9 @@ tasks = [
     ("first clustering", clusterer, peaks_in),
     ("final clustering", sorter, spikes_in),
 ]
-for stage, task, item in tasks:
+del source, moved, matcher  # a recording in memory is no stage's
+while tasks:
+    stage, task, item = tasks.pop(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
     with one_thread():  # gives back what the last one took
         task(item)
