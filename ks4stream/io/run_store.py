@@ -269,7 +269,7 @@ class ObjectLock:
         self._renewing = threading.Thread(target=self._keep_renewing, daemon=True)
 
     def __enter__(self) -> ObjectLock:
-        if not self._write(self._unheld()) or (self._is_conditional and not self._heeds_conditions()):
+        if not self._write(self._unheld()) or (self._is_conditional and not self._is_ours_after_trying()):
             raise self._held(self._look())
         self._renewing.start()
         return self
@@ -351,11 +351,12 @@ class ObjectLock:
         self._version = found.version
         return True
 
-    def _heeds_conditions(self) -> bool:
-        """Whether the lock is still ours after the store was tried; some take conditions, and write nevertheless."""
+    def _is_ours_after_trying(self) -> bool:
+        """Try the store, some of which take conditions and write nevertheless; whether the lock is still ours."""
         before = self._version
-        if not self._write(before):
-            return False
+        is_held = self._write(before)
+        if not is_held or not self._is_conditional:
+            return is_held
         tried = f"{self._name} tried".encode()
         if write_if(self._path.location, tried, before) is None and write_if(self._path.location, tried, None) is None:
             return True

@@ -404,7 +404,7 @@ def taken_over(lock: ObjectPath, held: ObjectLock) -> bool:
     return False
 
 
-@pytest.mark.parametrize("how", ["says so", "answers 501", "writes anyway"])
+@pytest.mark.parametrize("how", ["says so", "answers 501", "creates only", "writes anyway"])
 def test_a_store_without_conditions_is_told_once_and_has_a_lock_nevertheless(
     how: str, object_store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,13 +412,13 @@ def test_a_store_without_conditions_is_told_once_and_has_a_lock_nevertheless(
     put = obstore.put
 
     def answer_501(*given: Any, mode: Any = None) -> Any:
-        if mode is not None:
+        if isinstance(mode, dict) or (mode == "create" and how == "answers 501"):
             raise obstore.exceptions.GenericError("… after 4 retries - Server returned: 501 Not Implemented: <xml>")
-        return put(*given)
+        return put(*given, mode=mode)
 
     if how == "says so":
         monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
-    elif how == "answers 501":
+    elif how in ("answers 501", "creates only"):
         monkeypatch.setattr(obstore, "put", answer_501)
     object_store.proxy.heeds_conditions = how != "writes anyway"
     monkeypatch.setattr(run_store, "SETTLED_S", 0.05)
