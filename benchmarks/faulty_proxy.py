@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding"}
+CONDITIONS = {"if-match", "if-none-match"}
 KINDS = ("503", "reset", "stall")
 
 
@@ -37,6 +38,8 @@ class FaultyProxy(ThreadingHTTPServer):
         How they fail: "reset", "stall" or a status, "503".
     stall_s : float
         How long a connection that goes silent stays open.
+    heeds_conditions : bool
+        Whether If-Match and If-None-Match are passed on; may be changed at any time.
     sent_bytes, requests, faults : Counter
         Bytes of bodies sent and requests, by object; faults by kind.
     """
@@ -50,6 +53,7 @@ class FaultyProxy(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.target = urlsplit(target).netloc
         self.share, self.kinds, self.stall_s, self.seed = share, tuple(kinds), stall_s, seed
+        self.heeds_conditions = True
         self.sent_bytes: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
@@ -101,14 +105,18 @@ class _Handler(BaseHTTPRequestHandler):
         upstream = http.client.HTTPConnection(self.server.target, timeout=60)
         try:
             headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
-            if headers.pop("x-goog-if-generation-match", None) == "0":  # Google's for: if there is none yet
-                headers["If-None-Match"] = "*"
+            generation = headers.pop("x-goog-if-generation-match", None)  # Google's; 0: if there is none yet
+            if generation is not None:
+                headers |= {"If-None-Match": "*"} if generation == "0" else {"If-Match": generation}
+            if not self.server.heeds_conditions:
+                headers = {name: value for name, value in headers.items() if name.lower() not in CONDITIONS}
             upstream.request(self.command, self.path, body or None, headers)
             response = upstream.getresponse()
             content = response.read()
         finally:
             upstream.close()
         kept = [(name, value) for name, value in response.getheaders() if name.lower() not in HOP_BY_HOP]
+        kept += [("x-goog-generation", value) for name, value in kept if name.lower() == "etag"]
         if reads_object and self.command == "GET":
             self.server.count(path, len(content) if fault is None else len(content) // 2)
         self._answer(response.status, kept, content, fault)

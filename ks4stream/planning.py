@@ -29,6 +29,7 @@ from ks4stream.io.places import ObjectPath, Place, place
 from ks4stream.io.spikes import HELD_BYTES
 from ks4stream.kernels import clustering, detection, graph, matching
 from ks4stream.kernels import drift as drift_kernels
+from ks4stream.kernels import waveforms as waveform_kernels
 from ks4stream.messages import silent, warn
 from ks4stream.recording import Recording
 from ks4stream.settings import Settings
@@ -43,6 +44,7 @@ CROWDED = 5.0  # spikes of the largest region, in those of an average one
 PYTHON_BYTES = 450 << 20  # a process with torch and distributed, before its first task
 CLIENT_BYTES = 600 << 20  # the calling process, with Zarr, xarray and Matplotlib and what plots take
 HOLES = 1.2  # that arrays of many sizes leave in a heap which gives nothing back (one_thread)
+WORKING_BYTES = 32 << 20  # of a task on tiles, besides its arrays: of libraries, and the thread that reads ahead
 COPIES = 4  # of a block's rows, as it is finished: by tile, joined, by region, and as they are written
 SPIKE_BYTES = 20  # of a row beside its features: sample, template or centre, depth, score
 UNIT_SPIKE_BYTES = 24  # of a spike of a region's units: sample, template, score, and where its features are
@@ -376,6 +378,25 @@ class _Need:
         read = self._file_bytes(size) + 2 * self._fft_samples(size) * self.recording.dtype.itemsize * self.n_channels
         return read + 16 * self.n_channels * self._fft_samples(size)
 
+    def waveforms_bytes(self) -> int:
+        """Beside the tile: which samples are peaks, a few channels' above threshold, what is near some, and snippets.
+
+        Of those few channels all samples may be above threshold, as movement puts them.
+        """
+        c, t, at_once = self.n_channels, self.tiling.size, waveform_kernels.CHANNELS_AT_ONCE.on(self.device)
+        near = geometry.ALONE_NEIGHBOURS * (2 * waveform_kernels.ALONE_REACH + 1)
+        return int(
+            c * t
+            + waveform_kernels.ABOVE_BYTES * min(c, at_once) * t
+            + waveform_kernels.WINDOW_BYTES * near * waveform_kernels.WINDOWS_AT_ONCE.on(self.device)
+            + 16 * self.settings.nt * self.snippets_of_tile()
+        )  # fmt: skip
+
+    def snippets_of_tile(self) -> int:
+        """Clean peaks that a tile hands over: no more than there are spikes."""
+        most = -(-waveforms.MOST_SNIPPETS // self.n_learned_from())
+        return min(most, round(self.spikes_in(self.tiling.size / self.recording.sampling_rate_hz)))
+
     def detection_bytes(self, size: int | None = None) -> int:
         """Beside the tile: one piece of it, and the peaks' waveforms."""
         settings, c, k = self.settings, self.n_channels, len(self.centres)
@@ -484,7 +505,7 @@ class _Need:
         learning = n_passes - 1  # waveforms are learned anew once tissue was found to move
         sample_bytes = self.recording.n_channels * self.recording.dtype.itemsize
         tile_bytes = sample_bytes * (self.tiling.size + 2 * self.tiling.halo)
-        some, stages = self.n_learned_from(), self.stages()
+        stages = self.stages()
         n_tasks = {stage.name: stage.n_tasks for stage in stages}
         times = {"waveforms": learning, "detection": learning}
         found = Plan(
@@ -494,7 +515,7 @@ class _Need:
             n_passes=n_passes, stages=stages,
             n_tasks=sum(count * times.get(name, 1) for name, count in n_tasks.items()),
             fetch_bytes=sample_bytes * n * self.tiling.size,
-            read_bytes=tile_bytes * (n_passes * n + (1 + learning) * some),
+            read_bytes=tile_bytes * (n_passes * n + self.n_whitened_from() + learning * self.n_learned_from()),
             client_bytes=self.client_bytes(),
             scratch_bytes=self.scratch_bytes(learning) + self._records_bytes(stages),
             results_bytes=self.n_spikes * (RESULT_COPIES * 4 * self.n_features + RESULT_BYTES),
@@ -503,27 +524,33 @@ class _Need:
         )  # fmt: skip
         return replace(found, misfits=tuple(self._misfits(found)))
 
-    def n_learned_from(self) -> int:
-        """Batches that whitening and waveforms are learned from."""
+    def n_whitened_from(self) -> int:
+        """Batches that whitening is learned from."""
         return len(self.tiling.evenly(self.settings.nskip))
+
+    def n_learned_from(self) -> int:
+        """Batches that waveforms are learned from; all, where there are too few clean spikes."""
+        return len(self.tiling.evenly(waveforms.EVERY_BATCH))
 
     def stages(self) -> tuple[Stage, ...]:
         """What each stage's tasks need."""
 
-        def on_tiles(name: str, n_tiles: int, extra: Callable[[], int], rows: int = 0) -> Stage:
+        def on_tiles(name: str, n_tiles: int, extra: Callable[[], int], rows: int = 0, tile_rows: int = 0) -> Stage:
             per_task = self.block_batches or tiles_per_task(self.tiling, n_tiles, self.recording.sampling_rate_hz)
             n_tasks, n_bytes = -(-n_tiles // per_task), self.tile_bytes() + extra()
+            rows += min(per_task, n_tiles) * tile_rows
             if self.on_gpu:
                 return Stage(name, n_tasks, self.pinned_bytes() + rows, CUDA_BYTES + n_bytes)
-            return Stage(name, n_tasks, round(HOLES * n_bytes) + rows)
+            return Stage(name, n_tasks, round(HOLES * n_bytes) + WORKING_BYTES + rows)
 
         def on_regions(name: str, n_bytes: int) -> Stage:
             return Stage(name, len(self.regions), n_bytes, (CUDA_BYTES + n_bytes) * self.on_gpu)
 
-        n, some, blocks = len(self.tiling), self.n_learned_from(), self.block_bytes()
+        n, blocks = len(self.tiling), self.block_bytes()
+        snippet_bytes = 2 * 4 * self.settings.nt * self.snippets_of_tile()  # as they were cut, and in the record
         return (
-            on_tiles("whitening", some, lambda: 0),
-            on_tiles("waveforms", some, lambda: 0),
+            on_tiles("whitening", self.n_whitened_from(), lambda: 0),
+            on_tiles("waveforms", self.n_learned_from(), self.waveforms_bytes, tile_rows=snippet_bytes),
             on_tiles("detection", n, self.detection_bytes, blocks),
             on_regions("first clustering", self.first_clustering_bytes()),
             on_tiles("matching", n, self.matching_bytes, blocks),

@@ -160,7 +160,10 @@ def sort(
         sorting = replace(run.run(), warnings=tuple(said), **origin)
         if results_dir is not None:
             progress("results", 0, 1)
-            report.finish(sorting, results, folder, save_extra_vars=save_extra_vars, save_features=save_features)
+            report.finish(
+                sorting, results, folder, save_extra_vars=save_extra_vars, save_features=save_features,
+                check=store.check,
+            )  # fmt: skip
             sorting = replace(sorting, warnings=tuple(said))  # with where somebody's results were moved to
             store.tidy(keep=keep_run)
             progress("results", 1, 1)

@@ -77,7 +77,7 @@ def object_store(_s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         monkeypatch.setenv(name, value)
     _s3.proxy.reset_counts()
     yield _s3
-    _s3.proxy.share = 0.0
+    _s3.proxy.share, _s3.proxy.heeds_conditions = 0.0, True
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ import pytest
 import zarr
 
 from ks4stream import load_sorting, simulate, sorter
-from ks4stream.errors import FewSpikesWarning, RecordingError, ResultsError
+from ks4stream.errors import FewSpikesWarning, Ks4StreamWarning, RecordingError, ResultsError
 from ks4stream.io import objects
 from ks4stream.io.places import ObjectPath, below, copy_there, place, read_range, read_whole, remove, size_of
 from ks4stream.io.recordings import open_recording
@@ -244,11 +244,20 @@ def test_files_and_objects_come_and_go(cloud: Cloud, tmp_path: Path) -> None:
 @WRITABLE
 def test_a_lock_is_held_by_one(cloud: Cloud) -> None:
     path = ObjectPath(f"{cloud.bucket}/{FOLDER}/lock")
-    with ObjectLock(path):
-        with pytest.raises(ResultsError, match="Another run is writing"), ObjectLock(path):
-            pass
-        assert size_of(path) is not None
-    assert size_of(path) is None
+    for _ in range(2):  # the second finds it free
+        with ObjectLock(path, renewed_s=0.05) as held:
+            with (
+                pytest.warns(Ks4StreamWarning, match="Another run .* holds"),
+                pytest.raises(ResultsError, match="Another run is writing"), ObjectLock(path, looked_s=0.2),
+            ):  # fmt: skip
+                pass
+            held.renew()
+    with (
+        ObjectLock(path, renewed_s=60) as left,
+        pytest.warns(Ks4StreamWarning, match="Another run"), ObjectLock(path, lease_s=0.2, looked_s=0.1),
+        pytest.raises(ResultsError, match="was taken over by another run"),
+    ):  # fmt: skip
+        left.renew()
 
 
 @WRITABLE

@@ -16,7 +16,8 @@ from distributed import Client, LocalCluster
 from ks4stream import load_sorting, preprocess, run_kilosort, simulate, sorter
 from ks4stream.cli import main
 from ks4stream.engine.cluster import local_client
-from ks4stream.errors import FewSpikesWarning, Ks4StreamWarning
+from ks4stream.errors import FewSpikesWarning, Ks4StreamWarning, ResultsError
+from ks4stream.io.objects import write_bytes
 from ks4stream.io.places import below, place, read_whole
 from ks4stream.io.recordings import open_recording
 from ks4stream.recording import Recording
@@ -207,3 +208,20 @@ def test_results_and_store_may_lie_there_too(
         content = read_whole(place(target) / name)
         assert str(path).encode() in content and str(temporary).encode() not in content
     assert not any(temporary.iterdir())
+
+
+def test_a_run_whose_lock_was_taken_over_writes_no_results(
+    near: tuple[Path, Sorting], object_store: Any, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sorter.SortRun, "run", lambda _: near[1])
+    target = place("s3://recordings/taken-over/sorted")
+    lock = target / "run" / "lock"
+
+    def take_over(stage: str, done: int, total: int) -> None:
+        if stage == "results":
+            write_bytes(str(lock), b"node 2 another 1")
+
+    with pytest.raises(ResultsError, match=r"taken over by another run \(process 2 on node\)"):
+        quiet_sort(open_recording(near[0], probe=PROBE), results_dir=target, progress=take_over)
+    assert sorted(below(target)) == [("kilosort4.log", False), ("run", True)]
+    assert read_whole(lock) == b"node 2 another 1"

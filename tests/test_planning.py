@@ -217,59 +217,123 @@ def test_tiles_far_beyond_32_bits(longest: Recording):
 
 # -- against what is really taken ----------------------------------------------------------------------------------
 
+N_CLUSTERED = 20_000  # spikes of one region
+
 MEASURE = """
 import sys
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
 from ks4stream import Settings, geometry, open_recording, simulate
 from ks4stream.engine import one_thread
+from ks4stream.io.spikes import write_block
 from ks4stream.results import Templates
 from ks4stream.sorter import prepare
 from ks4stream.stages import detection, matching, templates, units, waveforms, whitening
 
-folder = Path(sys.argv[1])
-made = simulate.simulate(simulate.staggered_probe(64), 6.0, seed=3, n_units=30)
-recording = open_recording(made.traces.compute(scheduler="sync"), fs=30_000, probe=made.probe)
-with one_thread():
-    source = prepare(recording, Settings())
+folder, n_clustered = Path(sys.argv[1]), int(sys.argv[2])
+rng = np.random.default_rng(0)
+probe = simulate.staggered_probe(64)
+
+
+def made_ready(traces):
+    source = prepare(open_recording(traces, fs=30_000, probe=probe), Settings())
     covariances = whitening.Covariances(source)((source.tiling[1],))
-    source = source.with_results(whitening=whitening.combine(source, [covariances]))
+    return source.with_results(whitening=whitening.combine(source, [covariances]))
+
+
+def moving():
+    "Movement in every channel, far above threshold in 1.5 % of the samples."
+    traces = rng.normal(0, 20, (180_000, 64)).astype(np.int16)
+    for channel in traces.T:
+        hit = rng.random(len(channel)) < 0.015
+        channel[hit] = rng.choice([-600, 600], hit.sum())
+    return traces
+
+
+def regions_rows(name, kinds, kind, features):
+    "Rows of the region that has most kinds of spikes: of one kind alike."
+    region = np.bincount(kinds).argmax()
+    of = rng.choice(np.flatnonzero(kinds == region), n_clustered)
+    columns = {
+        "sample": np.sort(rng.integers(0, 6_000_000, n_clustered)), kind: of.astype(np.int32),
+        "score": np.full(n_clustered, 20, np.float32), "features": features[of],
+    }
+    columns["features"] += rng.normal(size=columns["features"].shape)
+    return int(region), [write_block(folder / name, columns, np.full(n_clustered, region), kinds.max() + 1)]
+
+
+with one_thread():
+    source = made_ready(simulate.simulate(probe, 6.0, seed=3, n_units=30).traces.compute(scheduler="sync"))
+    moved = made_ready(moving())
+    assert 0.01 < (abs(moved.whitened(moved.tiling[1])[0]) > 6).float().mean() < 0.02
     shapes = waveforms.shipped(source.settings, 30_000.0)
     centres = geometry.template_centres(source.probe, source.settings)
     regions = geometry.clustering_regions(centres, source.settings)
     near = matching.channel_slots(source, 10)
     features = np.zeros((128, 64, 6), np.float32)
     size = np.exp(-np.arange(10) / 3)[:, None] * np.array([10, 4, 3, 2, 2, 1])
-    rng = np.random.default_rng(0)
     for unit in range(len(features)):
         features[unit, near[unit % 64]] = rng.normal(size=(10, 6)) * size
+    learned = Templates(features, np.ones(128))
     region_of = units.template_regions(features, source.probe, regions)
-tasks = {
-    "detection": templates.PeakWriter(detection.Detector(source, centres, shapes), regions, folder),
-    "matching": matching.SpikeMatcher(
-        source, shapes, Templates(features, np.ones(128)), region_of, len(regions), folder
-    ),
-}
-for stage, task in tasks.items():
+    matcher = matching.SpikeMatcher(source, shapes, learned, region_of, len(regions), folder)
+    slots = matcher.template_channels
+    peaks_in, peaks = regions_rows(
+        "peaks.rows", regions.of_centre, "centre", 6 * rng.normal(size=(len(centres), 10, 6)).astype(np.float32)
+    )
+    spikes_in, spikes = regions_rows("spikes.rows", region_of, "template", features[np.arange(128)[:, None], slots])
+    matches = matching.Matches(spikes, np.zeros(1), [np.zeros(0, np.int64)], np.zeros((0, 2), np.int64))
+tiles = tuple(source.tiling)
+clusterer = templates.RegionClusterer(peaks, centres.channels, regions.of_centre, 64, source.settings, "cpu")
+sorter = units.RegionSorter(matches, slots, region_of, 64, 30_000.0, source.settings, "cpu", folder)
+tasks = [
+    ("whitening", whitening.Covariances(source), tiles),
+    ("waveforms", waveforms.Snippets(source, 6.0, 20_000), tiles),
+    ("whitening", whitening.Covariances(moved), tiles),
+    ("waveforms", waveforms.Snippets(moved, 6.0, 20_000), tiles),
+    ("detection", templates.PeakWriter(detection.Detector(source, centres, shapes), regions, folder), tiles),
+    ("matching", matcher, tiles),
+    ("first clustering", clusterer, peaks_in),
+    ("final clustering", sorter, spikes_in),
+]
+del source, moved, matcher  # a recording in memory is no stage's
+while tasks:
+    stage, task, item = tasks.pop(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
     with one_thread():  # gives back what the last one took
-        task(tuple(source.tiling))
+        task(item)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(stage, int(status["VmHWM"].split()[0]) * 1024)
+    print(stage, int(status["VmHWM"].split()[0]) * 1024, sep=": ")
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are asked of Linux")
 def test_no_process_takes_more_than_was_said(tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", MEASURE, str(tmp_path), str(N_CLUSTERED)], capture_output=True, text=True,
         env=os.environ | {"PYTHONPATH": str(Path(ks4stream.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    found = plan(recording_of(64, hours=6 / 3600), n_workers=1, block_batches=3)
-    need = {stage.name: planning.PYTHON_BYTES + stage.memory_bytes for stage in found.stages}
-    for line in done.stdout.splitlines():
-        stage, measured = line.split()
+    assert done.returncode == 0, done.stderr
+    on_tiles = plan(recording_of(64, hours=6 / 3600), n_workers=1, block_batches=3)
+    spikes_of_a_second = 64 * planning.SPIKES_PER_CHANNEL_HZ * planning.CROWDED / on_tiles.n_regions  # largest region
+    on_regions = plan(recording_of(64, hours=N_CLUSTERED / spikes_of_a_second / 3600), n_workers=1)
+    need = {
+        stage.name: planning.PYTHON_BYTES + stage.memory_bytes
+        for found, kind in ((on_tiles, False), (on_regions, True)) for stage in found.stages
+        if ("clustering" in stage.name) == kind
+    }  # fmt: skip
+    measured = [line.split(": ") for line in done.stdout.splitlines()]
+    for stage, n_bytes in measured:
         # Never more than was said. At most twice as much is said: part of it are buffers that only crowded recordings
         # fill, and arrays that are counted side by side though one may take the place of another.
-        assert int(measured) <= need[stage] <= 2 * int(measured), line
-    assert len(done.stdout.splitlines()) == 2
+        assert int(n_bytes) <= need[stage] <= 2 * int(n_bytes), (stage, n_bytes, need[stage])
+    assert {stage for stage, _ in measured} == set(need)
+
+
+def test_waveforms_are_learned_from_as_many_batches_as_they_take():
+    few, many = (plan(recording_of(), Settings(nskip=nskip), **ROOMY) for nskip in (9, 1000))
+    tasks = [{stage.name: stage.n_tasks for stage in found.stages} for found in (few, many)]
+    assert tasks[0]["whitening"] > tasks[1]["whitening"] and tasks[0]["waveforms"] == tasks[1]["waveforms"]
+    tile_bytes = 32 * 2 * (60_000 + 2 * tiling_of(recording_of(), Settings()).halo)
+    assert few.read_bytes - many.read_bytes == (200 - 25) * tile_bytes  # for whitening, at most and at least
+    assert many.read_bytes == (3 * 1800 + 25 + 2 * 72) * tile_bytes  # every 25th batch, twice

@@ -14,10 +14,10 @@ import re
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -61,6 +61,17 @@ class Status:
 
     size_bytes: int
     tag: str
+
+
+Version = dict[str, str]
+"""By what a store tells the contents that an object has had: their ETags, or their generations."""
+
+
+class Versioned(NamedTuple):
+    """What an object holds, and which of its versions that is."""
+
+    content: bytes
+    version: Version
 
 
 def locate(path: str | os.PathLike[str]) -> str:
@@ -168,20 +179,27 @@ def read_bytes(location: str, start: int, stop: int) -> memoryview:
         return memoryview(bytearray(obstore.get_range(store, key, start=start, end=stop)))
 
 
-def write_bytes(location: str, content: bytes, *, anew: bool = False) -> bool:
+def read_versioned(location: str) -> Versioned | None:
+    """Read a small object, with its version; None if there is none.
+
+    Raises
+    ------
+    RecordingError
+        If it cannot be read.
+    """
+    store, key = _parent_store(location, True)
+    import obstore
+
+    try:
+        with explained(location):
+            found = obstore.get(store, key)
+            return Versioned(bytes(found.bytes()), _version_of(found.meta))
+    except _MissingError:
+        return None
+
+
+def write_bytes(location: str, content: bytes) -> None:
     """Write an object, all at once.
-
-    Parameters
-    ----------
-    location : str
-    content : bytes
-    anew : bool
-        Only if there is none yet.
-
-    Returns
-    -------
-    bool
-        Whether it was written.
 
     Raises
     ------
@@ -191,12 +209,39 @@ def write_bytes(location: str, content: bytes, *, anew: bool = False) -> bool:
     store, key = _parent_store(location, True)
     import obstore
 
+    with explained(location, writing=True):
+        obstore.put(store, key, content)
+
+
+def write_if(location: str, content: bytes, version: Version | None) -> Version | None:
+    """Write an object if it is still of a version, or, of None, if there is none; the store decides, in one step.
+
+    Returns
+    -------
+    dict or None
+        The object's version now; None if it was not written. That may also be said where it was: a first answer
+        was lost, and what was asked again then found the object written.
+
+    Raises
+    ------
+    UnconditionalError
+        If the store says that it cannot decide that.
+    ResultsError
+        If it refuses it.
+    """
+    store, key = _parent_store(location, True)
+    import obstore
+
+    mode: Any = "create" if version is None else version
     try:
         with explained(location, writing=True):
-            obstore.put(store, key, content, mode="create" if anew else "overwrite")
-    except _ThereError:
-        return False
-    return True
+            return _version_of(obstore.put(store, key, content, mode=mode))
+    except _ChangedError:
+        return None
+    except _NowhereError:
+        if version is None:  # there is no bucket
+            raise
+        return None
 
 
 def write_file(location: str, path: Path) -> None:
@@ -254,19 +299,6 @@ async def _stream(store: Any, source: str, target: str) -> None:
     import obstore
 
     await obstore.put_async(store, target, (await obstore.get_async(store, source)).stream())
-
-
-def age_s(location: str) -> float:
-    """Seconds since an object was written, by this machine's clock; 0 if there is none."""
-    store, key = _parent_store(location, True)
-    import obstore
-
-    try:
-        with explained(location):
-            written = obstore.head(store, key)["last_modified"]
-    except _MissingError:
-        return 0.0
-    return (datetime.now(UTC) - written).total_seconds()
 
 
 def listing(location: str) -> list[tuple[str, Status]]:
@@ -354,13 +386,17 @@ def explained(location: str, *, writing: bool = False) -> Iterator[None]:
     refused, verb = (ResultsError, "written") if writing else (RecordingError, "read")
     try:
         yield
-    except exceptions.AlreadyExistsError:
-        raise _ThereError(f"There is something at {location} already.") from None
+    except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
+        raise _ChangedError(f"{location} is not what it was.") from None
+    except NotImplementedError:
+        raise UnconditionalError(f"{location} cannot be written on conditions.") from None
     except (FileNotFoundError, exceptions.NotFoundError):
         missing = _NowhereError if writing else _MissingError
         raise missing(f"There is nothing at {location}, or there is no such bucket. Check both.") from None
     except (PermissionError, exceptions.BaseError) as error:
         said = str(error).partition("\n")[0]
+        if writing and "501 Not Implemented" in said:
+            raise UnconditionalError(f"{location} cannot be written on conditions.") from None
         refusals = (PermissionError, exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
         if isinstance(error, refusals) or _REFUSALS.search(said):
             advice = _CREDENTIALS.get(scheme, "Only what anybody may read can be read from web servers")
@@ -380,8 +416,12 @@ class _NowhereError(ResultsError):
     """There is no such object, or no bucket to write to."""
 
 
-class _ThereError(ResultsError):
-    """There is such an object already."""
+class _ChangedError(ResultsError):
+    """There is such an object already, or it is of another version."""
+
+
+class UnconditionalError(ResultsError):
+    """The store does not write on conditions."""
 
 
 def _without_secrets(text: str) -> str:
@@ -400,6 +440,10 @@ def _stat(path: str) -> os.stat_result:
 
 def _status_of_file(found: os.stat_result) -> Status:
     return Status(found.st_size, str(found.st_mtime_ns))
+
+
+def _version_of(meta: Any) -> Version:
+    return {name: meta[name] for name in ("e_tag", "version") if meta[name] is not None}
 
 
 def _walk(folder: str) -> Iterator[tuple[str, Status]]:

@@ -13,8 +13,10 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -26,20 +28,30 @@ from uuid import uuid4
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from ks4stream.errors import DamagedFileError, ResultsError
-from ks4stream.io.objects import age_s, listing, write_bytes
+from ks4stream.errors import DamagedFileError, Ks4StreamError, Ks4StreamWarning, ResultsError
+from ks4stream.io.objects import (
+    UnconditionalError,
+    Version,
+    Versioned,
+    listing,
+    read_versioned,
+    write_bytes,
+    write_if,
+)
 from ks4stream.io.places import ObjectPath, Place, below, read_whole, remove, size_of
 from ks4stream.io.records import DRAFT, appearing, key_of, read_record, write_record, writing_to
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.spikes import Receipt
-from ks4stream.messages import hand_on, listeners
+from ks4stream.messages import hand_on, listeners, warn
 
 FORMAT = "ks4stream.Run/1"
 METHOD = 4
 """Counts changes of the method that change any result: records of another number are of no use."""
 
 MANIFEST, LOCK, SCRATCH = "manifest.json", "lock", "scratch"
-RENEWED_S, STALE_S, SETTLED_S = 60.0, 300.0, 2.0  # see ObjectLock
+RENEWED_S, LOOKED_S, LEASE_S, SETTLED_S = 20.0, 2.0, 120.0, 3.0  # see ObjectLock
+FREE = b"free"  # what a lock holds that nobody does
+_STAGE = re.compile("[a-z-]+-[0-9a-f]{20}")  # name of a stage's folder: nothing else is ever removed
 READS = 16  # of records at a time, from an object store
 
 Size = Callable[[Place], int | None]
@@ -59,24 +71,40 @@ class RunStore:
         Classes that records may hold.
     scratch : Path
         Folder on this machine for what is mapped into memory; it goes with the run.
+    lock : ObjectLock or None
+        What says that no other run writes here, where no system does.
     """
 
     folder: Place
     classes: tuple[type, ...]
     scratch: Path = Path()
+    lock: ObjectLock | None = None
     _used: set[str] = field(default_factory=set)
+
+    def check(self) -> None:
+        """Make sure that the store is still this run's, before anything is begun or written that others would share.
+
+        Raises
+        ------
+        ResultsError
+            If another run has taken it over.
+        """
+        if self.lock is not None:
+            self.lock.renew()
 
     def stage(self, name: str, key: str) -> StageStore:
         """The part of a stage with this key."""
+        self.check()
         folder = self.folder / f"{name.replace(' ', '-')}-{key[:20]}"
         self._used.add(folder.name)
         return StageStore(folder, self.classes)
 
     def tidy(self, *, keep: bool) -> None:
         """When a sort has ended, remove the stages it did not use, those of other settings; or all, unless `keep`."""
+        self.check()
         with writing_to(self.folder):
             for name, is_folder in below(self.folder):
-                if is_folder and name != SCRATCH and not (keep and name in self._used):
+                if is_folder and _STAGE.fullmatch(name) and not (keep and name in self._used):
                     remove(self.folder / name, folder=True)
         if keep:
             kept_bytes = sum(found.size_bytes for _, found in listing(str(self.folder)))
@@ -181,18 +209,18 @@ def open_store(
         left as it is. Or if it cannot be written to.
     """
     with ExitStack() as stack:
+        lock = None
         with writing_to(folder):
             _check_kind(folder)
             if isinstance(folder, Path):
                 folder.mkdir(parents=True, exist_ok=True)
-                lock = _locked(folder / LOCK)
-                stack.callback(lock.release)
+                stack.callback(_locked(folder / LOCK).release)
                 scratch = folder / SCRATCH
                 shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
                 scratch.mkdir(exist_ok=True)
                 stack.callback(shutil.rmtree, scratch, ignore_errors=True)  # what is mapped stays until it is not
             else:
-                stack.enter_context(ObjectLock(folder / LOCK))
+                lock = stack.enter_context(ObjectLock(folder / LOCK))
                 scratch = stack.enter_context(scratch_folder())
             if fresh:
                 _empty(folder)
@@ -202,15 +230,26 @@ def open_store(
         if not recall:
             _empty(folder)
             _check_manifest(folder, {"format": FORMAT, "method": METHOD, "data": data})
-        yield RunStore(folder, classes, scratch)
+        yield RunStore(folder, classes, scratch, lock)
 
 
 class ObjectLock:
-    """A lock that is an object, written anew every minute; one that was not for five is nobody's any more.
+    """A lock that is an object: its holder's name, and a number that the holder raises as long as it lives.
+
+    No clock is compared with another. Each write is on the condition that the object is still as it was last seen,
+    which the store decides, so that of several that claim a lock one gets it. A lock that somebody holds is claimed
+    only after it was looked at again and again for the length of the lease, and stayed as it was; a holder whose lock
+    was claimed so learns it when it next renews it. A lock that is let go of stays, as an object that says so: stores
+    do not remove on conditions.
+
+    Where a store does not write on conditions, which is tried, a warning says so, and a claim is written, and read back
+    after some seconds: of those who begin within them two might hold the lock.
 
     Parameters
     ----------
     path : ObjectPath
+    lease_s, renewed_s, looked_s : float
+        How long a lock stays its holder's that is not renewed, between renewals, and between looks at another's lock.
 
     Raises
     ------
@@ -218,46 +257,144 @@ class ObjectLock:
         When it is entered while another process holds it.
     """
 
-    def __init__(self, path: ObjectPath) -> None:
-        self._path, self._ended = path, threading.Event()
-        self._name = f"{platform.node()} {os.getpid()} {uuid4().hex}".encode()
-        self._renewing = threading.Thread(target=copy_context().run, args=(self._renew,), daemon=True)
+    def __init__(
+        self, path: ObjectPath, *, lease_s: float | None = None, renewed_s: float | None = None,
+        looked_s: float | None = None,
+    ) -> None:  # fmt: skip
+        self._path = path
+        self._lease_s = LEASE_S if lease_s is None else lease_s
+        self._renewed_s = RENEWED_S if renewed_s is None else renewed_s
+        self._looked_s = LOOKED_S if looked_s is None else looked_s
+        self._name, self._count = f"{platform.node()} {os.getpid()} {uuid4().hex}", 0
+        self._version: Version | None = None
+        self._is_lost, self._is_conditional = False, True
+        self._turn, self._ended = threading.Lock(), threading.Event()
+        self._renewing = threading.Thread(target=copy_context().run, args=(self._keep_renewing,), daemon=True)
 
-    def __enter__(self) -> None:
-        is_ours = write_bytes(self._path.location, self._name, anew=True) or self._is_ours()
-        if not is_ours and (age_s(self._path.location) < STALE_S or not self._taken_over()):
-            raise ResultsError(
-                f"Another run is writing to {self._path.parent.parent}. Wait for its end, or give another "
-                f"results_dir. If none is, as it was killed, try again in {STALE_S / 60:.0f} minutes."
-            )
+    def __enter__(self) -> ObjectLock:
+        if not self._write(self._unheld()) or (self._is_conditional and not self._is_ours_after_trying()):
+            raise self._held(self._look())
         self._renewing.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._renewing.join()
-        if self._is_ours():
-            remove(self._path)
-
-    def _is_ours(self) -> bool:
         try:
-            return read_whole(self._path) == self._name
-        except (FileNotFoundError, EOFError):  # or it was written by another while it was read
-            return False
+            if not self._is_lost:
+                self._write(self._version, FREE)
+        except Ks4StreamError as error:  # what the lock was for has ended, well or not
+            _log.warning("%s could not be released, and stays for %.0f s: %s", self._path, self._lease_s, error)
 
-    def _taken_over(self) -> bool:
-        """Write the name into a lock that nobody renews; of several that do so at a time, the last has it."""
-        write_bytes(self._path.location, self._name)
-        return not self._ended.wait(SETTLED_S) and self._is_ours()
+    def renew(self) -> None:
+        """Tell others that the lock is still held.
 
-    def _renew(self) -> None:
-        while not self._ended.wait(RENEWED_S):
+        Raises
+        ------
+        ResultsError
+            If another has claimed it.
+        """
+        with self._turn:
+            if not self._is_lost and not self._write(self._version):
+                there_is_none = self._look() is None  # somebody has cleared up
+                self._is_lost = not (there_is_none and self._write(None))
+        if self._is_lost:
+            raise ResultsError(
+                f"{self._path.parent.parent} was taken over by another run{_by(self._look())}, as this one did not "
+                f"renew its lock for {self._lease_s:.0f} s: its machine was suspended, say, or the store out of reach. "
+                "No results are written. Wait for the other's end, or give another results_dir."
+            )
+
+    def _unheld(self) -> Version | None:
+        """The version of a lock that nobody holds; of one that is held, after it was not renewed for a lease."""
+        first = found = self._look()
+        waited_s = 0.0  # sleeps are counted and no clock is asked, which may be set meanwhile
+        while found is not None and first is not None and found.content != FREE:
+            if found.content != first.content:
+                raise self._held(found)
+            if waited_s >= self._lease_s:
+                _log.info("%s was not renewed for %.0f s and is taken over", self._path, waited_s)
+                break
+            if not waited_s:
+                warn(
+                    f"Another run{_by(found)} holds {self._path}. Waiting up to {self._lease_s:.0f} s, to see whether "
+                    "it is still there: if it was killed, this one goes on where it stopped.",
+                    Ks4StreamWarning, stacklevel=2,
+                )  # fmt: skip
+            time.sleep(self._looked_s)
+            waited_s += self._looked_s
+            found = self._look()
+        return None if found is None else found.version
+
+    def _look(self) -> Versioned | None:
+        return read_versioned(self._path.location)
+
+    def _write(self, version: Version | None, content: bytes | None = None) -> bool:
+        """Write the name, or `content`, in place of a version; whether it now stands there."""
+        self._count += 1
+        content = content or f"{self._name} {self._count}".encode()
+        if self._is_conditional:
             try:
-                if size_of(self._path) is not None and not self._is_ours():
-                    _log.error("%s was taken over by another run, as this one did not renew it.", self._path)
-                    return
-                write_bytes(self._path.location, self._name)
+                now = write_if(self._path.location, content, version)
+            except UnconditionalError:
+                self._do_without_conditions()
+                return self._write(version, content)
+            if now is not None:
+                self._version = now
+                return True
+        else:
+            found = self._look()
+            if found is None or found.version == version or self._name.encode() in found.content:
+                write_bytes(self._path.location, content)
+                if self._renewing.ident is None:  # it is a claim
+                    time.sleep(SETTLED_S)
+        found = self._look()  # without conditions, or the answer was lost
+        if found is None or found.content != content:
+            return False
+        self._version = found.version
+        return True
+
+    def _is_ours_after_trying(self) -> bool:
+        """Try the store, some of which take conditions and write nevertheless; whether the lock is still ours."""
+        before = self._version
+        is_held = self._write(before)
+        if not is_held or not self._is_conditional:
+            return is_held
+        tried = f"{self._name} tried".encode()
+        if write_if(self._path.location, tried, before) is None and write_if(self._path.location, tried, None) is None:
+            return True
+        self._do_without_conditions()
+        return self._write(None)
+
+    def _do_without_conditions(self) -> None:
+        self._is_conditional = False
+        warn(
+            f"The store of {self._path} does not write on conditions (If-Match, If-None-Match), so that two runs that "
+            f"begin within the same {SETTLED_S:.0f} s are not told from each other. Begin them one after the other.",
+            Ks4StreamWarning, stacklevel=2,
+        )  # fmt: skip
+
+    def _held(self, by: Versioned | None) -> ResultsError:
+        return ResultsError(
+            f"Another run is writing to {self._path.parent.parent}{_by(by)}. Wait for its end, or give another "
+            "results_dir."
+        )
+
+    def _keep_renewing(self) -> None:
+        while not self._ended.wait(self._renewed_s):
+            try:
+                self.renew()
             except Exception as error:  # whatever it is, the lock lasts some minutes
+                if self._is_lost:
+                    _log.error("%s", error)
+                    return
                 _log.warning("%s could not be renewed: %s", self._path, error)
+
+
+def _by(found: Versioned | None) -> str:
+    """Who holds a lock, for messages."""
+    words = [] if found is None else found.content.decode(errors="replace").split()
+    return f" (process {words[1]} on {words[0]})" if len(words) > 2 else ""
 
 
 def _locked(path: Path) -> BaseFileLock:
@@ -286,10 +423,11 @@ def _check_kind(folder: Place) -> None:
 
 
 def _empty(folder: Place) -> None:
-    """Remove all but the lock; the manifest last, without which the folder would not be known as a store."""
-    for name, is_folder in sorted(below(folder), key=lambda entry: entry[0] == MANIFEST):
-        if name not in (LOCK, SCRATCH):
-            remove(folder / name, folder=is_folder)
+    """Remove the stages, and then the manifest, without which the folder would not be known as a store."""
+    for name, is_folder in below(folder):
+        if is_folder and _STAGE.fullmatch(name):
+            remove(folder / name, folder=True)
+    remove(folder / MANIFEST)
 
 
 def _manifest(folder: Place) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import stat
 import struct
 import tempfile
 import threading
@@ -46,6 +47,7 @@ PIECE_BYTES = 4 << 20  # of samples, at least, in a piece: enough for a store to
 FETCHES = 16  # of pieces at a time, in one process
 LOCKS = 64  # files by which processes agree on who fetches a piece
 STALE_DAYS = 7.0  # after which a cache in a temporary folder that nobody used is removed
+TEMPORARY_NAMES = 10  # that are tried in the temporary folder, where others have made folders of our name
 SHARE_OF_FREE = 0.5  # of what is free on the disk, that a cache may take
 _USE = ".use"  # ends names of files that sorts lock, beside the caches they use
 _ROOM, _ROOM_FORMAT = "room", struct.Struct("<qq")  # the file that counts bytes: allowed, taken
@@ -154,9 +156,9 @@ class CachedSource:
 
     def begin_use(self) -> None:
         """Say to other sorts on this machine that the cache is in use, until the end of it or of this process."""
-        use = self._place()
-        use = use.with_name(f"{use.name}-{uuid4().hex}{_USE}")
         with suppress(OSError):  # then nothing can be kept either
+            use = self._place()
+            use = use.with_name(f"{use.name}-{uuid4().hex}{_USE}")
             use.parent.mkdir(parents=True, exist_ok=True)
             self._state.use = FileLock(use, thread_local=False)
             self._state.use.acquire()
@@ -169,14 +171,25 @@ class CachedSource:
 
     def is_used(self) -> bool:
         """Whether a sort on this machine uses the cache."""
-        here = self._place()
+        try:
+            here = self._place()
+        except ResultsError:  # then nothing was kept either
+            return False
         return not all(_was_left(use) for use in here.parent.glob(f"{here.name}-*{_USE}"))
 
     def forget(self) -> None:
         """Remove what is kept on this machine."""
-        shutil.rmtree(self._place(), ignore_errors=True)
+        with suppress(ResultsError):
+            shutil.rmtree(self._place(), ignore_errors=True)
 
     def _place(self) -> Path:
+        """Where pieces lie on this machine.
+
+        Raises
+        ------
+        ResultsError
+            If that is the temporary folder, and this user can have none of his own there.
+        """
         root = _temporary_folder() if self.folder is None else Path(self.folder)
         return root / f"{self.key[:32]}-{self.piece_samples}"
 
@@ -234,21 +247,26 @@ class CachedSource:
         """Where pieces lie on this machine, made if need be; None if nothing is kept."""
         with self._state.lock:
             if not self._state.is_ready:
-                there_is_none = self.limit_bytes == 0 or (self.is_held and not self._place().is_dir())
-                self._state.folder = None if there_is_none else self._make_folder()
+                self._state.folder = None if self.limit_bytes == 0 else self._make_folder(only_found=self.is_held)
                 self._state.is_ready = True
+            folder = self._state.folder
+            if folder is not None and self.folder is None and not _is_ours(folder.parent):
+                _log.warning("%s is not this user's alone any more; the recording is not cached.", folder.parent)
+                self._state.folder = None
             return self._state.folder
 
-    def _make_folder(self) -> Path | None:
-        folder = self._place()
+    def _make_folder(self, *, only_found: bool = False) -> Path | None:
         try:
+            folder = self._place()
+            if only_found and not folder.is_dir():
+                return None
             if self.folder is None:
                 _remove_stale(folder.parent)
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             (folder / _ROOM).touch()  # it is in use
             _take(folder, 0, self.limit_bytes)
         except OSError as error:
-            _log.warning("The recording cannot be cached in %s: %s", folder, error)
+            _log.warning("The recording cannot be cached in %s: %s", self.folder or tempfile.gettempdir(), error)
             return None
         return folder
 
@@ -290,7 +308,7 @@ def cached(
         yield passed
     except BaseException:
         if parts:
-            where = folder or _temporary_folder()
+            where = folder or tempfile.gettempdir()
             _log.info("What was fetched of the recording stays in %s, for the same call again.", where)
         for cache in passing:
             cache.end_use()
@@ -388,7 +406,11 @@ def _parts(source: Source) -> tuple[Source, ...]:
 def _warn_of_little_room(parts: list[CachedSource], folder: str | None, limit_bytes: int | None) -> None:
     """Say beforehand if the cache will hardly hold the recording; compressed, samples take about half their size."""
     needed = sum(part.n_samples * part.n_channels * part.dtype.itemsize for part in parts) // 2
-    place = Path(folder or tempfile.gettempdir())
+    try:
+        place = _temporary_folder() if folder is None else Path(folder)
+    except ResultsError as error:
+        warn(f"{error} Until then it is fetched in every pass.", Ks4StreamWarning, stacklevel=4)
+        return
     room = limit_bytes if limit_bytes is not None else int(SHARE_OF_FREE * shutil.disk_usage(place).free)
     if needed > room:
         warn(
@@ -438,8 +460,63 @@ def _remove_lock(lock: BaseFileLock) -> None:
 
 
 def _temporary_folder() -> Path:
-    user = str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
-    return Path(tempfile.gettempdir(), f"ks4stream-cache-{user}")
+    """The folder for this user's caches in the temporary one, made if need be.
+
+    All may write there, and make a folder of our name before us: one that is another user's, or that others may write
+    to, is left alone, and so is a symbolic link. A number is added to the name then, so that all processes of this user
+    take the same folder nevertheless.
+
+    Raises
+    ------
+    ResultsError
+        If there can be none.
+    """
+    user = str(os.geteuid()) if hasattr(os, "geteuid") else os.environ.get("USERNAME", "")
+    first = Path(tempfile.gettempdir(), f"ks4stream-cache-{user}")
+    for folder in (first, *(first.with_name(f"{first.name}-{number}") for number in range(1, TEMPORARY_NAMES))):
+        try:
+            folder.mkdir(mode=0o700)
+        except FileExistsError:
+            pass
+        except OSError as error:  # as it would for other names
+            raise ResultsError(f"{folder} cannot be made: {error.strerror or error}.") from error
+        if _is_ours(folder):
+            return folder
+        _say_not_ours(folder)
+    raise ResultsError(
+        f"The recording cannot be kept in {first}, nor in {TEMPORARY_NAMES - 1} more of its name: they are links, "
+        "other users', or others may write to them. Name another folder (cache_dir, --cache, or TMPDIR)."
+    )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder in the temporary one is this user's alone; on Windows that one is.
+
+    Others may have been allowed to read it, by an earlier version; they are no longer.
+    """
+    if not hasattr(os, "geteuid"):
+        return folder.is_dir()
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # it is a link or a file, or others may not look into it
+        return False
+    try:
+        found = os.fstat(opened)
+        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return False
+        if stat.S_IMODE(found.st_mode) != stat.S_IRWXU:
+            os.fchmod(opened, stat.S_IRWXU)
+    finally:
+        os.close(opened)
+    return True
+
+
+@lru_cache
+def _say_not_ours(folder: Path) -> None:
+    _log.warning(
+        "%s is a link, another user's, or others may write to it: another folder is used for the cache, whose name has "
+        "a number.", folder,
+    )  # fmt: skip
 
 
 def _remove_stale(root: Path) -> None:

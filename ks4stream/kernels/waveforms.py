@@ -5,8 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ks4stream.kernels.memory import AtOnce, in_pieces
+
 PEAK_REACH = 5  # samples on either side within which a snippet's peak is the largest
 ALONE_REACH = 30  # samples on either side within which it is the only one
+CHANNELS_AT_ONCE = AtOnce(cpu=8, gpu=32)  # whose samples above threshold are listed: all of them may be
+WINDOWS_AT_ONCE = AtOnce(cpu=512, gpu=16_384)  # neighbourhoods that are looked at
+WINDOW_BYTES = 10  # of a sample in them: its mark, and the same as it is summed
+ABOVE_BYTES = 45  # of a sample of these channels that is above threshold: its size, and twice where it is
 KMEANS_RESTARTS = 10
 KMEANS_SWEEPS = 100
 KMEANS_MOST = 50_000  # snippets that enter k-means; the centres of six shapes need no more
@@ -34,17 +40,41 @@ def find_clean_peaks(
         Sorted by (channel, sample).
     """
     low = first - ALONE_REACH - PEAK_REACH
-    size = traces[:, low : last + ALONE_REACH + PEAK_REACH].abs()
-    channel, sample = (size[:, PEAK_REACH:-PEAK_REACH] > threshold).nonzero(as_tuple=True)
-    sample = sample + PEAK_REACH
-    largest = _windows(size, near[channel], sample, PEAK_REACH).amax(dim=(1, 2)) <= size[channel, sample]
-    channel, sample = channel[largest], sample[largest]
-    marks = torch.zeros_like(size, dtype=torch.int32)
+    traces = traces[:, low : last + ALONE_REACH + PEAK_REACH]
+    channel, sample = _largest(traces, near, threshold)
+    marks = torch.zeros(traces.shape, dtype=torch.uint8, device=traces.device)
     marks[channel, sample] = 1
     inside = (sample >= first - low) & (sample < last - low)
     channel, sample = channel[inside], sample[inside]
-    alone = _windows(marks, wide[channel], sample, ALONE_REACH).sum(dim=(1, 2)) == _repeats(wide, channel)
+    alone = torch.empty_like(channel, dtype=torch.bool)
+
+    def look(channel: Tensor, sample: Tensor, alone: Tensor) -> None:
+        alone[:] = _windows(marks, wide[channel], sample, ALONE_REACH).sum(dim=(1, 2)) == _repeats(wide, channel)
+
+    in_pieces(look, channel, sample, alone, size=WINDOWS_AT_ONCE.on(traces.device))
     return channel[alone], sample[alone] + low
+
+
+def _largest(traces: Tensor, near: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Samples above threshold that no near one exceeds, by (channel, sample), some channels after the other.
+
+    Movement puts per cents of all samples above threshold; of these few are the largest.
+    """
+    found = []
+
+    def look(channel: Tensor, sample: Tensor, largest: Tensor) -> None:
+        windows = _windows(traces, near[channel], sample, PEAK_REACH).abs_()
+        largest[:] = windows.amax(dim=(1, 2)) <= traces[channel, sample].abs()
+
+    at_once = CHANNELS_AT_ONCE.on(traces.device)
+    for at, some in enumerate(traces[:, PEAK_REACH:-PEAK_REACH].split(at_once)):
+        channel, sample = (some.abs() > threshold).nonzero(as_tuple=True)
+        channel, sample = channel + at * at_once, sample + PEAK_REACH
+        largest = torch.empty_like(channel, dtype=torch.bool)
+        in_pieces(look, channel, sample, largest, size=WINDOWS_AT_ONCE.on(traces.device))
+        found.append((channel[largest], sample[largest]))
+    channels, samples = zip(*found, strict=True)
+    return torch.cat(channels), torch.cat(samples)
 
 
 def _windows(values: Tensor, rows: Tensor, sample: Tensor, reach: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def log_kept(folder: Path, target: Place) -> Iterator[None]:
 
 def finish(
     sorting: Sorting, results: ResultsFolder, folder: Path | None = None, *, save_extra_vars: bool = False,
-    save_features: bool = True,
+    save_features: bool = True, check: Callable[[], None] = lambda: None,
 ) -> Place | None:  # fmt: skip
     """Write everything a sorting leaves: the Phy folder, the native store ``sorting.zarr`` and the plots.
 
@@ -91,6 +91,8 @@ def finish(
         Also write tF, Wall, full_st, full_clu and full_amp.
     save_features : bool, optional
         Write the features of all spikes, nine tenths of everything.
+    check : callable, optional
+        Called before anything is moved or replaced; raises if the results are not this run's to write any more.
 
     Returns
     -------
@@ -110,6 +112,7 @@ def finish(
     if results.holds(key):
         _log.info("%s holds this result already; nothing in it was touched.", results.place)
         return None
+    check()
     aside = results.set_aside() if results.somebodys() else None
     if aside is not None:
         warn(f"The earlier results in {results.place} were moved to {aside}.", CurationWarning, stacklevel=3)
@@ -120,6 +123,7 @@ def finish(
         save_sorting(sorting, folder / STORE, features=save_features)
         write_plots(sorting, folder)
         if target is not None:
+            check()
             copy_there(folder, target, last=f"{STORE}/.zgroup")
     _log.info(
         "%d units (%d good), %d spikes (%d kept) written to %s in %.1f s",

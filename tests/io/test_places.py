@@ -30,7 +30,7 @@ from ks4stream.io.places import (
 )
 from ks4stream.io.records import appearing, key_of, read_record, write_record
 from ks4stream.io.results_folder import ResultsFolder
-from ks4stream.io.run_store import ObjectLock, Remembered, RunStore, open_store, record_path
+from ks4stream.io.run_store import Remembered, RunStore, open_store, record_path
 from ks4stream.io.spikes import Receipt, brought_near, read_column, read_region, write_block
 
 pytest.importorskip("obstore")
@@ -193,25 +193,6 @@ def test_many_records_are_recalled_with_one_listing_and_a_request_each(
     assert stage.recall([5]) == {}
 
 
-def test_two_runs_in_one_prefix_are_refused(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = ObjectPath("s3://recordings/locked/run")
-    with open_store(folder, (), data="x"):
-        with pytest.raises(ResultsError, match="Another run is writing to s3://recordings/locked"):
-            open_store(folder, (), data="x").__enter__()
-        monkeypatch.setattr(run_store, "STALE_S", -1.0)  # nobody has renewed it: its holder was killed
-        monkeypatch.setattr(run_store, "SETTLED_S", 0.0)
-        with ObjectLock(folder / "lock"):
-            pass
-    assert size_of(folder / "lock") is None
-
-
-def test_a_lock_that_was_taken_over_is_left_alone(object_store: Any) -> None:
-    lock = ObjectPath("s3://recordings/taken/lock")
-    with ObjectLock(lock):
-        write(lock, b"another")
-    assert read_whole(lock) == b"another"
-
-
 def test_a_store_that_does_not_answer_is_no_damage(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     receipt = write_block(ObjectPath("s3://recordings/far/a.rows"), {"a": np.arange(3)}, np.zeros(3, np.int64), 1)
 
@@ -224,17 +205,6 @@ def test_a_store_that_does_not_answer_is_no_damage(object_store: Any, monkeypatc
     remove(ObjectPath(receipt.path))
     with pytest.raises(DamagedFileError):
         read_column(receipt, "a")
-
-
-def test_a_lock_is_renewed(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_store, "RENEWED_S", 0.01)
-    lock = ObjectPath("s3://recordings/renewed/lock")
-    with ObjectLock(lock):
-        remove(lock)
-        deadline = time.monotonic() + 20
-        while size_of(lock) is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert size_of(lock)
 
 
 def test_a_store_that_refuses_is_an_error_before_work(object_store: Any, tmp_path: Path) -> None:

@@ -8,15 +8,23 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ks4stream.errors import ResultsError
-from ks4stream.io import run_store
+from ks4stream.errors import Ks4StreamWarning, ResultsError
+from ks4stream.io import objects, run_store
+from ks4stream.io.objects import Version
+from ks4stream.io.places import ObjectPath, read_whole, remove, size_of
 from ks4stream.io.records import write_record
-from ks4stream.io.run_store import Remembered, RunStore, open_store, record_path
+from ks4stream.io.run_store import FREE, ObjectLock, Remembered, RunStore, open_store, record_path
 from ks4stream.io.spikes import Receipt, read_column, write_block
 
 
@@ -242,3 +250,209 @@ def test_what_is_mapped_is_no_stage(tmp_path: Path) -> None:
     with open_store(tmp_path / "run", (), data="x") as store:
         store.tidy(keep=False)
         assert store.scratch.is_dir()
+
+
+# -- locks that are objects ----------------------------------------------------------------------------------------
+
+NEVER_S = 600.0  # longer than any test
+QUICK = {"lease_s": 0.3, "looked_s": 0.1}  # of somebody who looks at another's lock
+
+
+def until(happens: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_two_runs_in_one_prefix_are_refused_and_say_who_is_there(
+    object_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_store, "RENEWED_S", 0.05)
+    monkeypatch.setattr(run_store, "LOOKED_S", 0.2)
+    folder = ObjectPath("s3://recordings/locked/run")
+    for _ in range(2):  # the second finds a lock that was let go of
+        with (
+            open_store(folder, (), data="x"),
+            pytest.warns(Ks4StreamWarning, match=rf"\(process {os.getpid()} on .*\) holds .*Waiting up to 120 s"),
+            pytest.raises(ResultsError, match=rf"writing to s3://recordings/locked \(process {os.getpid()} on"),
+        ):  # fmt: skip
+            open_store(folder, (), data="x").__enter__()
+    assert read_whole(folder / "lock") == FREE
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_is_wrong_makes_no_second_owner(
+    hours: int, object_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store's is an hour ahead or behind."""
+    skewed = timedelta(hours=hours)
+    monkeypatch.setattr("moto.s3.models.utcnow", lambda: datetime.now(UTC).replace(tzinfo=None) + skewed)
+    monkeypatch.setattr(run_store, "RENEWED_S", 0.05)
+    monkeypatch.setattr(run_store, "LOOKED_S", 0.2)
+    lock = ObjectPath(f"s3://recordings/skewed{hours}/run/lock")
+    with ObjectLock(lock), pytest.warns(Ks4StreamWarning, match="holds"), pytest.raises(
+        ResultsError, match="Another run is writing"
+    ):
+        ObjectLock(lock).__enter__()
+
+
+@pytest.mark.parametrize("left", [None, FREE, b"node 1 killed 7"])
+def test_of_many_who_claim_a_lock_at_once_one_gets_it(
+    left: bytes | None, object_store: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    """There was none, it is free, or its holder was killed."""
+    lock = ObjectPath(f"s3://recordings/crowd-{left and left[:4].decode()}/run/lock")
+    if left is not None:
+        objects.write_bytes(str(lock), left)
+    together, owners, refused = threading.Barrier(6), [], []
+
+    def claim(number: int) -> None:
+        together.wait()
+        try:
+            with ObjectLock(lock, renewed_s=0.02, **QUICK):
+                owners.append(number)
+                until(lambda: len(owners) + len(refused) == 6)
+        except ResultsError as error:
+            refused.append(str(error))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(claim, range(6)))
+    assert len(owners) == 1
+    assert all("Another run is writing" in said for said in refused)
+    assert read_whole(lock) == FREE
+
+
+HOLD_OBJECT = """
+import sys
+from ks4stream.errors import ResultsError
+from ks4stream.io import run_store
+from ks4stream.io.places import place
+
+run_store.RENEWED_S = 0.05
+try:
+    with run_store.open_store(place(sys.argv[1]), (), data="a") as store:
+        print("held", flush=True)
+        sys.stdin.readline()
+        store.stage("x", "0" * 64)
+except ResultsError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes cannot be suspended there")
+def test_a_run_that_was_suspended_ends_before_it_writes_and_leaves_the_other_its_lock(object_store: Any) -> None:
+    folder = "s3://recordings/suspended/run"
+    lock = ObjectPath(f"{folder}/lock")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_OBJECT, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        other.send_signal(signal.SIGSTOP)
+        with pytest.warns(Ks4StreamWarning, match=f"process {other.pid} on"), ObjectLock(lock, **QUICK):
+            other.send_signal(signal.SIGCONT)
+            said, _ = other.communicate("go on\n", timeout=60)
+            assert "was taken over by another run" in said and f"process {os.getpid()} on" in said
+            assert "Traceback" not in said and read_whole(lock) != FREE
+    assert read_whole(lock) == FREE
+
+
+def test_what_was_taken_over_is_neither_renewed_nor_released_nor_tidied(
+    object_store: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock = ObjectPath("s3://recordings/taken/run/lock")
+    with ObjectLock(lock, renewed_s=0.05) as held:
+        objects.write_bytes(str(lock), b"node 2 another 1")
+        until(lambda: "was taken over by another run (process 2 on node)" in caplog.text)  # said at once
+        store = RunStore(lock.parent, (), lock=held)
+        for write in (lambda: store.stage("x", "0" * 64), lambda: store.tidy(keep=False), store.check):
+            with pytest.raises(ResultsError, match="taken over by another run"):
+                write()
+    assert read_whole(lock) == b"node 2 another 1"
+
+
+def test_a_lock_that_somebody_removed_is_held_again(object_store: Any) -> None:
+    lock = ObjectPath("s3://recordings/removed/run/lock")
+    with ObjectLock(lock, renewed_s=0.02) as held:
+        remove(lock)
+        until(lambda: size_of(lock) is not None)
+        held.renew()
+    assert read_whole(lock) == FREE
+
+
+def test_an_answer_that_was_lost_is_not_anothers_claim(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The object was written, and when it was asked again the store said that it had changed."""
+
+    def lost(location: str, content: bytes, version: Version | None) -> None:
+        objects.write_if(location, content, version)
+
+    monkeypatch.setattr(run_store, "write_if", lost)
+    lock = ObjectPath("s3://recordings/lost/run/lock")
+    with ObjectLock(lock, renewed_s=NEVER_S) as held:
+        held.renew()
+    assert read_whole(lock) == FREE
+
+
+def taken_over(lock: ObjectPath, held: ObjectLock) -> bool:
+    """Whether a holder learns of a claim; without conditions a renewal may come between and undo it."""
+    objects.write_bytes(str(lock), b"node 2 another 1")
+    try:
+        held.renew()
+    except ResultsError as error:
+        return "taken over by another run (process 2 on node)" in str(error)
+    return False
+
+
+@pytest.mark.parametrize("how", ["says so", "answers 501", "creates only", "writes anyway"])
+def test_a_store_without_conditions_is_told_once_and_has_a_lock_nevertheless(
+    how: str, object_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obstore = pytest.importorskip("obstore")
+    put = obstore.put
+
+    def answer_501(*given: Any, mode: Any = None) -> Any:
+        if isinstance(mode, dict) or (mode == "create" and how == "answers 501"):
+            raise obstore.exceptions.GenericError("… after 4 retries - Server returned: 501 Not Implemented: <xml>")
+        return put(*given, mode=mode)
+
+    if how == "says so":
+        monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
+    elif how in ("answers 501", "creates only"):
+        monkeypatch.setattr(obstore, "put", answer_501)
+    object_store.proxy.heeds_conditions = how != "writes anyway"
+    monkeypatch.setattr(run_store, "SETTLED_S", 0.05)
+    lock = ObjectPath(f"s3://recordings/unconditional-{how[:4]}/run/lock")
+    for _ in range(2):
+        with pytest.warns(Ks4StreamWarning) as told, ObjectLock(lock, renewed_s=0.05) as held:
+            held.renew()
+            with pytest.raises(ResultsError, match="Another run is writing"):
+                ObjectLock(lock, looked_s=0.2).__enter__()
+            until(lambda: taken_over(lock, held))
+        assert [str(one.message).split()[0:2] for one in told] == [["The", "store"], ["Another", "run"]]
+        assert read_whole(lock) == b"node 2 another 1"
+        objects.write_bytes(str(lock), FREE)
+
+
+def test_of_two_who_claim_without_conditions_the_last_to_write_has_it(
+    object_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
+    lock = ObjectPath("s3://recordings/settled/run/lock")
+    monkeypatch.setattr(time, "sleep", lambda _: objects.write_bytes(str(lock), b"node 2 another 1"))
+    with (
+        pytest.warns(Ks4StreamWarning, match="does not write on conditions"),
+        pytest.raises(ResultsError, match=r"Another run is writing to .* \(process 2 on node\)"),
+    ):
+        ObjectLock(lock).__enter__()
+
+
+def test_a_store_that_fails_at_the_end_is_no_error_of_the_run(
+    object_store: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ResultsError("no answer")
+
+    with ObjectLock(ObjectPath("s3://recordings/failing/run/lock"), renewed_s=NEVER_S):
+        monkeypatch.setattr(run_store, "write_if", fail)
+    assert "could not be released, and stays for 120 s: no answer" in caplog.text

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ks4stream.kernels import waveforms
+from ks4stream.kernels.memory import AtOnce
 from ks4stream.kernels.waveforms import cut_snippets, find_clean_peaks, principal_components, typical_shapes
 
 NEAR = torch.tensor([[0, 1, 0], [1, 0, 2], [2, 1, 3], [3, 2, 3]])  # three nearest of a line of four; ends padded
@@ -55,6 +57,58 @@ def test_only_samples_asked_for_are_reported_but_the_others_spoil_them() -> None
 
 def test_peaks_come_by_channel_and_sample() -> None:
     assert peaks((3, 60, -9.0), (0, 300, -9.0), (0, 200, 9.0)) == [(0, 200), (0, 300), (3, 60)]
+
+
+def moved(seed: int, n_channels: int = 11, n_samples: int = 3000) -> tuple[Tensor, Tensor, Tensor]:
+    """Traces of which every fiftieth sample is above threshold, many of them equal, and who is near whom."""
+    rng = np.random.default_rng(seed)
+    traces = rng.normal(size=(n_channels, n_samples)).clip(-4, 4)
+    above = rng.uniform(size=traces.shape) < 0.02
+    traces[above] = rng.choice([-9.0, -8, -7, 7, 8, 9], size=above.sum())
+    traces[:, :300] *= rng.uniform(size=300) < 0.2  # where some peaks stand alone
+    order = np.argsort(np.abs(np.subtract.outer(np.arange(n_channels), np.arange(n_channels))), axis=1, kind="stable")
+    near, wide = torch.from_numpy(order[:, :5].copy()), torch.from_numpy(order[:, [0, 1, 2, 3, 0]].copy())
+    return torch.from_numpy(traces.astype(np.float32)), near, wide
+
+
+def one_by_one(traces: Tensor, near: Tensor, wide: Tensor, first: int, last: int) -> list[tuple[int, int]]:
+    """What `find_clean_peaks` says it finds at a threshold of 6, asked of every sample by itself."""
+    size = traces.abs().numpy()
+    peaks = {
+        (channel, sample)
+        for channel, sample in np.argwhere(size > 6).tolist() if first - 35 + 5 <= sample < last + 35 - 5
+        if size[near[channel].numpy(), sample - 5 : sample + 6].max() <= size[channel, sample]
+    }  # fmt: skip
+    return [
+        (channel, sample) for channel, sample in sorted(peaks) if first <= sample < last
+        if not any((other, at) in peaks for other in set(wide[channel].tolist())
+                   for at in range(sample - 30, sample + 31) if (other, at) != (channel, sample))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 64])
+def test_pieces_find_what_is_found_one_by_one(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waveforms, "CHANNELS_AT_ONCE", AtOnce(cpu=at_once, gpu=1))
+    monkeypatch.setattr(waveforms, "WINDOWS_AT_ONCE", AtOnce(cpu=at_once, gpu=1))
+    traces, near, wide = moved(seed=at_once)
+    found = find_clean_peaks(traces, near, wide, threshold=6, first=40, last=2900)
+    expected = one_by_one(traces, near, wide, 40, 2900)
+    assert list(zip(*(one.tolist() for one in found), strict=True)) == expected
+    assert expected and all(one.dtype == torch.int64 for one in found)
+
+
+def test_however_many_samples_are_above_threshold_few_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at, windows = [], waveforms._windows
+
+    def watched(values: Tensor, rows: Tensor, sample: Tensor, reach: int) -> Tensor:
+        looked_at.append(len(sample))
+        return windows(values, rows, sample, reach)
+
+    monkeypatch.setattr(waveforms, "_windows", watched)
+    traces, near, wide = moved(seed=0, n_samples=60_000)
+    find_clean_peaks(traces, near, wide, threshold=6, first=40, last=59_900)
+    assert sum(looked_at) > 10_000  # of 660,000 samples
+    assert max(looked_at) <= 512
 
 
 def test_snippets_have_unit_norm_and_keep_their_sign() -> None:
