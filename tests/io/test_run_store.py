@@ -395,8 +395,9 @@ def test_an_answer_that_was_lost_is_not_anothers_claim(object_store: Any, monkey
 
 
 def taken_over(lock: ObjectPath, held: ObjectLock) -> bool:
-    """Whether a holder learns of a claim; without conditions a renewal may come between and undo it."""
-    objects.write_bytes(str(lock), b"node 2 another 1")
+    """Whether a holder learns of a claim; without conditions a renewal that is under way would undo it."""
+    with held._turn:
+        objects.write_bytes(str(lock), b"node 2 another 1")
     try:
         held.renew()
     except ResultsError as error:
