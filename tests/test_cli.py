@@ -18,7 +18,7 @@ import dask
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from distributed import LocalCluster
+from clusters import users_cluster
 
 from ks4stream import cli, sorter
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning
@@ -185,11 +185,12 @@ def test_recording_and_machine_are_passed_on(tetrode_file: Path, asked: dict[str
 
 
 def test_a_running_scheduler_is_used(tetrode_file: Path, asked: dict[str, Any]) -> None:
-    with LocalCluster(n_workers=3, processes=False, threads_per_worker=1, dashboard_address=None) as cluster:
-        machine = ("--scheduler", cluster.scheduler_address)
+    with users_cluster(3) as client:
+        address = client.scheduler_info()["address"]
+        machine = ("--scheduler", address)
         result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", *machine)
         assert result.exit_code == 0, result.output
-        assert asked["client"] == cluster.scheduler_address
+        assert asked["client"] == address
         result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", *machine, "--workers", 2)
         assert result.exit_code == 2
         assert "exclude each other" in result.output

@@ -84,6 +84,6 @@ def test_gpus_are_watched_by_their_names_until_asking_fails(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "pynvml", nvml)  # type: ignore[arg-type]
     see_gpus(monkeypatch, 80, 80)
     with pytest.raises(OSError, match="GPU is lost"), module.watched_gpus() as watched:
-        assert asked.wait(30)
+        assert asked.wait(300)
     assert watched.busy == {"before": pytest.approx([0.3, 0.7])}
     assert watched.taken == {"before": 7}

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ import dask
 import psutil
 import pytest
 import torch
-from distributed import Client, LocalCluster, get_worker
+from clusters import users_cluster
+from distributed import Client, get_worker
 from seen_gpus import see_gpus
 
 import ks4stream
@@ -77,7 +78,7 @@ class Squares:
 
 def settled(client: Client) -> None:
     """Wait until the scheduler has forgotten every task; fail if it does not."""
-    for _ in range(200):
+    for _ in range(1200):  # a minute: other processes may keep the machine busy
         n_tasks = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
         if not n_tasks and not client.futures:
             return
@@ -353,9 +354,10 @@ def test_workers_that_join_during_a_stage_take_part_in_it(monkeypatch: pytest.Mo
             computed.append(address)
             if len(computed) == 5:
                 client.cluster.scale(4)
+                client.wait_for_workers(4, timeout=300)
         assert len(set(computed)) == 4
         n_first = sum(address == computed[0] for address in computed)
-        assert n_first < 60, "four share what is left, but for the time it takes them to join"
+        assert n_first < 60, "four share what is left"
 
 
 def test_a_worker_that_joins_and_cannot_compute_ends_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,6 +371,7 @@ def test_a_worker_that_joins_and_cannot_compute_ends_no_stage(monkeypatch: pytes
                 client.cluster.scale(2)
                 expected = pytest.warns(Ks4StreamWarning, match="lacks torch.*goes on with the others")
                 expected.__enter__()
+                client.wait_for_workers(2, timeout=300)
         expected.__exit__(None, None, None)
         assert len(found) == 80
 
@@ -383,11 +386,17 @@ def test_a_scheduler_without_workers_is_waited_for_and_said_so(monkeypatch: pyte
         client.cluster.scale(0)
         while client.nthreads():
             time.sleep(0.05)
-        later = threading.Timer(1.0, client.cluster.scale, [1])
-        later.start()
-        with pytest.warns(Ks4StreamWarning, match="has no worker yet.*dask worker inproc://"):
+        with pytest.warns(Ks4StreamWarning, match="has no worker yet.*dask worker inproc://") as said:
+            later = threading.Thread(target=lambda: (_wait_until(lambda: len(said) > 0), client.cluster.scale(1)))
+            later.start()
             assert list(Cluster(client).map(Squares(), [1, 2, 3], stage="late")) == [1, 4, 9]
         later.join()
+
+
+def _wait_until(condition: Callable[[], bool], longest_s: float = 300.0) -> None:
+    end = time.monotonic() + longest_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def test_what_is_lost_with_all_workers_is_sent_and_computed_again(client: Client) -> None:
@@ -438,17 +447,9 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     see_gpus(monkeypatch, 80)
 
 
-@contextmanager
-def many_threads(n_workers: int, **options: Any) -> Iterator[Client]:
+def many_threads(n_workers: int, **options: Any) -> AbstractContextManager[Client]:
     """A user's own cluster, with four threads per worker."""
-    with (
-        LocalCluster(
-            n_workers=n_workers, threads_per_worker=4, processes=False, memory_limit=0, silence_logs=40,
-            scheduler_kwargs=cluster_module.QUIET_SCHEDULER, **options,
-        ) as cluster,
-        Client(cluster) as client,
-    ):  # fmt: skip
-        yield client
+    return users_cluster(n_workers, threads_per_worker=4, **options)
 
 
 class Together:
@@ -642,10 +643,7 @@ def test_the_last_worker_with_the_function_may_die_while_nothing_is_asked_for(mo
         found = [next(results) for _ in range(3)]
         (before,) = client.run(os.getpid)
         os.kill(found[0][1], signal.SIGKILL)
-        for _ in range(3000):
-            if before not in client.scheduler_info()["workers"]:
-                break
-            time.sleep(0.01)
+        _wait_until(lambda: before not in client.scheduler_info()["workers"])
         client.wait_for_workers(1, timeout=300)
         found += results
     assert [square for square, _ in found] == [number**2 for number in range(12)]
@@ -748,10 +746,5 @@ def test_a_gpu_too_small_for_a_batch_names_the_setting(engine: Engine) -> None:
 def test_memory_for_a_task_is_the_machines_or_the_workers_limit(client: Client) -> None:
     whole = Loop().worker_memory_bytes
     assert Cluster(client).worker_memory_bytes == whole / 2
-    with (
-        LocalCluster(
-            n_workers=1, threads_per_worker=2, memory_limit="1GB", processes=False, dashboard_address=None
-        ) as cluster,
-        Client(cluster) as own,
-    ):
+    with users_cluster(1, threads_per_worker=2, memory_limit="1GB") as own:
         assert Cluster(own).worker_memory_bytes == 0.5e9

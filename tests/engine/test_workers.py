@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster
+from clusters import users_cluster
+from distributed import Client
 
 import ks4stream
 from ks4stream.engine import workers
-from ks4stream.engine.cluster import QUIET_SCHEDULER, Cluster
+from ks4stream.engine.cluster import Cluster
 from ks4stream.errors import VersionWarning, WorkerError
 
 HERE = workers.facts(gpu=False)
@@ -25,13 +26,7 @@ HERE = workers.facts(gpu=False)
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     """A user's cluster without workers, for those that are going to join."""
-    with (
-        LocalCluster(
-            n_workers=0, processes=False, silence_logs=40, scheduler_kwargs=QUIET_SCHEDULER, host="127.0.0.1",
-            protocol="tcp",
-        ) as cluster,
-        Client(cluster) as client,
-    ):  # fmt: skip
+    with users_cluster(0, host="127.0.0.1", protocol="tcp") as client:
         yield client
 
 

@@ -216,7 +216,6 @@ def test_other_surroundings_open_another_store(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is silent for half a second is given up; nothing in these tests takes as long."""
     monkeypatch.setitem(objects.CONNECTION, "read_timeout", "500ms")
-    objects._opened_store.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["503", "reset", "stall"])

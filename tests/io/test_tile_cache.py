@@ -115,7 +115,7 @@ def test_threads_that_want_the_same_wait_for_each_other(tmp_path: Path) -> None:
 
 
 def test_pieces_of_one_read_are_fetched_side_by_side(tmp_path: Path) -> None:
-    together = threading.Barrier(4, timeout=30)
+    together = threading.Barrier(4, timeout=300)
 
     class Meeting(FarSource):
         def read(self, start: int, stop: int) -> NDArray[Any]:
@@ -137,7 +137,7 @@ def test_who_reads_on_finds_the_next_tile_on_its_way(tmp_path: Path) -> None:
     assert far.fetched[12] == 1
 
 
-def wait_for(condition: Callable[[], bool], longest_s: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], longest_s: float = 300.0) -> None:
     """Wait until something has happened in another thread."""
     end = time.monotonic() + longest_s
     while not condition():
