@@ -61,6 +61,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, make_sorting: Callable[..., Any]) -> 
 # --- the main job -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_demo_sorts_and_shows_how_well_each_unit_was_found(demo: tuple[Path, Result]) -> None:
     folder, result = demo
     assert result.exit_code == 0, result.output
@@ -75,6 +76,7 @@ def test_the_demo_sorts_and_shows_how_well_each_unit_was_found(demo: tuple[Path,
         assert f"{stage}: " in result.stderr
 
 
+@pytest.mark.slow
 def test_a_file_is_sorted_alike_whatever_the_workers_and_blocks(demo: tuple[Path, Result], tmp_path: Path) -> None:
     folder, _ = demo
     recording = ("--n-chan", 24, "--fs", 30000, "--probe", folder / "probe.json")
@@ -87,6 +89,7 @@ def test_a_file_is_sorted_alike_whatever_the_workers_and_blocks(demo: tuple[Path
     assert "units (" in result.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_cleanly(demo: tuple[Path, Result], tmp_path: Path) -> None:
     folder, _ = demo
     scratch = tmp_path / "scratch"

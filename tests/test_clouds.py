@@ -42,6 +42,8 @@ from ks4stream.sorter import sort
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
 
+pytestmark = pytest.mark.slow  # whole sorts, and servers
+
 FOLDER = "a b#1"
 SECRET = base64.b64encode(b"not for anybody to see").decode()
 NOWHERE = "127.0.0.1:9"  # nobody listens at port 9 (discard)

@@ -27,6 +27,8 @@ from ks4stream.sorter import sort
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
 
+pytestmark = pytest.mark.slow  # whole sorts, and servers
+
 PROBE = simulate.linear_probe(10, pitch_um=20)
 SECONDS = 6.0
 RATE = 30_000.0

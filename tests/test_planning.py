@@ -259,6 +259,7 @@ for stage, task in tasks.items():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are asked of Linux")
 def test_no_process_takes_more_than_was_said(tmp_path: Path):
     done = subprocess.run(

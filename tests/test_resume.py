@@ -29,6 +29,8 @@ from ks4stream.results import Sorting
 from ks4stream.settings import Settings
 from ks4stream.sorter import sort
 
+pytestmark = pytest.mark.slow  # whole sorts
+
 PROBE = simulate.linear_probe(8)
 SETTINGS = Settings(batch_size=15_000, nblocks=0, nearest_chans=8)
 

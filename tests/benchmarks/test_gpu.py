@@ -24,6 +24,7 @@ def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{BENCHMARKS}:{Path(ks4stream.__file__).parents[1]}")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ks4stream.errors.Ks4StreamWarning")  # three seconds have few spikes
 def test_a_recording_is_written_once_and_sorted_by_each_number_of_workers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

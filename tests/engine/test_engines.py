@@ -256,6 +256,7 @@ print(faults_of(5))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another allocator than glibc's")
 def test_freed_memory_is_used_again_and_given_back_at_the_end() -> None:
     code = [sys.executable, "-c", FAULTS_WHILE_WORKING_AND_AFTER]
@@ -310,6 +311,7 @@ class CountsItsTravels:
         (self.folder / f"{os.getpid()}-{time.time_ns()}").touch()
 
 
+@pytest.mark.slow
 def test_constants_travel_to_each_process_once(processes: Client, tmp_path: Path) -> None:
     used = set(Cluster(processes).map(CountsItsTravels(tmp_path), list(range(30)), stage="travels"))
     assert os.getpid() not in used
@@ -331,6 +333,7 @@ class DiesOnce:
         return number**2
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_its_tasks_only(processes: Client, tmp_path: Path) -> None:
     found = list(Cluster(processes).map(DiesOnce(tmp_path / "died"), list(range(20)), stage="dying"))
     assert found == [number**2 for number in range(20)]
@@ -497,6 +500,7 @@ def test_tasks_go_only_to_workers_that_declare_a_gpu(a_gpu: None, client: Client
         assert Cluster(own).n_workers == 8
 
 
+@pytest.mark.slow
 def test_one_process_per_gpu_each_seeing_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     see_gpus(monkeypatch, 80, 80)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
@@ -506,6 +510,7 @@ def test_one_process_per_gpu_each_seeing_its_own(monkeypatch: pytest.MonkeyPatch
         assert Cluster(client, device="cuda").n_workers == 2
 
 
+@pytest.mark.slow
 def test_processes_know_a_gpu_that_was_asked_for_by_the_same_number(monkeypatch: pytest.MonkeyPatch) -> None:
     see_gpus(monkeypatch, 80, 80)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
@@ -558,6 +563,7 @@ def test_an_engine_knows_the_memory_of_the_gpu_that_its_workers_share(a_gpu: Non
     assert Loop().gpu_memory is None
 
 
+@pytest.mark.slow
 def test_worker_processes_have_an_environment_of_their_own(monkeypatch: pytest.MonkeyPatch, processes: Client) -> None:
     """One thread for OpenMP and torch loaded, while this process is left as it was."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -583,6 +589,7 @@ with local_client(n_workers=2, processes=True) as client:
 """
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_guard_and_runs_once(tmp_path: Path) -> None:
     """Unlike with processes made by multiprocessing, which run it again. Nor is what lies in the current folder run."""
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -612,6 +619,7 @@ def test_a_process_that_ends_while_it_is_ended_is_no_error(monkeypatch: pytest.M
     assert asyncio.run(start_and_close()) == left.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how_many", [1, 2])
 def test_killed_workers_cost_no_result(processes: Client, how_many: int) -> None:
     """The function is sent again only where no worker is left that has it."""
@@ -635,6 +643,7 @@ def test_killed_workers_cost_no_result(processes: Client, how_many: int) -> None
     assert len(sent) >= how_many
 
 
+@pytest.mark.slow
 def test_the_last_worker_with_the_function_may_die_while_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next look at the workers finds that nobody has it."""
     monkeypatch.setattr(cluster_module, "LOOK_SECONDS", 0)
@@ -692,6 +701,7 @@ for allow in (
 """
 
 
+@pytest.mark.slow
 def test_products_are_of_full_precision_within_tasks_only() -> None:
     code = [sys.executable, "-c", PRECISIONS]
     done = subprocess.run(code, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": PACKAGE})
@@ -721,6 +731,7 @@ def test_everywhere_is_once_in_each_worker_and_failures_are_told_only(
     assert len(told) == fails * engine.n_workers and all("no way" in record.getMessage() for record in told)
 
 
+@pytest.mark.slow
 def test_everywhere_is_in_every_process(processes: Client, tmp_path: Path) -> None:
     processes.wait_for_workers(2, timeout=300)
     Cluster(processes).everywhere(Visits(tmp_path))

@@ -73,6 +73,7 @@ def test_a_worker_that_does_not_answer_is_named() -> None:
         workers.check(HERE, {"tcp://a:1": OSError("gone")})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["torch", "ks4stream"])
 def test_a_worker_without_a_library_is_an_error_before_any_task(client: Client, tmp_path: Path, missing: str) -> None:
     """A real worker process in whose Python the library cannot be imported."""

@@ -218,6 +218,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(objects.CONNECTION, "read_timeout", "500ms")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["503", "reset", "stall"])
 def test_what_fails_for_a_moment_is_read_again(kind: str, object_store: Any, tmp_path: Path, impatient: None) -> None:
     urls = [

@@ -88,6 +88,7 @@ def test_those_of_killed_processes_go_and_those_in_use_stay(temporary: Path) -> 
             assert len(list(temporary.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_nothing_of_a_sort_stays_behind(temporary: Path, object_store: Any) -> None:
     with another(ALL_OF_A_SORT) as killed:
         assert len(list(temporary.iterdir())) == 3

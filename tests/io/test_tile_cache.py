@@ -260,6 +260,7 @@ def test_of_two_sorts_of_one_recording_the_last_to_end_removes_it(temporary: Pat
     assert far.fetched == Counter(range(N_PIECES))
 
 
+@pytest.mark.slow
 def test_a_sort_that_was_killed_does_not_count_as_a_user(temporary: Path) -> None:
     code = f"""
 import os, sys
@@ -296,6 +297,7 @@ def test_stale_caches_are_removed_by_the_next_sort(temporary: Path) -> None:
     assert not list(temporary.glob("*/*"))
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_keeps_files_too_and_for_good(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(SAMPLES.tobytes())
     recording = recording_of(BinarySource.open(tmp_path / "a.bin", 3))
@@ -351,6 +353,7 @@ def test_what_somebody_holds_is_kept_as_long(temporary: Path) -> None:
     assert not list(temporary.glob("*/*"))
 
 
+@pytest.mark.slow
 def test_what_is_held_until_the_end_of_a_program_is_removed_then(temporary: Path) -> None:
     code = """
 import numpy as np

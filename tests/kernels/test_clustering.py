@@ -51,6 +51,7 @@ def test_seeds_are_the_points_that_explain_most() -> None:
     assert only.tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_seeds_depend_on_their_seed_only() -> None:
     points = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
     first = seed_labels(points, seed=5)
@@ -97,6 +98,7 @@ def test_sweeps_stop_with_labels_from_zero() -> None:
 # -- as a whole --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(1500, 800, 200), (400, 60), (90,), (2500,)])
 def test_clouds_are_found(sizes: tuple[int, ...]) -> None:
     rows, truth = blobs(*sizes)
@@ -143,6 +145,7 @@ def test_any_number_of_spikes_is_labelled(n: int) -> None:
     assert set(found.tolist()) == set(range(found.max() + 1))
 
 
+@pytest.mark.slow
 def test_scattered_rows_cluster_as_dense_ones() -> None:
     generator = torch.Generator().manual_seed(3)
     features = torch.randn(400, 4, 3, generator=generator)
@@ -178,6 +181,7 @@ def test_the_refractory_veto_keeps_one_neuron_together() -> None:
     assert same_partition(apart, truth)
 
 
+@pytest.mark.slow
 def test_the_refractory_veto_fires(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clustering, "APART_BELOW", 0.0)
     rows, truth = blobs(1500, 1500)
