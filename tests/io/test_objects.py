@@ -75,6 +75,7 @@ if IS_ZARR_3:
     LAYOUTS["sharded"] = lambda path: write_zarr(path, zarr_format=3, chunks=(250, 4), shards=(1000, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_zarr_on_a_store_is_the_same_as_on_disk(layout: str, object_store: Any, tmp_path: Path) -> None:
     path = LAYOUTS[layout](tmp_path / "a.zarr")

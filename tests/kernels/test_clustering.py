@@ -169,6 +169,7 @@ def test_the_result_does_not_depend_on_threads_or_global_state() -> None:
     assert np.array_equal(*results)
 
 
+@pytest.mark.slow
 def test_the_refractory_veto_keeps_one_neuron_together() -> None:
     """A neuron whose waveform changes halfway, and two that fire as they like."""
     rows, truth = blobs(1500, 1500)

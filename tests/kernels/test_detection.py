@@ -87,6 +87,7 @@ PROBES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBES)
 @pytest.mark.parametrize("threshold", [4.0, 9.0])
 def test_finds_what_the_dense_version_finds(name: str, threshold: float) -> None:
