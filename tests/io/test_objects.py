@@ -163,6 +163,7 @@ def test_objects_are_joined_in_time(object_store: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(recording.read(90, 110), SAMPLES[90:110])
 
 
+@pytest.mark.slow
 def test_web_servers(object_store: Any, tmp_path: Path) -> None:
     """S3 servers answer plain requests too, as web servers do: no listing, no credentials."""
     object_store.put(SAMPLES.tobytes(), "web/a b#1.dat")
@@ -302,6 +303,7 @@ def test_each_scheme_has_its_store(object_store: Any, monkeypatch: pytest.Monkey
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_zarr_that_does_not_fit(object_store: Any, tmp_path: Path) -> None:
     wrong = object_store.put(write_zarr(tmp_path / "v.zarr", SAMPLES[:, 0]), "wrong/rank.zarr")
     with pytest.raises(RecordingError, match=r"wrong/rank\.zarr has shape \(3000,\); needed are two dimensions"):

@@ -329,6 +329,7 @@ def test_parts_of_parts_are_removed_too(temporary: Path) -> None:
     assert not pieces_in(temporary)
 
 
+@pytest.mark.slow
 def test_what_somebody_holds_is_kept_as_long(temporary: Path) -> None:
     far = FarSource()
     found = cached_while_held(recording_of(far, ArraySource(SAMPLES)))

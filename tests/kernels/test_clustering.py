@@ -108,6 +108,7 @@ def test_clouds_are_found(sizes: tuple[int, ...]) -> None:
     assert set(found.tolist()) == set(range(len(sizes)))
 
 
+@pytest.mark.slow
 def test_a_quiet_unit_beside_a_busy_one_is_found() -> None:
     """What the published landmarks and the floor of 1000 spikes lose."""
     generator = torch.Generator().manual_seed(1)
@@ -155,6 +156,7 @@ def test_scattered_rows_cluster_as_dense_ones() -> None:
     assert np.array_equal(cluster_region(rows), cluster_region(DenseRows(rows.chunk(0, 400))))
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_threads_or_global_state() -> None:
     rows, _ = blobs(700, 500, 90, d=40, distance=5.0)
     n_threads = torch.get_num_threads()
