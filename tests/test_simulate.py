@@ -166,6 +166,7 @@ def test_noise_has_no_seams_between_blocks():
     assert at_seams.std() == pytest.approx(steps.std(), rel=0.2)
 
 
+@pytest.mark.slow
 def test_hash_is_spiky():
     noise, with_hash = (
         band_uv(simulate(staggered_probe(32), 6, seed=2, n_units=0, hash_per_channel=n)) for n in (0.0, 8.0)
@@ -330,6 +331,7 @@ def load_scenarios():
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["static", "rigid", "nonrigid", "fourshank", "tetrodes", "badchannels", "linear16"])
 def test_scenarios_write_traces_probe_and_truth(name, tmp_path, capsys):
     scenarios = load_scenarios()

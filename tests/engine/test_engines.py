@@ -363,6 +363,7 @@ def test_workers_that_join_during_a_stage_take_part_in_it(monkeypatch: pytest.Mo
         assert n_first < 60, "four share what is left"
 
 
+@pytest.mark.slow
 def test_a_worker_that_joins_and_cannot_compute_ends_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "LOOK_SECONDS", 0.1)
     with local_client(n_workers=1, processes=False) as client:

@@ -135,6 +135,7 @@ def test_records_and_blocks_come_back(where: Place, tmp_path: Path) -> None:
         read_column(receipt, "pair")
 
 
+@pytest.mark.slow
 def test_what_was_finished_is_recalled_from_either(where: Place) -> None:
     computed = []
 
