@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ks4stream.blocks import Tiling
+from ks4stream.io import objects
 from ks4stream.probe import Probe
 from ks4stream.results import Drift, PeakSample, Sorting, Waveforms, Whitening
 from ks4stream.settings import Settings
@@ -78,6 +79,13 @@ def object_store(_s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     _s3.proxy.reset_counts()
     yield _s3
     _s3.proxy.share, _s3.proxy.heeds_conditions = 0.0, True
+
+
+@pytest.fixture(autouse=True)
+def _stores_are_opened_again() -> Iterator[None]:
+    """No test is handed a connection that another opened, perhaps with less patience."""
+    yield
+    objects._opened_store.cache_clear()
 
 
 @pytest.fixture

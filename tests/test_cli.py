@@ -18,7 +18,7 @@ import dask
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from distributed import LocalCluster
+from clusters import users_cluster
 
 from ks4stream import cli, sorter
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning
@@ -61,6 +61,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, make_sorting: Callable[..., Any]) -> 
 # --- the main job -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_demo_sorts_and_shows_how_well_each_unit_was_found(demo: tuple[Path, Result]) -> None:
     folder, result = demo
     assert result.exit_code == 0, result.output
@@ -85,6 +86,7 @@ def test_a_demo_does_not_replace_what_is_not_of_a_demo(tmp_path: Path, name: str
     assert (tmp_path / name).read_text() == "{}"
 
 
+@pytest.mark.slow
 def test_a_file_is_sorted_alike_whatever_the_workers_and_blocks(demo: tuple[Path, Result], tmp_path: Path) -> None:
     folder, _ = demo
     recording = ("--n-chan", 24, "--fs", 30000, "--probe", folder / "probe.json")
@@ -97,6 +99,7 @@ def test_a_file_is_sorted_alike_whatever_the_workers_and_blocks(demo: tuple[Path
     assert "units (" in result.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_cleanly(demo: tuple[Path, Result], tmp_path: Path) -> None:
     folder, _ = demo
     scratch = tmp_path / "scratch"
@@ -196,11 +199,12 @@ def test_recording_and_machine_are_passed_on(tetrode_file: Path, asked: dict[str
 
 
 def test_a_running_scheduler_is_used(tetrode_file: Path, asked: dict[str, Any]) -> None:
-    with LocalCluster(n_workers=3, processes=False, threads_per_worker=1, dashboard_address=None) as cluster:
-        machine = ("--scheduler", cluster.scheduler_address)
+    with users_cluster(3) as client:
+        address = client.scheduler_info()["address"]
+        machine = ("--scheduler", address)
         result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", *machine)
         assert result.exit_code == 0, result.output
-        assert asked["client"] == cluster.scheduler_address
+        assert asked["client"] == address
         result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", *machine, "--workers", 2)
         assert result.exit_code == 2
         assert "exclude each other" in result.output

@@ -42,6 +42,8 @@ from ks4stream.sorter import sort
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
 
+pytestmark = pytest.mark.slow  # whole sorts, and servers
+
 FOLDER = "a b#1"
 SECRET = base64.b64encode(b"not for anybody to see").decode()
 NOWHERE = "127.0.0.1:9"  # nobody listens at port 9 (discard)
@@ -95,12 +97,12 @@ def running(command: list[str], log: Path, **surroundings: str) -> Iterator[subp
         yield process
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(300)
 
 
 def said(process: subprocess.Popen[bytes], log: Path, words: str) -> str:
     """What a server writes, as soon as it holds some words."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while words not in log.read_text():
         assert process.poll() is None and time.monotonic() < end, log.read_text()
         time.sleep(0.02)
@@ -166,7 +168,7 @@ def make_container(host: str, name: str) -> None:
     lines = ["PUT", *[""] * 11, *(f"{key}:{value}" for key, value in headers.items())]
     text = "\n".join([*lines, f"/lab/lab/{name}", "restype:container"])
     signature = base64.b64encode(hmac.digest(base64.b64decode(SECRET), text.encode(), hashlib.sha256)).decode()
-    connection = http.client.HTTPConnection(host, timeout=60)
+    connection = http.client.HTTPConnection(host, timeout=300)
     headers |= {"Authorization": f"SharedKey lab:{signature}", "Content-Length": "0"}
     connection.request("PUT", f"/lab/{name}?restype=container", headers=headers)
     assert connection.getresponse().status == 201

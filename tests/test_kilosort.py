@@ -190,6 +190,7 @@ def test_an_unknown_setting_is_told_before_a_missing_file():
         run_kilosort({"n_chan_bin": 13, "Th_lerned": 8}, filename="nowhere.bin")
 
 
+@pytest.mark.slow
 def test_settings_may_name_the_places(fake, data, tmp_path):
     places = {"filename": str(data), "results_dir": tmp_path / "out", "probe": PROBE, "data_dtype": "int16"}
     run_kilosort(SETTINGS | places)
@@ -288,6 +289,7 @@ def test_a_locked_results_folder_is_told_before_work(fake, data):
 # -- probes, channels, shanks ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_probe_by_name_object_and_path(fake, data, tmp_path):
     run_kilosort(SETTINGS, probe_name="tetrode", filename=data)
     assert fake.calls[-1][0].probe.n_channels == 4
@@ -310,6 +312,7 @@ def test_bad_channels_are_not_sorted(fake, data):
         run_kilosort(SETTINGS, probe=PROBE, filename=data, bad_channels=[13])
 
 
+@pytest.mark.slow
 def test_shanks_are_sorted_apart(fake, data):
     results = run_kilosort(SETTINGS, probe=TWO_SHANKS, filename=data, shank_idx=[0, 1], bad_channels=[2])
     assert [call[2].name for call in fake.calls] == ["shank_0", "shank_1"]
@@ -326,6 +329,7 @@ def test_shanks_are_sorted_apart(fake, data):
 # -- progress, logs ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_progress_bars_of_all_kinds(fake, data):
     class Bar:
         def __init__(self) -> None:

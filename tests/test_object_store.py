@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from distributed import Client, LocalCluster
+from clusters import users_cluster
 
 from ks4stream import load_sorting, preprocess, run_kilosort, simulate, sorter
 from ks4stream.cli import main
@@ -27,6 +27,8 @@ from ks4stream.sorter import sort
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
+
+pytestmark = pytest.mark.slow  # whole sorts, and servers
 
 PROBE = simulate.linear_probe(10, pitch_um=20)
 SECONDS = 6.0
@@ -143,13 +145,7 @@ def test_nothing_stays_on_the_workers_machines(
     recording = open_recording(object_store.put(near[0], "elsewhere/data.zarr"), probe=PROBE)
     theirs = tmp_path / "elsewhere"
     theirs.mkdir()
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None,
-            silence_logs=40, env={"TMPDIR": str(theirs)},
-        ) as cluster,
-        Client(cluster) as client,
-    ):  # fmt: skip
+    with users_cluster(2, processes=True, env={"TMPDIR": str(theirs)}) as client:
         quiet_sort(recording, SETTINGS.replace(tmax=2.0, nblocks=0), client)
         (caches,) = theirs.glob("ks4stream-cache-*")  # pieces were kept there
         assert not any(caches.iterdir())

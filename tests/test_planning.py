@@ -198,6 +198,7 @@ def test_200_hours_are_planned_in_little_memory(longest: Recording):
     assert peak < 100e6  # bytes; the tables of 1532 centres take some 30 MB
 
 
+@pytest.mark.slow
 def test_tiles_far_beyond_32_bits(longest: Recording):
     tiling = tiling_of(longest, Settings())
     assert longest.n_samples > 2**34 and len(tiling) == 360_000
@@ -307,6 +308,7 @@ while tasks:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are asked of Linux")
 def test_no_process_takes_more_than_was_said(tmp_path: Path):
     done = subprocess.run(

@@ -80,6 +80,7 @@ def test_nothing_is_read_before_it_is_computed(recording: Recording, whitening: 
     np.testing.assert_array_equal(found.time, np.arange(13_000, 13_100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeps", [True, False])
 def test_what_is_far_is_fetched_once(
     samples: np.ndarray, whitening: Whitening, keeps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -115,6 +116,7 @@ def from_memory(samples: np.ndarray, whitening: Whitening) -> np.ndarray:
     return traces.compute(scheduler="synchronous").values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"do_CAR": False}, {"invert_sign": True}])
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
 def test_values_are_those_of_the_stages(

@@ -58,3 +58,16 @@ def test_importing_the_package_loads_nothing_heavy():
     code = "import ks4stream, sys; print([m for m in ('torch', 'numpy', 'dask', 'xarray', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_type_checkers_read_the_types_of_what_is_installed():
+    """Without the file py.typed they take an installed package for one without."""
+    modulefinder = pytest.importorskip("mypy.modulefinder")
+    installed = modulefinder.SearchPaths((), (), (str(Path(ks4stream.__file__).parents[1]),), ())
+    assert modulefinder.FindModuleCache(installed, None, None).find_module("ks4stream") == ks4stream.__file__
+
+
+def test_the_examples_of_all_modules_are_run(pytestconfig):
+    """By pytest itself, where it is called without files."""
+    assert pytestconfig.getoption("doctestmodules")
+    assert "ks4stream" in pytestconfig.getini("testpaths")

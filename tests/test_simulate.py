@@ -63,6 +63,7 @@ def test_building_computes_nothing():
         assert recording.traces.chunks[0] == (30_000,) * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_samples", [7_001, 30_000, 45_000, 90_000])
 def test_chunks_do_not_change_a_value(chunk_samples):
     options = dict(drift="rigid", n_artifacts=3, dead_channels=(2,), noisy_channels=(5,))
@@ -89,6 +90,7 @@ def test_a_pickled_scene_computes_the_same():
     assert np.array_equal(copy.read(25_000, 35_000), expected)
 
 
+@pytest.mark.slow
 def test_long_recordings_cost_nothing_until_read():
     recording = simulate(linear_probe(4), 100_000, seed=1, n_units=1, chunk_samples=300_000)  # 28 hours
     late = 2**31 + 12_345  # beyond 32-bit indices
@@ -130,11 +132,13 @@ def test_noise_has_the_level_that_was_asked_for():
     assert level_uv.max() < 1.3 * level_uv.min()
 
 
+@pytest.mark.slow
 def test_usual_noise_is_like_a_recording_s():
     level_uv = band_uv(small(duration_s=10, n_units=0)).std(axis=0)
     assert 8 < level_uv.mean() < 12
 
 
+@pytest.mark.slow
 def test_noise_is_shared_by_neighbours():
     probe = linear_probe(12, pitch_um=20)
     noise = band_uv(simulate(probe, 10, seed=1, n_units=0, hash_per_channel=0))
@@ -153,6 +157,7 @@ def test_noise_is_coloured():
     assert density(50) > 3 * density(500) > 3 * density(3000) > 3 * density(14_000)
 
 
+@pytest.mark.slow
 def test_noise_has_no_seams_between_blocks():
     traces = small(duration_s=30, n_units=0, hash_per_channel=0).read(0, 900_000).astype(float)
     steps = np.diff(traces, axis=0)
@@ -161,6 +166,7 @@ def test_noise_has_no_seams_between_blocks():
     assert at_seams.std() == pytest.approx(steps.std(), rel=0.2)
 
 
+@pytest.mark.slow
 def test_hash_is_spiky():
     noise, with_hash = (
         band_uv(simulate(staggered_probe(32), 6, seed=2, n_units=0, hash_per_channel=n)) for n in (0.0, 8.0)
@@ -325,6 +331,7 @@ def load_scenarios():
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["static", "rigid", "nonrigid", "fourshank", "tetrodes", "badchannels", "linear16"])
 def test_scenarios_write_traces_probe_and_truth(name, tmp_path, capsys):
     scenarios = load_scenarios()

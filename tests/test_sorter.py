@@ -39,6 +39,8 @@ from ks4stream.sorter import MATTERS, engine_for, sort
 from ks4stream.stages import templates
 from ks4stream.stages.preprocessing import Preprocessor, tiling_of
 
+pytestmark = pytest.mark.slow  # whole sorts
+
 RATE = 30_000.0
 PROBE = simulate.linear_probe(10, pitch_um=20)
 SETTINGS = Settings(batch_size=15_000)

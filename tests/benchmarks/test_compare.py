@@ -38,6 +38,7 @@ def run_compare(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.mark.slow
 def test_toy_run_writes_a_table(tmp_path):
     done = run_compare(tmp_path, "--without-kilosort", "--scenarios", "static:7", "--seconds", str(SECONDS))
     assert done.returncode == 0, done.stderr

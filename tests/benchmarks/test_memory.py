@@ -21,6 +21,7 @@ def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{BENCHMARKS}:{Path(ks4stream.__file__).parents[1]}")
 
 
+@pytest.mark.slow
 def test_a_recording_without_end_is_simulated_where_it_is_read() -> None:
     module = importlib.import_module("endless")
     recording = module.endless(ks4stream.simulate.staggered_probe(8), seconds=200 * 3600)
@@ -41,6 +42,7 @@ def test_a_recording_without_end_is_simulated_where_it_is_read() -> None:
     assert np.abs(with_spikes - bare.read(0, 300_000)).max() > 100, "and its spikes are in the samples"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ks4stream.errors.Ks4StreamWarning")  # three seconds have few spikes
 def test_memory_is_measured_beside_what_was_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     memory = importlib.import_module("memory")
@@ -56,6 +58,7 @@ def test_memory_is_measured_beside_what_was_stated(tmp_path: Path, capsys: pytes
     assert "| minutes | before | whitening | waveforms | detection" in told
 
 
+@pytest.mark.slow
 def test_the_overhead_of_a_task_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     scale = importlib.import_module("scale")
     scale.main(["--tasks", "20", "--workers", "1", "--channels", "16", "--block-seconds", "2"])

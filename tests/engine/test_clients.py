@@ -11,12 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from distributed import Client, LocalCluster
+from clusters import users_cluster
+from distributed import Client
 from seen_gpus import see_gpus
 
 from ks4stream import kilosort, simulate, sorter
 from ks4stream.engine import workers
-from ks4stream.engine.cluster import QUIET_SCHEDULER, Cluster, active_client, connected, local_client
+from ks4stream.engine.cluster import Cluster, active_client, connected, local_client
 from ks4stream.errors import MachineWarning, WorkerError
 from ks4stream.io.recordings import open_recording
 from ks4stream.preprocessed import preprocess
@@ -31,12 +32,7 @@ SETTINGS = Settings(batch_size=6000, nblocks=0, nearest_chans=4)
 @pytest.fixture(scope="module")
 def active() -> Iterator[Client]:
     """A client as a user makes one, which Dask then takes for all it computes."""
-    with (
-        LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, silence_logs=40, scheduler_kwargs=QUIET_SCHEDULER
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+    with users_cluster(1) as client:
         yield client
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ import distributed
 import psutil
 import pytest
 import torch
-from distributed import Client, LocalCluster, get_worker
+from clusters import users_cluster
+from distributed import Client, get_worker
 from seen_gpus import see_gpus
 
 import ks4stream
@@ -81,7 +82,7 @@ class Squares:
 
 def settled(client: Client) -> None:
     """Wait until the scheduler has forgotten every task; fail if it does not."""
-    for _ in range(200):
+    for _ in range(1200):  # a minute: other processes may keep the machine busy
         n_tasks = client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))
         if not n_tasks and not client.futures:
             return
@@ -299,6 +300,7 @@ print(faults_of(5))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another allocator than glibc's")
 def test_freed_memory_is_used_again_and_given_back_at_the_end() -> None:
     code = [sys.executable, "-c", FAULTS_WHILE_WORKING_AND_AFTER]
@@ -353,6 +355,7 @@ class CountsItsTravels:
         (self.folder / f"{os.getpid()}-{time.time_ns()}").touch()
 
 
+@pytest.mark.slow
 def test_constants_travel_to_each_process_once(processes: Client, tmp_path: Path) -> None:
     used = set(Cluster(processes).map(CountsItsTravels(tmp_path), list(range(30)), stage="travels"))
     assert os.getpid() not in used
@@ -374,6 +377,7 @@ class DiesOnce:
         return number**2
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_its_tasks_only(processes: Client, tmp_path: Path) -> None:
     found = list(Cluster(processes).map(DiesOnce(tmp_path / "died"), list(range(20)), stage="dying"))
     assert found == [number**2 for number in range(20)]
@@ -397,11 +401,13 @@ def test_workers_that_join_during_a_stage_take_part_in_it(monkeypatch: pytest.Mo
             computed.append(address)
             if len(computed) == 5:
                 client.cluster.scale(4)
+                client.wait_for_workers(4, timeout=300)
         assert len(set(computed)) == 4
         n_first = sum(address == computed[0] for address in computed)
-        assert n_first < 60, "four share what is left, but for the time it takes them to join"
+        assert n_first < 60, "four share what is left"
 
 
+@pytest.mark.slow
 def test_a_worker_that_joins_and_cannot_compute_ends_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "LOOK_SECONDS", 0.1)
     with local_client(n_workers=1, processes=False) as client:
@@ -413,6 +419,7 @@ def test_a_worker_that_joins_and_cannot_compute_ends_no_stage(monkeypatch: pytes
                 client.cluster.scale(2)
                 expected = pytest.warns(Ks4StreamWarning, match="lacks torch.*goes on with the others")
                 expected.__enter__()
+                client.wait_for_workers(2, timeout=300)
         expected.__exit__(None, None, None)
         assert len(found) == 80
 
@@ -550,13 +557,9 @@ def test_a_task_that_waits_behind_another_sorts_is_not_slow(monkeypatch: pytest.
 def test_a_scheduler_that_is_lost_is_told() -> None:
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),  # to find it again
-        LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=False, silence_logs=50,
-            scheduler_kwargs=cluster_module.QUIET_SCHEDULER,
-        ) as cluster,
-        Client(cluster, timeout=1) as client,
-    ):  # fmt: skip
-        may_end = threading.Event()
+        users_cluster(1, timeout_s=1, silence_logs=50) as client,
+    ):
+        cluster, may_end = client.cluster, threading.Event()
 
         def function(number: int) -> None:
             cluster.loop.add_callback(cluster.scheduler.close)
@@ -615,11 +618,17 @@ def test_a_scheduler_without_workers_is_waited_for_and_said_so(monkeypatch: pyte
         client.cluster.scale(0)
         while client.nthreads():
             time.sleep(0.05)
-        later = threading.Timer(1.0, client.cluster.scale, [1])
-        later.start()
-        with pytest.warns(Ks4StreamWarning, match="has no worker yet.*dask worker inproc://"):
+        with pytest.warns(Ks4StreamWarning, match="has no worker yet.*dask worker inproc://") as said:
+            later = threading.Thread(target=lambda: (_wait_until(lambda: len(said) > 0), client.cluster.scale(1)))
+            later.start()
             assert list(Cluster(client).map(Squares(), [1, 2, 3], stage="late")) == [1, 4, 9]
         later.join()
+
+
+def _wait_until(condition: Callable[[], bool], longest_s: float = 300.0) -> None:
+    end = time.monotonic() + longest_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def test_what_is_lost_with_all_workers_is_sent_and_computed_again(client: Client) -> None:
@@ -670,17 +679,9 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     see_gpus(monkeypatch, 80)
 
 
-@contextmanager
-def many_threads(n_workers: int, **options: Any) -> Iterator[Client]:
+def many_threads(n_workers: int, **options: Any) -> AbstractContextManager[Client]:
     """A user's own cluster, with four threads per worker."""
-    with (
-        LocalCluster(
-            n_workers=n_workers, threads_per_worker=4, processes=False, memory_limit=0, silence_logs=40,
-            scheduler_kwargs=cluster_module.QUIET_SCHEDULER, **options,
-        ) as cluster,
-        Client(cluster) as client,
-    ):  # fmt: skip
-        yield client
+    return users_cluster(n_workers, threads_per_worker=4, **options)
 
 
 class Together:
@@ -728,6 +729,7 @@ def test_tasks_go_only_to_workers_that_declare_a_gpu(a_gpu: None, client: Client
         assert Cluster(own).n_workers == 8
 
 
+@pytest.mark.slow
 def test_one_process_per_gpu_each_seeing_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     see_gpus(monkeypatch, 80, 80)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
@@ -737,6 +739,7 @@ def test_one_process_per_gpu_each_seeing_its_own(monkeypatch: pytest.MonkeyPatch
         assert Cluster(client, device="cuda").n_workers == 2
 
 
+@pytest.mark.slow
 def test_processes_know_a_gpu_that_was_asked_for_by_the_same_number(monkeypatch: pytest.MonkeyPatch) -> None:
     see_gpus(monkeypatch, 80, 80)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
@@ -789,6 +792,7 @@ def test_an_engine_knows_the_memory_of_the_gpu_that_its_workers_share(a_gpu: Non
     assert Loop().gpu_memory is None
 
 
+@pytest.mark.slow
 def test_worker_processes_have_an_environment_of_their_own(monkeypatch: pytest.MonkeyPatch, processes: Client) -> None:
     """One thread for OpenMP and torch loaded, while this process is left as it was."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -814,6 +818,7 @@ with local_client(n_workers=2, processes=True) as client:
 """
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_guard_and_runs_once(tmp_path: Path) -> None:
     """Unlike with processes made by multiprocessing, which run it again. Nor is what lies in the current folder run."""
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -843,6 +848,7 @@ def test_a_process_that_ends_while_it_is_ended_is_no_error(monkeypatch: pytest.M
     assert asyncio.run(start_and_close()) == left.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how_many", [1, 2])
 def test_killed_workers_cost_no_result(processes: Client, how_many: int) -> None:
     """The function is sent again only where no worker is left that has it."""
@@ -866,6 +872,7 @@ def test_killed_workers_cost_no_result(processes: Client, how_many: int) -> None
     assert len(sent) >= how_many
 
 
+@pytest.mark.slow
 def test_the_last_worker_with_the_function_may_die_while_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next look at the workers finds that nobody has it."""
     monkeypatch.setattr(cluster_module, "LOOK_SECONDS", 0)
@@ -874,10 +881,7 @@ def test_the_last_worker_with_the_function_may_die_while_nothing_is_asked_for(mo
         found = [next(results) for _ in range(3)]
         (before,) = client.run(os.getpid)
         os.kill(found[0][1], signal.SIGKILL)
-        for _ in range(3000):
-            if before not in client.scheduler_info()["workers"]:
-                break
-            time.sleep(0.01)
+        _wait_until(lambda: before not in client.scheduler_info()["workers"])
         client.wait_for_workers(1, timeout=300)
         found += results
     assert [square for square, _ in found] == [number**2 for number in range(12)]
@@ -926,6 +930,7 @@ for allow in (
 """
 
 
+@pytest.mark.slow
 def test_products_are_of_full_precision_within_tasks_only() -> None:
     code = [sys.executable, "-c", PRECISIONS]
     done = subprocess.run(code, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": PACKAGE})
@@ -955,6 +960,7 @@ def test_everywhere_is_once_in_each_worker_and_failures_are_told_only(
     assert len(told) == fails * engine.n_workers and all("no way" in record.getMessage() for record in told)
 
 
+@pytest.mark.slow
 def test_everywhere_is_in_every_process(processes: Client, tmp_path: Path) -> None:
     processes.wait_for_workers(2, timeout=300)
     Cluster(processes).everywhere(Visits(tmp_path))
@@ -980,11 +986,5 @@ def test_a_gpu_too_small_for_a_batch_names_the_setting(engine: Engine) -> None:
 def test_memory_for_a_task_is_the_machines_or_the_workers_limit(client: Client) -> None:
     whole = Loop().worker_memory_bytes
     assert Cluster(client).worker_memory_bytes == whole / 2
-    with (
-        LocalCluster(
-            n_workers=1, threads_per_worker=2, memory_limit="1GB", processes=False,
-            scheduler_kwargs=cluster_module.QUIET_SCHEDULER,
-        ) as cluster,
-        Client(cluster) as own,
-    ):  # fmt: skip
+    with users_cluster(1, threads_per_worker=2, memory_limit="1GB") as own:
         assert Cluster(own).worker_memory_bytes == 0.5e9

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster
+from clusters import users_cluster
+from distributed import Client
 
 import ks4stream
 from ks4stream.engine import workers
-from ks4stream.engine.cluster import QUIET_SCHEDULER, Cluster
+from ks4stream.engine.cluster import Cluster
 from ks4stream.errors import VersionWarning, WorkerError
 
 HERE = workers.facts(gpu=False)
@@ -25,13 +26,7 @@ HERE = workers.facts(gpu=False)
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     """A user's cluster without workers, for those that are going to join."""
-    with (
-        LocalCluster(
-            n_workers=0, processes=False, silence_logs=40, scheduler_kwargs=QUIET_SCHEDULER, host="127.0.0.1",
-            protocol="tcp",
-        ) as cluster,
-        Client(cluster) as client,
-    ):  # fmt: skip
+    with users_cluster(0, host="127.0.0.1", protocol="tcp") as client:
         yield client
 
 
@@ -83,6 +78,7 @@ def test_a_worker_that_does_not_answer_is_named() -> None:
         workers.check(HERE, {"tcp://a:1": OSError("gone")})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["torch", "ks4stream"])
 def test_a_worker_without_a_library_is_an_error_before_any_task(client: Client, tmp_path: Path, missing: str) -> None:
     """A real worker process in whose Python the library cannot be imported."""

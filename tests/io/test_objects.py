@@ -76,6 +76,7 @@ if IS_ZARR_3:
     LAYOUTS["sharded"] = lambda path: write_zarr(path, zarr_format=3, chunks=(250, 4), shards=(1000, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_zarr_on_a_store_is_the_same_as_on_disk(layout: str, object_store: Any, tmp_path: Path) -> None:
     path = LAYOUTS[layout](tmp_path / "a.zarr")
@@ -164,6 +165,7 @@ def test_objects_are_joined_in_time(object_store: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(recording.read(90, 110), SAMPLES[90:110])
 
 
+@pytest.mark.slow
 def test_web_servers(object_store: Any, tmp_path: Path) -> None:
     """S3 servers answer plain requests too, as web servers do: no listing, no credentials."""
     object_store.put(SAMPLES.tobytes(), "web/a b#1.dat")
@@ -218,9 +220,9 @@ def test_other_surroundings_open_another_store(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that is silent for half a second is given up; nothing in these tests takes as long."""
     monkeypatch.setitem(objects.CONNECTION, "read_timeout", "500ms")
-    objects._opened_store.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["503", "reset", "stall"])
 def test_what_fails_for_a_moment_is_read_again(kind: str, object_store: Any, tmp_path: Path, impatient: None) -> None:
     urls = [
@@ -303,6 +305,7 @@ def test_each_scheme_has_its_store(object_store: Any, monkeypatch: pytest.Monkey
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_zarr_that_does_not_fit(object_store: Any, tmp_path: Path) -> None:
     wrong = object_store.put(write_zarr(tmp_path / "v.zarr", SAMPLES[:, 0]), "wrong/rank.zarr")
     with pytest.raises(RecordingError, match=r"wrong/rank\.zarr has shape \(3000,\); needed are two dimensions"):

@@ -135,6 +135,7 @@ def test_records_and_blocks_come_back(where: Place, tmp_path: Path) -> None:
         read_column(receipt, "pair")
 
 
+@pytest.mark.slow
 def test_what_was_finished_is_recalled_from_either(where: Place) -> None:
     computed = []
 
@@ -171,7 +172,7 @@ def test_many_records_are_recalled_with_one_listing_and_a_request_each(
     object_store.proxy.reset_counts()
     listed: list[str] = []
     monkeypatch.setattr(run_store, "listing", lambda location: (listed.append(location), listing(location))[1])
-    together = threading.Barrier(3, timeout=30)
+    together = threading.Barrier(3, timeout=300)
 
     def met(*arguments: Any, **options: Any) -> Any:
         together.wait()  # breaks if fewer than three are on their way at a time

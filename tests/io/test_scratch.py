@@ -88,6 +88,7 @@ def test_those_of_killed_processes_go_and_those_in_use_stay(temporary: Path) -> 
             assert len(list(temporary.iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_nothing_of_a_sort_stays_behind(temporary: Path, object_store: Any) -> None:
     with another(ALL_OF_A_SORT) as killed:
         assert len(list(temporary.iterdir())) == 3
@@ -97,6 +98,7 @@ def test_nothing_of_a_sort_stays_behind(temporary: Path, object_store: Any) -> N
         assert list(temporary.iterdir()) == [folder.parent]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whose", ["ours", "another machine's", "another user's", "one about to be locked"])
 def test_what_is_not_surely_left_behind_is_kept(whose: str, temporary: Path) -> None:
     with another(ONE):

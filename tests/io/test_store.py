@@ -30,6 +30,7 @@ def assert_same(a, b, where="sorting"):
         assert a == b, where
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -105,6 +106,7 @@ def test_arrays_say_what_they_are(make_sorting, tmp_path):
     assert group["drift/shift_um"].attrs["units"] == "µm"
 
 
+@pytest.mark.slow
 def test_saving_replaces_and_leaves_no_draft(make_sorting, tmp_path):
     path = tmp_path / "sorting.zarr"
     save_sorting(make_sorting(), path)

@@ -115,7 +115,7 @@ def test_threads_that_want_the_same_wait_for_each_other(tmp_path: Path) -> None:
 
 
 def test_pieces_of_one_read_are_fetched_side_by_side(tmp_path: Path) -> None:
-    together = threading.Barrier(4, timeout=30)
+    together = threading.Barrier(4, timeout=300)
 
     class Meeting(FarSource):
         def read(self, start: int, stop: int) -> NDArray[Any]:
@@ -137,7 +137,7 @@ def test_who_reads_on_finds_the_next_tile_on_its_way(tmp_path: Path) -> None:
     assert far.fetched[12] == 1
 
 
-def wait_for(condition: Callable[[], bool], longest_s: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], longest_s: float = 300.0) -> None:
     """Wait until something has happened in another thread."""
     end = time.monotonic() + longest_s
     while not condition():
@@ -260,6 +260,7 @@ def test_of_two_sorts_of_one_recording_the_last_to_end_removes_it(temporary: Pat
     assert far.fetched == Counter(range(N_PIECES))
 
 
+@pytest.mark.slow
 def test_a_sort_that_was_killed_does_not_count_as_a_user(temporary: Path) -> None:
     code = f"""
 import os, sys
@@ -296,6 +297,7 @@ def test_stale_caches_are_removed_by_the_next_sort(temporary: Path) -> None:
     assert not list(temporary.glob("*/*"))
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_keeps_files_too_and_for_good(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(SAMPLES.tobytes())
     recording = recording_of(BinarySource.open(tmp_path / "a.bin", 3))
@@ -327,6 +329,7 @@ def test_parts_of_parts_are_removed_too(temporary: Path) -> None:
     assert not pieces_in(temporary)
 
 
+@pytest.mark.slow
 def test_what_somebody_holds_is_kept_as_long(temporary: Path) -> None:
     far = FarSource()
     found = cached_while_held(recording_of(far, ArraySource(SAMPLES)))
@@ -351,6 +354,7 @@ def test_what_somebody_holds_is_kept_as_long(temporary: Path) -> None:
     assert not list(temporary.glob("*/*"))
 
 
+@pytest.mark.slow
 def test_what_is_held_until_the_end_of_a_program_is_removed_then(temporary: Path) -> None:
     code = """
 import numpy as np

@@ -51,6 +51,7 @@ def test_seeds_are_the_points_that_explain_most() -> None:
     assert only.tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_seeds_depend_on_their_seed_only() -> None:
     points = torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
     first = seed_labels(points, seed=5)
@@ -97,6 +98,7 @@ def test_sweeps_stop_with_labels_from_zero() -> None:
 # -- as a whole --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(1500, 800, 200), (400, 60), (90,), (2500,)])
 def test_clouds_are_found(sizes: tuple[int, ...]) -> None:
     rows, truth = blobs(*sizes)
@@ -106,6 +108,7 @@ def test_clouds_are_found(sizes: tuple[int, ...]) -> None:
     assert set(found.tolist()) == set(range(len(sizes)))
 
 
+@pytest.mark.slow
 def test_a_quiet_unit_beside_a_busy_one_is_found() -> None:
     """What the published landmarks and the floor of 1000 spikes lose."""
     generator = torch.Generator().manual_seed(1)
@@ -143,6 +146,7 @@ def test_any_number_of_spikes_is_labelled(n: int) -> None:
     assert set(found.tolist()) == set(range(found.max() + 1))
 
 
+@pytest.mark.slow
 def test_scattered_rows_cluster_as_dense_ones() -> None:
     generator = torch.Generator().manual_seed(3)
     features = torch.randn(400, 4, 3, generator=generator)
@@ -152,6 +156,7 @@ def test_scattered_rows_cluster_as_dense_ones() -> None:
     assert np.array_equal(cluster_region(rows), cluster_region(DenseRows(rows.chunk(0, 400))))
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_threads_or_global_state() -> None:
     rows, _ = blobs(700, 500, 90, d=40, distance=5.0)
     n_threads = torch.get_num_threads()
@@ -166,6 +171,7 @@ def test_the_result_does_not_depend_on_threads_or_global_state() -> None:
     assert np.array_equal(*results)
 
 
+@pytest.mark.slow
 def test_the_refractory_veto_keeps_one_neuron_together() -> None:
     """A neuron whose waveform changes halfway, and two that fire as they like."""
     rows, truth = blobs(1500, 1500)
@@ -178,6 +184,7 @@ def test_the_refractory_veto_keeps_one_neuron_together() -> None:
     assert same_partition(apart, truth)
 
 
+@pytest.mark.slow
 def test_the_refractory_veto_fires(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clustering, "APART_BELOW", 0.0)
     rows, truth = blobs(1500, 1500)

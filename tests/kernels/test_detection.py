@@ -87,6 +87,7 @@ PROBES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBES)
 @pytest.mark.parametrize("threshold", [4.0, 9.0])
 def test_finds_what_the_dense_version_finds(name: str, threshold: float) -> None:
@@ -170,6 +171,7 @@ def test_a_peak_belongs_to_the_range_that_holds_it() -> None:
     assert found_in(traces, first=100, last=160) == []
 
 
+@pytest.mark.slow
 def test_sharper_bounds_change_nothing_but_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     probe, shapes = PROBES["staggered"], smooth_shapes(3)
     templates = universal(probe, shapes)
@@ -204,6 +206,7 @@ def test_where_pieces_are_cut_does_not_matter(monkeypatch: pytest.MonkeyPatch) -
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_where_memory_is_out_pieces_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU that has room for 700 samples and what they see finds what one does that has room for all."""
     probe, shapes = PROBES["staggered"], smooth_shapes(3)

@@ -124,6 +124,7 @@ def test_overlapping_spikes_of_two_units_are_both_found() -> None:
     assert {(70, 1), (76, 2)} <= set(as_list(match(traces, matcher)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("n_units", "n_channels", "group_size"), [(6, 5, 16), (20, 30, 3), (25, 60, 4), (7, 12, 1)])
 def test_agrees_with_the_dense_version_on_overlapping_spikes(
@@ -149,6 +150,7 @@ def test_agrees_with_the_dense_version_on_overlapping_spikes(
     torch.testing.assert_close(subtract(traces, spikes, matcher).double(), residual, atol=2e-3, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_maxima_nearby_or_everywhere_give_the_same_spikes_up_to_rare_chains() -> None:
     draw = torch.Generator().manual_seed(11)
     units = random_units(25, 60, draw)
@@ -229,6 +231,7 @@ def test_padded_channels_have_features_zero() -> None:
     assert (found[:, matcher.template_channels[0] >= 0] != 0).any()
 
 
+@pytest.mark.slow
 def test_same_bytes_again() -> None:
     draw = torch.Generator().manual_seed(5)
     units = random_units(20, 30, draw)
@@ -244,6 +247,7 @@ def test_same_bytes_again() -> None:
     assert torch.equal(features(residual, spikes, matcher), features(residual, other, again))
 
 
+@pytest.mark.slow
 def test_small_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = torch.Generator().manual_seed(6)
     units = random_units(20, 30, draw)

@@ -153,6 +153,7 @@ def test_typical_shapes_are_found_most_numerous_first() -> None:
     torch.testing.assert_close(found, shapes[[0, 2, 1]], atol=0.03, rtol=0)
 
 
+@pytest.mark.slow
 def test_typical_shapes_have_unit_norm_and_follow_the_seed() -> None:
     found = typical_shapes(noise(300), 6, seed=3)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(6), atol=1e-6, rtol=0)  # float32

@@ -35,6 +35,7 @@ def texts(figure):
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -81,6 +82,7 @@ def test_many_spikes_are_thinned_evenly(make_sorting, monkeypatch):
     assert np.array_equal(plots._thin(100), np.arange(0, 100, 2))
 
 
+@pytest.mark.slow
 def test_results_on_a_store_name_the_recording_so_that_who_downloads_them_finds_it(
     make_sorting, tmp_path, object_store, caplog
 ):
@@ -97,6 +99,7 @@ def test_results_on_a_store_name_the_recording_so_that_who_downloads_them_finds_
     assert "draft" not in caplog.text and str(target) in caplog.text
 
 
+@pytest.mark.slow
 def test_finish_writes_folder_store_and_plots(make_sorting, tmp_path):
     sorting = make_sorting()
     folder = tmp_path / "results" / "kilosort4"

@@ -38,6 +38,7 @@ def referenced(source: Preprocessor) -> torch.Tensor:
     return torch.cat([source.referenced(tile)[0][:, source.core(tile)] for tile in source.tiling], dim=1)
 
 
+@pytest.mark.slow
 def test_types_of_the_file_say_the_same(samples: np.ndarray) -> None:
     expected = referenced(source_of(samples))
     assert expected.std() > 1
@@ -96,6 +97,7 @@ def test_what_goes_wrong_while_reading_ahead_names_the_batch(samples: np.ndarray
     assert not ahead._ahead
 
 
+@pytest.mark.slow
 def test_scale_shift_and_sign(samples: np.ndarray) -> None:
     expected = referenced(source_of(samples))
     assert torch.equal(referenced(source_of(-samples, SETTINGS.replace(invert_sign=True))), expected)
@@ -112,6 +114,7 @@ def test_the_channel_map_picks_and_orders(samples: np.ndarray) -> None:
     assert torch.equal(referenced(source_of(wide, probe=probe)), referenced(source_of(samples)))
 
 
+@pytest.mark.slow
 def test_tiles_agree_where_they_overlap(samples: np.ndarray) -> None:
     """Nothing the cut into batches did is left beyond the reach of the filter."""
     source = source_of(samples)

@@ -1,0 +1,91 @@
+"""Spikes at borders count once, whichever tiles a task has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from ks4stream.blocks import Tile, Tiling
+from ks4stream.io.spikes import read_column
+from ks4stream.stages.matching import SpikeMatcher, combine
+
+NT, SIZE, PEAK, N_UNITS = 11, 44, 3, 2  # the shortest batch there may be, of four waveforms
+SPIKES = st.lists(
+    st.tuples(
+        st.integers(0, 7 * SIZE - 1),  # where it is
+        st.integers(0, N_UNITS - 1),
+        st.integers(-4, 4),  # and how much later each of two tiles has it
+        st.integers(-4, 4),
+    ),
+    max_size=60,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Reports(SpikeMatcher):
+    """Has spikes that are given, each tile's own version of them, in place of what is found in traces."""
+
+    given: tuple[tuple[int, int, int, int], ...] = ()
+
+    def _of(self, tile: Tile, artifacts: list[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
+        artifacts.append(np.zeros((0, 2), np.int64))
+        rows = np.array(self.given, np.int64).reshape(-1, 4)
+        sample = rows[:, 0] + rows[:, 2 + tile.index % 2]
+        number = np.arange(len(rows))[(sample >= tile.start - NT) & (sample < tile.stop + NT)]
+        number = number[np.argsort(sample[number], kind="stable")]
+        sample = sample[number]
+        return {
+            "sample": sample, "template": rows[number, 1].astype(np.int32), "number": number,
+            "counts": (sample >= tile.start) & (sample < tile.stop),
+        }  # fmt: skip
+
+
+def spikes(folder: Path, given: list[tuple[int, int, int, int]], tail: int, step: int, per_block: int) -> list[Any]:
+    """What counts in the end: samples, templates and numbers, in order."""
+    tiling = Tiling.of(n_samples=6 * SIZE + tail, size=SIZE, halo=NT, shortest=NT, step=step)
+    source: Any = SimpleNamespace(
+        settings=SimpleNamespace(nt=NT, peak_sample=PEAK), tiling=tiling, read_ahead=lambda block: block
+    )
+    nothing: Any = None
+    matcher = Reports(source, nothing, nothing, np.arange(N_UNITS), N_UNITS, folder, given=tuple(given))
+    found = combine(source, [matcher(block) for block in tiling.blocks(per_block)])
+    rows: list[Any] = []
+    for receipt, dropped in zip(found.receipts, found.dropped, strict=True):
+        columns = [read_column(receipt, name) for name in ("sample", "template", "number")]
+        rows += zip(*(np.delete(column, dropped).tolist() for column in columns), strict=True)
+    return sorted(rows)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("blocks")
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(SPIKES, st.integers(NT, SIZE), st.integers(1, 2), st.integers(2, 7))
+def test_the_same_spikes_for_any_cutting(
+    folder: Path, given: list[tuple[int, int, int, int]], tail: int, step: int, per_block: int
+) -> None:
+    """The tail may be as short as one waveform; where only every second batch is sorted, no two of them meet."""
+    assert spikes(folder, given, tail, step, per_block) == spikes(folder, given, tail, step, 1)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(st.sets(st.integers(1, 29), max_size=20), st.data())
+def test_what_tiles_place_differently_counts_once(folder: Path, places: set[int], data: st.DataObject) -> None:
+    """Spikes far enough from each other to be told apart, at most as far from themselves as counts as one."""
+    first, late = data.draw(st.integers(0, 8)), st.integers(0, PEAK)
+    given = [
+        (first + 9 * place, data.draw(st.integers(0, 1)), data.draw(late), data.draw(late)) for place in sorted(places)
+    ]
+    for per_block in (1, 3):
+        found = spikes(folder, given, SIZE, 1, per_block)
+        assert sorted(number for _, _, number in found) == list(range(len(given)))
