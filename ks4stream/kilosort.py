@@ -7,7 +7,7 @@ name files, the default results folder, ``ops``) is converted here and goes no f
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,34 +17,29 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
-from ks4stream.engine import gpus
 from ks4stream.errors import (
-    CurationWarning,
     ProbeError,
     RecordingError,
     ResultsError,
     SettingsError,
 )
 from ks4stream.io.phy import (
-    PREPROCESSED_COPY,
     TENSORS,
     ops_from_sorting,
     spike_table,
-    write_ops,
-    write_preprocessed_copy,
 )
 from ks4stream.io.places import place
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
 from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.io.tile_cache import cached, ending
-from ks4stream.messages import silent, warn
+from ks4stream.messages import silent
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
-from ks4stream.report import run_log
+from ks4stream.report import announce, run_log
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
-from ks4stream.sorter import client_for, forget_on_workers, prepare, sort
+from ks4stream.sorter import client_for, forget_on_workers, sort
 
 __all__ = ["KilosortResults", "ops_from_sorting", "run_kilosort"]
 
@@ -206,25 +201,27 @@ def run_kilosort(
         arguments={
             "device": device, "client": client, "block_batches": block_batches, "save_extra_vars": save_extra_vars,
             "progress": _progress(progress_bar),
-            "resume": resume, "keep_run": keep_run, "cache_dir": cache_dir,
+            "save_preprocessed_copy": save_preprocessed_copy, "resume": resume, "keep_run": keep_run,
+            "cache_dir": cache_dir,
             "workers": torch_thread_lim if client is None else None,
         },
-        save_preprocessed_copy=save_preprocessed_copy,
         verbose={"verbose_console": verbose_console, "verbose_log": verbose_log},
     )  # fmt: skip
     jobs = [(_with_channels(recording, shank, bad_channels), folder / name) for shank, name in _shanks(shank_idx)]
-    for _, target in jobs:
-        ResultsFolder.open(target, recording.files)
+    for number, (_, target) in enumerate(jobs):
+        results = ResultsFolder.open(target, recording.files)
+        if number:  # the sort of the first shank announces its own
+            announce(results)
     with ExitStack() as stack:
         with silent():  # sort says it, where the log has it
             held = stack.enter_context(cached(recording, cache_dir))
         for one, target in jobs:  # all shanks and copies from what is fetched once
-            results = job.run(replace(one, source=held.source), target)
+            found = job.run(replace(one, source=held.source), target)
         caches = ending(held, recording)
         client = client_for(client, torch_thread_lim)  # as the sorts did
         if caches and client not in (None, "loop"):  # else it was kept on this machine only
             forget_on_workers(client, caches)
-    return results
+    return found
 
 
 @dataclass(frozen=True)
@@ -233,45 +230,13 @@ class _Job:
 
     settings: Settings
     arguments: dict[str, Any]
-    save_preprocessed_copy: bool
     verbose: dict[str, bool]
 
     def run(self, recording: Recording, folder: Path) -> KilosortResults:
-        """Sort, and write what Kilosort4 writes beyond :func:`ks4stream.sorter.sort`."""
         with run_log(folder, **self.verbose):
             sorting = sort(recording, self.settings, results_dir=folder, **self.arguments)
-            ops = ops_from_sorting(sorting, folder, save_preprocessed_copy=self.save_preprocessed_copy)
-            if self.save_preprocessed_copy:
-                self._add_preprocessed_copy(recording, sorting, folder, ops)
-        return _as_kilosort(sorting, ops)
-
-    def _add_preprocessed_copy(
-        self, recording: Recording, sorting: Sorting, folder: Path, ops: Mapping[str, Any]
-    ) -> None:
-        results = ResultsFolder(folder, recording.files)
-        if not results.lacks(PREPROCESSED_COPY):
-            return  # of the same result
-        if changed := {"params.py", "ops.npy"} & {*results.somebodys()}:
-            warn(
-                f"{PREPROCESSED_COPY} is not written: {folder / min(changed)}, which would have to name it, was "
-                "changed by somebody. Restore that file, or choose another results_dir.",
-                CurationWarning, stacklevel=4,
-            )  # fmt: skip
-            return
-        with results.adding(PREPROCESSED_COPY, "params.py", "ops.npy"):
-            write_preprocessed_copy(sorting, folder, self._preprocessed(recording, sorting))
-            write_ops(ops, folder)
-
-    def _preprocessed(self, recording: Recording, sorting: Sorting) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Whitened and drift-corrected traces, batch by batch: first sample and (time, channel)."""
-        device = gpus.chosen(self.arguments["device"], here=False)
-        device = device if gpus.visible(device) else "cpu"  # of a client without GPU only the workers had one
-        with silent():  # the sort has warned already
-            source = prepare(recording, sorting.settings, device=device)
-        source = source.with_results(whitening=sorting.whitening, drift=sorting.drift)
-        for tile in source.tiling:
-            traces, _ = source.whitened(tile)
-            yield tile.start, traces[:, source.core(tile)].T.cpu().numpy()
+        copied = self.arguments["save_preprocessed_copy"]
+        return _as_kilosort(sorting, ops_from_sorting(sorting, folder, save_preprocessed_copy=copied))
 
 
 def _as_kilosort(sorting: Sorting, ops: dict[str, Any]) -> KilosortResults:

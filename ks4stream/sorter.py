@@ -60,6 +60,7 @@ def sort(
     progress: Progress | None = None,
     save_extra_vars: bool = False,
     save_features: bool = True,
+    save_preprocessed_copy: bool = False,
     resume: bool = True,
     keep_run: bool = True,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -109,6 +110,9 @@ def sort(
     save_features : bool
         Write the features of all spikes into the results folder: of long recordings nine tenths of everything, and
         only Phy's feature view and what works with features again needs them.
+    save_preprocessed_copy : bool
+        Also write the whitened, drift-corrected traces to ``temp_wh.dat`` in the results folder, and let Phy show
+        those.
 
     Returns
     -------
@@ -161,8 +165,8 @@ def sort(
         if results_dir is not None:
             progress("results", 0, 1)
             report.finish(
-                sorting, results, folder, save_extra_vars=save_extra_vars, save_features=save_features,
-                check=store.check,
+                sorting, results, save_extra_vars=save_extra_vars, save_features=save_features, check=store.check,
+                preprocessed=_preprocessed(source, sorting) if save_preprocessed_copy else None,
             )  # fmt: skip
             sorting = replace(sorting, warnings=tuple(said))  # with where somebody's results were moved to
             store.tidy(keep=keep_run)
@@ -170,6 +174,15 @@ def sort(
         if caches := ending(recording, given):
             engine.everywhere(partial(forget, caches))
     return sorting
+
+
+def _preprocessed(source: Preprocessor, sorting: Sorting) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Whitened and drift-corrected traces, batch by batch: first sample and (time, channel)."""
+    device = source.device if gpus.visible(source.device) else "cpu"  # of a client without GPU only the workers had one
+    source = replace(source, device=device).with_results(whitening=sorting.whitening, drift=sorting.drift)
+    for tile in source.tiling:
+        traces, _ = source.whitened(tile)
+        yield tile.start, traces[:, source.core(tile)].T.cpu().numpy()
 
 
 def client_for(client: Any, workers: int | None = None) -> Any:

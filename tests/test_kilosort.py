@@ -22,6 +22,7 @@ from ks4stream.kilosort import run_kilosort
 from ks4stream.probe import Probe
 from ks4stream.report import finish
 from ks4stream.settings import Settings
+from ks4stream.sorter import _preprocessed, prepare
 
 KILOSORT4_ARGUMENTS = (
     "settings", "probe", "probe_name", "filename", "data_dir", "file_object", "results_dir", "data_dtype", "do_CAR",
@@ -43,7 +44,7 @@ class FakeSort:
         self.calls: list[tuple] = []
         self.changes: dict = {}
 
-    def __call__(self, recording, settings, *, results_dir, save_extra_vars, **options):
+    def __call__(self, recording, settings, *, results_dir, save_extra_vars, save_preprocessed_copy, **options):
         self.calls.append((recording, settings, Path(results_dir), options))
         if options["progress"] is not None:
             for done in range(3):
@@ -53,7 +54,12 @@ class FakeSort:
             n_samples=recording.n_samples, n_chan_file=recording.n_channels,
             flat_files=recording.source.flat_files, **self.changes,
         )  # fmt: skip
-        finish(sorting, ResultsFolder(results_dir, recording.files), save_extra_vars=save_extra_vars)
+        options["save_preprocessed_copy"] = save_preprocessed_copy
+        source = prepare(recording, settings) if save_preprocessed_copy else None
+        finish(
+            sorting, ResultsFolder(results_dir, recording.files), save_extra_vars=save_extra_vars,
+            preprocessed=_preprocessed(source, sorting) if source else None,
+        )  # fmt: skip
         self.sorting = sorting
         return sorting
 
@@ -406,6 +412,6 @@ def test_a_preprocessed_copy_is_added_to_a_curated_result(fake, data):
     assert (folder / "temp_wh.dat").stat() == before, "it is of the same result"
     (folder / "temp_wh.dat").unlink()
     (folder / "params.py").write_text("dat_path = []\n")
-    with pytest.warns(CurationWarning, match=r"temp_wh.dat is not written.*params.py"):
+    with pytest.warns(CurationWarning, match=r"params.py .*stay as they are"):
         run_kilosort(SETTINGS, probe=PROBE, filename=data, save_preprocessed_copy=True)
     assert (folder / "params.py").read_text() == "dat_path = []\n"

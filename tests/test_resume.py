@@ -10,7 +10,8 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,10 @@ def test_a_curation_stays_until_the_result_changes_and_is_moved_then(recording: 
     assert stamps() == before
     with pytest.warns(CurationWarning) as said:
         found = run(recording, folder, SETTINGS.replace(Th_learned=14))
-    assert [str(one.message) for one in said] == list(found.warnings), "before work started, and at the end"
-    assert str(tmp_path / "kilosort4-1") in found.warnings[-1]
+    announced, moved = (str(one.message) for one in said)
+    assert found.warnings[0] == announced, "before work started"
+    assert found.warnings[-1] == moved, "and at the end"
+    assert str(tmp_path / "kilosort4-1") in moved
     assert (tmp_path / "kilosort4-1" / "cluster_group.tsv").read_text() == curated
     assert (folder / "cluster_group.tsv").read_text() != curated
     log = (folder / "kilosort4.log").read_text()
@@ -211,17 +214,20 @@ def test_a_disk_that_is_full_for_the_results_costs_none_of_the_work(
     recording: Recording, tmp_path: Path, computed: Counter[str], undisturbed: tuple[Path, Sorting],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    clear = ResultsFolder._clear
+    draft = ResultsFolder.draft
     for name in ("spike_times.npy", "diagnostics.png"):
 
-        def fill(results: ResultsFolder, name: str = name) -> None:
-            clear(results)
-            (tmp_path / name).symlink_to("/dev/full")
+        @contextmanager
+        def full(results: ResultsFolder, name: str = name) -> Iterator[Path]:
+            with draft(results) as folder:
+                (folder / name).symlink_to("/dev/full")
+                yield folder
 
         with monkeypatch.context() as patch:
-            patch.setattr(ResultsFolder, "_clear", fill)
+            patch.setattr(ResultsFolder, "draft", full)
             with pytest.raises(ResultsError, match=r"cannot be written to: .*No space left.* MB are free"):
                 run(recording, tmp_path)
+        assert not list(tmp_path.glob("*.npy")), "no half results"
     before = computed.total()
     assert_same(run(recording, tmp_path), undisturbed[1])
     assert computed.total() == before

@@ -329,14 +329,16 @@ def entries(location: str) -> dict[str, Status | None]:
     if not is_remote(location):
         if not os.path.isdir(location):
             return {}
-        with os.scandir(location) as found:
-            return {entry.name: None if entry.is_dir() else _status_of_file(_stat(entry.path)) for entry in found}
+        with os.scandir(location) as entries_here:
+            return {one.name: None if one.is_dir() else _status_of_file(_stat(one.path)) for one in entries_here}
     import obstore
 
     with explained(location):
         there = obstore.list_with_delimiter(_store(location, True))
-    folders = {PurePosixPath(prefix).name: None for prefix in there["common_prefixes"]}
-    return folders | {PurePosixPath(meta["path"]).name: _status_of(meta) for meta in there["objects"]}
+    found: dict[str, Status | None] = {
+        PurePosixPath(meta["path"]).name: _status_of(meta) for meta in there["objects"] if meta["path"]
+    }
+    return found | {PurePosixPath(prefix).name: None for prefix in there["common_prefixes"]}
 
 
 def can_list(location: str) -> bool:

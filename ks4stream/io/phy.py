@@ -20,7 +20,8 @@ from scipy.signal import butter, sosfiltfilt
 from ks4stream.errors import RecordingError, ResultsError
 from ks4stream.geometry import nearest, vertical_pitch_um
 from ks4stream.io.objects import is_remote
-from ks4stream.io.places import ObjectPath, Place
+from ks4stream.io.places import Place
+from ks4stream.io.results_folder import PREPROCESSED_COPY
 from ks4stream.io.sources import BinarySource
 from ks4stream.io.spikes import let_go
 from ks4stream.recording import FlatFile
@@ -29,13 +30,13 @@ from ks4stream.results import Sorting
 __all__ = [
     "export_phy",
     "ops_from_sorting",
+    "params_text",
     "write_extra_vars",
     "write_ops",
-    "write_params",
     "write_preprocessed_copy",
 ]
 
-PREPROCESSED_COPY = "temp_wh.dat"
+PARAMS, OPS = "params.py", "ops.npy"
 PREPROCESSED_SCALE = 200.0  # it holds whitened traces times this, as int16
 _SPIKES_AT_ONCE = 16_384
 _UNITS_AT_ONCE = 256
@@ -49,9 +50,10 @@ def export_phy(
     sorting: Sorting,
     folder: str | os.PathLike[str],
     *,
-    target: ObjectPath | None = None,
+    home: Place | None = None,
     save_extra_vars: bool = False,
     save_features: bool = True,
+    preprocessed: Iterable[tuple[int, NDArray[Any]]] | None = None,
 ) -> Path:
     """Write all files of the results folder; what they replace, and what else lies there, is the caller's business.
 
@@ -61,12 +63,14 @@ def export_phy(
         What to write; may be empty.
     folder : path
         Results folder; made if need be.
-    target : ObjectPath, optional
-        Where the folder is going to be copied, so that paths from here will not hold there.
+    home : Path or ObjectPath, optional
+        The results folder, if the files are going to be moved there.
     save_extra_vars : bool, optional
         Also write tF, Wall, full_st, full_clu and full_amp: all spikes, duplicates included.
     save_features : bool, optional
         Write ``pc_features.npy``, without which Phy shows no feature view.
+    preprocessed : iterable of (start, traces), optional
+        For a preprocessed copy, see :func:`write_preprocessed_copy`.
 
     Returns
     -------
@@ -86,8 +90,11 @@ def export_phy(
     _write_units(sorting, path)
     _write_channels(sorting, path)
     _write_tables(sorting, path)
-    write_params(sorting, path, relative_paths=target is None)
-    write_ops(ops_from_sorting(sorting, target or path), path)
+    home = home or path.absolute()
+    _write_params(path, params_text(sorting, home))
+    if preprocessed is not None:
+        write_preprocessed_copy(sorting, path, preprocessed)
+    write_ops(ops_from_sorting(sorting, home, save_preprocessed_copy=preprocessed is not None), path)
     if save_extra_vars:
         write_extra_vars(sorting, path)
     return path
@@ -225,15 +232,10 @@ def _write_table(path: Path, column: str, values: Sequence[str] | NDArray[np.str
 # -- params.py and the preprocessed copy --------------------------------------------------------------
 
 
-def write_params(
-    sorting: Sorting,
-    folder: str | os.PathLike[str],
-    files: tuple[FlatFile, ...] | str | None = None,
-    *,
-    relative_paths: bool = True,
-    hp_filtered: bool = False,
-) -> None:
-    """Write ``params.py``, from which Phy learns where the raw traces are.
+def params_text(
+    sorting: Sorting, home: Place, files: tuple[FlatFile, ...] | str | None = None, *, hp_filtered: bool = False
+) -> str:
+    """Compose ``params.py``, from which Phy learns where the raw traces are.
 
     Phy knows one type, one offset and one number of channels for all files. They are named only where that, and what
     else Phy needs, holds for all of them, so that what it shows is what was sorted; otherwise ``dat_path`` is empty,
@@ -246,23 +248,20 @@ def write_params(
     ----------
     sorting : Sorting
         Gives the sampling rate and, where no file does, type and number of channels.
-    folder : path
-        Results folder.
+    home : Path or ObjectPath
+        The results folder. On an object store, paths are absolute: right wherever the file system of this machine is
+        mounted, for whoever downloads the results.
     files : tuple of FlatFile or str, optional
         The files of the traces in order of time, or why there are none; by default those of the sorting.
-    relative_paths : bool, optional
-        False for a folder whose files are going to be copied elsewhere, to an object store and from there to whoever
-        reads them: paths are then absolute, right wherever the file system of this machine is mounted.
     hp_filtered : bool, optional
         Whether the files are filtered already.
     """
-    path = Path(folder)
     files = sorting.flat_files if files is None else files
     why_not = _unknown_to_phy(files)
     named: list[str] = []
     if isinstance(files, tuple) and not why_not:
         there = [Path(file.path).parent.resolve() / Path(file.path).name for file in files]  # a link keeps its name
-        named = [_portable(file, path) if relative_paths else file.as_posix() for file in there]
+        named = [_portable(file, home) if isinstance(home, Path) else file.as_posix() for file in there]
     alike = _common_layout(files)
     dtype, offset_bytes, n_channels = alike or (sorting.dtype, 0, _n_chan_file(sorting))
     lines = [f"# dat_path is empty, as {ascii(why_not)[1:-1]}."] if why_not else []  # no line break gets out of it
@@ -274,7 +273,7 @@ def write_params(
         f"sample_rate = {float(sorting.sampling_rate_hz)!r}",
         f"hp_filtered = {hp_filtered}",
     ]
-    (path / "params.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def _common_layout(files: tuple[FlatFile, ...] | str) -> tuple[str, int, int] | None:
@@ -378,8 +377,12 @@ def write_preprocessed_copy(
             block.tofile(file)
         file.truncate(sorting.n_samples * row_bytes)
     copy = FlatFile(str(path), np.dtype(np.int16).str, 0, sorting.n_samples, _n_chan_file(sorting))
-    write_params(sorting, folder, (copy,), hp_filtered=True)
+    _write_params(path.parent, params_text(sorting, path.parent, (copy,), hp_filtered=True))
     return path
+
+
+def _write_params(folder: Path, text: str) -> None:
+    (folder / PARAMS).write_text(text, encoding="utf-8")
 
 
 # -- what Kilosort4's users read back -----------------------------------------------------------------
@@ -423,7 +426,7 @@ def write_ops(ops: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
     TypeError
         If there is a value of another kind.
     """
-    np.save(Path(folder) / "ops.npy", np.array(_plain(ops), dtype=object), allow_pickle=True)
+    np.save(Path(folder) / OPS, np.array(_plain(ops), dtype=object), allow_pickle=True)
 
 
 def _plain(value: Any) -> Any:

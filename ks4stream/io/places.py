@@ -173,7 +173,7 @@ def move(where: Place, to: Place, names: Sequence[str]) -> None:
 def remove(where: Place, *, folder: bool = False) -> None:
     """Remove a file or an object, or all that lies in a folder; what is not there need not be."""
     if isinstance(where, Path):
-        if folder:
+        if folder and not where.is_symlink():
             shutil.rmtree(where)
         else:
             where.unlink(missing_ok=True)

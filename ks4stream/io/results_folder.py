@@ -2,8 +2,11 @@
 
 A sort leaves a *record* of the files it wrote, by their content. What differs from it was written by a person or by
 another program: labels and merges of a curation, tables of quality metrics, the results of another sorter. Such a
-folder is moved as a whole into a numbered folder beside it before results are written. Only names of the list
+sorting is moved as a whole to a numbered folder beside this one before results are written. Only names of the list
 :data:`WRITTEN` are ever replaced or removed, in folders and in buckets alike, and never the recording's own files.
+
+Results are written to a *draft* first, and then moved into place, file by file. Meanwhile the record holds both the
+earlier and the new files, so that whatever a killed process leaves is still known as ours, and nothing else is.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -23,38 +28,61 @@ from uuid import uuid4
 
 from ks4stream.errors import ResultsError
 from ks4stream.io import objects
-from ks4stream.io.places import FETCHED_BYTES, ObjectPath, Place, below, move, read_range, read_whole, remove, size_of
+from ks4stream.io.places import (
+    FETCHED_BYTES,
+    ObjectPath,
+    Place,
+    below,
+    copy_there,
+    move,
+    read_range,
+    read_whole,
+    remove,
+    size_of,
+)
 from ks4stream.io.records import appearing, key_of, writing_to
+from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.spikes import let_go
 from ks4stream.results import Sorting
 
 __all__ = ["LOG", "RECORD", "STORE", "WRITTEN", "ResultsFolder", "fingerprint"]
 
 RECORD, STORE, LOG = "ks4stream.json", "sorting.zarr", "kilosort4.log"
+FEATURES = ("pc_feature_ind.npy", "pc_features.npy")
 PHY = (
-    "amplitudes.npy", "channel_map.npy", "channel_positions.npy", "channel_shanks.npy", "kept_spikes.npy", "ops.npy",
-    "params.py", "pc_feature_ind.npy", "pc_features.npy", "similar_templates.npy", "spike_clusters.npy",
-    "spike_detection_templates.npy", "spike_positions.npy", "spike_templates.npy", "spike_times.npy", "templates.npy",
-    "templates_ind.npy", "whitening_mat.npy", "whitening_mat_dat.npy", "whitening_mat_inv.npy",
+    *FEATURES, "amplitudes.npy", "channel_map.npy", "channel_positions.npy", "channel_shanks.npy", "kept_spikes.npy",
+    "ops.npy", "params.py", "similar_templates.npy", "spike_clusters.npy", "spike_detection_templates.npy",
+    "spike_positions.npy", "spike_templates.npy", "spike_times.npy", "templates.npy", "templates_ind.npy",
+    "whitening_mat.npy", "whitening_mat_dat.npy", "whitening_mat_inv.npy",
     "cluster_Amplitude.tsv", "cluster_ContamPct.tsv", "cluster_KSLabel.tsv", "cluster_group.tsv",
 )  # fmt: skip
-EXTRA = ("Wall.npy", "full_amp.npy", "full_clu.npy", "full_st.npy", "tF.npy", "temp_wh.dat")
+EXTRA = ("Wall.npy", "full_amp.npy", "full_clu.npy", "full_st.npy", "tF.npy")
+PREPROCESSED_COPY = "temp_wh.dat"
 PLOTS = ("diagnostics.png", "spike_positions.png", "drift_amount.png", "drift_scatter.png")
-WRITTEN = (*PHY, *EXTRA, *PLOTS)
-"""All files that a sort writes into its results folder, beside the record, the store and the log."""
+WRITTEN = (*PHY, *EXTRA, PREPROCESSED_COPY, *PLOTS, STORE)
+"""All that a sort writes into its results folder, beside the record and the log."""
 
+_SIGNS = ("spike_times.npy", RECORD)  # by which a folder is known to hold a sorting
 _CACHE = ".phy"  # Phy's own, of the spikes that lie beside it
+_COMPANIONS = (_CACHE, "phy.log")  # left by looking at a sorting; they go along, and are nobody's work
 _OF_A_SORTING = (
-    *WRITTEN, RECORD, STORE, _CACHE, "cluster_*", "spike_*.npy", "template*.npy", "templates._bc_*", "pc_feature*.npy",
-    "whitening_mat*.npy", "channel_*.npy", "_phy_*", "phy.log", "rez*.mat",
+    *(name.casefold() for name in (*WRITTEN, RECORD, *_COMPANIONS)),
+    "cluster_*.tsv", "cluster_*.csv", "cluster_*.npy", "spike_*.npy", "templates_*.npy", "template_feature*.npy",
+    "templates._bc_*", "_phy_spikes_subset.*", "rez.mat", "rez2.mat",
 )  # fmt: skip
-"""What belongs to the results of a sort by its name: ours, Kilosort's, Phy's, and those of tools that add to them."""
+"""What belongs to a sorting by its name, if there is one: ours, Kilosort's, Phy's, those of tools that add to it."""
 
 _TABLES = (".tsv", ".csv")
 _HEADER_BYTES = 1 << 12
-_HASHED_BYTES = 1 << 30  # of a larger file, only size and time of change are compared
-_FORMAT = "ks4stream.Results/1"
+_WHOLE_BYTES = 1 << 32  # of a larger file, slices are hashed instead of everything
+_SLICES, _SLICE_BYTES = 1024, 1 << 20
+_HASHED_BYTES = 1 << 20  # of a file within the store, up to which its content is hashed, and not only its size
 _ROWS_AT_ONCE = 1 << 20
+_FORMAT = "ks4stream.Results/1"
+_DRAFT = re.compile(r"\.ks4stream-[0-9a-f]{32}")
+
+Description = Mapping[str, Any]
+"""Of a file or the store: "bytes", "tag" (time of change, ETag), and "digest" (hash of its content)."""
 
 
 @dataclass(frozen=True)
@@ -82,78 +110,99 @@ class ResultsFolder:
         ------
         ResultsError
             If it is not a folder, cannot be made or written to, or something is in the way of a file that is going
-            to be written: one that is read-only, a folder of its name, or the recording itself.
+            to be written: one that is read-only or does not belong to a sorting, a folder of its name, or the
+            recording itself.
         """
         _check_writable(place)
         found = cls(place, recording, size_of(place / LOG) or 0)
-        if recorded := found._recordings_own() & {*WRITTEN, RECORD, STORE, LOG}:
+        found._check_recording()
+        there = dict(below(place))
+        for name in [*WRITTEN, RECORD, LOG]:
+            if name in there and there[name] != (name == STORE):
+                kind = "a folder" if there[name] else "a file"
+                raise ResultsError(f"{place / name} is {kind}, in the way of a result. Choose another results_dir.")
+        strange = {*WRITTEN} & {*there} - found._of_a_sorting()
+        if strange:
             raise ResultsError(
-                f"{place / min(recorded)} is the recording, and results have a file of that name. Choose another "
-                "results_dir."
+                f"{place / min(strange)} does not belong to a sorting, and would be replaced by the result of that "
+                "name. Choose another results_dir."
             )
-        in_the_way = [name for name, is_folder in below(place) if is_folder and name in (*WRITTEN, RECORD, LOG)]
-        if isinstance(place, Path) and not found.somebodys():  # else they are moved, which they need not allow
-            names = [name for name in (*WRITTEN, RECORD, LOG) if (place / name).exists()]
-            in_the_way += [name for name in names if not os.access(place / name, os.W_OK)]
-        if in_the_way:
-            raise ResultsError(
-                f"{place / in_the_way[0]} is read-only, or a folder, and cannot be replaced by the result of that "
-                "name. Choose another results_dir, or make its files writable."
-            )
+        if isinstance(place, Path):
+            found._check_permissions(place)
         return found
 
     def somebodys(self) -> list[str]:
         """Names of what lies here and is not as a sort of ks4stream left it, sorted; empty if all may be replaced."""
-        there = self._of_a_sorting() - {_CACHE}
-        record = self._record()
-        if not record:
+        record, there = self._record(), self._of_a_sorting()
+        if record.get("state") == "moving":
             return sorted(there)
-        if record["state"] == "writing":  # by a sort that was killed meanwhile
-            ours = {*WRITTEN}
-        else:
-            ours = {name for name, about in record["files"].items() if self._is_as_written(name, about)}
-        return sorted(there - {RECORD, STORE} - ours)
+        known = [record.get("files", {}), record.get("new", {})]
+        return sorted(
+            name for name in there - {RECORD, *_COMPANIONS}
+            if not any(name in files and self._is_as_written(name, files[name]) for files in known)
+        )  # fmt: skip
 
-    def holds(self, key: str) -> bool:
-        """Whether this very result was written here, and nothing need be touched: it was curated, or is complete."""
+    def missing(self, key: str, wanted: Iterable[str]) -> set[str] | None:
+        """Those of some names that were not written here, or have gone; None if another result is here, or none."""
         record = self._record()
         if record.get("state") != "complete" or record["key"] != key:
-            return False
-        return bool(self.somebodys()) or {*record["files"], STORE} <= self._of_a_sorting()
+            return None
+        return {*wanted} - ({*record["files"]} & self._of_a_sorting())
 
     @contextmanager
-    def replacing(self, key: str, written: Path | None = None) -> Iterator[None]:
-        """Write results: those of an earlier sort are removed before, and afterwards it is noted what was written.
+    def draft(self) -> Iterator[Path]:
+        """A folder of this machine to write results to; it goes in the end."""
+        if isinstance(self.place, ObjectPath):
+            with scratch_folder() as folder:
+                yield folder
+            return
+        for name, is_folder in below(self.place):
+            if is_folder and _DRAFT.fullmatch(name):  # of a process that was killed
+                shutil.rmtree(self.place / name, ignore_errors=True)
+        folder = self.place / f".ks4stream-{uuid4().hex}"
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def replace(self, draft: Path, key: str) -> None:
+        """Put the files of a draft in place of those of an earlier sort.
 
         Parameters
         ----------
+        draft : Path
         key : str
             From :func:`fingerprint`.
-        written : Path, optional
-            Folder of this machine with the same files, where they are copied to an object store.
         """
-        with writing_to(self.place):
-            self._write_record({"state": "writing"})  # half a result is nobody's work
-            self._clear()
-            yield
-            self._write_record({"state": "complete", "key": key, "files": self._described(WRITTEN, written)})
+        new = {entry.name: _described(entry) for entry in draft.iterdir()}
+        self._write_record({"state": "replacing", "files": self._record().get("files", {}), "new": new})
+        there = self._of_a_sorting()
+        for name in {*WRITTEN} & there - {*new}:
+            remove(self.place / name, folder=name == STORE)
+        if _CACHE in there:
+            self._retire_cache()
+        self._install(draft)
+        self._write_record({"state": "complete", "key": key, "files": self._with_tags(new)})
 
-    def lacks(self, name: str) -> bool:
-        """Whether a file is not among those that were written with the result here, or was removed since."""
-        return name not in self._record().get("files", {}) or name not in self._of_a_sorting()
-
-    @contextmanager
-    def adding(self, *names: str) -> Iterator[None]:
-        """Write some more files, or some of them again, with a result that was written."""
-        with writing_to(self.place):
-            yield
-            record = self._record()
-            self._write_record(record | {"files": record["files"] | self._described(names, None)})
+    def add(self, draft: Path, names: Collection[str]) -> set[str]:
+        """Put some files of a draft beside those of the same result; returns those that somebody's files keep out."""
+        record = self._record()
+        kept = {*names} & {*self.somebodys()}
+        for entry in list(draft.iterdir()):
+            if entry.name in kept or entry.name not in names:
+                remove(entry, folder=entry.is_dir())
+        new = {entry.name: _described(entry) for entry in draft.iterdir()}
+        self._write_record(record | {"new": new})
+        self._install(draft)
+        self._write_record(record | {"files": record["files"] | self._with_tags(new)})
+        return kept
 
     def set_aside(self) -> Place:
         """Move all in here that belongs to a sorting into a numbered folder: the first free one beside this folder.
 
-        Where nothing can be put beside it (a whole bucket, a mounted volume), the numbered folder is made within.
+        Where nothing can be put beside it (a whole bucket, a mounted volume), the numbered folder is made within. A
+        move that was interrupted goes on.
 
         Raises
         ------
@@ -161,77 +210,145 @@ class ResultsFolder:
             If it cannot be moved; nothing is lost then.
         """
         with writing_to(self.place):
-            aside = self._free_neighbour()
-            move(self.place, aside, sorted(self._of_a_sorting(), key=lambda name: name == RECORD))
+            record = self._record()
+            if record.get("state") == "moving":
+                aside = self._neighbour(record["number"], within=record["within"])
+                if isinstance(aside, Path):
+                    aside.mkdir(exist_ok=True)
+                record = record["before"]
+            else:
+                number, within = self._free_neighbour()
+                aside = self._neighbour(number, within=within)
+                self._write_record({"state": "moving", "number": number, "within": within, "before": record})
+            move(self.place, aside, sorted(self._of_a_sorting() - {RECORD}))
             if self.log_bytes:
                 with appearing(aside / LOG) as file:
                     file.write(read_range(self.place / LOG, 0, self.log_bytes))
+            if record:
+                with appearing(aside / RECORD) as file:
+                    file.write(json.dumps(record, indent=1).encode())
+            remove(self.place / RECORD)
         return aside
 
-    def _clear(self) -> None:
-        if isinstance(self.place, ObjectPath):  # where a store is not replaced as a whole
-            remove(self.place / STORE / ".zgroup")
-            remove(self.place / STORE, folder=True)
-        there = self._of_a_sorting()
-        for name in there & {*WRITTEN}:
-            remove(self.place / name)
-        if _CACHE in there:
-            remove(self.place / _CACHE, folder=True)
+    # -- before work --
 
-    def _described(self, names: Collection[str], written: Path | None) -> dict[str, dict[str, Any]]:
-        """Size, tag and hash of those files that are here."""
-        there = objects.entries(str(self.place))
-        return {
-            name: {
-                "bytes": status.size_bytes, "tag": status.tag,
-                "sha256": _sha256((written or self.place) / name, status.size_bytes),
-            }
-            for name in sorted({*names} - self._recordings_own()) if (status := there.get(name)) is not None
-        }  # fmt: skip
+    def _check_recording(self) -> None:
+        own = self._recordings_own()
+        if "" in own:
+            raise ResultsError(f"{self.place} is the recording, or lies within it. Choose another results_dir.")
+        if in_the_way := own & {*WRITTEN, RECORD, LOG}:
+            raise ResultsError(
+                f"{self.place / min(in_the_way)} is the recording, and results have a file of that name. Choose "
+                "another results_dir."
+            )
 
-    def _is_as_written(self, name: str, about: Mapping[str, Any]) -> bool:
-        status = objects.status(str(self.place / name))
-        if status is None or status.size_bytes != about["bytes"]:
-            return False
-        if status.tag == about["tag"]:
-            return True
-        return about["sha256"] is not None and about["sha256"] == _sha256(self.place / name, status.size_bytes)
+    def _check_permissions(self, place: Path) -> None:
+        if self.somebodys():  # which are moved, and need not be writable
+            if self._record().get("state") != "moving":
+                number, within = self._free_neighbour()
+                Path(str(self._neighbour(number, within=within))).rmdir()
+            return
+        for name in (*WRITTEN, RECORD, LOG):
+            if (place / name).exists() and not os.access(place / name, os.W_OK):
+                raise ResultsError(
+                    f"{place / name} is read-only, and cannot be replaced by the result of that name. Choose another "
+                    "results_dir, or make its files writable."
+                )
+
+    # -- what lies here --
 
     def _of_a_sorting(self) -> set[str]:
-        """Names in here that belong to the results of a sort, whosever it was; none of the recording's."""
-        names = {name for name, is_folder in below(self.place) if self._belongs(name, is_folder)}
-        return names - self._recordings_own()
+        """Names in here that belong to a sorting, whosever it is; none if there is no sorting, nor the recording's."""
+        there = dict(below(self.place))
+        if not there.keys() & {*_SIGNS}:
+            return set()
+        return {name for name, is_folder in there.items() if self._belongs(name, is_folder)} - self._recordings_own()
 
     def _belongs(self, name: str, is_folder: bool) -> bool:
         if is_folder:
             return name in (STORE, _CACHE)
-        if any(fnmatchcase(name, pattern) for pattern in _OF_A_SORTING):
+        # as on some disks Params.py and params.py are one file
+        if any(fnmatchcase(name.casefold(), pattern) for pattern in _OF_A_SORTING):
             return True
         return name.lower().endswith(_TABLES) and _is_table_of_units(self.place / name)
 
     def _recordings_own(self) -> set[str]:
-        """Names in here that are, or hold, files of the recording."""
-        mark = "/" if isinstance(self.place, ObjectPath) else os.sep
-        prefix = str(self.place).rstrip(mark) + mark
-        return {path.removeprefix(prefix).partition(mark)[0] for path in self.recording if path.startswith(prefix)}
+        """Names in here that are, or hold, files of the recording; an empty one if this place lies within it."""
+        if isinstance(self.place, ObjectPath):
+            base, mark, paths = str(self.place), "/", {*self.recording}
+        else:
+            base, mark = _real(str(self.place)), os.sep
+            here = [path for path in self.recording if not objects.is_remote(path)]
+            paths = {_real(path) for path in here} | {  # and where a link to it lies
+                os.path.join(_real(os.path.dirname(path)), os.path.basename(path)) for path in here
+            }
+        own = {path.removeprefix(base + mark).partition(mark)[0] for path in paths if path.startswith(base + mark)}
+        return own | {"" for path in paths if base == path or base.startswith(path.rstrip(mark) + mark)}
 
-    def _free_neighbour(self) -> Place:
-        place, name = self.place, self.place.name
-        if isinstance(place, ObjectPath):
-            is_bucket = "/" not in str(place).partition("://")[2]
-            base = str(place / "results") if is_bucket else str(place)
-            return next(
-                there for number in count(1) if not any(below(there := ObjectPath(f"{base}-{number}")))
-            )
-        is_free_beside = os.access(place.parent, os.W_OK) and not os.path.ismount(place)
-        for number in count(1):
-            aside = place.parent / f"{name}-{number}" if is_free_beside else place / f"results-{number}"
-            try:
-                aside.mkdir()
-            except FileExistsError:
-                continue
-            return aside
-        raise AssertionError("numbers do not end")
+    def _is_as_written(self, name: str, about: Description) -> bool:
+        now = _described(self.place / name, tag=about["tag"])
+        return all(now[word] == about[word] for word in ("bytes", "digest")) or (
+            now["bytes"] == about["bytes"] and now["tag"] == about["tag"]
+        )
+
+    # -- changes --
+
+    def _install(self, draft: Path) -> None:
+        if isinstance(self.place, ObjectPath):
+            if (draft / STORE).exists():  # it can be read when its last object is there
+                remove(self.place / STORE / ".zgroup")
+                remove(self.place / STORE, folder=True)
+            copy_there(draft, self.place, last=f"{STORE}/.zgroup")
+            return
+        for entry in sorted(draft.iterdir()):
+            target = self.place / entry.name
+            if target.is_dir() and not target.is_symlink():
+                target.rename(draft / f"{entry.name}.old")
+            elif entry.is_dir():
+                target.unlink(missing_ok=True)
+            entry.replace(target)  # of a link, the link, and not what it leads to
+
+    def _with_tags(self, files: Mapping[str, Description]) -> dict[str, Description]:
+        """Descriptions with the tags that files have here."""
+        return {name: {**about, "tag": _described(self.place / name, tag=None)["tag"]} for name, about in files.items()}
+
+    def _retire_cache(self) -> None:
+        """Rename what Phy has kept of spikes that go: it is not ours to remove, and Phy would show it."""
+        old = self.place / _CACHE
+        new = next(new for n in count(1) if not any(below(new := self.place / f"{_CACHE}-{n}")))
+        if isinstance(old, Path):
+            old.rename(Path(str(new)))
+        else:
+            move(old, new, [name for name, _ in below(old)])
+
+    def _neighbour(self, number: int, *, within: bool) -> Place:
+        if isinstance(self.place, ObjectPath):
+            return self.place / f"results-{number}" if within else ObjectPath(f"{self.place}-{number}")
+        home = Path(_real(str(self.place)))
+        return home / f"results-{number}" if within else home.with_name(f"{home.name}-{number}")
+
+    def _free_neighbour(self) -> tuple[int, bool]:
+        """The first number whose folder is free, which is made, and whether it lies within this one."""
+        if isinstance(self.place, ObjectPath):
+            within = "/" not in str(self.place).partition("://")[2]  # a bucket has nothing beside it
+            return next(n for n in count(1) if not any(below(self._neighbour(n, within=within)))), within
+        home = Path(_real(str(self.place)))
+        for within in (True,) if os.path.ismount(home) else (False, True):
+            for number in count(1):
+                aside = Path(str(self._neighbour(number, within=within)))
+                try:
+                    aside.mkdir()
+                except FileExistsError:
+                    continue
+                except OSError:
+                    if within:
+                        raise
+                    break
+                if aside.stat().st_dev == home.stat().st_dev:  # else nothing can be renamed into it
+                    return number, within
+                aside.rmdir()
+                break
+        raise AssertionError("within a folder its device is the same")
 
     def _record(self) -> dict[str, Any]:
         try:
@@ -245,12 +362,12 @@ class ResultsFolder:
             file.write(json.dumps({"format": _FORMAT, **content}, indent=1).encode())
 
 
-def fingerprint(sorting: Sorting, **options: Any) -> str:
-    """Hash of what a sort found, and of options of writing it; run times, versions and places do not count.
+def fingerprint(sorting: Sorting) -> str:
+    """Hash of what a sort found; run times, versions and places do not count.
 
     Features follow from everything else, and are by far the most.
     """
-    parts: list[Any] = [sorting.settings.to_dict(), options]
+    parts: list[Any] = [sorting.settings.to_dict()]
     for spec in fields(sorting):
         value = getattr(sorting, spec.name)
         if spec.metadata.get("dims", ())[:1] == ("n",):
@@ -282,16 +399,48 @@ def _check_writable(place: Place) -> None:
         ) from error
 
 
-def _sha256(where: Place, n_bytes: int) -> str | None:
-    if n_bytes > _HASHED_BYTES:
-        return None
+def _real(path: str) -> str:
+    return os.path.normcase(os.path.realpath(path))
+
+
+def _described(where: Place, *, tag: str | None = "") -> Description:
+    """Describe a file or the store; only the tag where that is the one asked for, or None is."""
+    if where.name != STORE:
+        status = objects.status(str(where))
+        if status is None:
+            return {"bytes": -1, "tag": "", "digest": ""}
+        found: dict[str, Any] = {"bytes": status.size_bytes, "tag": status.tag, "digest": ""}
+        if tag is not None and tag != status.tag:
+            found["digest"] = _digest(where, status.size_bytes)
+        return found
+    files = objects.listing(str(where))
+    tags = hashlib.sha256("".join(f"{path} {status}\n" for path, status in files).encode()).hexdigest()
+    found = {"bytes": sum(status.size_bytes for _, status in files), "tag": tags, "digest": ""}
+    if tag is not None and tag != tags:
+        state = hashlib.sha256()
+        for path, status in files:
+            state.update(f"{path} {status.size_bytes} ".encode())
+            if status.size_bytes <= _HASHED_BYTES:
+                state.update(read_range(where / path, 0, status.size_bytes))
+        found["digest"] = state.hexdigest()
+    return found
+
+
+def _digest(where: Place, n_bytes: int) -> str:
+    """Hash of a file: of all of it, or of evenly spaced slices where it is very large."""
+    is_whole = n_bytes <= _WHOLE_BYTES
+    step, length = (FETCHED_BYTES, FETCHED_BYTES) if is_whole else (n_bytes // _SLICES, _SLICE_BYTES)
     state = hashlib.sha256()
-    for at in range(0, n_bytes, FETCHED_BYTES):
-        state.update(read_range(where, at, min(at + FETCHED_BYTES, n_bytes)))
+    for at in range(0, n_bytes, step):
+        state.update(read_range(where, at, min(at + length, n_bytes)))
     return state.hexdigest()
 
 
 def _is_table_of_units(where: Place) -> bool:
     """Whether a table has a column of units: tools read all that do, as tables of the units that lie beside them."""
-    head = read_range(where, 0, min(_HEADER_BYTES, size_of(where) or 0)).partition(b"\n")[0]
-    return "cluster_id" in head.decode("utf-8", "replace").replace(",", "\t").strip().split("\t")
+    try:
+        head = read_range(where, 0, min(_HEADER_BYTES, size_of(where) or 0)).partition(b"\n")[0]
+    except (OSError, EOFError):
+        return False
+    columns = head.decode("utf-8-sig", "replace").replace(",", "\t").split("\t")
+    return "cluster_id" in [column.strip().strip("'\"") for column in columns]

@@ -7,8 +7,10 @@ format 2, which zarr 2 and 3 both read.
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterator
@@ -297,13 +299,31 @@ def _new_array(group: Any, name: str, value: NDArray[Any]) -> Any:
     return array
 
 
+def _is_sorting(path: Path) -> bool:
+    try:
+        attributes = json.loads((path / ".zattrs").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(attributes, dict) and str(attributes.get("format", "")).startswith("ks4stream.Sorting/")
+
+
 @contextmanager
 def _complete_or_nothing(path: Path) -> Iterator[Path]:
-    """Write to a sibling and take its name at the end; on an error nothing of it stays."""
+    """Write to a sibling and take its name at the end; on an error nothing of it stays.
+
+    Raises
+    ------
+    ResultsError
+        If something that is not a sorting has that name.
+    """
+    if path.exists() and not _is_sorting(path):
+        raise ResultsError(f"{path} is not a stored sorting and will not be replaced. Choose another path.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    draft_name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}(\.old)?")
+    for left in path.parent.iterdir():
+        if draft_name.fullmatch(left.name):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield draft
         if path.exists():

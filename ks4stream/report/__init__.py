@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from ks4stream.errors import CurationWarning, Ks4StreamError
 from ks4stream.io.objects import write_file
-from ks4stream.io.phy import export_phy
-from ks4stream.io.places import ObjectPath, Place, copy_here, copy_there
-from ks4stream.io.results_folder import STORE, ResultsFolder, fingerprint
+from ks4stream.io.phy import OPS, PARAMS, export_phy, params_text
+from ks4stream.io.places import ObjectPath, Place, copy_here, read_whole, size_of
+from ks4stream.io.records import writing_to
+from ks4stream.io.results_folder import (
+    EXTRA,
+    FEATURES,
+    PHY,
+    PLOTS,
+    PREPROCESSED_COPY,
+    STORE,
+    ResultsFolder,
+    fingerprint,
+)
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.store import save_sorting
 from ks4stream.messages import warn
-from ks4stream.report.log import LOG_NAME, log_inputs, run_log
+from ks4stream.report.log import LOG_NAME, length_before, log_inputs, run_log
 from ks4stream.results import Sorting
 
 __all__ = ["announce", "finish", "log_inputs", "log_kept", "results_folder", "run_log"]
@@ -26,8 +40,8 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def results_folder(target: Place, files: Collection[str] = ()) -> Iterator[tuple[ResultsFolder, Path]]:
-    """Where results are going to be, beside files of the recording, if any, and the folder of this machine that they
-    are written to before.
+    """Where results are going to be, beside files of the recording, if any, and the folder of this machine where the
+    log is written.
 
     Raises
     ------
@@ -36,7 +50,7 @@ def results_folder(target: Place, files: Collection[str] = ()) -> Iterator[tuple
     """
     results = ResultsFolder.open(target, files)
     if isinstance(target, Path):
-        yield results, target
+        yield replace(results, log_bytes=length_before(target, results.log_bytes)), target
         return
     with scratch_folder() as folder:
         if results.log_bytes:  # it goes on
@@ -48,9 +62,9 @@ def announce(results: ResultsFolder) -> None:
     """Say before work starts that a curation, or the results of another sorter, are going to be moved."""
     if somebodys := results.somebodys():
         warn(
-            f"{results.place} holds results that were curated, or that ks4stream did not write ({_some(somebodys)}). "
-            "They will be moved into a numbered folder beside it when new results are written; if the result is the "
-            "same as before, nothing is touched.",
+            f"{results.place} holds results that were curated, or that another sorter or an earlier version of "
+            f"ks4stream wrote ({_some(somebodys)}). They will be moved into a numbered folder beside it when new "
+            "results are written; if they are of the same result, nothing is touched.",
             CurationWarning, stacklevel=3,
         )  # fmt: skip
 
@@ -71,13 +85,13 @@ def log_kept(folder: Path, target: Place) -> Iterator[None]:
 
 
 def finish(
-    sorting: Sorting, results: ResultsFolder, folder: Path | None = None, *, save_extra_vars: bool = False,
-    save_features: bool = True, check: Callable[[], None] = lambda: None,
+    sorting: Sorting, results: ResultsFolder, *, save_extra_vars: bool = False, save_features: bool = True,
+    preprocessed: Iterable[tuple[int, NDArray[Any]]] | None = None, check: Callable[[], None] = lambda: None,
 ) -> Place | None:  # fmt: skip
     """Write everything a sorting leaves: the Phy folder, the native store ``sorting.zarr`` and the plots.
 
-    Where the same result was written before, nothing is touched: it may have been curated since. Where another one
-    was curated, or is not ours, it is moved into a numbered folder.
+    Where the same result was written before, nothing is touched, as it may have been curated since; what was not
+    asked for then is added. Where another result was curated, or is not ours, it is moved into a numbered folder.
 
     Parameters
     ----------
@@ -85,12 +99,12 @@ def finish(
         A finished sorting; may be empty.
     results : ResultsFolder
         Where it is to be.
-    folder : Path, optional
-        Where that is on an object store, a folder of this machine from which files are copied there.
     save_extra_vars : bool, optional
         Also write tF, Wall, full_st, full_clu and full_amp.
     save_features : bool, optional
         Write the features of all spikes, nine tenths of everything.
+    preprocessed : iterable of (start, traces), optional
+        For a preprocessed copy: see :func:`ks4stream.io.phy.write_preprocessed_copy`.
     check : callable, optional
         Called before anything is moved or replaced; raises if the results are not this run's to write any more.
 
@@ -107,27 +121,54 @@ def finish(
     """
     from ks4stream.report.plots import write_plots  # matplotlib: only when there is something to draw
 
-    began = time.perf_counter()
-    key = fingerprint(sorting, save_extra_vars=save_extra_vars, save_features=save_features)
-    if results.holds(key):
-        _log.info("%s holds this result already; nothing in it was touched.", results.place)
+    began, home = time.perf_counter(), results.place
+    key = fingerprint(sorting)
+    wanted = {*PHY, STORE, *EXTRA[: len(EXTRA) * save_extra_vars], *plot_names(sorting)}
+    wanted |= {PREPROCESSED_COPY} if preprocessed is not None else set()
+    missing = results.missing(key, wanted if save_features else wanted - {*FEATURES})
+    if missing is not None:
+        missing |= {PARAMS, OPS} if PREPROCESSED_COPY in missing or _is_elsewhere(sorting, results) else set()
+        missing |= {STORE} if missing & {*FEATURES} else set()
+    if missing == set():
+        _log.info("%s holds this result already; nothing in it was touched.", home)
         return None
-    check()
-    aside = results.set_aside() if results.somebodys() else None
+    aside = None
+    with writing_to(home), results.draft() as draft:
+        export_phy(
+            sorting, draft, home=home, save_extra_vars=save_extra_vars, save_features=save_features,
+            preprocessed=preprocessed if missing is None or PREPROCESSED_COPY in missing else None,
+        )  # fmt: skip
+        save_sorting(sorting, draft / STORE, features=save_features)
+        write_plots(sorting, draft)
+        check()
+        if missing is not None:
+            if kept := results.add(draft, missing):
+                warn(
+                    f"{_some(sorted(kept))} in {home} were changed by somebody since they were written, and stay as "
+                    "they are. To have them written again, move them away.", CurationWarning, stacklevel=3,
+                )  # fmt: skip
+        else:
+            aside = results.set_aside() if results.somebodys() else None
+            results.replace(draft, key)
     if aside is not None:
-        warn(f"The earlier results in {results.place} were moved to {aside}.", CurationWarning, stacklevel=3)
-    target = results.place if isinstance(results.place, ObjectPath) else None
-    folder = Path(str(results.place)) if folder is None else folder
-    with results.replacing(key, folder):
-        export_phy(sorting, folder, target=target, save_extra_vars=save_extra_vars, save_features=save_features)
-        save_sorting(sorting, folder / STORE, features=save_features)
-        write_plots(sorting, folder)
-        if target is not None:
-            check()
-            copy_there(folder, target, last=f"{STORE}/.zgroup")
+        warn(f"The earlier results in {home} were moved to {aside}.", CurationWarning, stacklevel=3)
     _log.info(
         "%d units (%d good), %d spikes (%d kept) written to %s in %.1f s",
-        sorting.n_units, sorting.refractory.sum(), sorting.n_spikes, sorting.kept.sum(), results.place,
+        sorting.n_units, sorting.refractory.sum(), sorting.n_spikes, sorting.kept.sum(), home,
         time.perf_counter() - began,
     )  # fmt: skip
     return aside
+
+
+def plot_names(sorting: Sorting) -> set[str]:
+    """Names of the plots of a sorting."""
+    of_drift = {"drift_amount.png": sorting.drift, "drift_scatter.png": sorting.peaks}
+    return {name for name in PLOTS if of_drift.get(name, sorting) is not None}
+
+
+def _is_elsewhere(sorting: Sorting, results: ResultsFolder) -> bool:
+    """Whether the recording has been moved since its result was written, and ``params.py`` may be written again."""
+    params = results.place / PARAMS
+    if size_of(results.place / PREPROCESSED_COPY) is not None or size_of(params) is None or results.somebodys():
+        return False
+    return read_whole(params) != params_text(sorting, results.place).encode()

@@ -88,6 +88,13 @@ def run_log(
         _logger.info("Finished in %.1f s", time.perf_counter() - began)
 
 
+def length_before(folder: Path, now_bytes: int) -> int:
+    """Bytes of a folder's log before this sort began to write to it, if it has; else those it has now."""
+    path = folder.absolute() / LOG_NAME
+    logs = [one for one in tuple(_logger.handlers) if isinstance(one, _LogFile) and one.is_of(path)]
+    return min((log.bytes_before for log in logs), default=now_bytes)
+
+
 def log_inputs(recording: Recording, settings: Settings, **options: Any) -> None:
     """Log what is sorted and how: the recording, its probe, every setting, and further options by name."""
     _logger.info("Sorting %r", recording)
@@ -107,7 +114,7 @@ def log_inputs(recording: Recording, settings: Settings, **options: Any) -> None
 def _file_handler(path: Path) -> logging.Handler:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = _LogFile(path, encoding="utf-8")
+        handler = _LogFile(path)
     except OSError as error:
         raise ResultsError(
             f"The log {path} cannot be written: {error.strerror or error}. Choose another results_dir."
@@ -135,6 +142,10 @@ class _OfOneSort(logging.Filter):
 
 class _LogFile(logging.FileHandler):
     """A log that keeps silent where the disk is full: what is to be said of it, and how, the sort knows."""
+
+    def __init__(self, path: Path) -> None:
+        self.bytes_before = path.stat().st_size if path.exists() else 0
+        super().__init__(path, encoding="utf-8")
 
     def is_of(self, path: Path) -> bool:
         """Whether what is said here goes to the file of this path by this handler."""

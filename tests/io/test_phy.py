@@ -11,8 +11,8 @@ from ks4stream.errors import ResultsError
 from ks4stream.io.phy import (
     export_phy,
     ops_from_sorting,
+    params_text,
     spike_table,
-    write_params,
     write_preprocessed_copy,
 )
 from ks4stream.io.places import ObjectPath
@@ -29,6 +29,10 @@ NAMES = {
     "ops",
 }  # fmt: skip
 TABLES = {f"cluster_{name}.tsv" for name in ("KSLabel", "group", "ContamPct", "Amplitude")}
+
+
+def write_params(sorting, folder: Path) -> None:
+    (folder / "params.py").write_text(params_text(sorting, folder))
 
 
 def load(folder: Path, name: str):
@@ -205,7 +209,7 @@ def test_without_flat_files_the_path_is_empty_and_the_reason_a_comment(make_sort
 def test_paths_of_a_folder_that_is_going_to_be_copied_are_absolute(make_sorting, tmp_path):
     data = tmp_path / "rec.bin"
     data.write_bytes(b"\0" * 26)
-    export_phy(make_sorting(flat_files=(flat(data),)), tmp_path / "draft", target=ObjectPath("s3://bucket/results"))
+    export_phy(make_sorting(flat_files=(flat(data),)), tmp_path / "draft", home=ObjectPath("s3://bucket/results"))
     assert params(tmp_path / "draft")["dat_path"] == [data.resolve().as_posix()]
 
 

@@ -153,3 +153,18 @@ def test_dataset_views_the_arrays(make_sorting):
 def test_dataset_of_an_empty_sorting(make_sorting):
     dataset = to_dataset(make_sorting(n_spikes=0, n_units=0, probe=None, drift=None))
     assert dataset.sizes["spike"] == dataset.sizes["unit"] == 0
+
+
+def test_only_a_stored_sorting_is_replaced(make_sorting, tmp_path):
+    session = tmp_path / "session"
+    (session / "sorting.zarr").mkdir(parents=True)
+    (session / "raw.bin").write_bytes(b"raw")
+    for path in (session, session / "sorting.zarr", session / "raw.bin"):
+        with pytest.raises(ResultsError, match="is not a stored sorting"):
+            save_sorting(make_sorting(), path)
+    backup = tmp_path / ".mine.zarr.backup"
+    backup.mkdir()
+    for n_spikes in (400, 50):
+        save_sorting(make_sorting(n_spikes=n_spikes), tmp_path / "mine.zarr")
+        assert load_sorting(tmp_path / "mine.zarr").n_spikes == n_spikes
+    assert backup.is_dir() and (session / "raw.bin").read_bytes() == b"raw"

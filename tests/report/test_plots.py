@@ -91,7 +91,7 @@ def test_results_on_a_store_name_the_recording_so_that_who_downloads_them_finds_
     target = ObjectPath("s3://recordings/finished")
     with caplog.at_level(logging.INFO):
         flat_files = (FlatFile(str(data), "<i2", 0, 1, 13),)
-        finish(make_sorting(files=(str(data),), flat_files=flat_files), ResultsFolder(target), tmp_path / "draft")
+        finish(make_sorting(files=(str(data),), flat_files=flat_files), ResultsFolder(target))
     assert f"dat_path = ['{data.resolve().as_posix()}']".encode() in read_whole(target / "params.py")
     (ops,) = np.load(io.BytesIO(read_whole(target / "ops.npy")), allow_pickle=True).reshape(1)
     assert (ops["filename"], ops["data_dir"]) == ([str(data)], str(tmp_path))
