@@ -79,6 +79,11 @@ _SLICES, _SLICE_BYTES = 1024, 1 << 20
 _HASHED_BYTES = 1 << 20  # of a file within the store, up to which its content is hashed, and not only its size
 _ROWS_AT_ONCE = 1 << 20
 _FORMAT = "ks4stream.Results/1"
+_STATES: dict[str, dict[str, type]] = {
+    "complete": {"key": str, "files": dict},
+    "replacing": {"files": dict, "new": dict},
+    "moving": {"number": int, "within": bool, "before": dict},
+}  # of a record, and what it holds then
 _DRAFT = re.compile(r"\.ks4stream-[0-9a-f]{32}")
 
 Description = Mapping[str, Any]
@@ -121,8 +126,7 @@ class ResultsFolder:
             if name in there and there[name] != (name == STORE):
                 kind = "a folder" if there[name] else "a file"
                 raise ResultsError(f"{place / name} is {kind}, in the way of a result. Choose another results_dir.")
-        strange = {*WRITTEN} & {*there} - found._of_a_sorting()
-        if strange:
+        if strange := found._strange():
             raise ResultsError(
                 f"{place / min(strange)} does not belong to a sorting, and would be replaced by the result of that "
                 "name. Choose another results_dir."
@@ -133,7 +137,7 @@ class ResultsFolder:
 
     def somebodys(self) -> list[str]:
         """Names of what lies here and is not as a sort of ks4stream left it, sorted; empty if all may be replaced."""
-        record, there = self._record(), self._of_a_sorting()
+        record, there = self._record(), self._of_a_sorting() | self._strange()
         if record.get("state") == "moving":
             return sorted(there)
         known = [record.get("files", {}), record.get("new", {})]
@@ -264,6 +268,12 @@ class ResultsFolder:
             return set()
         return {name for name, is_folder in there.items() if self._belongs(name, is_folder)} - self._recordings_own()
 
+    def _strange(self) -> set[str]:
+        """Names in here that are those of results, where there is no sorting that they could belong to."""
+        ours = {name.casefold() for name in WRITTEN}
+        there = {name for name, _ in below(self.place) if name.casefold() in ours}
+        return there - self._of_a_sorting() - self._recordings_own()
+
     def _belongs(self, name: str, is_folder: bool) -> bool:
         if is_folder:
             return name in (STORE, _CACHE)
@@ -355,7 +365,8 @@ class ResultsFolder:
             found = json.loads(read_whole(self.place / RECORD))
         except (FileNotFoundError, EOFError, ValueError):
             return {}
-        return found if isinstance(found, dict) and found.get("format") == _FORMAT else {}
+        is_ours = isinstance(found, dict) and found.get("format") == _FORMAT and found.get("state") in _STATES
+        return found if is_ours and all(isinstance(found.get(k), v) for k, v in _STATES[found["state"]].items()) else {}
 
     def _write_record(self, content: Mapping[str, Any]) -> None:
         with appearing(self.place / RECORD) as file:

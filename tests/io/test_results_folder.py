@@ -492,6 +492,28 @@ def test_what_is_not_of_a_sorting_is_neither_replaced_nor_moved(where: Place) ->
         ResultsFolder.open(where)
 
 
+def test_what_appears_while_it_is_sorted_is_moved(make_sorting: MakeSorting, write: Any, tmp_path: Path) -> None:
+    results = ResultsFolder.open(tmp_path / "kilosort4")
+    put(tmp_path / "kilosort4" / "channel_map.npy", b"of my own scripts")
+    with pytest.warns(CurationWarning, match="kilosort4-1"):
+        finish(make_sorting(), results)
+    assert contents(tmp_path / "kilosort4-1") == {"channel_map.npy": b"of my own scripts"}
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"format": "ks4stream.Results/1"}', '{"format": "ks4stream.Results/1", '
+                                     '"state": "moving", "number": "/../../x", "within": false, "before": {}}'])
+def test_a_record_that_is_not_understood_makes_nothing_ours(
+    write: Any, make_sorting: MakeSorting, tmp_path: Path, content: str
+) -> None:
+    where = tmp_path / "kilosort4"
+    write(make_sorting(), where)
+    put(where / RECORD, content)
+    assert "spike_times.npy" in ResultsFolder.open(where).somebodys()
+    with pytest.warns(CurationWarning, match="kilosort4-1"):
+        write(make_sorting(), where)
+    assert names(tmp_path) == {"kilosort4", "kilosort4-1"}
+
+
 def test_a_table_that_cannot_be_read_is_nobodys_business(
     write: Any, make_sorting: MakeSorting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
