@@ -135,10 +135,16 @@ def copy_here(where: Place, folder: Path) -> Path:
 
 
 def copy_there(folder: Path, where: ObjectPath, *, last: str = "") -> None:
-    """Copy all files below a folder, one after the other, one of them after all others."""
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    for name in sorted(names, key=lambda name: (name == last, name)):
+    """Copy all files below a folder, one of them after all others."""
+
+    def copy(name: str) -> None:
         objects.write_file(objects.child(where.location, name), folder / name)
+
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        list(pool.map(copy, sorted(names - {last})))
+    if last in names:
+        copy(last)
 
 
 def below(where: Place) -> Iterator[tuple[str, bool]]:

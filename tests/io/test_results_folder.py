@@ -35,7 +35,7 @@ from ks4stream.results import Sorting
 MakeSorting = Callable[..., Sorting]
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.slow)])
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """A place of either kind, for results."""
     if request.param == "folder":
