@@ -87,16 +87,16 @@ def test_threads_record_their_own(order):
 
     def sort(name: str) -> None:
         with messages.recorded() as said[name]:
-            inside.wait()
+            inside.wait(300)
             messages.warn(f"{name} is here", FewSpikesWarning)
-            may_end[name].wait()
+            may_end[name].wait(300)
             messages.warn(f"{name} goes", FewSpikesWarning)
 
     show = warnings.showwarning
     threads = {name: threading.Thread(target=sort, args=(name,)) for name in "ab"}
     for thread in threads.values():
         thread.start()
-    inside.wait()
+    inside.wait(300)
     messages.warn("nobody hears", FewSpikesWarning)
     for name in "ab" if order == "first in, first out" else "ba":
         may_end[name].set()
