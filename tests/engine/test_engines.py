@@ -482,7 +482,7 @@ def test_a_task_that_hangs_is_told_once(
         engine = Cluster(client, lambda stage, n, total: done.__setitem__(0, n))
         assert list(engine.map(hangs_on_the_last, list(range(n_items)), stage="hung")) == list(range(n_items))
     (text,) = said
-    assert f"Task 12 of 12 of stage 'hung' was sent to the worker at {of_which[0]} 101 s ago" in text
+    assert f"Task 12 of 12 of stage 'hung' has run on the worker at {of_which[0]} for 101 s" in text
     assert "end its process" in text
     assert "in hangs_on_the_last" in caplog.text
 
@@ -501,7 +501,7 @@ def test_what_is_slow_is_held_against_how_much_there_is_to_do(
         tasks.begin(0, 0, work=5.0)
         begun.wait(300)
         with messages.recorded() as said:
-            for seconds, n_said in ((99.0, 0), (2.0, 1), (100.0, 1)):  # ten times as much work as 2 s for each of 5
+            for seconds, n_said in ((0.0, 0), (99.0, 0), (2.0, 1), (100.0, 1)):  # ten times 2 s for each of 5
                 clock.now += seconds
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -526,11 +526,12 @@ def test_workers_are_known_whatever_the_client_asks_meanwhile(client: Client, mo
 
 
 def test_a_task_that_waits_behind_another_sorts_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, may_end, begun = Clock(), threading.Event(), threading.Event()
+    clock, may_end, may_end_too, begun = Clock(), threading.Event(), threading.Event(), threading.Event()
     monkeypatch.setattr(cluster_module, "_clock", clock)
     with local_client(n_workers=1, processes=False) as client:
         other = cluster_module._Tasks(client, lambda _: (begun.set(), may_end.wait(300)), "before")
-        tasks = cluster_module._Tasks(client, Squares(), "behind")
+        in_turn = threading.Event()
+        tasks = cluster_module._Tasks(client, lambda _: (in_turn.set(), may_end_too.wait(300)), "behind")
         tasks._took = [1.0, 1.0, 1.0]
         other.begin(0, 0)
         begun.wait(300)
@@ -541,11 +542,129 @@ def test_a_task_that_waits_behind_another_sorts_is_not_slow(monkeypatch: pytest.
         try:
             with messages.recorded() as said:
                 tasks.look_for_slow_ones({}, 1)
+                may_end.set()
+                in_turn.wait(300)
+                tasks.look_for_slow_ones({}, 1)
+                clock.now += 299
+                tasks.look_for_slow_ones({}, 1)
             assert not said
+            clock.now += 2
+            with pytest.warns(Ks4StreamWarning, match="has run on the worker at .* for 301 s"):
+                tasks.look_for_slow_ones({}, 1)
         finally:
             may_end.set()
+            may_end_too.set()
             tasks.cancel()
             other.cancel()
+
+
+def test_a_task_that_hangs_without_others_is_told_later(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, begun, may_end = Clock(), threading.Event(), threading.Event()
+    monkeypatch.setattr(cluster_module, "_clock", clock)
+    tasks = cluster_module._Tasks(client, lambda _: (begun.set(), may_end.wait(300)), "alone")
+    try:
+        tasks.begin(0, 0)
+        begun.wait(300)
+        tasks.look_for_slow_ones({}, 1)
+        clock.now += 1799  # half an hour, but for a second; a warning would be an error
+        tasks.look_for_slow_ones({}, 1)
+        clock.now += 2
+        with pytest.warns(Ks4StreamWarning, match="for 1801 s and has not come back; too few others"):
+            tasks.look_for_slow_ones({}, 1)
+    finally:
+        may_end.set()
+        tasks.cancel()
+
+
+def test_workers_that_hang_are_asked_side_by_side(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, asked, may_end = Clock(), [0, 0], threading.Event()  # now, and at most at a time
+    both = threading.Barrier(3)
+
+    async def hang(**_: Any) -> None:
+        asked[0] += 1
+        asked[1] = max(asked)
+        try:
+            await asyncio.sleep(300)
+        finally:
+            asked[0] -= 1
+
+    caplog.set_level("INFO", "ks4stream")
+    monkeypatch.setattr(cluster_module, "_clock", clock)
+    monkeypatch.setattr(cluster_module, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(client.scheduler, "call_stack", hang, raising=False)
+    tasks = cluster_module._Tasks(client, lambda _: (both.wait(300), may_end.wait(300)), "hung")
+    try:
+        for number in range(2):
+            tasks.begin(number, number)
+        both.wait(300)
+        tasks._took = [1.0, 1.0, 1.0]
+        tasks.look_for_slow_ones({}, 2)
+        clock.now += 10_000
+        with pytest.warns(Ks4StreamWarning) as said:
+            tasks.look_for_slow_ones({}, 2)
+        assert len(said) == 2 and caplog.text.count("The worker does not tell: TimeoutError()") == 2
+        assert asked == [0, 2]
+    finally:
+        may_end.set()
+        tasks.cancel()
+
+
+@pytest.mark.filterwarnings("ignore::ks4stream.errors.Ks4StreamWarning")
+def test_a_stage_begins_without_workers_that_are_busy_or_hang(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "SHARED_SECONDS", 0.2, raising=False)
+    begun, may_end = threading.Event(), threading.Event()
+    others = cluster_module._Tasks(client, lambda _: (begun.set(), may_end.wait(20)), "other")
+    others.begin(0, 0)
+    try:
+        begun.wait(300)
+        for _ in range(2):
+            assert list(Cluster(client).map(Squares(), [1, 2, 3], stage="beside")) == [1, 4, 9]
+        assert not any(future.done() for future in others._index)
+    finally:
+        may_end.set()
+        others.cancel()
+
+
+@pytest.mark.filterwarnings("ignore::ks4stream.errors.Ks4StreamWarning")
+def test_a_cluster_that_adapts_begins_from_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    with users_cluster(0) as client:
+        client.cluster.adapt(minimum=0, maximum=1, interval="50ms")
+        found: list[int] = []
+        engine = Cluster(client)
+        sort = threading.Thread(
+            target=lambda: found.extend(engine.map(Squares(), [1, 2, 3], stage="first")), daemon=True
+        )
+        sort.start()
+        sort.join(300)
+        assert found == [1, 4, 9]
+
+
+@pytest.mark.parametrize("when", ["many tasks are left", "a look is due", "the next stage begins"])
+def test_a_scheduler_that_is_lost_is_told_wherever_that_shows(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "LOOK_SECONDS", 0.0 if when == "a look is due" else 1e6)
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),  # to find it again
+        users_cluster(1, timeout_s=1, silence_logs=50) as client,
+    ):
+        cluster, may_end = client.cluster, threading.Event()
+
+        def function(number: int) -> int:
+            if number == 2:
+                cluster.loop.add_callback(cluster.scheduler.close)
+                may_end.wait(300)
+            return number
+
+        engine = Cluster(client)
+        if when == "the next stage begins":
+            assert list(engine.map(function, [1], stage="lost")) == [1]
+            client.sync(cluster.scheduler.close)
+        try:
+            with pytest.raises(LostWorkerError, match=r"scheduler was lost.*'lost'.*not computed again"):
+                list(engine.map(function, list(range(50)), stage="lost"))
+        finally:
+            may_end.set()
 
 
 def test_a_scheduler_that_is_lost_is_told() -> None:
