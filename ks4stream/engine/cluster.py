@@ -152,7 +152,7 @@ class Cluster:
             if isinstance(error, Ks4StreamError) or self._has_scheduler():  # a task's own
                 raise
             raise LostWorkerError(
-                f"The scheduler was lost while computing stage {stage!r} ({error}). Start it and its workers again, "
+                f"The scheduler was lost while computing stage {stage!r} ({str(error) or repr(error)}). Start it and its workers again, "
                 "and call the sort again: what was finished is not computed again."
             ) from error
 

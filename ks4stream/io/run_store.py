@@ -239,7 +239,8 @@ class ObjectLock:
 
     No clock is compared with another. Each write is on the condition that the object is still as it was last seen,
     which the store decides, so that of several that claim a lock one gets it. A lock that somebody holds is claimed
-    only after it was looked at again and again for the length of the lease, and stayed as it was; a holder whose lock
+    only after it was looked at again and again for the length of the lease, and stayed as it was, or if its holder was
+    a process of this machine that is dead; a holder whose lock
     was claimed so learns it when it next renews it. A lock that is let go of stays, as an object that says so: stores
     do not remove on conditions.
 
@@ -266,7 +267,7 @@ class ObjectLock:
         self._lease_s = LEASE_S if lease_s is None else lease_s
         self._renewed_s = RENEWED_S if renewed_s is None else renewed_s
         self._looked_s = LOOKED_S if looked_s is None else looked_s
-        self._name, self._count = f"{platform.node()} {os.getpid()} {uuid4().hex}", 0
+        self._name, self._count = f"{platform.node()} {os.getpid()} {_where()}{uuid4().hex}", 0
         self._version: Version | None = None
         self._is_lost, self._is_conditional = False, True
         self._turn, self._ended = threading.Lock(), threading.Event()
@@ -310,6 +311,9 @@ class ObjectLock:
         while found is not None and first is not None and found.content != FREE:
             if found.content != first.content:
                 raise self._held(found)
+            if _is_dead(found):
+                _log.info("%s was held by a process of this machine that is dead, and is taken over", self._path)
+                break
             if waited_s >= self._lease_s:
                 _log.info("%s was not renewed for %.0f s and is taken over", self._path, waited_s)
                 break
@@ -419,6 +423,29 @@ class ObjectLock:
 
     def _not_released(self, why: object) -> None:
         _log.warning("%s could not be released, and stays for %.0f s: %s", self._path, self._lease_s, why)
+
+
+def _where() -> str:
+    """What process numbers are unique in, with a colon: this start of this machine, and this container of it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}:"
+    except OSError:  # another system than Linux
+        return ""
+
+
+def _is_dead(found: Versioned) -> bool:
+    """Whether a lock's holder is known to be dead, as it was a process of this machine."""
+    words = found.content.decode(errors="replace").split()
+    if len(words) < 3 or not _where() or not words[2].startswith(_where()):
+        return False
+    try:
+        os.kill(int(words[1]), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OSError):  # of another user
+        return False
+    return False
 
 
 def _by(found: Versioned | None) -> str:

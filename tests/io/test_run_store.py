@@ -361,6 +361,27 @@ def test_a_run_that_was_suspended_ends_before_it_writes_and_leaves_the_other_its
     assert read_whole(lock) == FREE
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only there it is known in what process numbers are unique")
+def test_a_lock_of_a_process_that_died_on_this_machine_is_not_waited_for(object_store: Any) -> None:
+    folder = "s3://recordings/died/run"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_OBJECT, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+        finally:
+            other.kill()
+    lock = ObjectPath(f"{folder}/lock")
+    left = read_whole(lock)
+    with ObjectLock(lock, renewed_s=NEVER_S):  # a warning would be an error: it waits
+        pass
+    elsewhere = left.replace(left.split()[2].partition(b":")[0], b"another-start")
+    objects.write_bytes(str(lock), elsewhere)
+    with pytest.warns(Ks4StreamWarning, match="Waiting up to"), ObjectLock(lock, **QUICK):
+        pass
+
+
 def test_what_was_taken_over_is_neither_renewed_nor_released_nor_tidied(
     object_store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
