@@ -55,7 +55,7 @@ RESTART_SECONDS = 300  # that a dead worker may take to come back
 PATIENCE_SECONDS = 10  # without any worker before it is said that one is waited for
 LOOK_SECONDS = 5  # between looks at whether workers have joined
 SHARED_SECONDS = 5  # that a stage waits for the last workers to fetch its function; what is busy or hangs may be long
-START_SECONDS = 300  # that the local cluster's processes may take to load torch
+START_SECONDS = 300  # that a worker's process may take to load torch, or to tidy up
 ANSWER_SECONDS = 10  # that a worker may take to tell at which lines a task stands
 SLOW_SECONDS = 300.0  # that a task may take before it is held against what the others took
 SLOW_FACTOR = 10  # times as long as those is too long
@@ -125,12 +125,12 @@ class Cluster:
         if not self._uses_gpu:
             return None
         self._new_workers()  # which can compute, or this says why not
-        answers = self._client.run(gpus.free, self._device, workers=list(self._workers()), on_error="return")
+        answers = self._ask(gpus.free, self._device, of=self._workers())
         return gpus.shared(answer for answer in answers.values() if isinstance(answer, gpus.Free))
 
     def workers_with_gpu(self) -> list[str]:
         """Addresses of workers that see a GPU, were it not to be used; this does not start CUDA."""
-        answers = self._client.run(gpus.visible, "cuda", on_error="return")
+        answers = self._ask(gpus.visible, "cuda", of=self._all_workers())
         return sorted(address for address, answer in answers.items() if isinstance(answer, list) and answer)
 
     def map(
@@ -152,8 +152,8 @@ class Cluster:
             if isinstance(error, Ks4StreamError) or self._has_scheduler():  # a task's own
                 raise
             raise LostWorkerError(
-                f"The scheduler was lost while computing stage {stage!r} ({str(error) or repr(error)}). Start it and its workers again, "
-                "and call the sort again: what was finished is not computed again."
+                f"The scheduler was lost while computing stage {stage!r} ({str(error) or repr(error)}). Start it and "
+                "its workers again, and call the sort again: what was finished is not computed again."
             ) from error
 
     def _map(
@@ -195,7 +195,7 @@ class Cluster:
     def everywhere(self, function: Callable[[], object]) -> None:
         """Call a function once in each worker's process; see :class:`~ks4stream.engine.base.Engine`."""
         try:
-            answers = self._client.run(_aside, function, listeners(), workers=list(self._workers()), on_error="return")
+            answers = self._ask(_aside, function, listeners(), of=self._workers())
         except Exception as error:  # the scheduler is gone, say
             answers = {"the scheduler": error}
         log_failures(answers)
@@ -217,6 +217,18 @@ class Cluster:
         except OSError:
             return {}
         return found
+
+    def _ask(self, function: Callable[..., Any], *given: Any, of: Iterable[str]) -> dict[str, Any]:
+        """What each of these workers answers, or what asking it raised; one that hangs is given up after a while."""
+        addresses = list(of)
+
+        async def answers() -> list[Any]:
+            asked = (self._client._run(function, *given, workers=[one], on_error="return") for one in addresses)
+            limited = (asyncio.wait_for(answer, START_SECONDS) for answer in asked)
+            return await asyncio.gather(*limited, return_exceptions=True)
+
+        found = zip(addresses, self._client.sync(answers), strict=True)
+        return {one: answer[one] if isinstance(answer, dict) else answer for one, answer in found if answer != {}}
 
     def _has_scheduler(self) -> bool:
         scheduler: Any = self._client.scheduler
@@ -246,9 +258,9 @@ class Cluster:
             return
         ask = partial(workers.facts, gpu=self._uses_gpu, device=self._device)
         # first by a function of Python's own, which arrives everywhere and brings back the error itself
-        answers = self._client.run(import_module, workers.__name__, workers=new, on_error="return")
+        answers = self._ask(import_module, workers.__name__, of=new)
         able = [address for address, answer in answers.items() if not isinstance(answer, BaseException)]
-        answers |= self._client.run(ask, workers=able, on_error="return") if able else {}
+        answers |= self._ask(ask, of=able)
         left = self._workers()
         answers = {  # those that died meanwhile are no matter
             address: answer for address, answer in answers.items()

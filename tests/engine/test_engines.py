@@ -725,6 +725,28 @@ def test_tidying_up_is_told_to_the_sort_it_belongs_to(engine: Engine, tmp_path: 
     assert [path.read_text() for path in tmp_path.iterdir()] == [own] * engine.n_workers
 
 
+class HangsOnce:
+    """Travels by its name, so that workers that are threads see this one."""
+
+    may_end, called = threading.Event(), 0
+
+    @classmethod
+    def hang(cls) -> None:
+        cls.called += 1
+        if cls.called == 1:
+            cls.may_end.wait(20)
+
+
+def test_tidying_up_does_not_wait_for_a_worker_that_hangs(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cluster_module, "START_SECONDS", 1.0)
+    Cluster(client).everywhere(HangsOnce.hang)
+    HangsOnce.may_end.set()
+    assert HangsOnce.called == 2
+    assert caplog.text.count("Tidying up failed at inproc://") == caplog.text.count("TimeoutError()") == 1
+
+
 def test_a_scheduler_without_workers_is_waited_for_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "PATIENCE_SECONDS", 0.1)
     with local_client(n_workers=1, processes=False) as client:
