@@ -27,7 +27,7 @@ _logger = logging.getLogger("ks4stream")
 
 
 def warn(message: str, category: type[Ks4StreamWarning] = Ks4StreamWarning, stacklevel: int = 1) -> None:
-    """Record a warning for the sort it comes from, write it to the log, and show it as :func:`warnings.warn` does.
+    """Record a warning once for the sort it comes from, write it to the log, and show it as :func:`warnings.warn` does.
 
     Parameters
     ----------
@@ -40,8 +40,9 @@ def warn(message: str, category: type[Ks4StreamWarning] = Ks4StreamWarning, stac
         return
     records = [record for listener in _listeners.get() if (record := _records.get(listener)) is not None]
     for record in records:
-        record.append(message)
-    if records and _logger.hasHandlers():  # without any, Python's last resort would show it, against its filters
+        if message not in record:  # a stage that is computed again says the same again
+            record.append(message)
+    if _listeners.get() and _logger.hasHandlers():  # else Python's last resort would show it, against its filters
         _logger.warning("%s", message)
     warnings.warn(message, category, stacklevel=stacklevel + 1)
 

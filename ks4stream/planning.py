@@ -393,9 +393,12 @@ class _Need:
         )  # fmt: skip
 
     def snippets_of_tile(self) -> int:
-        """Clean peaks that a tile hands over: no more than there are spikes."""
+        """Clean peaks that a tile hands over, at most: its share, or as many as can stand alone on their channel.
+
+        Movement makes many more of them than there are spikes.
+        """
         most = -(-waveforms.MOST_SNIPPETS // self.n_learned_from())
-        return min(most, round(self.spikes_in(self.tiling.size / self.recording.sampling_rate_hz)))
+        return min(most, self.n_channels * -(-self.tiling.size // (waveform_kernels.ALONE_REACH + 1)))
 
     def detection_bytes(self, size: int | None = None) -> int:
         """Beside the tile: one piece of it, and the peaks' waveforms."""

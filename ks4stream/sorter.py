@@ -134,7 +134,7 @@ def sort(
         raise SettingsError(f"workers={workers} was given with a client, which brings its own. Leave one of them out.")
     progress = progress or no_progress
     settings = (settings or Settings()).for_recording(recording).given(do_CAR=do_CAR, invert_sign=invert_sign)
-    asked, client = client, client_for(client, workers)
+    client = client_for(client, workers)
     device_given, device = device is not None, gpus.chosen(device, here=client in (None, "loop"))
     with recorded() as said, ExitStack() as stack:
         if results_dir is not None:
@@ -150,8 +150,6 @@ def sort(
         store = stack.enter_context(run_store(source, results_dir, fresh=not resume))
         if results_dir is not None:
             stack.enter_context(report.log_kept(folder, results_dir))
-        if asked is None and client is not None:
-            logger.info("The active Dask client computes, %r; with workers= this machine would.", client)
         engine = stack.enter_context(engine_for(source, client, workers, progress, device_given=device_given))
         gpu = engine.gpu_memory
         plan(
@@ -527,6 +525,8 @@ def engine_for(
             client = stack.enter_context(local)
         elif isinstance(client, str):
             client = stack.enter_context(cluster.connected(client))
+        elif client is cluster.active_client():
+            logger.info("The active Dask client computes, %r; without one, this machine would.", client)
         engine = cluster.Cluster(client, progress, device=device)
         if not (is_own or device_given) and device == "cpu" and (idle := engine.workers_with_gpu()):
             warn(

@@ -332,6 +332,13 @@ def test_no_process_takes_more_than_was_said(tmp_path: Path):
     assert {stage for stage, _ in measured} == set(need)
 
 
+def test_snippets_are_counted_whatever_the_spikes():
+    """Movement makes clean peaks, too: there may be as many as a tile hands over."""
+    few, many = (plan(recording_of(), spikes_per_channel_hz=rate, **ROOMY).stages[1] for rate in (0.1, 100))
+    assert few.name == "waveforms" and few.memory_bytes == many.memory_bytes
+    assert few.memory_bytes > 30 * -(-500_000 // 72) * 2 * 4 * 61  # of a task of 30, of 72 batches
+
+
 def test_waveforms_are_learned_from_as_many_batches_as_they_take():
     few, many = (plan(recording_of(), Settings(nskip=nskip), **ROOMY) for nskip in (9, 1000))
     tasks = [{stage.name: stage.n_tasks for stage in found.stages} for found in (few, many)]

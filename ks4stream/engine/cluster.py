@@ -43,7 +43,7 @@ from distributed.system import MEMORY_LIMIT
 from ks4stream.engine import gpus, workers
 from ks4stream.engine.base import Item, LostWorkerError, Progress, Result, log_failures, named, no_progress, run
 from ks4stream.engine.gpus import GpuMemory
-from ks4stream.errors import Ks4StreamWarning, WorkerError
+from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, WorkerError
 from ks4stream.messages import heard_by, listeners, warn
 
 IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would only hold memory
@@ -54,11 +54,13 @@ MOST_LOSSES = 3  # times that all workers may die under one map, as scheduler.al
 RESTART_SECONDS = 300  # that a dead worker may take to come back
 PATIENCE_SECONDS = 10  # without any worker before it is said that one is waited for
 LOOK_SECONDS = 5  # between looks at whether workers have joined
-START_SECONDS = 300  # that the local cluster's processes may take to load torch
+SHARED_SECONDS = 5  # that a stage waits for the last workers to fetch its function; what is busy or hangs may be long
+START_SECONDS = 300  # that a worker's process may take to load torch, or to tidy up
 ANSWER_SECONDS = 10  # that a worker may take to tell at which lines a task stands
 SLOW_SECONDS = 300.0  # that a task may take before it is held against what the others took
 SLOW_FACTOR = 10  # times as long as those is too long
 FEWEST_OTHERS = 3  # that tell how long a task takes
+ALONE_SLOW_SECONDS = 1800.0  # that one may take where fewer have ended
 LOCAL_CONFIG = {
     "distributed.worker.profile.enabled": False,  # it asks for Python's lock 100 times a second and worker
     "distributed.scheduler.worker-ttl": None,  # a worker in this process that is not heard of is busy, not lost
@@ -123,12 +125,12 @@ class Cluster:
         if not self._uses_gpu:
             return None
         self._new_workers()  # which can compute, or this says why not
-        answers = self._client.run(gpus.free, self._device, workers=list(self._workers()), on_error="return")
+        answers = self._ask(gpus.free, self._device, of=self._workers())
         return gpus.shared(answer for answer in answers.values() if isinstance(answer, gpus.Free))
 
     def workers_with_gpu(self) -> list[str]:
         """Addresses of workers that see a GPU, were it not to be used; this does not start CUDA."""
-        answers = self._client.run(gpus.visible, "cuda", on_error="return")
+        answers = self._ask(gpus.visible, "cuda", of=self._all_workers())
         return sorted(address for address, answer in answers.items() if isinstance(answer, list) and answer)
 
     def map(
@@ -138,11 +140,29 @@ class Cluster:
 
         Results that arrive early are held until their turn. Without priorities items are begun in order and no
         more results are held than tasks are in flight.
+
+        Raises
+        ------
+        LostWorkerError
+            If workers die again and again, or the scheduler is gone.
         """
+        try:
+            yield from self._map(function, items, stage, priority)
+        except (OSError, RuntimeError, CancelledError) as error:
+            if isinstance(error, Ks4StreamError) or self._has_scheduler():  # a task's own
+                raise
+            raise LostWorkerError(
+                f"The scheduler was lost while computing stage {stage!r} ({str(error) or repr(error)}). Start it and "
+                "its workers again, and call the sort again: what was finished is not computed again."
+            ) from error
+
+    def _map(
+        self, function: Callable[[Item], Result], items: Sequence[Item], stage: str, priority: Sequence[float]
+    ) -> Iterator[Result]:
         self._progress(stage, 0, len(items))
         if not len(items):
             return
-        self._wait_for_a_worker()
+        _first_worker(self._client)
         self._new_workers()
         tasks = _Tasks(self._client, function, stage, alone=self._uses_gpu, on_gpu=self._gpus() > 0)
         begin = sorted(range(len(items)), key=lambda i: -priority[i]) if len(priority) else range(len(items))
@@ -175,7 +195,7 @@ class Cluster:
     def everywhere(self, function: Callable[[], object]) -> None:
         """Call a function once in each worker's process; see :class:`~ks4stream.engine.base.Engine`."""
         try:
-            answers = self._client.run(_aside, function, listeners(), workers=list(self._workers()), on_error="return")
+            answers = self._ask(_aside, function, listeners(), of=self._workers())
         except Exception as error:  # the scheduler is gone, say
             answers = {"the scheduler": error}
         log_failures(answers)
@@ -198,22 +218,29 @@ class Cluster:
             return {}
         return found
 
+    def _ask(self, function: Callable[..., Any], *given: Any, of: Iterable[str]) -> dict[str, Any]:
+        """What each of these workers answers, or what asking it raised; one that hangs is given up after a while."""
+        addresses = list(of)
+
+        async def answers() -> list[Any]:
+            asked = (self._client._run(function, *given, workers=[one], on_error="return") for one in addresses)
+            limited = (asyncio.wait_for(answer, START_SECONDS) for answer in asked)
+            return await asyncio.gather(*limited, return_exceptions=True)
+
+        found = zip(addresses, self._client.sync(answers), strict=True)
+        return {one: answer[one] if isinstance(answer, dict) else answer for one, answer in found if answer != {}}
+
+    def _has_scheduler(self) -> bool:
+        scheduler: Any = self._client.scheduler
+        try:
+            self._client.sync(scheduler.identity, n_workers=0, callback_timeout=ANSWER_SECONDS)
+        except Exception:  # of many kinds, by where it is lost
+            return False
+        return True
+
     def _gpus(self) -> int:
         """GPUs that workers declare, if they are wanted."""
         return self._uses_gpu * int(sum(worker["resources"].get("GPU", 0) for worker in self._workers().values()))
-
-    def _wait_for_a_worker(self) -> None:
-        """Wait as long as it takes: a cluster whose jobs still wait for their turn is no error. But say so."""
-        try:
-            self._client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
-        except TimeoutError:
-            address = self._client.scheduler_info(n_workers=0)["address"]
-            warn(
-                f"The scheduler at {address} has no worker yet; the sort goes on when the first one joins. Start one "
-                f"with `dask worker {address}`, or look after your jobs in the queue.",
-                Ks4StreamWarning, stacklevel=2,
-            )  # fmt: skip
-            self._client.wait_for_workers(1)
 
     def _take_in_new_workers(self) -> bool:
         """Whether those that have joined during a stage, if any, can compute."""
@@ -231,9 +258,9 @@ class Cluster:
             return
         ask = partial(workers.facts, gpu=self._uses_gpu, device=self._device)
         # first by a function of Python's own, which arrives everywhere and brings back the error itself
-        answers = self._client.run(import_module, workers.__name__, workers=new, on_error="return")
+        answers = self._ask(import_module, workers.__name__, of=new)
         able = [address for address, answer in answers.items() if not isinstance(answer, BaseException)]
-        answers |= self._client.run(ask, workers=able, on_error="return") if able else {}
+        answers |= self._ask(ask, of=able)
         left = self._workers()
         answers = {  # those that died meanwhile are no matter
             address: answer for address, answer in answers.items()
@@ -263,6 +290,7 @@ class _Tasks:
         self._shared: dict[str, Future[Any]] = {}  # by worker: what has it fetch the function
         self._index: dict[Future[Any], _Begun] = {}
         self._took: list[float] = []  # seconds from a task's sending to its end, for a unit of its work
+        self._running: dict[tuple[Any, str], float] = {}  # by key and worker: when it was first seen to run there
         self._said: set[int] = set()  # items that take too long
         self._ended = as_completed(loop=client.loop)  # else that of the latest client this process has made
         self._losses = 0
@@ -310,52 +338,63 @@ class _Tasks:
         return list(self._ended.next_batch(block=False))
 
     def look_for_slow_ones(self, workers: Mapping[str, Mapping[str, Any]], total: int) -> None:
-        """Say of tasks that take much longer than others of this stage have, in proportion to their work.
+        """Say of tasks that run much longer than others of this stage took, in proportion to their work.
 
-        Of what a worker was sent, it runs what was sent first, one task in each of its threads, and if it can tell,
-        that is said only of what it has begun: another sort may keep it busy.
+        Of what a worker was sent, it runs what was sent first, one task in each of its threads. It runs it since it
+        was first asked at which lines it stands and could tell, or did not answer: another sort may keep it busy.
         """
-        if len(self._took) < FEWEST_OTHERS:
-            return
-        usual, now = statistics.median(self._took), _clock()
-        in_flight = {future.key: task for future, task in self._index.items()}
-        slow = {
-            key for key, task in in_flight.items()
-            if task.number not in self._said and now - task.sent > max(SLOW_SECONDS, SLOW_FACTOR * usual * task.work)
-        }  # fmt: skip
-        if not slow:
-            return
-        with suppress(OSError):  # the scheduler is gone, which shows by itself
-            for address, keys in self._client.processing().items():
-                n_threads = 1 if self._alone else workers.get(address, {}).get("nthreads", 1)
-                running = sorted((key for key in keys if key in in_flight), key=lambda key: in_flight[key].sent)
-                for key in running[:n_threads]:
-                    if key in slow:
-                        self._say_slow(key, in_flight[key], address, now, usual, total)
+        usual = statistics.median(self._took) if len(self._took) >= FEWEST_OTHERS else math.inf
+        now, in_flight = _clock(), {future.key: task for future, task in self._index.items()}
+        ask: dict[str, list[Any]] = {}
+        for address, keys in self._client.processing().items():
+            n_threads = 1 if self._alone else workers.get(address, {}).get("nthreads", 1)
+            first = sorted((key for key in keys if key in in_flight), key=lambda key: in_flight[key].sent)[:n_threads]
+            asked = [key for key in first if self._is_slow(in_flight[key], address, key, usual, now)]
+            if asked:
+                ask[address] = asked
+        for (address, keys), answer in zip(ask.items(), self._stacks(list(ask.values())), strict=True):
+            if isinstance(answer, KeyError):  # one has ended
+                continue
+            lines = answer.get(address, {}) if isinstance(answer, dict) else {
+                key: [f"The worker does not tell: {answer!r}"] for key in keys
+            }  # fmt: skip
+            for key in lines.keys() & in_flight.keys():
+                ran = (key, address) in self._running
+                since = self._running.setdefault((key, address), now)
+                if ran:
+                    self._say_slow(in_flight[key], address, now - since, usual, total)
+                    _log.info("Stage %r, task %d, at %s:\n%s", self._stage, in_flight[key].number + 1, address,
+                              "".join(lines[key]).rstrip())  # fmt: skip
 
-    def _say_slow(self, key: Any, task: _Begun, address: str, now: float, usual: float, total: int) -> None:
-        try:
-            scheduler: Any = self._client.scheduler
-            stacks = self._client.sync(scheduler.call_stack, keys=[key], callback_timeout=ANSWER_SECONDS)
-        except KeyError:  # it has ended
-            return
-        except Exception as error:
-            stacks = {address: {key: [f"The worker does not tell: {error!r}"]}}
-        if not stacks:  # it is not begun yet, or has ended
-            return
+    def _is_slow(self, task: _Begun, address: str, key: Any, usual: float, now: float) -> bool:
+        """Whether a task has run for too long, or it is not known yet whether it runs."""
+        longest = ALONE_SLOW_SECONDS if usual == math.inf else max(SLOW_SECONDS, SLOW_FACTOR * usual * task.work)
+        since = self._running.get((key, address), -math.inf)
+        return task.number not in self._said and now - since > longest
+
+    def _stacks(self, keys: Sequence[list[Any]]) -> list[Any]:
+        """At which lines tasks stand, by worker and key, or what asking raised; all workers are asked side by side."""
+        scheduler: Any = self._client.scheduler
+
+        async def answers() -> list[Any]:
+            asked = (asyncio.wait_for(scheduler.call_stack(keys=those), ANSWER_SECONDS) for those in keys)
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+        found: list[Any] = self._client.sync(answers) if keys else []
+        return found
+
+    def _say_slow(self, task: _Begun, address: str, ran_s: float, usual: float, total: int) -> None:
         self._said.add(task.number)
+        others = "too few others have ended to tell how long one takes"
+        if usual < math.inf:
+            others = f"others as large took {usual * task.work:.2g} s (median)"
         warn(
-            f"Task {task.number + 1} of {total} of stage {self._stage!r} was sent to the worker at {address} "
-            f"{now - task.sent:.0f} s ago and has not come back; others as large took {usual * task.work:.2g} s "
-            "(median). If that worker hangs, as its disk, network or GPU does not answer, end its process: another one "
-            "then gets the task. Or stop the sort and call it again: what is finished is not computed again. The log "
-            "has the lines at which the task stands.",
+            f"Task {task.number + 1} of {total} of stage {self._stage!r} has run on the worker at {address} for "
+            f"{ran_s:.0f} s and has not come back; {others}. If that worker hangs, as its disk, network or GPU does "
+            "not answer, end its process: another one then gets the task. Or stop the sort and call it again: what is "
+            "finished is not computed again. The log has the lines at which the task stands.",
             Ks4StreamWarning, stacklevel=4,
         )  # fmt: skip
-        _log.info("Stage %r, task %d, at %s:", self._stage, task.number + 1, address)
-        for frames in stacks.values():
-            for lines in frames.values():
-                _log.info("%s", "".join(lines).rstrip())
 
     def cancel(self) -> None:
         """Let go of everything: tasks not begun will not be, results not asked for are dropped."""
@@ -372,31 +411,28 @@ class _Tasks:
         self._losses += 1
         if self._losses > MOST_LOSSES:
             raise LostWorkerError(ADVICE.format(stage=self._stage, times=self._losses))
-        try:
-            self._client.wait_for_workers(1, timeout=RESTART_SECONDS)
-        except TimeoutError:
-            raise LostWorkerError(ADVICE.format(stage=self._stage, times=self._losses)) from None
-        except OSError as error:
-            raise LostWorkerError(
-                f"The scheduler was lost while computing stage {self._stage!r} ({error}). Start it and its workers "
-                "again, and call the sort again: what was finished is not computed again."
-            ) from error
+        if _first_worker(self._client, RESTART_SECONDS) is None and not self._client.nthreads():
+            raise LostWorkerError(ADVICE.format(stage=self._stage, times=self._losses))
         self._send()
 
     def _send(self) -> None:
-        """Give the function to one worker, and have the others copy it from there.
+        """Give the function to one worker, the first that answers, and have the others copy it from there.
 
         ``scatter(broadcast=True)`` does so too, but if a worker dies meanwhile, the scheduler goes on trying to reach
         it and never answers.
         """
         try:
-            self._constants = self._client.scatter(self._function, hash=False)
+            first = _first_worker(self._client)
+            self._constants = self._client.scatter(self._function, hash=False, workers=first and [first])
             self._shared = {}
             self.share_with(self._client.nthreads())
-            for fetching in as_completed(list(self._shared.values()), loop=self._client.loop):
-                if fetching.cancelled():
-                    raise CancelledError(fetching.key)
-        except (OSError, CancelledError):  # the one that had it has just died
+            with suppress(TimeoutError):  # the others get it when they are free
+                for fetching in as_completed(
+                    list(self._shared.values()), loop=self._client.loop, timeout=SHARED_SECONDS
+                ):
+                    if fetching.cancelled():
+                        raise CancelledError(fetching.key)
+        except (OSError, KeyError, CancelledError):  # the one that had it has just died
             self._start_over()
 
     def share_with(self, addresses: Iterable[str]) -> None:
@@ -415,6 +451,41 @@ class _Tasks:
                 self._shared[address] = self._client.submit(
                     _has, self._constants, workers=[address], allow_other_workers=True, pure=False
                 )
+
+
+def _first_worker(client: Client, timeout_s: float = math.inf) -> str | None:
+    """Address of the worker that first answers to a task, for which an adaptive cluster starts one.
+
+    One that hangs, or another sort keeps busy, is passed over. Wait as long as it takes: a cluster whose jobs still
+    wait for their turn is no error. But say so. None if the time is up.
+    """
+    asked: dict[str, Future[Any]] = {}
+    waited_s, is_said = 0.0, False
+    while waited_s < timeout_s:
+        there = list(client.nthreads())
+        for address in there or [""]:  # to any that comes
+            if address not in asked:
+                where = {"workers": [address], "allow_other_workers": True} if address else {}
+                asked[address] = client.submit(int, pure=False, **where)
+        with suppress(TimeoutError):
+            answered = next(as_completed(list(asked.values()), loop=client.loop, timeout=PATIENCE_SECONDS))
+            return next((address for found in client.who_has([answered]).values() for address in found), None)
+        waited_s += PATIENCE_SECONDS
+        if is_said or (there and waited_s < SLOW_SECONDS):
+            continue
+        is_said = True
+        address = client.scheduler_info(n_workers=0)["address"]
+        text = (
+            f"The scheduler at {address} has no worker yet; the sort goes on when the first one joins. Start one with "
+            f"`dask worker {address}`, or look after your jobs in the queue."
+        )
+        if there:
+            text = (
+                f"None of the {len(there)} workers of the scheduler at {address} has begun anything for "
+                f"{waited_s:.0f} s: another sort keeps them busy, or they hang. This one waits for the first."
+            )
+        warn(text, Ks4StreamWarning, stacklevel=2)
+    return None
 
 
 async def _aside(function: Callable[[], object], said_to: tuple[str, ...]) -> None:

@@ -115,8 +115,10 @@ def check(here: Facts, workers: Mapping[str, Facts | BaseException]) -> None:
     for address, answer in known.items():
         if answer.get("GPU") == NO_GPU:
             raise WorkerError(
-                f"The worker at {address} sees no GPU, or none of the number asked for, and device='cuda' was. Start "
-                "those that have one with --resources GPU=1, and tasks will go nowhere else, or pass device='cpu'."
+                f"The worker at {address} sees no GPU, or none of the number asked for, but the device is 'cuda', "
+                "which is the default where this process sees a GPU. Pass device='cpu' to use the workers' processors, "
+                "or workers= to compute on this machine. Or start the workers that have a GPU with --resources GPU=1: "
+                "tasks then go nowhere else."
             )
     if here.get("GPU") == NO_GPU:  # nothing here runs on one, so they need only be alike among themselves
         here = here | {"GPU": next((answer["GPU"] for answer in known.values()), NO_GPU)}

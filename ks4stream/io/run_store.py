@@ -50,6 +50,7 @@ METHOD = 4
 
 MANIFEST, LOCK, SCRATCH = "manifest.json", "lock", "scratch"
 RENEWED_S, LOOKED_S, LEASE_S, SETTLED_S = 20.0, 2.0, 120.0, 3.0  # see ObjectLock
+RELEASED_S = 10.0  # that the end of a sort waits for its lock to be released
 FREE = b"free"  # what a lock holds that nobody does
 _STAGE = re.compile("[a-z-]+-[0-9a-f]{20}")  # name of a stage's folder: nothing else is ever removed
 READS = 16  # of records at a time, from an object store
@@ -238,7 +239,8 @@ class ObjectLock:
 
     No clock is compared with another. Each write is on the condition that the object is still as it was last seen,
     which the store decides, so that of several that claim a lock one gets it. A lock that somebody holds is claimed
-    only after it was looked at again and again for the length of the lease, and stayed as it was; a holder whose lock
+    only after it was looked at again and again for the length of the lease, and stayed as it was, or if its holder was
+    a process of this machine that is dead; a holder whose lock
     was claimed so learns it when it next renews it. A lock that is let go of stays, as an object that says so: stores
     do not remove on conditions.
 
@@ -265,7 +267,7 @@ class ObjectLock:
         self._lease_s = LEASE_S if lease_s is None else lease_s
         self._renewed_s = RENEWED_S if renewed_s is None else renewed_s
         self._looked_s = LOOKED_S if looked_s is None else looked_s
-        self._name, self._count = f"{platform.node()} {os.getpid()} {uuid4().hex}", 0
+        self._name, self._count = f"{platform.node()} {os.getpid()} {_where()}{uuid4().hex}", 0
         self._version: Version | None = None
         self._is_lost, self._is_conditional = False, True
         self._turn, self._ended = threading.Lock(), threading.Event()
@@ -279,12 +281,9 @@ class ObjectLock:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        self._renewing.join()
-        try:
-            if not self._is_lost:
-                self._write(self._version, FREE)
-        except Ks4StreamError as error:  # what the lock was for has ended, well or not
-            _log.warning("%s could not be released, and stays for %.0f s: %s", self._path, self._lease_s, error)
+        self._renewing.join(RELEASED_S)
+        if self._renewing.is_alive():  # a store out of reach, which is tried for minutes; that goes on behind us
+            self._not_released("the store has not answered yet")
 
     def renew(self) -> None:
         """Tell others that the lock is still held.
@@ -312,6 +311,9 @@ class ObjectLock:
         while found is not None and first is not None and found.content != FREE:
             if found.content != first.content:
                 raise self._held(found)
+            if _is_dead(found):
+                _log.info("%s was held by a process of this machine that is dead, and is taken over", self._path)
+                break
             if waited_s >= self._lease_s:
                 _log.info("%s was not renewed for %.0f s and is taken over", self._path, waited_s)
                 break
@@ -330,29 +332,53 @@ class ObjectLock:
         return read_versioned(self._path.location)
 
     def _write(self, version: Version | None, content: bytes | None = None) -> bool:
-        """Write the name, or `content`, in place of a version; whether it now stands there."""
+        """Write the name, or `content`, in place of a version; whether it now stands there.
+
+        Of a write that failed nobody knows whether it was done, so the lock is looked at, and for half of the lease it
+        is tried again. What stands there under our own name is ours, also if it is of an earlier write.
+        """
         self._count += 1
         content = content or f"{self._name} {self._count}".encode()
-        if self._is_conditional:
+        until = time.monotonic() + self._lease_s / 2
+        while True:
+            failed: Ks4StreamError | None = None
             try:
-                now = write_if(self._path.location, content, version)
+                if self._put(version, content):
+                    return True
             except UnconditionalError:
                 self._do_without_conditions()
-                return self._write(version, content)
-            if now is not None:
-                self._version = now
-                return True
-        else:
-            found = self._look()
-            if found is None or found.version == version or self._name.encode() in found.content:
-                write_bytes(self._path.location, content)
-                if self._renewing.ident is None:  # it is a claim
-                    time.sleep(SETTLED_S)
-        found = self._look()  # without conditions, or the answer was lost
-        if found is None or found.content != content:
-            return False
-        self._version = found.version
-        return True
+                continue
+            except Ks4StreamError as error:
+                failed = error
+            try:
+                found = self._look()
+                now = None if found is None else found.version
+                if found is not None and found.content == content:
+                    self._version = now
+                    return True
+                if found is not None and self._name.encode() in found.content:
+                    if now != version:
+                        version = now
+                        continue
+                elif failed is None or now != version:
+                    return False
+            except Ks4StreamError as error:
+                failed = error
+            if time.monotonic() > until or self._ended.wait(self._looked_s):
+                raise failed or ResultsError(f"{self._path} is still this run's, and cannot be written.")
+
+    def _put(self, version: Version | None, content: bytes) -> bool:
+        """Write once; False where only a look can tell whether it was done."""
+        if self._is_conditional:
+            now = write_if(self._path.location, content, version)
+            self._version = now or self._version
+            return now is not None
+        found = self._look()
+        if found is None or found.version == version or self._name.encode() in found.content:
+            write_bytes(self._path.location, content)
+            if self._renewing.ident is None:  # it is a claim
+                time.sleep(SETTLED_S)
+        return False
 
     def _is_ours_after_trying(self) -> bool:
         """Try the store, some of which take conditions and write nevertheless; whether the lock is still ours."""
@@ -389,6 +415,37 @@ class ObjectLock:
                     _log.error("%s", error)
                     return
                 _log.warning("%s could not be renewed: %s", self._path, error)
+        try:
+            if not self._is_lost:
+                self._write(self._version, FREE)
+        except Ks4StreamError as error:  # what the lock was for has ended, well or not
+            self._not_released(error)
+
+    def _not_released(self, why: object) -> None:
+        _log.warning("%s could not be released, and stays for %.0f s: %s", self._path, self._lease_s, why)
+
+
+def _where() -> str:
+    """What process numbers are unique in, with a colon: this start of this machine, and this container of it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}:"
+    except OSError:  # another system than Linux
+        return ""
+
+
+def _is_dead(found: Versioned) -> bool:
+    """Whether a lock's holder is known to be dead, as it was a process of this machine."""
+    words = found.content.decode(errors="replace").split()
+    if len(words) < 3 or not _where() or not words[2].startswith(_where()):
+        return False
+    try:
+        os.kill(int(words[1]), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OSError):  # of another user
+        return False
+    return False
 
 
 def _by(found: Versioned | None) -> str:

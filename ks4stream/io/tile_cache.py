@@ -514,8 +514,8 @@ def _is_ours(folder: Path) -> bool:
 @lru_cache
 def _say_not_ours(folder: Path) -> None:
     _log.warning(
-        "%s is a link, another user's, or others may write to it: another folder is used for the cache, whose name has "
-        "a number.", folder,
+        "%s is a link, or another user's folder, or others may write to it. The cache goes to another folder, whose "
+        "name ends in a number.", folder,
     )  # fmt: skip
 
 

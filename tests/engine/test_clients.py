@@ -96,7 +96,10 @@ def test_sorts_and_preprocessing_go_to_the_active_client_and_say_so(
         sort(recording(), SETTINGS, device="cpu")
     assert seen == [active]
     assert "The active Dask client computes" in caplog.text
-    preprocess(recording(), SETTINGS, device="cpu")
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "ks4stream"):
+        preprocess(recording(), SETTINGS, device="cpu")
+    assert "The active Dask client computes" in caplog.text
     assert seen == [active, active]
     sort(recording(), SETTINGS, device="cpu", workers=1)
     assert len(seen) == 3 and seen[2] is not active

@@ -244,13 +244,13 @@ def test_overlapping_threads_get_back_their_own_number(last: str) -> None:
 
     def compute(name: str) -> None:
         if name == "second":
-            came["first"].wait(60)
+            came["first"].wait(300)
         with one_thread():
             found[name] = [torch.get_num_threads()]
             came[name].set()
-            came["second"].wait(60)
+            came["second"].wait(300)
             if name == last:
-                gone[names[name == "first"]].wait(60)
+                gone[names[name == "first"]].wait(300)
             with one_thread():
                 pass
             found[name].append(torch.get_num_threads())
@@ -440,7 +440,7 @@ def test_workers_that_join_are_seen_while_a_task_takes_its_time(
             looked.set()
 
     monkeypatch.setattr(Cluster, "_new_workers", look)
-    assert list(Cluster(client).map(lambda _: looked.wait(10), [1], stage="long")) == [True]
+    assert list(Cluster(client).map(lambda _: looked.wait(300), [1], stage="long")) == [True]
 
 
 class Clock:
@@ -465,21 +465,15 @@ def test_a_task_that_hangs_is_told_once(
     caplog.set_level("INFO", "ks4stream")
     of_which: list[str] = []
 
-    def until(is_so: Callable[[], bool]) -> None:
-        for _ in range(2000):
-            if is_so():
-                return
-            time.sleep(0.005)
-
     def hangs_on_the_last(number: int) -> int:
         if number == n_items - 1:
             of_which.append(str(get_worker().address))
-            until(lambda: done[0] == n_items - 1)
+            _wait_until(lambda: done[0] == n_items - 1)
             clock.now += 99  # in time
             time.sleep(0.15)
             assert not said
             clock.now += 2
-            until(lambda: "hangs_on_the_last" in caplog.text)
+            _wait_until(lambda: "hangs_on_the_last" in caplog.text)
             clock.now += 1000
             time.sleep(0.15)
         return number
@@ -488,7 +482,7 @@ def test_a_task_that_hangs_is_told_once(
         engine = Cluster(client, lambda stage, n, total: done.__setitem__(0, n))
         assert list(engine.map(hangs_on_the_last, list(range(n_items)), stage="hung")) == list(range(n_items))
     (text,) = said
-    assert f"Task 12 of 12 of stage 'hung' was sent to the worker at {of_which[0]} 101 s ago" in text
+    assert f"Task 12 of 12 of stage 'hung' has run on the worker at {of_which[0]} for 101 s" in text
     assert "end its process" in text
     assert "in hangs_on_the_last" in caplog.text
 
@@ -501,13 +495,13 @@ def test_what_is_slow_is_held_against_how_much_there_is_to_do(
     clock = Clock()
     monkeypatch.setattr(cluster_module, "_clock", clock)
     begun, may_end = threading.Event(), threading.Event()
-    tasks = cluster_module._Tasks(client, lambda _: (begun.set(), may_end.wait(60)), "large")
+    tasks = cluster_module._Tasks(client, lambda _: (begun.set(), may_end.wait(300)), "large")
     try:
         tasks._took = [1.0, 2.0, 3.0]  # seconds for a unit of work
         tasks.begin(0, 0, work=5.0)
-        begun.wait(60)
+        begun.wait(300)
         with messages.recorded() as said:
-            for seconds, n_said in ((99.0, 0), (2.0, 1), (100.0, 1)):  # ten times as much work as 2 s for each of 5
+            for seconds, n_said in ((0.0, 0), (99.0, 0), (2.0, 1), (100.0, 1)):  # ten times 2 s for each of 5
                 clock.now += seconds
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -532,14 +526,15 @@ def test_workers_are_known_whatever_the_client_asks_meanwhile(client: Client, mo
 
 
 def test_a_task_that_waits_behind_another_sorts_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, may_end, begun = Clock(), threading.Event(), threading.Event()
+    clock, may_end, may_end_too, begun = Clock(), threading.Event(), threading.Event(), threading.Event()
     monkeypatch.setattr(cluster_module, "_clock", clock)
     with local_client(n_workers=1, processes=False) as client:
-        other = cluster_module._Tasks(client, lambda _: (begun.set(), may_end.wait(60)), "before")
-        tasks = cluster_module._Tasks(client, Squares(), "behind")
+        other = cluster_module._Tasks(client, lambda _: (begun.set(), may_end.wait(300)), "before")
+        in_turn = threading.Event()
+        tasks = cluster_module._Tasks(client, lambda _: (in_turn.set(), may_end_too.wait(300)), "behind")
         tasks._took = [1.0, 1.0, 1.0]
         other.begin(0, 0)
-        begun.wait(60)
+        begun.wait(300)
         tasks.begin(0, 0)
         while len(client.processing()[next(iter(client.nthreads()))]) < 2:
             time.sleep(0.01)
@@ -547,11 +542,129 @@ def test_a_task_that_waits_behind_another_sorts_is_not_slow(monkeypatch: pytest.
         try:
             with messages.recorded() as said:
                 tasks.look_for_slow_ones({}, 1)
+                may_end.set()
+                in_turn.wait(300)
+                tasks.look_for_slow_ones({}, 1)
+                clock.now += 299
+                tasks.look_for_slow_ones({}, 1)
             assert not said
+            clock.now += 2
+            with pytest.warns(Ks4StreamWarning, match="has run on the worker at .* for 301 s"):
+                tasks.look_for_slow_ones({}, 1)
         finally:
             may_end.set()
+            may_end_too.set()
             tasks.cancel()
             other.cancel()
+
+
+def test_a_task_that_hangs_without_others_is_told_later(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, begun, may_end = Clock(), threading.Event(), threading.Event()
+    monkeypatch.setattr(cluster_module, "_clock", clock)
+    tasks = cluster_module._Tasks(client, lambda _: (begun.set(), may_end.wait(300)), "alone")
+    try:
+        tasks.begin(0, 0)
+        begun.wait(300)
+        tasks.look_for_slow_ones({}, 1)
+        clock.now += 1799  # half an hour, but for a second; a warning would be an error
+        tasks.look_for_slow_ones({}, 1)
+        clock.now += 2
+        with pytest.warns(Ks4StreamWarning, match="for 1801 s and has not come back; too few others"):
+            tasks.look_for_slow_ones({}, 1)
+    finally:
+        may_end.set()
+        tasks.cancel()
+
+
+def test_workers_that_hang_are_asked_side_by_side(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, asked, may_end = Clock(), [0, 0], threading.Event()  # now, and at most at a time
+    both = threading.Barrier(3)
+
+    async def hang(**_: Any) -> None:
+        asked[0] += 1
+        asked[1] = max(asked)
+        try:
+            await asyncio.sleep(300)
+        finally:
+            asked[0] -= 1
+
+    caplog.set_level("INFO", "ks4stream")
+    monkeypatch.setattr(cluster_module, "_clock", clock)
+    monkeypatch.setattr(cluster_module, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(client.scheduler, "call_stack", hang, raising=False)
+    tasks = cluster_module._Tasks(client, lambda _: (both.wait(300), may_end.wait(300)), "hung")
+    try:
+        for number in range(2):
+            tasks.begin(number, number)
+        both.wait(300)
+        tasks._took = [1.0, 1.0, 1.0]
+        tasks.look_for_slow_ones({}, 2)
+        clock.now += 10_000
+        with pytest.warns(Ks4StreamWarning) as said:
+            tasks.look_for_slow_ones({}, 2)
+        assert len(said) == 2 and caplog.text.count("The worker does not tell: TimeoutError()") == 2
+        assert asked == [0, 2]
+    finally:
+        may_end.set()
+        tasks.cancel()
+
+
+@pytest.mark.filterwarnings("ignore::ks4stream.errors.Ks4StreamWarning")
+def test_a_stage_begins_without_workers_that_are_busy_or_hang(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "SHARED_SECONDS", 0.2, raising=False)
+    begun, may_end = threading.Event(), threading.Event()
+    others = cluster_module._Tasks(client, lambda _: (begun.set(), may_end.wait(20)), "other")
+    others.begin(0, 0)
+    try:
+        begun.wait(300)
+        for _ in range(2):
+            assert list(Cluster(client).map(Squares(), [1, 2, 3], stage="beside")) == [1, 4, 9]
+        assert not any(future.done() for future in others._index)
+    finally:
+        may_end.set()
+        others.cancel()
+
+
+@pytest.mark.filterwarnings("ignore::ks4stream.errors.Ks4StreamWarning")
+def test_a_cluster_that_adapts_begins_from_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    with users_cluster(0) as client:
+        client.cluster.adapt(minimum=0, maximum=1, interval="50ms")
+        found: list[int] = []
+        engine = Cluster(client)
+        sort = threading.Thread(
+            target=lambda: found.extend(engine.map(Squares(), [1, 2, 3], stage="first")), daemon=True
+        )
+        sort.start()
+        sort.join(300)
+        assert found == [1, 4, 9]
+
+
+@pytest.mark.parametrize("when", ["many tasks are left", "a look is due", "the next stage begins"])
+def test_a_scheduler_that_is_lost_is_told_wherever_that_shows(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "LOOK_SECONDS", 0.0 if when == "a look is due" else 1e6)
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),  # to find it again
+        users_cluster(1, timeout_s=1, silence_logs=50) as client,
+    ):
+        cluster, may_end = client.cluster, threading.Event()
+
+        def function(number: int) -> int:
+            if number == 2:
+                cluster.loop.add_callback(cluster.scheduler.close)
+                may_end.wait(300)
+            return number
+
+        engine = Cluster(client)
+        if when == "the next stage begins":
+            assert list(engine.map(function, [1], stage="lost")) == [1]
+            client.sync(cluster.scheduler.close)
+        try:
+            with pytest.raises(LostWorkerError, match=r"scheduler was lost.*'lost'.*not computed again"):
+                list(engine.map(function, list(range(50)), stage="lost"))
+        finally:
+            may_end.set()
 
 
 def test_a_scheduler_that_is_lost_is_told() -> None:
@@ -563,7 +676,7 @@ def test_a_scheduler_that_is_lost_is_told() -> None:
 
         def function(number: int) -> None:
             cluster.loop.add_callback(cluster.scheduler.close)
-            may_end.wait(60)
+            may_end.wait(300)
 
         try:
             with pytest.raises(LostWorkerError, match=r"scheduler was lost.*'lost'.*not computed again"):
@@ -612,6 +725,28 @@ def test_tidying_up_is_told_to_the_sort_it_belongs_to(engine: Engine, tmp_path: 
     assert [path.read_text() for path in tmp_path.iterdir()] == [own] * engine.n_workers
 
 
+class HangsOnce:
+    """Travels by its name, so that workers that are threads see this one."""
+
+    may_end, called = threading.Event(), 0
+
+    @classmethod
+    def hang(cls) -> None:
+        cls.called += 1
+        if cls.called == 1:
+            cls.may_end.wait(20)
+
+
+def test_tidying_up_does_not_wait_for_a_worker_that_hangs(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cluster_module, "START_SECONDS", 1.0)
+    Cluster(client).everywhere(HangsOnce.hang)
+    HangsOnce.may_end.set()
+    assert HangsOnce.called == 2
+    assert caplog.text.count("Tidying up failed at inproc://") == caplog.text.count("TimeoutError()") == 1
+
+
 def test_a_scheduler_without_workers_is_waited_for_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "PATIENCE_SECONDS", 0.1)
     with local_client(n_workers=1, processes=False) as client:
@@ -627,7 +762,8 @@ def test_a_scheduler_without_workers_is_waited_for_and_said_so(monkeypatch: pyte
 
 def _wait_until(condition: Callable[[], bool], longest_s: float = 300.0) -> None:
     end = time.monotonic() + longest_s
-    while not condition() and time.monotonic() < end:
+    while not condition():
+        assert time.monotonic() < end
         time.sleep(0.01)
 
 

@@ -64,7 +64,7 @@ def test_gpus_need_only_be_alike_among_workers() -> None:
         workers.check(here, {"tcp://a:1": HERE | gpu, "tcp://b:1": HERE | gpu})
     with pytest.warns(VersionWarning, match="GPU: NVIDIA H200 here, NVIDIA A100 at tcp://b:1"):
         workers.check(HERE | gpu, {"tcp://a:1": HERE | gpu, "tcp://b:1": HERE | {"GPU": "NVIDIA A100"}})
-    with pytest.raises(WorkerError, match=r"tcp://b:1 sees no GPU.*--resources GPU=1.*device='cpu'"):
+    with pytest.raises(WorkerError, match=r"tcp://b:1 sees no GPU.*default.*device='cpu'.*workers=.*GPU=1"):
         workers.check(HERE | gpu, {"tcp://a:1": HERE | gpu, "tcp://b:1": here})
 
 
