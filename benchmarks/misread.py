@@ -2,7 +2,7 @@
 
     python benchmarks/misread.py --recording run_g0_t0.imec0.ap.bin
 
-All scenarios, an array of contacts of each kind of probe that SpikeGLX knows, and a recording of one's own if given, a
+All scenarios, an array of contacts of each layout of Neuropixels probes, and a recording of one's own if given, a
 second or two of each. *As written*: looked at raw, filtered, referenced, in µV, with channels in another order, one and
 four channels alone; nothing may be said. *Misread*: written to a file and read with each mistake; something has to be
 said. Fails if there is a false alarm, or if a mistake is caught on fewer than eight recordings.
@@ -21,16 +21,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from probeinterface.neuropixels_tools import build_neuropixels_probe
 from scenarios import SCENARIOS
 from scipy import signal
 
 from ks4stream import Probe, open_recording
 from ks4stream.errors import MisreadWarning, RecordingError
-from ks4stream.io.spikeglx import LAYOUTS
 from ks4stream.quality import check_traces
 from ks4stream.simulate import simulate
 
 FEWEST = 8  # recordings on which each mistake has to be caught
+PARTS = (  # of Neuropixels probes, one for each layout of contacts
+    "NP1000", "NP1020", "NP1100", "NP1120", "NP1121", "NP1122", "NP1123", "NP1200", "NP1300", "NP2000", "NP3000",
+)  # fmt: skip
 Samples = NDArray[Any]
 Reading = tuple[Samples, int, str]  # what is in the file, and the channels and type that it is read with
 
@@ -72,11 +75,8 @@ def recordings(options: argparse.Namespace) -> Iterator[tuple[str, Samples, floa
     for number, (name, scenario) in enumerate(SCENARIOS.items()):
         made = scenario(700 + number, duration_s=max(2.0, options.seconds))
         yield name, np.asarray(made.traces[: round(options.seconds * made.sampling_rate_hz)]), made.sampling_rate_hz
-    parts = {layout: part for part, layout in reversed(list(LAYOUTS.items()))}  # one for each layout
-    for number, (layout, part) in enumerate(parts.items()):
-        row, column = np.divmod(np.arange(options.contacts), layout.n_columns)
-        x_um, y_um = layout.positions_um(np.zeros(len(row), np.int64), column, row)
-        probe = Probe(np.arange(len(row)), x_um, y_um, np.zeros(len(row), np.int64))
+    for number, part in enumerate(PARTS):
+        probe = Probe.from_positions(build_neuropixels_probe(part).contact_positions[: options.contacts])
         made = simulate(probe, max(1.0, options.seconds), seed=800 + number, n_units=20, hash_per_channel=1.0)
         yield part, np.asarray(made.traces[: round(options.seconds * made.sampling_rate_hz)]), made.sampling_rate_hz
     for path in options.recording:
