@@ -416,11 +416,15 @@ def _trace_arrays(group: Any, path: str) -> list[str]:
     """Names of the arrays that hold traces: SpikeInterface's segments in order, or the only 2-D array."""
     n_segments = group.attrs.get("num_segments")
     if n_segments:  # SpikeInterface says, so that nothing need be listed
-        names = [f"traces_seg{segment}" for segment in range(n_segments)]
-        lost = [name for name in names if name not in group]
-        if lost:
+        if not isinstance(n_segments, int):
+            raise RecordingError(f"{path}: num_segments={n_segments!r} is not a whole number. Copy it again.")
+        names: list[str] = []
+        while len(names) < n_segments and (name := f"traces_seg{len(names)}") in group:
+            names.append(name)
+        if not names or len(names) < n_segments:
             raise RecordingError(
-                f"{path} should hold {n_segments} segment(s), but {', '.join(lost)} cannot be found. Copy it again."
+                f"{path} should hold {n_segments} segment(s), but traces_seg{len(names)} cannot be found. Copy it "
+                "again."
             )
         return names
     if not can_list(path):
