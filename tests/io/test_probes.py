@@ -15,7 +15,7 @@ import probeinterface
 import pytest
 import scipy.io
 
-from ks4stream.errors import Ks4StreamWarning, ProbeError
+from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, ProbeError
 from ks4stream.io.probes import load_probe, save_probe, shipped_probes
 from ks4stream.probe import Probe
 
@@ -345,3 +345,12 @@ def test_spikeglx_metadata_are_a_probe_file(tmp_path: Path) -> None:
     (tmp_path / "run.meta").write_text(head)
     with pytest.raises(ProbeError, match="describes no probe geometry"):
         load_probe(tmp_path / "run.meta")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".prb", ".meta"])
+def test_a_probe_as_large_as_a_recording_is_not_read(suffix, tmp_path):
+    path = tmp_path / f"large{suffix}"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # sparse
+    with pytest.raises(Ks4StreamError, match=r"has 1099511627776 bytes.*Is it another file"):
+        load_probe(path)
