@@ -4,8 +4,8 @@
 
 All scenarios, an array of contacts of each layout of Neuropixels probes, and a recording of one's own if given, a
 second or two of each. *As written*: looked at raw, filtered, referenced, in µV, with channels in another order, one and
-four channels alone; nothing may be said. *Misread*: written to a file and read with each mistake; something has to be
-said. Fails if there is a false alarm, or if a mistake is caught on fewer than eight recordings.
+four channels alone, beside a tone; nothing may be said. *Misread*: written to a file and read with each mistake;
+something has to be said. Fails if there is a false alarm, or if a mistake is caught on fewer than eight recordings.
 """
 
 from __future__ import annotations
@@ -108,6 +108,13 @@ def _high_pass(samples: Samples, rate: float) -> Samples:
     return signal.sosfiltfilt(signal.butter(3, 300, "high", fs=rate, output="sos"), samples, axis=0).astype("float32")
 
 
+def _tone(samples: Samples, rate: float, frequency_hz: float) -> Samples:
+    """With a tone that all channels share, four times the noise."""
+    noise = np.median(np.abs(np.diff(samples.astype(float), axis=0))) / 0.6745 / np.sqrt(2)
+    wave = 4 * noise * np.cos(0.3 + 2 * np.pi * frequency_hz * np.arange(len(samples)) / rate)
+    return (samples + wave[:, None]).astype(np.int16)
+
+
 WAYS: dict[str, Callable[[Samples, float], Samples]] = {
     "raw": lambda x, rate: x,
     "unsigned": lambda x, rate: (x.astype(np.int32) + 2**15).astype(np.uint16),
@@ -118,6 +125,11 @@ WAYS: dict[str, Callable[[Samples, float], Samples]] = {
     "four channels": lambda x, rate: x[:, :4],
     "one channel": lambda x, rate: x[:, :1],
     "one sample in ten": lambda x, rate: x[::10],
+    "a tone of a third of the rate": lambda x, rate: _tone(x, rate, rate / 3),
+    "a tone of half the rate": lambda x, rate: _tone(x, rate, rate / 2),
+    "a tone of 7.5 kHz": lambda x, rate: _tone(x, rate, 7500),
+    "a tone of 7.91 kHz": lambda x, rate: _tone(x, rate, 7910),
+    "four channels and a tone": lambda x, rate: _tone(x[:, :4], rate, rate / 3),
 }
 
 

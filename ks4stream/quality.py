@@ -280,7 +280,8 @@ class _FlatStream:
             closest = int(lags[rough[lags].argmin()])
             found = self._difference(closest)
             beside = min(self._difference(closest - 1), self._difference(closest + 1))
-            if found < min(CLOSER * given, SHARP * beside) and self._rows_do_not_show(closest):
+            is_close = found < min(CLOSER * given, SHARP * beside)
+            if is_close and self._rows_do_not_show(closest) and not self._is_shared(closest):
                 return (
                     f"{recording.name} seems to have {closest} channels, and not {n_channels}: in the file values are "
                     f"most like those {closest} values later. Check n_chan (n_chan_bin in run_kilosort), which counts "
@@ -324,8 +325,16 @@ class _FlatStream:
             step = (stream[lag : lag + n_whole] - stream[:n_whole]) ** 2
             step = np.minimum(step, OUTLYING * np.median(step))  # from one channel to the next, in an artifact
             squares += step.reshape(-1, self._n_channels).sum(axis=0)
-        ratio = squares[across].mean() / squares[~across].mean()
-        return bool(1 / ALIKE < ratio < ALIKE)
+        within = squares[~across].mean()
+        return bool(within and 1 / ALIKE < squares[across].mean() / within < ALIKE)  # 0 where channels are copies
+
+    def _is_shared(self, lag: int) -> bool:
+        """Whether whole rows come back at a lag by what all channels share, such as a tone, and not without that."""
+        if self._n_channels == 1 or lag % self._n_channels:
+            return False
+        rest = _FlatStream(self._n_channels)
+        rest._spots = [spot - np.median(spot, axis=1, keepdims=True) for spot in self._spots]
+        return rest._difference(lag) >= CLOSER * rest._difference(self._n_channels)
 
 
 # -- their unit ----------------------------------------------------------------------------------------
