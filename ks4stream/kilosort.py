@@ -308,7 +308,7 @@ def _split_settings(settings: Mapping[str, Any] | Settings) -> tuple[dict[str, A
         If ``n_chan_bin`` is missing, or a name is unknown.
     """
     if isinstance(settings, Settings):
-        values, places = _explicit(settings), {}
+        values, places = settings.to_dict(), {}
     else:
         values = {name: value for name, value in settings.items() if name not in _PLACES}
         places = _given(**{name: settings.get(name) for name in _PLACES})
@@ -328,11 +328,6 @@ def _given(**places: Any) -> dict[str, Any]:
 
 def _is_blank(value: Any) -> bool:
     return isinstance(value, str) and not value.strip()
-
-
-def _explicit(settings: Settings) -> dict[str, Any]:
-    """Settings as a dictionary, without a sampling rate that nobody chose."""
-    return {name: value for name, value in settings.to_dict().items() if name != "fs" or settings.gives_rate}
 
 
 def _files(places: Mapping[str, Any], *, needed: bool) -> list[PathLike]:
