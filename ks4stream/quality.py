@@ -50,12 +50,18 @@ QUIET_UV = 1e-3  # noise below this is in volts: 2 to 30 µV are usual, and 0.00
 
 
 def check_traces(
-    recording: Recording, *, scale: float | None = None, n_spots: int = 5, spot_s: float = 1.0
+    recording: Recording,
+    *,
+    scale: float | None = None,
+    start: int = 0,
+    stop: int | None = None,
+    n_spots: int = 5,
+    spot_s: float = 1.0,
 ) -> list[int]:
     """Look at a few spots of a recording before hours are spent on it.
 
-    Reads ``n_spots`` stretches of ``spot_s`` seconds, evenly spaced from start to end (all of a recording
-    that is no longer than they are together). With a probe only its channels are looked at, except where the
+    Reads ``n_spots`` stretches of ``spot_s`` seconds, evenly spaced from start to stop (all of what
+    is no longer than they are together). With a probe only its channels are looked at, except where the
     number of channels is the question.
 
     Parameters
@@ -64,6 +70,8 @@ def check_traces(
         What to look at.
     scale : float, optional
         Factor that samples are going to be multiplied by.
+    start, stop : int, optional
+        Samples that are going to be sorted; no others are read. By default all.
     n_spots : int, optional
         How many stretches.
     spot_s : float, optional
@@ -91,11 +99,12 @@ def check_traces(
     is_dead = np.ones(len(channels), bool)
     all_zero = True
     steps, noise, stream = _Steps(recording.dtype), _Noise(scale), _FlatStream(recording.n_channels)
-    for start, stop in _spots(recording.n_samples, n_spots, max(1, round(spot_s * recording.sampling_rate_hz))):
-        rows = recording.read(start, stop)
+    stop = recording.n_samples if stop is None else stop
+    for first, last in _spots(stop - start, n_spots, max(1, round(spot_s * recording.sampling_rate_hz))):
+        rows = recording.read(start + first, start + last)
         block = rows[:, channels]
         _check_float_type(block, recording)
-        _check_finite(block, start, channels, recording)
+        _check_finite(block, start + first, channels, recording)
         is_dead &= (block == block[0]).all(axis=0)
         all_zero &= not block.any()
         if getattr(recording.source, "is_flat", False):  # else its shape is stored with it

@@ -62,6 +62,12 @@ def test_check_traces_reads_all_of_a_short_recording_once() -> None:
     assert source.reads == [(0, 100), (100, 200), (200, 250)]
 
 
+def test_check_traces_reads_only_what_is_sorted() -> None:
+    source = CountingSource(n_samples=100_000)
+    assert check_traces(Recording(source, 100.0), start=1000, stop=11_000) == []
+    assert source.reads == [(1000 + start, 1100 + start) for start in (0, 2475, 4950, 7425, 9900)]
+
+
 def test_check_traces_finds_dead_channels_by_their_place_in_the_file() -> None:
     array = np.random.default_rng(1).integers(-50, 50, (300, 5)).astype(np.int16)
     array[:, 1] = 7
