@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
+from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, ProbeError, RecordingError
 from ks4stream.io import spikeglx
 from ks4stream.io.cbin import CbinSource
 from ks4stream.io.formats import HEAD_BYTES, folder_refusal, is_hdf5, is_npy, refusal
@@ -275,11 +275,23 @@ def _look_at_hdf5(path: str, reason: str) -> _Found:
         found = read_series(path)
     except ImportError as error:
         raise RecordingError(f"{reason} Or install what reads it: pip install 'ks4stream[hdf5]'.") from error
-    except (OSError, KeyError) as error:
+    except (Ks4StreamError, MemoryError):
+        raise
+    except Exception as error:  # h5py raises many types for a damaged file
         raise RecordingError(f"{reason} It may be damaged: {error}.") from error
+
+    def find_probe() -> Probe | None:
+        try:
+            return found.probe()
+        except MemoryError:
+            raise
+        except Exception as error:  # the samples are fine, and the probe can still be given
+            warn(f"The probe stored in {path} is left out: {error}", Ks4StreamWarning, stacklevel=3)
+            return None
+
     return _Found(
         _time_first(found.source, name_of(path)), name_of(path), (path,), found.sampling_rate_hz, found.gain_uv,
-        found.offset_uv, lambda: found.probe,
+        found.offset_uv, find_probe,
     )  # fmt: skip
 
 

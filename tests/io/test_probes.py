@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -196,9 +196,9 @@ def test_the_advice_for_files_that_are_not_understood_works(tmp_path: Path, monk
     path.write_text(f"channel_groups = {{1: {{'channels': {first}}}, 2: {{'channels': {second}}}}}.copy()\n")
     with pytest.raises(ProbeError, match="if you trust the file") as error:
         load_probe(path)
-    advice = re.search(r'python -c "(.*)"', str(error.value))
-    assert advice is not None
-    subprocess.run([sys.executable, "-c", advice[1]], check=True)
+    _, found, advice = str(error.value).partition("python -c ")
+    assert found
+    subprocess.run([sys.executable, "-c", *shlex.split(advice)], check=True)
     probe = load_probe(tmp_path / "probe.json")
     assert probe.positions_um.tolist() == PROBE.positions_um.tolist()
     assert probe.chan_map.tolist() == [0, 3, 2] and probe.shank.tolist() == [0, 0, 1]
