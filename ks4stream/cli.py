@@ -412,7 +412,7 @@ def _open(files: Sequence[str], *, probe: str | None, dtype: str | None, setting
         recording = replace(recording, sampling_rate_hz=fs)
     if recording.probe is None:
         raise ProbeError(
-            f"{recording.name} does not tell where its contacts are. Give --probe: a file (.json, .mat, .prb, .meta), "
+            f"{recording.name} does not say where its contacts are. Give --probe: a file (.json, .mat, .prb, .meta), "
             f"or one of the shipped probes {', '.join(shipped_probes())}."
         )
     return recording

@@ -344,7 +344,7 @@ def _files(places: Mapping[str, Any], *, needed: bool) -> list[PathLike]:
 
 def _only_binary(folder: Path) -> Path:
     if not folder.is_dir():
-        raise RecordingError(f"data_dir={folder} is no folder. Give the folder of the binary file, or filename.")
+        raise RecordingError(f"data_dir={folder} is not a folder. Give the folder of the binary file, or filename.")
     found = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in _BINARY_SUFFIXES)
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
@@ -367,7 +367,7 @@ def _results_folder(places: Mapping[str, Any], files: Sequence[PathLike]) -> Pat
         return default_results_dir(files[0])
     if places.get("data_dir") is not None:
         return Path(places["data_dir"]) / "kilosort4"
-    raise SettingsError("A file_object does not tell where results should go; give results_dir.")
+    raise SettingsError("A file_object does not say where results should go; give results_dir.")
 
 
 def _open(
@@ -386,7 +386,7 @@ def _open(
     )
     if recording.probe is None:
         raise ProbeError(
-            f"{recording.name} does not tell where its contacts are; give probe (a dictionary with chanMap, xc, yc "
+            f"{recording.name} does not say where its contacts are; give probe (a dictionary with chanMap, xc, yc "
             f"and kcoords, or a file), or probe_name (shipped: {', '.join(shipped_probes())})."
         )
     return recording
@@ -440,7 +440,7 @@ def _progress(bar: Any) -> Progress | None:
         found: Progress = bar
         return found
     raise SettingsError(
-        f"progress_bar={bar!r} is no progress bar; give a tqdm bar, a Qt progress bar or signal, or a callable "
+        f"progress_bar={bar!r} is not a progress bar; give a tqdm bar, a Qt progress bar or signal, or a callable "
         "progress(stage, done, total)."
     )
 

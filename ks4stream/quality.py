@@ -46,7 +46,7 @@ SHARP = 0.7  # of the difference one value earlier and later, at the lag that is
 CLOSER = 0.6  # … what the difference at another lag may be, relative to that at the number given
 ALIKE = 1.4  # larger by this, they are not alike
 
-QUIET_UV = 1e-3  # noise below this is in volts: 2 to 30 µV are usual, and 0.002 to 0.03 mV
+QUIET_UV = 1e-4  # noise below this is in volts: 2 to 30 µV are usual, 0.002 to 0.03 mV, and in narrow bands a tenth
 
 
 def check_traces(
@@ -370,7 +370,7 @@ class _Noise:
         if not 0 < noise < QUIET_UV:
             return None
         return (
-            f"{recording.name} seems to be in volts: its noise is {noise:.1g}, where some µV are usual. What is found "
-            "does not depend on it, but artifact_threshold and stored traces are in that unit: "
+            f"{recording.name} seems to be in volts, or scaled otherwise: its noise is {noise:.1g}, where some µV are "
+            "usual. What is found does not depend on it, but artifact_threshold and stored traces are in that unit: "
             f"Settings(scale={1e6 * self._scale:g}) makes it µV."
         )

@@ -176,6 +176,7 @@ WELL_READ: dict[str, Callable[[NDArray[np.int16]], NDArray[Any]]] = {
     "hum": hum,
     "in microvolts": lambda x: x * np.float32(0.195),
     "in millivolts": lambda x: x * np.float32(0.195e-3),
+    "in millivolts, in a narrow band": lambda x: filtered(x, "low", 2000) * np.float32(0.195e-3),
     "large offset": lambda x: (x + 15_000).astype(np.int16),
     "saturated": lambda x: np.clip(40.0 * x, -32768, 32767).astype(np.int16),
     "channels that rail": railing,
@@ -268,7 +269,7 @@ def test_one_channel_after_the_other_is_told(traces, file_of, kind):
 
 def test_volts_are_told_with_the_factor(traces, file_of):
     volts = traces * np.float32(0.195e-6)
-    with pytest.warns(MisreadWarning, match=r"seems to be in volts: its noise is .e-0[56].*Settings\(scale=1e\+06\)"):
+    with pytest.warns(MisreadWarning, match=r"scaled otherwise: its noise is .e-0[56].*Settings\(scale=1e\+06\)"):
         check_traces(file_of(volts, 16))
     check_traces(file_of(volts, 16), scale=1e6)
 

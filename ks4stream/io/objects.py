@@ -101,7 +101,7 @@ def locate(path: str | os.PathLike[str]) -> str:
         )
     if not host or "//" in rest.rstrip("/"):
         raise RecordingError(
-            f"{text} is no address of an object: needed is {scheme}://BUCKET/KEY, with single slashes."
+            f"{text} is not the address of an object: expected {scheme}://BUCKET/KEY, with single slashes."
         )
     return text.rstrip("/")
 

@@ -134,7 +134,7 @@ class _Evaluator(ast.NodeVisitor):
         self.budget = _BUDGET
 
     def visit(self, node: ast.AST) -> Any:
-        """Visit a node; what goes wrong is told of the innermost one."""
+        """Visit a node; what goes wrong is reported of the innermost one."""
         try:
             self.pay(1)
             return _bounded(super().visit(node))

@@ -141,7 +141,7 @@ def _read_json(path: Path) -> Probe:
     except (ValueError, RecursionError) as error:
         raise ProbeError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise ProbeError(f"{path} holds a {type(content).__name__}; needed are the keys chanMap, xc, yc and kcoords.")
+        raise ProbeError(f"{path} holds a {type(content).__name__}; expected the keys chanMap, xc, yc and kcoords.")
     if _is_probeinterface(content):
         return _from_probeinterface(content, path.stem)
     return _from_kilosort(content, path.stem)

@@ -104,7 +104,7 @@ def open_recording(
     rate_hz = next((rate for rate in rates if rate is not None), None)
     if rate_hz is None:
         raise RecordingError(
-            f"{found.name} does not tell its sampling rate; give it as fs, in samples per second (fs=30000)."
+            f"{found.name} does not give its sampling rate; give it as fs, in samples per second (fs=30000)."
         )
     return Recording(
         source=found.source,
@@ -207,7 +207,7 @@ def _look_at_path(path: str | os.PathLike[str], n_chan: int | None, dtype: DType
         return _look_at_spikeglx(path, spikeglx.read_meta(meta_path), n_chan, dtype)
     if n_chan is None:
         raise RecordingError(
-            f"{path} is a flat binary file and does not tell how many channels it has; give n_chan (all in the "
+            f"{path} is a flat binary file and does not give its number of channels; give n_chan (all in the "
             "file, sync channels too; n_chan_bin in run_kilosort)."
         )
     source = BinarySource.open(path, n_chan, "int16" if dtype is None else dtype)
@@ -379,7 +379,7 @@ def _look_at_xarray(array: Any) -> _Found:
         raise RecordingError(f"An xarray {type(array).__name__} holds several arrays; give the one with the traces.")
     if set(array.dims) != {"time", "channel"}:
         raise RecordingError(
-            f"The DataArray has dims {array.dims}; needed are 'time' and 'channel'. Rename them (rename)."
+            f"The DataArray has dims {array.dims}; 'time' and 'channel' are needed. Rename them (rename)."
         )
     array = array.transpose("time", "channel")
     source: Source = DaskSource(array.data) if array.chunks is not None else ArraySource.open(array.data)
@@ -445,7 +445,7 @@ def _trace_arrays(group: Any, path: str) -> list[str]:
     tables = [name for name, array in arrays.items() if len(array.shape) == 2]
     if len(tables) != 1:
         raise RecordingError(
-            f"{path} is a Zarr group with {len(tables)} two-dimensional arrays; needed is one with the traces. Give "
+            f"{path} is a Zarr group with {len(tables)} two-dimensional arrays; one is needed, with the traces. Give "
             f"the array's own path, {path}/NAME"
             + (f", NAME being one of {', '.join(sorted(tables))}." if tables else ".")
         )
@@ -502,7 +502,7 @@ def _checked_rate(fs: float) -> float:
     try:
         return float(fs)
     except (TypeError, ValueError):
-        raise RecordingError(f"fs={fs!r} is no sampling rate; needed is a number of samples per second.") from None
+        raise RecordingError(f"fs={fs!r} is not a sampling rate; give a number of samples per second.") from None
 
 
 def _rate_of(attrs: Mapping[Any, Any]) -> float | None:

@@ -293,7 +293,7 @@ class SpikeGLXMeta:
             or not (np.abs(table) < _LARGEST_NUMBER).all()  # nor nan
         ):
             raise ProbeError(
-                f"{self.path}: ~{tag} cannot be read: needed are entries of {n_fields or 'equally many'} numbers. "
+                f"{self.path}: ~{tag} cannot be read: expected entries of {n_fields or 'equally many'} numbers. "
                 "Give the probe explicitly (probe)."
             )
         return header.split(","), table
@@ -382,11 +382,11 @@ def _number(tags: Mapping[str, str], tag: str, path: PurePath) -> float:
         return value
     except KeyError:
         raise RecordingError(
-            f"{path} is no SpikeGLX metadata: it has no line {tag}=…. Remove or rename it to open the file "
+            f"{path} is not SpikeGLX metadata: it has no line {tag}=…. Remove or rename it to open the file "
             "without, giving n_chan and fs."
         ) from None
     except ValueError:
-        raise RecordingError(f"{path}: {tag}={tags[tag]} is no number.") from None
+        raise RecordingError(f"{path}: {tag}={tags[tag]} is not a number.") from None
 
 
 def _whole(text: str) -> int | None:
@@ -399,7 +399,7 @@ def _n_neural(tags: Mapping[str, str], n_channels: int, path: PurePath) -> int:
     try:
         n_ap, n_lf, _ = (int(count) for count in tags["snsApLfSy"].split(","))
     except (KeyError, ValueError):
-        raise RecordingError(f"{path}: snsApLfSy={tags.get('snsApLfSy')}; needed are three channel counts.") from None
+        raise RecordingError(f"{path}: snsApLfSy={tags.get('snsApLfSy')}; expected three channel counts.") from None
     if n_ap + n_lf > n_channels:
         raise RecordingError(
             f"{path} contradicts itself: snsApLfSy={tags['snsApLfSy']} are more than nSavedChans={n_channels}."
@@ -485,7 +485,7 @@ def check_joined(parts: Sequence[Part]) -> None:
     joints = []
     for first, second in itertools.pairwise(parts):
         if first.path == second.path:
-            continue  # which is told of elsewhere
+            continue  # which is reported elsewhere
         gap_samples = second.start - first.start - first.n_samples
         if not _of_one_acquisition(first.meta, second.meta):
             _check_acquisitions(first, second)

@@ -241,7 +241,7 @@ def test_references_and_types_are_those_of_the_catalogue() -> None:
         ({"_snsGeomMap": None, "_snsShankMap": "(4,2,640)" + 6 * "(3:2:0:1)"}, "probe part NP2010 does not have"),
         ({"_snsGeomMap": None, "_snsShankMap": "(4,2,640)" + 6 * "(-1:0:0:1)"}, "probe part NP2010 does not have"),
         ({"_snsGeomMap": "(NP2010,4,250,70)(2:27:720:1)"}, "describes 1 contacts, but the file has 6"),
-        ({"_snsGeomMap": "(NP2010,4,250,70)(2:27:720)"}, "needed are entries of 4 numbers"),
+        ({"_snsGeomMap": "(NP2010,4,250,70)(2:27:720)"}, "expected entries of 4 numbers"),
         ({"_snsGeomMap": "(NP2010,4,250,70)(2:27:x:1)"}, "~snsGeomMap cannot be read"),
         ({"_snsGeomMap": "(NP2010)(2:27:720:1)"}, "no distance between shanks"),
         ({"_snsGeomMap": ""}, "~snsGeomMap cannot be read"),
@@ -299,10 +299,10 @@ def test_nidq_streams_have_no_probe(tmp_path: Path) -> None:
     [
         ({"nSavedChans": None}, "has no line nSavedChans="),
         ({"nSavedChans": "0"}, "nSavedChans=0; a file has at least one"),
-        ({"nSavedChans": "nan"}, "nSavedChans=nan is no number"),
-        ({"nSavedChans": "inf"}, "nSavedChans=inf is no number"),
-        ({"imSampRate": "fast"}, "imSampRate=fast is no number"),
-        ({"snsApLfSy": "6"}, "snsApLfSy=6; needed are three"),
+        ({"nSavedChans": "nan"}, "nSavedChans=nan is not a number"),
+        ({"nSavedChans": "inf"}, "nSavedChans=inf is not a number"),
+        ({"imSampRate": "fast"}, "imSampRate=fast is not a number"),
+        ({"snsApLfSy": "6"}, "snsApLfSy=6; expected three"),
         ({"snsApLfSy": "8,0,1"}, "are more than nSavedChans=7"),
     ],
 )
