@@ -2,10 +2,10 @@
 
     python benchmarks/misread.py --recording run_g0_t0.imec0.ap.bin
 
-All scenarios, an array of contacts of each kind of probe that SpikeGLX knows, and a recording of one's own if given, a
+All scenarios, an array of contacts of each layout of Neuropixels probes, and a recording of one's own if given, a
 second or two of each. *As written*: looked at raw, filtered, referenced, in µV, with channels in another order, one and
-four channels alone; nothing may be said. *Misread*: written to a file and read with each mistake; something has to be
-said. Fails if there is a false alarm, or if a mistake is caught on fewer than eight recordings.
+four channels alone, beside a tone; nothing may be said. *Misread*: written to a file and read with each mistake;
+something has to be said. Fails if there is a false alarm, or if a mistake is caught on fewer than eight recordings.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from probeinterface.neuropixels_tools import build_neuropixels_probe
 from scenarios import SCENARIOS
 from scipy import signal
 
 from ks4stream import Probe, open_recording
 from ks4stream.errors import MisreadWarning, RecordingError
-from ks4stream.io.spikeglx import LAYOUTS
 from ks4stream.quality import check_traces
 from ks4stream.simulate import simulate
 
 FEWEST = 8  # recordings on which each mistake has to be caught
+PARTS = (  # of Neuropixels probes, one for each layout of contacts
+    "NP1000", "NP1020", "NP1100", "NP1120", "NP1121", "NP1122", "NP1123", "NP1200", "NP1300", "NP2000", "NP3000",
+)  # fmt: skip
 Samples = NDArray[Any]
 Reading = tuple[Samples, int, str]  # what is in the file, and the channels and type that it is read with
 
@@ -72,11 +75,8 @@ def recordings(options: argparse.Namespace) -> Iterator[tuple[str, Samples, floa
     for number, (name, scenario) in enumerate(SCENARIOS.items()):
         made = scenario(700 + number, duration_s=max(2.0, options.seconds))
         yield name, np.asarray(made.traces[: round(options.seconds * made.sampling_rate_hz)]), made.sampling_rate_hz
-    parts = {layout: part for part, layout in reversed(list(LAYOUTS.items()))}  # one for each layout
-    for number, (layout, part) in enumerate(parts.items()):
-        row, column = np.divmod(np.arange(options.contacts), layout.n_columns)
-        x_um, y_um = layout.positions_um(np.zeros(len(row), np.int64), column, row)
-        probe = Probe(np.arange(len(row)), x_um, y_um, np.zeros(len(row), np.int64))
+    for number, part in enumerate(PARTS):
+        probe = Probe.from_positions(build_neuropixels_probe(part).contact_positions[: options.contacts])
         made = simulate(probe, max(1.0, options.seconds), seed=800 + number, n_units=20, hash_per_channel=1.0)
         yield part, np.asarray(made.traces[: round(options.seconds * made.sampling_rate_hz)]), made.sampling_rate_hz
     for path in options.recording:
@@ -108,6 +108,13 @@ def _high_pass(samples: Samples, rate: float) -> Samples:
     return signal.sosfiltfilt(signal.butter(3, 300, "high", fs=rate, output="sos"), samples, axis=0).astype("float32")
 
 
+def _tone(samples: Samples, rate: float, frequency_hz: float) -> Samples:
+    """With a tone that all channels share, four times the noise."""
+    noise = np.median(np.abs(np.diff(samples.astype(float), axis=0))) / 0.6745 / np.sqrt(2)
+    wave = 4 * noise * np.cos(0.3 + 2 * np.pi * frequency_hz * np.arange(len(samples)) / rate)
+    return (samples + wave[:, None]).astype(np.int16)
+
+
 WAYS: dict[str, Callable[[Samples, float], Samples]] = {
     "raw": lambda x, rate: x,
     "unsigned": lambda x, rate: (x.astype(np.int32) + 2**15).astype(np.uint16),
@@ -118,6 +125,11 @@ WAYS: dict[str, Callable[[Samples, float], Samples]] = {
     "four channels": lambda x, rate: x[:, :4],
     "one channel": lambda x, rate: x[:, :1],
     "one sample in ten": lambda x, rate: x[::10],
+    "a tone of a third of the rate": lambda x, rate: _tone(x, rate, rate / 3),
+    "a tone of half the rate": lambda x, rate: _tone(x, rate, rate / 2),
+    "a tone of 7.5 kHz": lambda x, rate: _tone(x, rate, 7500),
+    "a tone of 7.91 kHz": lambda x, rate: _tone(x, rate, 7910),
+    "four channels and a tone": lambda x, rate: _tone(x[:, :4], rate, rate / 3),
 }
 
 

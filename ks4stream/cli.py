@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,7 +27,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, ProbeError
-from ks4stream.settings import Settings
+from ks4stream.messages import warn
+from ks4stream.settings import SAME_RATE, Settings
 
 if TYPE_CHECKING:
     from ks4stream.io.places import Place
@@ -402,9 +403,16 @@ def _open(files: Sequence[str], *, probe: str | None, dtype: str | None, setting
         dtype=dtype,
         probe=probe,
     )
+    fs, rate = settings.get("fs", recording.sampling_rate_hz), recording.sampling_rate_hz
+    if abs(fs - rate) > SAME_RATE * rate:
+        warn(
+            f"{recording.name} is read at {fs:g} Hz, as --fs says, and not at the {rate:g} Hz of its metadata.",
+            Ks4StreamWarning,
+        )
+        recording = replace(recording, sampling_rate_hz=fs)
     if recording.probe is None:
         raise ProbeError(
-            f"{recording.name} does not tell where its contacts are. Give --probe: a file (.json, .mat, .prb, .meta), "
+            f"{recording.name} does not say where its contacts are. Give --probe: a file (.json, .mat, .prb, .meta), "
             f"or one of the shipped probes {', '.join(shipped_probes())}."
         )
     return recording

@@ -273,7 +273,7 @@ def _split_settings(settings: Mapping[str, Any] | Settings) -> tuple[dict[str, A
         If ``n_chan_bin`` is missing, or a name is unknown.
     """
     if isinstance(settings, Settings):
-        values, places = _explicit(settings), {}
+        values, places = settings.to_dict(), {}
     else:
         values = {name: value for name, value in settings.items() if name not in _PLACES}
         places = _given(**{name: settings.get(name) for name in _PLACES})
@@ -295,11 +295,6 @@ def _is_blank(value: Any) -> bool:
     return isinstance(value, str) and not value.strip()
 
 
-def _explicit(settings: Settings) -> dict[str, Any]:
-    """Settings as a dictionary, without a sampling rate that nobody chose."""
-    return {name: value for name, value in settings.to_dict().items() if name != "fs" or settings.gives_rate}
-
-
 def _files(places: Mapping[str, Any], *, needed: bool) -> list[PathLike]:
     """The files to sort: those named, or the only one of the folder."""
     named = places.get("filename")
@@ -314,7 +309,7 @@ def _files(places: Mapping[str, Any], *, needed: bool) -> list[PathLike]:
 
 def _only_binary(folder: Path) -> Path:
     if not folder.is_dir():
-        raise RecordingError(f"data_dir={folder} is no folder. Give the folder of the binary file, or filename.")
+        raise RecordingError(f"data_dir={folder} is not a folder. Give the folder of the binary file, or filename.")
     found = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in _BINARY_SUFFIXES)
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
@@ -337,7 +332,7 @@ def _results_folder(places: Mapping[str, Any], files: Sequence[PathLike]) -> Pat
         return default_results_dir(files[0])
     if places.get("data_dir") is not None:
         return Path(places["data_dir"]) / "kilosort4"
-    raise SettingsError("A file_object does not tell where results should go; give results_dir.")
+    raise SettingsError("A file_object does not say where results should go; give results_dir.")
 
 
 def _open(
@@ -356,7 +351,7 @@ def _open(
     )
     if recording.probe is None:
         raise ProbeError(
-            f"{recording.name} does not tell where its contacts are; give probe (a dictionary with chanMap, xc, yc "
+            f"{recording.name} does not say where its contacts are; give probe (a dictionary with chanMap, xc, yc "
             f"and kcoords, or a file), or probe_name (shipped: {', '.join(shipped_probes())})."
         )
     return recording
@@ -410,7 +405,7 @@ def _progress(bar: Any) -> Progress | None:
         found: Progress = bar
         return found
     raise SettingsError(
-        f"progress_bar={bar!r} is no progress bar; give a tqdm bar, a Qt progress bar or signal, or a callable "
+        f"progress_bar={bar!r} is not a progress bar; give a tqdm bar, a Qt progress bar or signal, or a callable "
         "progress(stage, done, total)."
     )
 

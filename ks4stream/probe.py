@@ -111,7 +111,7 @@ class Probe:
         table = np.asarray(positions_um, dtype=np.float64)
         if table.ndim != 2 or table.shape[1] != 2:
             raise ProbeError(
-                f"{name}: positions have shape {table.shape}, needed is (channel, 2): "
+                f"{name}: positions have shape {table.shape}, expected (channel, 2): "
                 "one row per contact with its x and y in µm."
             )
         return cls(
@@ -305,12 +305,12 @@ def _integers(values: ArrayLike, field: str, name: str) -> NDArray[np.int64]:
     """Return a new int64 vector; whole numbers stored as floats (as MATLAB does) are taken."""
     array = np.asarray(values)
     if array.ndim != 1:
-        raise ProbeError(f"{name}: {field} has shape {array.shape}, needed is one value per contact.")
+        raise ProbeError(f"{name}: {field} has shape {array.shape}, expected one value per contact.")
     if array.dtype.kind not in "iuf" and array.size:
-        raise ProbeError(f"{name}: {field} holds {array.dtype} values, needed are whole numbers.")
+        raise ProbeError(f"{name}: {field} holds {array.dtype} values, expected whole numbers.")
     if array.dtype.kind == "f" and not (np.isfinite(array) & (array == np.round(array))).all():
         odd = array[~(np.isfinite(array) & (array == np.round(array)))][0]
-        raise ProbeError(f"{name}: {field} holds {odd}, needed are whole numbers.")
+        raise ProbeError(f"{name}: {field} holds {odd}, expected whole numbers.")
     return array.astype(np.int64)
 
 
@@ -320,7 +320,7 @@ def _positions(values: ArrayLike, field: str, name: str) -> NDArray[np.float64]:
     except (TypeError, ValueError) as error:
         raise ProbeError(f"{name}: {field} holds something that is not a number ({error}).") from error
     if array.ndim != 1:
-        raise ProbeError(f"{name}: {field} has shape {array.shape}, needed is one value per contact.")
+        raise ProbeError(f"{name}: {field} has shape {array.shape}, expected one value per contact.")
     if not np.isfinite(array).all():
         rows = np.flatnonzero(~np.isfinite(array))
         raise ProbeError(

@@ -46,16 +46,22 @@ SHARP = 0.7  # of the difference one value earlier and later, at the lag that is
 CLOSER = 0.6  # … what the difference at another lag may be, relative to that at the number given
 ALIKE = 1.4  # larger by this, they are not alike
 
-QUIET_UV = 1e-3  # noise below this is in volts: 2 to 30 µV are usual, and 0.002 to 0.03 mV
+QUIET_UV = 1e-4  # noise below this is in volts: 2 to 30 µV are usual, 0.002 to 0.03 mV, and in narrow bands a tenth
 
 
 def check_traces(
-    recording: Recording, *, scale: float | None = None, n_spots: int = 5, spot_s: float = 1.0
+    recording: Recording,
+    *,
+    scale: float | None = None,
+    start: int = 0,
+    stop: int | None = None,
+    n_spots: int = 5,
+    spot_s: float = 1.0,
 ) -> list[int]:
     """Look at a few spots of a recording before hours are spent on it.
 
-    Reads ``n_spots`` stretches of ``spot_s`` seconds, evenly spaced from start to end (all of a recording
-    that is no longer than they are together). With a probe only its channels are looked at, except where the
+    Reads ``n_spots`` stretches of ``spot_s`` seconds, evenly spaced from start to stop (all of what
+    is no longer than they are together). With a probe only its channels are looked at, except where the
     number of channels is the question.
 
     Parameters
@@ -64,6 +70,8 @@ def check_traces(
         What to look at.
     scale : float, optional
         Factor that samples are going to be multiplied by.
+    start, stop : int, optional
+        Samples that are going to be sorted; no others are read. By default all.
     n_spots : int, optional
         How many stretches.
     spot_s : float, optional
@@ -91,11 +99,12 @@ def check_traces(
     is_dead = np.ones(len(channels), bool)
     all_zero = True
     steps, noise, stream = _Steps(recording.dtype), _Noise(scale), _FlatStream(recording.n_channels)
-    for start, stop in _spots(recording.n_samples, n_spots, max(1, round(spot_s * recording.sampling_rate_hz))):
-        rows = recording.read(start, stop)
+    stop = recording.n_samples if stop is None else stop
+    for first, last in _spots(stop - start, n_spots, max(1, round(spot_s * recording.sampling_rate_hz))):
+        rows = recording.read(start + first, start + last)
         block = rows[:, channels]
         _check_float_type(block, recording)
-        _check_finite(block, start, channels, recording)
+        _check_finite(block, start + first, channels, recording)
         is_dead &= (block == block[0]).all(axis=0)
         all_zero &= not block.any()
         if getattr(recording.source, "is_flat", False):  # else its shape is stored with it
@@ -280,7 +289,8 @@ class _FlatStream:
             closest = int(lags[rough[lags].argmin()])
             found = self._difference(closest)
             beside = min(self._difference(closest - 1), self._difference(closest + 1))
-            if found < min(CLOSER * given, SHARP * beside) and self._rows_do_not_show(closest):
+            is_close = found < min(CLOSER * given, SHARP * beside)
+            if is_close and self._rows_do_not_show(closest) and not self._is_shared(closest):
                 return (
                     f"{recording.name} seems to have {closest} channels, and not {n_channels}: in the file values are "
                     f"most like those {closest} values later. Check n_chan (n_chan_bin in run_kilosort), which counts "
@@ -324,8 +334,16 @@ class _FlatStream:
             step = (stream[lag : lag + n_whole] - stream[:n_whole]) ** 2
             step = np.minimum(step, OUTLYING * np.median(step))  # from one channel to the next, in an artifact
             squares += step.reshape(-1, self._n_channels).sum(axis=0)
-        ratio = squares[across].mean() / squares[~across].mean()
-        return bool(1 / ALIKE < ratio < ALIKE)
+        within = squares[~across].mean()
+        return bool(within and 1 / ALIKE < squares[across].mean() / within < ALIKE)  # 0 where channels are copies
+
+    def _is_shared(self, lag: int) -> bool:
+        """Whether whole rows come back at a lag by what all channels share, such as a tone, and not without that."""
+        if self._n_channels == 1 or lag % self._n_channels:
+            return False
+        rest = _FlatStream(self._n_channels)
+        rest._spots = [spot - np.median(spot, axis=1, keepdims=True) for spot in self._spots]
+        return rest._difference(lag) >= CLOSER * rest._difference(self._n_channels)
 
 
 # -- their unit ----------------------------------------------------------------------------------------
@@ -352,7 +370,7 @@ class _Noise:
         if not 0 < noise < QUIET_UV:
             return None
         return (
-            f"{recording.name} seems to be in volts: its noise is {noise:.1g}, where some µV are usual. What is found "
-            "does not depend on it, but artifact_threshold and stored traces are in that unit: "
+            f"{recording.name} seems to be in volts, or scaled otherwise: its noise is {noise:.1g}, where some µV are "
+            "usual. What is found does not depend on it, but artifact_threshold and stored traces are in that unit: "
             f"Settings(scale={1e6 * self._scale:g}) makes it µV."
         )

@@ -116,7 +116,7 @@ class Recording:
     Raises
     ------
     RecordingError
-        On construction, if it holds no samples or the rate is no positive number.
+        On construction, if it holds no samples or the rate is not a positive number.
     ProbeError
         On construction, if the probe has channels that the source has not.
     """
@@ -133,7 +133,7 @@ class Recording:
         """Check what can be checked without reading."""
         rate = self.sampling_rate_hz
         if not (math.isfinite(rate) and rate > 0):
-            raise RecordingError(f"{self.name}: fs={rate} is no sampling rate; needed are samples per second, above 0.")
+            raise RecordingError(f"{self.name}: fs={rate} is not a sampling rate; give samples per second, above 0.")
         if self.n_samples < 1 or self.n_channels < 1:
             raise RecordingError(
                 f"{self.name} is empty ({self.n_samples} samples of {self.n_channels} channels): "

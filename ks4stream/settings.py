@@ -208,13 +208,15 @@ class Settings:
         rate, n_channels = recording.sampling_rate_hz, recording.n_channels
         if self.gives_rate and abs(self.fs - rate) > SAME_RATE * rate:
             raise SettingsError(
-                f"fs={self.fs:g} Hz, but {recording.name} has {rate:g} Hz. Leave fs out of the settings, or open the "
+                f"fs={self.fs:g} Hz, but {recording.name} has {rate:g} Hz. Leave fs out of the settings "
+                f"(settings.replace(fs={rate:g}, n_chan_bin=None) if they are another recording's), or open the "
                 "recording with the right one (open_recording(…, fs=…))."
             )
         if self.n_chan_bin not in (None, n_channels):
             raise SettingsError(
                 f"n_chan_bin={self.n_chan_bin}, but {recording.name} has {n_channels} channels. Leave n_chan_bin out "
-                "of the settings, or open the recording with the right number (open_recording(…, n_chan=…))."
+                f"of the settings (settings.replace(fs={rate:g}, n_chan_bin=None) if they are another recording's), or "
+                "open the recording with the right number (open_recording(…, n_chan=…))."
             )
         return self.replace(fs=rate, n_chan_bin=n_channels)
 
@@ -244,8 +246,8 @@ class Settings:
         return self.replace(**{name: value for name, value in changes.items() if value is not None})
 
     def to_dict(self) -> dict[str, Any]:
-        """All values by name, as plain numbers: a default rate is one that was given."""
-        return asdict(self) | {"fs": float(self.fs)}
+        """All values by name, as plain numbers, without an ``fs`` that nobody chose: read again, it would be chosen."""
+        return {name: value for name, value in asdict(self).items() if name != "fs" or self.gives_rate}
 
 
 def _checked(spec: Field[Any], value: Any) -> Any:

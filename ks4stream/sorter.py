@@ -225,7 +225,8 @@ def prepare(recording: Recording, settings: Settings, *, device: str = "cpu") ->
     tiling = preprocessing.tiling_of(recording, settings)
     source = Preprocessor(recording, tiling, settings, device=device)
     source.probe.check_file(recording.n_channels)
-    dead = preprocessing.dead_channels(recording, source.probe, check_traces(recording, scale=settings.scale))
+    still = check_traces(recording, scale=settings.scale, start=tiling.start, stop=tiling.stop)
+    dead = preprocessing.dead_channels(recording, source.probe, still)
     return replace(source, dead=dead)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import dask
 import numpy as np
 import pytest
+import zarr
 from click.testing import CliRunner, Result
 from clusters import users_cluster
 
@@ -180,6 +181,19 @@ def test_settings_are_given_by_option_or_by_name(tetrode_file: Path, asked: dict
         n_chan_bin=4, Th_universal=7, Th_learned=6.5, drift_smoothing=(1, 2, 3), templates_from_data=False,
         max_cluster_subset=None, nblocks=0, tmax=1.5,
     )  # fmt: skip
+
+
+def test_a_rate_that_is_given_corrects_metadata(tmp_path: Path, asked: dict[str, Any]) -> None:
+    """Not by the little by which the measured rate differs from the one that was meant."""
+    array = zarr.open_array(str(tmp_path / "a.zarr"), mode="w", shape=(60_000, 4), dtype="i2", chunks=(60_000, 4))
+    array[:] = np.random.default_rng(0).integers(-100, 100, (60_000, 4))
+    for told, used in [(30_000.0, 25_000.0), (24_999.95, 24_999.95)]:
+        array.attrs["sampling_frequency"] = told
+        result = run("sort", tmp_path / "a.zarr", "--fs", 25000, "--probe", "tetrode")
+        assert result.exit_code == 0, result.output
+        assert asked["recording"].sampling_rate_hz == asked["settings"].fs == used
+        is_told = "read at 25000 Hz, as --fs says, and not at the 30000 Hz" in " ".join(result.stderr.split())
+        assert is_told == (told == 30_000)
 
 
 def test_recording_and_machine_are_passed_on(tetrode_file: Path, asked: dict[str, Any]) -> None:

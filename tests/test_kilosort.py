@@ -249,7 +249,7 @@ def test_the_only_binary_of_a_folder(fake, data):
     (data.parent / "other.DAT").write_bytes(b"")
     with pytest.raises(RecordingError, match=r"found: other.DAT, rec.bin"):
         run_kilosort(SETTINGS, probe=PROBE, data_dir=data.parent)
-    with pytest.raises(RecordingError, match="is no folder"):
+    with pytest.raises(RecordingError, match="is not a folder"):
         run_kilosort(SETTINGS, probe=PROBE, data_dir=data)
 
 

@@ -44,7 +44,7 @@ def test_from_positions_numbers_channels_and_puts_them_on_one_shank() -> None:
     probe = Probe.from_positions([(0, 0), (0, 20), (16, 10)])
     assert probe.chan_map.tolist() == [0, 1, 2] and probe.shank.tolist() == [0, 0, 0]
     assert probe.y_um.tolist() == [0, 20, 10]
-    with pytest.raises(ProbeError, match=r"shape \(3,\), needed is \(channel, 2\)"):
+    with pytest.raises(ProbeError, match=r"shape \(3,\), expected \(channel, 2\)"):
         Probe.from_positions([0, 20, 40])
 
 
@@ -57,7 +57,7 @@ def test_from_positions_numbers_channels_and_puts_them_on_one_shank() -> None:
         ({"y_um": [0, 20, np.nan, 0, np.inf]}, "y_um is nan for contact 2, 4"),
         ({"chan_map": [0, 1, -1, 4, 5]}, "chan_map holds -1"),
         ({"chan_map": [0, 1, 1, 4, 5]}, "chan_map names channel 1 more than once"),
-        ({"chan_map": [0, 1, 2.5, 4, 5]}, "chan_map holds 2.5, needed are whole numbers"),
+        ({"chan_map": [0, 1, 2.5, 4, 5]}, "chan_map holds 2.5, expected whole numbers"),
         ({"chan_map": [0, 1, np.nan, 4, 5]}, "chan_map holds nan"),
         ({"shank": ["a", "a", "a", "b", "b"]}, "shank holds <U1 values"),
         ({"y_um": [0, 20, 20, 0, 20]}, r"channels 1, 3 are at the same place \(x 0 µm, y 20 µm, shank 1\)"),

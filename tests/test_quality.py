@@ -62,6 +62,12 @@ def test_check_traces_reads_all_of_a_short_recording_once() -> None:
     assert source.reads == [(0, 100), (100, 200), (200, 250)]
 
 
+def test_check_traces_reads_only_what_is_sorted() -> None:
+    source = CountingSource(n_samples=100_000)
+    assert check_traces(Recording(source, 100.0), start=1000, stop=11_000) == []
+    assert source.reads == [(1000 + start, 1100 + start) for start in (0, 2475, 4950, 7425, 9900)]
+
+
 def test_check_traces_finds_dead_channels_by_their_place_in_the_file() -> None:
     array = np.random.default_rng(1).integers(-50, 50, (300, 5)).astype(np.int16)
     array[:, 1] = 7
@@ -143,6 +149,13 @@ def hum(samples: NDArray[np.int16]) -> NDArray[np.int16]:
     return (samples + wave[:, None]).astype(np.int16)
 
 
+def tone(samples: NDArray[np.int16], frequency_hz: float, times_noise: float = 5.0) -> NDArray[np.int16]:
+    """A tone that all channels share, as from a power supply or a pump."""
+    noise = np.median(np.abs(np.diff(samples.astype(float), axis=0))) / 0.6745 / np.sqrt(2)
+    wave = times_noise * noise * np.cos(0.3 + 2 * np.pi * frequency_hz * np.arange(len(samples)) / RATE)
+    return (samples + wave[:, None]).astype(np.int16)
+
+
 def half_dead(samples: NDArray[np.int16]) -> NDArray[np.int16]:
     dead = samples.copy()
     dead[:, 1::2] = 0
@@ -163,10 +176,20 @@ WELL_READ: dict[str, Callable[[NDArray[np.int16]], NDArray[Any]]] = {
     "hum": hum,
     "in microvolts": lambda x: x * np.float32(0.195),
     "in millivolts": lambda x: x * np.float32(0.195e-3),
+    "in millivolts, in a narrow band": lambda x: filtered(x, "low", 2000) * np.float32(0.195e-3),
     "large offset": lambda x: (x + 15_000).astype(np.int16),
     "saturated": lambda x: np.clip(40.0 * x, -32768, 32767).astype(np.int16),
     "channels that rail": railing,
     "half dead": half_dead,
+    "a tone of 10 kHz": lambda x: tone(x, 10_000),
+    "a tone of half the rate": lambda x: tone(x, RATE / 2),
+    "a loud tone of half the rate": lambda x: tone(x, RATE / 2, 20),
+    "a tone of 7.5 kHz": lambda x: tone(x, 7500, 3),
+    "a tone of 7.91 kHz": lambda x: tone(x, 7910, 4),
+    "a tetrode and a tone": lambda x: tone(x[:, :4], 10_000),
+    "channels that are copies": lambda x: np.repeat(x[:, :8], 2, axis=1),
+    "channels that are copies, side by side": lambda x: np.tile(x[:, :8], (1, 2)),
+    "all channels are copies": lambda x: np.repeat(white(x)[:, :1], 16, axis=1),
     "white noise": white,
     "white noise that neighbours share": lambda x: white(x, 8.0),
     "white noise that all share": lambda x: white(x, np.inf),
@@ -230,6 +253,13 @@ def test_a_forgotten_sync_channel_is_told(traces, file_of):
         check_traces(recording)
 
 
+@pytest.mark.parametrize("n_chan", [2, 8, 17])
+def test_a_wrong_number_of_channels_is_told_beside_a_tone(traces, file_of, n_chan):
+    """With the right one, or where the tone comes back after three samples, three times that."""
+    with pytest.warns(MisreadWarning, match=rf"seems to have (16|48) channels, and not {n_chan}: "):
+        check_traces(file_of(tone(traces, 10_000), n_chan))
+
+
 @pytest.mark.parametrize("kind", ["raw", "high-pass", "hum", "in another order"])
 def test_one_channel_after_the_other_is_told(traces, file_of, kind):
     samples = WELL_READ[kind](traces)
@@ -239,7 +269,7 @@ def test_one_channel_after_the_other_is_told(traces, file_of, kind):
 
 def test_volts_are_told_with_the_factor(traces, file_of):
     volts = traces * np.float32(0.195e-6)
-    with pytest.warns(MisreadWarning, match=r"seems to be in volts: its noise is .e-0[56].*Settings\(scale=1e\+06\)"):
+    with pytest.warns(MisreadWarning, match=r"scaled otherwise: its noise is .e-0[56].*Settings\(scale=1e\+06\)"):
         check_traces(file_of(volts, 16))
     check_traces(file_of(volts, 16), scale=1e6)
 

@@ -125,7 +125,7 @@ def test_read_is_bounded() -> None:
 
 @pytest.mark.parametrize("rate_hz", [0.0, -1.0, np.nan, np.inf])
 def test_the_rate_must_be_positive(rate_hz: float) -> None:
-    with pytest.raises(RecordingError, match="no sampling rate"):
+    with pytest.raises(RecordingError, match="not a sampling rate"):
         Recording(CountingSource(), rate_hz)
 
 

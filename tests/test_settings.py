@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import Field, FrozenInstanceError, fields
 from typing import Any
@@ -200,7 +201,8 @@ def test_rate_and_channels_are_those_of_the_recording() -> None:
 
 @pytest.mark.parametrize("through", [
     lambda settings: settings.replace(nt=41), lambda settings: pickle.loads(pickle.dumps(settings)), copy.deepcopy,
-], ids=["replace", "pickle", "copy"])  # fmt: skip
+    lambda settings: Settings.from_dict(settings.to_dict()),
+], ids=["replace", "pickle", "copy", "dictionary"])  # fmt: skip
 def test_a_default_rate_stays_one_that_nobody_chose(through: Callable[[Settings], Settings]) -> None:
     assert through(Settings()).fs == 30_000
     assert through(Settings()).for_recording(recording_of(25_000)).fs == 25_000
@@ -213,6 +215,16 @@ def test_a_default_rate_stays_one_that_nobody_chose(through: Callable[[Settings]
 def test_a_dictionary_holds_plain_numbers() -> None:
     """Whoever stores it, or reads it elsewhere, needs nothing of ours."""
     assert {type(value) for value in Settings().to_dict().values()} <= {int, float, bool, tuple, type(None)}
+
+
+@pytest.mark.parametrize("other", [recording_of(25_000, 8), recording_of(30_000, 8)])
+def test_settings_of_another_recording_are_told_how_to_change(other: Recording) -> None:
+    stored = Settings(nt=41).for_recording(recording_of(30_000))
+    with pytest.raises(SettingsError) as caught:
+        stored.for_recording(other)
+    advice = re.search(r"settings\.replace\(fs=(\d+), n_chan_bin=None\)", str(caught.value))
+    assert advice is not None
+    assert stored.replace(fs=float(advice[1]), n_chan_bin=None).for_recording(other).nt == 41
 
 
 def test_the_rate_that_was_measured_counts() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import RecordingError
-from ks4stream.io.objects import locate, name_of, read_bytes, status
+from ks4stream.io.objects import locate, name_of, read_bytes, read_metadata, status
 from ks4stream.io.sources import delivered_dtype
 
 
@@ -69,7 +69,7 @@ class CbinSource:
         if found is None or index_found is None:
             raise RecordingError(f"There is no {index_path if found else path}; a .cbin is read by the .ch beside it.")
         try:
-            index = json.loads(bytes(read_bytes(index_path, 0, index_found.size_bytes)))
+            index = json.loads(read_metadata(index_path, index_found.size_bytes))
             if index["algorithm"] != "zlib" or index["chunk_order"] not in ("C", "F"):
                 raise ValueError(f"algorithm {index['algorithm']}, order {index['chunk_order']} is not known")
             source = cls(
@@ -80,7 +80,7 @@ class CbinSource:
             places = source.bounds, source.offsets
             if len(places[0]) != len(places[1]) or any(one[:1] != (0,) or sorted(one) != [*one] for one in places):
                 raise ValueError("its chunks do not follow each other")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise RecordingError(
                 f"{index_path} is not an index of mtscomp ({type(error).__name__}: {error}). Copy it again."
             ) from error
@@ -125,8 +125,13 @@ class CbinSource:
         """Decompress a chunk, shape (time, channel)."""
         n_samples = self.bounds[number + 1] - self.bounds[number]
         content = read_bytes(self.path, *self.offsets[number : number + 2])
+        n_bytes = n_samples * self.n_channels * self.file_dtype.itemsize
         try:
-            values = np.frombuffer(zlib.decompress(content), self.file_dtype)
+            stream = zlib.decompressobj()
+            unpacked = stream.decompress(content, n_bytes + 1)  # a few bytes may hold gigabytes
+            if len(unpacked) != n_bytes or not stream.eof:
+                raise ValueError(f"they are not {n_bytes} bytes")
+            values = np.frombuffer(unpacked, self.file_dtype)
             chunk = values.reshape((n_samples, self.n_channels), order=self.order)  # type: ignore[call-overload]
         except (zlib.error, ValueError) as error:
             raise RecordingError(

@@ -100,8 +100,7 @@ def refusal(path: str, head: bytes) -> str | None:
     if found is not None:
         return _told(path, found, "by its first bytes")
     if is_text(head):
-        line = head.decode("utf-8", errors="ignore").strip().partition("\n")[0].strip()
-        return _told(path, by_name or TEXT, f"it begins with {line[:60]!r}")
+        return _told(path, by_name or TEXT, "its first bytes are readable")  # not shown, for they may be a secret
     if by_name is not None:
         return _told(path, by_name, f"by its suffix {suffix}") + (
             " If it is a flat binary all the same, give it a name that ends with .bin."

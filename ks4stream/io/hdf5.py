@@ -6,17 +6,24 @@ Files are opened by each process at each read, as what h5py has opened cannot be
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import RecordingError
+from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, RecordingError
 from ks4stream.io.objects import name_of, status
 from ks4stream.io.sources import delivered_dtype
+from ks4stream.messages import warn
 from ks4stream.probe import Probe
+from ks4stream.settings import SAME_RATE
+
+_FEWEST_SAMPLES = 1000  # of a table that may be a recording; others hold positions or times of events
+_TIMESTAMPS = 100_000  # that tell the rate: rounded to milliseconds, to 3 parts in 10 000 at 30 kHz
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Hdf5Source:
         path = os.path.abspath(os.fsdecode(dataset.file.filename))
         what = f"{dataset.name} of {path}"
         if len(dataset.shape) != 2:
-            raise RecordingError(f"{what} has shape {dataset.shape}; needed are two dimensions, (time, channel).")
+            raise RecordingError(f"{what} has shape {dataset.shape}; two dimensions are needed, (time, channel).")
         delivered_dtype(dataset.dtype, what)
         return cls(path, dataset.name, int(dataset.shape[0]), int(dataset.shape[1]), np.dtype(dataset.dtype))
 
@@ -78,12 +85,31 @@ class Hdf5Source:
 
         try:
             with h5py.File(self.path, "r") as file:
-                return np.asarray(file[self.dataset][start:stop]).astype(self.dtype, copy=False)
-        except (OSError, KeyError) as error:
+                dataset = file[self.dataset]
+                try:
+                    return np.asarray(dataset[start:stop]).astype(self.dtype, copy=False)
+                except OSError:
+                    self._check_filters(dataset)
+                    raise
+        except (Ks4StreamError, MemoryError):
+            raise
+        except Exception as error:  # h5py raises many types for a damaged file
             raise RecordingError(
                 f"Samples {start} to {stop} of {self.dataset} in {self.path} cannot be read ({error}). The file is "
                 "damaged, or has changed since it was opened. Copy it again, or leave this time out (tmin, tmax)."
             ) from error
+
+    def _check_filters(self, dataset: Any) -> None:
+        import h5py
+
+        creation = dataset.id.get_create_plist()
+        numbers = [creation.get_filter(index)[0] for index in range(creation.get_nfilters())]
+        if missing := [str(number) for number in numbers if not h5py.h5z.filter_avail(number)]:
+            raise RecordingError(
+                f"{self.dataset} in {self.path} is compressed by a filter that is not installed here (number "
+                f"{', '.join(missing)}). Install it wherever the recording is read, on workers too: pip install "
+                "hdf5plugin, and let HDF5_PLUGIN_PATH name its folder (hdf5plugin.PLUGIN_PATH)."
+            )
 
     def digest(self) -> str:
         """Hash of the file's name, size and time of change, and of how it is read."""
@@ -108,15 +134,24 @@ class Series:
     source : Hdf5Source
     sampling_rate_hz, gain_uv, offset_uv : float or None
         None where they are not told, or differ between channels.
-    probe : Probe or None
-        Of the electrodes' relative positions, None where there are none.
+    group : str or None
+        The series' path in the file, None for a table.
     """
 
     source: Hdf5Source
     sampling_rate_hz: float | None = None
     gain_uv: float | None = None
     offset_uv: float | None = None
-    probe: Probe | None = None
+    group: str | None = None
+
+    def probe(self) -> Probe | None:
+        """Make a probe of the electrodes' relative positions, None where there are none."""
+        import h5py
+
+        if self.group is None:
+            return None
+        with h5py.File(self.source.path, "r") as file:
+            return _probe(file[self.group], file, self.source)
 
 
 def read_series(path: str) -> Series:
@@ -136,35 +171,58 @@ def read_series(path: str) -> Series:
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
-            if len(item.shape or ()) == 2 and item.dtype.kind in "iuf" and item.shape[0] > item.shape[1] > 0:
-                tables.append(name)
-        elif item.attrs.get("neurodata_type") == "ElectricalSeries" and name.startswith("acquisition/"):
+            if len(item.shape or ()) == 2 and max(item.shape) >= _FEWEST_SAMPLES and min(item.shape) > 0:
+                with suppress(RecordingError):  # of another type than samples have
+                    delivered_dtype(item.dtype)
+                    tables.append(name)
+        elif item.attrs.get("neurodata_type") in ("ElectricalSeries", b"ElectricalSeries"):
             series.append(name)
 
     with h5py.File(path, "r") as file:
         file.visititems(visit)
+        # What was acquired; what was made of it is often the LF band.
+        series = [name for name in series if name.startswith("acquisition/")] or series
         found = [f"{name}/data" for name in series] or tables
         if len(found) != 1:
             raise RecordingError(
                 f"{path} is an HDF5 file with {len(found)} "
-                + ("electrical series" if series else "tables of numbers, longer than wide")
-                + "; needed is one. Open it with h5py and pass the dataset with the traces, "
+                + ("electrical series" if series else f"tables of {_FEWEST_SAMPLES} samples or more")
+                + "; one is needed. Open it with h5py and pass the dataset with the traces, "
                 + f"h5py.File({path!r})['NAME']"
                 + (f", NAME being one of {', '.join(sorted(found)[:8])}." if found else ".")
             )
         source = Hdf5Source.of(file[found[0]])
-        return _described(source, file[series[0]], file) if series else Series(source)
+        return _described(source, file[series[0]]) if series else Series(source)
 
 
-def _described(source: Hdf5Source, group: Any, file: Any) -> Series:
+def _described(source: Hdf5Source, group: Any) -> Series:
     """What NWB says of an electrical series: volts are data · conversion · channel_conversion + offset."""
     rate_hz = float(group["starting_time"].attrs["rate"]) if "starting_time" in group else None
     if rate_hz is None and "timestamps" in group:
-        rate_hz = float(1 / np.median(np.diff(group["timestamps"][:1000])))
+        rate_hz = _rate_of(group["timestamps"], f"{group.name} of {source.path}")
     factors = np.unique(group["channel_conversion"][:]) if "channel_conversion" in group else np.ones(1)
     gain_uv = 1e6 * float(group["data"].attrs.get("conversion", 1.0)) * float(factors[0]) if len(factors) == 1 else None
     offset_uv = 1e6 * float(group["data"].attrs.get("offset", 0.0))
-    return Series(source, rate_hz, gain_uv, None if gain_uv is None else offset_uv, _probe(group, file, source))
+    return Series(source, rate_hz, gain_uv, None if gain_uv is None else offset_uv, group.name)
+
+
+def _rate_of(timestamps: Any, what: str) -> float | None:
+    """Samples per second by their times, which may be rounded, of the first ones; None if these make no sense."""
+    first = np.asarray(timestamps[:_TIMESTAMPS], np.float64)
+    lasts_s = float(first[-1] - first[0]) if len(first) > 1 else 0.0
+    if not (math.isfinite(lasts_s) and lasts_s > 0):
+        return None
+    rate_hz = (len(first) - 1) / lasts_s
+    told_s, counted_s = float(timestamps[-1] - first[0]), (len(timestamps) - 1) / rate_hz
+    if not abs(told_s - counted_s) <= SAME_RATE * counted_s:
+        warn(
+            f"{what} has {len(timestamps)} samples, which last {counted_s:.3f} s at the {rate_hz:.6g} Hz of its first "
+            f"timestamps, but the last timestamp is {told_s:.3f} s after the first: there are gaps, or the rate "
+            "changes. Spike times count samples, as if they followed each other at one rate.",
+            Ks4StreamWarning,
+            stacklevel=6,
+        )
+    return rate_hz
 
 
 def _probe(group: Any, file: Any, source: Hdf5Source) -> Probe | None:

@@ -31,6 +31,7 @@ CONNECTION = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "15min"
 BACKOFF = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2}
 HASTY = {"max_retries": 4, "retry_timeout": timedelta(seconds=15), "backoff": BACKOFF}  # to tell mistakes soon
 PATIENT = {"max_retries": 10, "retry_timeout": timedelta(minutes=5), "backoff": BACKOFF}  # hours of work are at stake
+LARGEST_METADATA_BYTES = 1 << 25  # a file that describes recordings or probes and has more is something else
 _COPIED_BYTES = 5 << 30  # that stores copy themselves by one request; S3 no more
 _ADVICE = {
     "s3": "Check bucket, AWS_REGION, and AWS_ENDPOINT_URL where the store is not Amazon's",
@@ -100,7 +101,7 @@ def locate(path: str | os.PathLike[str]) -> str:
         )
     if not host or "//" in rest.rstrip("/"):
         raise RecordingError(
-            f"{text} is no address of an object: needed is {scheme}://BUCKET/KEY, with single slashes."
+            f"{text} is not the address of an object: expected {scheme}://BUCKET/KEY, with single slashes."
         )
     return text.rstrip("/")
 
@@ -177,6 +178,22 @@ def read_bytes(location: str, start: int, stop: int) -> memoryview:
 
     with explained(location):
         return memoryview(bytearray(obstore.get_range(store, key, start=start, end=stop)))
+
+
+def read_metadata(location: str, size_bytes: int) -> bytes:
+    """Read all of a file or an object that describes others.
+
+    Raises
+    ------
+    RecordingError
+        If it cannot be read, or is larger than any description is.
+    """
+    if size_bytes > LARGEST_METADATA_BYTES:
+        raise RecordingError(
+            f"{location} has {size_bytes} bytes; of what describes a recording or a probe, {LARGEST_METADATA_BYTES} "
+            "are read at most. Is it another file?"
+        )
+    return bytes(read_bytes(location, 0, size_bytes))
 
 
 def read_versioned(location: str) -> Versioned | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -109,11 +110,11 @@ def evaluate(source: str, wanted: Sequence[str], what: str) -> dict[str, Any]:
         line, reason = getattr(outside.node, "lineno", "?"), str(outside)[:200]
     except RecursionError:
         line, text, reason = "?", "…", "it is nested too deeply"
+    program = f"import probeinterface as p; p.write_probeinterface('probe.json', p.read_prb({what!r}))"
     raise ProbeError(
         f"{what}, line {line}: {text!r} cannot be evaluated: {reason}. .prb files are not executed here; literals, "
         "arithmetic, range, comprehensions and loops are understood. Write the numbers out, or, if you trust the "
-        'file, let probeinterface run it once and save the probe as JSON: python -c "import probeinterface as p; '
-        f"p.write_probeinterface('probe.json', p.read_prb({what!r}))\""
+        f"file, let probeinterface run it once and save the probe as JSON: python -c {shlex.quote(program)}"
     )
 
 
@@ -133,7 +134,7 @@ class _Evaluator(ast.NodeVisitor):
         self.budget = _BUDGET
 
     def visit(self, node: ast.AST) -> Any:
-        """Visit a node; what goes wrong is told of the innermost one."""
+        """Visit a node; what goes wrong is reported of the innermost one."""
         try:
             self.pay(1)
             return _bounded(super().visit(node))
@@ -250,7 +251,7 @@ class _Evaluator(ast.NodeVisitor):
 
     def visit_Name(self, node: ast.Name) -> Any:
         if node.id not in self.names:
-            raise ValueError("there is no value of that name")
+            raise ValueError(f"name {node.id!r} is not defined")
         return self.look_up(node.id)
 
     def visit_Constant(self, node: ast.Constant) -> Any:
@@ -347,6 +348,8 @@ class _Evaluator(ast.NodeVisitor):
             if isinstance(op, ast.In | ast.NotIn):
                 self.pay(_weight(left) * len(self.items(right)))
                 holds = (left in right) == isinstance(op, ast.In)
+            elif type(op) not in _COMPARISONS:
+                raise ValueError("'is' is not understood here; use == or !=")
             else:
                 left, right = self.flat([left, right])
                 holds = _COMPARISONS[type(op)](left, right)
@@ -370,7 +373,12 @@ class _Evaluator(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> Any:
         arguments = self.elements(node.args)
-        keywords = {str(keyword.arg): self.visit(keyword.value) for keyword in node.keywords}
+        keywords: dict[Any, Any] = {}
+        for keyword in node.keywords:
+            value = self.visit(keyword.value)
+            if keyword.arg is None and not (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
+                raise ValueError("only a dictionary with strings as keys can stand after **")
+            self.update(keywords, value if keyword.arg is None else [(keyword.arg, value)])
         match node.func:
             case ast.Name(id=name) if name not in self.names:
                 return self.called(name, arguments, keywords)

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import Ks4StreamWarning, ProbeError
+from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
 from ks4stream.io import spikeglx
+from ks4stream.io.objects import read_metadata
 from ks4stream.io.prb import evaluate
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
@@ -127,13 +128,20 @@ def shipped_probes() -> dict[str, Path]:
 # -- formats -------------------------------------------------------------------------------------------
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return read_metadata(str(path), path.stat().st_size)
+    except (OSError, RecordingError) as error:
+        raise ProbeError(str(error)) from error
+
+
 def _read_json(path: Path) -> Probe:
     try:
-        content = json.loads(path.read_bytes())  # finds out whether it is UTF-8 or UTF-16, with or without a mark
+        content = json.loads(_content(path))  # finds out whether it is UTF-8 or UTF-16, with or without a mark
     except (ValueError, RecursionError) as error:
         raise ProbeError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise ProbeError(f"{path} holds a {type(content).__name__}; needed are the keys chanMap, xc, yc and kcoords.")
+        raise ProbeError(f"{path} holds a {type(content).__name__}; expected the keys chanMap, xc, yc and kcoords.")
     if _is_probeinterface(content):
         return _from_probeinterface(content, path.stem)
     return _from_kilosort(content, path.stem)
@@ -181,7 +189,7 @@ def _mat_chan_map(content: Mapping[str, Any], path: Path) -> NDArray[Any]:
 
 def _read_prb(path: Path) -> Probe:
     """Klusta's probe file: Python source, which is evaluated and never executed."""
-    content = path.read_bytes()
+    content = _content(path)
     text = content.decode(json.detect_encoding(content), errors="replace")  # what is not ASCII stands in comments
     values = evaluate(text, ("channel_groups", "total_nb_channels"), str(path))
     groups = values.get("channel_groups")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
+from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, ProbeError, RecordingError
 from ks4stream.io import spikeglx
 from ks4stream.io.cbin import CbinSource
 from ks4stream.io.formats import HEAD_BYTES, folder_refusal, is_hdf5, is_npy, refusal
@@ -104,7 +104,7 @@ def open_recording(
     rate_hz = next((rate for rate in rates if rate is not None), None)
     if rate_hz is None:
         raise RecordingError(
-            f"{found.name} does not tell its sampling rate; give it as fs, in samples per second (fs=30000)."
+            f"{found.name} does not give its sampling rate; give it as fs, in samples per second (fs=30000)."
         )
     return Recording(
         source=found.source,
@@ -207,7 +207,7 @@ def _look_at_path(path: str | os.PathLike[str], n_chan: int | None, dtype: DType
         return _look_at_spikeglx(path, spikeglx.read_meta(meta_path), n_chan, dtype)
     if n_chan is None:
         raise RecordingError(
-            f"{path} is a flat binary file and does not tell how many channels it has; give n_chan (all in the "
+            f"{path} is a flat binary file and does not give its number of channels; give n_chan (all in the "
             "file, sync channels too; n_chan_bin in run_kilosort)."
         )
     source = BinarySource.open(path, n_chan, "int16" if dtype is None else dtype)
@@ -275,11 +275,23 @@ def _look_at_hdf5(path: str, reason: str) -> _Found:
         found = read_series(path)
     except ImportError as error:
         raise RecordingError(f"{reason} Or install what reads it: pip install 'ks4stream[hdf5]'.") from error
-    except (OSError, KeyError) as error:
+    except (Ks4StreamError, MemoryError):
+        raise
+    except Exception as error:  # h5py raises many types for a damaged file
         raise RecordingError(f"{reason} It may be damaged: {error}.") from error
+
+    def find_probe() -> Probe | None:
+        try:
+            return found.probe()
+        except MemoryError:
+            raise
+        except Exception as error:  # the samples are fine, and the probe can still be given
+            warn(f"The probe stored in {path} is left out: {error}", Ks4StreamWarning, stacklevel=3)
+            return None
+
     return _Found(
         _time_first(found.source, name_of(path)), name_of(path), (path,), found.sampling_rate_hz, found.gain_uv,
-        found.offset_uv, lambda: found.probe,
+        found.offset_uv, find_probe,
     )  # fmt: skip
 
 
@@ -367,7 +379,7 @@ def _look_at_xarray(array: Any) -> _Found:
         raise RecordingError(f"An xarray {type(array).__name__} holds several arrays; give the one with the traces.")
     if set(array.dims) != {"time", "channel"}:
         raise RecordingError(
-            f"The DataArray has dims {array.dims}; needed are 'time' and 'channel'. Rename them (rename)."
+            f"The DataArray has dims {array.dims}; 'time' and 'channel' are needed. Rename them (rename)."
         )
     array = array.transpose("time", "channel")
     source: Source = DaskSource(array.data) if array.chunks is not None else ArraySource.open(array.data)
@@ -416,11 +428,15 @@ def _trace_arrays(group: Any, path: str) -> list[str]:
     """Names of the arrays that hold traces: SpikeInterface's segments in order, or the only 2-D array."""
     n_segments = group.attrs.get("num_segments")
     if n_segments:  # SpikeInterface says, so that nothing need be listed
-        names = [f"traces_seg{segment}" for segment in range(n_segments)]
-        lost = [name for name in names if name not in group]
-        if lost:
+        if not isinstance(n_segments, int):
+            raise RecordingError(f"{path}: num_segments={n_segments!r} is not a whole number. Copy it again.")
+        names: list[str] = []
+        while len(names) < n_segments and (name := f"traces_seg{len(names)}") in group:
+            names.append(name)
+        if not names or len(names) < n_segments:
             raise RecordingError(
-                f"{path} should hold {n_segments} segment(s), but {', '.join(lost)} cannot be found. Copy it again."
+                f"{path} should hold {n_segments} segment(s), but traces_seg{len(names)} cannot be found. Copy it "
+                "again."
             )
         return names
     if not can_list(path):
@@ -429,7 +445,7 @@ def _trace_arrays(group: Any, path: str) -> list[str]:
     tables = [name for name, array in arrays.items() if len(array.shape) == 2]
     if len(tables) != 1:
         raise RecordingError(
-            f"{path} is a Zarr group with {len(tables)} two-dimensional arrays; needed is one with the traces. Give "
+            f"{path} is a Zarr group with {len(tables)} two-dimensional arrays; one is needed, with the traces. Give "
             f"the array's own path, {path}/NAME"
             + (f", NAME being one of {', '.join(sorted(tables))}." if tables else ".")
         )
@@ -486,7 +502,7 @@ def _checked_rate(fs: float) -> float:
     try:
         return float(fs)
     except (TypeError, ValueError):
-        raise RecordingError(f"fs={fs!r} is no sampling rate; needed is a number of samples per second.") from None
+        raise RecordingError(f"fs={fs!r} is not a sampling rate; give a number of samples per second.") from None
 
 
 def _rate_of(attrs: Mapping[Any, Any]) -> float | None:

@@ -146,14 +146,14 @@ class BinarySource:
         if n_channels < 1:
             raise RecordingError(f"n_chan={n_channels}: a file has at least one channel.")
         if offset_bytes < 0:
-            raise RecordingError(f"offset_bytes={offset_bytes} lies before the start of {path}; needed is 0 or more.")
+            raise RecordingError(f"offset_bytes={offset_bytes} lies before the start of {path}; give 0 or more.")
         n_bytes = size_bytes - offset_bytes
         if n_bytes <= 0:
             raise RecordingError(f"{path} holds no samples ({size_bytes} bytes): there is nothing to sort.")
         n_samples, remainder = divmod(n_bytes, n_channels * file_dtype.itemsize)
         if remainder:
             raise RecordingError(
-                f"{path} has {n_bytes} bytes of samples, which is no multiple of {n_channels} channels × "
+                f"{path} has {n_bytes} bytes of samples, which is not a multiple of {n_channels} channels × "
                 f"{file_dtype.itemsize} bytes ({file_dtype}): {remainder} bytes are left over after {n_samples} "
                 "samples. Check the number of channels (n_chan; all in the file, sync channels too) and dtype; "
                 "a file that was cut short can be trimmed to a whole number of samples."
@@ -260,7 +260,7 @@ class ConcatenatedSource:
         """Check that the parts fit together and find where each ends."""
         object.__setattr__(self, "sources", tuple(self.sources))
         if not self.sources:
-            raise RecordingError("No parts were given to join; needed is at least one.")
+            raise RecordingError("No parts were given to join; give at least one.")
         first = self.sources[0]
         for number, part in enumerate(self.sources[1:], start=1):
             if part.n_channels != first.n_channels or part.dtype != first.dtype:
@@ -500,7 +500,7 @@ class ZarrSource:
         path = locate(path)
         version = zarr_metadata(path)
         if version is None:
-            raise RecordingError(f"{path} is no Zarr array: it has neither zarr.json nor .zarray.")
+            raise RecordingError(f"{path} is not a Zarr array: it has neither zarr.json nor .zarray.")
         array = open_zarr(path)
         if not hasattr(array, "shape"):
             raise RecordingError(f"{path} is a Zarr group; name the array within it.")
@@ -561,7 +561,7 @@ def _opened_zarr(path: str, version: str, is_complete: bool, _: Hashable) -> Any
 def _check_rank(shape: tuple[int, ...], what: str = "the array") -> None:
     if len(shape) != 2:
         raise RecordingError(
-            f"{what} has shape {tuple(shape)}; needed are two dimensions, (time, channel)."
+            f"{what} has shape {tuple(shape)}; two dimensions are needed, (time, channel)."
             + (" A single channel is array[:, None]." if len(shape) == 1 else "")
         )
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
-from ks4stream.io.objects import is_remote, locate, name_of, read_bytes, status
+from ks4stream.io.objects import is_remote, locate, name_of, read_metadata, status
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
 
@@ -38,6 +38,8 @@ _REFERENCE_CHANNEL = {
 _PHASE_3A_REFERENCES = (36, 75, 112, 151, 188, 227, 264, 303, 340, 379)  # its option 4 has 276 channels
 
 _NP2_AP_GAIN = {"21": 80.0, "24": 80.0}  # fixed in the prototypes; 100 in what is sold since
+_MOST_CHANNELS = 100_000  # in a file
+_LARGEST_NUMBER = 2**53  # in a table of contacts
 _JOINTS_SHOWN = 4
 _RUN = re.compile(r"([^/\\]+)_g\d+_t[^/\\]*$")  # in the name that a file had: run_g0_t0.imec0.ap.bin
 # Files are begun when they are written first, some seconds after their first sample; runs are minutes apart.
@@ -86,8 +88,7 @@ class SpikeGLXMeta:
     @property
     def first_sample(self) -> int | None:
         """The file's first sample, counted from the start of the acquisition; None if that is not told."""
-        first = self.tags.get("firstSample", "")
-        return int(first) if first.isdecimal() else None
+        return _whole(self.tags.get("firstSample", ""))
 
     @property
     def duration_s(self) -> float | None:
@@ -254,8 +255,13 @@ class SpikeGLXMeta:
         try:
             for item in subset.split(","):
                 first, _, last = item.partition(":")
-                saved.extend(range(int(first), int(last or first) + 1))
+                numbers = range(int(first), int(last or first) + 1)
+                if numbers.stop - numbers.start + len(saved) > self.n_channels:
+                    raise self._unknown_geometry(f"snsSaveChanSubset names more than {self.n_channels} channels")
+                saved.extend(numbers)
             n_ap, n_lf = (int(count) for count in self.tags["acqApLfSy"].split(",")[:2])
+        except ProbeError:
+            raise
         except (KeyError, ValueError):
             raise self._unknown_geometry("snsSaveChanSubset and acqApLfSy do not tell the channels") from None
         # LF channels are numbered after the AP channels and lie on the same contacts.
@@ -281,9 +287,13 @@ class SpikeGLXMeta:
             table = np.array([re.split(r"[: ]", entry.strip()) for entry in entries], np.float64)
         except ValueError as error:
             raise ProbeError(f"{self.path}: ~{tag} cannot be read ({error}). Give the probe explicitly.") from error
-        if table.ndim != 2 or (n_fields is not None and table.shape[1] != n_fields):
+        if (
+            table.ndim != 2
+            or (n_fields is not None and table.shape[1] != n_fields)
+            or not (np.abs(table) < _LARGEST_NUMBER).all()  # nor nan
+        ):
             raise ProbeError(
-                f"{self.path}: ~{tag} cannot be read: needed are entries of {n_fields or 'equally many'} numbers. "
+                f"{self.path}: ~{tag} cannot be read: expected entries of {n_fields or 'equally many'} numbers. "
                 "Give the probe explicitly (probe)."
             )
         return header.split(","), table
@@ -336,7 +346,7 @@ def read_meta(path: str | os.PathLike[str]) -> SpikeGLXMeta:
     found = status(location)
     if found is None:
         raise RecordingError(f"There is no file {location}.")
-    content = bytes(read_bytes(location, 0, found.size_bytes))
+    content = read_metadata(location, found.size_bytes)
     is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as editors on Windows may save it
     text = content.decode("utf-16" if is_utf_16 else "utf-8-sig", errors="replace")
     path = PurePath(name_of(location)) if is_remote(location) else PurePath(location)
@@ -348,9 +358,10 @@ def read_meta(path: str | os.PathLike[str]) -> SpikeGLXMeta:
     stream = tags.get("typeThis", "imec")
     rate_tag = {"nidq": "niSampRate", "obx": "obSampRate"}.get(stream, "imSampRate")
     n_channels = int(_number(tags, "nSavedChans", path))
-    if n_channels < 1:
-        raise RecordingError(f"{path}: nSavedChans={tags['nSavedChans']}; a file has at least one channel.")
-    size = tags.get("fileSizeBytes", "")
+    if not 1 <= n_channels <= _MOST_CHANNELS:
+        raise RecordingError(
+            f"{path}: nSavedChans={tags['nSavedChans']}; a file has at least one channel, and {_MOST_CHANNELS} at most."
+        )
     return SpikeGLXMeta(
         path=path,
         stream=stream,
@@ -358,7 +369,7 @@ def read_meta(path: str | os.PathLike[str]) -> SpikeGLXMeta:
         n_neural=_n_neural(tags, n_channels, path) if stream == "imec" else 0,
         sampling_rate_hz=_number(tags, rate_tag, path),
         gain_uv=_imec_gain_uv(tags) if stream == "imec" else None,
-        file_size_bytes=int(size) if size.isdecimal() else None,
+        file_size_bytes=_whole(tags.get("fileSizeBytes", "")),
         tags=tags,
     )
 
@@ -371,11 +382,16 @@ def _number(tags: Mapping[str, str], tag: str, path: PurePath) -> float:
         return value
     except KeyError:
         raise RecordingError(
-            f"{path} is no SpikeGLX metadata: it has no line {tag}=…. Remove or rename it to open the file "
+            f"{path} is not SpikeGLX metadata: it has no line {tag}=…. Remove or rename it to open the file "
             "without, giving n_chan and fs."
         ) from None
     except ValueError:
-        raise RecordingError(f"{path}: {tag}={tags[tag]} is no number.") from None
+        raise RecordingError(f"{path}: {tag}={tags[tag]} is not a number.") from None
+
+
+def _whole(text: str) -> int | None:
+    """A number of at least 0, of decimal digits; None if it is something else, or has more than 64 bits."""
+    return int(text) if text.isdecimal() and len(text) < 19 else None
 
 
 def _n_neural(tags: Mapping[str, str], n_channels: int, path: PurePath) -> int:
@@ -383,7 +399,7 @@ def _n_neural(tags: Mapping[str, str], n_channels: int, path: PurePath) -> int:
     try:
         n_ap, n_lf, _ = (int(count) for count in tags["snsApLfSy"].split(","))
     except (KeyError, ValueError):
-        raise RecordingError(f"{path}: snsApLfSy={tags.get('snsApLfSy')}; needed are three channel counts.") from None
+        raise RecordingError(f"{path}: snsApLfSy={tags.get('snsApLfSy')}; expected three channel counts.") from None
     if n_ap + n_lf > n_channels:
         raise RecordingError(
             f"{path} contradicts itself: snsApLfSy={tags['snsApLfSy']} are more than nSavedChans={n_channels}."
@@ -397,10 +413,10 @@ def _imec_gain_uv(tags: Mapping[str, str]) -> float | None:
         range_v = float(tags["imAiRangeMax"])
         probe_type = tags.get("imDatPrb_type", "0")
         max_int = float(tags.get("imMaxInt") or _DEFAULT_MAX_INT.get(probe_type, 512.0))
-        amplification = _amplification(tags, probe_type)
-    except (KeyError, ValueError):
+        gain_uv = 1e6 * range_v / max_int / (_amplification(tags, probe_type) or math.nan)
+    except (KeyError, ValueError, ZeroDivisionError):
         return None
-    return None if amplification is None else 1e6 * range_v / max_int / amplification
+    return gain_uv if math.isfinite(gain_uv) and gain_uv > 0 else None
 
 
 def _amplification(tags: Mapping[str, str], probe_type: str) -> float | None:
@@ -469,7 +485,7 @@ def check_joined(parts: Sequence[Part]) -> None:
     joints = []
     for first, second in itertools.pairwise(parts):
         if first.path == second.path:
-            continue  # which is told of elsewhere
+            continue  # which is reported elsewhere
         gap_samples = second.start - first.start - first.n_samples
         if not _of_one_acquisition(first.meta, second.meta):
             _check_acquisitions(first, second)

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 
 from ks4stream.blocks import Tiling
 from ks4stream.errors import ResultsError
-from ks4stream.io.objects import zarr_store
 from ks4stream.io.places import place, size_of
 from ks4stream.io.records import writing_to
 from ks4stream.io.spikes import let_go
+from ks4stream.io.zarrs import without_pickle
 from ks4stream.probe import Probe
 from ks4stream.recording import FlatFile
 from ks4stream.results import Drift, PeakSample, Provenance, Sorting, Waveforms, Whitening
@@ -114,7 +114,7 @@ def load_sorting(path: str | os.PathLike[str], *, features: bool = True) -> Sort
         raise ResultsError(
             f"{path} holds no sorting. Give a sorting.zarr, or the results folder that one was written to."
         )
-    group = zarr.open_group(zarr_store(str(store)), mode="r")
+    group = zarr.open_group(without_pickle(str(store)), mode="r")
     written_as = group.attrs.get("format")
     if written_as != FORMAT:
         raise ResultsError(

@@ -9,11 +9,14 @@ right (writers leave out those that hold nothing but the fill value), and are a 
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import operator
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, RecordingError
@@ -29,6 +32,9 @@ _CODEC_PACKAGES = {
     "pcodec": "'numcodecs[pcodec]'",
     "zfpy": "'numcodecs[zfpy]'",
 }
+_METADATA = (".zarray", ".zgroup", ".zmetadata", "zarr.json")
+_PICKLE = re.compile(r"^(?:numcodecs\.)?pickle$", re.IGNORECASE)  # a codec that executes what a file holds
+_MOST_MISSING = 10**6  # chunks: each that is missing takes memory
 _BLOSC_HEADER_BYTES = 16
 _STRETCHES_SHOWN = 3
 
@@ -123,16 +129,23 @@ def check_chunks(path: str, array: Any) -> bool:
             stored.add(tuple(map(int, re.split("[./]", match[1]))))
             if not found.size_bytes:
                 raise RecordingError(f"{child(path, name)}, a chunk of the recording, is empty. Copy it again.")
+    stored = {place for place in stored if len(place) == len(n_chunks) and all(map(operator.lt, place, n_chunks))}
+    n_all = math.prod(n_chunks)
+    if not stored and n_all:
+        raise RecordingError(
+            f"{path} holds no samples: its metadata are there, but none of its {n_all} chunks. Copy it again."
+        )
+    if n_all - len(stored) > _MOST_MISSING:
+        raise RecordingError(
+            f"{path} should have {n_all} chunks, but {len(stored)} are stored: its metadata are damaged, or nearly all "
+            "of it is missing. Copy it again."
+        )
     missing = [place for place in itertools.product(*map(range, n_chunks)) if place not in stored]
     if not missing:
         return True
-    if len(missing) == math.prod(n_chunks):
-        raise RecordingError(
-            f"{path} holds no samples: its metadata are there, but none of its {len(missing)} chunks. Copy it again."
-        )
     where = _stretches(sorted({place[0] for place in missing}), grid[0], array.shape[0])
     warn(
-        f"{len(missing)} of the {math.prod(n_chunks)} chunks of {path} are not stored (samples {where}), and read as "
+        f"{len(missing)} of the {n_all} chunks of {path} are not stored (samples {where}), and read as "
         f"{array.fill_value or 0}. That is right if whoever wrote them left out chunks of this value; if the copy is "
         "incomplete, copy it again.",
         Ks4StreamWarning,
@@ -162,7 +175,8 @@ class _Chunks:
     are_blosc: bool = False
 
     def look_at(self, key: str, content: memoryview | None) -> None:
-        """Refuse a chunk that is not as it was written."""
+        """Refuse a chunk that is not as it was written, and metadata by which a chunk would be executed."""
+        _refuse_pickle(self.path, key, content)
         if _CHUNK.search(key) is None:
             return
         if content is None:
@@ -181,6 +195,35 @@ class _Chunks:
                 f"{child(self.path, key)}, a chunk of the recording, was cut short: it has {n_bytes} bytes of "
                 f"{needed}. Copy it again."
             )
+
+
+def without_pickle(path: str) -> Any:
+    """What ``zarr.open`` takes for a location, refusing metadata by which reading would execute what is stored."""
+    return _looked_at(zarr_store(path), partial(_refuse_pickle, path))
+
+
+def _refuse_pickle(path: str, key: str, content: memoryview | None) -> None:
+    if content is None or key.rpartition("/")[2] not in _METADATA:
+        return
+    try:
+        names_pickle = _names_pickle(json.loads(bytes(content)))
+    except ValueError:  # Zarr itself says what is wrong
+        return
+    if names_pickle:
+        raise RecordingError(
+            f"{child(path, key)} names the codec 'pickle', which would execute what the file holds. It is not read "
+            "here. If you trust whoever wrote it, save it with another codec (Blosc, say)."
+        )
+
+
+def _names_pickle(value: Any) -> bool:
+    """Whether JSON names the codec, anywhere in it: as "id" (version 2) or "name" (version 3) of a mapping."""
+    if isinstance(value, dict):
+        named = (value.get(name) for name in ("id", "name"))
+        return any(isinstance(one, str) and _PICKLE.match(one) for one in named) or any(
+            map(_names_pickle, value.values())
+        )
+    return isinstance(value, list) and any(map(_names_pickle, value))
 
 
 def _last_codec(array: Any) -> str:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def log_inputs(recording: Recording, settings: Settings, **options: Any) -> None
     _logger.info("Sorting %r", recording)
     for file in recording.files:
         _logger.debug("file: %s", file)
-    default = Settings().to_dict()
+    default = asdict(Settings())
     for name, value in settings.to_dict().items():
         _logger.debug("%s = %r%s", name, value, "" if value == default[name] else f"  (default {default[name]!r})")
     for name, value in options.items():

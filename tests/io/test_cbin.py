@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import tracemalloc
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +100,40 @@ def test_what_is_missing_or_damaged_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.ch").unlink()
     with pytest.raises(RecordingError, match=r"There is no .*a\.ch; a \.cbin is read by the \.ch beside it"):
         open_recording(path)
+
+
+@pytest.mark.parametrize("written", [b"\0" * 2**25, SAMPLES[:50].tobytes(), SAMPLES[:101].tobytes()])
+def test_a_chunk_that_holds_more_or_less_is_damaged_and_no_more_is_unpacked(
+    written: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = zlib.compress(written)
+    (tmp_path / "a.cbin").write_bytes(packed)
+    index = {
+        "algorithm": "zlib", "chunk_order": "F", "n_channels": 5, "dtype": "int16", "chunk_bounds": [0, 100],
+        "chunk_offsets": [0, len(packed)], "do_time_diff": True, "do_spatial_diff": False, "sample_rate": 100.0,
+    }  # fmt: skip
+    (tmp_path / "a.ch").write_text(json.dumps(index))
+    source = CbinSource.open(tmp_path / "a.cbin")
+    tracemalloc.start()
+    try:
+        with pytest.raises(RecordingError, match=r"Samples 0 to 100 of .* are damaged"):
+            source.read(0, 100)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("text", ['{"algorithm": "zlib", "chunk_order": "F", "n_channels": Infinity}', "[" * 100_000])
+def test_an_index_of_nonsense_is_an_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.cbin").write_bytes(b"x")
+    (tmp_path / "a.ch").write_text(text)
+    with pytest.raises(RecordingError, match=r"a\.ch is not an index of mtscomp"):
+        CbinSource.open(tmp_path / "a.cbin")
+
+
+def test_an_index_as_large_as_a_recording_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.cbin").write_bytes(b"x")
+    with (tmp_path / "a.ch").open("wb") as file:
+        file.truncate(2**40)  # sparse
+    with pytest.raises(RecordingError, match=r"a\.ch has 1099511627776 bytes.*Is it another file"):
+        CbinSource.open(tmp_path / "a.cbin")

@@ -127,7 +127,7 @@ def test_npy_is_read_in_ranges(version: tuple[int, int], dtype: str, object_stor
     ("content", "message"),
     [
         (npy(np.asfortranarray(SAMPLES)), r"holds one channel after the other.*numpy\.ascontiguousarray"),
-        (npy(SAMPLES[:, 0]), r"a\.npy has shape \(3000,\); needed are two dimensions"),
+        (npy(SAMPLES[:, 0]), r"a\.npy has shape \(3000,\); two dimensions are needed"),
         (npy(SAMPLES.T.copy()), r"more channels than samples.*transpose"),
         (npy(SAMPLES.astype(np.int8)), "holds int8 samples; supported are"),
         (npy(SAMPLES)[:-1], "cannot be read as a .npy file: it has 24127 bytes, by its header 24128"),
@@ -254,7 +254,7 @@ def test_what_fails_for_good_is_an_error_that_names_it(
         ("s3://recordings/none.zarr", r"no object, Zarr array or Zarr group s3://recordings/none\.zarr.*percent-enc"),
         ("s3://no-such-bucket/a.dat", r"no object.* s3://no-such-bucket/a\.dat\. Check bucket and key"),
         ("s3://recordings", "names a whole store"),
-        ("s3:///a", "needed is s3://BUCKET/KEY"),
+        ("s3:///a", "expected s3://BUCKET/KEY"),
         ("s3://a//b", "with single slashes"),
         ("ftp://host/a.dat", r"cannot be read from ftp://; known are s3://, gs://, az://, https://"),
     ],
@@ -308,7 +308,7 @@ def test_each_scheme_has_its_store(object_store: Any, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 def test_zarr_that_does_not_fit(object_store: Any, tmp_path: Path) -> None:
     wrong = object_store.put(write_zarr(tmp_path / "v.zarr", SAMPLES[:, 0]), "wrong/rank.zarr")
-    with pytest.raises(RecordingError, match=r"wrong/rank\.zarr has shape \(3000,\); needed are two dimensions"):
+    with pytest.raises(RecordingError, match=r"wrong/rank\.zarr has shape \(3000,\); two dimensions are needed"):
         open_recording(wrong)
     wrong = object_store.put(write_zarr(tmp_path / "t.zarr", SAMPLES.T), "wrong/axis.zarr")
     with pytest.raises(RecordingError, match=r"more channels than samples.*transpose"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 import tracemalloc
 from pathlib import Path
@@ -87,6 +88,7 @@ range(4, 0, -1)[1:3], (1, 2, 3)[-1], {"a": 5}["a"], "abc"[::-1]
 [i * j for i in range(3) if i for j in range(i)], {i % 2 for i in range(5)}, sum(i for i in range(5))
 sorted([3, 1, 2]), list(reversed((1, 2))), max(3, 5), min([3, 5]), abs(-3), round(2.4), round(2.46, 1), len("abc")
 list(enumerate("ab", 1)), list(zip([1, 2], (3, 4, 5))), tuple([1]), set([1, 1]), dict([(1, 2)], a=3), str(3)
+dict({"a": 1, "b": 2}, **{"b": 3}, c=4)
 int("3"), int(2.9), float(3), [k + v for k, v in {1: 2}.items()], list({1: 2}.keys()), list({1: 2}.values())
 """.strip().splitlines()
 
@@ -192,8 +194,24 @@ def test_what_is_outside_is_an_error_and_is_not_executed(
 def test_the_error_shows_the_expression_and_its_line() -> None:
     with pytest.raises(ProbeError, match=r"^p\.prb, line 3: 'get\(1\)' cannot be evaluated: the function is not known"):
         evaluate("a = 1\nx = [a,\n  get(1)]", ["x"], "p.prb")
-    with pytest.raises(ProbeError, match="line 1: 'b' cannot be evaluated: there is no value of that name"):
+    with pytest.raises(ProbeError, match="line 1: 'b' cannot be evaluated: name 'b' is not defined"):
         evaluate("x = 1 + b", ["x"], "p.prb")
+
+
+def test_what_is_outside_is_named_in_words() -> None:
+    with pytest.raises(ProbeError, match="'is' is not understood here; use == or !="):
+        evaluate("x = None is None", ["x"], "p.prb")
+    with pytest.raises(ProbeError, match="only a dictionary with strings as keys can stand after"):
+        evaluate("x = dict(**{0: 1})", ["x"], "p.prb")
+
+
+@pytest.mark.parametrize("name", ["a $(touch b).prb", "it's \"a\" `c`.prb"])
+def test_the_command_that_is_offered_runs_the_program_that_it_shows(name: str) -> None:
+    with pytest.raises(ProbeError) as caught:
+        evaluate("x = get(1)", ["x"], name)
+    command = str(caught.value).partition("probe as JSON: python -c ")[2]
+    shown = subprocess.run(["sh", "-c", f"printf %s {command}"], capture_output=True, text=True, check=False).stdout
+    assert shown.endswith(f"p.read_prb({name!r}))")
 
 
 def test_what_is_outside_does_no_harm_where_nothing_depends_on_it() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ import probeinterface
 import pytest
 import scipy.io
 
-from ks4stream.errors import Ks4StreamWarning, ProbeError
+from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, ProbeError
 from ks4stream.io.probes import load_probe, save_probe, shipped_probes
 from ks4stream.probe import Probe
 
@@ -196,9 +196,9 @@ def test_the_advice_for_files_that_are_not_understood_works(tmp_path: Path, monk
     path.write_text(f"channel_groups = {{1: {{'channels': {first}}}, 2: {{'channels': {second}}}}}.copy()\n")
     with pytest.raises(ProbeError, match="if you trust the file") as error:
         load_probe(path)
-    advice = re.search(r'python -c "(.*)"', str(error.value))
-    assert advice is not None
-    subprocess.run([sys.executable, "-c", advice[1]], check=True)
+    _, found, advice = str(error.value).partition("python -c ")
+    assert found
+    subprocess.run([sys.executable, "-c", *shlex.split(advice)], check=True)
     probe = load_probe(tmp_path / "probe.json")
     assert probe.positions_um.tolist() == PROBE.positions_um.tolist()
     assert probe.chan_map.tolist() == [0, 3, 2] and probe.shank.tolist() == [0, 0, 1]
@@ -345,3 +345,12 @@ def test_spikeglx_metadata_are_a_probe_file(tmp_path: Path) -> None:
     (tmp_path / "run.meta").write_text(head)
     with pytest.raises(ProbeError, match="describes no probe geometry"):
         load_probe(tmp_path / "run.meta")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".prb", ".meta"])
+def test_a_probe_as_large_as_a_recording_is_not_read(suffix, tmp_path):
+    path = tmp_path / f"large{suffix}"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # sparse
+    with pytest.raises(Ks4StreamError, match=r"has 1099511627776 bytes.*Is it another file"):
+        load_probe(path)

@@ -187,16 +187,16 @@ def test_a_stored_probe_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     SAMPLES.tofile(tmp_path / "a.bin")
-    with pytest.raises(RecordingError, match=r"how many channels it has; give n_chan .*n_chan_bin"):
+    with pytest.raises(RecordingError, match=r"its number of channels; give n_chan .*n_chan_bin"):
         open_recording(tmp_path / "a.bin", fs=100)
-    with pytest.raises(ValueError, match=r"a\.bin does not tell its sampling rate; give it as fs"):
+    with pytest.raises(ValueError, match=r"a\.bin does not give its sampling rate; give it as fs"):
         open_recording(tmp_path / "a.bin", n_chan=3)
-    with pytest.raises(RecordingError, match="array does not tell its sampling rate"):
+    with pytest.raises(RecordingError, match="array does not give its sampling rate"):
         open_recording(SAMPLES)
     for fs in ("fast", [1, 2]):
-        with pytest.raises(RecordingError, match="is no sampling rate"):
+        with pytest.raises(RecordingError, match="is not a sampling rate"):
             open_recording(SAMPLES, fs=fs)  # type: ignore[arg-type]
-    with pytest.raises(RecordingError, match=r"fs=0\.0 is no sampling rate"):
+    with pytest.raises(RecordingError, match=r"fs=0\.0 is not a sampling rate"):
         open_recording(SAMPLES, fs=0)
 
 
@@ -242,7 +242,7 @@ def test_time_must_come_first(tmp_path: Path) -> None:
         ([SAMPLES, SAMPLES[:, :2]], {}, "part 1 has 2 channels"),
         (12, {}, "cannot be made of int"),
         (None, {}, "cannot be made of NoneType"),
-        (xr.DataArray(SAMPLES, dims=("t", "c")), {}, r"has dims \('t', 'c'\); needed are 'time' and 'channel'"),
+        (xr.DataArray(SAMPLES, dims=("t", "c")), {}, r"has dims \('t', 'c'\); 'time' and 'channel' are needed"),
         (xr.Dataset({"a": ("time", SAMPLES[:, 0])}), {}, "xarray Dataset holds several arrays"),
     ],
 )

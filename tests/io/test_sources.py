@@ -203,7 +203,7 @@ def test_join_leaves_a_single_source_alone() -> None:
 
 @pytest.mark.parametrize("shape", [(12,), (2, 3, 4)])
 def test_other_ranks_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(RecordingError, match=r"needed are two dimensions, \(time, channel\)"):
+    with pytest.raises(RecordingError, match=r"two dimensions are needed, \(time, channel\)"):
         ArraySource(np.zeros(shape, np.int16))
 
 
@@ -299,7 +299,7 @@ def test_a_zarr_array_that_is_replaced_is_opened_again(tmp_path: Path) -> None:
 
 
 def test_what_is_no_zarr_array_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecordingError, match="is no Zarr array"):
+    with pytest.raises(RecordingError, match="is not a Zarr array"):
         ZarrSource.open(tmp_path)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / ".zarray").write_text("{}")

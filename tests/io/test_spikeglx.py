@@ -241,7 +241,7 @@ def test_references_and_types_are_those_of_the_catalogue() -> None:
         ({"_snsGeomMap": None, "_snsShankMap": "(4,2,640)" + 6 * "(3:2:0:1)"}, "probe part NP2010 does not have"),
         ({"_snsGeomMap": None, "_snsShankMap": "(4,2,640)" + 6 * "(-1:0:0:1)"}, "probe part NP2010 does not have"),
         ({"_snsGeomMap": "(NP2010,4,250,70)(2:27:720:1)"}, "describes 1 contacts, but the file has 6"),
-        ({"_snsGeomMap": "(NP2010,4,250,70)(2:27:720)"}, "needed are entries of 4 numbers"),
+        ({"_snsGeomMap": "(NP2010,4,250,70)(2:27:720)"}, "expected entries of 4 numbers"),
         ({"_snsGeomMap": "(NP2010,4,250,70)(2:27:x:1)"}, "~snsGeomMap cannot be read"),
         ({"_snsGeomMap": "(NP2010)(2:27:720:1)"}, "no distance between shanks"),
         ({"_snsGeomMap": ""}, "~snsGeomMap cannot be read"),
@@ -259,6 +259,31 @@ def test_geometry_that_cannot_be_read_is_an_error(changes: dict[str, str | None]
         meta.probe()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"snsSaveChanSubset": "0:99999999999"}, "snsSaveChanSubset names more than 7 channels"),
+        ({"_imroTbl": "(24,6)(0 nan 0 0 2)(1 1 0 0 3)"}, "imroTbl cannot be read"),
+        ({"_imroTbl": "(24,6)(0 1e300 0 0 2)(1 1 0 0 3)"}, "imroTbl cannot be read"),
+    ],
+)
+def test_numbers_out_of_all_bounds_are_an_error(changes: dict[str, str], message: str, tmp_path: Path) -> None:
+    table = "(24,6)" + "".join(f"({channel} 1 0 0 {channel})" for channel in range(6))
+    base: dict[str, str | None] = {"_snsGeomMap": None, "_snsShankMap": None, "_imroTbl": table}
+    with pytest.raises(ProbeError, match=message):
+        read_meta(write_meta(tmp_path / "run.meta", NP2, **base | changes)).probe()
+
+
+def test_numbers_of_no_sense_are_not_told(tmp_path: Path) -> None:
+    for name in ("imChan0apGain", "imMaxInt"):
+        assert read_meta(write_meta(tmp_path / "run.meta", NP2, **{name: "0.0"})).gain_uv is None
+    digits = "9" * 5000
+    meta = read_meta(write_meta(tmp_path / "run.meta", NP2, firstSample=digits, fileSizeBytes=digits))
+    assert meta.first_sample is None and meta.file_size_bytes is None
+    with pytest.raises(RecordingError, match=r"nSavedChans=1e12; a file has at least one channel"):
+        read_meta(write_meta(tmp_path / "run.meta", NP2, nSavedChans="1e12"))
+
+
 def test_no_geometry_at_all_is_no_probe(tmp_path: Path) -> None:
     assert read_meta(write_meta(tmp_path / "run.meta", NP2, _snsGeomMap=None, _snsShankMap=None)).probe() is None
 
@@ -274,10 +299,10 @@ def test_nidq_streams_have_no_probe(tmp_path: Path) -> None:
     [
         ({"nSavedChans": None}, "has no line nSavedChans="),
         ({"nSavedChans": "0"}, "nSavedChans=0; a file has at least one"),
-        ({"nSavedChans": "nan"}, "nSavedChans=nan is no number"),
-        ({"nSavedChans": "inf"}, "nSavedChans=inf is no number"),
-        ({"imSampRate": "fast"}, "imSampRate=fast is no number"),
-        ({"snsApLfSy": "6"}, "snsApLfSy=6; needed are three"),
+        ({"nSavedChans": "nan"}, "nSavedChans=nan is not a number"),
+        ({"nSavedChans": "inf"}, "nSavedChans=inf is not a number"),
+        ({"imSampRate": "fast"}, "imSampRate=fast is not a number"),
+        ({"snsApLfSy": "6"}, "snsApLfSy=6; expected three"),
         ({"snsApLfSy": "8,0,1"}, "are more than nSavedChans=7"),
     ],
 )

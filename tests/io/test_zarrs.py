@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,22 @@ def chunk(path: Path, number: int) -> Path:
     raise AssertionError(sorted(path.rglob("*")))
 
 
+@contextmanager
+def limited_memory(n_bytes: int = 2**30) -> Iterator[None]:
+    """Let this process have so many bytes of addresses more than it has."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        pytest.skip("where the process stands is not told here")
+    has = int(status.read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (has + n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def metadata(path: Path) -> Path:
     return path / ("zarr.json" if (path / "zarr.json").exists() else ".zarray")
 
@@ -94,6 +111,48 @@ def test_the_package_of_a_codec_is_named(zarr_format: int, codec: str, package: 
     metadata(array).write_text(json.dumps(described))
     with pytest.raises(RecordingError, match=rf"compressed with {codec}, which is not installed here.*{package}"):
         open_recording(path)
+
+
+# -- a codec that executes -----------------------------------------------------------------------------
+
+
+class Executes(numcodecs.abc.Codec):  # type: ignore[misc]
+    """Stands for numcodecs' own, which has unpickled in some versions and refuses to in others."""
+
+    codec_id = "pickle"
+    n_decoded = 0
+
+    def encode(self, buf: Any) -> Any:
+        return buf
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        Executes.n_decoded += 1
+        return buf
+
+
+@pytest.mark.parametrize("place", ["compressor", "filters", "properties", "codecs"])
+def test_metadata_that_name_pickle_are_refused_and_nothing_is_decoded(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if place == "codecs" and not IS_ZARR_3:
+        pytest.skip("version 2 has no such metadata")
+    monkeypatch.setitem(numcodecs.registry.codec_registry, "pickle", Executes)
+    monkeypatch.setattr(Executes, "n_decoded", 0)
+    if place == "codecs":
+        array = path = write_zarr(tmp_path / "a.zarr", zarr_format=3)
+    else:
+        path = write_spikeinterface(tmp_path / "si.zarr")
+        array = path / ("properties/gain_to_uV" if place == "properties" else "traces_seg0")
+    described = json.loads(metadata(array).read_text())
+    codec = {"id": "pickle"}
+    described |= {
+        "compressor": {"compressor": codec}, "properties": {"compressor": codec}, "filters": {"filters": [codec]},
+        "codecs": {"codecs": [described.get("codecs", [None])[0], {"name": "numcodecs.pickle", "configuration": {}}]},
+    }[place]  # fmt: skip
+    metadata(array).write_text(json.dumps(described))
+    with pytest.raises(RecordingError, match="names the codec 'pickle', which would execute"):
+        open_recording(path).read(0, 700)
+    assert not Executes.n_decoded
 
 
 # -- when it is opened ---------------------------------------------------------------------------------
@@ -159,6 +218,19 @@ def test_chunks_that_are_not_stored_are_told_of(stored: Path) -> None:
         chunk(stored, number).unlink()
     with pytest.raises(RecordingError, match=r"none of its 5 chunks\. Copy it again"):
         open_recording(stored)
+
+
+def test_metadata_that_promise_too_much_are_an_error_and_take_no_memory(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "a.zarr")
+    described = json.loads(metadata(path).read_text())
+    metadata(path).write_text(json.dumps(described | {"shape": [10**12, 4], "chunks": [700, 4]}))
+    with limited_memory(), pytest.raises(RecordingError, match="should have 1428571429 chunks, but 5 are stored"):
+        open_recording(path)
+    group = write_spikeinterface(tmp_path / "si.zarr")
+    attributes = json.loads((group / ".zattrs").read_text())
+    (group / ".zattrs").write_text(json.dumps(attributes | {"num_segments": 10**10}))
+    with limited_memory(), pytest.raises(RecordingError, match=r"10000000000 .*traces_seg2 cannot be found"):
+        open_recording(group)
 
 
 def test_an_empty_chunk_is_an_error_at_once(stored: Path) -> None:

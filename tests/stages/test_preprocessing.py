@@ -205,3 +205,12 @@ def test_artifacts_are_told_by_their_reach_where_no_neuron_reaches_as_far(pitch_
     samples[8000:8030] += (1500 * np.arange(-8, 8)).astype(np.int16)  # more than the reference takes away
     source = source_of(samples, probe=simulate.linear_probe(16, pitch_um=pitch_um))
     assert bool(source.referenced(source.tiling[1])[1].any()) == found
+
+
+def test_damage_outside_of_what_is_sorted_does_not_stop_a_sort():
+    samples = np.random.default_rng(3).normal(0, 50, (4 * int(RATE), 4)).astype(np.float32)
+    samples[: int(RATE)] = np.nan
+    samples[-int(RATE) :] = 0
+    probe = Probe.from_positions([(0, 20 * i) for i in range(4)])
+    settings = Settings(tmin=1.0, tmax=3.0, batch_size=6000)
+    assert not prepare(open_recording(samples, fs=RATE, probe=probe), settings).dead.any()
