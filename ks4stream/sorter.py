@@ -82,7 +82,7 @@ def sort(
         in this thread, one task after the other.
     workers : int, optional
         How many of this machine's workers compute, whether or not a client is active; by default one for each GPU (of
-        long recordings up to four), or else for each core as far as memory reaches. Never a matter of results.
+        long recordings up to four), or else for each core, as memory allows. Results do not depend on it.
     block_batches : int, optional
         Batches per task; by default a minute of recording, or less where that would make fewer than 32 tasks. Never a
         matter of results, but another number finds none of the blocks an earlier run finished.

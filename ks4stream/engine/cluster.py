@@ -309,7 +309,7 @@ class _Tasks:
         self._ended.add(future)
 
     def finished(self, total: int) -> tuple[dict[int, Any], list[int]]:
-        """What has ended: results by index, and indices of tasks that must be begun anew. Waits a moment for one.
+        """What has ended: results by index, and indices of tasks that must begin again. Waits a moment for one.
 
         A task is begun anew on another worker by Dask itself, but where no worker is left that holds the function
         it is cancelled. The function is then sent again to the workers that have been started in the meantime.

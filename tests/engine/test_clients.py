@@ -124,7 +124,7 @@ def test_run_kilosort_tidies_up_where_the_active_client_computed(
 
 
 def test_a_gpu_that_only_workers_have_is_used_if_asked_for(active: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That this process sees none is no matter; whether a worker does is asked there."""
+    """This process need not see one: whether a worker does is asked there."""
     see_gpus(monkeypatch)
     with pytest.raises(WorkerError, match="sees no GPU, or none of the number asked for"):
         sort(recording(), SETTINGS, client=active, device="cuda")

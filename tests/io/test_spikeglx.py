@@ -397,7 +397,7 @@ def write_part(folder: Path, name: str, first: int | None, **changes: str | None
 def test_parts_that_follow_each_other_are_joined_without_a_word(tmp_path: Path) -> None:
     paths = [write_part(tmp_path, f"run_g{n}_t0.imec0.ap", 1000 + 10 * n) for n in range(3)]
     assert open_recording(paths).n_samples == 30
-    # Of other acquisitions samples are counted anew: by another name, or begun at another time.
+    # Another acquisition counts its samples from 0 again: it has another name, or began at another time.
     for name, changes in [("day2_g0_t0", {}), ("run_g0_t9", {"fileCreateTime": "2024-05-02T09:00:00"})]:
         first = write_part(tmp_path, "run_g0_t0", 5000, fileCreateTime="2024-05-01T09:00:00")
         assert open_recording([first, write_part(tmp_path, name, 12, **changes)]).n_samples == 20
