@@ -363,7 +363,7 @@ def test_progress_bars_of_all_kinds(fake, data):
     assert (bar.n, bar.total, bar.said) == (2, 2, ["detection"])
     assert signal.seen == [0, 50, 100]
     assert seen == [("detection", 0, 2), ("detection", 1, 2), ("detection", 2, 2)]
-    with pytest.raises(SettingsError, match="no progress bar"):
+    with pytest.raises(SettingsError, match="is not a progress bar"):
         run_kilosort(SETTINGS, probe=PROBE, filename=data, progress_bar="bar")
 
 
