@@ -464,18 +464,30 @@ def test_a_task_that_hangs_is_told_once(
     monkeypatch.setattr(cluster_module, "LOOK_SECONDS", -1.0)
     caplog.set_level("INFO", "ks4stream")
     of_which: list[str] = []
+    looks, seen, look = [0], set[int](), cluster_module._Tasks.look_for_slow_ones
+
+    def counted(self: Any, *given: Any) -> None:
+        look(self, *given)
+        seen.update(index for (_, index), _ in self._running)
+        looks[0] += 1
+
+    def looked_twice() -> None:  # the first look may have begun before
+        before = looks[0]
+        _wait_until(lambda: looks[0] >= before + 2)
+
+    monkeypatch.setattr(cluster_module._Tasks, "look_for_slow_ones", counted)
 
     def hangs_on_the_last(number: int) -> int:
         if number == n_items - 1:
             of_which.append(str(get_worker().address))
-            _wait_until(lambda: done[0] == n_items - 1)
+            _wait_until(lambda: done[0] == n_items - 1 and number in seen)  # from when it is seen to run, time counts
             clock.now += 99  # in time
-            time.sleep(0.15)
+            looked_twice()
             assert not said
             clock.now += 2
             _wait_until(lambda: "hangs_on_the_last" in caplog.text)
             clock.now += 1000
-            time.sleep(0.15)
+            looked_twice()
         return number
 
     with messages.recorded() as said:
