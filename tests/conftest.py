@@ -23,6 +23,13 @@ BUCKET = "recordings"
 SECRET = "not-for-anybody-to-see"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a bucket is slow: the server takes seconds to start and tens of milliseconds to answer."""
+    for item in items:
+        if "object_store" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @dataclass(frozen=True)
 class ObjectStore:
     """A bucket on an S3 server, behind a proxy that counts and disturbs what is read."""

@@ -116,6 +116,7 @@ def test_nine_results(fake, data):
     assert isinstance(ops["wPCA"], torch.Tensor) and ops["do_CAR"] is True and ops["settings"]["n_chan_bin"] == 13
 
 
+@pytest.mark.slow
 def test_ops_file_knows_the_call(fake, data):
     run_kilosort(SETTINGS, probe=PROBE, filename=data, do_CAR=False, invert_sign=True)
     ops = np.load(data.parent / "kilosort4" / "ops.npy", allow_pickle=True).item()
@@ -127,6 +128,7 @@ def test_ops_file_knows_the_call(fake, data):
     assert (fake.calls[1][1].do_CAR, fake.calls[1][1].invert_sign) == (False, False)
 
 
+@pytest.mark.slow
 def test_ops_file_holds_plain_values_only(fake, data, tmp_path):
     """Of Kilosort4's caller, of ``sort`` and of the command line, which both end in the same function."""
     run_kilosort(SETTINGS, probe=PROBE, filename=data, results_dir=tmp_path / "out")
@@ -207,6 +209,7 @@ def test_settings_may_name_the_places(fake, data, tmp_path):
     assert fake.calls[2][0].files == (str(data),)
 
 
+@pytest.mark.slow
 def test_settings_object_and_rate(fake, data):
     run_kilosort(Settings(**SETTINGS, fs=25_000), probe=PROBE, filename=data)
     assert fake.calls[0][0].sampling_rate_hz == fake.calls[0][1].fs == 25_000
@@ -214,6 +217,7 @@ def test_settings_object_and_rate(fake, data):
     assert fake.calls[1][1].fs == 30_000
 
 
+@pytest.mark.slow
 def test_the_rate_of_metadata_counts_and_settings_must_agree(fake, tmp_path):
     traces = xr.DataArray(
         np.random.default_rng(0).integers(-99, 99, (30_000, 13), dtype=np.int16), dims=("time", "channel"),
@@ -261,6 +265,7 @@ def test_files_are_joined_in_time(fake, data):
     assert fake.calls[0][2] == data.parent / "kilosort4"
 
 
+@pytest.mark.slow
 def test_a_file_object_takes_the_place_of_a_file(fake, data, tmp_path):
     class Wrapped:
         """Like Kilosort4's wrapper of a SpikeInterface recording."""
@@ -382,6 +387,7 @@ def test_extra_files(fake, data):
     assert {"tF.npy", "Wall.npy", "full_st.npy", "full_clu.npy", "full_amp.npy"} <= {p.name for p in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_preprocessed_copy(fake, data):
     from ks4stream.results import Whitening
 
@@ -395,6 +401,7 @@ def test_preprocessed_copy(fake, data):
     assert "temp_wh.dat" in (folder / "params.py").read_text()
 
 
+@pytest.mark.slow
 def test_a_preprocessed_copy_is_added_to_a_curated_result(fake, data):
     from ks4stream.results import Whitening
 

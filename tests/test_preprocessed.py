@@ -168,6 +168,7 @@ def test_what_is_not_given_is_learned(recording: Recording) -> None:
     np.testing.assert_allclose(covariance, np.eye(8), atol=0.05)
 
 
+@pytest.mark.slow
 def test_drift_may_be_estimated_on_the_way(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
     """The estimate is the sorter's own; here its last step is replaced by a known answer."""
     from ks4stream import preprocessed

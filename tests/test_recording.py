@@ -82,6 +82,7 @@ def test_slices_of_traces_read_no_more_than_they_need(key: Any) -> None:
     assert sum(stop - start for start, stop in source.reads) <= 200
 
 
+@pytest.mark.slow
 def test_traces_of_two_hundred_hours_are_made_at_once() -> None:
     source = CountingSource(n_samples=200 * 3600 * 30000, n_channels=384)
     recording = Recording(source, 30000.0)

@@ -24,6 +24,7 @@ from ks4stream.simulate import (
     tetrode_probe,
 )
 
+pytestmark = pytest.mark.slow  # each makes recordings
 RATE_HZ = 30_000.0
 SILENCE = dict(noise_uv=0.001, hash_per_channel=0.0, lfp_uv=0.0)  # spikes alone, but for the offsets
 

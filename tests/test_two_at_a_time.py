@@ -25,6 +25,7 @@ from ks4stream.results import Sorting
 from ks4stream.settings import Settings
 from ks4stream.sorter import sort
 
+pytestmark = pytest.mark.slow  # whole sorts
 RATE = 30_000.0
 PROBE = simulate.linear_probe(10, pitch_um=20)
 SETTINGS = Settings(batch_size=15_000, nblocks=0)

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import ks4stream
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.mark.slow
 def test_every_benchmark_can_be_imported() -> None:
     """In a process of its own, for some of them set what the whole process computes with."""
     names = sorted(path.stem for path in BENCHMARKS.glob("*.py"))

@@ -25,6 +25,7 @@ from ks4stream.recording import Recording
 from ks4stream.settings import Settings
 from ks4stream.sorter import client_for, sort
 
+pytestmark = pytest.mark.slow  # clusters
 RATE = 30_000.0
 SETTINGS = Settings(batch_size=6000, nblocks=0, nearest_chans=4)
 

@@ -35,6 +35,7 @@ from ks4stream.engine.base import LostWorkerError
 from ks4stream.engine.cluster import IN_FLIGHT_PER_WORKER, Cluster, Share, local_client
 from ks4stream.errors import GpuMemoryError, Ks4StreamWarning, WorkerError
 
+pytestmark = pytest.mark.slow  # clusters, and waiting for them
 PACKAGE = str(Path(ks4stream.__file__).parents[1])
 
 

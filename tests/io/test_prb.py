@@ -285,6 +285,7 @@ def test_a_reason_given_again_and_again_takes_no_memory() -> None:
     assert peak_bytes < 5e6  # 1 MB for the numbers; 24 MB with the frames
 
 
+@pytest.mark.slow
 def test_the_whole_budget_is_seconds() -> None:
     began = time.process_time()
     with pytest.raises(ProbeError, match="needs more than 2000000 steps"):
@@ -292,6 +293,7 @@ def test_the_whole_budget_is_seconds() -> None:
     assert time.process_time() - began < 60  # of the processor, on any machine; 4 on one of 2024
 
 
+@pytest.mark.slow
 def test_a_budget_reaches_for_the_largest_arrays() -> None:
     """Of 5000 contacts, more than any array has that is sorted at once, as write_prb writes them."""
     contacts = "".join(f"{i}: [np.float64({i}.0), np.float64(0.0)],\n" for i in range(5000))

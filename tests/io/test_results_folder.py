@@ -89,6 +89,7 @@ def write(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Place | None]:
     return write
 
 
+@pytest.mark.slow
 def test_all_that_is_written_stands_in_the_list(make_sorting: MakeSorting, tmp_path: Path) -> None:
     finish(make_sorting(), ResultsFolder.open(tmp_path), save_extra_vars=True, preprocessed=[])
     assert names(tmp_path) == {*WRITTEN, RECORD}

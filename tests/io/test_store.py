@@ -17,6 +17,8 @@ from ks4stream.recording import FlatFile
 from ks4stream.results import Provenance, Sorting
 from ks4stream.settings import Settings
 
+pytestmark = pytest.mark.slow  # folders of hundreds of files
+
 
 def assert_same(a, b, where="sorting"):
     """Every field equal, arrays bit for bit and of the same type."""
@@ -30,7 +32,6 @@ def assert_same(a, b, where="sorting"):
         assert a == b, where
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -373,6 +373,7 @@ print(held.source._place().is_dir())
     assert not list(temporary.glob("*/*"))
 
 
+@pytest.mark.slow
 def test_what_somebody_holds_in_a_folder_of_his_own_stays(tmp_path: Path) -> None:
     far = FarSource()
     for _ in range(2):

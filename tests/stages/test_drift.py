@@ -77,6 +77,7 @@ def faint(seed: int) -> dict[str, NDArray[np.generic]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ks4stream.errors.DriftWarning")
 def test_whether_anything_moves_does_not_depend_on_the_cut(source: Preprocessor, tmp_path: Path) -> None:
     decided = set()

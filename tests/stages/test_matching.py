@@ -69,6 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("blocks")
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(SPIKES, st.integers(NT, SIZE), st.integers(1, 2), st.integers(2, 7))
 def test_the_same_spikes_for_any_cutting(
@@ -78,6 +79,7 @@ def test_the_same_spikes_for_any_cutting(
     assert spikes(folder, given, tail, step, per_block) == spikes(folder, given, tail, step, 1)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(st.sets(st.integers(1, 29), max_size=20), st.data())
 def test_what_tiles_place_differently_counts_once(folder: Path, places: set[int], data: st.DataObject) -> None:
