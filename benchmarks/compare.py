@@ -100,13 +100,19 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the table and all results")
     parser.add_argument(
-        "--scenarios", nargs="+", type=_scenario, default=[(name, None) for name in ISSUE_SCENARIOS],
-        metavar="NAME[:SEED]", help=f"of {', '.join(SCENARIOS)}; the issue's six by default",
-    )  # fmt: skip
+        "--scenarios",
+        nargs="+",
+        type=_scenario,
+        default=[(name, None) for name in ISSUE_SCENARIOS],
+        metavar="NAME[:SEED]",
+        help=f"of {', '.join(SCENARIOS)}; the issue's six by default",
+    )
     parser.add_argument(
-        "--seed-offset", type=int, default=FIRST_SEED,
+        "--seed-offset",
+        type=int,
+        default=FIRST_SEED,
         help="the n-th scenario gets the seed OFFSET + n: scenarios that share a seed share their units",
-    )  # fmt: skip
+    )
     parser.add_argument("--repeats", type=int, default=1, help="recordings per scenario, each with its own seed")
     parser.add_argument("--seconds", type=float, default=None, help="length of all recordings, instead of their own")
     which = parser.add_mutually_exclusive_group(required=True)

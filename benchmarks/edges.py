@@ -79,9 +79,13 @@ def compare_edges(options: argparse.Namespace, folder: Path) -> tuple[dict[str, 
         binary, truth = recordings.make(options.scenario, seed, folder, seconds=options.seconds)
         sorting = sort(_open(binary), settings)
         held = score(
-            truth["spike_samples"], truth["spike_units"], sorting.sample[sorting.kept], sorting.unit[sorting.kept],
-            sampling_rate_hz=sorting.sampling_rate_hz, edge_period_samples=options.batch_size,
-        )  # fmt: skip
+            truth["spike_samples"],
+            truth["spike_units"],
+            sorting.sample[sorting.kept],
+            sorting.unit[sorting.kept],
+            sampling_rate_hz=sorting.sampling_rate_hz,
+            edge_period_samples=options.batch_size,
+        )
         assert held.misses is not None and held.extras is not None
         rates["misses"].append(held.misses)
         rates["extra spikes"].append(held.extras)

@@ -114,10 +114,14 @@ class Sorter:
     def __init__(self, data: Path, log: Path) -> None:
         with log.open("a") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, "--serve", str(data)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=errors, text=True, start_new_session=True,
+                [sys.executable, __file__, "--serve", str(data)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path[1:]])},
-            )  # fmt: skip
+            )
         assert self.answer() == "ready"
 
     def ask(self, folder: Path, nblocks: int) -> None:
@@ -319,8 +323,9 @@ def outcome(folder: Path) -> dict[str, str]:
     sorting = load_sorting(folder)
     found = {
         spec.name: sha256(getattr(sorting, spec.name).tobytes()).hexdigest()
-        for spec in fields(sorting) if "dims" in spec.metadata
-    }  # fmt: skip
+        for spec in fields(sorting)
+        if "dims" in spec.metadata
+    }
     files = [path for kind in ("*.npy", "*.tsv", "*.py") for path in folder.glob(kind) if path.name != "ops.npy"]
     return found | {path.name: sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -343,11 +348,14 @@ class Outcome:
         """What should not have happened."""
         return [
             *(["the result differs"] if not self.identical else []),
-            *(f"unclear: {error}" for error in self.errors if "cannot be written to" not in error
-              or "goes on where" not in error or "MB are free" not in error),
+            *(
+                f"unclear: {error}"
+                for error in self.errors
+                if "cannot be written to" not in error or "goes on where" not in error or "MB are free" not in error
+            ),
             *([f"{self.again} finished tasks were computed again"] if self.again > self.damaged else []),
             *([f"{self.orphans} processes were left"] if self.orphans else []),
-        ]  # fmt: skip
+        ]
 
 
 class Bench:
@@ -358,9 +366,7 @@ class Bench:
 
         out.mkdir(parents=True, exist_ok=True)
         self._out, self._data, self._log = out, out / DATA, out / "stderr.txt"
-        scene = simulate(
-            linear_probe(N_CHANNELS), SECONDS, seed=6, n_units=N_UNITS, drift="rigid", drift_range_um=60.0
-        )
+        scene = simulate(linear_probe(N_CHANNELS), SECONDS, seed=6, n_units=N_UNITS, drift="rigid", drift_range_um=60.0)
         scene.write_binary(self._data)
         self._sorter = Sorter(self._data, self._log)
         self._expected: dict[int, dict[str, str]] = {}
@@ -372,8 +378,10 @@ class Bench:
             assert self._sorter.answer() == {"done": True}
             self._expected[nblocks] = outcome(folder)
             self._lines[nblocks] = len(read_journal(folder))
-            print(f"undisturbed, nblocks={nblocks}: {self._lines[nblocks] // 2} tasks, "
-                  f"{time.monotonic() - began:.1f} s", flush=True)  # fmt: skip
+            print(
+                f"undisturbed, nblocks={nblocks}: {self._lines[nblocks] // 2} tasks, {time.monotonic() - began:.1f} s",
+                flush=True,
+            )
 
     def run(self, fault: Fault, seed: int, nblocks: int) -> Outcome:
         """Sort, break, and call again until it ends, and once more after damage that the sort may not have met."""
@@ -399,11 +407,16 @@ class Bench:
             self._sorter.ask(folder, nblocks)
             answers.append(self._sorter.answer())
         return Outcome(
-            fault.name, nblocks, answers[-1] == {"done": True} and outcome(folder) == self._expected[nblocks],
+            fault.name,
+            nblocks,
+            answers[-1] == {"done": True} and outcome(folder) == self._expected[nblocks],
             ["killed" if one is None else next(iter(one)) for one in answers],
             [next(iter(one.values())) for one in answers if one and "done" not in one],
-            computed_again(read_journal(folder)), scene.damaged, scene.orphans, time.monotonic() - began,
-        )  # fmt: skip
+            computed_again(read_journal(folder)),
+            scene.damaged,
+            scene.orphans,
+            time.monotonic() - began,
+        )
 
     def close(self) -> None:
         """End the sorting process."""
@@ -412,16 +425,33 @@ class Bench:
 
 def table(outcomes: list[Outcome]) -> str:
     """One line per fault."""
-    lines = ["| fault | runs | answers | identical | errors, all clear | finished tasks computed again | files damaged "
-             "| processes left |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "| fault | runs | answers | identical | errors, all clear | finished tasks computed again | files damaged "
+        "| processes left |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name in dict.fromkeys(one.fault for one in outcomes):
         own = [one for one in outcomes if one.fault == name]
         answers = Counter(" → ".join(one.answers) for one in own)
-        lines.append("| " + " | ".join(map(str, (
-            name, len(own), ", ".join(f"{count} × {kind}" for kind, count in answers.items()),
-            sum(one.identical for one in own), sum(len(one.errors) for one in own), sum(one.again for one in own),
-            sum(one.damaged for one in own), sum(one.orphans for one in own),
-        ))) + " |")  # fmt: skip
+        lines.append(
+            "| "
+            + " | ".join(
+                map(
+                    str,
+                    (
+                        name,
+                        len(own),
+                        ", ".join(f"{count} × {kind}" for kind, count in answers.items()),
+                        sum(one.identical for one in own),
+                        sum(len(one.errors) for one in own),
+                        sum(one.again for one in own),
+                        sum(one.damaged for one in own),
+                        sum(one.orphans for one in own),
+                    ),
+                )
+            )
+            + " |"
+        )
     return "\n".join(lines)
 
 
@@ -445,8 +475,12 @@ def main() -> int:
             one = bench.run(fault, options.seed + number, nblocks=number % 2)
             outcomes.append(one)
             verdict = "; ".join(one.problems()) or "as it should be"
-            print(f"{one.fault}, nblocks={one.nblocks}: {' → '.join(one.answers)}, {one.seconds:.1f} s, {verdict}",
-                  *one.errors, sep="\n    ", flush=True)  # fmt: skip
+            print(
+                f"{one.fault}, nblocks={one.nblocks}: {' → '.join(one.answers)}, {one.seconds:.1f} s, {verdict}",
+                *one.errors,
+                sep="\n    ",
+                flush=True,
+            )
             (options.out / "faults.md").write_text(table(outcomes) + "\n")
     bench.close()
     print(table(outcomes))

@@ -191,10 +191,14 @@ def measure(recording: Recording, settings: Settings, n_workers: int) -> dict[st
     share = f"{fmean(every):.0%}" if every else ""
     stages.append({"stage": "all", "s": round(wall_s, 2), "GPU computes": share, "GPU memory, MB": most})
     return {
-        "wall_s": wall_s, "spikes": sorting.n_spikes, "units": sorting.n_units, "stages": stages,
+        "wall_s": wall_s,
+        "spikes": sorting.n_spikes,
+        "units": sorting.n_units,
+        "stages": stages,
         "drift_um": float(np.ptp(sorting.drift.shift_um)) if sorting.drift is not None else 0.0,
-        "warnings": list(sorting.warnings), "digests": dict(edges._digests(sorting)),
-    }  # fmt: skip
+        "warnings": list(sorting.warnings),
+        "digests": dict(edges._digests(sorting)),
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Make the waveforms shipped for ``templates_from_data=False``: clean whitened spikes of simulated recordings.
 
-    python benchmarks/make_waveforms.py ks4stream/stages/waveforms.npz
+python benchmarks/make_waveforms.py ks4stream/stages/waveforms.npz
 """
 
 from __future__ import annotations

@@ -80,10 +80,14 @@ class Scene:
         shape *= (amplitude / np.linalg.norm(shape, axis=2))[:, :, None]
         rate = draw.lognormal(sigma=0.8, size=n_units)
         return cls(
-            probe, settings, channels, shape.astype(np.float32),
-            regions.nearest(probe.positions_um[largest], probe.shank[largest]), len(regions),
+            probe,
+            settings,
+            channels,
+            shape.astype(np.float32),
+            regions.nearest(probe.positions_um[largest], probe.shank[largest]),
+            len(regions),
             rate * spikes_per_second / rate.sum(),
-        )  # fmt: skip
+        )
 
     def block(self, index: int) -> dict[str, NDArray[np.generic]]:
         """Spikes of one block."""
@@ -102,9 +106,11 @@ class Scene:
         features += self.features[which]
         features[self.channels[which] < 0] = 0
         return {
-            "sample": ((every[order] + index * BLOCK_S) * RATE_HZ).astype(np.int64), "template": which,
-            "score": np.linalg.norm(features, axis=(1, 2)), "features": features,
-        }  # fmt: skip
+            "sample": ((every[order] + index * BLOCK_S) * RATE_HZ).astype(np.int64),
+            "template": which,
+            "score": np.linalg.norm(features, axis=(1, 2)),
+            "features": features,
+        }
 
     def write(self, folder: Path, n_spikes: int) -> matching.Matches:
         """Blocks of about as many spikes as wanted."""
@@ -225,19 +231,30 @@ def finish(n_spikes: int, folder: Path, usage: Usage) -> dict[str, object]:
             columns.append(part)
     n_samples = int(len(matches.first) * BLOCK_S * RATE_HZ)
     sorting = Sorting(
-        **columns.arrays(), template_channels=scene.channels, unit_features=merged.features,
-        similarity=np.eye(len(merged.features)), refractory=merged.refractory, contamination=merged.contamination,
-        probe=scene.probe, waveforms=shapes, settings=scene.settings, n_samples=n_samples, n_chan_file=385,
-    )  # fmt: skip
+        **columns.arrays(),
+        template_channels=scene.channels,
+        unit_features=merged.features,
+        similarity=np.eye(len(merged.features)),
+        refractory=merged.refractory,
+        contamination=merged.contamination,
+        probe=scene.probe,
+        waveforms=shapes,
+        settings=scene.settings,
+        n_samples=n_samples,
+        n_chan_file=385,
+    )
     for receipt in matches.receipts:  # room for the results
         Path(receipt.path).unlink()
     with usage.of("writing results"):
         report.finish(sorting, ResultsFolder.open(folder / "results"))
     written = sum(path.stat().st_size for path in (folder / "results").rglob("*") if path.is_file())
     return {
-        "spikes": sorting.n_spikes, "hours": n_samples / RATE_HZ / 3600, "clusters": len(merged.unit_of),
-        "units": sorting.n_units, "results (GB)": written / 1e9,
-    }  # fmt: skip
+        "spikes": sorting.n_spikes,
+        "hours": n_samples / RATE_HZ / 3600,
+        "clusters": len(merged.unit_of),
+        "units": sorting.n_units,
+        "results (GB)": written / 1e9,
+    }
 
 
 PARTS = {"region": region, "cluster": cluster, "finish": finish}

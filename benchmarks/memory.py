@@ -85,10 +85,14 @@ def measure(folder: Path, minutes: float, options: argparse.Namespace) -> tuple[
     }
     ours, theirs = memory.anonymous([os.getpid()]), memory.anonymous(workers)
     row = {
-        "minutes": minutes, "spikes": sorting.n_spikes, "units": sorting.n_units, "wall_s": round(wall_s, 1),
+        "minutes": minutes,
+        "spikes": sorting.n_spikes,
+        "units": sorting.n_units,
+        "wall_s": round(wall_s, 1),
         **{f"{who}_{kind}_mb": round(n_bytes / MB) for who, peak in measured.items() for kind, n_bytes in peak.items()},
-        "worker_stated_mb": round(stated.worker_bytes / MB), "client_stated_mb": round(stated.client_bytes / MB),
-    }  # fmt: skip
+        "worker_stated_mb": round(stated.worker_bytes / MB),
+        "client_stated_mb": round(stated.client_bytes / MB),
+    }
     return row, {stage: f"{theirs[stage] / MB:.0f} / {ours[stage] / MB:.0f}" for stage in ours}
 
 

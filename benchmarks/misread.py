@@ -32,8 +32,18 @@ from ks4stream.simulate import simulate
 
 FEWEST = 8  # recordings on which each mistake has to be caught
 PARTS = (  # of Neuropixels probes, one for each layout of contacts
-    "NP1000", "NP1020", "NP1100", "NP1120", "NP1121", "NP1122", "NP1123", "NP1200", "NP1300", "NP2000", "NP3000",
-)  # fmt: skip
+    "NP1000",
+    "NP1020",
+    "NP1100",
+    "NP1120",
+    "NP1121",
+    "NP1122",
+    "NP1123",
+    "NP1200",
+    "NP1300",
+    "NP2000",
+    "NP3000",
+)
 Samples = NDArray[Any]
 Reading = tuple[Samples, int, str]  # what is in the file, and the channels and type that it is read with
 

@@ -95,15 +95,24 @@ def write_zarr(path: Path, truth: simulate.SimulatedRecording, layout: str) -> N
         from zarr.codecs import BloscCodec
 
         array: Any = zarr.create_array(
-            str(path), shape=(n_samples, n_channels), dtype="int16", chunks=(RATE, n_channels),
-            shards=(10 * RATE, n_channels), compressors=BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"),
-        )  # fmt: skip
+            str(path),
+            shape=(n_samples, n_channels),
+            dtype="int16",
+            chunks=(RATE, n_channels),
+            shards=(10 * RATE, n_channels),
+            compressors=BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"),
+        )
     else:
         version = {"zarr_format": 2} if int(zarr.__version__.partition(".")[0]) >= 3 else {}
         array = zarr.open_array(
-            str(path), mode="w", shape=(n_samples, n_channels), dtype="int16", chunks=(RATE, n_channels),
-            compressor=Blosc("zstd", 5, Blosc.BITSHUFFLE), **version,
-        )  # fmt: skip
+            str(path),
+            mode="w",
+            shape=(n_samples, n_channels),
+            dtype="int16",
+            chunks=(RATE, n_channels),
+            compressor=Blosc("zstd", 5, Blosc.BITSHUFFLE),
+            **version,
+        )
     for start in range(0, n_samples, 10 * RATE):
         stop = min(start + 10 * RATE, n_samples)
         array[start:stop] = truth.read(start, stop)
@@ -127,9 +136,11 @@ def measure(near: Path, server: Server, options: argparse.Namespace) -> dict[str
             os.environ |= server.environment(proxy.url)
             sorting, wall_s = timed_sort(url, options.workers)
             counts[kind] = {
-                "fetched_bytes": proxy.sent_bytes.total(), "requests": proxy.requests.total(),
-                "faults": dict(proxy.faults), "wall_s": wall_s,
-            }  # fmt: skip
+                "fetched_bytes": proxy.sent_bytes.total(),
+                "requests": proxy.requests.total(),
+                "faults": dict(proxy.faults),
+                "wall_s": wall_s,
+            }
         results.add(digest(sorting))
     if not options.repeats:
         results.add(digest(timed_sort(str(near), options.workers)[0]))

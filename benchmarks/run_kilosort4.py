@@ -85,9 +85,13 @@ def _run(recording: Path, out: Path, given: dict[str, Any]) -> tuple[Any, Any, d
     from kilosort import run_kilosort
 
     ops, st, clu, _, _, _, is_ref, _, kept = run_kilosort(
-        given["settings"], probe=given["probe"], filename=recording, results_dir=out / "kilosort4",
-        device=given["device"], bad_channels=given["bad_channels"],
-    )  # fmt: skip
+        given["settings"],
+        probe=given["probe"],
+        filename=recording,
+        results_dir=out / "kilosort4",
+        device=given["device"],
+        bad_channels=given["bad_channels"],
+    )
     return st[kept, 0], np.asarray(clu)[kept], {"n_good": int(np.sum(is_ref)), "stage_s": _stage_seconds(ops)}
 
 

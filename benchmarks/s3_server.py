@@ -77,9 +77,12 @@ class Server:
     def environment(self, url: str | None = None) -> dict[str, str]:
         """Variables by which Amazon's tools, and ks4stream, find it; at another URL if there is a proxy."""
         return {
-            "AWS_ENDPOINT_URL": url or self.url, "AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": self.key,
-            "AWS_SECRET_ACCESS_KEY": self.secret, "AWS_EC2_METADATA_DISABLED": "true",
-        }  # fmt: skip
+            "AWS_ENDPOINT_URL": url or self.url,
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
 
 
 @contextmanager
@@ -109,14 +112,18 @@ def radosgw(folder: Path, memory_bytes: int = 8 << 30) -> Iterator[Server]:
     (port, mon_port), fsid = (_free_port(), _free_port()), str(uuid.uuid4())
     lib = next((root / "usr/lib").glob("*-linux-gnu"))
     config = folder / f"ceph-{os.getpid()}.conf"
-    config.write_text(CONFIG.format(
-        fsid=fsid, mon=f"v1:127.0.0.1:{mon_port}", run=run, data=data, lib=lib, memory_bytes=memory_bytes, port=port
-    ))  # fmt: skip
+    config.write_text(
+        CONFIG.format(
+            fsid=fsid, mon=f"v1:127.0.0.1:{mon_port}", run=run, data=data, lib=lib, memory_bytes=memory_bytes, port=port
+        )
+    )
     libraries = [str(path) for path in (lib, lib / "ceph", root / "lib" / lib.name) if path.is_dir()]
     env = os.environ | {
-        "LD_LIBRARY_PATH": ":".join(libraries), "PATH": f"{root}/usr/bin:{root}/usr/sbin:{os.environ['PATH']}",
-        "PYTHONPATH": f"{root}/usr/lib/python3/dist-packages", "CEPH_CONF": str(config),
-    }  # fmt: skip
+        "LD_LIBRARY_PATH": ":".join(libraries),
+        "PATH": f"{root}/usr/bin:{root}/usr/sbin:{os.environ['PATH']}",
+        "PYTHONPATH": f"{root}/usr/lib/python3/dist-packages",
+        "CEPH_CONF": str(config),
+    }
 
     def call(command: str) -> str:
         done = subprocess.run(shlex.split(command), env=env, capture_output=True, text=True, timeout=120, check=False)
@@ -148,8 +155,10 @@ def unpack(debs: Path, root: Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     wanted = subprocess.run(
         ["apt-get", "install", "--simulate", "--no-install-recommends", *PACKAGES],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     names = [line.split()[1] for line in wanted.splitlines() if line.startswith("Inst ")]
     subprocess.run(["apt-get", "download", *names], cwd=debs, check=True, stdout=subprocess.DEVNULL)
     for deb in sorted(debs.glob("*.deb")):

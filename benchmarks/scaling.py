@@ -90,8 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seconds = {count: whole_sort(recording, count) for count in (1, options.workers)}
     print(report(found, seconds, options.workers))
     if options.json:
-        figures = {stage: {way: [took._asdict() for took in runs] for way, runs in found[stage].items()}
-                   for stage in STAGES}  # fmt: skip
+        figures = {
+            stage: {way: [took._asdict() for took in runs] for way, runs in found[stage].items()} for stage in STAGES
+        }
         options.json.write_text(
             json.dumps({"machine": outcome.machine(), "tasks": figures, "sort_s": seconds}, indent=1)
         )

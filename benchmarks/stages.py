@@ -135,9 +135,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for compare in (
-            compare_traces, compare_whitening, compare_waveforms, compare_geometry, compare_detection, compare_drift,
-            compare_clustering, compare_templates, compare_matching, compare_units,
-        ):  # fmt: skip
+            compare_traces,
+            compare_whitening,
+            compare_waveforms,
+            compare_geometry,
+            compare_detection,
+            compare_drift,
+            compare_clustering,
+            compare_templates,
+            compare_matching,
+            compare_units,
+        ):
             lines += compare(pair)
     (options.out / "stages.json").write_text(json.dumps([asdict(line) for line in lines], indent=1))
     print(markdown(lines))
@@ -183,9 +191,12 @@ def load_pair(options: argparse.Namespace) -> Pair:
         command += [f"--stage-batches={options.batches}", f"--bad-channels={','.join(map(str, bad))}"]
         subprocess.run([*command, *(f"--set={pair}" for pair in options.set)], check=True)
     recording = open_recording(
-        binary, n_chan=asked["probe"]["n_chan"], fs=30_000.0, dtype="int16",
+        binary,
+        n_chan=asked["probe"]["n_chan"],
+        fs=30_000.0,
+        dtype="int16",
         probe=load_probe(probe_file).drop_channels(bad) if bad else load_probe(probe_file),
-    )  # fmt: skip
+    )
     with np.load(folder / "stages.npz") as file:
         return Pair(prepare(recording, Settings.from_dict(settings)), dict(file), truth)
 
@@ -274,8 +285,10 @@ def compare_waveforms(pair: Pair) -> list[Line]:
 def _snippets_by_number(pair: Pair, traces: torch.Tensor) -> np.ndarray:
     """Snippets of its own traces of a batch, with the reference's neighbourhoods of ±4 and ±6 channels."""
     nt, settings = pair.settings.nt, pair.settings
-    near, wide = (_channels_around(len(traces), (count - 1) // 2) for count in
-                  (geometry.PEAK_NEIGHBOURS, geometry.ALONE_NEIGHBOURS))  # fmt: skip
+    near, wide = (
+        _channels_around(len(traces), (count - 1) // 2)
+        for count in (geometry.PEAK_NEIGHBOURS, geometry.ALONE_NEIGHBOURS)
+    )
     channel, sample = waveform_kernels.find_clean_peaks(
         traces, near, wide, threshold=settings.Th_single_ch, first=nt, last=traces.shape[1] - nt
     )
@@ -349,7 +362,7 @@ def compare_detection(pair: Pair) -> list[Line]:
         Line("detection", "on its traces: of the same template", _share(shape == 0)),
         Line("detection", "on its traces: difference in depth, µm", _range(place), "of pairs"),
         Line("detection", "on its traces: difference in score", _range(size), "of pairs"),
-    ]  # fmt: skip
+    ]
 
     sample, place = _detect(detector)
     i, j = _pair_up(sample, place, their_sample, depth)
@@ -399,9 +412,13 @@ def compare_drift(pair: Pair) -> list[Line]:
     _, depth, amplitude, _, batch = pair.theirs["peaks"].T[:5]
     settings, (lowest, n_bins) = pair.settings, drift.depth_range(pair.source)
     bins = drift_kernels.fingerprint_bins(
-        depth, amplitude, lowest_um=lowest, bin_um=settings.binning_depth, n_bins=n_bins,
+        depth,
+        amplitude,
+        lowest_um=lowest,
+        bin_um=settings.binning_depth,
+        n_bins=n_bins,
         threshold=settings.Th_universal,
-    )  # fmt: skip
+    )
     counts = np.zeros((len(pair.source.tiling), 2, n_bins, drift_kernels.N_AMPLITUDE_BINS), np.uint16)
     np.add.at(counts, (batch.astype(int), np.arange(len(batch)) % 2, *bins), 1)
     ours = drift_kernels.register(counts, n_blocks=settings.nblocks, smoothing=settings.drift_smoothing)
@@ -409,10 +426,12 @@ def compare_drift(pair: Pair) -> list[Line]:
     difference = (ours - np.median(ours, axis=0)) - (theirs - np.median(theirs, axis=0))
     decided = drift.estimate(pair.source, counts)
     traces = [
-        _relative_difference(pair.moved.whitened(tile)[0][:, tile.halo : tile.halo + tile.stop - tile.start],
-                             moved[:, settings.nt : settings.nt + tile.stop - tile.start])
+        _relative_difference(
+            pair.moved.whitened(tile)[0][:, tile.halo : tile.halo + tile.stop - tile.start],
+            moved[:, settings.nt : settings.nt + tile.stop - tile.start],
+        )
         for tile, moved in pair.batches("moved")
-    ]  # fmt: skip
+    ]
     return [
         Line("drift", "its shifts, µm", _range(theirs)),
         Line("drift", "our shifts from its detections, µm", _range(ours)),
@@ -456,9 +475,13 @@ def compare_clustering(pair: Pair) -> list[Line]:
     regions = geometry.clustering_regions(centres, pair.settings)
     region = regions.of_centre[centre]
     lines = [
-        Line("first clustering", "means of its clusters over our detections: difference / norm", float(away),
-             "0: detections, order and features are the same"),
-    ]  # fmt: skip
+        Line(
+            "first clustering",
+            "means of its clusters over our detections: difference / norm",
+            float(away),
+            "0: detections, order and features are the same",
+        )
+    ]
     ours = np.zeros(len(label), np.int64)
     for one in np.unique(region).tolist():
         rows = np.flatnonzero(region == one)
@@ -468,10 +491,18 @@ def compare_clustering(pair: Pair) -> list[Line]:
             features[rows], centre[rows], centres.channels, union, pair.source.probe.n_channels, "cpu"
         )
         known = pair.settings
-        ours[rows] = ours.max() + 1 + cluster_region(
-            spikes, final=False, n_neighbors=known.cluster_neighbors, downsampling=known.cluster_downsampling,
-            max_landmarks=known.landmark_limit, seed=known.cluster_init_seed,
-        )  # fmt: skip
+        ours[rows] = (
+            ours.max()
+            + 1
+            + cluster_region(
+                spikes,
+                final=False,
+                n_neighbors=known.cluster_neighbors,
+                downsampling=known.cluster_downsampling,
+                max_landmarks=known.landmark_limit,
+                seed=known.cluster_init_seed,
+            )
+        )
         sizes = " / ".join(
             ", ".join(str(n) for n in sorted(np.unique(labels[rows], return_counts=True)[1], reverse=True))
             for labels in (ours, label)
@@ -491,9 +522,13 @@ def _detect_in_batch(
     """Peaks of one of its batches, the traces of which have nt samples on either side of the core."""
     nt, to_centre = pair.settings.nt, pair.settings.nt // 2 - pair.settings.peak_sample
     return detection_kernels.detect(
-        traces, detector.templates, threshold=pair.settings.Th_universal, reach=pair.settings.peak_sample,
-        first=nt + to_centre, last=nt + to_centre + tile.stop - tile.start,
-    )  # fmt: skip
+        traces,
+        detector.templates,
+        threshold=pair.settings.Th_universal,
+        reach=pair.settings.peak_sample,
+        first=nt + to_centre,
+        last=nt + to_centre + tile.stop - tile.start,
+    )
 
 
 def compare_templates(pair: Pair) -> list[Line]:
@@ -628,17 +663,25 @@ def compare_units(pair: Pair) -> list[Line]:
     largest = pair.theirs["template_channel"]
     region_of = regions.nearest(pair.source.probe.positions_um[largest], pair.source.probe.shank[largest])
     columns = {
-        "sample": sample, "template": template, "score": amplitude.astype(np.float32),
+        "sample": sample,
+        "template": template,
+        "score": amplitude.astype(np.float32),
         "features": pair.theirs["features"].astype(np.float32),
-    }  # fmt: skip
+    }
     with tempfile.TemporaryDirectory() as folder:
         receipt = write_block(Path(folder) / "spikes.npz", columns, region_of[template], len(regions))
         nothing = np.zeros(0, np.int64)
         matches = matching.Matches([receipt], np.zeros(1, np.int64), [nothing], nothing.reshape(0, 2))
         sorter = units.RegionSorter(
-            matches, channels, region_of, pair.source.probe.n_channels, pair.rate_hz, pair.settings, "cpu",
+            matches,
+            channels,
+            region_of,
+            pair.source.probe.n_channels,
+            pair.rate_hz,
+            pair.settings,
+            "cpu",
             folder=Path(folder),
-        )  # fmt: skip
+        )
         occupied = np.flatnonzero(np.diff(receipt.start)).tolist()
         found = list(Loop().map(sorter, occupied, stage="final clustering"))
         fewest = SortRun(pair.source, Loop(), RunStore(Path(folder), RECORDED), None)._fewest()
@@ -653,9 +696,7 @@ def compare_units(pair: Pair) -> list[Line]:
     held = score(np.rint(final), pair.theirs["final_unit"], our_sample, our_unit, sampling_rate_hz=pair.rate_hz)
     lines = [
         Line("units", "clusters, ours before merging", before),
-        Line(
-            "units", "units, ours and its", f"{len(ours.features)} and {len(held.truth_ids)}", "→ no floor of 1000"
-        ),
+        Line("units", "units, ours and its", f"{len(ours.features)} and {len(held.truth_ids)}", "→ no floor of 1000"),
         Line("units", "of its, matched by one of ours", _share(held.is_matched), "agreement ≥ 0.5"),
         Line("units", "agreement of the matched", _range(held.accuracy[held.is_matched])),
     ]

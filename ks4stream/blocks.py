@@ -94,9 +94,16 @@ class Tiling:
 
     @classmethod
     def of(
-        cls, *, n_samples: int, size: int, halo: int, shortest: int, start: int = 0, stop: int | None = None,
+        cls,
+        *,
+        n_samples: int,
+        size: int,
+        halo: int,
+        shortest: int,
+        start: int = 0,
+        stop: int | None = None,
         step: int = 1,
-    ) -> Tiling:  # fmt: skip
+    ) -> Tiling:
         """Cut ``[start, stop)`` of a recording into batches; a tail shorter than `shortest` is dropped.
 
         Raises
@@ -131,11 +138,14 @@ class Tiling:
             If there is less to sort than one waveform.
         """
         return cls.of(
-            n_samples=n_samples, size=settings.batch_size, halo=halo, shortest=settings.nt,
+            n_samples=n_samples,
+            size=settings.batch_size,
+            halo=halo,
+            shortest=settings.nt,
             start=round(settings.tmin * sampling_rate_hz),
             stop=None if math.isinf(settings.tmax) else round(settings.tmax * sampling_rate_hz),
             step=settings.batch_downsampling,
-        )  # fmt: skip
+        )
 
     @property
     def centres(self) -> NDArray[np.floating]:

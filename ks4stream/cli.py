@@ -152,9 +152,13 @@ def _note_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 _debug_option = click.option(
-    "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_note_debug,
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_note_debug,
     help="Show errors with their traceback, and the warnings of libraries.",
-)  # fmt: skip
+)
 
 
 @click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -211,10 +215,14 @@ def _setting_options(command: Command) -> Command:
         name = "--" + spec.name.replace("_", "-")
         stage = spec.metadata["stage"]
         command = click.option(
-            *_FLAGS.get(spec.name, dict.fromkeys([name, name.lower()])), spec.name, cls=_Option,
+            *_FLAGS.get(spec.name, dict.fromkeys([name, name.lower()])),
+            spec.name,
+            cls=_Option,
             section="Recording" if spec.name in ("n_chan_bin", "fs") else f"Settings: {stage}",
-            metavar=_KINDS[spec.metadata["kind"]][0], callback=_read_option, help=_setting_help(spec),
-        )(command)  # fmt: skip
+            metavar=_KINDS[spec.metadata["kind"]][0],
+            callback=_read_option,
+            help=_setting_help(spec),
+        )(command)
     return command
 
 
@@ -284,64 +292,112 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
 @click.argument("files", nargs=-1, required=True, metavar="FILE [FILE ...]")
 @_setting_options
 @click.option(
-    "--probe", cls=_Option, section="Recording",
+    "--probe",
+    cls=_Option,
+    section="Recording",
     help="Probe file (.json, .mat, .prb, .meta) or the name of a shipped probe (see: ks4stream probes). Not needed "
     "where the recording's own metadata tell.",
-)  # fmt: skip
+)
 @click.option("--dtype", cls=_Option, section="Recording", help="Type of the samples in the file. [default int16]")
 @click.option(
-    "--bad-channels", callback=_read_integers, metavar="INTEGERS", cls=_Option, section="Recording",
+    "--bad-channels",
+    callback=_read_integers,
+    metavar="INTEGERS",
+    cls=_Option,
+    section="Recording",
     help="Columns of the file to leave out, for instance 3,191.",
-)  # fmt: skip
+)
 @click.option(
-    "--shank", "shanks", callback=_read_integers, metavar="INTEGERS", cls=_Option, section="Recording",
+    "--shank",
+    "shanks",
+    callback=_read_integers,
+    metavar="INTEGERS",
+    cls=_Option,
+    section="Recording",
     help="Sort these shanks only, for instance 0,2.",
-)  # fmt: skip
+)
 @click.option(
-    "--results-dir", metavar="FOLDER", cls=_Option, section="Results and machine",
+    "--results-dir",
+    metavar="FOLDER",
+    cls=_Option,
+    section="Results and machine",
     help="Folder or s3:// address for the results. [default kilosort4/ beside the first file; here, if that is a URL]",
-)  # fmt: skip
+)
 @click.option(
-    "--save-extra-vars", is_flag=True, cls=_Option, section="Results and machine",
+    "--save-extra-vars",
+    is_flag=True,
+    cls=_Option,
+    section="Results and machine",
     help="Also write tF, Wall, full_st, full_clu and full_amp.",
-)  # fmt: skip
+)
 @click.option(
-    "--no-features", is_flag=True, cls=_Option, section="Results and machine",
+    "--no-features",
+    is_flag=True,
+    cls=_Option,
+    section="Results and machine",
     help="Do not write the features of all spikes: nine tenths of the results of a long recording.",
-)  # fmt: skip
+)
 @click.option(
-    "--fresh", is_flag=True, cls=_Option, section="Results and machine",
+    "--fresh",
+    is_flag=True,
+    cls=_Option,
+    section="Results and machine",
     help="Begin anew. [default go on where an earlier run into the folder stopped]",
-)  # fmt: skip
+)
 @click.option(
-    "--keep-run/--no-keep-run", default=True, cls=_Option, section="Results and machine",
+    "--keep-run/--no-keep-run",
+    default=True,
+    cls=_Option,
+    section="Results and machine",
     help="Keep run/, with which another setting redoes only what it touches. [default kept]",
-)  # fmt: skip
+)
 @click.option(
-    "--cache", "cache_dir", metavar="FOLDER|off", cls=_Option, section="Results and machine",
+    "--cache",
+    "cache_dir",
+    metavar="FOLDER|off",
+    cls=_Option,
+    section="Results and machine",
     help="Where the recording is kept while it is sorted. [default the temporary folder if it is a URL, else nowhere]",
-)  # fmt: skip
+)
 @click.option(
-    "--device", cls=_Option, section="Results and machine",
+    "--device",
+    cls=_Option,
+    section="Results and machine",
     help="Where to compute: cpu, cuda, cuda:1. [default the GPU if there is one]",
-)  # fmt: skip
+)
 @click.option(
-    "--workers", type=click.IntRange(min=1), metavar="INTEGER", cls=_Option, section="Results and machine",
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="INTEGER",
+    cls=_Option,
+    section="Results and machine",
     help="Tasks at a time. [default one per GPU (of long recordings up to four), or one per core as far as memory "
     "reaches]",
-)  # fmt: skip
+)
 @click.option(
-    "--scheduler", metavar="ADDRESS", cls=_Option, section="Results and machine",
+    "--scheduler",
+    metavar="ADDRESS",
+    cls=_Option,
+    section="Results and machine",
     help="Compute on the workers of a running Dask scheduler, like tcp://host:8786. [default this machine]",
-)  # fmt: skip
+)
 @click.option(
-    "--block-batches", type=click.IntRange(min=1), metavar="INTEGER", cls=_Option, section="Results and machine",
+    "--block-batches",
+    type=click.IntRange(min=1),
+    metavar="INTEGER",
+    cls=_Option,
+    section="Results and machine",
     help="Batches per task; never changes a result. [default about a minute]",
-)  # fmt: skip
+)
 @click.option(
-    "--set", "assignments", multiple=True, metavar="NAME=VALUE", cls=_Option, section="Results and machine",
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    cls=_Option,
+    section="Results and machine",
     help="Any setting by Kilosort4's name, for instance Th_learned=7; may be repeated.",
-)  # fmt: skip
+)
 @_debug_option
 @click.pass_context
 def sort_command(
@@ -372,19 +428,28 @@ def sort_command(
     folder = place(results_dir or default_results_dir(files[0]))
     click.echo(f"Sorting {recording!r}")
     _sort(
-        recording, settings, folder, resume=not options["fresh"],
+        recording,
+        settings,
+        folder,
+        resume=not options["fresh"],
         save_features=not options["no_features"],
-        **{name: options[name] for name in (
-            "workers", "scheduler", "device", "block_batches", "save_extra_vars", "keep_run",
-            "cache_dir",
-        )},
-    )  # fmt: skip
+        **{
+            name: options[name]
+            for name in ("workers", "scheduler", "device", "block_batches", "save_extra_vars", "keep_run", "cache_dir")
+        },
+    )
 
 
 def _asked_for(
-    ctx: click.Context, files: tuple[str, ...], options: dict[str, Any], assignments: Sequence[str],
-    probe: str | None, dtype: str | None, bad_channels: tuple[int, ...], shanks: tuple[int, ...],
-) -> tuple[Recording, Settings]:  # fmt: skip
+    ctx: click.Context,
+    files: tuple[str, ...],
+    options: dict[str, Any],
+    assignments: Sequence[str],
+    probe: str | None,
+    dtype: str | None,
+    bad_channels: tuple[int, ...],
+    shanks: tuple[int, ...],
+) -> tuple[Recording, Settings]:
     """The recording to sort and the settings."""
     given = _settings_given(ctx, options, assignments)
     Settings.from_dict(given)  # mistakes in settings come to light before a file is opened
@@ -454,21 +519,34 @@ _ONLY_SORTING = {"save_extra_vars", "no_features", "fresh", "keep_run", "cache_d
 
 
 @main.command(
-    "plan", cls=_SectionedCommand,
+    "plan",
+    cls=_SectionedCommand,
     params=[parameter for parameter in sort_command.params if parameter.name not in _ONLY_SORTING],
-)  # fmt: skip
+)
 @click.option(
-    "--worker-memory", type=click.FloatRange(min=0, min_open=True), metavar="GB", cls=_Option,
-    section="Results and machine", help="Memory of one worker. [default its share of this machine's]",
-)  # fmt: skip
+    "--worker-memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB",
+    cls=_Option,
+    section="Results and machine",
+    help="Memory of one worker. [default its share of this machine's]",
+)
 @click.option(
-    "--gpu-memory", type=click.FloatRange(min=0, min_open=True), metavar="GB", cls=_Option,
-    section="Results and machine", help="Memory of one GPU. [default what is free on this machine's]",
-)  # fmt: skip
+    "--gpu-memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB",
+    cls=_Option,
+    section="Results and machine",
+    help="Memory of one GPU. [default what is free on this machine's]",
+)
 @click.option(
-    "--spikes-per-channel", type=click.FloatRange(min=0, min_open=True), metavar="HZ", cls=_Option,
-    section="Results and machine", help="Spikes to be expected per second and channel. [default 10]",
-)  # fmt: skip
+    "--spikes-per-channel",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="HZ",
+    cls=_Option,
+    section="Results and machine",
+    help="Spikes to be expected per second and channel. [default 10]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, all sizes in bytes.")
 @_debug_option
 @click.pass_context
@@ -496,11 +574,16 @@ def plan_command(
 
     worker_gb, gpu_gb = options["worker_memory"], options["gpu_memory"]
     found = plan(
-        recording, settings, results_dir=place(results_dir or default_results_dir(files[0])),
-        n_workers=options["workers"], worker_memory_bytes=worker_gb and worker_gb * 1e9,
-        gpu_memory_bytes=gpu_gb and gpu_gb * 1e9, block_batches=options["block_batches"], device=options["device"],
+        recording,
+        settings,
+        results_dir=place(results_dir or default_results_dir(files[0])),
+        n_workers=options["workers"],
+        worker_memory_bytes=worker_gb and worker_gb * 1e9,
+        gpu_memory_bytes=gpu_gb and gpu_gb * 1e9,
+        block_batches=options["block_batches"],
+        device=options["device"],
         spikes_per_channel_hz=options["spikes_per_channel"] or SPIKES_PER_CHANNEL_HZ,
-    )  # fmt: skip
+    )
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=1))
     else:
@@ -524,9 +607,12 @@ def _show(found: Plan) -> None:
 
 @main.command("demo")
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("ks4stream-demo"), show_default=True,
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("ks4stream-demo"),
+    show_default=True,
     help="Folder for recording, truth and results.",
-)  # fmt: skip
+)
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="Length of the recording.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Another seed is another recording.")
 @_debug_option

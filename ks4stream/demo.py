@@ -77,9 +77,13 @@ def score_table(demo: DemoRecording, sorting: Sorting) -> str:
     """Return how well each true unit was found, as a table with a summary, and how well the drift was."""
     truth = demo.truth
     found = scoring.score(
-        truth.spike_samples, truth.spike_units, sorting.sample[sorting.kept], sorting.unit[sorting.kept],
-        sampling_rate_hz=truth.sampling_rate_hz, truth_ids=np.arange(truth.n_units),
-    )  # fmt: skip
+        truth.spike_samples,
+        truth.spike_units,
+        sorting.sample[sorting.kept],
+        sorting.unit[sorting.kept],
+        sampling_rate_hz=truth.sampling_rate_hz,
+        truth_ids=np.arange(truth.n_units),
+    )
     table = found.table(**{"amplitude µV": truth.units["amplitude_uv"], "rate Hz": truth.units["rate_hz"]})
     estimated_um = 0.0 if sorting.drift is None else float(np.ptp(sorting.drift.shift_um, axis=0).mean())
     moved_um = float(np.ptp(truth.drift.displacement_um(np.arange(0.0, truth.duration_s, 0.1))))

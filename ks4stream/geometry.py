@@ -77,8 +77,9 @@ def channel_neighbours(probe: Probe, count: int, *, same_shank: bool = True, dea
 def padded(lists: list[Ints]) -> Ints:
     """Lists of indices as one array (n, longest), short ones filled with their own first entry (0 if empty)."""
     longest = max((len(one) for one in lists), default=1)
-    return np.array([np.concatenate([one, np.full(longest - len(one), one[0] if len(one) else 0)]) for one in lists],
-                    np.int64).reshape(len(lists), longest)  # fmt: skip
+    return np.array(
+        [np.concatenate([one, np.full(longest - len(one), one[0] if len(one) else 0)]) for one in lists], np.int64
+    ).reshape(len(lists), longest)
 
 
 def reference_groups(probe: Probe, dead: Ints) -> list[tuple[Ints, Ints]]:
@@ -156,8 +157,9 @@ def template_centres(probe: Probe, settings: Settings, dead: Ints | None = None)
     if n_slots < settings.nearest_chans:
         warn(
             f"nearest_chans={settings.nearest_chans} but the probe has {probe.n_channels} channels; using {n_slots}.",
-            SettingsWarning, stacklevel=2,
-        )  # fmt: skip
+            SettingsWarning,
+            stacklevel=2,
+        )
     alive = ~np.isin(np.arange(probe.n_channels), [] if dead is None else dead)
     channels, distance = nearest(position, contacts, n_slots, (shank[:, None] == probe.shank[None, :]) & alive)
     close = distance[:, 0] < settings.max_channel_distance

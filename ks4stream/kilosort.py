@@ -17,17 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
-from ks4stream.errors import (
-    ProbeError,
-    RecordingError,
-    ResultsError,
-    SettingsError,
-)
-from ks4stream.io.phy import (
-    TENSORS,
-    ops_from_sorting,
-    spike_table,
-)
+from ks4stream.errors import ProbeError, RecordingError, ResultsError, SettingsError
+from ks4stream.io.phy import TENSORS, ops_from_sorting, spike_table
 from ks4stream.io.places import place
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
@@ -188,25 +179,37 @@ def run_kilosort(
     """
     values, given = _split_settings(settings)
     places = given | _given(
-        filename=filename, data_dir=data_dir, results_dir=results_dir, data_dtype=data_dtype, probe=probe,
+        filename=filename,
+        data_dir=data_dir,
+        results_dir=results_dir,
+        data_dtype=data_dtype,
+        probe=probe,
         probe_name=probe_name,
-    )  # fmt: skip
+    )
     files = _files(places, needed=file_object is None)
     folder = _results_folder(places, files)
     recording = _open(files, file_object, values, places)
     job = _Job(
-        settings=Settings.from_dict(values).for_recording(recording).given(
-            do_CAR=None if do_CAR else False, invert_sign=True if invert_sign else None  # the defaults change nothing
+        settings=Settings.from_dict(values)
+        .for_recording(recording)
+        .given(
+            do_CAR=None if do_CAR else False,
+            invert_sign=True if invert_sign else None,  # the defaults change nothing
         ),
         arguments={
-            "device": device, "client": client, "block_batches": block_batches, "save_extra_vars": save_extra_vars,
+            "device": device,
+            "client": client,
+            "block_batches": block_batches,
+            "save_extra_vars": save_extra_vars,
             "progress": _progress(progress_bar),
-            "save_preprocessed_copy": save_preprocessed_copy, "resume": resume, "keep_run": keep_run,
+            "save_preprocessed_copy": save_preprocessed_copy,
+            "resume": resume,
+            "keep_run": keep_run,
             "cache_dir": cache_dir,
             "workers": torch_thread_lim if client is None else None,
         },
         verbose={"verbose_console": verbose_console, "verbose_log": verbose_log},
-    )  # fmt: skip
+    )
     jobs = [(_with_channels(recording, shank, bad_channels), folder / name) for shank, name in _shanks(shank_idx)]
     for number, (_, target) in enumerate(jobs):
         results = ResultsFolder.open(target, recording.files)

@@ -193,18 +193,26 @@ class Plan:
         there = {  # what there is, where it is known
             name: "" if n_bytes is None else f" (there are {in_words(n_bytes)})"
             for name, n_bytes in (
-                ("worker", self.worker_memory_bytes), ("gpu", self.gpu_memory_bytes), ("disk", self.disk_bytes),
+                ("worker", self.worker_memory_bytes),
+                ("gpu", self.gpu_memory_bytes),
+                ("disk", self.disk_bytes),
             )
-        }  # fmt: skip
+        }
         gpu, sharing = max(stage.gpu_bytes for stage in self.stages), self.workers_per_gpu
         each = f" for each of {sharing} workers that share it" * (sharing > 1)
         return [
             ("recording", f"{hours} h {rest // 60:02d} min {rest % 60:02d} s, {self.n_channels} channels to sort"),
-            ("batches", f"{self.n_batches}, {self.batches_per_task} per task; {self.n_tasks} tasks on "
-             f"{self.n_workers} worker{'s' * (self.n_workers != 1)}, in up to {self.n_passes} passes"),
+            (
+                "batches",
+                f"{self.n_batches}, {self.batches_per_task} per task; {self.n_tasks} tasks on "
+                f"{self.n_workers} worker{'s' * (self.n_workers != 1)}, in up to {self.n_passes} passes",
+            ),
             ("probe", f"{self.n_centres} template centres, {self.n_regions} regions"),
-            ("assumed", f"{self.spikes_per_channel_hz:g} spikes/s per channel: {self.n_spikes:.3g} spikes; "
-             f"{self.n_templates} templates"),
+            (
+                "assumed",
+                f"{self.spikes_per_channel_hz:g} spikes/s per channel: {self.n_spikes:.3g} spikes; "
+                f"{self.n_templates} templates",
+            ),
             ("read", f"{in_words(self.fetch_bytes)} of recording, {in_words(self.read_bytes)} in all passes"),
             *((f"memory: {stage.name}", in_words(PYTHON_BYTES + stage.memory_bytes)) for stage in self.stages),
             ("memory: a worker", f"{in_words(self.worker_bytes)} at most{there['worker']}"),
@@ -212,7 +220,7 @@ class Plan:
             *([("memory: GPU", f"{in_words(gpu)} at most{each}{there['gpu']}")] if gpu else []),
             ("disk: run/", f"{in_words(self.scratch_bytes)}; may be deleted afterwards{there['disk']}"),
             ("disk: results", in_words(self.results_bytes)),
-        ]  # fmt: skip
+        ]
 
     def __str__(self) -> str:
         rows = self.rows()
@@ -325,9 +333,14 @@ class _Need:
     """
 
     def __init__(
-        self, recording: Recording, settings: Settings, n_workers: int, block_batches: int | None, rate_hz: float,
+        self,
+        recording: Recording,
+        settings: Settings,
+        n_workers: int,
+        block_batches: int | None,
+        rate_hz: float,
         device: str,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.recording, self.settings, self.n_workers, self.device = recording, settings, n_workers, device
         self.on_gpu = device != "cpu"
         self.block_batches, self.rate_hz = block_batches, rate_hz
@@ -390,7 +403,7 @@ class _Need:
             + waveform_kernels.ABOVE_BYTES * min(c, at_once) * t
             + waveform_kernels.WINDOW_BYTES * near * waveform_kernels.WINDOWS_AT_ONCE.on(self.device)
             + 16 * self.settings.nt * self.snippets_of_tile()
-        )  # fmt: skip
+        )
 
     def snippets_of_tile(self) -> int:
         """Clean peaks that a tile hands over, at most: its share, or as many as can stand alone on their channel.
@@ -424,10 +437,11 @@ class _Need:
         sharing = u * min(u, 8 * TEMPLATES_PER_CHANNEL * settings.nearest_chans)  # pairs that share channels
         return int(
             4 * (u + groups) * (self._fft_samples(size) + 2 * w)  # scores, and the best of each group
-            + 8 * u * c * q + sharing * (4 * q * q + 8)  # templates, by unit and by group, and their products
+            + 8 * u * c * q
+            + sharing * (4 * q * q + 8)  # templates, by unit and by group, and their products
             + 8 * c * q * matching.SAMPLES_AT_ONCE.on(self.device)  # projections
             + 2 * matching.ROWS_AT_ONCE.on(self.device) * (4 * q * q + 24 * w)  # what is subtracted at a time
-        )  # fmt: skip
+        )
 
     def block_bytes(self) -> int:
         """The rows of a block as it is finished."""
@@ -457,12 +471,13 @@ class _Need:
         m = min(max(n // settings.cluster_downsampling, clustering.LEAST_LANDMARKS), settings.landmark_limit, n)
         return int(
             GRAPH_BYTES * n
-            + 8 * d * m + 12 * clustering.N_CANDIDATES * m  # landmarks, and what seeds would explain
+            + 8 * d * m
+            + 12 * clustering.N_CANDIDATES * m  # landmarks, and what seeds would explain
             + 4 * graph.INNER_CHUNK * m  # distances
             + 24 * clustering.N_SEEDS * m  # links of landmarks to clusters
             + 20 * min(graph.CHUNK, n) * d  # rows at a time, spread out; of one cluster in double precision
             + 8 * clustering.N_SEEDS * d * d  # Σxxᵀ of every leaf
-        )  # fmt: skip
+        )
 
     # -- everything --------------------------------------------------------------------------------------------
 
@@ -500,9 +515,14 @@ class _Need:
         return 8 * 7 * len(self.regions) + RECORD_BYTES  # rows, and checksums of six columns, by region
 
     def plan(
-        self, *, memory_bytes: int, worker_memory_bytes: int | None, gpu_memory_bytes: int | None,
-        workers_per_gpu: int, disk_bytes: int | None,
-    ) -> Plan:  # fmt: skip
+        self,
+        *,
+        memory_bytes: int,
+        worker_memory_bytes: int | None,
+        gpu_memory_bytes: int | None,
+        workers_per_gpu: int,
+        disk_bytes: int | None,
+    ) -> Plan:
         """All of it, and what does not fit."""
         n, n_passes = len(self.tiling), 3 if self.settings.nblocks else 2
         learning = n_passes - 1  # waveforms are learned anew once tissue was found to move
@@ -512,19 +532,31 @@ class _Need:
         n_tasks = {stage.name: stage.n_tasks for stage in stages}
         times = {"waveforms": learning, "detection": learning}
         found = Plan(
-            recording=self.recording.name, duration_s=self.duration_s, n_channels=self.n_channels, n_batches=n,
-            batches_per_task=self.per_task, n_centres=len(self.centres), n_regions=len(self.regions),
-            spikes_per_channel_hz=self.rate_hz, n_spikes=self.n_spikes, n_templates=self.n_templates,
-            n_passes=n_passes, stages=stages,
+            recording=self.recording.name,
+            duration_s=self.duration_s,
+            n_channels=self.n_channels,
+            n_batches=n,
+            batches_per_task=self.per_task,
+            n_centres=len(self.centres),
+            n_regions=len(self.regions),
+            spikes_per_channel_hz=self.rate_hz,
+            n_spikes=self.n_spikes,
+            n_templates=self.n_templates,
+            n_passes=n_passes,
+            stages=stages,
             n_tasks=sum(count * times.get(name, 1) for name, count in n_tasks.items()),
             fetch_bytes=sample_bytes * n * self.tiling.size,
             read_bytes=tile_bytes * (n_passes * n + self.n_whitened_from() + learning * self.n_learned_from()),
             client_bytes=self.client_bytes(),
             scratch_bytes=self.scratch_bytes(learning) + self._records_bytes(stages),
             results_bytes=self.n_spikes * (RESULT_COPIES * 4 * self.n_features + RESULT_BYTES),
-            n_workers=self.n_workers, memory_bytes=memory_bytes, worker_memory_bytes=worker_memory_bytes,
-            gpu_memory_bytes=gpu_memory_bytes, workers_per_gpu=workers_per_gpu, disk_bytes=disk_bytes,
-        )  # fmt: skip
+            n_workers=self.n_workers,
+            memory_bytes=memory_bytes,
+            worker_memory_bytes=worker_memory_bytes,
+            gpu_memory_bytes=gpu_memory_bytes,
+            workers_per_gpu=workers_per_gpu,
+            disk_bytes=disk_bytes,
+        )
         return replace(found, misfits=tuple(self._misfits(found)))
 
     def n_whitened_from(self) -> int:
@@ -566,11 +598,14 @@ class _Need:
     def _misfits(self, found: Plan) -> list[Misfit]:
         misfits = []
         if found.client_bytes > found.memory_bytes:
-            misfits.append(Misfit(
-                f"This process may need {in_words(found.client_bytes)}, and the machine has "
-                f"{in_words(found.memory_bytes)}. Sort a part with tmin and tmax, raise binning_depth (now "
-                f"{self.settings.binning_depth:g} µm) or Th_learned (fewer spikes).", certain=False,
-            ))  # fmt: skip
+            misfits.append(
+                Misfit(
+                    f"This process may need {in_words(found.client_bytes)}, and the machine has "
+                    f"{in_words(found.memory_bytes)}. Sort a part with tmin and tmax, raise binning_depth (now "
+                    f"{self.settings.binning_depth:g} µm) or Th_learned (fewer spikes).",
+                    certain=False,
+                )
+            )
         if found.worker_memory_bytes is not None:
             misfits += self._in_memory(found, found.worker_memory_bytes)
         if found.gpu_memory_bytes is not None and self.on_gpu:
@@ -587,10 +622,12 @@ class _Need:
             Misfit(
                 f"A task of {stage.name} may need {in_words(PYTHON_BYTES + stage.memory_bytes)}, and a worker has "
                 f"{in_words(there)}. Use fewer workers (now {self.n_workers}), or lower "
-                f"{self._remedy(stage, rows=True)}.", certain=False,
+                f"{self._remedy(stage, rows=True)}.",
+                certain=False,
             )
-            for stage in found.stages if PYTHON_BYTES + stage.memory_bytes > there
-        ]  # fmt: skip
+            for stage in found.stages
+            if PYTHON_BYTES + stage.memory_bytes > there
+        ]
 
     def _remedy(self, stage: Stage, *, rows: bool) -> str:
         """Settings to lower, and so on, where a stage needs too much; with the rows of a block, or beside them."""
@@ -612,27 +649,33 @@ class _Need:
         return [
             Misfit(
                 f"A task of {stage.name} may need {in_words(stage.gpu_bytes)} on the GPU, and {has}. "
-                f"Lower {self._remedy(stage, rows=False)}, or {elsewhere}.", certain=False,
+                f"Lower {self._remedy(stage, rows=False)}, or {elsewhere}.",
+                certain=False,
             )
-            for stage in found.stages if stage.gpu_bytes > share
-        ]  # fmt: skip
+            for stage in found.stages
+            if stage.gpu_bytes > share
+        ]
 
     def _no_batch(self, there_is: str, there: int, elsewhere: str) -> Misfit:
         return Misfit(
             f"One batch of {self.tiling.size} samples on {self.n_channels} channels takes "
             f"{in_words(self.least_tile_bytes())} at least, and {there_is}. {self._smaller_batch(there)}Otherwise "
-            f"{elsewhere}, or sort shanks one by one.", certain=True,
-        )  # fmt: skip
+            f"{elsewhere}, or sort shanks one by one.",
+            certain=True,
+        )
 
     def _on_disk(self, found: Plan, there: int) -> list[Misfit]:
         records, needed = self._records_bytes(found.stages), found.scratch_bytes + found.results_bytes
         if needed <= there:
             return []
-        return [Misfit(
-            f"About {in_words(needed)} of disk will be needed for run/ and the results, and {in_words(there)} are "
-            "free. Give a results_dir on a larger disk, sort a part with tmin and tmax, or raise Th_universal and "
-            "Th_learned (fewer spikes).", certain=records > there,
-        )]  # fmt: skip
+        return [
+            Misfit(
+                f"About {in_words(needed)} of disk will be needed for run/ and the results, and {in_words(there)} are "
+                "free. Give a results_dir on a larger disk, sort a part with tmin and tmax, or raise Th_universal and "
+                "Th_learned (fewer spikes).",
+                certain=records > there,
+            )
+        ]
 
     def _smaller_batch(self, there: int) -> str:
         """Advice, as far as a shorter batch would do."""

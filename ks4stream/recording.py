@@ -183,9 +183,7 @@ class Recording:
         if self.offset_uv is not None:
             attrs["offset_uv"] = self.offset_uv
         array = _lazy_array(self.source, self.sampling_rate_hz)
-        return xr.DataArray(
-            array, dims=("time", "channel"), coords=self._channel_coords(), attrs=attrs, name="traces"
-        )
+        return xr.DataArray(array, dims=("time", "channel"), coords=self._channel_coords(), attrs=attrs, name="traces")
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read a stretch of all channels.

@@ -132,8 +132,12 @@ class Sorting(Checked):
     kept: Array = _array(("n",), "bool", "", "False for duplicates")
     x_um: Array = _array(("n",), "float32", "µm", "position across the probe")
     y_um: Array = _array(("n",), "float32", "µm", "position along the probe")
-    template_channels: Array = _array(("v", "j"), "int64", "", "channels of features, per learned template; "
-                                      "nearest first, padded with −1 (features there are 0)")
+    template_channels: Array = _array(
+        ("v", "j"),
+        "int64",
+        "",
+        "channels of features, per learned template; nearest first, padded with −1 (features there are 0)",
+    )
     unit_features: Array = _array(("u", "c", "q"), "float32", "noise s.d.", "Wall: final template of each unit")
     similarity: Array = _array(("u", "u"), "float32", "", "largest correlation over lags, diagonal 1")
     refractory: Array = _array(("u",), "bool", "", "is_ref: no contamination beyond acg_threshold")

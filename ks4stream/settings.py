@@ -41,10 +41,16 @@ def _setting(
     return field(
         default=default,
         metadata={
-            "doc": doc, "stage": stage, "kind": kind, "least": least, "above": above, "most": most,
-            "unit": unit, "optional": optional,
+            "doc": doc,
+            "stage": stage,
+            "kind": kind,
+            "least": least,
+            "above": above,
+            "most": most,
+            "unit": unit,
+            "optional": optional,
         },
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,95 +66,136 @@ class Settings:
 
     # -- the recording -------------------------------------------------------------------------------
     n_chan_bin: int | None = _setting(
-        None, "Channels in the binary file, sorted or not.", stage="recording", kind=int, least=1, optional=True)
+        None, "Channels in the binary file, sorted or not.", stage="recording", kind=int, least=1, optional=True
+    )
     fs: float = _setting(
-        _Unchosen(30000.0), "Sampling rate, where the recording does not tell its own.", stage="recording", above=0,
-        unit="Hz")
+        _Unchosen(30000.0),
+        "Sampling rate, where the recording does not tell its own.",
+        stage="recording",
+        above=0,
+        unit="Hz",
+    )
     batch_size: int = _setting(
-        60000, "Length of a batch, the unit of the drift estimate.", stage="recording", kind=int, least=1,
-        unit="samples")
-    batch_downsampling: int = _setting(
-        1, "Sort every n-th batch only.", stage="recording", kind=int, least=1)
+        60000,
+        "Length of a batch, the unit of the drift estimate.",
+        stage="recording",
+        kind=int,
+        least=1,
+        unit="samples",
+    )
+    batch_downsampling: int = _setting(1, "Sort every n-th batch only.", stage="recording", kind=int, least=1)
     tmin: float = _setting(0.0, "Where sorting begins.", stage="recording", least=0, unit="s")
     tmax: float = _setting(math.inf, "Where sorting ends.", stage="recording", above=0, unit="s")
-    shift: float | None = _setting(
-        None, "Added to the traces after scaling.", stage="recording", optional=True)
+    shift: float | None = _setting(None, "Added to the traces after scaling.", stage="recording", optional=True)
     scale: float | None = _setting(
-        None, "Factor applied to the traces as they are read.", stage="recording", optional=True)
+        None, "Factor applied to the traces as they are read.", stage="recording", optional=True
+    )
     # -- preprocessing -------------------------------------------------------------------------------
     highpass_cutoff: float = _setting(
-        300.0, "Cutoff of the high-pass filter.", stage="preprocessing", least=0, unit="Hz")
+        300.0, "Cutoff of the high-pass filter.", stage="preprocessing", least=0, unit="Hz"
+    )
     artifact_threshold: float = _setting(
-        math.inf, "Blank all channels around samples beyond this after filtering, in units of the file.",
-        stage="preprocessing", least=0)
+        math.inf,
+        "Blank all channels around samples beyond this after filtering, in units of the file.",
+        stage="preprocessing",
+        least=0,
+    )
     do_CAR: bool = _setting(True, "Subtract the common median reference.", stage="preprocessing", kind=bool)
     invert_sign: bool = _setting(False, "Turn the traces upside down.", stage="preprocessing", kind=bool)
     whitening_range: int = _setting(
-        32, "Nearest channels that enter a channel's whitening.", stage="whitening", kind=int, least=1)
+        32, "Nearest channels that enter a channel's whitening.", stage="whitening", kind=int, least=1
+    )
     nskip: int = _setting(
-        25, "Every n-th batch enters the whitening estimate.", stage="whitening", kind=int, least=1,
-        unit="batches")
+        25, "Every n-th batch enters the whitening estimate.", stage="whitening", kind=int, least=1, unit="batches"
+    )
     # -- waveforms -----------------------------------------------------------------------------------
     nt: int = _setting(61, "Samples per waveform; odd.", stage="waveforms", kind=int, least=1, unit="samples")
     nt0min: int | None = _setting(
-        None, "Sample of a waveform at which its peak lies; int(20·nt/61) by default.", stage="waveforms",
-        kind=int, least=0, unit="samples", optional=True)
+        None,
+        "Sample of a waveform at which its peak lies; int(20·nt/61) by default.",
+        stage="waveforms",
+        kind=int,
+        least=0,
+        unit="samples",
+        optional=True,
+    )
     n_templates: int = _setting(6, "Universal waveforms.", stage="waveforms", kind=int, least=1)
     n_pcs: int = _setting(6, "Principal components of the waveforms.", stage="waveforms", kind=int, least=1)
     templates_from_data: bool = _setting(
-        True, "Learn the universal waveforms; False takes those shipped.", stage="waveforms", kind=bool)
+        True, "Learn the universal waveforms; False takes those shipped.", stage="waveforms", kind=bool
+    )
     Th_single_ch: float = _setting(
-        6.0, "Threshold for the waveforms learned from.", stage="waveforms", above=0, unit="noise s.d.")
+        6.0, "Threshold for the waveforms learned from.", stage="waveforms", above=0, unit="noise s.d."
+    )
     # -- detection -----------------------------------------------------------------------------------
     Th_universal: float = _setting(
-        9.0, "Threshold of universal detection.", stage="detection", above=0, unit="noise s.d.")
+        9.0, "Threshold of universal detection.", stage="detection", above=0, unit="noise s.d."
+    )
     dmin: float | None = _setting(
-        None, "Vertical spacing of template centres times two; median contact spacing by default.",
-        stage="detection", above=0, unit="µm", optional=True)
+        None,
+        "Vertical spacing of template centres times two; median contact spacing by default.",
+        stage="detection",
+        above=0,
+        unit="µm",
+        optional=True,
+    )
     dminx: float = _setting(
-        32.0, "Lateral spacing of template centres times two.", stage="detection", above=0, unit="µm")
+        32.0, "Lateral spacing of template centres times two.", stage="detection", above=0, unit="µm"
+    )
     min_template_size: float = _setting(
-        10.0, "Width of the smallest spatial Gaussian.", stage="detection", above=0, unit="µm")
+        10.0, "Width of the smallest spatial Gaussian.", stage="detection", above=0, unit="µm"
+    )
     template_sizes: int = _setting(5, "Spatial Gaussians.", stage="detection", kind=int, least=1)
     nearest_chans: int = _setting(10, "Channels of a template centre.", stage="detection", kind=int, least=1)
     nearest_templates: int = _setting(
-        100, "Centres among which a detection must be the largest.", stage="detection", kind=int, least=1)
+        100, "Centres among which a detection must be the largest.", stage="detection", kind=int, least=1
+    )
     max_channel_distance: float = _setting(
-        32.0, "Centres farther than this from every contact are dropped.", stage="detection", least=1, unit="µm")
+        32.0, "Centres farther than this from every contact are dropped.", stage="detection", least=1, unit="µm"
+    )
     # -- drift ---------------------------------------------------------------------------------------
     nblocks: int = _setting(
-        1, "Depth segments of the drift estimate; 0 skips drift correction, 1 is rigid.", stage="drift",
-        kind=int, least=0)
+        1,
+        "Depth segments of the drift estimate; 0 skips drift correction, 1 is rigid.",
+        stage="drift",
+        kind=int,
+        least=0,
+    )
     binning_depth: float = _setting(5.0, "Depth bin of the fingerprints.", stage="drift", above=0, unit="µm")
     sig_interp: float = _setting(
-        20.0, "Width of the interpolation that moves the traces.", stage="drift", above=0, unit="µm")
+        20.0, "Width of the interpolation that moves the traces.", stage="drift", above=0, unit="µm"
+    )
     drift_smoothing: tuple[float, float, float] = _setting(
-        (0.5, 0.5, 0.5), "Smoothing over shift, batch and segment.", stage="drift", kind=tuple)
+        (0.5, 0.5, 0.5), "Smoothing over shift, batch and segment.", stage="drift", kind=tuple
+    )
     # -- matching ------------------------------------------------------------------------------------
     Th_learned: float = _setting(
-        8.0, "Threshold of matching with learned templates.", stage="matching", above=0, unit="noise s.d.")
-    max_peels: int = _setting(
-        100, "Rounds of matching pursuit.", stage="matching", kind=int, least=1, most=10_000)
+        8.0, "Threshold of matching with learned templates.", stage="matching", above=0, unit="noise s.d."
+    )
+    max_peels: int = _setting(100, "Rounds of matching pursuit.", stage="matching", kind=int, least=1, most=10_000)
     # -- clustering ----------------------------------------------------------------------------------
-    cluster_neighbors: int = _setting(
-        10, "Landmarks each spike is joined to.", stage="clustering", kind=int, least=2)
+    cluster_neighbors: int = _setting(10, "Landmarks each spike is joined to.", stage="clustering", kind=int, least=2)
     cluster_downsampling: int = _setting(
-        20, "One spike in n is a landmark, where there are many.", stage="clustering", kind=int, least=1)
+        20, "One spike in n is a landmark, where there are many.", stage="clustering", kind=int, least=1
+    )
     max_cluster_subset: int | None = _setting(
-        25_000, "Landmarks at most.", stage="clustering", kind=int, least=1, optional=True)
+        25_000, "Landmarks at most.", stage="clustering", kind=int, least=1, optional=True
+    )
     x_centers: int | None = _setting(
-        None, "Columns of clustering regions.", stage="clustering", kind=int, least=1, optional=True)
-    cluster_init_seed: int = _setting(
-        5, "Seed of the start of clustering.", stage="clustering", kind=int, least=1)
-    acg_threshold: float = _setting(
-        0.2, "Largest contamination of a good unit.", stage="clustering", above=0)
+        None, "Columns of clustering regions.", stage="clustering", kind=int, least=1, optional=True
+    )
+    cluster_init_seed: int = _setting(5, "Seed of the start of clustering.", stage="clustering", kind=int, least=1)
+    acg_threshold: float = _setting(0.2, "Largest contamination of a good unit.", stage="clustering", above=0)
     ccg_threshold: float = _setting(
-        0.25, "Largest contamination of a pair that is merged.", stage="clustering", above=0)
+        0.25, "Largest contamination of a pair that is merged.", stage="clustering", above=0
+    )
     # -- results -------------------------------------------------------------------------------------
     duplicate_spike_ms: float = _setting(
-        0.25, "Spikes of a unit closer than this are one.", stage="results", least=0, unit="ms")
+        0.25, "Spikes of a unit closer than this are one.", stage="results", least=0, unit="ms"
+    )
     position_limit: float = _setting(
-        100.0, "Channels that enter a spike's position lie this close.", stage="results", least=0, unit="µm")
+        100.0, "Channels that enter a spike's position lie this close.", stage="results", least=0, unit="µm"
+    )
 
     def __post_init__(self) -> None:
         for spec in fields(self):

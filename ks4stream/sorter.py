@@ -153,19 +153,28 @@ def sort(
         engine = stack.enter_context(engine_for(source, client, workers, progress, device_given=device_given))
         gpu = engine.gpu_memory
         plan(
-            recording, settings, n_workers=engine.n_workers,
+            recording,
+            settings,
+            n_workers=engine.n_workers,
             results_dir=results_dir or tempfile.gettempdir(),
-            worker_memory_bytes=engine.worker_memory_bytes, block_batches=block_batches, device=device,
-            gpu_memory_bytes=gpu.n_bytes if gpu else math.inf, workers_per_gpu=gpu.n_workers if gpu else 1,
+            worker_memory_bytes=engine.worker_memory_bytes,
+            block_batches=block_batches,
+            device=device,
+            gpu_memory_bytes=gpu.n_bytes if gpu else math.inf,
+            workers_per_gpu=gpu.n_workers if gpu else 1,
         ).check()
         run = SortRun(source, engine, store, block_batches, progress)
         sorting = replace(run.run(), warnings=tuple(said), **origin)
         if results_dir is not None:
             progress("results", 0, 1)
             report.finish(
-                sorting, results, save_extra_vars=save_extra_vars, save_features=save_features, check=store.check,
+                sorting,
+                results,
+                save_extra_vars=save_extra_vars,
+                save_features=save_features,
+                check=store.check,
                 preprocessed=_preprocessed(source, sorting) if save_preprocessed_copy else None,
-            )  # fmt: skip
+            )
             sorting = replace(sorting, warnings=tuple(said))  # with where somebody's results were moved to
             store.tidy(keep=keep_run)
             progress("results", 1, 1)
@@ -208,10 +217,16 @@ def _origin(source: Preprocessor) -> dict[str, Any]:
 
     recording = source.recording
     provenance = Provenance(
-        ks4stream=version_of("ks4stream"), torch=str(torch.__version__), numpy=np.__version__, scipy=scipy.__version__,
-        method=METHOD, device=torch.device(source.device).type, recording=recording.name,
-        recording_digest=recording.digest(), digest_is_exact=recording.source.digest_is_exact,
-    )  # fmt: skip
+        ks4stream=version_of("ks4stream"),
+        torch=str(torch.__version__),
+        numpy=np.__version__,
+        scipy=scipy.__version__,
+        method=METHOD,
+        device=torch.device(source.device).type,
+        recording=recording.name,
+        recording_digest=recording.digest(),
+        digest_is_exact=recording.source.digest_is_exact,
+    )
     return {"provenance": provenance, "flat_files": recording.source.flat_files}
 
 
@@ -247,6 +262,7 @@ MATTERS = {
 }
 """By stage, the settings its tasks read, by their own name or that of the stage that first reads them. What earlier
 stages found is part of what a task depends on, so that their settings need not be named again."""
+
 
 @dataclass
 class SortRun:
@@ -338,9 +354,13 @@ class SortRun:
             return list(self._map(writer, self._blocks(), "detection"))
 
     def learn_templates(
-        self, source: Preprocessor, centres: geometry.Centres, regions: geometry.Regions, shapes: Waveforms,
+        self,
+        source: Preprocessor,
+        centres: geometry.Centres,
+        regions: geometry.Regions,
+        shapes: Waveforms,
         peaks: list[Receipt],
-    ) -> Templates:  # fmt: skip
+    ) -> Templates:
         """Section 5: cluster each region's peaks; the means of the clusters are templates."""
         with self._timed("first clustering"):
             sizes = _sizes(peaks)
@@ -371,9 +391,14 @@ class SortRun:
         return matches, template_channels
 
     def sort_regions(
-        self, source: Preprocessor, shapes: Waveforms, learned: Templates, regions: geometry.Regions,
-        matches: matching.Matches | None, template_channels: NDArray[np.int64],
-    ) -> units.Units | None:  # fmt: skip
+        self,
+        source: Preprocessor,
+        shapes: Waveforms,
+        learned: Templates,
+        regions: geometry.Regions,
+        matches: matching.Matches | None,
+        template_channels: NDArray[np.int64],
+    ) -> units.Units | None:
         """Section 9: each region's spikes clustered into units, and these merged."""
         if matches is None:
             return None
@@ -392,18 +417,22 @@ class SortRun:
             return units.combine(found, shapes, settings, rate, self._fewest(), scratch=scratch) if found else None
 
     def finish(
-        self, source: Preprocessor, shapes: Waveforms, moved: Drift | None, peaks: PeakSample | None,
-        template_channels: NDArray[np.int64], matches: matching.Matches | None, found: units.Units | None,
-    ) -> Sorting:  # fmt: skip
+        self,
+        source: Preprocessor,
+        shapes: Waveforms,
+        moved: Drift | None,
+        peaks: PeakSample | None,
+        template_channels: NDArray[np.int64],
+        matches: matching.Matches | None,
+        found: units.Units | None,
+    ) -> Sorting:
         """Section 10: all spikes in order of time, where they were, and what is known of their units."""
         settings, probe, recording = source.settings, source.probe, source.recording
         columns = GrowingColumns(self.store.scratch / uuid4().hex)
         with self._here("joining"):
             columns.append(_no_spikes(source, template_channels))
             if matches is not None and found is not None:
-                for part in joining.in_order(
-                    found, matches, shapes, template_channels, probe, settings.position_limit
-                ):
+                for part in joining.in_order(found, matches, shapes, template_channels, probe, settings.position_limit):
                     columns.append(part)
         unit_features = found.features if found else np.zeros((0, probe.n_channels, settings.n_pcs), np.float32)
         similarity = np.zeros((0, 0), np.float32)
@@ -413,22 +442,34 @@ class SortRun:
         spikes: dict[str, Any] = columns.arrays()
         sorting = Sorting(
             **spikes,
-            template_channels=template_channels, unit_features=unit_features, similarity=similarity,
-            refractory=found.refractory if found else np.zeros(0), settings=settings,
+            template_channels=template_channels,
+            unit_features=unit_features,
+            similarity=similarity,
+            refractory=found.refractory if found else np.zeros(0),
+            settings=settings,
             contamination=found.contamination if found else np.zeros(0),
-            sampling_rate_hz=recording.sampling_rate_hz, probe=probe, whitening=source.whitening, waveforms=shapes,
-            drift=moved, peaks=peaks, n_samples=recording.n_samples, files=recording.files,
-            dtype=recording.dtype.name, n_chan_file=recording.n_channels, seconds=dict(self.seconds),
+            sampling_rate_hz=recording.sampling_rate_hz,
+            probe=probe,
+            whitening=source.whitening,
+            waveforms=shapes,
+            drift=moved,
+            peaks=peaks,
+            n_samples=recording.n_samples,
+            files=recording.files,
+            dtype=recording.dtype.name,
+            n_chan_file=recording.n_channels,
+            seconds=dict(self.seconds),
             tiling=source.tiling,
             artifacts=matches.artifacts if matches else np.zeros((0, 2), np.int64),
-        )  # fmt: skip
+        )
         if sorting.n_spikes < FEW_SPIKES or sorting.n_units < 2:
             warn(
                 f"Only {sorting.n_spikes} spikes in {sorting.n_units} units were found. If more were to be expected, "
                 "check the probe's units (µm), the channel map, dtype and n_chan, or lower Th_universal and "
                 "Th_learned.",
-                FewSpikesWarning, stacklevel=5,
-            )  # fmt: skip
+                FewSpikesWarning,
+                stacklevel=5,
+            )
         return sorting
 
     def _fewest(self) -> int:
@@ -454,9 +495,11 @@ class SortRun:
             logger.info("%s: %d of %d tasks were finished before", stage, len(known), len(items))
         missing = [index for index in range(len(items)) if index not in known]
         fresh = self.engine.map(
-            Remembered(function, store), [items[index] for index in missing], stage=stage,
+            Remembered(function, store),
+            [items[index] for index in missing],
+            stage=stage,
             priority=[priority[index] for index in missing] if len(priority) else (),
-        )  # fmt: skip
+        )
         for index in range(len(items)):
             yield known.pop(index) if index in known else next(fresh)
         yield from fresh  # nothing is left of it, but its end
@@ -488,8 +531,9 @@ def _no_spikes(source: Preprocessor, template_channels: NDArray[np.int64]) -> di
     of_row = {"features": (template_channels.shape[1], source.settings.n_pcs)}
     return {
         spec.name: np.zeros((0, *of_row.get(spec.name, ())), spec.metadata["dtype"])
-        for spec in fields(Sorting) if spec.metadata.get("dims", ())[:1] == ("n",)
-    }  # fmt: skip
+        for spec in fields(Sorting)
+        if spec.metadata.get("dims", ())[:1] == ("n",)
+    }
 
 
 @contextmanager
@@ -506,7 +550,11 @@ def run_store(
 
 @contextmanager
 def engine_for(
-    source: Preprocessor, client: Any = None, workers: int | None = None, progress: Progress | None = None, *,
+    source: Preprocessor,
+    client: Any = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    *,
     device_given: bool = True,
 ) -> Iterator[Engine]:
     """The engine to compute with: the caller's client or scheduler, this thread ("loop"), or this machine."""
@@ -533,6 +581,7 @@ def engine_for(
             warn(
                 f"{len(idle)} of the client's workers see a GPU (that at {idle[0]}, say) and this process does not, so "
                 "that processors compute. Pass device='cuda' to use GPUs, or device='cpu' to say that this is meant.",
-                MachineWarning, stacklevel=5,
-            )  # fmt: skip
+                MachineWarning,
+                stacklevel=5,
+            )
         yield engine

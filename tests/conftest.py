@@ -78,10 +78,14 @@ def _s3() -> Iterator[ObjectStore]:
 def object_store(_s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     """An S3 server that works, and credentials for it in the environment."""
     for name, value in {
-        "AWS_ENDPOINT_URL": _s3.proxy.url, "AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "someone",
-        "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/nowhere",
+        "AWS_ENDPOINT_URL": _s3.proxy.url,
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/nowhere",
         "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
-    }.items():  # fmt: skip
+    }.items():
         monkeypatch.setenv(name, value)
     _s3.proxy.reset_counts()
     yield _s3

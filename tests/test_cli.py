@@ -172,15 +172,38 @@ def test_every_setting_has_an_option_with_unit_bounds_and_default() -> None:
 
 def test_settings_are_given_by_option_or_by_name(tetrode_file: Path, asked: dict[str, Any]) -> None:
     result = run(
-        "sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", "--th-universal", 7, "--Th-learned", "6.5",
-        "--drift-smoothing", "1,2,3", "--templates-from-data", "false", "--max-cluster-subset", "none", "--set",
-        "nblocks=0", "--set", "tmax=1.5",
-    )  # fmt: skip
+        "sort",
+        tetrode_file,
+        "--n-chan",
+        4,
+        "--probe",
+        "tetrode",
+        "--th-universal",
+        7,
+        "--Th-learned",
+        "6.5",
+        "--drift-smoothing",
+        "1,2,3",
+        "--templates-from-data",
+        "false",
+        "--max-cluster-subset",
+        "none",
+        "--set",
+        "nblocks=0",
+        "--set",
+        "tmax=1.5",
+    )
     assert result.exit_code == 0, result.output
     assert asked["settings"] == Settings(
-        n_chan_bin=4, Th_universal=7, Th_learned=6.5, drift_smoothing=(1, 2, 3), templates_from_data=False,
-        max_cluster_subset=None, nblocks=0, tmax=1.5,
-    )  # fmt: skip
+        n_chan_bin=4,
+        Th_universal=7,
+        Th_learned=6.5,
+        drift_smoothing=(1, 2, 3),
+        templates_from_data=False,
+        max_cluster_subset=None,
+        nblocks=0,
+        tmax=1.5,
+    )
 
 
 def test_a_rate_that_is_given_corrects_metadata(tmp_path: Path, asked: dict[str, Any]) -> None:
@@ -198,9 +221,27 @@ def test_a_rate_that_is_given_corrects_metadata(tmp_path: Path, asked: dict[str,
 
 def test_recording_and_machine_are_passed_on(tetrode_file: Path, asked: dict[str, Any]) -> None:
     result = run(
-        "sort", tetrode_file, tetrode_file, "--n-chan", 4, "--fs", 20000, "--probe", "tetrode", "--bad-channels", "1,3",
-        "--no-car", "--invert-sign", "--device", "cpu", "--block-batches", 5, "--workers", 2, "--fresh",
-    )  # fmt: skip
+        "sort",
+        tetrode_file,
+        tetrode_file,
+        "--n-chan",
+        4,
+        "--fs",
+        20000,
+        "--probe",
+        "tetrode",
+        "--bad-channels",
+        "1,3",
+        "--no-car",
+        "--invert-sign",
+        "--device",
+        "cpu",
+        "--block-batches",
+        5,
+        "--workers",
+        2,
+        "--fresh",
+    )
     assert result.exit_code == 0, result.output
     assert asked["recording"].sampling_rate_hz == asked["settings"].fs == 20000
     assert asked["recording"].n_samples == 120_000

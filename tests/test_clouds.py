@@ -132,9 +132,20 @@ def fake_gcs_server(recordings: Path, tmp_path_factory: pytest.TempPathFactory) 
         listener.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{listener.getsockname()[1]}"
     command = [
-        program("fake-gcs-server", "FAKE_GCS_SERVER"), "-scheme", "http", "-host", "127.0.0.1", "-port",
-        host.partition(":")[2], "-public-host", host, "-backend", "memory", "-data", str(recordings),
-    ]  # fmt: skip
+        program("fake-gcs-server", "FAKE_GCS_SERVER"),
+        "-scheme",
+        "http",
+        "-host",
+        "127.0.0.1",
+        "-port",
+        host.partition(":")[2],
+        "-public-host",
+        host,
+        "-backend",
+        "memory",
+        "-data",
+        str(recordings),
+    ]
     with running(command, log) as process:
         said(process, log, "server started")
         found = {"GOOGLE_BASE_URL": f"http://{host}", "GOOGLE_SKIP_SIGNATURE": "true"}
@@ -146,9 +157,15 @@ def fake_gcs_server(recordings: Path, tmp_path_factory: pytest.TempPathFactory) 
 def azurite(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     log = tmp_path_factory.mktemp("azurite") / "log"
     command = [
-        program("azurite-blob", "AZURITE"), "--blobHost", "127.0.0.1", "--blobPort", "0", "--inMemoryPersistence",
-        "--silent", "--disableTelemetry",
-    ]  # fmt: skip
+        program("azurite-blob", "AZURITE"),
+        "--blobHost",
+        "127.0.0.1",
+        "--blobPort",
+        "0",
+        "--inMemoryPersistence",
+        "--silent",
+        "--disableTelemetry",
+    ]
     with running(command, log, AZURITE_ACCOUNTS=f"lab:{SECRET}") as process:
         host = said(process, log, "successfully listens").rpartition("http://")[2].split()[0]
         make_container(host, "recordings")
@@ -250,15 +267,17 @@ def test_a_lock_is_held_by_one(cloud: Cloud) -> None:
         with ObjectLock(path, renewed_s=0.05) as held:
             with (
                 pytest.warns(Ks4StreamWarning, match="Another run .* holds"),
-                pytest.raises(ResultsError, match="Another run is writing"), ObjectLock(path, looked_s=0.2),
-            ):  # fmt: skip
+                pytest.raises(ResultsError, match="Another run is writing"),
+                ObjectLock(path, looked_s=0.2),
+            ):
                 pass
             held.renew()
     with (
         ObjectLock(path, renewed_s=60) as left,
-        pytest.warns(Ks4StreamWarning, match="Another run"), ObjectLock(path, lease_s=0.2, looked_s=0.1),
+        pytest.warns(Ks4StreamWarning, match="Another run"),
+        ObjectLock(path, lease_s=0.2, looked_s=0.1),
         pytest.raises(ResultsError, match="was taken over by another run"),
-    ):  # fmt: skip
+    ):
         left.renew()
 
 

@@ -25,14 +25,34 @@ from ks4stream.settings import Settings
 from ks4stream.sorter import _preprocessed, prepare
 
 KILOSORT4_ARGUMENTS = (
-    "settings", "probe", "probe_name", "filename", "data_dir", "file_object", "results_dir", "data_dtype", "do_CAR",
-    "invert_sign", "device", "progress_bar", "save_extra_vars", "clear_cache", "save_preprocessed_copy",
-    "bad_channels", "shank_idx", "verbose_console", "verbose_log", "torch_thread_lim",
-)  # fmt: skip
+    "settings",
+    "probe",
+    "probe_name",
+    "filename",
+    "data_dir",
+    "file_object",
+    "results_dir",
+    "data_dtype",
+    "do_CAR",
+    "invert_sign",
+    "device",
+    "progress_bar",
+    "save_extra_vars",
+    "clear_cache",
+    "save_preprocessed_copy",
+    "bad_channels",
+    "shank_idx",
+    "verbose_console",
+    "verbose_log",
+    "torch_thread_lim",
+)
 PROBE = {
-    "chanMap": np.arange(12), "xc": np.tile([0.0, 32.0], 6), "yc": np.repeat(20.0 * np.arange(6), 2),
-    "kcoords": np.zeros(12), "n_chan": 12,
-}  # fmt: skip
+    "chanMap": np.arange(12),
+    "xc": np.tile([0.0, 32.0], 6),
+    "yc": np.repeat(20.0 * np.arange(6), 2),
+    "kcoords": np.zeros(12),
+    "n_chan": 12,
+}
 TWO_SHANKS = PROBE | {"xc": PROBE["xc"] + 250 * (np.arange(12) >= 6), "kcoords": np.arange(12) // 6}
 
 
@@ -50,16 +70,23 @@ class FakeSort:
             for done in range(3):
                 options["progress"]("detection", done, 2)
         sorting = self.make_sorting(
-            n_channels=recording.probe.n_channels, probe=recording.probe, settings=settings, files=recording.files,
-            n_samples=recording.n_samples, n_chan_file=recording.n_channels,
-            flat_files=recording.source.flat_files, **self.changes,
-        )  # fmt: skip
+            n_channels=recording.probe.n_channels,
+            probe=recording.probe,
+            settings=settings,
+            files=recording.files,
+            n_samples=recording.n_samples,
+            n_chan_file=recording.n_channels,
+            flat_files=recording.source.flat_files,
+            **self.changes,
+        )
         options["save_preprocessed_copy"] = save_preprocessed_copy
         source = prepare(recording, settings) if save_preprocessed_copy else None
         finish(
-            sorting, ResultsFolder(results_dir, recording.files), save_extra_vars=save_extra_vars,
+            sorting,
+            ResultsFolder(results_dir, recording.files),
+            save_extra_vars=save_extra_vars,
             preprocessed=_preprocessed(source, sorting) if source else None,
-        )  # fmt: skip
+        )
         self.sorting = sorting
         return sorting
 
@@ -220,9 +247,10 @@ def test_settings_object_and_rate(fake, data):
 @pytest.mark.slow
 def test_the_rate_of_metadata_counts_and_settings_must_agree(fake, tmp_path):
     traces = xr.DataArray(
-        np.random.default_rng(0).integers(-99, 99, (30_000, 13), dtype=np.int16), dims=("time", "channel"),
+        np.random.default_rng(0).integers(-99, 99, (30_000, 13), dtype=np.int16),
+        dims=("time", "channel"),
         attrs={"sampling_rate_hz": 29_999.95},
-    )  # fmt: skip
+    )
     slower = traces.assign_attrs(sampling_rate_hz=25_000)
     places = {"probe": PROBE, "file_object": traces, "results_dir": tmp_path / "out"}
     for settings in (SETTINGS, SETTINGS | {"fs": 30_000}, Settings(**SETTINGS)):

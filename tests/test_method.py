@@ -37,14 +37,16 @@ class Pinned(NamedTuple):
 
 RECORDED = {  # by METHOD
     3: Pinned(
-        "ea06c361c5773048", (1.47376, 24.5939, 90.0, 32101.0, 105415.0, 135741.0, 542.684, 12.4174),
+        "ea06c361c5773048",
+        (1.47376, 24.5939, 90.0, 32101.0, 105415.0, 135741.0, 542.684, 12.4174),
         "torch 2.13.0+cpu, numpy 2.4.6, scipy 1.17.1",
     ),
     4: Pinned(
-        "ea06c361c5773048", (1.47376, 24.5939, 90.0, 32101.0, 105415.0, 135741.0, 542.684, 12.4174),
+        "ea06c361c5773048",
+        (1.47376, 24.5939, 90.0, 32101.0, 105415.0, 135741.0, 542.684, 12.4174),
         "torch 2.13.0+cpu, numpy 2.4.6, scipy 1.17.1",
     ),
-}  # fmt: skip
+}
 HASHED = ("sample", "unit", "template", "kept", "template_channels", "refractory")
 SUMMED = ("whitening", "waveforms", "drift", "score", "features", "y_um", "unit_features", "similarity")
 TOLERANCE = 1e-4  # of a sum: kinds of processor differ by 1e-6 at most, and six digits are kept
@@ -125,9 +127,10 @@ def check(found: Pinned) -> None:
         pytest.fail(f"METHOD is {METHOD} now; add to RECORDED of {__file__}:\n{entry(METHOD, found)}")
     differ = [] if found.digest == expected.digest else [f"one of {', '.join(HASHED)}"]
     differ += [
-        name for name, one, other in zip(SUMMED, found.sums, expected.sums, strict=True)
+        name
+        for name, one, other in zip(SUMMED, found.sums, expected.sums, strict=True)
         if one != pytest.approx(other, rel=TOLERANCE)
-    ]  # fmt: skip
+    ]
     if differ:
         pytest.fail(
             f"Method {METHOD} finds something else than it did: {'; '.join(differ)}. If the method was changed, raise "

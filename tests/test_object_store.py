@@ -52,9 +52,16 @@ def assert_same(found: Sorting, expected: Sorting) -> None:
 def near(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sorting]:
     """A recording that drifts, as a Zarr array on disk, and its sorting."""
     truth = simulate.simulate(
-        PROBE, SECONDS, seed=3, n_units=6, amplitude_range_uv=(90, 250), rate_range_hz=(25, 60), hash_per_channel=0,
-        drift="rigid", drift_range_um=20.0,
-    )  # fmt: skip
+        PROBE,
+        SECONDS,
+        seed=3,
+        n_units=6,
+        amplitude_range_uv=(90, 250),
+        rate_range_hz=(25, 60),
+        hash_per_channel=0,
+        drift="rigid",
+        drift_range_um=20.0,
+    )
     samples = truth.read(0, round(SECONDS * RATE))
     path = tmp_path_factory.mktemp("near") / "data.zarr"
     array = zarr.open_array(str(path), mode="w", shape=samples.shape, dtype=samples.dtype, chunks=(4_000, 10))
@@ -108,9 +115,15 @@ def test_preprocessed_traces_and_copies_are_fetched_once(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewSpikesWarning)
         run_kilosort(
-            settings, filename=url, probe=probe, results_dir=tmp_path / "sorted", shank_idx=[0, 1], client="loop",
-            save_preprocessed_copy=True, device="cpu",
-        )  # fmt: skip
+            settings,
+            filename=url,
+            probe=probe,
+            results_dir=tmp_path / "sorted",
+            shank_idx=[0, 1],
+            client="loop",
+            save_preprocessed_copy=True,
+            device="cpu",
+        )
     assert fetches() == [1] * 45
     copied = np.fromfile(tmp_path / "sorted" / "shank_1" / "temp_wh.dat", np.int16).reshape(-1, 10)
     assert copied.any(axis=0).tolist() == [False] * 5 + [True] * 5
@@ -154,9 +167,13 @@ def test_nothing_stays_on_the_workers_machines(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Ks4StreamWarning)
             run_kilosort(
-                {"n_chan_bin": 10, "nblocks": 0, "tmax": 1.0}, filename=recording.files[0], probe=PROBE, client=client,
-                results_dir=tmp_path / "sorted", device="cpu",
-            )  # fmt: skip
+                {"n_chan_bin": 10, "nblocks": 0, "tmax": 1.0},
+                filename=recording.files[0],
+                probe=PROBE,
+                client=client,
+                results_dir=tmp_path / "sorted",
+                device="cpu",
+            )
         assert not any(caches.iterdir())
 
 

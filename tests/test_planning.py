@@ -85,8 +85,11 @@ def test_more_channels_or_longer_batches_need_more_memory():
         for n_channels, size in ((32, 60_000), (64, 60_000), (64, 240_000))
     )
     for less, more in ((few, many), (many, long)):
-        assert all(a.memory_bytes < b.memory_bytes for a, b in zip(less.stages, more.stages, strict=True)
-                   if "clustering" not in a.name)  # fmt: skip
+        assert all(
+            a.memory_bytes < b.memory_bytes
+            for a, b in zip(less.stages, more.stages, strict=True)
+            if "clustering" not in a.name
+        )
 
 
 def test_it_says_the_same_as_text_and_as_numbers():
@@ -312,18 +315,21 @@ while tasks:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are asked of Linux")
 def test_no_process_takes_more_than_was_said(tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path), str(N_CLUSTERED)], capture_output=True, text=True,
+        [sys.executable, "-c", MEASURE, str(tmp_path), str(N_CLUSTERED)],
+        capture_output=True,
+        text=True,
         env=os.environ | {"PYTHONPATH": str(Path(ks4stream.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     on_tiles = plan(recording_of(64, hours=6 / 3600), n_workers=1, block_batches=3)
     spikes_of_a_second = 64 * planning.SPIKES_PER_CHANNEL_HZ * planning.CROWDED / on_tiles.n_regions  # largest region
     on_regions = plan(recording_of(64, hours=N_CLUSTERED / spikes_of_a_second / 3600), n_workers=1)
     need = {
         stage.name: planning.PYTHON_BYTES + stage.memory_bytes
-        for found, kind in ((on_tiles, False), (on_regions, True)) for stage in found.stages
+        for found, kind in ((on_tiles, False), (on_regions, True))
+        for stage in found.stages
         if ("clustering" in stage.name) == kind
-    }  # fmt: skip
+    }
     measured = [line.split(": ") for line in done.stdout.splitlines()]
     for stage, n_bytes in measured:
         # Never more than was said. At most twice as much is said: part of it are buffers that only crowded recordings

@@ -13,9 +13,20 @@ import pytest
 import ks4stream
 
 NAMES = [
-    "open_recording", "load_probe", "Recording", "Probe", "Settings", "plan", "sort", "Sorting", "load_sorting",
-    "preprocess", "run_kilosort", "simulate", "errors",
-]  # fmt: skip
+    "open_recording",
+    "load_probe",
+    "Recording",
+    "Probe",
+    "Settings",
+    "plan",
+    "sort",
+    "Sorting",
+    "load_sorting",
+    "preprocess",
+    "run_kilosort",
+    "simulate",
+    "errors",
+]
 
 
 def test_all_is_what_was_agreed():

@@ -207,7 +207,8 @@ def test_nothing_is_said_of_what_was_read_well(traces, file_of, kind):
 
 REFUSED: dict[str, tuple[Callable[[NDArray[np.int16]], NDArray[Any]], str, str]] = {
     "unsigned as signed": (
-        lambda x: (x.astype(np.int32) + 32768).astype(np.uint16), "int16",
+        lambda x: (x.astype(np.int32) + 32768).astype(np.uint16),
+        "int16",
         r"on \d+ of 16 channels.*half the range of int16.*written as uint16\. Set dtype='uint16'",
     ),
     "signed as unsigned": (lambda x: x, "uint16", r"half the range of uint16.*Set dtype='int16'"),
@@ -215,7 +216,7 @@ REFUSED: dict[str, tuple[Callable[[NDArray[np.int16]], NDArray[Any]], str, str]]
     "float32 as int16": (lambda x: x * np.float32(0.195), "int16", r"written as float32\. Set dtype='float32'"),
     "float16 as int16": (lambda x: (0.195 * x).astype(np.float16), "int16", r"written as float16\. .*convert"),
     "int16 as float32": (lambda x: x, "float32", r"read as float32, integers look like this\. Set dtype"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mistake", REFUSED)

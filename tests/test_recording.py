@@ -71,10 +71,16 @@ def test_traces_are_lazy_and_right() -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        np.s_[95:105], np.s_[95:105, 1], np.s_[7], np.s_[-1, -1], np.s_[200:100:-3, 1:3], np.s_[:150:50, [2, 0]],
-        np.s_[5:5], np.s_[[3, 120]],
+        np.s_[95:105],
+        np.s_[95:105, 1],
+        np.s_[7],
+        np.s_[-1, -1],
+        np.s_[200:100:-3, 1:3],
+        np.s_[:150:50, [2, 0]],
+        np.s_[5:5],
+        np.s_[[3, 120]],
     ],
-)  # fmt: skip
+)
 def test_slices_of_traces_read_no_more_than_they_need(key: Any) -> None:
     source = CountingSource()
     part = Recording(source, 100.0).traces.data[key].compute(scheduler="synchronous")

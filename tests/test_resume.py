@@ -150,9 +150,13 @@ def test_nothing_is_kept_where_nothing_is_to_be(recording: Recording, tmp_path: 
 
 @pytest.mark.parametrize(("stage", "after"), [("whitening", 1), ("detection", 4), ("matching", 3), ("final", 0)])
 def test_an_interrupted_run_goes_on(
-    recording: Recording, tmp_path: Path, computed: Counter[str], undisturbed: tuple[Path, Sorting], stage: str,
+    recording: Recording,
+    tmp_path: Path,
+    computed: Counter[str],
+    undisturbed: tuple[Path, Sorting],
+    stage: str,
     after: int,
-) -> None:  # fmt: skip
+) -> None:
     def interrupt(name: str, done: int, total: int) -> None:
         if name.startswith(stage) and done == after:
             raise KeyboardInterrupt
@@ -178,9 +182,13 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 @pytest.mark.parametrize("pattern", ["detection-*/*.record.npz", "detection-*/p*2.rows", "matching-*/sp*4.rows"])
 def test_what_is_damaged_is_computed_anew(
-    recording: Recording, tmp_path: Path, computed: Counter[str], undisturbed: tuple[Path, Sorting], pattern: str,
+    recording: Recording,
+    tmp_path: Path,
+    computed: Counter[str],
+    undisturbed: tuple[Path, Sorting],
+    pattern: str,
     damage: Callable[[Path], None],
-) -> None:  # fmt: skip
+) -> None:
     run(recording, tmp_path)
     for path in (tmp_path / "run").glob("*clustering-*/*"):
         path.unlink()  # so that the blocks are read again
@@ -194,9 +202,13 @@ def test_what_is_damaged_is_computed_anew(
 
 @pytest.mark.parametrize("after", [4, 30])
 def test_a_disk_that_fills_up_stops_a_run_that_goes_on(
-    recording: Recording, tmp_path: Path, computed: Counter[str], undisturbed: tuple[Path, Sorting],
-    monkeypatch: pytest.MonkeyPatch, after: int,
-) -> None:  # fmt: skip
+    recording: Recording,
+    tmp_path: Path,
+    computed: Counter[str],
+    undisturbed: tuple[Path, Sorting],
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
+) -> None:
     def full(descriptor: int) -> None:
         if computed.total() >= after:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -211,9 +223,12 @@ def test_a_disk_that_fills_up_stops_a_run_that_goes_on(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_disk_that_is_full_for_the_results_costs_none_of_the_work(
-    recording: Recording, tmp_path: Path, computed: Counter[str], undisturbed: tuple[Path, Sorting],
+    recording: Recording,
+    tmp_path: Path,
+    computed: Counter[str],
+    undisturbed: tuple[Path, Sorting],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     draft = ResultsFolder.draft
     for name in ("spike_times.npy", "diagnostics.png"):
 

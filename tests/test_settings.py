@@ -65,10 +65,24 @@ def test_the_largest_value_is_taken_and_more_is_not(spec: Field[Any]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("fs", 0), ("fs", -1), ("batch_size", 0), ("nt", 0), ("tmin", -0.5), ("tmax", 0), ("highpass_cutoff", -1),
-     ("nskip", 0), ("Th_universal", 0), ("Th_learned", 0), ("cluster_neighbors", 1), ("nblocks", -1),
-     ("max_peels", 10_001), ("max_channel_distance", 0.5), ("duplicate_spike_ms", -0.1)],
-)  # fmt: skip
+    [
+        ("fs", 0),
+        ("fs", -1),
+        ("batch_size", 0),
+        ("nt", 0),
+        ("tmin", -0.5),
+        ("tmax", 0),
+        ("highpass_cutoff", -1),
+        ("nskip", 0),
+        ("Th_universal", 0),
+        ("Th_learned", 0),
+        ("cluster_neighbors", 1),
+        ("nblocks", -1),
+        ("max_peels", 10_001),
+        ("max_channel_distance", 0.5),
+        ("duplicate_spike_ms", -0.1),
+    ],
+)
 def test_senseless_values_are_refused(name: str, value: float) -> None:
     with pytest.raises(SettingsError, match=name):
         Settings(**{name: value})
@@ -199,10 +213,16 @@ def test_rate_and_channels_are_those_of_the_recording() -> None:
     assert Settings(fs=25_000, n_chan_bin=4).for_recording(recording_of(25_000)) == fitted
 
 
-@pytest.mark.parametrize("through", [
-    lambda settings: settings.replace(nt=41), lambda settings: pickle.loads(pickle.dumps(settings)), copy.deepcopy,
-    lambda settings: Settings.from_dict(settings.to_dict()),
-], ids=["replace", "pickle", "copy", "dictionary"])  # fmt: skip
+@pytest.mark.parametrize(
+    "through",
+    [
+        lambda settings: settings.replace(nt=41),
+        lambda settings: pickle.loads(pickle.dumps(settings)),
+        copy.deepcopy,
+        lambda settings: Settings.from_dict(settings.to_dict()),
+    ],
+    ids=["replace", "pickle", "copy", "dictionary"],
+)
 def test_a_default_rate_stays_one_that_nobody_chose(through: Callable[[Settings], Settings]) -> None:
     assert through(Settings()).fs == 30_000
     assert through(Settings()).for_recording(recording_of(25_000)).fs == 25_000

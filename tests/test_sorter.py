@@ -44,8 +44,22 @@ pytestmark = pytest.mark.slow  # whole sorts
 RATE = 30_000.0
 PROBE = simulate.linear_probe(10, pitch_um=20)
 SETTINGS = Settings(batch_size=15_000)
-BYTES = ("sample", "unit", "template", "score", "features", "kept", "x_um", "y_um", "template_channels",
-         "unit_features", "similarity", "refractory", "contamination", "artifacts")  # fmt: skip
+BYTES = (
+    "sample",
+    "unit",
+    "template",
+    "score",
+    "features",
+    "kept",
+    "x_um",
+    "y_um",
+    "template_channels",
+    "unit_features",
+    "similarity",
+    "refractory",
+    "contamination",
+    "artifacts",
+)
 
 
 def simulated(seconds: float, probe: Probe = PROBE, **options: Any) -> tuple[simulate.SimulatedRecording, Recording]:
@@ -295,9 +309,16 @@ def test_a_stored_sorting_says_how_to_make_it_again(case: Case, tmp_path: Path) 
     assert found.n_spikes > 100
     assert (found.settings.do_CAR, found.settings.invert_sign) == (False, True)
     assert found.provenance == Provenance(
-        ks4stream=version_of("ks4stream"), torch=torch.__version__, numpy=np.__version__, scipy=scipy.__version__,
-        method=METHOD, device="cpu", recording="rec.bin", recording_digest=recording.digest(), digest_is_exact=True,
-    )  # fmt: skip
+        ks4stream=version_of("ks4stream"),
+        torch=torch.__version__,
+        numpy=np.__version__,
+        scipy=scipy.__version__,
+        method=METHOD,
+        device="cpu",
+        recording="rec.bin",
+        recording_digest=recording.digest(),
+        digest_is_exact=True,
+    )
     assert found.flat_files == (FlatFile(str(tmp_path / "rec.bin"), ">i2", 0, 60_000, 10),)
     assert found.tiling == tiling_of(recording, settings) and found.tiling.start == 6300
     again = quiet_sort(recording, found.settings)
@@ -314,8 +335,10 @@ def test_a_stored_sorting_says_how_to_make_it_again(case: Case, tmp_path: Path) 
 
 @pytest.mark.parametrize("stage", [stage for stage, names in MATTERS.items() if "preprocessing" in names])
 def test_reference_and_sign_are_part_of_what_a_task_depends_on(stage: str) -> None:
-    keys = {key_of(settings, stages=MATTERS[stage])
-            for settings in (Settings(), Settings(do_CAR=False), Settings(invert_sign=True))}  # fmt: skip
+    keys = {
+        key_of(settings, stages=MATTERS[stage])
+        for settings in (Settings(), Settings(do_CAR=False), Settings(invert_sign=True))
+    }
     assert len(keys) == 3
 
 
@@ -370,8 +393,7 @@ def test_artifacts_are_blanked() -> None:
 def test_artifacts_on_most_channels_are_recognised_by_themselves() -> None:
     recording = simulate.simulate(simulate.staggered_probe(32), 6.0, seed=4, n_units=6, n_artifacts=4)
     found = quiet_sort(
-        open_recording(recording.traces.compute(), fs=RATE, probe=recording.probe),
-        SETTINGS.replace(nblocks=0),
+        open_recording(recording.traces.compute(), fs=RATE, probe=recording.probe), SETTINGS.replace(nblocks=0)
     )
     assert len(found.artifacts) == 4
     for (first, last), (start, stop) in zip(found.artifacts, recording.artifact_spans, strict=True):

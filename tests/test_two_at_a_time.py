@@ -76,9 +76,14 @@ def recordings() -> dict[str, Recording]:
     found = {}
     for seed, name in enumerate(NAMES):
         truth = simulate.simulate(
-            PROBE, 2.0, seed=seed, n_units=3, dead_channels=(4,) * seed, amplitude_range_uv=(120, 250),
+            PROBE,
+            2.0,
+            seed=seed,
+            n_units=3,
+            dead_channels=(4,) * seed,
+            amplitude_range_uv=(120, 250),
             hash_per_channel=0,
-        )  # fmt: skip
+        )
         samples = truth.read(0, 60_000)
         opened = open_recording(samples, fs=RATE, probe=PROBE)
         found[name] = Recording(**{**opened.__dict__, "source": Talkative(samples, name), "name": name})
@@ -106,11 +111,16 @@ def alone(recordings: dict[str, Recording], tmp_path_factory: pytest.TempPathFac
 def state() -> dict[str, Any]:
     """What a sort finds and has to leave as it was."""
     return {
-        "showwarning": warnings.showwarning, "filters": list(warnings.filters), "level": logger.level,
-        "handlers": list(logger.handlers), "threads": torch.get_num_threads(), "environment": dict(os.environ),
-        "precision": torch.get_float32_matmul_precision(), "dask": dask.config.config.get("scheduler"),
+        "showwarning": warnings.showwarning,
+        "filters": list(warnings.filters),
+        "level": logger.level,
+        "handlers": list(logger.handlers),
+        "threads": torch.get_num_threads(),
+        "environment": dict(os.environ),
+        "precision": torch.get_float32_matmul_precision(),
+        "dask": dask.config.config.get("scheduler"),
         "clients": list(distributed.client._global_clients),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("last", NAMES)

@@ -263,9 +263,10 @@ class Cluster:
         answers |= self._ask(ask, of=able)
         left = self._workers()
         answers = {  # those that died meanwhile are no matter
-            address: answer for address, answer in answers.items()
+            address: answer
+            for address, answer in answers.items()
             if address in left and not isinstance(answer, CommClosedError)
-        }  # fmt: skip
+        }
         workers.check(ask(), answers)
         self._known |= set(answers)
 
@@ -355,16 +356,23 @@ class _Tasks:
         for (address, keys), answer in zip(ask.items(), self._stacks(list(ask.values())), strict=True):
             if isinstance(answer, KeyError):  # one has ended
                 continue
-            lines = answer.get(address, {}) if isinstance(answer, dict) else {
-                key: [f"The worker does not tell: {answer!r}"] for key in keys
-            }  # fmt: skip
+            lines = (
+                answer.get(address, {})
+                if isinstance(answer, dict)
+                else {key: [f"The worker does not tell: {answer!r}"] for key in keys}
+            )
             for key in lines.keys() & in_flight.keys():
                 ran = (key, address) in self._running
                 since = self._running.setdefault((key, address), now)
                 if ran:
                     self._say_slow(in_flight[key], address, now - since, usual, total)
-                    _log.info("Stage %r, task %d, at %s:\n%s", self._stage, in_flight[key].number + 1, address,
-                              "".join(lines[key]).rstrip())  # fmt: skip
+                    _log.info(
+                        "Stage %r, task %d, at %s:\n%s",
+                        self._stage,
+                        in_flight[key].number + 1,
+                        address,
+                        "".join(lines[key]).rstrip(),
+                    )
 
     def _is_slow(self, task: _Begun, address: str, key: Any, usual: float, now: float) -> bool:
         """Whether a task has run for too long, or it is not known yet whether it runs."""
@@ -393,8 +401,9 @@ class _Tasks:
             f"{ran_s:.0f} s and has not come back; {others}. If that worker hangs, as its disk, network or GPU does "
             "not answer, end its process: another one then gets the task. Or stop the sort and call it again: what is "
             "finished is not computed again. The log has the lines at which the task stands.",
-            Ks4StreamWarning, stacklevel=4,
-        )  # fmt: skip
+            Ks4StreamWarning,
+            stacklevel=4,
+        )
 
     def cancel(self) -> None:
         """Let go of everything: tasks not begun will not be, results not asked for are dropped."""
@@ -623,9 +632,13 @@ def local_workers(device: str = "cuda", *, sharing: Share | None = None) -> int:
 
 def _threads(n_workers: int) -> SpecCluster:
     return LocalCluster(
-        n_workers=n_workers, threads_per_worker=1, processes=False, memory_limit=0, silence_logs=logging.ERROR,
+        n_workers=n_workers,
+        threads_per_worker=1,
+        processes=False,
+        memory_limit=0,
+        silence_logs=logging.ERROR,
         scheduler_kwargs=QUIET_SCHEDULER,
-    )  # fmt: skip
+    )
 
 
 class _Program(SubprocessWorker):

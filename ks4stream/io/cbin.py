@@ -73,10 +73,16 @@ class CbinSource:
             if index["algorithm"] != "zlib" or index["chunk_order"] not in ("C", "F"):
                 raise ValueError(f"algorithm {index['algorithm']}, order {index['chunk_order']} is not known")
             source = cls(
-                path, int(index["n_channels"]), np.dtype(index["dtype"]), tuple(map(int, index["chunk_bounds"])),
-                tuple(map(int, index["chunk_offsets"])), index["chunk_order"], bool(index["do_time_diff"]),
-                bool(index["do_spatial_diff"]), float(index["sample_rate"]),
-            )  # fmt: skip
+                path,
+                int(index["n_channels"]),
+                np.dtype(index["dtype"]),
+                tuple(map(int, index["chunk_bounds"])),
+                tuple(map(int, index["chunk_offsets"])),
+                index["chunk_order"],
+                bool(index["do_time_diff"]),
+                bool(index["do_spatial_diff"]),
+                float(index["sample_rate"]),
+            )
             places = source.bounds, source.offsets
             if len(places[0]) != len(places[1]) or any(one[:1] != (0,) or sorted(one) != [*one] for one in places):
                 raise ValueError("its chunks do not follow each other")

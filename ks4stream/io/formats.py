@@ -226,25 +226,34 @@ _SAMPLES = "give the file that holds the samples"
 FORMATS = (
     # What acquisition systems write
     Format(
-        "a Blackrock or Ripple file", _spikeinterface("read_blackrock"),
+        "a Blackrock or Ripple file",
+        _spikeinterface("read_blackrock"),
         (".ns1", ".ns2", ".ns3", ".ns4", ".ns5", ".ns6", ".nf3", ".nf6"),
         ((0, b"NEURALSG"), (0, b"NEURALCD"), (0, b"NEUCDFLT"), (0, b"BRSMPGRP")),
     ),
     Format(
-        "a file of events and snippets", "give the recording beside it (.ns5, .ns6, .ncs)",
-        (".nev", ".nse", ".ntt"), ((0, b"NEURALEV"), (0, b"BREVENTS")),
+        "a file of events and snippets",
+        "give the recording beside it (.ns5, .ns6, .ncs)",
+        (".nev", ".nse", ".ntt"),
+        ((0, b"NEURALEV"), (0, b"BREVENTS")),
     ),
     Format(
         "a Neuralynx file, one per channel, with a header and time stamps",
-        _spikeinterface("read_neuralynx", "{folder}"), (".ncs", ".nrd"), ((0, b"######## Neuralynx"),),
+        _spikeinterface("read_neuralynx", "{folder}"),
+        (".ncs", ".nrd"),
+        ((0, b"######## Neuralynx"),),
     ),
     Format(
-        "an Intan file, with a header and samples in blocks", _spikeinterface("read_intan"), (".rhd", ".rhs"),
-        ((0, b"\x02\x27\x91\xc6"), (0, b"\xac\x27\x91\xd6")), _is_intan,
+        "an Intan file, with a header and samples in blocks",
+        _spikeinterface("read_intan"),
+        (".rhd", ".rhs"),
+        ((0, b"\x02\x27\x91\xc6"), (0, b"\xac\x27\x91\xd6")),
+        _is_intan,
     ),
     Format(
         "an Open Ephys file of the older format, one per channel, with a header",
-        _spikeinterface("read_openephys", "{folder}"), (".continuous", ".openephys"),
+        _spikeinterface("read_openephys", "{folder}"),
+        (".continuous", ".openephys"),
         ((0, b"header.format = 'Open Ephys"),),
     ),
     Format(
@@ -257,16 +266,22 @@ FORMATS = (
     Format("a NeuroExplorer file", _spikeinterface("read_neuroexplorer"), (".nex", ".nex5")),
     Format("a Spike2 file", _spikeinterface("read_ced"), (".smr", ".smrx")),
     Format(
-        "one of the files of a Tucker-Davis block", _spikeinterface("read_tdt", "{folder}"),
+        "one of the files of a Tucker-Davis block",
+        _spikeinterface("read_tdt", "{folder}"),
         (".sev", ".tev", ".tsq", ".tbk"),
     ),
     Format("an Alpha Omega file", _spikeinterface("read_alphaomega", "{folder}"), (".mpx", ".lsx")),
     Format(
-        "a SpikeGadgets file, with settings before the samples", _spikeinterface("read_spikegadgets"), (),
-        ((0, b"<?xml"),), _is_spikegadgets,
+        "a SpikeGadgets file, with settings before the samples",
+        _spikeinterface("read_spikegadgets"),
+        (),
+        ((0, b"<?xml"),),
+        _is_spikegadgets,
     ),
     Format(
-        "a Multi Channel Systems file, with a header", _spikeinterface("read_mcsraw"), (),
+        "a Multi Channel Systems file, with a header",
+        _spikeinterface("read_mcsraw"),
+        (),
         ((0, b"MC_DataTool binary conversion"),),
     ),
     Format(
@@ -282,48 +297,75 @@ FORMATS = (
     ),
     Format("an Axon (pCLAMP) file", _spikeinterface("read_axon"), (".abf",)),
     Format(
-        "an EDF or BDF file", _spikeinterface("read_edf"), (".edf", ".bdf"),
+        "an EDF or BDF file",
+        _spikeinterface("read_edf"),
+        (".edf", ".bdf"),
         ((0, b"\xffBIOSEMI"), (192, b"EDF+C   "), (192, b"EDF+D   ")),
     ),
     Format("an MDA file, with a header", _spikeinterface("read_mda_recording", "{folder}"), (".mda",)),
     Format(
-        "a BrainVision header", "give the file of samples that it names (.eeg or .dat)", (".vhdr", ".vmrk"),
+        "a BrainVision header",
+        "give the file of samples that it names (.eeg or .dat)",
+        (".vhdr", ".vmrk"),
         ((0, b"Brain Vision Data Exchange"), (0, b"BrainVision Data Exchange")),
     ),
     # What takes a file's place
     Format(
-        "a pointer of Git LFS, and not the file itself", "fetch it: git lfs pull", (),
+        "a pointer of Git LFS, and not the file itself",
+        "fetch it: git lfs pull",
+        (),
         ((0, b"version https://git-lfs.github.com/spec/"),),
     ),
-    Format("a pointer of git-annex, and not the file itself", "fetch it: git annex get, or datalad get", (),
-           ((0, b"/annex/objects/"),)),
     Format(
-        "a web page, and not the file itself", "download it again (it may need a login)", (),
-        ((0, b"<!DOCTYPE html"), (0, b"<!doctype html"), (0, b"<html"), (0, b"<HTML")), is_text,
+        "a pointer of git-annex, and not the file itself",
+        "fetch it: git annex get, or datalad get",
+        (),
+        ((0, b"/annex/objects/"),),
+    ),
+    Format(
+        "a web page, and not the file itself",
+        "download it again (it may need a login)",
+        (),
+        ((0, b"<!DOCTYPE html"), (0, b"<!doctype html"), (0, b"<html"), (0, b"<HTML")),
+        is_text,
     ),
     # What analysis programs write
     Format("an NWB file", f"{_spikeinterface('read_nwb_recording')}; or {_DATASET}", (".nwb",)),
     Format(
         "a MATLAB file",
         "load it (scipy.io.loadmat; from version 7.3 h5py) and pass its array, of shape (time, channel)",
-        (".mat",), ((0, b"MATLAB 5.0 MAT-file"), (0, b"MATLAB 7.3 MAT-file")),
+        (".mat",),
+        ((0, b"MATLAB 5.0 MAT-file"), (0, b"MATLAB 7.3 MAT-file")),
     ),
     Format(
-        "an archive of NumPy arrays", "load it and pass its array, numpy.load({path})['NAME']; or save that as .npy",
+        "an archive of NumPy arrays",
+        "load it and pass its array, numpy.load({path})['NAME']; or save that as .npy",
         (".npz",),
     ),
     Format("a Python pickle", "load it and pass its array, of shape (time, channel)", (".pkl", ".pickle")),
     Format("an SQLite database", _SAMPLES, (".sqlite", ".sqlite3"), ((0, b"SQLite format 3\x00"),)),
-    Format("a table of Parquet or Arrow", "load it and pass its values, of shape (time, channel)",
-           (".parquet", ".feather"), ((0, b"ARROW1\x00\x00"),)),
+    Format(
+        "a table of Parquet or Arrow",
+        "load it and pass its values, of shape (time, channel)",
+        (".parquet", ".feather"),
+        ((0, b"ARROW1\x00\x00"),),
+    ),
     Format("a WAVE file", "read it (scipy.io.wavfile.read) and pass its array", (".wav",), ((8, b"WAVEfmt "),)),
     # Compressed
     Format("compressed by gzip", f"{_DECOMPRESS} (gunzip)", (".gz", ".tgz"), ((0, b"\x1f\x8b\x08"),), _is_gzip),
     Format("compressed by Zstandard", f"{_DECOMPRESS} (unzstd)", (".zst",), ((0, b"\x28\xb5\x2f\xfd"),), _is_zstd),
-    Format("compressed by xz", f"{_DECOMPRESS} (unxz)", (".xz",),
-           tuple((0, b"\xfd7zXZ\x00\x00" + bytes([check])) for check in (0, 1, 4, 10))),
-    Format("compressed by bzip2", f"{_DECOMPRESS} (bunzip2)", (".bz2",),
-           tuple((0, b"BZh%d1AY&SY" % level) for level in range(1, 10))),
+    Format(
+        "compressed by xz",
+        f"{_DECOMPRESS} (unxz)",
+        (".xz",),
+        tuple((0, b"\xfd7zXZ\x00\x00" + bytes([check])) for check in (0, 1, 4, 10)),
+    ),
+    Format(
+        "compressed by bzip2",
+        f"{_DECOMPRESS} (bunzip2)",
+        (".bz2",),
+        tuple((0, b"BZh%d1AY&SY" % level) for level in range(1, 10)),
+    ),
     Format("compressed by LZ4", f"{_DECOMPRESS} (unlz4)", (".lz4",)),
     Format("a tar archive", "unpack it first", (".tar",), ((257, b"ustar\x0000"), (257, b"ustar  \x00"))),
     Format("a 7-Zip archive", "unpack it first", (".7z",), ((0, b"7z\xbc\xaf\x27\x1c\x00\x04"),)),
@@ -336,15 +378,26 @@ FORMATS = (
     Format("XML", _SAMPLES, (".xml",)),
     # Containers
     Format(
-        "an HDF5 file", f"{_DATASET}; or, if it is an NWB file, {_spikeinterface('read_nwb_recording')}",
+        "an HDF5 file",
+        f"{_DATASET}; or, if it is an NWB file, {_spikeinterface('read_nwb_recording')}",
         (".h5", ".hdf5", ".hdf", ".kwd", ".kwik", ".brw", ".bxr", ".nix"),
-        tuple((offset, b"\x89HDF\r\n\x1a\n") for offset in (0, 512, 1024, 2048)), is_container=True,
+        tuple((offset, b"\x89HDF\r\n\x1a\n") for offset in (0, 512, 1024, 2048)),
+        is_container=True,
     ),
-    Format("a ZIP archive", "unpack it, and give what holds the samples", (".zip",), ((0, b"PK\x03\x04"),), _is_zip,
-           is_container=True),
-    Format("text", "numbers can be loaded (numpy.loadtxt) and passed as an array of shape (time, channel)",
-           (".csv", ".tsv", ".txt", ".log", ".ini", ".yaml", ".yml", ".toml")),
-)  # fmt: skip
+    Format(
+        "a ZIP archive",
+        "unpack it, and give what holds the samples",
+        (".zip",),
+        ((0, b"PK\x03\x04"),),
+        _is_zip,
+        is_container=True,
+    ),
+    Format(
+        "text",
+        "numbers can be loaded (numpy.loadtxt) and passed as an array of shape (time, channel)",
+        (".csv", ".tsv", ".txt", ".log", ".ini", ".yaml", ".yml", ".toml"),
+    ),
+)
 TEXT = FORMATS[-1]
 HDF5 = next(one for one in FORMATS if ".hdf5" in one.suffixes)
 _OF_SUFFIX = {suffix: one for one in FORMATS for suffix in one.suffixes}
@@ -353,7 +406,8 @@ _OF_SUFFIX = {suffix: one for one in FORMATS for suffix in one.suffixes}
 _FOLDERS = (
     ("/.zmetadata", "a Zarr group whose .zgroup or zarr.json is missing", "copy it again, completely"),
     (
-        "/structure.oebin", "an Open Ephys recording",
+        "/structure.oebin",
+        "an Open Ephys recording",
         "give the continuous.dat of the stream to sort, with n_chan and fs as structure.oebin has them; or "
         + _spikeinterface("read_openephys"),
     ),
@@ -361,7 +415,8 @@ _FOLDERS = (
     (".ap.bin", "a SpikeGLX run", "give its .ap.bin files in order of time ({files})"),
     (".cbin", "a recording compressed by mtscomp", "give its .cbin files in order of time ({files})"),
     (
-        "/binary.json", "what SpikeInterface writes",
+        "/binary.json",
+        "what SpikeInterface writes",
         "give its traces_cached_seg0.raw, one file for each segment, with n_chan, fs and dtype as binary.json has them",
     ),
     ("/info.rhd", "an Intan recording in several files", "give its amplifier.dat, with n_chan and fs"),
@@ -372,4 +427,4 @@ _FOLDERS = (
     ("/zarr.json", "with Zarr arrays in it", "give the array's own path ({files}, without zarr.json)"),
     (".bin", "with flat binaries in it", "give the files themselves ({files})"),
     (".dat", "with flat binaries in it", "give the files themselves ({files})"),
-)  # fmt: skip
+)

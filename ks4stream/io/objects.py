@@ -503,9 +503,7 @@ def _opened_store(location: str, patient: bool, _: Hashable) -> Any:
 
     scheme, _, rest = location.partition("://")
     bucket, _, key = rest.partition("/")
-    options: dict[str, Any] = {
-        "client_options": CONNECTION, "retry_config": PATIENT if patient else HASTY,
-    }  # fmt: skip
+    options: dict[str, Any] = {"client_options": CONNECTION, "retry_config": PATIENT if patient else HASTY}
     if scheme.startswith("http"):
         return HTTPStore(location, **options)
     options["prefix"] = key or None

@@ -27,14 +27,7 @@ from ks4stream.io.spikes import let_go
 from ks4stream.recording import FlatFile
 from ks4stream.results import Sorting
 
-__all__ = [
-    "export_phy",
-    "ops_from_sorting",
-    "params_text",
-    "write_extra_vars",
-    "write_ops",
-    "write_preprocessed_copy",
-]
+__all__ = ["export_phy", "ops_from_sorting", "params_text", "write_extra_vars", "write_ops", "write_preprocessed_copy"]
 
 PARAMS, OPS = "params.py", "ops.npy"
 PREPROCESSED_SCALE = 200.0  # it holds whitened traces times this, as int16
@@ -498,10 +491,12 @@ def ops_from_sorting(
         "n_units_good": int(sorting.refractory.sum()),
         "runtime": float(sum(sorting.seconds.values())),
         "ks4stream": {
-            "seconds": dict(sorting.seconds), "warnings": list(sorting.warnings), "files": list(sorting.files),
+            "seconds": dict(sorting.seconds),
+            "warnings": list(sorting.warnings),
+            "files": list(sorting.files),
             "provenance": asdict(sorting.provenance),
         },
-    }  # fmt: skip
+    }
     ops |= _probe_ops(sorting) | _stage_ops(sorting)
     return ops | {"is_tensor": [name for name in TENSORS if name in ops]}
 
@@ -541,8 +536,10 @@ def _probe_ops(sorting: Sorting) -> dict[str, Any]:
 def _stage_ops(sorting: Sorting) -> dict[str, Any]:
     whitening, highpass = _whitening(sorting), _highpass(sorting)
     ops: dict[str, Any] = {
-        "Wrot": whitening, "fwav": highpass, "preprocessing": {"whiten_mat": whitening, "hp_filter": highpass}
-    }  # fmt: skip
+        "Wrot": whitening,
+        "fwav": highpass,
+        "preprocessing": {"whiten_mat": whitening, "hp_filter": highpass},
+    }
     if sorting.waveforms is not None:
         ops |= {"wPCA": sorting.waveforms.components, "wTEMP": sorting.waveforms.shapes}
     ops["dshift"] = None if sorting.drift is None else sorting.drift.shift_um

@@ -32,28 +32,48 @@ _MAY_HOLD = (list, tuple, dict, set)
 _CONTAINERS = (*_MAY_HOLD, str)
 
 _ARITHMETIC: dict[type[ast.AST], Callable[..., Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
-    ast.UAdd: operator.pos, ast.USub: operator.neg,
-}  # fmt: skip
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+}
 _COMPARISONS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
     ast.GtE: operator.ge,
-}  # fmt: skip
+}
 
 _OF_SCALARS: dict[str, Callable[..., Any]] = {
-    "abs": abs, "bool": bool, "float": float, "int": int, "str": str,
+    "abs": abs,
+    "bool": bool,
+    "float": float,
+    "int": int,
+    "str": str,
     "round": lambda number, digits=None: round(float(number), digits),  # that of integers takes powers of ten
-}  # fmt: skip
+}
 _OF_ITEMS: dict[str, Callable[..., Any]] = {
-    "list": list, "tuple": tuple, "len": len,
+    "list": list,
+    "tuple": tuple,
+    "len": len,
     "enumerate": lambda items, start=0: list(enumerate(items, start)),
     "reversed": lambda items: items[::-1],
     "zip": lambda *columns: list(zip(*columns, strict=False)),  # as in Python, the shortest ends it
-}  # fmt: skip
+}
 _OF_FLAT_ITEMS: dict[str, Callable[..., Any]] = {
-    "max": max, "min": min, "set": set, "sorted": sorted, "sum": lambda items: sum(items),
-}  # fmt: skip
+    "max": max,
+    "min": min,
+    "set": set,
+    "sorted": sorted,
+    "sum": lambda items: sum(items),
+}
 _OF_NUMPY: dict[str, Callable[..., Any]] = {
     f"{kind}{bits}": function
     for kind, function, sizes in [("int", int, "8 16 32 64 p"), ("uint", int, "8 16 32 64"), ("float", float, "32 64")]

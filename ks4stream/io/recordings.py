@@ -19,15 +19,7 @@ from ks4stream.io.formats import HEAD_BYTES, folder_refusal, is_hdf5, is_npy, re
 from ks4stream.io.hdf5 import Hdf5Source, read_series
 from ks4stream.io.objects import can_list, child, is_remote, locate, name_of, read_bytes, status
 from ks4stream.io.probes import load_probe
-from ks4stream.io.sources import (
-    ArraySource,
-    BinarySource,
-    DaskSource,
-    Source,
-    ZarrSource,
-    delivered_dtype,
-    join,
-)
+from ks4stream.io.sources import ArraySource, BinarySource, DaskSource, Source, ZarrSource, delivered_dtype, join
 from ks4stream.io.zarrs import open_zarr, zarr_explained, zarr_metadata
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
@@ -257,9 +249,15 @@ def _look_at_spikeglx(path: str, meta: spikeglx.SpikeGLXMeta, n_chan: int | None
             return None
 
     return _Found(
-        source, name_of(path), (path,), meta.sampling_rate_hz, meta.gain_uv, None if meta.gain_uv is None else 0.0,
-        find_probe, meta,
-    )  # fmt: skip
+        source,
+        name_of(path),
+        (path,),
+        meta.sampling_rate_hz,
+        meta.gain_uv,
+        None if meta.gain_uv is None else 0.0,
+        find_probe,
+        meta,
+    )
 
 
 def _warn_of_lf(path: str) -> None:
@@ -290,9 +288,14 @@ def _look_at_hdf5(path: str, reason: str) -> _Found:
             return None
 
     return _Found(
-        _time_first(found.source, name_of(path)), name_of(path), (path,), found.sampling_rate_hz, found.gain_uv,
-        found.offset_uv, find_probe,
-    )  # fmt: skip
+        _time_first(found.source, name_of(path)),
+        name_of(path),
+        (path,),
+        found.sampling_rate_hz,
+        found.gain_uv,
+        found.offset_uv,
+        find_probe,
+    )
 
 
 def _look_at_npy(path: str) -> _Found:
@@ -367,9 +370,14 @@ def _warn_of_repeated(parts: Sequence[_Found]) -> None:
 
 def _look_at_recording(recording: Recording) -> _Found:
     return _Found(
-        recording.source, recording.name, recording.files, recording.sampling_rate_hz, recording.gain_uv,
-        recording.offset_uv, lambda: recording.probe,
-    )  # fmt: skip
+        recording.source,
+        recording.name,
+        recording.files,
+        recording.sampling_rate_hz,
+        recording.gain_uv,
+        recording.offset_uv,
+        lambda: recording.probe,
+    )
 
 
 def _look_at_xarray(array: Any) -> _Found:
@@ -419,9 +427,14 @@ def _look_at_zarr(path: str) -> _Found:
     source = join(ZarrSource.open(child(path, name)) for name in names) if names else ZarrSource.open(path)
     name = name_of(path)
     return _Found(
-        _time_first(source, name), name, (path,), _rate_of(attrs), gain_uv, offset_uv,
+        _time_first(source, name),
+        name,
+        (path,),
+        _rate_of(attrs),
+        gain_uv,
+        offset_uv,
         lambda: _probe_of_attrs(attrs, path),
-    )  # fmt: skip
+    )
 
 
 def _trace_arrays(group: Any, path: str) -> list[str]:

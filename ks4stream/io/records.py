@@ -34,9 +34,17 @@ from ks4stream.settings import Settings
 
 _SKELETON = "skeleton"
 NOT_AS_WRITTEN = (
-    FileNotFoundError, EOFError, ValueError, KeyError, TypeError, SyntaxError, RuntimeError, TokenError,
-    zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+    FileNotFoundError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    SyntaxError,
+    RuntimeError,
+    TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 """What reading a file raises if it is gone, cut short or has other bits."""
 
 ONE_AT_A_TIME = threading.Lock()
@@ -186,7 +194,7 @@ def _put_together(part: Any, array: Callable[[int], NDArray[Any]], known: Mappin
         return known[part["class"]](**of)
     if "dict" in part:
         return {name: _put_together(entry, array, known) for name, entry in part["dict"].items()}
-    (kind, entries), = part.items()
+    ((kind, entries),) = part.items()
     return {"list": list, "tuple": tuple}[kind](_put_together(entry, array, known) for entry in entries)
 
 
@@ -212,8 +220,11 @@ def _feed(state: Any, value: Any, stages: Collection[str]) -> None:
     if isinstance(value, Path | ObjectPath):
         return
     if isinstance(value, Settings):
-        value = {spec.name: getattr(value, spec.name) for spec in fields(value)
-                 if spec.name in stages or spec.metadata["stage"] in stages}  # fmt: skip
+        value = {
+            spec.name: getattr(value, spec.name)
+            for spec in fields(value)
+            if spec.name in stages or spec.metadata["stage"] in stages
+        }
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, _PLAIN):

@@ -50,12 +50,30 @@ __all__ = ["LOG", "RECORD", "STORE", "WRITTEN", "ResultsFolder", "fingerprint"]
 RECORD, STORE, LOG = "ks4stream.json", "sorting.zarr", "kilosort4.log"
 FEATURES = ("pc_feature_ind.npy", "pc_features.npy")
 PHY = (
-    *FEATURES, "amplitudes.npy", "channel_map.npy", "channel_positions.npy", "channel_shanks.npy", "kept_spikes.npy",
-    "ops.npy", "params.py", "similar_templates.npy", "spike_clusters.npy", "spike_detection_templates.npy",
-    "spike_positions.npy", "spike_templates.npy", "spike_times.npy", "templates.npy", "templates_ind.npy",
-    "whitening_mat.npy", "whitening_mat_dat.npy", "whitening_mat_inv.npy",
-    "cluster_Amplitude.tsv", "cluster_ContamPct.tsv", "cluster_KSLabel.tsv", "cluster_group.tsv",
-)  # fmt: skip
+    *FEATURES,
+    "amplitudes.npy",
+    "channel_map.npy",
+    "channel_positions.npy",
+    "channel_shanks.npy",
+    "kept_spikes.npy",
+    "ops.npy",
+    "params.py",
+    "similar_templates.npy",
+    "spike_clusters.npy",
+    "spike_detection_templates.npy",
+    "spike_positions.npy",
+    "spike_templates.npy",
+    "spike_times.npy",
+    "templates.npy",
+    "templates_ind.npy",
+    "whitening_mat.npy",
+    "whitening_mat_dat.npy",
+    "whitening_mat_inv.npy",
+    "cluster_Amplitude.tsv",
+    "cluster_ContamPct.tsv",
+    "cluster_KSLabel.tsv",
+    "cluster_group.tsv",
+)
 EXTRA = ("Wall.npy", "full_amp.npy", "full_clu.npy", "full_st.npy", "tF.npy")
 PREPROCESSED_COPY = "temp_wh.dat"
 PLOTS = ("diagnostics.png", "spike_positions.png", "drift_amount.png", "drift_scatter.png")
@@ -67,9 +85,17 @@ _CACHE = ".phy"  # Phy's own, of the spikes that lie beside it
 _COMPANIONS = (_CACHE, "phy.log")  # left by looking at a sorting; they go along, and are nobody's work
 _OF_A_SORTING = (
     *(name.casefold() for name in (*WRITTEN, RECORD, *_COMPANIONS)),
-    "cluster_*.tsv", "cluster_*.csv", "cluster_*.npy", "spike_*.npy", "templates_*.npy", "template_feature*.npy",
-    "templates._bc_*", "_phy_spikes_subset.*", "rez.mat", "rez2.mat",
-)  # fmt: skip
+    "cluster_*.tsv",
+    "cluster_*.csv",
+    "cluster_*.npy",
+    "spike_*.npy",
+    "templates_*.npy",
+    "template_feature*.npy",
+    "templates._bc_*",
+    "_phy_spikes_subset.*",
+    "rez.mat",
+    "rez2.mat",
+)
 """What belongs to a sorting by its name, if there is one: ours, Kilosort's, Phy's, those of tools that add to it."""
 
 _TABLES = (".tsv", ".csv")
@@ -142,9 +168,10 @@ class ResultsFolder:
             return sorted(there)
         known = [record.get("files", {}), record.get("new", {})]
         return sorted(
-            name for name in there - {RECORD, *_COMPANIONS}
+            name
+            for name in there - {RECORD, *_COMPANIONS}
             if not any(name in files and self._is_as_written(name, files[name]) for files in known)
-        )  # fmt: skip
+        )
 
     def missing(self, key: str, wanted: Iterable[str]) -> set[str] | None:
         """Those of some names that were not written here, or have gone; None if another result is here, or none."""

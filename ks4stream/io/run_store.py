@@ -29,15 +29,7 @@ from uuid import uuid4
 from filelock import BaseFileLock, FileLock, Timeout
 
 from ks4stream.errors import DamagedFileError, Ks4StreamError, Ks4StreamWarning, ResultsError
-from ks4stream.io.objects import (
-    UnconditionalError,
-    Version,
-    Versioned,
-    listing,
-    read_versioned,
-    write_bytes,
-    write_if,
-)
+from ks4stream.io.objects import UnconditionalError, Version, Versioned, listing, read_versioned, write_bytes, write_if
 from ks4stream.io.places import ObjectPath, Place, below, read_whole, remove, size_of
 from ks4stream.io.records import DRAFT, appearing, key_of, read_record, write_record, writing_to
 from ks4stream.io.scratch import scratch_folder
@@ -260,9 +252,13 @@ class ObjectLock:
     """
 
     def __init__(
-        self, path: ObjectPath, *, lease_s: float | None = None, renewed_s: float | None = None,
+        self,
+        path: ObjectPath,
+        *,
+        lease_s: float | None = None,
+        renewed_s: float | None = None,
         looked_s: float | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._path = path
         self._lease_s = LEASE_S if lease_s is None else lease_s
         self._renewed_s = RENEWED_S if renewed_s is None else renewed_s
@@ -321,8 +317,9 @@ class ObjectLock:
                 warn(
                     f"Another run{_by(found)} holds {self._path}. Waiting up to {self._lease_s:.0f} s, to see whether "
                     "it is still there: if it was killed, this one goes on where it stopped.",
-                    Ks4StreamWarning, stacklevel=2,
-                )  # fmt: skip
+                    Ks4StreamWarning,
+                    stacklevel=2,
+                )
             time.sleep(self._looked_s)
             waited_s += self._looked_s
             found = self._look()
@@ -397,8 +394,9 @@ class ObjectLock:
         warn(
             f"The store of {self._path} does not write on conditions (If-Match, If-None-Match), so that two runs that "
             f"begin within the same {SETTLED_S:.0f} s are not told from each other. Begin them one after the other.",
-            Ks4StreamWarning, stacklevel=2,
-        )  # fmt: skip
+            Ks4StreamWarning,
+            stacklevel=2,
+        )
 
     def _held(self, by: Versioned | None) -> ResultsError:
         return ResultsError(

@@ -24,17 +24,7 @@ from numpy.lib import format as npy
 from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.errors import RecordingError
-from ks4stream.io.objects import (
-    Status,
-    can_list,
-    is_remote,
-    listing,
-    locate,
-    name_of,
-    read_bytes,
-    status,
-    surroundings,
-)
+from ks4stream.io.objects import Status, can_list, is_remote, listing, locate, name_of, read_bytes, status, surroundings
 from ks4stream.io.zarrs import check_chunks, open_zarr, zarr_explained, zarr_metadata
 from ks4stream.recording import FlatFile, Source
 
@@ -221,9 +211,15 @@ class BinarySource:
         """Hash of the file's name, size and time of change (of an object: its ETag), and of how it is read."""
         status = _status(self.path)
         return _hash(
-            "binary", name_of(self.path), status.size_bytes, status.tag, self.n_channels, self.n_samples,
-            self.file_dtype.str, self.offset_bytes,
-        )  # fmt: skip
+            "binary",
+            name_of(self.path),
+            status.size_bytes,
+            status.tag,
+            self.n_channels,
+            self.n_samples,
+            self.file_dtype.str,
+            self.offset_bytes,
+        )
 
     @property
     def digest_is_exact(self) -> bool:
@@ -511,9 +507,14 @@ class ZarrSource:
             if min(n_samples, n_channels) < 0:
                 raise ValueError(f"shape {array.shape}")
             return cls(
-                path, n_samples, n_channels, np.dtype(array.dtype), int(array.chunks[0]), version,
+                path,
+                n_samples,
+                n_channels,
+                np.dtype(array.dtype),
+                int(array.chunks[0]),
+                version,
                 check_chunks(path, array),
-            )  # fmt: skip
+            )
 
     @property
     def dtype(self) -> np.dtype[Any]:

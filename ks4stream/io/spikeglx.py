@@ -32,9 +32,7 @@ _PART_OF_TYPE = {"0": "NP1000", "21": "NP2000", "24": "NP2010"}
 _TYPES_OF_SEVERAL_LAYOUTS = ("0", "1020", "1030", "2003", "2020")  # their parts differ in stagger or pitch
 
 # Channels with an on-shank reference and no signal, by the beginnings of part numbers. SpikeGLX's maps leave them out.
-_REFERENCE_CHANNEL = {
-    "NP10": 191, "NP13": 191, "NP14": 191, "PRB_1": 191, "NP2000": 127, "NP2010": 127, "PRB2": 127,
-}  # fmt: skip
+_REFERENCE_CHANNEL = {"NP10": 191, "NP13": 191, "NP14": 191, "PRB_1": 191, "NP2000": 127, "NP2010": 127, "PRB2": 127}
 _PHASE_3A_REFERENCES = (36, 75, 112, 151, 188, 227, 264, 303, 340, 379)  # its option 4 has 276 channels
 
 _NP2_AP_GAIN = {"21": 80.0, "24": 80.0}  # fixed in the prototypes; 100 in what is sold since

@@ -265,9 +265,10 @@ class GrowingColumns:
         """All rows, by column; they may be changed in memory, which the files never see."""
         return {
             name: np.memmap(self._path(name), dtype, mode="c", shape=(self._length, *shape))
-            if self._length * math.prod(shape) else np.empty((self._length, *shape), dtype)
+            if self._length * math.prod(shape)
+            else np.empty((self._length, *shape), dtype)
             for name, (dtype, shape) in self._kinds.items()
-        }  # fmt: skip
+        }
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.column"

@@ -46,9 +46,17 @@ _NESTED = {"probe": Probe, "whitening": Whitening, "waveforms": Waveforms, "drif
 _CHUNK_BYTES = 2**23
 _CODEC = Blosc(cname="zstd", clevel=3, shuffle=Blosc.BITSHUFFLE)
 _DIM_NAMES = {
-    "n": "spike", "u": "unit", "v": "template", "c": "channel", "j": "neighbour", "q": "component", "w": "sample",
-    "p": "waveform", "b": "batch", "g": "segment",
-}  # fmt: skip
+    "n": "spike",
+    "u": "unit",
+    "v": "template",
+    "c": "channel",
+    "j": "neighbour",
+    "q": "component",
+    "w": "sample",
+    "p": "waveform",
+    "b": "batch",
+    "g": "segment",
+}
 
 
 def save_sorting(sorting: Sorting, path: str | os.PathLike[str], *, features: bool = True) -> Path:

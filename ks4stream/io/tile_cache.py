@@ -98,9 +98,7 @@ class CachedSource:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave out what belongs to one process."""
-        return type(self), (
-            self.source, self.key, self.piece_samples, self.folder, self.limit_bytes, self.is_held
-        )  # fmt: skip
+        return type(self), (self.source, self.key, self.piece_samples, self.folder, self.limit_bytes, self.is_held)
 
     @property
     def n_samples(self) -> int:
@@ -416,8 +414,9 @@ def _warn_of_little_room(parts: list[CachedSource], folder: str | None, limit_by
         warn(
             f"The cache in {place} may take {room / 1e9:.3g} GB, but the recording needs about {needed / 1e9:.3g} GB: "
             "what does not fit is fetched in every pass. Give a larger disk (cache_dir, --cache) if fetching is slow.",
-            Ks4StreamWarning, stacklevel=4,
-        )  # fmt: skip
+            Ks4StreamWarning,
+            stacklevel=4,
+        )
 
 
 @lru_cache(maxsize=1)
@@ -515,8 +514,9 @@ def _is_ours(folder: Path) -> bool:
 def _say_not_ours(folder: Path) -> None:
     _log.warning(
         "%s is a link, or another user's folder, or others may write to it. The cache goes to another folder, whose "
-        "name ends in a number.", folder,
-    )  # fmt: skip
+        "name ends in a number.",
+        folder,
+    )
 
 
 def _remove_stale(root: Path) -> None:

@@ -22,15 +22,7 @@ from ks4stream.kernels.graph import (
     choose_landmarks,
     join_to_landmarks,
 )
-from ks4stream.kernels.tree import (
-    APART_BELOW,
-    BIMODAL_FROM,
-    flatten,
-    leaf_sums,
-    links_between,
-    merge_tree,
-    split_score,
-)
+from ks4stream.kernels.tree import APART_BELOW, BIMODAL_FROM, flatten, leaf_sums, links_between, merge_tree, split_score
 
 __all__ = ["DenseRows", "FeatureRows", "ScatteredRows", "cluster_region"]
 

@@ -109,9 +109,16 @@ def universal_templates(
         matrix.scatter_add_(2, slot.expand(heavy.shape[1], -1, -1), heavy.transpose(0, 1))
         spreads.append(Spread(used, matrix.flatten(0, 1) * (1 + ROUNDING)))
     return UniversalTemplates(
-        shapes=shapes, components=components, channels=known, present=present, weights=weights, spreads=tuple(spreads),
-        neighbours=neighbours, sees=sees.scatter_(1, neighbours, True), depth_um=depth_um,
-    )  # fmt: skip
+        shapes=shapes,
+        components=components,
+        channels=known,
+        present=present,
+        weights=weights,
+        spreads=tuple(spreads),
+        neighbours=neighbours,
+        sees=sees.scatter_(1, neighbours, True),
+        depth_um=depth_um,
+    )
 
 
 class Peaks(NamedTuple):

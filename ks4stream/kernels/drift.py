@@ -26,9 +26,14 @@ def n_depth_bins(span_um: float, bin_um: float) -> int:
 
 
 def fingerprint_bins(
-    depth_um: NDArray[np.float32], score: NDArray[np.float32], *, lowest_um: float, bin_um: float, n_bins: int,
+    depth_um: NDArray[np.float32],
+    score: NDArray[np.float32],
+    *,
+    lowest_um: float,
+    bin_um: float,
+    n_bins: int,
     threshold: float,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Bins of a fingerprint that peaks are counted in, by depth and by logarithm of the score.
 
     Parameters

@@ -65,8 +65,9 @@ def announce(results: ResultsFolder) -> None:
             f"{results.place} holds results that were curated, or that another sorter or an earlier version of "
             f"ks4stream wrote ({_some(somebodys)}). They will be moved into a numbered folder beside it when new "
             "results are written; if they are of the same result, nothing is touched.",
-            CurationWarning, stacklevel=3,
-        )  # fmt: skip
+            CurationWarning,
+            stacklevel=3,
+        )
 
 
 def _some(names: list[str]) -> str:
@@ -85,9 +86,14 @@ def log_kept(folder: Path, target: Place) -> Iterator[None]:
 
 
 def finish(
-    sorting: Sorting, results: ResultsFolder, *, save_extra_vars: bool = False, save_features: bool = True,
-    preprocessed: Iterable[tuple[int, NDArray[Any]]] | None = None, check: Callable[[], None] = lambda: None,
-) -> Place | None:  # fmt: skip
+    sorting: Sorting,
+    results: ResultsFolder,
+    *,
+    save_extra_vars: bool = False,
+    save_features: bool = True,
+    preprocessed: Iterable[tuple[int, NDArray[Any]]] | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Place | None:
     """Write everything a sorting leaves: the Phy folder, the native store ``sorting.zarr`` and the plots.
 
     Where the same result was written before, nothing is touched, as it may have been curated since; what was not
@@ -135,9 +141,13 @@ def finish(
     aside = None
     with writing_to(home), results.draft() as draft:
         export_phy(
-            sorting, draft, home=home, save_extra_vars=save_extra_vars, save_features=save_features,
+            sorting,
+            draft,
+            home=home,
+            save_extra_vars=save_extra_vars,
+            save_features=save_features,
             preprocessed=preprocessed if missing is None or PREPROCESSED_COPY in missing else None,
-        )  # fmt: skip
+        )
         save_sorting(sorting, draft / STORE, features=save_features)
         write_plots(sorting, draft)
         check()
@@ -145,8 +155,10 @@ def finish(
             if kept := results.add(draft, missing):
                 warn(
                     f"{_some(sorted(kept))} in {home} were changed by somebody since they were written, and stay as "
-                    "they are. To have them written again, move them away.", CurationWarning, stacklevel=3,
-                )  # fmt: skip
+                    "they are. To have them written again, move them away.",
+                    CurationWarning,
+                    stacklevel=3,
+                )
         else:
             aside = results.set_aside() if results.somebodys() else None
             results.replace(draft, key)
@@ -154,9 +166,13 @@ def finish(
         warn(f"The earlier results in {home} were moved to {aside}.", CurationWarning, stacklevel=3)
     _log.info(
         "%d units (%d good), %d spikes (%d kept) written to %s in %.1f s",
-        sorting.n_units, sorting.refractory.sum(), sorting.n_spikes, sorting.kept.sum(), home,
+        sorting.n_units,
+        sorting.refractory.sum(),
+        sorting.n_spikes,
+        sorting.kept.sum(),
+        home,
         time.perf_counter() - began,
-    )  # fmt: skip
+    )
     return aside
 
 

@@ -74,13 +74,28 @@ def plot_drift_amount(sorting: Sorting) -> Figure:
     axes.axhline(0, color=_PALE, linewidth=1, zorder=0)
     colours = colormaps["viridis"](np.linspace(0.05, 0.85, len(depth)))
     for segment, colour in enumerate(colours):
-        axes.plot(time, shift[:, segment], color=colour, linewidth=1.2, label=f"{depth[segment]:.0f}",
-                  marker="o" if len(shift) < 50 else "", markersize=3)  # fmt: skip
+        axes.plot(
+            time,
+            shift[:, segment],
+            color=colour,
+            linewidth=1.2,
+            label=f"{depth[segment]:.0f}",
+            marker="o" if len(shift) < 50 else "",
+            markersize=3,
+        )
     if 1 < len(depth) <= 12:
         _margins(figure, right=1.1)
         handles, labels = axes.get_legend_handles_labels()
-        axes.legend(handles[::-1], labels[::-1], title="Depth (µm)", frameon=False, fontsize=8, title_fontsize=8,
-                    loc="center left", bbox_to_anchor=(1.0, 0.5))  # fmt: skip
+        axes.legend(
+            handles[::-1],
+            labels[::-1],
+            title="Depth (µm)",
+            frameon=False,
+            fontsize=8,
+            title_fontsize=8,
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+        )
     axes.margins(x=0.01)
     return figure
 
@@ -100,9 +115,15 @@ def plot_drift_scatter(sorting: Sorting) -> Figure:
     norm = LogNorm(low, max(float(np.quantile(score, 0.99)), low * 1.5), clip=True)
     order = np.argsort(score, kind="stable")  # the largest on top
     dots = axes.scatter(
-        time[order], peaks.depth_um[chosen][order], c=score[order], s=_dot(len(order)), cmap=_greys(), norm=norm,
-        linewidths=0, rasterized=True,
-    )  # fmt: skip
+        time[order],
+        peaks.depth_um[chosen][order],
+        c=score[order],
+        s=_dot(len(order)),
+        cmap=_greys(),
+        norm=norm,
+        linewidths=0,
+        rasterized=True,
+    )
     _colour_bar(figure, axes, dots, "Detection score", norm)
     axes.margins(x=0.005, y=0.02)
     return figure
@@ -128,17 +149,27 @@ def plot_spike_positions(sorting: Sorting) -> Figure:
     _label(axes, f"{sorting.n_units} units, {int(sorting.refractory.sum())} good", "x (µm)", "Depth (µm)")
     if sorting.probe is not None:
         axes.scatter(
-            sorting.probe.x_um, sorting.probe.y_um, marker="s", s=14, facecolor="none", edgecolor=_PALE,
-            linewidths=0.8, zorder=0,
-        )  # fmt: skip
+            sorting.probe.x_um,
+            sorting.probe.y_um,
+            marker="s",
+            s=14,
+            facecolor="none",
+            edgecolor=_PALE,
+            linewidths=0.8,
+            zorder=0,
+        )
     spikes = _thin(sorting.n_spikes)
     spikes = spikes[sorting.kept[spikes]]
     if not len(spikes):
         return _empty(figure, axes, "no spikes")
     axes.scatter(
-        sorting.x_um[spikes], sorting.y_um[spikes], c=_unit_colours(sorting)[sorting.unit[spikes]],
-        s=2 * _dot(len(spikes)), linewidths=0, rasterized=True,
-    )  # fmt: skip
+        sorting.x_um[spikes],
+        sorting.y_um[spikes],
+        c=_unit_colours(sorting)[sorting.unit[spikes]],
+        s=2 * _dot(len(spikes)),
+        linewidths=0,
+        rasterized=True,
+    )
     axes.margins(0.04)
     return figure
 
@@ -169,9 +200,14 @@ def _template_norms(figure: Figure, axes: Axes, sorting: Sorting) -> None:
         return
     norms = np.linalg.norm(sorting.unit_features, axis=2)  # (u, c)
     picture = axes.imshow(
-        norms[_by_depth(sorting)].T, aspect="auto", origin="lower", cmap="BuPu", interpolation="nearest", vmin=0,
+        norms[_by_depth(sorting)].T,
+        aspect="auto",
+        origin="lower",
+        cmap="BuPu",
+        interpolation="nearest",
+        vmin=0,
         vmax=max(float(np.quantile(norms.max(axis=1), 0.95)), 1e-6),
-    )  # fmt: skip
+    )
     bar = figure.colorbar(picture, ax=axes, pad=0.02)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
@@ -190,9 +226,14 @@ def _amplitude_against_count(figure: Figure, axes: Axes, sorting: Sorting) -> No
     for is_good, colour, label in ((False, _MUA, "mua"), (True, _GOOD, "good")):
         chosen = sorting.refractory == is_good
         axes.scatter(
-            np.maximum(count[chosen], 1), norm[chosen], s=16, color=colour, alpha=0.75, linewidths=0,
+            np.maximum(count[chosen], 1),
+            norm[chosen],
+            s=16,
+            color=colour,
+            alpha=0.75,
+            linewidths=0,
             label=f"{label} ({chosen.sum()})",
-        )  # fmt: skip
+        )
     axes.set_xscale("log")
     decades = np.log10([max(count.min(), 1), max(count.max(), 1)])
     axes.set_xlim(10 ** np.floor(decades[0] - 0.05), 10 ** np.ceil(decades[1] + 0.05))

@@ -36,9 +36,12 @@ def shown_progress(console: Console) -> Iterator[ReportProgress]:
         yield _Lines(console)
         return
     columns = (
-        SpinnerColumn(finished_text="✓"), TextColumn("{task.description:<18}"), BarColumn(bar_width=32),
-        TextColumn("{task.completed:>4.0f} of {task.total:.0f}"), _TimeLeft(),
-    )  # fmt: skip
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description:<18}"),
+        BarColumn(bar_width=32),
+        TextColumn("{task.completed:>4.0f} of {task.total:.0f}"),
+        _TimeLeft(),
+    )
     with Progress(*columns, console=console, refresh_per_second=4) as bars:
         yield _Bars(bars)
 

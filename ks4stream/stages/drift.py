@@ -43,9 +43,13 @@ def combine(
         tile = source.tiling.tile_of(sample)
         rank, n_in_tile = rank_within(tile)
         bins = kernels.fingerprint_bins(
-            depth, score, lowest_um=lowest, bin_um=source.settings.binning_depth, n_bins=n_bins,
+            depth,
+            score,
+            lowest_um=lowest,
+            bin_um=source.settings.binning_depth,
+            n_bins=n_bins,
             threshold=source.settings.Th_universal,
-        )  # fmt: skip
+        )
         np.add.at(counts, (tile, rank % 2, *bins), 1)
         let_go(counts)
         kept = rank * most % n_in_tile < most  # `most` of each tile, evenly; all where there are no more

@@ -23,9 +23,13 @@ BLOCKS_HELD = 3  # features of a span lie in its own block and, where spikes wer
 
 
 def in_order(
-    units: Units, matches: Matches, waveforms: Waveforms, template_channels: NDArray[np.int64], probe: Probe,
+    units: Units,
+    matches: Matches,
+    waveforms: Waveforms,
+    template_channels: NDArray[np.int64],
+    probe: Probe,
     limit_um: float,
-) -> Iterator[Columns]:  # fmt: skip
+) -> Iterator[Columns]:
     """Yield the columns of spikes of a :class:`~ks4stream.results.Sorting`, sorted by (time, unit), block by block."""
     components = torch.from_numpy(waveforms.components)
     first_row = np.cumsum([0] + [receipt.n_rows for receipt in matches.receipts])
@@ -70,9 +74,12 @@ def _spans(units: Units, first: NDArray[np.int64]) -> Iterator[dict[str, NDArray
 
 
 def _span(
-    units: Units, numbers: NDArray[np.int64], columns: list[dict[str, NDArray[Any]]],
-    start: NDArray[np.int64], stop: NDArray[np.int64],
-) -> dict[str, NDArray[Any]]:  # fmt: skip
+    units: Units,
+    numbers: NDArray[np.int64],
+    columns: list[dict[str, NDArray[Any]]],
+    start: NDArray[np.int64],
+    stop: NDArray[np.int64],
+) -> dict[str, NDArray[Any]]:
     """Spikes of some rows of each cluster, sorted by (time, unit)."""
     clusters = units.clusters
     filled = np.flatnonzero(stop > start)
@@ -85,20 +92,29 @@ def _span(
 
     number = np.repeat(numbers, stop - start)
     before, lag = column("sample", "int64"), units.lag_of[number]
-    offset = [clusters.first[n] - clusters.receipts[r].start[k] for n, (r, k) in zip(
-        numbers.tolist(), clusters.place[numbers].tolist(), strict=True)]  # fmt: skip
+    offset = [
+        clusters.first[n] - clusters.receipts[r].start[k]
+        for n, (r, k) in zip(numbers.tolist(), clusters.place[numbers].tolist(), strict=True)
+    ]
     kept = [units.kept[a + shift : b + shift] for (_, a, b), shift in zip(parts, offset, strict=True)]
     found: dict[str, NDArray[Any]] = {
-        "sample": before - lag, "unit": units.unit_of[number].astype(np.int32),
-        "template": column("template", "int32"), "score": column("score", "float32"),
-        "kept": np.concatenate([np.zeros(0, bool), *kept]), "row": column("row", "int64"), "lag": lag,
-    }  # fmt: skip
+        "sample": before - lag,
+        "unit": units.unit_of[number].astype(np.int32),
+        "template": column("template", "int32"),
+        "score": column("score", "float32"),
+        "kept": np.concatenate([np.zeros(0, bool), *kept]),
+        "row": column("row", "int64"),
+        "lag": lag,
+    }
     order = np.lexsort((number, before, found["unit"], found["sample"]))
     return {name: values[order] for name, values in found.items()}
 
 
 def positions(
-    features: NDArray[np.float32], template: NDArray[np.int32], template_channels: NDArray[np.int64], probe: Probe,
+    features: NDArray[np.float32],
+    template: NDArray[np.int32],
+    template_channels: NDArray[np.int64],
+    probe: Probe,
     limit_um: float,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Where each spike was: contacts weighted by the norm of the features there (section 10).

@@ -176,9 +176,12 @@ def combine(source: Preprocessor, blocks: Iterable[Matched]) -> Matches:
         if before is not None and source.tiling.step == 1:
             settled = np.array([counts[-2][row] for row in before.right.row.tolist()], bool)
             keep_left, keep_right = settle(
-                before.right.spikes._replace(in_core=settled), block.left.spikes,
-                border=block.first, nt=settings.nt, tolerance=settings.peak_sample,
-            )  # fmt: skip
+                before.right.spikes._replace(in_core=settled),
+                block.left.spikes,
+                border=block.first,
+                nt=settings.nt,
+                tolerance=settings.peak_sample,
+            )
             counts[-2] |= _by_row(before.right, keep_left)
             counts[-1] |= _by_row(block.left, keep_right)
         before = block

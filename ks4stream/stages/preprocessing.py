@@ -112,9 +112,13 @@ class Preprocessor:
             traces = kernels.subtract_reference(traces, self._constant("groups"))
         margin = artifact_margin(self.recording.sampling_rate_hz)
         blank = kernels.artifact_mask(
-            traces, threshold=self.settings.artifact_threshold, margin=margin, voters=self._constant("voters"),
-            first=max(self.tiling.start - tile.first, 0), last=min(self.tiling.stop - tile.first, tile.length),
-        )  # fmt: skip
+            traces,
+            threshold=self.settings.artifact_threshold,
+            margin=margin,
+            voters=self._constant("voters"),
+            first=max(self.tiling.start - tile.first, 0),
+            last=min(self.tiling.stop - tile.first, tile.length),
+        )
         return traces.masked_fill_(blank, 0.0) if bool(blank.any()) else traces, blank
 
     def whitened(self, tile: Tile) -> tuple[Tensor, Tensor]:
@@ -228,6 +232,7 @@ def dead_channels(recording: Recording, probe: Probe, dead_in_file: list[int]) -
     if len(dead):
         warn(
             f"{recording.name}: channels {probe.chan_map[dead].tolist()} of the file carry no signal and are left out.",
-            BadChannelWarning, stacklevel=2,
-        )  # fmt: skip
+            BadChannelWarning,
+            stacklevel=2,
+        )
     return dead

@@ -86,9 +86,13 @@ class RegionClusterer:
         rows = scattered_rows(features, centre[chosen], self.channels, union, self.n_channels, self.device)
         settings = self.settings
         label = cluster_region(
-            rows, final=False, n_neighbors=settings.cluster_neighbors, downsampling=settings.cluster_downsampling,
-            max_landmarks=settings.landmark_limit, seed=settings.cluster_init_seed,
-        )  # fmt: skip
+            rows,
+            final=False,
+            n_neighbors=settings.cluster_neighbors,
+            downsampling=settings.cluster_downsampling,
+            max_landmarks=settings.landmark_limit,
+            seed=settings.cluster_init_seed,
+        )
         mean, count = cluster_means(rows, label, weight)
         whole = np.zeros((len(mean), self.n_channels, features.shape[2]), np.float32)
         whole[:, union] = mean.reshape(len(mean), len(union), features.shape[2])
@@ -99,9 +103,13 @@ class RegionClusterer:
 
 
 def scattered_rows(
-    features: NDArray[np.float32], kind: NDArray[np.integer[Any]], channels: NDArray[np.int64],
-    union: NDArray[np.int64], n_channels: int, device: str,
-) -> ScatteredRows:  # fmt: skip
+    features: NDArray[np.float32],
+    kind: NDArray[np.integer[Any]],
+    channels: NDArray[np.int64],
+    union: NDArray[np.int64],
+    n_channels: int,
+    device: str,
+) -> ScatteredRows:
     """Features (n, j, q), on the channels (k, j; −1: none) of each spike's kind (n,), as rows over those of `union`.
 
     They are on the device only if it repays that.

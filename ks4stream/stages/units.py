@@ -75,18 +75,25 @@ class RegionSorter:
         union = np.unique(own[own >= 0])
         scattered = scattered_rows(features, template, self.template_channels, union, self.n_channels, self.device)
         unit = cluster_region(
-            scattered, sample=sample, sampling_rate_hz=self.sampling_rate_hz, final=True,
-            n_neighbors=settings.cluster_neighbors, downsampling=settings.cluster_downsampling,
-            max_landmarks=settings.landmark_limit, seed=settings.cluster_init_seed,
+            scattered,
+            sample=sample,
+            sampling_rate_hz=self.sampling_rate_hz,
+            final=True,
+            n_neighbors=settings.cluster_neighbors,
+            downsampling=settings.cluster_downsampling,
+            max_landmarks=settings.landmark_limit,
+            seed=settings.cluster_init_seed,
             ccg_threshold=settings.ccg_threshold,
-        )  # fmt: skip
+        )
         mean, _ = cluster_means(scattered, unit, np.ones(len(unit)))
         whole = np.zeros((len(mean), self.n_channels, features.shape[2]), np.float32)
         whole[:, union] = mean.reshape(len(mean), len(union), features.shape[2])
         columns = {
-            "sample": sample, "template": template, "row": self._row_in_files(region)[rows],
+            "sample": sample,
+            "template": template,
+            "row": self._row_in_files(region)[rows],
             "score": pick_region(receipts, "score", region, rows),
-        }  # fmt: skip
+        }
         return RegionUnits(write_block(self.folder / f"units-{region:06d}.rows", columns, unit, len(mean)), whole)
 
     def _row_in_files(self, region: int) -> NDArray[np.int64]:
@@ -154,30 +161,38 @@ class Units(NamedTuple):
 
 
 def combine(
-    regions: Sequence[RegionUnits], waveforms: Waveforms, settings: Settings, sampling_rate_hz: float, fewest: int,
-    *, scratch: Path | None = None,
-) -> Units:  # fmt: skip
+    regions: Sequence[RegionUnits],
+    waveforms: Waveforms,
+    settings: Settings,
+    sampling_rate_hz: float,
+    fewest: int,
+    *,
+    scratch: Path | None = None,
+) -> Units:
     """Merge the regions' units that are one neuron, drop what is none, find duplicates, and label what is left."""
     clusters = Clusters([region.receipt for region in regions])
     found = torch.from_numpy(np.concatenate([region.unit_features for region in regions]))
     components = torch.from_numpy(waveforms.components)
     alike = templates.similarity(found, components)
     merged = merging.merge_units(
-        clusters, clusters.n_spikes, found, components,
-        similarity=alike.value.numpy(), lag=alike.lag.numpy(),
+        clusters,
+        clusters.n_spikes,
+        found,
+        components,
+        similarity=alike.value.numpy(),
+        lag=alike.lag.numpy(),
         similarity_row=lambda one, others: templates.similarity_to(one, others, components),
         sampling_rate_hz=sampling_rate_hz,
-        acg_threshold=settings.acg_threshold, ccg_threshold=settings.ccg_threshold,
-    )  # fmt: skip
+        acg_threshold=settings.acg_threshold,
+        ccg_threshold=settings.ccg_threshold,
+    )
     kept = scratch_array((int(clusters.n_spikes.sum()),), np.bool_, scratch)
     n_units = len(merged.features)
     stays, refractory, contamination = np.zeros(n_units, bool), np.zeros(n_units, bool), np.zeros(n_units)
     for unit in range(n_units):
         members = np.flatnonzero(merged.unit_of == unit)
         train, score = _unit_train(clusters, members, merged.lag_of, kept, settings, sampling_rate_hz)
-        stays[unit] = is_neuron(
-            train, score, settings.Th_learned, fewest, impossible_samples=sampling_rate_hz / 1000
-        )
+        stays[unit] = is_neuron(train, score, settings.Th_learned, fewest, impossible_samples=sampling_rate_hz / 1000)
         if stays[unit]:
             refractory[unit] = correlograms.is_refractory_unit(
                 train, sampling_rate_hz=sampling_rate_hz, acg_threshold=settings.acg_threshold
@@ -185,15 +200,24 @@ def combine(
             contamination[unit] = correlograms.refractoriness(train, sampling_rate_hz=sampling_rate_hz).ratio
     number = np.where(stays, np.cumsum(stays) - 1, -1)
     return Units(
-        clusters, number[merged.unit_of], merged.lag_of, kept, merged.features.numpy()[stays], refractory[stays],
+        clusters,
+        number[merged.unit_of],
+        merged.lag_of,
+        kept,
+        merged.features.numpy()[stays],
+        refractory[stays],
         contamination[stays],
-    )  # fmt: skip
+    )
 
 
 def _unit_train(
-    clusters: Clusters, members: NDArray[np.int64], lag_of: NDArray[np.int64], kept: NDArray[np.bool_],
-    settings: Settings, sampling_rate_hz: float,
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:  # fmt: skip
+    clusters: Clusters,
+    members: NDArray[np.int64],
+    lag_of: NDArray[np.int64],
+    kept: NDArray[np.bool_],
+    settings: Settings,
+    sampling_rate_hz: float,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Times, ascending, and scores of a unit's spikes without its duplicates, which are marked in `kept`."""
     before = [clusters[member] for member in members]
     sample = np.concatenate([times - lag_of[member] for member, times in zip(members, before, strict=True)])
@@ -225,9 +249,7 @@ def is_neuron(
     return bool(clear and 2 * in_burst.sum() <= len(sample))
 
 
-def template_regions(
-    unit_features: NDArray[np.float32], probe: Probe, regions: geometry.Regions
-) -> NDArray[np.int64]:
+def template_regions(unit_features: NDArray[np.float32], probe: Probe, regions: geometry.Regions) -> NDArray[np.int64]:
     """Region of each template (u, c, q): by the position of its largest channel."""
     largest = (unit_features**2).sum(axis=2).argmax(axis=1) if len(unit_features) else np.zeros(0, np.int64)
     return regions.nearest(probe.positions_um[largest], probe.shank[largest])

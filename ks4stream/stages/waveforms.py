@@ -43,8 +43,9 @@ class Snippets:
         settings = self.source.settings
         traces, blank = self.source.whitened(tile)
         core = self.source.core(tile)
-        near, wide = (self._neighbours(count).to(traces.device) for count in
-                      (geometry.PEAK_NEIGHBOURS, geometry.ALONE_NEIGHBOURS))  # fmt: skip
+        near, wide = (
+            self._neighbours(count).to(traces.device) for count in (geometry.PEAK_NEIGHBOURS, geometry.ALONE_NEIGHBOURS)
+        )
         channel, sample = kernels.find_clean_peaks(
             traces, near, wide, threshold=self.threshold, first=core.start, last=core.stop
         )

@@ -64,8 +64,6 @@ def combine(source: Preprocessor, parts: Iterable[list[Covariance]]) -> Whitenin
     dead = np.union1d(source.dead, np.flatnonzero(variance <= 1e-12 * np.median(variance)))
     if len(dead) == len(variance):
         raise RecordingError(f"{source.recording.name}: no channel has any signal after filtering.")
-    neighbours = geometry.channel_neighbours(
-        source.probe, source.settings.whitening_range, same_shank=False, dead=dead
-    )
+    neighbours = geometry.channel_neighbours(source.probe, source.settings.whitening_range, same_shank=False, dead=dead)
     matrix = kernels.local_whitening(torch.from_numpy(covariance), neighbours)
     return Whitening(matrix=matrix.numpy(), dead=dead, n_batches=used)

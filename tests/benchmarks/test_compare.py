@@ -69,8 +69,10 @@ def test_earlier_results_count_only_for_the_identical_request(compare, outcome, 
     probe.write_text('{"n_chan": 2}')
     figures = {
         "asked": outcome.request(binary, probe, {"nblocks": 0}, [1]),
-        "sort_wall_s": 10.0, "sort_cpu_s": 9.0, "peak_memory_mb": 800.0,
-    }  # fmt: skip
+        "sort_wall_s": 10.0,
+        "sort_cpu_s": 9.0,
+        "peak_memory_mb": 800.0,
+    }
     outcome.write(tmp_path / "earlier" / "static-1", sample=[5], unit=[0], figures=figures)
     if changed == "content":
         binary.write_bytes(bytes(99) + b"1")
@@ -109,9 +111,14 @@ def test_the_report_tells_reused_times_and_shortfalls(compare):
 
 def _run(compare, sorter, *, accuracy, well, wall, scenario="static", reused=False):
     quality = {
-        "mean_accuracy": accuracy, "n_well_detected": well, "n_truth": 20, "n_false_positive": 0, "n_redundant": 0,
-        "n_overmerged": 0, "n_sorted": 18,
-    }  # fmt: skip
+        "mean_accuracy": accuracy,
+        "n_well_detected": well,
+        "n_truth": 20,
+        "n_false_positive": 0,
+        "n_redundant": 0,
+        "n_overmerged": 0,
+        "n_sorted": 18,
+    }
     return compare.Run(
         scenario, 1, sorter, wall_s=wall, sort_s=wall, cpu_s=wall, peak_memory_mb=900.0, quality=quality, reused=reused
     )

@@ -34,8 +34,17 @@ def test_a_task_is_noted_when_it_is_really_computed(monkeypatch: pytest.MonkeyPa
 def test_what_should_not_have_happened_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     faults = importlib.import_module("faults")
-    fine = dict(fault="a bit flips", nblocks=0, identical=True, answers=["done"], errors=[], again=1, damaged=1,
-                orphans=0, seconds=1.0)  # fmt: skip
+    fine = dict(
+        fault="a bit flips",
+        nblocks=0,
+        identical=True,
+        answers=["done"],
+        errors=[],
+        again=1,
+        damaged=1,
+        orphans=0,
+        seconds=1.0,
+    )
     assert faults.Outcome(**fine).problems() == []
     bad = faults.Outcome(**fine | {"identical": False, "errors": ["oh"], "damaged": 0, "orphans": 2})
     assert len(bad.problems()) == 4

@@ -79,9 +79,11 @@ def test_gpus_are_watched_by_their_names_until_asking_fails(monkeypatch: pytest.
         raise OSError("NVML: GPU is lost")
 
     nvml = SimpleNamespace(
-        nvmlInit=lambda: None, nvmlDeviceGetHandleByUUID=lambda name: name, nvmlDeviceGetUtilizationRates=rates,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda name: name,
+        nvmlDeviceGetUtilizationRates=rates,
         nvmlDeviceGetMemoryInfo=lambda name: SimpleNamespace(used={"GPU-GPU-0": 5, "GPU-GPU-1": 7}[name]),
-    )  # fmt: skip
+    )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)  # type: ignore[arg-type]
     see_gpus(monkeypatch, 80, 80)
     with pytest.raises(OSError, match="GPU is lost"), module.watched_gpus() as watched:

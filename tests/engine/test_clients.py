@@ -115,9 +115,7 @@ def test_run_kilosort_tidies_up_where_the_active_client_computed(
     monkeypatch.setattr(kilosort._Job, "run", lambda *_: None)
     (tmp_path / "a.bin").write_bytes(bytes(8 * 1000))
     for options in ({}, {"torch_thread_lim": 1}):
-        kilosort.run_kilosort(
-            {"n_chan_bin": 4}, probe=simulate.linear_probe(4), filename=tmp_path / "a.bin", **options
-        )  # fmt: skip
+        kilosort.run_kilosort({"n_chan_bin": 4}, probe=simulate.linear_probe(4), filename=tmp_path / "a.bin", **options)
     assert asked == [active]
 
 

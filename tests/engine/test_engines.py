@@ -500,9 +500,7 @@ def test_a_task_that_hangs_is_told_once(
     assert "in hangs_on_the_last" in caplog.text
 
 
-def test_what_is_slow_is_held_against_how_much_there_is_to_do(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_slow_is_held_against_how_much_there_is_to_do(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest regions are begun first, and take as long as that."""
     monkeypatch.setattr(cluster_module, "SLOW_SECONDS", 0.0)
     clock = Clock()
@@ -916,9 +914,13 @@ def test_processes_know_a_gpu_that_was_asked_for_by_the_same_number(monkeypatch:
     ],
 )
 def test_as_many_workers_share_a_gpu_as_machine_and_gpu_carry(
-    monkeypatch: pytest.MonkeyPatch, n_gpus: int, task_gb: tuple[int, int] | None, cores: int, memory_gb: int,
+    monkeypatch: pytest.MonkeyPatch,
+    n_gpus: int,
+    task_gb: tuple[int, int] | None,
+    cores: int,
+    memory_gb: int,
     n_workers: int,
-) -> None:  # fmt: skip
+) -> None:
     see_gpus(monkeypatch, *(80, 50)[:n_gpus])
     monkeypatch.setattr(cluster_module, "CPU_COUNT", cores)
     monkeypatch.setattr(cluster_module, "MEMORY_LIMIT", memory_gb * 10**9)

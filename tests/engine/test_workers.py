@@ -88,9 +88,12 @@ def test_a_worker_without_a_library_is_an_error_before_any_task(client: Client, 
     command = [sys.executable, "-m", "dask", "worker", address, *options]
     paths = os.pathsep.join([str(Path(ks4stream.__file__).parents[1]), *sys.path])
     with subprocess.Popen(
-        command, env=os.environ | {"PYTHONPATH": paths}, cwd=tmp_path, stdout=subprocess.DEVNULL,
+        command,
+        env=os.environ | {"PYTHONPATH": paths},
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    ) as worker:  # fmt: skip
+    ) as worker:
         try:
             client.wait_for_workers(1, timeout=300)
             (there,) = client.nthreads()

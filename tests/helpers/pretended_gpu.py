@@ -32,8 +32,8 @@ class GpuTensor(torch.Tensor):
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> GpuTensor:
         return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
-        )  # fmt: skip
+            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype
+        )
 
     def __init__(self, held: torch.Tensor) -> None:
         self.held = held
@@ -57,9 +57,10 @@ class GpuTensor(torch.Tensor):
             return result
         given = zip(func._schema.arguments, [*args, *[None] * len(func._schema.arguments)], strict=False)
         written = [
-            kwargs.get(argument.name, value) for argument, value in given
+            kwargs.get(argument.name, value)
+            for argument, value in given
             if argument.alias_info and argument.alias_info.is_write
-        ]  # fmt: skip
+        ]
         if written:
             return written[0] if len(written) == 1 else tuple(written)
         return tree_map(lambda one: GpuTensor(one) if isinstance(one, torch.Tensor) else one, result)

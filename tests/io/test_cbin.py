@@ -32,9 +32,16 @@ def compress(folder: Path, name: str = "a", samples: Any = SAMPLES, **options: A
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the library's own
         mtscomp.compress(
-            flat, out, folder / f"{name}.ch", sample_rate=100.0, n_channels=samples.shape[1], dtype=samples.dtype,
-            n_threads=1, check_after_compress=False, **options,
-        )  # fmt: skip
+            flat,
+            out,
+            folder / f"{name}.ch",
+            sample_rate=100.0,
+            n_channels=samples.shape[1],
+            dtype=samples.dtype,
+            n_threads=1,
+            check_after_compress=False,
+            **options,
+        )
     flat.unlink()
     return out
 
@@ -109,9 +116,16 @@ def test_a_chunk_that_holds_more_or_less_is_damaged_and_no_more_is_unpacked(
     packed = zlib.compress(written)
     (tmp_path / "a.cbin").write_bytes(packed)
     index = {
-        "algorithm": "zlib", "chunk_order": "F", "n_channels": 5, "dtype": "int16", "chunk_bounds": [0, 100],
-        "chunk_offsets": [0, len(packed)], "do_time_diff": True, "do_spatial_diff": False, "sample_rate": 100.0,
-    }  # fmt: skip
+        "algorithm": "zlib",
+        "chunk_order": "F",
+        "n_channels": 5,
+        "dtype": "int16",
+        "chunk_bounds": [0, 100],
+        "chunk_offsets": [0, len(packed)],
+        "do_time_diff": True,
+        "do_spatial_diff": False,
+        "sample_rate": 100.0,
+    }
     (tmp_path / "a.ch").write_text(json.dumps(index))
     source = CbinSource.open(tmp_path / "a.cbin")
     tracemalloc.start()

@@ -300,9 +300,7 @@ def test_stores_that_do_not_answer(url: str, remedy: str, object_store: Any, mon
 def test_each_scheme_has_its_store(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "lab")
     kinds = {scheme: type(objects._store(f"{scheme}://name/key", False)).__name__ for scheme in objects.SCHEMES}
-    assert kinds == {
-        "s3": "S3Store", "gs": "GCSStore", "az": "AzureStore", "https": "HTTPStore", "http": "HTTPStore"
-    }  # fmt: skip
+    assert kinds == {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore", "https": "HTTPStore", "http": "HTTPStore"}
 
 
 @pytest.mark.slow

@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 
 from ks4stream.errors import ResultsError
-from ks4stream.io.phy import (
-    export_phy,
-    ops_from_sorting,
-    params_text,
-    spike_table,
-    write_preprocessed_copy,
-)
+from ks4stream.io.phy import export_phy, ops_from_sorting, params_text, spike_table, write_preprocessed_copy
 from ks4stream.io.places import ObjectPath
 from ks4stream.io.recordings import open_recording
 from ks4stream.io.tile_cache import CachedSource
@@ -23,11 +17,26 @@ from ks4stream.settings import Settings
 from ks4stream.sorter import prepare
 
 NAMES = {
-    "spike_times", "spike_clusters", "spike_templates", "spike_detection_templates", "amplitudes", "spike_positions",
-    "templates", "templates_ind", "similar_templates", "pc_features", "pc_feature_ind", "channel_map",
-    "channel_positions", "channel_shanks", "whitening_mat", "whitening_mat_dat", "whitening_mat_inv", "kept_spikes",
+    "spike_times",
+    "spike_clusters",
+    "spike_templates",
+    "spike_detection_templates",
+    "amplitudes",
+    "spike_positions",
+    "templates",
+    "templates_ind",
+    "similar_templates",
+    "pc_features",
+    "pc_feature_ind",
+    "channel_map",
+    "channel_positions",
+    "channel_shanks",
+    "whitening_mat",
+    "whitening_mat_dat",
+    "whitening_mat_inv",
+    "kept_spikes",
     "ops",
-}  # fmt: skip
+}
 TABLES = {f"cluster_{name}.tsv" for name in ("KSLabel", "group", "ContamPct", "Amplitude")}
 
 
@@ -186,9 +195,13 @@ def test_paths_are_relative_to_the_folder(make_sorting, tmp_path):
     data.write_bytes(b"\0" * 26)
     export_phy(make_sorting(flat_files=(flat(data, dtype="<u2"),)), tmp_path / "kilosort4")
     assert params(tmp_path / "kilosort4") == {
-        "dat_path": ["../it's dätä.bin"], "n_channels_dat": 13, "dtype": "uint16", "offset": 0,
-        "sample_rate": 30000.0, "hp_filtered": False,
-    }  # fmt: skip
+        "dat_path": ["../it's dätä.bin"],
+        "n_channels_dat": 13,
+        "dtype": "uint16",
+        "offset": 0,
+        "sample_rate": 30000.0,
+        "hp_filtered": False,
+    }
     assert (tmp_path / "kilosort4" / "params.py").read_text().isascii()
 
 
@@ -313,7 +326,8 @@ HIDDEN = {
     "some columns": (lambda folder: mapped(folder, columns=slice(3, 9)), "with gaps"),
     "other map of .npy": (npy_mapped_otherwise, "header"),
     "end of .npy": (
-        lambda folder: open_recording(np.load(npy(folder).files[0], mmap_mode="r")[500:], fs=30_000), "header"
+        lambda folder: open_recording(np.load(npy(folder).files[0], mmap_mode="r")[500:], fs=30_000),
+        "header",
     ),
     "two .npy": (joined(npy, lambda folder: npy(folder, name="b.npy")), "single .npy"),
     ".bin and .npy": (joined(binary, npy), "differ"),
@@ -322,7 +336,7 @@ HIDDEN = {
     "unknown suffix": (lambda folder: binary(folder, name="rec.bat"), "does not end in .bin"),
     "upper case": (lambda folder: binary(folder, name="REC.BIN"), "does not end in .bin"),
     "no suffix": (lambda folder: binary(folder, name="continuous"), "does not end in .bin"),
-}  # fmt: skip
+}
 
 
 def shown_by_phy(make_sorting, folder: Path, recording):
@@ -331,9 +345,14 @@ def shown_by_phy(make_sorting, folder: Path, recording):
     if recording.n_channels < 12:
         probe = probe.drop_channels(np.arange(recording.n_channels, 12))
     sorting = make_sorting(
-        n_channels=probe.n_channels, probe=probe, n_samples=recording.n_samples, files=recording.files,
-        flat_files=recording.source.flat_files, dtype=recording.dtype.name, n_chan_file=recording.n_channels,
-    )  # fmt: skip
+        n_channels=probe.n_channels,
+        probe=probe,
+        n_samples=recording.n_samples,
+        files=recording.files,
+        flat_files=recording.source.flat_files,
+        dtype=recording.dtype.name,
+        n_chan_file=recording.n_channels,
+    )
     found = model.load_model(export_phy(sorting, folder / "kilosort4") / "params.py")
     return sorting, found
 
@@ -408,8 +427,11 @@ def test_times_are_counted_from_where_the_first_batch_begins(make_sorting):
     """2.01 s · 30 kHz is 60299.99…; batches begin at sample 60300."""
     settings = Settings(tmin=2.01, nt=21, n_pcs=3, nearest_chans=5)
     sorting = make_sorting(settings=settings, sample=np.arange(400) + 60_300)
-    assert prepare(open_recording(SAMPLES.repeat(30, axis=0), fs=30_000, probe=sorting.probe), settings).tiling.start \
-        == sorting.tiling.start == 60_300
+    assert (
+        prepare(open_recording(SAMPLES.repeat(30, axis=0), fs=30_000, probe=sorting.probe), settings).tiling.start
+        == sorting.tiling.start
+        == 60_300
+    )
     assert spike_table(sorting)[0, 0] == 0
 
 

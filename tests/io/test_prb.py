@@ -132,7 +132,7 @@ OUTSIDE = [
     "__import__('os').system('touch ran')",
     "import os; os.system('touch ran')",
     "from os import *",
-    "exec('open(\"ran\", \"w\")')",
+    'exec(\'open("ran", "w")\')',
     "x = eval('1'); y = x",
     "().__class__.__bases__[0].__subclasses__()",
     "x = np.__loader__; y = x",
@@ -205,7 +205,7 @@ def test_what_is_outside_is_named_in_words() -> None:
         evaluate("x = dict(**{0: 1})", ["x"], "p.prb")
 
 
-@pytest.mark.parametrize("name", ["a $(touch b).prb", "it's \"a\" `c`.prb"])
+@pytest.mark.parametrize("name", ["a $(touch b).prb", 'it\'s "a" `c`.prb'])
 def test_the_command_that_is_offered_runs_the_program_that_it_shows(name: str) -> None:
     with pytest.raises(ProbeError) as caught:
         evaluate("x = get(1)", ["x"], name)

@@ -21,8 +21,12 @@ from ks4stream.probe import Probe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KILOSORT: dict[str, Any] = {
-    "chanMap": [0, 3, 2], "xc": [0, 0, 100], "yc": [0, 20, 0], "kcoords": [1, 1, 2], "n_chan": 3,
-}  # fmt: skip
+    "chanMap": [0, 3, 2],
+    "xc": [0, 0, 100],
+    "yc": [0, 20, 0],
+    "kcoords": [1, 1, 2],
+    "n_chan": 3,
+}
 PROBE = Probe([0, 3, 2], [0, 0, 100], [0, 20, 0], [1, 1, 2])  # type: ignore[arg-type]
 
 
@@ -236,8 +240,9 @@ def test_a_map_that_counts_from_one_is_told_and_not_changed(tmp_path: Path) -> N
         probe.check_file(2)
     with pytest.warns(Ks4StreamWarning, match=message):
         load_probe(write_json(tmp_path / "p.json", FROM_ONE))
-    (tmp_path / "p.prb").write_text("g = {c: (0, 20 * c) for c in range(1, 4)}\nchannel_groups = "
-                                    "{0: {'channels': list(g), 'geometry': g}}")  # fmt: skip
+    (tmp_path / "p.prb").write_text(
+        "g = {c: (0, 20 * c) for c in range(1, 4)}\nchannel_groups = {0: {'channels': list(g), 'geometry': g}}"
+    )
     with pytest.warns(Ks4StreamWarning, match=message):
         load_probe(tmp_path / "p.prb")
     contacts = probeinterface.generate_linear_probe(3, 25)

@@ -72,9 +72,22 @@ def open_kind(kind: str, folder: Path) -> Any:
 
 
 KINDS = [
-    "flat", "flat by name", "list", "list of one", "npy", "array", "list of arrays", "memmap", "dask", "xarray",
-    "lazy xarray", "zarr 2", "zarr 3", "zarr array", "recording",
-]  # fmt: skip
+    "flat",
+    "flat by name",
+    "list",
+    "list of one",
+    "npy",
+    "array",
+    "list of arrays",
+    "memmap",
+    "dask",
+    "xarray",
+    "lazy xarray",
+    "zarr 2",
+    "zarr 3",
+    "zarr array",
+    "recording",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)

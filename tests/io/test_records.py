@@ -122,8 +122,25 @@ def test_a_damaged_file_is_named_in_any_process() -> None:
 
 def test_keys_tell_values_apart_and_are_the_same_again() -> None:
     array = np.arange(6)
-    values = [None, 0, 0.0, False, "0", [0], [[0]], {"a": 0}, array, array.reshape(2, 3), array.astype(np.int32),
-              Pair(0, 1), Pair(1, 0), Frozen(0, array), Frozen(0, array + 1), [1, 2], [12]]  # fmt: skip
+    values = [
+        None,
+        0,
+        0.0,
+        False,
+        "0",
+        [0],
+        [[0]],
+        {"a": 0},
+        array,
+        array.reshape(2, 3),
+        array.astype(np.int32),
+        Pair(0, 1),
+        Pair(1, 0),
+        Frozen(0, array),
+        Frozen(0, array + 1),
+        [1, 2],
+        [12],
+    ]
     assert len({key_of(value) for value in values}) == len(values)
     assert key_of(array.reshape(2, 3)) == key_of(np.asfortranarray(array.reshape(2, 3)))
     assert key_of(1, 2) != key_of(2, 1)

@@ -96,9 +96,15 @@ def test_all_that_is_written_stands_in_the_list(make_sorting: MakeSorting, tmp_p
 
 
 OTHERS = {
-    "recording.npy": b"the recording", "behaviour.npy": b"1", "trials.tsv": b"trial\tcorrect\n0\t1\n",
-    "video.png": b"2", "notes.md": b"# Good day", "plan.csv": b"depth,region\n", "lfp/data.npy": b"3", "run.tsv": b"",
-}  # fmt: skip
+    "recording.npy": b"the recording",
+    "behaviour.npy": b"1",
+    "trials.tsv": b"trial\tcorrect\n0\t1\n",
+    "video.png": b"2",
+    "notes.md": b"# Good day",
+    "plan.csv": b"depth,region\n",
+    "lfp/data.npy": b"3",
+    "run.tsv": b"",
+}
 
 
 def test_what_else_lies_there_is_left_alone(write: Any, make_sorting: MakeSorting, where: Place) -> None:
@@ -421,9 +427,14 @@ def test_results_within_the_recording_are_refused(where: Place) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"n_spikes": 399}, {"contamination": [0.02, 0.3, 0.6, 0.9]}, {"artifacts": [[0, 9]]}, {"drift": None},
-     {"similarity": np.ones((4, 4))}],
-)  # fmt: skip
+    [
+        {"n_spikes": 399},
+        {"contamination": [0.02, 0.3, 0.6, 0.9]},
+        {"artifacts": [[0, 9]]},
+        {"drift": None},
+        {"similarity": np.ones((4, 4))},
+    ],
+)
 def test_another_result_has_another_fingerprint(make_sorting: MakeSorting, change: dict[str, Any]) -> None:
     assert fingerprint(make_sorting(**change)) != fingerprint(make_sorting())
     assert fingerprint(make_sorting(**change)) == fingerprint(make_sorting(**change, seconds={}, files=("moved",)))
@@ -501,8 +512,15 @@ def test_what_appears_while_it_is_sorted_is_moved(make_sorting: MakeSorting, wri
     assert contents(tmp_path / "kilosort4-1") == {"channel_map.npy": b"of my own scripts"}
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"format": "ks4stream.Results/1"}', '{"format": "ks4stream.Results/1", '
-                                     '"state": "moving", "number": "/../../x", "within": false, "before": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"format": "ks4stream.Results/1"}',
+        '{"format": "ks4stream.Results/1", "state": "moving", "number": "/../../x", "within": false, "before": {}}',
+    ],
+)
 def test_a_record_that_is_not_understood_makes_nothing_ours(
     write: Any, make_sorting: MakeSorting, tmp_path: Path, content: str
 ) -> None:
@@ -549,9 +567,7 @@ def test_where_nothing_can_be_put_beside_it_the_numbered_folder_lies_within(
     assert contents(aside) == {"spike_times.npy": b"of another sorter"}
 
 
-def test_a_whole_bucket_holds_the_numbered_folder(
-    write: Any, make_sorting: MakeSorting, object_store: Any
-) -> None:
+def test_a_whole_bucket_holds_the_numbered_folder(write: Any, make_sorting: MakeSorting, object_store: Any) -> None:
     object_store.client.create_bucket(Bucket="whole")
     where = place("s3://whole")
     put(where / "spike_times.npy", b"of another sorter")

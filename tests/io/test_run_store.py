@@ -137,9 +137,10 @@ def test_where_the_file_system_has_no_locks(tmp_path: Path, monkeypatch: pytest.
     with pytest.warns(UserWarning, match=says_so), open_store(tmp_path / "a", (), data="a"):
         left = marker.read_text()
         with (
-            pytest.warns(UserWarning, match=says_so), pytest.raises(ResultsError, match=r"delete .*lock"),
+            pytest.warns(UserWarning, match=says_so),
+            pytest.raises(ResultsError, match=r"delete .*lock"),
             open_store(tmp_path / "a", (), data="a"),
-        ):  # fmt: skip
+        ):
             pass
     marker.write_text(left.replace(str(os.getpid()), str(2**22 + 1)))  # as left by a process that is no more
     with pytest.warns(UserWarning, match=says_so), open_store(tmp_path / "a", (), data="a"):
@@ -194,9 +195,13 @@ def test_a_store_may_be_moved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"), [({"data": "b"}, "of another recording"), ({"method": -1}, "another version"),
-                           ({"format": "ks4stream.Run/0"}, "another version")],
-)  # fmt: skip
+    ("entry", "message"),
+    [
+        ({"data": "b"}, "of another recording"),
+        ({"method": -1}, "another version"),
+        ({"format": "ks4stream.Run/0"}, "another version"),
+    ],
+)
 def test_a_store_that_does_not_belong_is_refused_and_left_alone(
     tmp_path: Path, entry: dict[str, object], message: str
 ) -> None:
@@ -237,8 +242,9 @@ def test_what_may_have_changed_is_not_recalled_but_what_is_another_recordings_is
     with open_store(tmp_path / "run", (), data="x") as store:
         path = record_path(store.stage("a", "0" * 64).folder, 1)
         write_record(path, 1)
-    with pytest.raises(ResultsError, match="another recording"), open_store(
-        tmp_path / "run", (), data="y", recall=False
+    with (
+        pytest.raises(ResultsError, match="another recording"),
+        open_store(tmp_path / "run", (), data="y", recall=False),
     ):
         pass
     assert path.exists()
@@ -276,7 +282,7 @@ def test_two_runs_in_one_prefix_are_refused_and_say_who_is_there(
             open_store(folder, (), data="x"),
             pytest.warns(Ks4StreamWarning, match=rf"\(process {os.getpid()} on .*\) holds .*Waiting up to 120 s"),
             pytest.raises(ResultsError, match=rf"writing to s3://recordings/locked \(process {os.getpid()} on"),
-        ):  # fmt: skip
+        ):
             open_store(folder, (), data="x").__enter__()
     assert read_whole(folder / "lock") == FREE
 
@@ -291,8 +297,10 @@ def test_a_clock_that_is_wrong_makes_no_second_owner(
     monkeypatch.setattr(run_store, "RENEWED_S", 0.05)
     monkeypatch.setattr(run_store, "LOOKED_S", 0.2)
     lock = ObjectPath(f"s3://recordings/skewed{hours}/run/lock")
-    with ObjectLock(lock), pytest.warns(Ks4StreamWarning, match="holds"), pytest.raises(
-        ResultsError, match="Another run is writing"
+    with (
+        ObjectLock(lock),
+        pytest.warns(Ks4StreamWarning, match="holds"),
+        pytest.raises(ResultsError, match="Another run is writing"),
     ):
         ObjectLock(lock).__enter__()
 

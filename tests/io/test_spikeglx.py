@@ -75,9 +75,16 @@ def test_electrodes_of_the_readout_table(tmp_path: Path) -> None:
 def np1_tags(gains: list[int]) -> dict[str, str]:
     entries = "".join(f"({channel} 0 0 {gain} 250 1)" for channel, gain in enumerate(gains))
     return {
-        "typeThis": "imec", "nSavedChans": "5", "snsApLfSy": "4,0,1", "acqApLfSy": "4,4,1", "imSampRate": "30000",
-        "imAiRangeMax": "0.6", "imDatPrb_type": "0", "imDatPrb_pn": "NP1000", "~imroTbl": "(0,4)" + entries,
-    }  # fmt: skip
+        "typeThis": "imec",
+        "nSavedChans": "5",
+        "snsApLfSy": "4,0,1",
+        "acqApLfSy": "4,4,1",
+        "imSampRate": "30000",
+        "imAiRangeMax": "0.6",
+        "imDatPrb_type": "0",
+        "imDatPrb_pn": "NP1000",
+        "~imroTbl": "(0,4)" + entries,
+    }
 
 
 def test_np1_gain_is_selectable_and_rows_are_staggered(tmp_path: Path) -> None:
@@ -118,10 +125,16 @@ def test_saved_subset(tmp_path: Path) -> None:
 def neural_tags(part_number: str | None, imro: str, n_channels: int = 384, **more: str) -> dict[str, str]:
     """Metadata of all channels of a probe, of which only the readout table tells the geometry."""
     tags = {
-        "typeThis": "imec", "nSavedChans": f"{n_channels + 1}", "snsApLfSy": f"{n_channels},0,1", "imSampRate": "30000",
-        "acqApLfSy": f"{n_channels},{n_channels},1", "imAiRangeMax": "0.6", "snsSaveChanSubset": "all",
-        "~imroTbl": imro, **more,
-    }  # fmt: skip
+        "typeThis": "imec",
+        "nSavedChans": f"{n_channels + 1}",
+        "snsApLfSy": f"{n_channels},0,1",
+        "imSampRate": "30000",
+        "acqApLfSy": f"{n_channels},{n_channels},1",
+        "imAiRangeMax": "0.6",
+        "snsSaveChanSubset": "all",
+        "~imroTbl": imro,
+        **more,
+    }
     return tags if part_number is None else {**tags, "imDatPrb_pn": part_number}
 
 
@@ -158,9 +171,16 @@ def test_a_vertical_stripe_is_where_spikeglx_itself_says(tmp_path: Path) -> None
     probe = read_meta(write_meta(tmp_path / "run.meta", neural_tags("NP1110", table))).probe()
     assert probe is not None
     expected = {
-        0: (33.5, 3744), 1: (39.5, 4362), 2: (33.5, 2592), 3: (39.5, 3210), 4: (33.5, 3750), 32: (33.5, 3456),
-        63: (39.5, 2880), 64: (33.5, 3792), 383: (39.5, 3120),
-    }  # fmt: skip
+        0: (33.5, 3744),
+        1: (39.5, 4362),
+        2: (33.5, 2592),
+        3: (39.5, 3210),
+        4: (33.5, 3750),
+        32: (33.5, 3456),
+        63: (39.5, 2880),
+        64: (33.5, 3792),
+        383: (39.5, 3120),
+    }
     assert {channel: tuple(probe.positions_um[channel]) for channel in expected} == expected
 
 

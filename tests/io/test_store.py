@@ -45,7 +45,7 @@ def assert_same(a, b, where="sorting"):
         {"peaks": None},
         {"contamination": [0.1, math.inf, math.nan, 0.0], "seconds": {}, "warnings": ()},
     ],
-)  # fmt: skip
+)
 def test_round_trip(make_sorting, tmp_path, changes):
     sorting = make_sorting(**changes)
     assert_same(load_sorting(save_sorting(sorting, tmp_path / "sorting.zarr")), sorting)

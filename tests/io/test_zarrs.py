@@ -30,9 +30,14 @@ def options(zarr_format: int) -> dict[str, Any]:
 def write_zarr(path: Path, samples: Any = SAMPLES, zarr_format: int = 2, **more: Any) -> Path:
     """Chunks of 700 samples, the last of 200."""
     array = zarr.open_array(
-        str(path), mode="w", shape=samples.shape, dtype=samples.dtype, chunks=(700, *samples.shape[1:]),
-        **options(zarr_format), **more,
-    )  # fmt: skip
+        str(path),
+        mode="w",
+        shape=samples.shape,
+        dtype=samples.dtype,
+        chunks=(700, *samples.shape[1:]),
+        **options(zarr_format),
+        **more,
+    )
     array[:] = samples
     array.attrs["sampling_frequency"] = 1000.0
     return path
@@ -146,9 +151,11 @@ def test_metadata_that_name_pickle_are_refused_and_nothing_is_decoded(
     described = json.loads(metadata(array).read_text())
     codec = {"id": "pickle"}
     described |= {
-        "compressor": {"compressor": codec}, "properties": {"compressor": codec}, "filters": {"filters": [codec]},
+        "compressor": {"compressor": codec},
+        "properties": {"compressor": codec},
+        "filters": {"filters": [codec]},
         "codecs": {"codecs": [described.get("codecs", [None])[0], {"name": "numcodecs.pickle", "configuration": {}}]},
-    }[place]  # fmt: skip
+    }[place]
     metadata(array).write_text(json.dumps(described))
     with pytest.raises(RecordingError, match="names the codec 'pickle', which would execute"):
         open_recording(path).read(0, 700)

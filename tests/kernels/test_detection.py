@@ -31,10 +31,13 @@ def universal(probe: Probe, shapes: torch.Tensor, **settings: float) -> Universa
     options = {"nearest_chans": min(10, probe.n_channels), "nearest_templates": 12} | settings
     centres = geometry.template_centres(probe, Settings(**options))
     return universal_templates(
-        shapes, shapes,
-        channels=torch.from_numpy(centres.channels), weights=torch.from_numpy(centres.weights),
-        neighbours=torch.from_numpy(centres.neighbours), depth_um=torch.from_numpy(probe.y_um.astype(np.float32)),
-    )  # fmt: skip
+        shapes,
+        shapes,
+        channels=torch.from_numpy(centres.channels),
+        weights=torch.from_numpy(centres.weights),
+        neighbours=torch.from_numpy(centres.neighbours),
+        depth_um=torch.from_numpy(probe.y_um.astype(np.float32)),
+    )
 
 
 def dense_scores(traces: torch.Tensor, templates: UniversalTemplates) -> torch.Tensor:
@@ -123,9 +126,13 @@ def exact_templates(n_centres: int = 3) -> UniversalTemplates:
     shape = torch.zeros(1, NT)
     shape[0, NT // 2] = 1
     return universal_templates(
-        shape, shape, channels=torch.arange(n_centres)[:, None], weights=torch.ones(n_centres, 1, 1),
-        neighbours=torch.arange(n_centres).repeat(n_centres, 1), depth_um=torch.arange(n_centres) * 20.0,
-    )  # fmt: skip
+        shape,
+        shape,
+        channels=torch.arange(n_centres)[:, None],
+        weights=torch.ones(n_centres, 1, 1),
+        neighbours=torch.arange(n_centres).repeat(n_centres, 1),
+        depth_um=torch.arange(n_centres) * 20.0,
+    )
 
 
 def found_in(

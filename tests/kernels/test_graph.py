@@ -5,14 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ks4stream.kernels.graph import (
-    DenseRows,
-    FeatureRows,
-    ScatteredRows,
-    choose_landmarks,
-    graph_of,
-    join_to_landmarks,
-)
+from ks4stream.kernels.graph import DenseRows, FeatureRows, ScatteredRows, choose_landmarks, graph_of, join_to_landmarks
 
 
 def on_a_line(*places: float) -> DenseRows:

@@ -275,9 +275,7 @@ def test_dropping_weak_channels_changes_scores_by_no_more_than_promised() -> Non
     assert dropped.max() <= 1.01e-4
     noise = torch.randn(30, 2000, generator=draw)
     projected = correlate(noise, components())
-    one, two = (
-        torch.einsum("ucq,cqt->ut", m.features / m.norm[:, None, None], projected) for m in (full, local)
-    )  # fmt: skip
+    one, two = (torch.einsum("ucq,cqt->ut", m.features / m.norm[:, None, None], projected) for m in (full, local))
     assert (one - two).square().mean().sqrt() < 0.01
 
 

@@ -55,10 +55,15 @@ def merged(trains: list[np.ndarray], templates: list[torch.Tensor]) -> Outcome:
     alike = similarity(features, PCS)
 
     found = merge_units(
-        trains, np.array([len(train) for train in trains]), features, PCS,
-        similarity=alike.value.numpy(), lag=alike.lag.numpy(), sampling_rate_hz=RATE,
+        trains,
+        np.array([len(train) for train in trains]),
+        features,
+        PCS,
+        similarity=alike.value.numpy(),
+        lag=alike.lag.numpy(),
+        sampling_rate_hz=RATE,
         similarity_row=lambda one, others: similarity_to(one, others, PCS),
-    )  # fmt: skip
+    )
     lag = np.repeat(found.lag_of, [len(train) for train in trains])
     unit = np.repeat(found.unit_of, [len(train) for train in trains])
     sample = np.concatenate(trains) - lag
@@ -140,10 +145,15 @@ def test_twins_of_few_spikes_are_merged() -> None:
 def test_nothing_to_merge(n_units: int) -> None:
     features = torch.stack([template(0)] * n_units) if n_units else torch.zeros(0, 4, len(PCS))
     found = merge_units(
-        [np.arange(1)] * n_units, np.ones(n_units, np.int64), features, PCS,
-        similarity=np.ones((n_units, n_units), np.float32), lag=np.zeros((n_units, n_units), np.int64),
-        similarity_row=lambda *_: pytest.fail("there is nobody to compare with"), sampling_rate_hz=RATE,
-    )  # fmt: skip
+        [np.arange(1)] * n_units,
+        np.ones(n_units, np.int64),
+        features,
+        PCS,
+        similarity=np.ones((n_units, n_units), np.float32),
+        lag=np.zeros((n_units, n_units), np.int64),
+        similarity_row=lambda *_: pytest.fail("there is nobody to compare with"),
+        sampling_rate_hz=RATE,
+    )
     assert found.unit_of.tolist() == list(range(n_units))
     assert found.features.shape[0] == n_units
 

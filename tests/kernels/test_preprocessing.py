@@ -76,8 +76,7 @@ def test_ffts_are_even_and_long_enough(n_samples: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "median"),
-    [([[3.0, 0], [1, 0], [9, 6]], [3.0, 0]), ([[1.0], [2], [4], [9]], [3.0]), ([[7.0]], [7.0])],
+    ("rows", "median"), [([[3.0, 0], [1, 0], [9, 6]], [3.0, 0]), ([[1.0], [2], [4], [9]], [3.0]), ([[7.0]], [7.0])]
 )
 def test_median_of_odd_and_even_numbers_of_channels(rows: list[list[float]], median: list[float]) -> None:
     traces = torch.tensor(rows)
@@ -115,9 +114,7 @@ def test_an_artifact_on_any_channel_is_masked_with_its_margin(sign: int) -> None
 
 def common(traces: Tensor, voters: Tensor | None = None, **options: int) -> Tensor:
     everyone = torch.arange(len(traces))
-    return artifact_mask(
-        traces, threshold=math.inf, margin=5, voters=everyone if voters is None else voters, **options
-    )
+    return artifact_mask(traces, threshold=math.inf, margin=5, voters=everyone if voters is None else voters, **options)
 
 
 def noise_of_any_size(n_samples: int) -> Tensor:
@@ -149,9 +146,9 @@ def test_padding_and_gaps_do_not_make_noise_an_artifact(recorded: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "margin", "wide"), [([0], 2, [0, 1, 2]), ([9], 3, [6, 7, 8, 9]), ([2, 4], 1, [1, 2, 3, 4, 5]),
-                                  ([5], 0, [5]), ([], 3, [])],
-)  # fmt: skip
+    ("where", "margin", "wide"),
+    [([0], 2, [0, 1, 2]), ([9], 3, [6, 7, 8, 9]), ([2, 4], 1, [1, 2, 3, 4, 5]), ([5], 0, [5]), ([], 3, [])],
+)
 def test_masks_widen_up_to_the_ends(where: list[int], margin: int, wide: list[int]) -> None:
     mask = torch.zeros(10, dtype=torch.bool)
     mask[where] = True
@@ -196,8 +193,11 @@ def test_rows_hold_nothing_outside_the_neighbourhood_and_are_zero_without_one() 
     near = [np.array([0, 1]), np.array([], np.int64), np.array([2, 3]), np.array([3, 2])]
     whitening = local_whitening(covariance(mixed()), near)
     assert (whitening != 0).tolist() == [
-        [True, True, False, False], [False] * 4, [False, False, True, True], [False, False, True, True]
-    ]  # fmt: skip
+        [True, True, False, False],
+        [False] * 4,
+        [False, False, True, True],
+        [False, False, True, True],
+    ]
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e3])

@@ -76,14 +76,21 @@ def one_by_one(traces: Tensor, near: Tensor, wide: Tensor, first: int, last: int
     size = traces.abs().numpy()
     peaks = {
         (channel, sample)
-        for channel, sample in np.argwhere(size > 6).tolist() if first - 35 + 5 <= sample < last + 35 - 5
+        for channel, sample in np.argwhere(size > 6).tolist()
+        if first - 35 + 5 <= sample < last + 35 - 5
         if size[near[channel].numpy(), sample - 5 : sample + 6].max() <= size[channel, sample]
-    }  # fmt: skip
+    }
     return [
-        (channel, sample) for channel, sample in sorted(peaks) if first <= sample < last
-        if not any((other, at) in peaks for other in set(wide[channel].tolist())
-                   for at in range(sample - 30, sample + 31) if (other, at) != (channel, sample))
-    ]  # fmt: skip
+        (channel, sample)
+        for channel, sample in sorted(peaks)
+        if first <= sample < last
+        if not any(
+            (other, at) in peaks
+            for other in set(wide[channel].tolist())
+            for at in range(sample - 30, sample + 31)
+            if (other, at) != (channel, sample)
+        )
+    ]
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 64])

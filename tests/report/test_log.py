@@ -30,8 +30,16 @@ def test_versions_machine_settings_and_stages_are_logged(tmp_path):
         log_inputs(recording, Settings(Th_learned=7), do_CAR=False)
         logging.getLogger("ks4stream.sorter").info("whitening: 1.20 s")
     text = (tmp_path / "new" / LOG_NAME).read_text(encoding="utf-8")
-    for part in ("torch 2", "CPU cores", "Th_learned = 7.0  (default 8.0)", "Th_universal = 9.0\n", "do_CAR = False",
-                 "whitening: 1.20 s", "channel 3:", "Finished in"):  # fmt: skip
+    for part in (
+        "torch 2",
+        "CPU cores",
+        "Th_learned = 7.0  (default 8.0)",
+        "Th_universal = 9.0\n",
+        "do_CAR = False",
+        "whitening: 1.20 s",
+        "channel 3:",
+        "Finished in",
+    ):
         assert part in text, part
 
 

@@ -59,10 +59,14 @@ def cut(peaks: dict[str, NDArray[np.generic]], folder: Path, tiles_per_block: in
     """Peaks of one region as blocks of a number of batches write them."""
     block = peaks["sample"].astype(np.int64) // (SIZE * tiles_per_block)
     return [
-        write_block(folder / f"{tiles_per_block}-{b}.rows", {name: v[block == b] for name, v in peaks.items()},
-                    np.zeros((block == b).sum(), np.int64), 1)
+        write_block(
+            folder / f"{tiles_per_block}-{b}.rows",
+            {name: v[block == b] for name, v in peaks.items()},
+            np.zeros((block == b).sum(), np.int64),
+            1,
+        )
         for b in range(-(-N_BATCHES // tiles_per_block))
-    ]  # fmt: skip
+    ]
 
 
 def faint(seed: int) -> dict[str, NDArray[np.generic]]:

@@ -30,9 +30,11 @@ def all_spikes() -> dict[str, np.ndarray]:
     draw = np.random.default_rng(1)
     sample = np.sort(draw.integers(0, 1000, N_SPIKES))  # crowded: many at the same time
     return {
-        "sample": sample, "cluster": draw.integers(0, 4, N_SPIKES), "kept": draw.random(N_SPIKES) < 0.8,
+        "sample": sample,
+        "cluster": draw.integers(0, 4, N_SPIKES),
+        "kept": draw.random(N_SPIKES) < 0.8,
         "features": draw.normal(size=(N_SPIKES, 2, 3)).astype(np.float32),
-    }  # fmt: skip
+    }
 
 
 def sorted_spikes(folder: Path, edges: list[int]) -> dict[str, np.ndarray]:
@@ -49,9 +51,11 @@ def sorted_spikes(folder: Path, edges: list[int]) -> dict[str, np.ndarray]:
     for region in (0, 1):
         mine = np.flatnonzero(spikes["cluster"] // 2 == region)
         columns = {
-            "sample": spikes["sample"][mine], "template": np.full(len(mine), region, np.int32),
-            "score": mine.astype(np.float32), "row": row[mine],
-        }  # fmt: skip
+            "sample": spikes["sample"][mine],
+            "template": np.full(len(mine), region, np.int32),
+            "score": mine.astype(np.float32),
+            "row": row[mine],
+        }
         of_regions.append(write_block(folder / f"r{region}-{len(edges)}.npz", columns, spikes["cluster"][mine] % 2, 2))
     kept = np.concatenate([spikes["kept"][spikes["cluster"] == number] for number in range(4)])
     units = Units(

@@ -43,9 +43,11 @@ class Reports(SpikeMatcher):
         number = number[np.argsort(sample[number], kind="stable")]
         sample = sample[number]
         return {
-            "sample": sample, "template": rows[number, 1].astype(np.int32), "number": number,
+            "sample": sample,
+            "template": rows[number, 1].astype(np.int32),
+            "number": number,
             "counts": (sample >= tile.start) & (sample < tile.stop),
-        }  # fmt: skip
+        }
 
 
 def spikes(folder: Path, given: list[tuple[int, int, int, int]], tail: int, step: int, per_block: int) -> list[Any]:

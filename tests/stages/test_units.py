@@ -62,9 +62,11 @@ def block(folder: Path, name: str, sample: list[int], region: list[int]) -> Rece
     """A block's file; scores are times, features their hundredths."""
     time = np.array(sample, np.int64)
     columns = {
-        "sample": time, "template": np.zeros(len(time), np.int32), "score": time.astype(np.float32),
+        "sample": time,
+        "template": np.zeros(len(time), np.int32),
+        "score": time.astype(np.float32),
         "features": (time / 100).astype(np.float32)[:, None, None],
-    }  # fmt: skip
+    }
     return write_block(folder / f"{name}.npz", columns, np.array(region, np.int64), 2)
 
 
@@ -94,9 +96,11 @@ def test_a_regions_spikes_are_written_by_unit_with_their_place_in_the_blocks(tmp
 def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, n_regions: int) -> None:
     """A lone spike beyond its tile's core that the neighbouring tile does not report, say."""
     columns = {
-        "sample": np.array([5, 9]), "template": np.zeros(2, np.int32), "score": np.full(2, 10, np.float32),
+        "sample": np.array([5, 9]),
+        "template": np.zeros(2, np.int32),
+        "score": np.full(2, 10, np.float32),
         "features": np.ones((2, 1, 1), np.float32),
-    }  # fmt: skip
+    }
     receipt = write_block(tmp_path / "a.npz", columns, np.array([0, n_regions - 1]), n_regions)
     matches = Matches([receipt], np.array([0]), [np.array([0, 1])], np.zeros((0, 2), np.int64))
     sorter = RegionSorter(
