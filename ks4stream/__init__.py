@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ks4stream.preprocessed import preprocess
     from ks4stream.probe import Probe
     from ks4stream.recording import Recording
+    from ks4stream.resources import Resources
     from ks4stream.results import Sorting
     from ks4stream.settings import Settings
     from ks4stream.sorter import sort
@@ -28,6 +29,7 @@ __all__ = [
     "Recording",
     "Probe",
     "Settings",
+    "Resources",
     "plan",
     "sort",
     "Sorting",
@@ -44,6 +46,7 @@ _HOME = {
     "Recording": "ks4stream.recording",
     "Probe": "ks4stream.probe",
     "Settings": "ks4stream.settings",
+    "Resources": "ks4stream.resources",
     "plan": "ks4stream.planning",
     "sort": "ks4stream.sorter",
     "Sorting": "ks4stream.results",

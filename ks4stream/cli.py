@@ -568,9 +568,10 @@ def plan_command(
     Ends with status 1 if something does not fit.
     """
     recording, settings = _asked_for(ctx, files, options, assignments, probe, dtype, bad_channels, shanks)
+    from ks4stream.deploy import SPIKES_PER_CHANNEL_HZ
     from ks4stream.io.places import place
     from ks4stream.io.recordings import default_results_dir
-    from ks4stream.planning import SPIKES_PER_CHANNEL_HZ, plan
+    from ks4stream.planning import plan
 
     worker_gb, gpu_gb = options["worker_memory"], options["gpu_memory"]
     found = plan(
@@ -598,8 +599,8 @@ def _show(found: Plan) -> None:
     for row in found.rows():
         table.add_row(*row)
     Console().print(table)
-    for misfit in found.misfits:
-        _say(Console(), f"{'Will not fit' if misfit.certain else 'May not fit'}: {misfit.text}", "bold red")
+    for shortfall in found.shortfalls:
+        _say(Console(), f"{'Will not fit' if shortfall.certain else 'May not fit'}: {shortfall.text}", "bold red")
 
 
 # --- ks4stream demo, ks4stream probes ------------------------------------------------------------------------

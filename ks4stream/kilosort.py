@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 
+from ks4stream.deploy import client_for, forget_on_workers
 from ks4stream.errors import ProbeError, RecordingError, ResultsError, SettingsError
 from ks4stream.io.phy import TENSORS, ops_from_sorting, spike_table
 from ks4stream.io.places import place
@@ -28,9 +29,10 @@ from ks4stream.messages import silent
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.report import announce, run_log
+from ks4stream.resources import Resources
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
-from ks4stream.sorter import client_for, forget_on_workers, sort
+from ks4stream.sorter import sort
 
 __all__ = ["KilosortResults", "ops_from_sorting", "run_kilosort"]
 
@@ -77,11 +79,10 @@ def run_kilosort(
     verbose_log: bool = False,
     torch_thread_lim: int | None = None,
     *,
-    client: Any = None,
-    block_batches: int | None = None,
     resume: bool = True,
     keep_run: bool = True,
-    cache_dir: PathLike | None = None,
+    resources: Resources | None = None,
+    **of_resources: Any,
 ) -> KilosortResults:
     """Sort a recording, called like Kilosort4.
 
@@ -135,17 +136,14 @@ def run_kilosort(
     torch_thread_lim : int, optional
         Cores of this machine to use at most (each task computes on one), whether or not a client is active; of no
         effect on a `client` given.
-    client : distributed.Client or str, optional
-        Where to compute, or the scheduler's address; by default the client that is active, or else this machine.
-        "loop": in this thread.
-    block_batches : int, optional
-        Batches per task; by default about a minute. Never a matter of results.
     resume : bool
-        Go on where an earlier run into the same results folder stopped; False begins anew.
+        Continue where an earlier run into the same results folder stopped; False starts over.
     keep_run : bool
         Keep what the tasks found, in the results folder's ``run``; another setting then redoes only what it touches.
-    cache_dir : path, optional
-        Where the recording is kept while it is sorted, see :func:`ks4stream.sorter.sort`; "off": nowhere.
+    resources : Resources, optional
+        Where to compute and with what, as in :func:`ks4stream.sort`; `device` and `torch_thread_lim` go before it.
+    **of_resources
+        Any field of :class:`~ks4stream.Resources`, such as `client`.
 
     Returns
     -------
@@ -178,6 +176,9 @@ def run_kilosort(
         If the results folder cannot be written to.
     """
     values, given = _split_settings(settings)
+    limit = {"device": device, "workers": torch_thread_lim}
+    resources = Resources.given(resources, of_resources)
+    resources = Resources.given(resources, limit if resources.client is None else {"device": device})
     places = given | _given(
         filename=filename,
         data_dir=data_dir,
@@ -197,16 +198,12 @@ def run_kilosort(
             invert_sign=True if invert_sign else None,  # the defaults change nothing
         ),
         arguments={
-            "device": device,
-            "client": client,
-            "block_batches": block_batches,
+            "resources": resources,
             "save_extra_vars": save_extra_vars,
             "progress": _progress(progress_bar),
             "save_preprocessed_copy": save_preprocessed_copy,
             "resume": resume,
             "keep_run": keep_run,
-            "cache_dir": cache_dir,
-            "workers": torch_thread_lim if client is None else None,
         },
         verbose={"verbose_console": verbose_console, "verbose_log": verbose_log},
     )
@@ -217,11 +214,11 @@ def run_kilosort(
             announce(results)
     with ExitStack() as stack:
         with silent():  # sort says it, where the log has it
-            held = stack.enter_context(cached(recording, cache_dir))
+            held = stack.enter_context(cached(recording, resources.cache_dir, resources.cache_bytes))
         for one, target in jobs:  # all shanks and copies from what is fetched once
             found = job.run(replace(one, source=held.source), target)
         caches = ending(held, recording)
-        client = client_for(client, torch_thread_lim)  # as the sorts did
+        client = client_for(resources)  # as the sorts did
         if caches and client not in (None, "loop"):  # else it was kept on this machine only
             forget_on_workers(client, caches)
     return found

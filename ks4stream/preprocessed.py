@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from ks4stream import geometry
+from ks4stream.deploy import client_for, engine_for
 from ks4stream.engine import gpus, one_thread
 from ks4stream.errors import ProbeError, RecordingError, SettingsError
 from ks4stream.io.tile_cache import cached_while_held
 from ks4stream.recording import Recording
+from ks4stream.resources import Resources
 from ks4stream.results import Drift, Whitening
+from ks4stream.run import Run
 from ks4stream.settings import Settings
-from ks4stream.sorter import SortRun, client_for, engine_for, prepare, run_store
-from ks4stream.stages import drift as drift_stage
-from ks4stream.stages import preprocessing
-from ks4stream.stages.preprocessing import Preprocessor
+from ks4stream.sorter import prepare, run_store
+from ks4stream.stages.detection import Detect
+from ks4stream.stages.drift import EstimateDrift
+from ks4stream.stages.preprocessing import Preprocessor, tiling_of
+from ks4stream.stages.waveforms import LearnWaveforms
+from ks4stream.stages.whitening import LearnWhitening
 
 if TYPE_CHECKING:
-    import torch
     import xarray
 
 ESTIMATE = "estimate"
@@ -31,11 +34,8 @@ def preprocess(
     *,
     whitening: Whitening | None = None,
     drift: Drift | str | None = None,
-    do_CAR: bool | None = None,
-    invert_sign: bool | None = None,
-    device: str | torch.device | None = None,
-    client: Any = None,
-    cache_dir: str | os.PathLike[str] | None = None,
+    resources: Resources | None = None,
+    **of_resources: Any,
 ) -> xarray.DataArray:
     """Filter, reference and whiten a recording, and undo its drift, lazily: the traces that are sorted.
 
@@ -49,17 +49,12 @@ def preprocess(
     drift : Drift or "estimate", optional
         Of a finished sorting (``sorting.drift``), or estimated now, which is a pass over the whole recording; by
         default traces are not moved.
-    do_CAR, invert_sign : bool, optional
-        In place of those of the settings. Of a finished sorting, ``sorting.settings`` has them.
-    device
-        As in :func:`ks4stream.sort`.
-    client : distributed.Client or str, optional
-        Where to learn what is not given, as in :func:`ks4stream.sort`. Where traces are computed later is Dask's
-        business as with any lazy array.
-    cache_dir : path, optional
-        Where the recording is kept, so that samples which several batches see are fetched once: by default in the
-        temporary folder if it lies on an object store, until the array and all that was made of it are garbage, and
-        not at all otherwise. In a folder given here it stays; "off" keeps it nowhere.
+    resources : Resources, optional
+        As in :func:`ks4stream.sort`: `client` and `workers` learn what is not given, on `device` traces are computed,
+        whenever that is. With a cache, samples that several batches see are fetched once; in the temporary folder it
+        stays until the array and all that was made of it are garbage.
+    **of_resources
+        Any field of :class:`~ks4stream.Resources`.
 
     Returns
     -------
@@ -86,55 +81,54 @@ def preprocess(
 
     if isinstance(drift, str) and drift != ESTIMATE:
         raise SettingsError(f"drift={drift!r} is unknown; give a Drift, {ESTIMATE!r}, or None for none.")
-    settings = (settings or Settings()).for_recording(recording).given(do_CAR=do_CAR, invert_sign=invert_sign)
-    recording = cached_while_held(recording, cache_dir)
-    client, device_given = client_for(client), device is not None
-    device = gpus.chosen(device, here=client in (None, "loop"))
+    settings = (settings or Settings()).for_recording(recording)
+    resources = Resources.given(resources, of_resources)
+    recording = cached_while_held(recording, resources.cache_dir)
+    device = gpus.chosen(resources.device, here=client_for(resources) in (None, "loop"))
     if whitening is None:
-        source = prepare(recording, settings, device=device)
+        tiles = prepare(recording, settings, device=device)
     else:
-        tiling = preprocessing.tiling_of(recording, settings)
-        source = Preprocessor(recording, tiling, settings, dead=whitening.dead, device=device)
-        _check_whitening(source, whitening)
+        tiles = Preprocessor(recording, tiling_of(recording, settings), settings, dead=whitening.dead, device=device)
+        _check_whitening(tiles, whitening)
     if isinstance(drift, Drift):
-        _check_drift(source, drift)
+        _check_drift(tiles, drift)
     if whitening is None or drift == ESTIMATE:
-        source = _learned(source, whitening, drift == ESTIMATE, client, device_given)
+        tiles = _learned(tiles, settings, resources, whitening, with_drift=drift == ESTIMATE)
     else:
-        source = source.with_results(whitening=whitening)
-    return whitened_traces(source.with_results(drift=drift) if isinstance(drift, Drift) else source)
+        tiles = tiles.with_results(whitening=whitening)
+    return whitened_traces(tiles.with_results(drift=drift) if isinstance(drift, Drift) else tiles)
 
 
 def _learned(
-    source: Preprocessor, whitening: Whitening | None, with_drift: bool, client: Any, device_given: bool
+    tiles: Preprocessor, settings: Settings, resources: Resources, whitening: Whitening | None, *, with_drift: bool
 ) -> Preprocessor:
     """Learn the whitening, unless given, and the drift, if wanted."""
     with ExitStack() as stack:
         stack.enter_context(one_thread())
-        store = stack.enter_context(run_store(source, None, fresh=True))
-        run = SortRun(source, stack.enter_context(engine_for(source, client, device_given=device_given)), store, None)
-        source = source.with_results(whitening=whitening or run.learn_whitening(source))
+        store = stack.enter_context(run_store(tiles, None, fresh=True))
+        engine = stack.enter_context(engine_for(tiles.recording, settings, resources, tiles.device))
+        run = Run(engine, store, tiles.sampling_rate_hz)
+        tiles = tiles.with_results(whitening=whitening or run.do(LearnWhitening(settings, tiles)))
         if not with_drift:
-            return source
-        centres = geometry.template_centres(source.probe, source.settings)
-        regions = geometry.clustering_regions(centres, source.settings)
-        peaks = run.detect(source, centres, regions, run.learn_waveforms(source))
-        moved, _ = drift_stage.combine(source, peaks)
-        return source.with_results(drift=moved)
+            return tiles
+        centres = geometry.template_centres(tiles.probe, settings)
+        regions = geometry.clustering_regions(centres, settings)
+        peaks = run.do(Detect(settings, tiles, run.do(LearnWaveforms(settings, tiles)), centres, regions))
+        return tiles.with_results(drift=run.do(EstimateDrift(settings, tiles, peaks)).drift)
 
 
-def _check_whitening(source: Preprocessor, whitening: Whitening) -> None:
-    if len(whitening.matrix) != source.probe.n_channels:
+def _check_whitening(tiles: Preprocessor, whitening: Whitening) -> None:
+    if len(whitening.matrix) != tiles.probe.n_channels:
         raise ProbeError(
-            f"The whitening given is for {len(whitening.matrix)} channels, but {source.recording.name} has "
-            f"{source.probe.n_channels} to be sorted. Give that of the same recording and probe, or none."
+            f"The whitening given is for {len(whitening.matrix)} channels, but {tiles.recording.name} has "
+            f"{tiles.probe.n_channels} to be sorted. Give that of the same recording and probe, or none."
         )
 
 
-def _check_drift(source: Preprocessor, drift: Drift) -> None:
-    if len(drift.shift_um) != len(source.tiling):
+def _check_drift(tiles: Preprocessor, drift: Drift) -> None:
+    if len(drift.shift_um) != len(tiles.tiling):
         raise RecordingError(
-            f"The drift given is for {len(drift.shift_um)} batches, but {source.recording.name} has "
-            f"{len(source.tiling)} of batch_size={source.tiling.size}. Give that of the same recording and settings "
+            f"The drift given is for {len(drift.shift_um)} batches, but {tiles.recording.name} has "
+            f"{len(tiles.tiling)} of batch_size={tiles.tiling.size}. Give that of the same recording and settings "
             "(batch_size, batch_downsampling, tmin, tmax), or drift='estimate'."
         )

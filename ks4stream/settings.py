@@ -292,9 +292,58 @@ class Settings:
         """A copy with those values changed that are not None."""
         return self.replace(**{name: value for name, value in changes.items() if value is not None})
 
+    def part(self, *names: str) -> Settings:
+        """Some of the settings, to be handed to what reads these and no others.
+
+        Parameters
+        ----------
+        *names : str
+            Of settings, or of groups of settings ("recording", "preprocessing" …).
+
+        Returns
+        -------
+        Settings
+            Which raises an AttributeError where any other is read.
+
+        Examples
+        --------
+        >>> part = Settings(nt=41).part("nt", "matching")
+        >>> part.nt, part.Th_learned
+        (41, 8.0)
+        >>> part.n_pcs
+        Traceback (most recent call last):
+        AttributeError: n_pcs is not among the settings handed on here (nt, Th_learned, max_peels).
+        """
+        part = object.__new__(_Part)
+        held = vars(self)
+        vars(part).update(
+            (spec.name, held[spec.name])
+            for spec in fields(Settings)
+            if spec.name in held and (spec.name in names or spec.metadata["stage"] in names)
+        )
+        return part
+
     def to_dict(self) -> dict[str, Any]:
         """All values by name, as plain numbers, without an ``fs`` that nobody chose: read again, it would be chosen."""
         return {name: value for name, value in asdict(self).items() if name != "fs" or self.gives_rate}
+
+
+class _Part(Settings):
+    """Settings of which only some may be read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        held = object.__getattribute__(self, "__dict__")
+        if name in Settings.__dataclass_fields__ and name not in held:
+            raise AttributeError(f"{name} is not among the settings handed on here ({', '.join(held)}).")
+        return super().__getattribute__(name)
+
+    def __repr__(self) -> str:
+        return f"Settings.part({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Part) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _checked(spec: Field[Any], value: Any) -> Any:

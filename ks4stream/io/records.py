@@ -16,7 +16,7 @@ import shutil
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -198,12 +198,12 @@ def _put_together(part: Any, array: Callable[[int], NDArray[Any]], known: Mappin
     return {"list": list, "tuple": tuple}[kind](_put_together(entry, array, known) for entry in entries)
 
 
-def key_of(*values: Any, stages: Collection[str] = ()) -> str:
+def key_of(*values: Any) -> str:
     """Hash of values: 64 hexadecimal digits, the same in every process.
 
     Fields whose name begins with an underscore do not count, nor do paths: where a file lies is no matter. What has a
-    method ``digest()`` is what that says; of a recording, its probe counts too, and of
-    settings those of `stages`, named themselves or by the stage that first reads them.
+    method ``digest()`` is what that says; of a recording, its probe counts too. Of
+    settings that are only a part, that part counts.
 
     Raises
     ------
@@ -212,19 +212,15 @@ def key_of(*values: Any, stages: Collection[str] = ()) -> str:
     """
     state = hashlib.sha256()
     for value in values:
-        _feed(state, value, stages)
+        _feed(state, value)
     return state.hexdigest()
 
 
-def _feed(state: Any, value: Any, stages: Collection[str]) -> None:
+def _feed(state: Any, value: Any) -> None:
     if isinstance(value, Path | ObjectPath):
         return
     if isinstance(value, Settings):
-        value = {
-            spec.name: getattr(value, spec.name)
-            for spec in fields(value)
-            if spec.name in stages or spec.metadata["stage"] in stages
-        }
+        value = vars(value)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, _PLAIN):
@@ -235,20 +231,20 @@ def _feed(state: Any, value: Any, stages: Collection[str]) -> None:
     elif isinstance(value, Mapping):
         state.update(f"dict {len(value)};".encode())
         for name in sorted(value):
-            _feed(state, name, stages)
-            _feed(state, value[name], stages)
+            _feed(state, name)
+            _feed(state, value[name])
     elif isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         state.update(f"sequence {len(value)};".encode())
         for entry in value:
-            _feed(state, entry, stages)
+            _feed(state, entry)
     elif hasattr(value, "digest"):
         state.update(f"{type(value).__name__} {value.digest()};".encode())
-        _feed(state, getattr(value, "probe", None), stages)
+        _feed(state, getattr(value, "probe", None))
     elif named := _named_fields(value):
         state.update(f"{type(value).__name__} {len(named)};".encode())
         for name, entry in named.items():
-            _feed(state, name, stages)
-            _feed(state, entry, stages)
+            _feed(state, name)
+            _feed(state, entry)
     else:
         raise TypeError(f"Nothing is known of what a {type(value).__name__} depends on.")
 

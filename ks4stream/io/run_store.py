@@ -60,8 +60,6 @@ class RunStore:
     Attributes
     ----------
     folder : Path or ObjectPath
-    classes : tuple of type
-        Classes that records may hold.
     scratch : Path
         Folder on this machine for what is mapped into memory; it goes with the run.
     lock : ObjectLock or None
@@ -69,7 +67,6 @@ class RunStore:
     """
 
     folder: Place
-    classes: tuple[type, ...]
     scratch: Path = Path()
     lock: ObjectLock | None = None
     _used: set[str] = field(default_factory=set)
@@ -85,12 +82,12 @@ class RunStore:
         if self.lock is not None:
             self.lock.renew()
 
-    def stage(self, name: str, key: str) -> StageStore:
-        """The part of a stage with this key."""
+    def stage(self, name: str, key: str, classes: tuple[type, ...] = ()) -> StageStore:
+        """The part of a stage with this key, whose records may hold these classes."""
         self.check()
         folder = self.folder / f"{name.replace(' ', '-')}-{key[:20]}"
         self._used.add(folder.name)
-        return StageStore(folder, self.classes)
+        return StageStore(folder, classes)
 
     def tidy(self, *, keep: bool) -> None:
         """When a sort has ended, remove the stages it did not use, those of other settings; or all, unless `keep`."""
@@ -149,18 +146,18 @@ class StageStore:
 
 @dataclass(frozen=True)
 class Remembered:
-    """A task's function that leaves a record of what it found, and looks for one first.
+    """A task that leaves a record of what it found, beside the files that it writes, and looks for one first.
 
     A worker may die between leaving the record and handing over what it found; the task then comes a second time.
     """
 
-    function: Callable[[Any], Any]
+    task: Callable[[Any, Place], Any]
     store: StageStore
 
     def __call__(self, item: Any) -> Any:
         for value in self.store.recall([item]).values():
             return value
-        value = self.function(item)
+        value = self.task(item, self.store.folder)
         write_record(record_path(self.store.folder, item), value)
         return value
 
@@ -177,17 +174,13 @@ def record_path(folder: Place, item: Any) -> Place:
 
 
 @contextmanager
-def open_store(
-    folder: Place, classes: tuple[type, ...], *, data: str, fresh: bool = False, recall: bool = True
-) -> Iterator[RunStore]:
+def open_store(folder: Place, *, data: str, fresh: bool = False, recall: bool = True) -> Iterator[RunStore]:
     """Open the store of a run, for this process alone.
 
     Parameters
     ----------
     folder : Path or ObjectPath
         Made if need be.
-    classes : tuple of type
-        Classes that records may hold.
     data : str
         Hash of what is sorted.
     fresh : bool
@@ -223,7 +216,7 @@ def open_store(
         if not recall:
             _empty(folder)
             _check_manifest(folder, {"format": FORMAT, "method": METHOD, "data": data})
-        yield RunStore(folder, classes, scratch, lock)
+        yield RunStore(folder, scratch, lock)
 
 
 class ObjectLock:

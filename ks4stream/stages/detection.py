@@ -1,42 +1,92 @@
-"""Universal detection on one tile, shared by the drift pass and the template pass (section 3)."""
+"""Universal detection: peaks that no unit is known of yet, written to files by region (section 3)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ks4stream.blocks import Tile
-from ks4stream.geometry import Centres
+from ks4stream.geometry import Centres, Regions
+from ks4stream.io.places import Place
+from ks4stream.io.spikes import Receipt, read_column, write_block
 from ks4stream.kernels import detection as kernels
 from ks4stream.results import Waveforms
+from ks4stream.stages.base import Block, Run, Stage
+from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
-from ks4stream.stages.waveforms import away_from
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """All peaks, in the files of their blocks, grouped by region.
+
+    Columns: ``sample``, ``centre``, ``depth_um``, ``score``, ``features``.
+    """
+
+    receipts: list[Receipt]
+
+    @property
+    def of_region(self) -> NDArray[np.int64]:
+        """Number of peaks in each region."""
+        return rows_of_region(self.receipts)
+
+    def in_time(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]]:
+        """Time, depth (µm) and score of all peaks in order of time, a block after the other."""
+        for receipt in self.receipts:
+            sample, depth, score = (read_column(receipt, name) for name in ("sample", "depth_um", "score"))
+            order = np.lexsort((depth, score, sample))
+            yield sample[order], depth[order], score[order]
+
+
+def rows_of_region(receipts: Sequence[Receipt]) -> NDArray[np.int64]:
+    """Rows of each region in all blocks."""
+    starts = [receipt.start for receipt in receipts]
+    return np.diff(np.stack(starts), axis=1).sum(axis=0) if starts else np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
-class Detector:
-    """Finds the peaks a tile owns."""
+class Detect(Stage[Block, Receipt, Peaks]):
+    """Find the peaks of every tile and write them, with their features."""
 
-    source: Preprocessor
-    centres: Centres
+    name = "detection"
+    reads = ("waveforms", "detection")
+
+    tiles: Preprocessor
     waveforms: Waveforms
-    _ready: dict[str, kernels.UniversalTemplates] = field(default_factory=dict, repr=False)
+    centres: Centres
+    regions: Regions
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_ready": {}}
+    def items(self, run: Run) -> Sequence[Block]:
+        """All batches."""
+        return run.blocks(self.tiles.tiling)
+
+    def task(self, item: Block, folder: Place) -> Receipt:
+        """Detect a block's peaks and write them with their features, grouped by region."""
+        tiles = [self._rows(tile) for tile in self.tiles.read_ahead(item)]
+        columns = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
+        region = self.regions.of_centre[columns["centre"]]
+        path = folder / f"peaks-{item[0].index:08d}-{item[-1].index:08d}.rows"
+        return write_block(path, columns, region, len(self.regions))
+
+    def combine(self, parts: Iterable[Receipt], run: Run) -> Peaks:
+        """All blocks."""
+        return Peaks(list(parts))
 
     def peaks(self, tile: Tile) -> tuple[Tensor, kernels.Peaks]:
         """Whitened traces (c, t) and the peaks whose reported time lies in the tile's core.
 
         ``Peaks.sample`` is the centre of the window; :meth:`time_of` makes it the time in the recording.
         """
-        settings = self.source.settings
-        traces, blank = self.source.whitened(tile)
-        core = self.source.core(tile)
+        settings = self.settings
+        traces, blank = self.tiles.whitened(tile)
+        core = self.tiles.core(tile)
         to_centre = settings.nt // 2 - settings.peak_sample
         peaks = kernels.detect(
             traces,
@@ -46,31 +96,70 @@ class Detector:
             first=core.start + to_centre,
             last=core.stop + to_centre,
         )
-        allowed = away_from(self.source, tile, peaks.sample, blank)
+        allowed = self.tiles.away_from_edges(tile, peaks.sample, blank, settings.nt)
         return traces, kernels.Peaks(*(column[allowed] for column in peaks))
 
     def time_of(self, tile: Tile, sample: Tensor) -> Tensor:
         """Time of the waveform's peak in the recording, from the window's centre in the tile."""
-        return sample + (tile.first - self.source.settings.nt // 2 + self.source.settings.peak_sample)
+        return sample + (tile.first - self.settings.nt // 2 + self.settings.peak_sample)
 
-    @property
+    def _rows(self, tile: Tile) -> dict[str, NDArray[np.generic]]:
+        traces, peaks = self.peaks(tile)
+        known = self.templates
+        channels, present = known.channels[peaks.centre], known.present[peaks.centre]
+        features = kernels.features(traces, known.components, channels, peaks.sample, present)
+        return {
+            "sample": self.time_of(tile, peaks.sample).cpu().numpy(),
+            "centre": peaks.centre.cpu().numpy().astype(np.int32),
+            "depth_um": peaks.depth_um.cpu().numpy(),
+            "score": peaks.score.cpu().numpy(),
+            "features": features.cpu().numpy(),
+        }
+
+    @cached_property
     def templates(self) -> kernels.UniversalTemplates:
-        """The universal templates as tensors, made on first use."""
-        if "templates" not in self._ready:
-            self._ready["templates"] = self._make_templates()
-        return self._ready["templates"]
-
-    def _make_templates(self) -> kernels.UniversalTemplates:
-        centres, device = self.centres, self.source.device
+        """The universal templates as tensors."""
 
         def tensor(values: Any) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+            return torch.from_numpy(np.ascontiguousarray(values)).to(self.tiles.device)
 
         return kernels.universal_templates(
             tensor(self.waveforms.shapes),
             tensor(self.waveforms.components),
-            channels=tensor(centres.channels),
-            weights=tensor(centres.weights),
-            neighbours=tensor(centres.neighbours),
-            depth_um=tensor(self.source.probe.y_um.astype(np.float32)),
+            channels=tensor(self.centres.channels),
+            weights=tensor(self.centres.weights),
+            neighbours=tensor(self.centres.neighbours),
+            depth_um=tensor(self.tiles.probe.y_um.astype(np.float32)),
+        )
+
+    @staticmethod
+    def bytes_beside_tile(load: Load, size: int | None = None) -> int:
+        """One piece of a tile, and the peaks' waveforms."""
+        settings, c, k = load.settings, load.n_channels, len(load.centres)
+        p, (_, s, j) = settings.n_templates, load.centres.weights.shape
+        samples = min(kernels.PIECE.on(load.device), load.tiling.size) + 2 * (settings.nt + kernels.BIN)
+        size = size or load.tiling.size
+        peaks = load.spikes_in(size / load.recording.sampling_rate_hz)
+        in_piece = peaks * min(1.0, samples / size)
+        return int(
+            4 * c * p * samples  # matches with every waveform
+            + c * p * samples  # the largest of each bin, by waveform and sign
+            + 8 * k * samples  # scores, and maps of centres and bins: bounds, best, sight, pairs
+            + 4 * kernels.PAIRS_AT_ONCE.on(load.device) * kernels.BIN * p * (j + 2 * s)  # pairs that are evaluated
+            + 24 * in_piece * settings.nearest_templates * (2 * settings.nt // kernels.BIN)  # their rivals
+            + 8 * peaks * j * settings.nt  # waveforms of which features are taken
+        )
+
+    @classmethod
+    def needs(cls, load: Load) -> Needs:
+        """One piece of the tile, and the rows of a block."""
+        return load.on_tiles(
+            cls.name,
+            cls.bytes_beside_tile(load),
+            rows=load.block_bytes(),
+            scratch_bytes=load.row_bytes * load.n_spikes,
+            passes=load.detections,
+            n_tiles_read=len(load.tiling),
+            remedies=", raise dminx or dmin (fewer centres)",
+            writes_blocks=True,
         )

@@ -2,106 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import DriftWarning
-from ks4stream.io.spikes import PassingRows, Receipt, let_go, read_column, scratch_array
-from ks4stream.kernels import drift as kernels
-from ks4stream.messages import warn
+from ks4stream.blocks import Tiling
+from ks4stream.probe import Probe
 from ks4stream.results import Drift, PeakSample
+from ks4stream.settings import Settings
+from ks4stream.stages.base import Run, Step
+from ks4stream.stages.detection import Peaks
+from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
+from ks4stream.stages.registration import Registration, rank_within
 
-HELD_BYTES = 8 << 20  # of fingerprints; more lie in a file and are read some batches at a time
 MOST_PLOTTED = 100_000  # peaks kept for the drift scatter plot
-LEAST_RELIABILITY = 0.5  # correlation of the shifts told by the two halves of the peaks, below which they are noise
-STILL_BINS = 1.0  # noise in the shifts up to which a recording is called still without a warning
 
 
-def depth_range(source: Preprocessor) -> tuple[float, int]:
-    """Depth of the lowest contact and the number of depth bins."""
-    y = source.probe.y_um
-    return float(y.min()), kernels.n_depth_bins(float(np.ptp(y)), source.settings.binning_depth)
+class Moved(NamedTuple):
+    """How far the tissue moved, and some of the peaks that tell it."""
+
+    drift: Drift
+    peaks: PeakSample
 
 
-def combine(
-    source: Preprocessor, receipts: Sequence[Receipt], *, scratch: Path | None = None
-) -> tuple[Drift, PeakSample]:
-    """Register the peaks of all tiles; where they cannot tell, the shift is 0 and a warning says so."""
-    lowest, n_bins = depth_range(source)
-    shape = (len(source.tiling), 2, n_bins, kernels.N_AMPLITUDE_BINS)
-    counts = scratch_array(shape, np.uint16, scratch, held_bytes=HELD_BYTES)
-    plotted = []
-    most = -(-MOST_PLOTTED // len(source.tiling))
-    for receipt in receipts:
-        sample, depth, score = (read_column(receipt, name) for name in ("sample", "depth_um", "score"))
-        order = np.lexsort((depth, score, sample))
-        sample, depth, score = sample[order], depth[order], score[order]
-        tile = source.tiling.tile_of(sample)
-        rank, n_in_tile = rank_within(tile)
-        bins = kernels.fingerprint_bins(
-            depth,
-            score,
-            lowest_um=lowest,
-            bin_um=source.settings.binning_depth,
-            n_bins=n_bins,
-            threshold=source.settings.Th_universal,
-        )
-        np.add.at(counts, (tile, rank % 2, *bins), 1)
-        let_go(counts)
-        kept = rank * most % n_in_tile < most  # `most` of each tile, evenly; all where there are no more
-        plotted.append((sample[kept], depth[kept], score[kept]))
-    sample_of_peaks = PeakSample(*(np.concatenate(column) for column in zip(*plotted, strict=True)))
-    return estimate(source, PassingRows(counts)), sample_of_peaks
+class DriftEstimator(Protocol):
+    """Learns of all peaks, a block at a time, and says how far the tissue moved.
 
-
-def rank_within(group: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Place of each row within its group, and the number of rows in it, of groups (n,) in ascending order.
-
-    Even and odd peaks are told apart within a tile, and thinned there: a block may be any number of tiles.
-
-    >>> rank_within(np.array([0, 0, 0, 2, 5, 5]))
-    (array([0, 1, 2, 0, 0, 1]), array([3, 3, 3, 1, 2, 2]))
+    Another estimator is a class of this form.
     """
-    first, after = (np.searchsorted(group, group, side=side) for side in ("left", "right"))
-    return np.arange(len(group)) - first, after - first
+
+    reads: ClassVar[tuple[str, ...]]
+
+    def __init__(self, settings: Settings, tiling: Tiling, probe: Probe, scratch: Path | None) -> None: ...
+
+    def add(self, sample: NDArray[np.int64], depth_um: NDArray[np.float32], score: NDArray[np.float32]) -> None:
+        """Take the peaks of some batches, in order of time."""
+        ...
+
+    def estimate(self) -> Drift:
+        """The shift of each batch at each segment of the probe."""
+        ...
 
 
-def estimate(source: Preprocessor, counts: PassingRows | NDArray[np.uint16]) -> Drift:
-    """Shifts of all batches from their fingerprints (b, half, z, a)."""
-    settings = source.settings
-    lowest, n_bins = depth_range(source)
-    segments = kernels.segment_bounds(n_bins, settings.nblocks)
-    centre = lowest - 1 + settings.binning_depth * np.array([(first + last) / 2 for first, last in segments])
-    none = Drift(shift_um=np.zeros((counts.shape[0], len(segments))), centre_um=centre)
-    if n_bins < kernels.FEWEST_BINS:  # nothing to tell it from: not worth a warning on every tetrode
-        return none
-    if counts.shape[0] < 2:
-        return none
+@dataclass(frozen=True, eq=False)
+class EstimateDrift(Step[Moved]):
+    """Estimate the drift from the peaks of all batches, and keep some of these for a plot."""
 
-    def register(parts: slice) -> NDArray[np.float64]:
-        found = kernels.register(counts, parts, n_blocks=settings.nblocks, smoothing=settings.drift_smoothing)
-        return found - np.median(found, axis=0)
+    name = "drift"
 
-    shift = register(slice(None))
-    halves = [register(slice(half, half + 1)) for half in (0, 1)]
-    reliability = _correlation(halves[0], halves[1])
-    if reliability < LEAST_RELIABILITY:
-        if shift.std() <= STILL_BINS:
-            return none
-        return _undecided(none, f"even and odd peaks tell shifts that correlate by {reliability:.2f} only (few peaks)")
-    return Drift(shift_um=shift * settings.binning_depth, centre_um=centre)
+    tiles: Preprocessor
+    peaks: Peaks
+    estimator: type[DriftEstimator] = Registration
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", self.settings.part(*self.estimator.reads))
 
-def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    a, b = (a - a.mean(axis=0)).ravel(), (b - b.mean(axis=0)).ravel()
-    scale = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / scale) if scale > 0 else 0.0
+    def run(self, run: Run) -> Moved:
+        """Show all peaks to the estimator."""
+        tiling = self.tiles.tiling
+        estimator = self.estimator(self.settings, tiling, self.tiles.probe, run.scratch)
+        most = -(-MOST_PLOTTED // len(tiling))
+        plotted = []
+        for sample, depth_um, score in self.peaks.in_time():
+            estimator.add(sample, depth_um, score)
+            rank, n_in_tile = rank_within(tiling.tile_of(sample))
+            kept = rank * most % n_in_tile < most  # `most` of each tile, evenly; all where there are no more
+            plotted.append((sample[kept], depth_um[kept], score[kept]))
+        columns = (np.concatenate(column) for column in zip(*plotted, strict=True))
+        return Moved(estimator.estimate(), PeakSample(*columns))
 
-
-def _undecided(none: Drift, why: str) -> Drift:
-    warn(f"Drift is taken as zero: {why}.", DriftWarning, stacklevel=3)
-    return none
+    @classmethod
+    def needs(cls, load: Load) -> Needs:
+        """What the estimator needs."""
+        return replace(Registration.needs(load), name=cls.name) if load.settings.nblocks else Needs(cls.name)

@@ -3,53 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ks4stream.io.spikes import Columns, let_go, open_columns, read_column
+from ks4stream.io.spikes import GrowingColumns, let_go, open_columns, read_column
 from ks4stream.kernels.templates import roll_matrix
 from ks4stream.probe import Probe
-from ks4stream.results import Waveforms
-from ks4stream.stages.matching import Matches
+from ks4stream.results import Sorting, Waveforms
+from ks4stream.stages.base import Run, Step
+from ks4stream.stages.matching import Spikes
+from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.units import Units
 
+SORTED_BYTES = 30  # of a spike in order of time, beside its features, while results are written
 ROWS_AT_ONCE = 16_384
 BLOCKS_AT_ONCE = 256  # whose spans within all trains are found together: 2 KB a cluster
 BLOCKS_HELD = 3  # features of a span lie in its own block and, where spikes were moved, in its neighbours
 
 
-def in_order(
-    units: Units,
-    matches: Matches,
-    waveforms: Waveforms,
-    template_channels: NDArray[np.int64],
-    probe: Probe,
-    limit_um: float,
-) -> Iterator[Columns]:
-    """Yield the columns of spikes of a :class:`~ks4stream.results.Sorting`, sorted by (time, unit), block by block."""
-    components = torch.from_numpy(waveforms.components)
-    first_row = np.cumsum([0] + [receipt.n_rows for receipt in matches.receipts])
+SpikeColumns = dict[str, Any]
+"""The columns of spikes of a :class:`~ks4stream.results.Sorting`, by name."""
 
-    @lru_cache(maxsize=BLOCKS_HELD)
-    def features_of(block: int) -> NDArray[np.float32]:
-        return read_column(matches.receipts[block], "features")
 
-    for found in _spans(units, matches.first):
-        features = np.empty((len(found["row"]), *matches.receipts[0].row_shape("features")), np.float32)
-        block_of = np.searchsorted(first_row, found["row"], side="right") - 1
-        for block in np.unique(block_of).tolist():
-            mine = block_of == block
-            features[mine] = features_of(block)[found["row"][mine] - first_row[block]]
-        for lag in np.unique(found["lag"][found["lag"] != 0]).tolist():
-            moved = found["lag"] == lag
-            features[moved] = features[moved] @ roll_matrix(components, lag).numpy()
-        x_um, y_um = positions(features, found["template"], template_channels, probe, limit_um)
-        columns = {name: found[name] for name in ("sample", "unit", "template", "score", "kept")}
-        yield columns | {"features": features, "x_um": x_um, "y_um": y_um}
+@dataclass(frozen=True, eq=False)
+class Join(Step[SpikeColumns]):
+    """Put the spikes of all units in order of (time, unit), and say where each was; columns are mapped from files."""
+
+    name = "joining"
+    reads = ("n_pcs", "position_limit")
+
+    units: Units
+    spikes: Spikes
+    waveforms: Waveforms
+    probe: Probe
+
+    def run(self, run: Run) -> SpikeColumns:
+        """Append the spikes of one block after the other."""
+        columns = GrowingColumns(run.scratch / uuid4().hex)
+        columns.append(self._no_rows())
+        for part in self.in_order():
+            columns.append(part)
+        return columns.arrays()
+
+    def _no_rows(self) -> SpikeColumns:
+        of_row = {"features": (self.spikes.template_channels.shape[1], self.settings.n_pcs)}
+        return {
+            spec.name: np.zeros((0, *of_row.get(spec.name, ())), spec.metadata["dtype"])
+            for spec in fields(Sorting)
+            if spec.metadata.get("dims", ())[:1] == ("n",)
+        }
+
+    def in_order(self) -> Iterator[SpikeColumns]:
+        """Yield the spikes block by block."""
+        if not len(self.units.features):
+            return
+        receipts, channels = self.spikes.receipts, self.spikes.template_channels
+        components = torch.from_numpy(self.waveforms.components)
+        first_row = np.cumsum([0] + [receipt.n_rows for receipt in receipts])
+
+        @lru_cache(maxsize=BLOCKS_HELD)
+        def features_of(block: int) -> NDArray[np.float32]:
+            return read_column(receipts[block], "features")
+
+        for found in _spans(self.units, self.spikes.first):
+            features = np.empty((len(found["row"]), *receipts[0].row_shape("features")), np.float32)
+            block_of = np.searchsorted(first_row, found["row"], side="right") - 1
+            for block in np.unique(block_of).tolist():
+                mine = block_of == block
+                features[mine] = features_of(block)[found["row"][mine] - first_row[block]]
+            for lag in np.unique(found["lag"][found["lag"] != 0]).tolist():
+                moved = found["lag"] == lag
+                features[moved] = features[moved] @ roll_matrix(components, lag).numpy()
+            x_um, y_um = positions(features, found["template"], channels, self.probe, self.settings.position_limit)
+            columns = {name: found[name] for name in ("sample", "unit", "template", "score", "kept")}
+            yield columns | {"features": features, "x_um": x_um, "y_um": y_um}
+
+    @classmethod
+    def needs(cls, load: Load) -> Needs:
+        """The columns, on disk."""
+        return Needs(cls.name, scratch_bytes=(4 * load.n_features + SORTED_BYTES) * load.n_spikes)
 
 
 def _spans(units: Units, first: NDArray[np.int64]) -> Iterator[dict[str, NDArray[Any]]]:

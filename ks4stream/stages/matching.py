@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +19,11 @@ from ks4stream.io.spikes import Receipt, write_block
 from ks4stream.kernels import matching as kernels
 from ks4stream.kernels.borders import Reported, settle
 from ks4stream.results import Templates, Waveforms
+from ks4stream.stages.base import Block, Run, Stage
+from ks4stream.stages.needs import TEMPLATES_PER_CHANNEL, Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
-from ks4stream.stages.waveforms import away_from
+
+logger = logging.getLogger("ks4stream")
 
 
 class Edge(NamedTuple):
@@ -39,55 +43,56 @@ class Matched(NamedTuple):
     artifacts: NDArray[np.int64]  # (m, 2) spans that were blanked, in samples, half open
 
 
-@dataclass(frozen=True, eq=False)
-class SpikeMatcher:
-    """Matches a block and writes its spikes, with features, grouped by the region of their template."""
+@dataclass(frozen=True)
+class Spikes:
+    """All spikes, in the files of their blocks, grouped by the region of their template.
 
-    source: Preprocessor
+    Columns: ``sample``, ``template``, ``score``, ``features``.
+    """
+
+    receipts: list[Receipt]
+    first: NDArray[np.int64]  # (blocks,) first sample of each
+    dropped: list[NDArray[np.int64]]  # per block the rows that do not count, ascending
+    artifacts: NDArray[np.int64]  # (m, 2) spans that were blanked, in samples, half open
+    template_channels: NDArray[np.int64]  # (v, j) channels of the features of each template's spikes, −1 for none
+    region_of: NDArray[np.int64]  # (v,) region of each template
+    sampling_rate_hz: float
+
+
+@dataclass(frozen=True, eq=False)
+class Match(Stage[Block, Matched, Spikes]):
+    """Find all spikes by matching pursuit, and settle which tile those at borders belong to."""
+
+    name = "matching"
+    reads = ("nt", "nt0min", "nearest_chans", "matching")
+    records = (Matched, Edge, Reported)
+
+    tiles: Preprocessor
     waveforms: Waveforms
     templates: Templates
-    region_of: NDArray[np.int64]  # (v,) region of each template
-    n_regions: int
-    folder: Place = Path()
-    _ready: dict[str, kernels.Matcher] = field(default_factory=dict, repr=False)
+    regions: geometry.Regions
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_ready": {}}
+    def items(self, run: Run) -> Sequence[Block]:
+        """All batches, where there is a template."""
+        return run.blocks(self.tiles.tiling) if len(self.templates.features) else []
 
-    @property
-    def matcher(self) -> kernels.Matcher:
-        """The templates made ready, on first use."""
-        if "matcher" not in self._ready:
-            device, count = self.source.device, self.source.settings.nearest_chans
-            self._ready["matcher"] = kernels.prepare(
-                torch.from_numpy(self.templates.features).to(device),
-                torch.from_numpy(self.waveforms.components).to(device),
-                torch.from_numpy(channel_slots(self.source, count)),
-                self.source.probe.positions_um,
-            )
-        return self._ready["matcher"]
-
-    @property
-    def template_channels(self) -> NDArray[np.int64]:
-        """Channels of the features of each template's spikes (v, j), padded with −1; told without a GPU."""
-        largest = kernels.largest_channel(torch.from_numpy(self.templates.features)).numpy()
-        return channel_slots(self.source, self.source.settings.nearest_chans)[largest]
-
-    def __call__(self, block: tuple[Tile, ...]) -> Matched:
+    def task(self, item: Block, folder: Place) -> Matched:
+        """Match a block and write its spikes, with features, grouped by the region of their template."""
         artifacts: list[NDArray[np.int64]] = []
-        tiles = [self._of(tile, artifacts) for tile in self.source.read_ahead(block)]
-        for at in range(1, len(block)):
-            if block[at - 1].stop == block[at].start:  # else batches between them are not sorted
+        tiles = [self._rows(tile, artifacts) for tile in self.tiles.read_ahead(item)]
+        for at in range(1, len(item)):
+            if item[at - 1].stop == item[at].start:  # else batches between them are not sorted
                 left, right = tiles[at - 1], tiles[at]
-                left["counts"], right["counts"] = self._settle(left, right, block[at].start)
+                one, other = (Reported(side["sample"], side["template"], side["counts"]) for side in (left, right))
+                left["counts"], right["counts"] = self._settle(one, other, item[at].start)
         columns = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
-        nt, first, last = self.source.settings.nt, block[0].start, block[-1].stop
+        nt, first, last = self.settings.nt, item[0].start, item[-1].stop
         outer = (columns["sample"] < first + nt) | (columns["sample"] >= last - nt)
         columns = {name: values[columns["counts"] | outer] for name, values in columns.items()}
         counts, region = columns.pop("counts"), self.region_of[columns["template"]]
         order = np.argsort(region, kind="stable")  # as write_block does
-        path = self.folder / f"spikes-{block[0].index:08d}-{block[-1].index:08d}.rows"
-        receipt = write_block(path, columns, region, self.n_regions)
+        path = folder / f"spikes-{item[0].index:08d}-{item[-1].index:08d}.rows"
+        receipt = write_block(path, columns, region, len(self.regions))
         sample, template, counts = columns["sample"][order], columns["template"][order], counts[order]
 
         def edge(rows: NDArray[np.bool_]) -> Edge:
@@ -96,23 +101,16 @@ class SpikeMatcher:
         left_edge, right_edge = edge(sample < first + nt), edge(sample >= last - nt)
         return Matched(first, receipt, left_edge, right_edge, joined_spans(artifacts))
 
-    def _settle(
-        self, left: dict[str, NDArray[Any]], right: dict[str, NDArray[Any]], border: int
-    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        settings = self.source.settings
-        one, other = (Reported(side["sample"], side["template"], side["counts"]) for side in (left, right))
-        return settle(one, other, border=border, nt=settings.nt, tolerance=settings.peak_sample)
-
-    def _of(self, tile: Tile, artifacts: list[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
+    def _rows(self, tile: Tile, artifacts: list[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
         """Spikes of the core and of nt around it; those outside the core do not count unless settled so."""
-        settings, matcher = self.source.settings, self.matcher
-        traces, blank = self.source.whitened(tile)
-        artifacts.append(spans(blank[self.source.core(tile)].cpu().numpy()) + tile.start)
+        settings, matcher = self.settings, self.matcher
+        traces, blank = self.tiles.whitened(tile)
+        artifacts.append(spans(blank[self.tiles.core(tile)].cpu().numpy()) + tile.start)
         found = kernels.match(traces, matcher, threshold=settings.Th_learned, max_peels=settings.max_peels)
         residual = kernels.subtract(traces, found, matcher)
         time = found.sample_index + (tile.first - settings.nt // 2 + settings.peak_sample)
         near = (time >= tile.start - settings.nt) & (time < tile.stop + settings.nt)
-        near &= away_from(self.source, tile, found.sample_index, blank)
+        near &= self.tiles.away_from_edges(tile, found.sample_index, blank, settings.nt)
         spikes = kernels.Spikes(*(column[near] for column in found))
         sample = time[near].cpu().numpy()
         return {
@@ -123,16 +121,101 @@ class SpikeMatcher:
             "counts": (sample >= tile.start) & (sample < tile.stop),
         }
 
+    def _settle(self, left: Reported, right: Reported, border: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        return settle(left, right, border=border, nt=self.settings.nt, tolerance=self.settings.peak_sample)
 
-def channel_slots(source: Preprocessor, count: int) -> NDArray[np.int64]:
-    """Each channel's nearest channels of its shank, itself first, padded with −1: (c, j)."""
-    dead = source.whitening.dead if source.whitening is not None else None
-    lists = geometry.channel_neighbours(source.probe, count, dead=dead)
-    longest = max((len(one) for one in lists), default=0)
-    slots = np.full((len(lists), max(longest, 1)), -1, np.int64)
-    for channel, near in enumerate(lists):
-        slots[channel, : len(near)] = near
-    return slots
+    def combine(self, parts: Iterable[Matched], run: Run) -> Spikes:
+        """Settle the borders between blocks."""
+        first, receipts, artifacts = [], [], []
+        counts: list[dict[int, bool]] = []  # per block, of the rows near its borders
+        before: Matched | None = None
+        for block in parts:
+            first.append(block.first)
+            receipts.append(block.receipt)
+            artifacts.append(block.artifacts)
+            counts.append(
+                _by_row(block.left, block.left.spikes.in_core) | _by_row(block.right, block.right.spikes.in_core)
+            )
+            if before is not None and self.tiles.tiling.step == 1:
+                settled = np.array([counts[-2][row] for row in before.right.row.tolist()], bool)
+                keep_left, keep_right = self._settle(
+                    before.right.spikes._replace(in_core=settled), block.left.spikes, block.first
+                )
+                counts[-2] |= _by_row(before.right, keep_left)
+                counts[-1] |= _by_row(block.left, keep_right)
+            before = block
+        dropped = [np.array(sorted(row for row in of_block if not of_block[row]), np.int64) for of_block in counts]
+        blanked = joined_spans(artifacts)
+        blanked_s = np.diff(blanked).sum() / self.tiles.sampling_rate_hz
+        logger.info("%d artifacts were blanked, %.2f s in all", len(blanked), blanked_s)
+        return Spikes(
+            receipts=receipts,
+            first=np.array(first, np.int64),
+            dropped=dropped,
+            artifacts=blanked,
+            template_channels=self.template_channels,
+            region_of=self.region_of,
+            sampling_rate_hz=self.tiles.sampling_rate_hz,
+        )
+
+    @cached_property
+    def matcher(self) -> kernels.Matcher:
+        """The templates made ready."""
+        device = self.tiles.device
+        return kernels.prepare(
+            torch.from_numpy(self.templates.features).to(device),
+            torch.from_numpy(self.waveforms.components).to(device),
+            torch.from_numpy(self._slots),
+            self.tiles.probe.positions_um,
+        )
+
+    @cached_property
+    def _slots(self) -> NDArray[np.int64]:
+        """Each channel's nearest channels of its shank, itself first, padded with −1: (c, j)."""
+        dead, count = self.tiles.without_signal, self.settings.nearest_chans
+        lists = geometry.channel_neighbours(self.tiles.probe, count, dead=dead)
+        slots = np.full((len(lists), max(1, *map(len, lists))), -1, np.int64)
+        for channel, near in enumerate(lists):
+            slots[channel, : len(near)] = near
+        return slots
+
+    @cached_property
+    def template_channels(self) -> NDArray[np.int64]:
+        """Channels of the features of each template's spikes (v, j), padded with −1; told without a GPU."""
+        return self._slots[kernels.largest_channel(torch.from_numpy(self.templates.features)).numpy()]
+
+    @cached_property
+    def region_of(self) -> NDArray[np.int64]:
+        """Region of each template (v,): by the position of its largest channel."""
+        features, probe = self.templates.features, self.tiles.probe
+        largest = (features**2).sum(axis=2).argmax(axis=1) if len(features) else np.zeros(0, np.int64)
+        return self.regions.nearest(probe.positions_um[largest], probe.shank[largest])
+
+    @staticmethod
+    def bytes_beside_tile(load: Load, size: int | None = None) -> int:
+        """Scores of all templates at all samples."""
+        c, u, q, w = load.n_channels, load.n_templates, load.settings.n_pcs, load.settings.nt
+        groups = 2 * u // kernels.GROUP_SIZE + 2
+        sharing = u * min(u, 8 * TEMPLATES_PER_CHANNEL * load.settings.nearest_chans)  # pairs that share channels
+        return int(
+            4 * (u + groups) * (load.fft_samples(size) + 2 * w)  # scores, and the best of each group
+            + 8 * u * c * q
+            + sharing * (4 * q * q + 8)  # templates, by unit and by group, and their products
+            + 8 * c * q * kernels.SAMPLES_AT_ONCE.on(load.device)  # projections
+            + 2 * kernels.ROWS_AT_ONCE.on(load.device) * (4 * q * q + 24 * w)  # what is subtracted at a time
+        )
+
+    @classmethod
+    def needs(cls, load: Load) -> Needs:
+        """Scores beside the tile, and the rows of a block."""
+        return load.on_tiles(
+            cls.name,
+            cls.bytes_beside_tile(load),
+            rows=load.block_bytes(),
+            scratch_bytes=load.row_bytes * load.n_spikes,
+            n_tiles_read=len(load.tiling),
+            writes_blocks=True,
+        )
 
 
 def spans(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -151,42 +234,6 @@ def joined_spans(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
     opens = np.append(True, every[1:, 0] > every[:-1, 1])[: len(every)]
     closes = np.append(opens[1:], True)[: len(every)]
     return np.column_stack([every[opens, 0], every[closes, 1]])
-
-
-class Matches(NamedTuple):
-    """All spikes, in the files of their blocks."""
-
-    receipts: list[Receipt]
-    first: NDArray[np.int64]  # (blocks,) first sample of each
-    dropped: list[NDArray[np.int64]]  # per block the rows that do not count, ascending
-    artifacts: NDArray[np.int64]  # (m, 2) spans that were blanked, in samples, half open
-
-
-def combine(source: Preprocessor, blocks: Iterable[Matched]) -> Matches:
-    """Settle the borders between blocks."""
-    settings = source.settings
-    first, receipts, artifacts = [], [], []
-    counts: list[dict[int, bool]] = []  # per block, of the rows near its borders
-    before: Matched | None = None
-    for block in blocks:
-        first.append(block.first)
-        receipts.append(block.receipt)
-        artifacts.append(block.artifacts)
-        counts.append(_by_row(block.left, block.left.spikes.in_core) | _by_row(block.right, block.right.spikes.in_core))
-        if before is not None and source.tiling.step == 1:
-            settled = np.array([counts[-2][row] for row in before.right.row.tolist()], bool)
-            keep_left, keep_right = settle(
-                before.right.spikes._replace(in_core=settled),
-                block.left.spikes,
-                border=block.first,
-                nt=settings.nt,
-                tolerance=settings.peak_sample,
-            )
-            counts[-2] |= _by_row(before.right, keep_left)
-            counts[-1] |= _by_row(block.left, keep_right)
-        before = block
-    dropped = [np.array(sorted(row for row in of_block if not of_block[row]), np.int64) for of_block in counts]
-    return Matches(receipts, np.array(first, np.int64), dropped, joined_spans(artifacts))
 
 
 def _by_row(edge: Edge, counts: NDArray[np.bool_]) -> dict[int, bool]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import zip_longest
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.results import Drift, Whitening
 from ks4stream.settings import Settings
+from ks4stream.stages.base import Portable
 
 ARTIFACT_MARGIN_MS = 2.0  # blanked on either side of an artifact
 COMMON_SPAN_UM = 200.0  # that contacts span at least where artifacts are told by how many channels they reach
@@ -50,20 +52,25 @@ def artifact_margin(sampling_rate_hz: float) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Preprocessor:
-    """Everything a worker needs to turn a tile of the file into traces.
+class Preprocessor(Portable):
+    """The tiles of a recording, and all that a worker needs to turn one of the file into traces.
 
     Attributes
     ----------
     recording : Recording
         With a probe.
+    tiling : Tiling
+    settings : Settings
+        Those in `reads`.
     dead : ndarray of int64
         Sorted channels without signal: they enter no reference and no whitening.
     whitening, drift : Whitening, Drift or None
-        As far as known.
+        Once they are known.
     device : str
         Where kernels run: "cpu", "cuda".
     """
+
+    reads: ClassVar[tuple[str, ...]] = ("recording", "preprocessing", "sig_interp")
 
     recording: Recording
     tiling: Tiling
@@ -72,15 +79,18 @@ class Preprocessor:
     device: str = "cpu"
     whitening: Whitening | None = None
     drift: Drift | None = None
-    _ready: dict[str, Any] = field(default_factory=dict, repr=False)  # constants as tensors, made on first use
-    _ahead: dict[int, Future[Tensor]] = field(default_factory=dict, repr=False)  # tiles being read, by number
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_ready": {}, "_ahead": {}}
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", self.settings.part(*self.reads))
 
-    def with_results(self, **results: Any) -> Preprocessor:
+    def with_results(self, **results: Whitening | Drift | None) -> Preprocessor:
         """The same with a whitening or a drift."""
-        return replace(self, _ready={}, _ahead={}, **results)
+        return replace(self, **results)  # type: ignore[arg-type]
+
+    @property
+    def sampling_rate_hz(self) -> float:
+        """Of the recording."""
+        return self.recording.sampling_rate_hz
 
     @property
     def probe(self) -> Probe:
@@ -88,6 +98,11 @@ class Preprocessor:
         if self.recording.probe is None:
             raise ProbeError(f"{self.recording.name} has no probe; give one to open_recording(…, probe=…).")
         return self.recording.probe
+
+    @property
+    def without_signal(self) -> NDArray[np.int64]:
+        """Sorted channels without signal: those found dead before, and by the whitening once it is known."""
+        return self.dead if self.whitening is None else self.whitening.dead
 
     def core(self, tile: Tile) -> slice:
         """The samples a tile owns, as a slice of its traces."""
@@ -105,17 +120,22 @@ class Preprocessor:
                 for tile in tiles:
                     self._ahead.pop(tile.index, None)
 
+    @cached_property
+    def _ahead(self) -> dict[int, Future[Tensor]]:
+        """Tiles that are being read, by number."""
+        return {}
+
     def referenced(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Filtered, referenced and blanked traces (c, t), and where they were blanked (t,)."""
-        traces = kernels.highpass(self._raw(tile), self._constant("response"))
+        traces = kernels.highpass(self._raw(tile), self._response)
         if self.settings.do_CAR:
-            traces = kernels.subtract_reference(traces, self._constant("groups"))
-        margin = artifact_margin(self.recording.sampling_rate_hz)
+            traces = kernels.subtract_reference(traces, self._groups)
+        margin = artifact_margin(self.sampling_rate_hz)
         blank = kernels.artifact_mask(
             traces,
             threshold=self.settings.artifact_threshold,
             margin=margin,
-            voters=self._constant("voters"),
+            voters=self._voters,
             first=max(self.tiling.start - tile.first, 0),
             last=min(self.tiling.stop - tile.first, tile.length),
         )
@@ -124,16 +144,24 @@ class Preprocessor:
     def whitened(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Whitened traces (c, t), drift corrected where the drift is known, and where they were blanked (t,)."""
         traces, blank = self.referenced(tile)
-        matrix = self._constant("whitening")
+        matrix = self._whitening
         if self.drift is not None and bool(np.any(self.drift.shift_um[tile.index])):
             matrix = self._drift_matrix(self.drift.shift_um[tile.index]) @ matrix
         return matrix @ traces, blank
+
+    def away_from_edges(self, tile: Tile, sample: Tensor, blank: Tensor, distance: int) -> Tensor:
+        """Which samples (n,) of a tile lie `distance` or more from the crop's ends and from anything blanked (t,)."""
+        first, last = self.tiling.start - tile.first + distance, self.tiling.stop - tile.first - distance
+        allowed = (sample >= first) & (sample < last)
+        if bool(blank.any()):
+            allowed &= ~kernels.widen(blank, distance)[sample]
+        return allowed
 
     def _drift_matrix(self, shift_um: NDArray[np.float32]) -> Tensor:
         """The matrix of section 4 between channels that carry a signal; rows and columns of dead ones stay 0."""
         assert self.drift is not None
         at_channels = drift_kernels.shift_at(self.probe.y_um, self.drift.centre_um, shift_um)
-        alive, mover = self._constant("mover")
+        alive, mover = self._mover
         moving = mover.matrix(torch.from_numpy(at_channels).to(self.device)[alive])
         if len(alive) == self.probe.n_channels:
             return moving
@@ -145,7 +173,7 @@ class Preprocessor:
         """A tile as it lies in the file, in the order of the probe: (c, t)."""
         reading = self._ahead.pop(tile.index, None)
         samples = (reading.result() if reading else self._read(tile)).to(self.device, non_blocking=True)
-        mapped = self._constant("chan_map")
+        mapped = self._chan_map
         samples = (samples[:, mapped] if isinstance(mapped, slice) else samples.index_select(1, mapped)).T
         if self.recording.dtype == np.uint16:  # less 2¹⁵
             samples = samples ^ -(2**15)
@@ -168,19 +196,16 @@ class Preprocessor:
         found = torch.from_numpy(samples.view(np.int16) if samples.dtype == np.uint16 else samples)
         return found if self.device == "cpu" else found.pin_memory()
 
-    def _constant(self, name: str) -> Any:
-        if name not in self._ready:
-            self._ready[name] = getattr(self, f"_make_{name}")()
-        return self._ready[name]
-
-    def _make_chan_map(self) -> slice | Tensor:
+    @cached_property
+    def _chan_map(self) -> slice | Tensor:
         """The probe's channels in the file; a slice, which costs nothing, where they follow each other."""
         first, count = int(self.probe.chan_map[0]), self.probe.n_channels
         if np.array_equal(self.probe.chan_map, np.arange(first, first + count)):
             return slice(first, first + count)
         return torch.from_numpy(self.probe.chan_map.copy()).to(self.device)
 
-    def _make_response(self) -> Tensor:
+    @cached_property
+    def _response(self) -> Tensor:
         response = kernels.highpass_response(
             self.tiling.size + 2 * self.tiling.halo,
             sampling_rate_hz=self.recording.sampling_rate_hz,
@@ -188,18 +213,21 @@ class Preprocessor:
         )
         return torch.from_numpy(response).to(self.device)
 
-    def _make_groups(self) -> list[tuple[Tensor, Tensor]]:
+    @cached_property
+    def _groups(self) -> list[tuple[Tensor, Tensor]]:
         groups = geometry.reference_groups(self.probe, self.dead)
         return [(torch.from_numpy(a).to(self.device), torch.from_numpy(b).to(self.device)) for a, b in groups]
 
-    def _make_voters(self) -> Tensor:
+    @cached_property
+    def _voters(self) -> Tensor:
         """Channels that say whether something is an artifact; none where one neuron could reach most of them."""
         alive = np.setdiff1d(np.arange(self.probe.n_channels), self.dead)
         positions = self.probe.positions_um[alive]
         wide = len(alive) > 0 and float(np.ptp(positions, axis=0).max()) >= COMMON_SPAN_UM
         return torch.from_numpy(alive if wide else alive[:0]).to(self.device)
 
-    def _make_mover(self) -> tuple[Tensor, kernels.Mover]:
+    @cached_property
+    def _mover(self) -> tuple[Tensor, kernels.Mover]:
         """Channels that carry a signal, and what moves them."""
         assert self.whitening is not None
         alive = np.setdiff1d(np.arange(self.probe.n_channels), self.whitening.dead)
@@ -209,7 +237,8 @@ class Preprocessor:
         )
         return index, kernels.Mover(positions_um, shank, sigma_um=self.settings.sig_interp)
 
-    def _make_whitening(self) -> Tensor:
+    @cached_property
+    def _whitening(self) -> Tensor:
         assert self.whitening is not None, "whitened() needs a Whitening"
         return torch.from_numpy(self.whitening.matrix).to(self.device)
 

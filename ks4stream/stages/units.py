@@ -6,8 +6,9 @@ is seen at a time: its train is enough to merge it, to find its duplicates and t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +16,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ks4stream import geometry
+from ks4stream.blocks import Tiling
 from ks4stream.io.places import Place
-from ks4stream.io.spikes import Receipt, pick_region, read_region, scratch_array, write_block
+from ks4stream.io.spikes import HELD_BYTES, Receipt, brought_near, pick_region, read_region, scratch_array, write_block
 from ks4stream.kernels import correlograms, merging, templates
-from ks4stream.kernels.clustering import cluster_region
 from ks4stream.probe import Probe
 from ks4stream.results import Waveforms
-from ks4stream.settings import Settings
-from ks4stream.stages.matching import Matches
-from ks4stream.stages.templates import cluster_means, scattered_rows
+from ks4stream.stages.base import Run, Stage, Step
+from ks4stream.stages.clustering import ClusterMethod, GraphClustering, cluster_means, on_all_channels, scattered_rows
+from ks4stream.stages.detection import rows_of_region
+from ks4stream.stages.matching import Spikes
+from ks4stream.stages.needs import Load, Needs
 
+UNIT_SPIKE_BYTES = 24  # of a spike of a region's units: sample, template, score, and where its features are
 LEAST_MARGIN = 1.5
 """Mean score of a unit's spikes above ``Th_learned``, in noise standard deviations. Departure from section 9: clusters
 closer to the threshold are the summit of a distribution that reaches below it, more than a tenth of it cut off
@@ -34,9 +37,10 @@ SECONDS_PER_SPIKE, FEWEST_SPIKES, ENOUGH_SPIKES = 3.0, 5, 20
 """A template or a unit has at least a spike in three seconds of recording, but 5 in any, and 20 always suffice."""
 
 
-def fewest_spikes(n_samples: int, sampling_rate_hz: float) -> int:
+def fewest_spikes(tiling: Tiling, sampling_rate_hz: float) -> int:
     """Spikes that make a unit; clusters of fewer are chance collisions, not neurons."""
-    return int(np.clip(n_samples / sampling_rate_hz / SECONDS_PER_SPIKE, FEWEST_SPIKES, ENOUGH_SPIKES))
+    seconds = tiling.n_tiles * tiling.size / sampling_rate_hz
+    return int(np.clip(seconds / SECONDS_PER_SPIKE, FEWEST_SPIKES, ENOUGH_SPIKES))
 
 
 class RegionUnits(NamedTuple):
@@ -46,72 +50,91 @@ class RegionUnits(NamedTuple):
     unit_features: NDArray[np.float32]  # (u, c, q), noise s.d.
 
 
-@dataclass(frozen=True)
-class RegionSorter:
-    """Clusters one region's spikes into units, and writes them grouped by unit.
+@dataclass(frozen=True, eq=False)
+class SortRegions(Stage[int, RegionUnits, list[RegionUnits]]):
+    """Cluster the spikes of each region into units, and write them grouped by unit.
 
     Columns: ``sample``, ``template``, ``score``, and ``row``, the spike's place among the rows of all blocks, where its
     features are.
     """
 
-    matches: Matches
-    template_channels: NDArray[np.int64]  # (v, j) channels of the features, −1 for none
-    region_of: NDArray[np.int64]  # (v,)
-    n_channels: int
-    sampling_rate_hz: float
-    settings: Settings
-    device: str
-    folder: Place = Path()
+    name = "final clustering"
+    records = (RegionUnits,)
 
-    def __call__(self, region: int) -> RegionUnits:
-        receipts, settings = self.matches.receipts, self.settings
-        rows = counted_rows(self.matches, region)
-        sample, template = (pick_region(receipts, name, region, rows) for name in ("sample", "template"))
+    spikes: Spikes
+    probe: Probe
+    cluster: ClusterMethod
+
+    def items(self, run: Run) -> Sequence[int]:
+        """The regions that have spikes."""
+        occupied: list[int] = np.flatnonzero(self._of_region).tolist()
+        return occupied
+
+    def work(self, items: Sequence[int]) -> Sequence[float]:
+        """The number of spikes."""
+        sizes: list[float] = self._of_region[list(items)].tolist()
+        return sizes
+
+    @cached_property
+    def _of_region(self) -> NDArray[np.int64]:
+        return rows_of_region(self.spikes.receipts)
+
+    def task(self, item: int, folder: Place) -> RegionUnits:
+        """Cluster one region's spikes, and write them grouped by unit."""
+        spikes, receipts = self.spikes, self.spikes.receipts
+        rows = counted_rows(spikes, item)
+        sample, template = (pick_region(receipts, name, item, rows) for name in ("sample", "template"))
         order = np.lexsort((template, sample))
         rows, sample, template = rows[order], sample[order], template[order]
-        scratch = self.folder if isinstance(self.folder, Path) else None
-        features = pick_region(receipts, "features", region, rows, scratch=scratch)
-        own = self.template_channels[self.region_of == region]
+        scratch = folder if isinstance(folder, Path) else None
+        features = pick_region(receipts, "features", item, rows, scratch=scratch)
+        own = spikes.template_channels[spikes.region_of == item]
         union = np.unique(own[own >= 0])
-        scattered = scattered_rows(features, template, self.template_channels, union, self.n_channels, self.device)
-        unit = cluster_region(
-            scattered,
-            sample=sample,
-            sampling_rate_hz=self.sampling_rate_hz,
-            final=True,
-            n_neighbors=settings.cluster_neighbors,
-            downsampling=settings.cluster_downsampling,
-            max_landmarks=settings.landmark_limit,
-            seed=settings.cluster_init_seed,
-            ccg_threshold=settings.ccg_threshold,
-        )
+        n_channels, device = self.probe.n_channels, self.cluster.device
+        scattered = scattered_rows(features, template, spikes.template_channels, union, n_channels, device)
+        unit = self.cluster(scattered, sample=sample, sampling_rate_hz=spikes.sampling_rate_hz, final=True)
         mean, _ = cluster_means(scattered, unit, np.ones(len(unit)))
-        whole = np.zeros((len(mean), self.n_channels, features.shape[2]), np.float32)
-        whole[:, union] = mean.reshape(len(mean), len(union), features.shape[2])
         columns = {
             "sample": sample,
             "template": template,
-            "row": self._row_in_files(region)[rows],
-            "score": pick_region(receipts, "score", region, rows),
+            "row": self._row_in_files(item)[rows],
+            "score": pick_region(receipts, "score", item, rows),
         }
-        return RegionUnits(write_block(self.folder / f"units-{region:06d}.rows", columns, unit, len(mean)), whole)
+        receipt = write_block(folder / f"units-{item:06d}.rows", columns, unit, len(mean))
+        return RegionUnits(receipt, on_all_channels(mean, union, n_channels, features.shape[2]))
 
     def _row_in_files(self, region: int) -> NDArray[np.int64]:
         """Of each row of the region its place among the rows of all blocks."""
-        first = np.cumsum([0] + [receipt.n_rows for receipt in self.matches.receipts])
+        receipts = self.spikes.receipts
+        first = np.cumsum([0] + [receipt.n_rows for receipt in receipts])
         parts = [
             np.arange(receipt.start[region], receipt.start[region + 1]) + before
-            for receipt, before in zip(self.matches.receipts, first, strict=False)
+            for receipt, before in zip(receipts, first, strict=False)
         ]
         return np.concatenate(parts).astype(np.int64)
 
+    def combine(self, parts: Iterable[RegionUnits], run: Run) -> list[RegionUnits]:
+        """All regions."""
+        return list(parts)
 
-def counted_rows(matches: Matches, region: int) -> NDArray[np.int64]:
+    @classmethod
+    def needs(cls, load: Load) -> Needs:
+        """All spikes of a region; features of more than :data:`~ks4stream.io.spikes.HELD_BYTES` are left on disk."""
+        n = load.largest_region
+        return load.on_regions(
+            cls.name,
+            min(4 * load.n_features * n, HELD_BYTES) + GraphClustering.n_bytes(load, n),
+            scratch_bytes=UNIT_SPIKE_BYTES * load.n_spikes,
+            remedies="max_cluster_subset (fewer landmarks), or sort a part with tmin and tmax",
+        )
+
+
+def counted_rows(spikes: Spikes, region: int) -> NDArray[np.int64]:
     """Rows of a region that count, numbered through all blocks, ascending."""
-    spans = [(receipt.start[region], receipt.start[region + 1]) for receipt in matches.receipts]
+    spans = [(receipt.start[region], receipt.start[region + 1]) for receipt in spikes.receipts]
     counts = np.ones(sum(int(stop - start) for start, stop in spans), bool)
     before = 0
-    for (start, stop), dropped in zip(spans, matches.dropped, strict=True):
+    for (start, stop), dropped in zip(spans, spikes.dropped, strict=True):
         mine = dropped[(dropped >= start) & (dropped < stop)]
         counts[mine - start + before] = False
         before += int(stop - start)
@@ -158,56 +181,73 @@ class Units(NamedTuple):
     features: NDArray[np.float32]  # (u, c, q), noise s.d.
     refractory: NDArray[np.bool_]  # (u,)
     contamination: NDArray[np.float64]  # (u,)
+    similarity: NDArray[np.float32]  # (u, u)
 
 
-def combine(
-    regions: Sequence[RegionUnits],
-    waveforms: Waveforms,
-    settings: Settings,
-    sampling_rate_hz: float,
-    fewest: int,
-    *,
-    scratch: Path | None = None,
-) -> Units:
+@dataclass(frozen=True, eq=False)
+class Merge(Step[Units]):
     """Merge the regions' units that are one neuron, drop what is none, find duplicates, and label what is left."""
-    clusters = Clusters([region.receipt for region in regions])
-    found = torch.from_numpy(np.concatenate([region.unit_features for region in regions]))
-    components = torch.from_numpy(waveforms.components)
-    alike = templates.similarity(found, components)
-    merged = merging.merge_units(
-        clusters,
-        clusters.n_spikes,
-        found,
-        components,
-        similarity=alike.value.numpy(),
-        lag=alike.lag.numpy(),
-        similarity_row=lambda one, others: templates.similarity_to(one, others, components),
-        sampling_rate_hz=sampling_rate_hz,
-        acg_threshold=settings.acg_threshold,
-        ccg_threshold=settings.ccg_threshold,
-    )
-    kept = scratch_array((int(clusters.n_spikes.sum()),), np.bool_, scratch)
-    n_units = len(merged.features)
-    stays, refractory, contamination = np.zeros(n_units, bool), np.zeros(n_units, bool), np.zeros(n_units)
-    for unit in range(n_units):
-        members = np.flatnonzero(merged.unit_of == unit)
-        train, score = _unit_train(clusters, members, merged.lag_of, kept, settings, sampling_rate_hz)
-        stays[unit] = is_neuron(train, score, settings.Th_learned, fewest, impossible_samples=sampling_rate_hz / 1000)
-        if stays[unit]:
-            refractory[unit] = correlograms.is_refractory_unit(
-                train, sampling_rate_hz=sampling_rate_hz, acg_threshold=settings.acg_threshold
+
+    name = "merging"
+    reads = ("n_pcs", "Th_learned", "acg_threshold", "ccg_threshold", "duplicate_spike_ms")
+
+    regions: list[RegionUnits]
+    waveforms: Waveforms
+    probe: Probe
+    sampling_rate_hz: float
+    fewest: int
+
+    def run(self, run: Run) -> Units:
+        """Go through the units one after the other, their spikes on this machine's disk."""
+        settings, rate = self.settings, self.sampling_rate_hz
+        clusters = Clusters([brought_near(region.receipt, run.scratch) for region in self.regions])
+        none = np.zeros((0, self.probe.n_channels, settings.n_pcs), np.float32)
+        found = torch.from_numpy(np.concatenate([none, *(region.unit_features for region in self.regions)]))
+        components = torch.from_numpy(self.waveforms.components)
+        alike = templates.similarity(found, components)
+        merged = merging.merge_units(
+            clusters,
+            clusters.n_spikes,
+            found,
+            components,
+            similarity=alike.value.numpy(),
+            lag=alike.lag.numpy(),
+            similarity_row=lambda one, others: templates.similarity_to(one, others, components),
+            sampling_rate_hz=rate,
+            acg_threshold=settings.acg_threshold,
+            ccg_threshold=settings.ccg_threshold,
+        )
+        kept = scratch_array((int(clusters.n_spikes.sum()),), np.bool_, run.scratch)
+        n_units = len(merged.features)
+        stays, refractory, contamination = np.zeros(n_units, bool), np.zeros(n_units, bool), np.zeros(n_units)
+        for unit in range(n_units):
+            members = np.flatnonzero(merged.unit_of == unit)
+            train, score = _unit_train(
+                clusters, members, merged.lag_of, kept, min_samples=int(settings.duplicate_spike_ms * rate / 1000)
             )
-            contamination[unit] = correlograms.refractoriness(train, sampling_rate_hz=sampling_rate_hz).ratio
-    number = np.where(stays, np.cumsum(stays) - 1, -1)
-    return Units(
-        clusters,
-        number[merged.unit_of],
-        merged.lag_of,
-        kept,
-        merged.features.numpy()[stays],
-        refractory[stays],
-        contamination[stays],
-    )
+            stays[unit] = is_neuron(train, score, settings.Th_learned, self.fewest, impossible_samples=rate / 1000)
+            if stays[unit]:
+                refractory[unit] = correlograms.is_refractory_unit(
+                    train, sampling_rate_hz=rate, acg_threshold=settings.acg_threshold
+                )
+                contamination[unit] = correlograms.refractoriness(train, sampling_rate_hz=rate).ratio
+        number = np.where(stays, np.cumsum(stays) - 1, -1)
+        features = merged.features[torch.from_numpy(stays)]
+        return Units(
+            clusters=clusters,
+            unit_of=number[merged.unit_of],
+            lag_of=merged.lag_of,
+            kept=kept,
+            features=features.numpy(),
+            refractory=refractory[stays],
+            contamination=contamination[stays],
+            similarity=templates.similarity(features, components).value.numpy(),
+        )
+
+    @classmethod
+    def needs(cls, load: Load) -> Needs:
+        """A flag for each spike, here or on disk."""
+        return Needs(cls.name, client_bytes=min(load.n_spikes, HELD_BYTES))
 
 
 def _unit_train(
@@ -215,14 +255,13 @@ def _unit_train(
     members: NDArray[np.int64],
     lag_of: NDArray[np.int64],
     kept: NDArray[np.bool_],
-    settings: Settings,
-    sampling_rate_hz: float,
+    *,
+    min_samples: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Times, ascending, and scores of a unit's spikes without its duplicates, which are marked in `kept`."""
     before = [clusters[member] for member in members]
     sample = np.concatenate([times - lag_of[member] for member, times in zip(members, before, strict=True)])
     order = np.lexsort((np.concatenate(before), sample))  # as all spikes are sorted in the end
-    min_samples = int(settings.duplicate_spike_ms * sampling_rate_hz / 1000)
     alone = np.zeros(len(sample), bool)
     alone[order] = merging.mark_duplicates(sample[order], np.zeros(len(sample), np.int64), min_samples=min_samples)
     ends = np.cumsum([len(times) for times in before])[:-1]
@@ -247,9 +286,3 @@ def is_neuron(
     in_burst = np.append(close, False) | np.insert(close, 0, False)
     clear = float(score.mean(dtype=np.float64)) > threshold + LEAST_MARGIN
     return bool(clear and 2 * in_burst.sum() <= len(sample))
-
-
-def template_regions(unit_features: NDArray[np.float32], probe: Probe, regions: geometry.Regions) -> NDArray[np.int64]:
-    """Region of each template (u, c, q): by the position of its largest channel."""
-    largest = (unit_features**2).sum(axis=2).argmax(axis=1) if len(unit_features) else np.zeros(0, np.int64)
-    return regions.nearest(probe.positions_um[largest], probe.shank[largest])

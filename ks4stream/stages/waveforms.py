@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import resources
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ks4stream import geometry
 from ks4stream.blocks import Tile
 from ks4stream.errors import FewSpikesWarning
+from ks4stream.io.places import Place
 from ks4stream.kernels import waveforms as kernels
 from ks4stream.messages import warn
 from ks4stream.results import Waveforms
-from ks4stream.settings import Settings
+from ks4stream.stages.base import Block, Run, Stage
+from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
 
 EVERY_BATCH = 25
@@ -27,101 +31,151 @@ FEWEST_PER_SHAPE = 10  # below this many snippets per universal waveform nothing
 SEED = 1  # of the k-means starts; the method has no setting for it
 SHIPPED_RATE_HZ, SHIPPED_PEAK = 30_000.0, 20  # of the waveforms in the package
 
+Snippets = list[NDArray[np.float32]]  # per tile the unit-norm waveforms of its clean peaks (n, w)
 
-@dataclass(frozen=True)
-class Snippets:
-    """Per tile the unit-norm waveforms of its clean peaks: (n, w), at most `most_per_tile`, evenly thinned."""
 
-    source: Preprocessor
-    threshold: float
-    most_per_tile: int
+@dataclass(frozen=True, eq=False)
+class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
+    """Learn components and shapes from the waveforms of clean peaks.
 
-    def __call__(self, block: tuple[Tile, ...]) -> list[NDArray[np.float32]]:
-        return [self._of(tile) for tile in self.source.read_ahead(block)]
+    Where some batches have fewer than a thousand of them, all are looked at, then with lower thresholds; where even
+    then there is too little to learn from, the waveforms of the package are used.
 
-    def _of(self, tile: Tile) -> NDArray[np.float32]:
-        settings = self.source.settings
-        traces, blank = self.source.whitened(tile)
-        core = self.source.core(tile)
-        near, wide = (
-            self._neighbours(count).to(traces.device) for count in (geometry.PEAK_NEIGHBOURS, geometry.ALONE_NEIGHBOURS)
-        )
+    Attributes
+    ----------
+    threshold : float
+        Of the peaks, in standard deviations of the noise; set by :meth:`run` for each attempt.
+    most_per_tile : int
+        Snippets that a tile hands over, evenly thinned; likewise.
+    """
+
+    name = "waveforms"
+    reads = ("waveforms",)
+
+    tiles: Preprocessor
+    threshold: float = 0.0
+    most_per_tile: int = 0
+
+    def run(self, run: Run) -> Waveforms:
+        """Look at more batches, and lower, until there are enough snippets."""
+        if not self.settings.templates_from_data:
+            return self.shipped()
+        for attempt, chosen in self._attempts():
+            parts = list(run.map(attempt, run.blocks(self.tiles.tiling, chosen)))
+            n_snippets = sum(len(snippets) for part in parts for snippets in part)
+            if n_snippets >= FEWEST_SNIPPETS:
+                break
+        return attempt.combine(parts, run)
+
+    def _attempts(self) -> Iterator[tuple[LearnWaveforms, list[int]]]:
+        every = list(range(len(self.tiles.tiling)))
+        some = self.tiles.tiling.evenly(EVERY_BATCH)
+        tries = [(self.settings.Th_single_ch, some)] if len(some) < len(every) else []
+        tries += [(threshold, every) for threshold in self.thresholds()]
+        for threshold, chosen in tries:
+            yield replace(self, threshold=threshold, most_per_tile=-(-MOST_SNIPPETS // len(chosen))), chosen
+
+    def thresholds(self) -> list[float]:
+        """Thresholds to try in turn until there are enough snippets."""
+        highest = self.settings.Th_single_ch
+        steps = np.arange(highest, LOWEST_THRESHOLD - 1e-9, -THRESHOLD_STEP)
+        return [float(step) for step in steps] or [highest]
+
+    def task(self, item: Block, folder: Place) -> Snippets:
+        """Cut the waveforms of the clean peaks of each tile."""
+        return [self._cut(tile) for tile in self.tiles.read_ahead(item)]
+
+    def _cut(self, tile: Tile) -> NDArray[np.float32]:
+        nt = self.settings.nt
+        traces, blank = self.tiles.whitened(tile)
+        core = self.tiles.core(tile)
+        near, wide = self._neighbours
         channel, sample = kernels.find_clean_peaks(
             traces, near, wide, threshold=self.threshold, first=core.start, last=core.stop
         )
-        allowed = away_from(self.source, tile, sample, blank)
+        allowed = self.tiles.away_from_edges(tile, sample, blank, nt)
         channel, sample = channel[allowed], sample[allowed]
         kept = torch.arange(min(len(channel), self.most_per_tile), device=channel.device)
         kept = kept * len(channel) // max(len(kept), 1)
         snippets = kernels.cut_snippets(
-            traces, channel[kept], sample[kept], nt=settings.nt, peak_sample=settings.peak_sample
+            traces, channel[kept], sample[kept], nt=nt, peak_sample=self.settings.peak_sample
         )
         return snippets.cpu().numpy()
 
-    def _neighbours(self, count: int) -> torch.Tensor:
-        dead = self.source.whitening.dead if self.source.whitening is not None else None
-        return torch.from_numpy(geometry.padded(geometry.channel_neighbours(self.source.probe, count, dead=dead)))
+    @cached_property
+    def _neighbours(self) -> tuple[Tensor, Tensor]:
+        """Channels among which a peak must be the largest, and those on which it must be alone."""
 
+        def nearest(count: int) -> Tensor:
+            lists = geometry.channel_neighbours(self.tiles.probe, count, dead=self.tiles.without_signal)
+            return torch.from_numpy(geometry.padded(lists)).to(self.tiles.device)
 
-def away_from(source: Preprocessor, tile: Tile, sample: torch.Tensor, blank: torch.Tensor) -> torch.Tensor:
-    """Which samples of a tile lie at least nt from the crop's ends and from anything blanked: (n,) to bool (n,)."""
-    nt = source.settings.nt
-    first, last = source.tiling.start - tile.first + nt, source.tiling.stop - tile.first - nt
-    allowed = (sample >= first) & (sample < last)
-    if bool(blank.any()):
-        allowed &= ~widened(blank, nt)[sample]
-    return allowed
+        return nearest(geometry.PEAK_NEIGHBOURS), nearest(geometry.ALONE_NEIGHBOURS)
 
+    def combine(self, parts: Iterable[Snippets], run: Run) -> Waveforms:
+        """Learn from the snippets; with a warning where they are few."""
+        snippets = [one for part in parts for one in part]
+        n_snippets = sum(map(len, snippets))
+        joined = torch.from_numpy(np.concatenate(snippets)[:MOST_SNIPPETS])
+        if len(joined) < FEWEST_PER_SHAPE * max(self.settings.n_templates, self.settings.n_pcs):
+            self._warn_of_few(n_snippets, "the waveforms shipped with ks4stream are used instead")
+            return self.shipped()
+        if n_snippets < FEWEST_SNIPPETS:
+            self._warn_of_few(n_snippets, "they were learned from those")
+        return self._learned(joined, n_snippets=len(joined), threshold=self.threshold)
 
-def widened(blank: torch.Tensor, nt: int) -> torch.Tensor:
-    """Samples within nt of a blanked one."""
-    from ks4stream.kernels.preprocessing import widen
+    def shipped(self) -> Waveforms:
+        """The package's own waveforms, resampled to the settings' nt and the recording's rate."""
+        with resources.files("ks4stream.stages").joinpath("waveforms.npz").open("rb") as file, np.load(file) as stored:
+            snippets = stored["snippets"]
+        wanted = (np.arange(self.settings.nt) - self.settings.peak_sample) / self.tiles.sampling_rate_hz
+        present = (np.arange(snippets.shape[1]) - SHIPPED_PEAK) / SHIPPED_RATE_HZ
+        resampled = np.stack([np.interp(wanted, present, snippet, left=0, right=0) for snippet in snippets])
+        resampled /= np.linalg.norm(resampled, axis=1, keepdims=True)
+        joined = torch.from_numpy(resampled.astype(np.float32))
+        return self._learned(joined, n_snippets=0, threshold=self.settings.Th_single_ch)
 
-    return widen(blank, nt)
+    def _learned(self, snippets: Tensor, *, n_snippets: int, threshold: float) -> Waveforms:
+        return Waveforms(
+            components=kernels.principal_components(snippets, self.settings.n_pcs).numpy(),
+            shapes=kernels.typical_shapes(snippets, self.settings.n_templates, seed=SEED).numpy(),
+            n_snippets=n_snippets,
+            threshold=threshold,
+        )
 
+    def _warn_of_few(self, n_snippets: int, used: str) -> None:
+        warn(
+            f"Only {n_snippets} clean spikes were found to learn waveforms from, down to a threshold of "
+            f"{self.threshold:g} (Th_single_ch); {used}.",
+            FewSpikesWarning,
+            stacklevel=4,
+        )
 
-def combine(settings: Settings, parts: Iterable[list[NDArray[np.float32]]], *, threshold: float) -> Waveforms | None:
-    """Learn components and shapes; None if there are fewer snippets than can teach anything."""
-    snippets = [one for part in parts for one in part]
-    joined = torch.from_numpy(np.concatenate(snippets)[:MOST_SNIPPETS])
-    if len(joined) < FEWEST_PER_SHAPE * max(settings.n_templates, settings.n_pcs):
-        return None
-    return Waveforms(
-        components=kernels.principal_components(joined, settings.n_pcs).numpy(),
-        shapes=kernels.typical_shapes(joined, settings.n_templates, seed=SEED).numpy(),
-        n_snippets=len(joined),
-        threshold=threshold,
-    )
+    @classmethod
+    def needs(cls, load: Load) -> Needs:
+        """Beside the tile: which samples are peaks, a few channels' above threshold, what is near some, and snippets.
 
-
-def thresholds(settings: Settings) -> list[float]:
-    """Thresholds to try in turn until there are enough snippets."""
-    steps = np.arange(settings.Th_single_ch, LOWEST_THRESHOLD - 1e-9, -THRESHOLD_STEP)
-    return [float(step) for step in steps] or [settings.Th_single_ch]
-
-
-def shipped(settings: Settings, sampling_rate_hz: float) -> Waveforms:
-    """The package's own waveforms, resampled to the settings' nt and the recording's rate."""
-    with resources.files("ks4stream.stages").joinpath("waveforms.npz").open("rb") as file, np.load(file) as stored:
-        snippets = stored["snippets"]
-    wanted = (np.arange(settings.nt) - settings.peak_sample) / sampling_rate_hz
-    present = (np.arange(snippets.shape[1]) - SHIPPED_PEAK) / SHIPPED_RATE_HZ
-    resampled = np.stack([np.interp(wanted, present, snippet, left=0, right=0) for snippet in snippets])
-    resampled /= np.linalg.norm(resampled, axis=1, keepdims=True)
-    joined = torch.from_numpy(resampled.astype(np.float32))
-    return Waveforms(
-        components=kernels.principal_components(joined, settings.n_pcs).numpy(),
-        shapes=kernels.typical_shapes(joined, settings.n_templates, seed=SEED).numpy(),
-        n_snippets=0,
-        threshold=settings.Th_single_ch,
-    )
-
-
-def warn_of_few(n_snippets: int, threshold: float, used: str) -> None:
-    """Say that there was little to learn from."""
-    warn(
-        f"Only {n_snippets} clean spikes were found to learn waveforms from, down to a threshold of {threshold:g} "
-        f"(Th_single_ch); {used}.",
-        FewSpikesWarning,
-        stacklevel=3,
-    )
+        Of those few channels all samples may be above threshold, as movement puts them.
+        """
+        c, t, nt = load.n_channels, load.tiling.size, load.settings.nt
+        n_tiles = len(load.tiling.evenly(EVERY_BATCH))  # all, where there are too few clean spikes
+        # Movement makes many more snippets than there are spikes: a tile's share, or as many as can stand alone.
+        of_tile = min(-(-MOST_SNIPPETS // n_tiles), c * -(-t // (kernels.ALONE_REACH + 1)))
+        near = geometry.ALONE_NEIGHBOURS * (2 * kernels.ALONE_REACH + 1)
+        beside = (
+            c * t
+            + kernels.ABOVE_BYTES * min(c, kernels.CHANNELS_AT_ONCE.on(load.device)) * t
+            + kernels.WINDOW_BYTES * near * kernels.WINDOWS_AT_ONCE.on(load.device)
+            + 16 * nt * of_tile
+        )
+        in_all = min(MOST_SNIPPETS, load.n_spikes) * nt
+        return load.on_tiles(
+            cls.name,
+            int(beside),
+            n_tiles=n_tiles,
+            rows=load.tiles_per_task(n_tiles) * 2 * 4 * nt * of_tile,  # as they were cut, and in the record
+            client_bytes=8 * in_all,  # twice
+            scratch_bytes=4 * in_all,
+            passes=load.detections,
+            n_tiles_read=n_tiles,
+        )

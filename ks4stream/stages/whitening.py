@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,58 +12,77 @@ from numpy.typing import NDArray
 from ks4stream import geometry
 from ks4stream.blocks import Tile
 from ks4stream.errors import RecordingError
+from ks4stream.io.places import Place
 from ks4stream.kernels import preprocessing as kernels
 from ks4stream.results import Whitening
+from ks4stream.stages.base import Block, Run, Stage
+from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
 
 Covariance = NDArray[np.float64] | None  # None: artifacts leave too little of the tile
 LEAST_LEFT = 0.5  # of a tile, after its artifacts were blanked
 
 
-@dataclass(frozen=True)
-class Covariances:
-    """Per tile the channels' covariance over what was not blanked of its core: (c, c), or None of too little."""
+@dataclass(frozen=True, eq=False)
+class LearnWhitening(Stage[Block, list[Covariance], Whitening]):
+    """Average the covariance of the channels over some batches, and whiten each against its neighbourhood."""
 
-    source: Preprocessor
+    name = "whitening"
+    reads = ("whitening",)
 
-    def __call__(self, block: tuple[Tile, ...]) -> list[Covariance]:
-        return [self._of(tile) for tile in self.source.read_ahead(block)]
+    tiles: Preprocessor
 
-    def _of(self, tile: Tile) -> Covariance:
-        traces, blank = self.source.referenced(tile)
-        core = self.source.core(tile)
+    def items(self, run: Run) -> Sequence[Block]:
+        """Every `nskip`-th batch."""
+        return run.blocks(self.tiles.tiling, self.tiles.tiling.evenly(self.settings.nskip))
+
+    def task(self, item: Block, folder: Place) -> list[Covariance]:
+        """Per tile the covariance (c, c) over what was not blanked of its core, or None of too little."""
+        return [self._covariance(tile) for tile in self.tiles.read_ahead(item)]
+
+    def _covariance(self, tile: Tile) -> Covariance:
+        traces, blank = self.tiles.referenced(tile)
+        core = self.tiles.core(tile)
         traces, kept = traces[:, core], ~blank[core]
         n_kept = int(kept.sum())
         if n_kept < LEAST_LEFT * len(kept):
             return None
         return kernels.covariance(traces if n_kept == len(kept) else traces[:, kept]).cpu().numpy()
 
+    def combine(self, parts: Iterable[list[Covariance]], run: Run) -> Whitening:
+        """Average in the order of the tiles.
 
-def combine(source: Preprocessor, parts: Iterable[list[Covariance]]) -> Whitening:
-    """Average the covariances and whiten each channel against its neighbourhood.
-
-    Raises
-    ------
-    RecordingError
-        If artifacts leave too little of every tile, or no channel has any signal.
-    """
-    total: NDArray[np.float64] | float = 0.0
-    used, seen = 0, 0
-    for covariance in (one for part in parts for one in part):
-        seen += 1
-        if covariance is not None:
-            total, used = total + covariance, used + 1
-    if used == 0:
-        raise RecordingError(
-            f"Every one of the {seen} batches that whitening was to be learned from is for the most part an artifact: "
-            f"within 2 ms of samples beyond artifact_threshold={source.settings.artifact_threshold}, which should be "
-            "well above the spikes, or of samples where most channels are far beyond their noise."
+        Raises
+        ------
+        RecordingError
+            If artifacts leave too little of every tile, or no channel has any signal.
+        """
+        total: NDArray[np.float64] | float = 0.0
+        used, seen = 0, 0
+        for covariance in (one for part in parts for one in part):
+            seen += 1
+            if covariance is not None:
+                total, used = total + covariance, used + 1
+        if used == 0:
+            raise RecordingError(
+                f"Every one of the {seen} batches that whitening was to be learned from is for the most part an "
+                "artifact: within 2 ms of samples beyond artifact_threshold="
+                f"{self.tiles.settings.artifact_threshold}, which should be well above the spikes, or of samples where "
+                "most channels are far beyond their noise."
+            )
+        covariance = np.asarray(total / used)
+        variance = covariance.diagonal()
+        dead = np.union1d(self.tiles.dead, np.flatnonzero(variance <= 1e-12 * np.median(variance)))
+        if len(dead) == len(variance):
+            raise RecordingError(f"{self.tiles.recording.name}: no channel has any signal after filtering.")
+        neighbours = geometry.channel_neighbours(
+            self.tiles.probe, self.settings.whitening_range, same_shank=False, dead=dead
         )
-    covariance = np.asarray(total / used)
-    variance = covariance.diagonal()
-    dead = np.union1d(source.dead, np.flatnonzero(variance <= 1e-12 * np.median(variance)))
-    if len(dead) == len(variance):
-        raise RecordingError(f"{source.recording.name}: no channel has any signal after filtering.")
-    neighbours = geometry.channel_neighbours(source.probe, source.settings.whitening_range, same_shank=False, dead=dead)
-    matrix = kernels.local_whitening(torch.from_numpy(covariance), neighbours)
-    return Whitening(matrix=matrix.numpy(), dead=dead, n_batches=used)
+        matrix = kernels.local_whitening(torch.from_numpy(covariance), neighbours)
+        return Whitening(matrix=matrix.numpy(), dead=dead, n_batches=used)
+
+    @classmethod
+    def needs(cls, load: Load) -> Needs:
+        """No more than the tile."""
+        n_tiles = len(load.tiling.evenly(load.settings.nskip))
+        return load.on_tiles(cls.name, 0, n_tiles=n_tiles, n_tiles_read=n_tiles)

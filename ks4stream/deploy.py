@@ -1,0 +1,111 @@
+"""Where a sort computes: the caller's Dask client, this thread, or workers of this machine, and how many."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from ks4stream.engine import Engine, Loop, Progress, gpus
+from ks4stream.errors import MachineWarning
+from ks4stream.io.tile_cache import CachedSource, forget
+from ks4stream.messages import warn
+from ks4stream.pipeline import STAGES
+from ks4stream.recording import Recording
+from ks4stream.resources import Resources
+from ks4stream.settings import Settings
+from ks4stream.stages.needs import Load, Needs
+from ks4stream.stages.preprocessing import tiling_of
+
+logger = logging.getLogger("ks4stream")
+
+SPIKES_PER_CHANNEL_HZ = 10.0  # 13 hours of 384 channels with 150 million spikes have 8.3
+PYTHON_BYTES = 450 << 20  # a process with torch and distributed, before its first task
+PROCESSES_FROM_CHANNEL_S = 10_000  # seconds of recording × channels: less is sorted before processes have paid off
+SHARED_GPU_FROM_CHANNEL_S = 40_000  # and before several on a GPU have
+
+
+@contextmanager
+def engine_for(
+    recording: Recording, settings: Settings, resources: Resources, device: str, progress: Progress | None = None
+) -> Iterator[Engine]:
+    """The engine to compute with: the caller's client or scheduler, this thread ("loop"), or this machine."""
+    client, workers = client_for(resources), resources.workers
+    if client == "loop":
+        yield Loop(progress, device=device)
+        return
+    from ks4stream.engine import cluster
+
+    with ExitStack() as stack:
+        is_own = client is None
+        if is_own:
+            if workers is None:
+                workers = local_workers(recording, settings, device)
+            enough = device.startswith("cuda") or worth_processes(recording, settings, PROCESSES_FROM_CHANNEL_S)
+            local = cluster.local_client(n_workers=workers, processes=None if enough else False, device=device)
+            client = stack.enter_context(local)
+        elif isinstance(client, str):
+            client = stack.enter_context(cluster.connected(client))
+        elif client is cluster.active_client():
+            logger.info("The active Dask client computes, %r; without one, this machine would.", client)
+        engine = cluster.Cluster(client, progress, device=device)
+        if not is_own and resources.device is None and device == "cpu" and (idle := engine.workers_with_gpu()):
+            warn(
+                f"{len(idle)} of the client's workers see a GPU (that at {idle[0]}, say) and this process does not, so "
+                "that processors compute. Pass device='cuda' to use GPUs, or device='cpu' to say that this is meant.",
+                MachineWarning,
+                stacklevel=5,
+            )
+        yield engine
+
+
+def client_for(resources: Resources) -> Any:
+    """The client that was given, or else the active one, unless workers of this machine are wanted."""
+    if resources.client is not None or resources.workers is not None or "distributed" not in sys.modules:
+        return resources.client  # in the last case nobody has made one
+    from ks4stream.engine import cluster
+
+    return cluster.active_client()
+
+
+def forget_on_workers(client: Any, caches: list[CachedSource]) -> None:
+    """Have a client's workers, or those of the scheduler at an address, remove from their machines what caches keep."""
+    from ks4stream.engine import cluster
+
+    with ExitStack() as stack:
+        if isinstance(client, str):
+            client = stack.enter_context(cluster.connected(client))
+        cluster.Cluster(client).everywhere(partial(forget, caches))
+
+
+def needs_of(load: Load) -> tuple[Needs, ...]:
+    """What each stage and step needs, in their order."""
+    return tuple(stage.needs(load) for stage in STAGES)
+
+
+def local_workers(recording: Recording, settings: Settings, device: str) -> int:
+    """Workers that a sort on this machine takes."""
+    from ks4stream.engine import cluster
+
+    if not gpus.visible(device) or not worth_processes(recording, settings, SHARED_GPU_FROM_CHANNEL_S):
+        return cluster.local_workers(device)
+    tiling = tiling_of(recording, settings)
+    needs = needs_of(Load(recording, settings, tiling, device, SPIKES_PER_CHANNEL_HZ))
+    share = cluster.Share(
+        memory_bytes=PYTHON_BYTES + max(need.memory_bytes for need in needs),
+        gpu_bytes=max(need.gpu_bytes for need in needs),
+    )
+    return cluster.local_workers(device, sharing=share)
+
+
+def worth_processes(recording: Recording, settings: Settings, from_channel_s: float) -> bool:
+    """Whether there is so much to sort, in seconds × channels, that processes repay their start.
+
+    Arrays in memory are left there.
+    """
+    tiling, probe = tiling_of(recording, settings), recording.probe
+    sorted_s = tiling.n_tiles * tiling.size / recording.sampling_rate_hz
+    return bool(recording.files) and probe is not None and sorted_s * probe.n_channels >= from_channel_s

@@ -1,0 +1,104 @@
+"""One run of the method: where its steps compute, where what they found is kept, and how long each took."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ks4stream.blocks import Tiling, tiles_per_task
+from ks4stream.engine import Engine, Progress, give_back_memory, no_progress
+from ks4stream.errors import DamagedFileError
+from ks4stream.io.places import place, remove
+from ks4stream.io.records import key_of, writing_to
+from ks4stream.io.run_store import METHOD, Remembered, RunStore
+from ks4stream.results import Sorting
+from ks4stream.stages.base import Block, Item, Part, Result, Stage, Step
+
+logger = logging.getLogger("ks4stream")
+
+
+@dataclass
+class Run:
+    """Computes steps, and remembers what their tasks found.
+
+    Attributes
+    ----------
+    engine : Engine
+    store : RunStore
+    sampling_rate_hz : float
+    block_batches : int or None
+        Batches per task.
+    progress : callable
+    seconds : dict of float
+        Wall time by step.
+    """
+
+    engine: Engine
+    store: RunStore
+    sampling_rate_hz: float
+    block_batches: int | None = None
+    progress: Progress = no_progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def scratch(self) -> Path:
+        """Folder on this machine for what is mapped into memory."""
+        return self.store.scratch
+
+    def do(self, step: Step[Result]) -> Result:
+        """What a step finds."""
+        is_here = not isinstance(step, Stage)
+        if is_here:
+            self.progress(step.name, 0, 1)
+        with self._timed(step.name):
+            found = step.run(self)
+        if is_here:
+            self.progress(step.name, 1, 1)
+        return found
+
+    def map(self, stage: Stage[Item, Part, Any], items: Sequence[Item]) -> Iterator[Part]:
+        """Results of the tasks in order: those of an earlier run from the store, the others computed and kept there."""
+        store = self.store.stage(stage.name, key_of(stage, METHOD, torch.__version__), stage.records)
+        known = store.recall(items)
+        if known:
+            logger.info("%s: %d of %d tasks were finished before", stage.name, len(known), len(items))
+        missing = [item for index, item in enumerate(items) if index not in known]
+        fresh = self.engine.map(Remembered(stage.task, store), missing, stage=stage.name, priority=stage.work(missing))
+        for index in range(len(items)):
+            yield known.pop(index) if index in known else next(fresh)
+        yield from fresh  # nothing is left of it, but its end
+
+    def blocks(self, tiling: Tiling, indices: Sequence[int] | None = None) -> list[Block]:
+        """Batches by task; cut alike on any machine, so that a run finds its blocks again wherever it goes on."""
+        n_tiles = len(tiling) if indices is None else len(indices)
+        per_task = self.block_batches or tiles_per_task(tiling, n_tiles, self.sampling_rate_hz)
+        return tiling.blocks(per_task, indices)
+
+    def mending(self, method: Callable[[], Sorting]) -> Sorting:
+        """What a method finds; where a file turns out to be damaged, its block is computed again, the rest recalled."""
+        damaged: set[str] = set()
+        while True:
+            try:
+                return method()
+            except DamagedFileError as error:
+                if error.path in damaged:  # for the second time: no chance
+                    raise
+                damaged.add(error.path)
+                logger.warning("%s It is computed again.", error)
+                with writing_to(self.store.folder):
+                    remove(place(error.path))
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+        give_back_memory()
+        logger.info("%s: %.2f s", name, self.seconds[name])

@@ -1,0 +1,121 @@
+"""The drift of Kilosort4: fingerprints of the batches, registered against each other (section 4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ks4stream.blocks import Tiling
+from ks4stream.errors import DriftWarning
+from ks4stream.io.spikes import PassingRows, let_go, scratch_array
+from ks4stream.kernels import drift as kernels
+from ks4stream.messages import warn
+from ks4stream.probe import Probe
+from ks4stream.results import Drift
+from ks4stream.settings import Settings
+from ks4stream.stages.needs import Load, Needs
+
+HELD_BYTES = 8 << 20  # of fingerprints; more lie in a file and are read some batches at a time
+LEAST_RELIABILITY = 0.5  # correlation of the shifts told by the two halves of the peaks, below which they are noise
+STILL_BINS = 1.0  # noise in the shifts up to which a recording is called still without a warning
+
+
+class Registration:
+    """Registers the fingerprints of the batches, as Kilosort4 does; shifts that cannot be told are 0."""
+
+    reads: ClassVar[tuple[str, ...]] = ("nblocks", "binning_depth", "drift_smoothing", "Th_universal")
+
+    def __init__(self, settings: Settings, tiling: Tiling, probe: Probe, scratch: Path | None = None) -> None:
+        self._settings, self._tiling = settings, tiling
+        self._lowest_um = float(probe.y_um.min())
+        self._n_bins = kernels.n_depth_bins(float(np.ptp(probe.y_um)), settings.binning_depth)
+        shape = (len(tiling), 2, self._n_bins, kernels.N_AMPLITUDE_BINS)  # (b, half, z, a)
+        self._counts = scratch_array(shape, np.uint16, scratch, held_bytes=HELD_BYTES)
+
+    def add(self, sample: NDArray[np.int64], depth_um: NDArray[np.float32], score: NDArray[np.float32]) -> None:
+        """Count the peaks by batch, half, depth and amplitude."""
+        tile = self._tiling.tile_of(sample)
+        rank, _ = rank_within(tile)
+        bins = kernels.fingerprint_bins(
+            depth_um,
+            score,
+            lowest_um=self._lowest_um,
+            bin_um=self._settings.binning_depth,
+            n_bins=self._n_bins,
+            threshold=self._settings.Th_universal,
+        )
+        np.add.at(self._counts, (tile, rank % 2, *bins), 1)
+        let_go(self._counts)
+
+    def estimate(self) -> Drift:
+        """Register all fingerprints; where they cannot tell, the shift is 0 and a warning says so."""
+        return self.of(PassingRows(self._counts))
+
+    def of(self, counts: PassingRows | NDArray[np.uint16]) -> Drift:
+        """Shifts of all batches from their fingerprints (b, half, z, a)."""
+        settings = self._settings
+        segments = kernels.segment_bounds(self._n_bins, settings.nblocks)
+        centre = (
+            self._lowest_um - 1 + settings.binning_depth * np.array([(first + last) / 2 for first, last in segments])
+        )
+        none = Drift(shift_um=np.zeros((counts.shape[0], len(segments))), centre_um=centre)
+        if self._n_bins < kernels.FEWEST_BINS:  # nothing to tell it from: not worth a warning on every tetrode
+            return none
+        if counts.shape[0] < 2:
+            return none
+
+        def register(halves: slice) -> NDArray[np.float64]:
+            found = kernels.register(counts, halves, n_blocks=settings.nblocks, smoothing=settings.drift_smoothing)
+            return found - np.median(found, axis=0)
+
+        shift = register(slice(None))
+        reliability = _correlation(*(register(slice(half, half + 1)) for half in (0, 1)))
+        if reliability < LEAST_RELIABILITY:
+            if shift.std() <= STILL_BINS:
+                return none
+            return _undecided(
+                none, f"even and odd peaks tell shifts that correlate by {reliability:.2f} only (few peaks)"
+            )
+        return Drift(shift_um=shift * settings.binning_depth, centre_um=centre)
+
+    @staticmethod
+    def needs(load: Load) -> Needs:
+        """Fingerprints of all batches, in memory or on disk, and what registers them."""
+        n, segments = len(load.tiling), 2 * load.settings.nblocks - 1
+        depth_bins = kernels.n_depth_bins(float(np.ptp(load.probe.y_um)), load.settings.binning_depth)
+        bins = depth_bins * kernels.N_AMPLITUDE_BINS
+        fingerprints = 4 * n * bins  # two halves of 16 bits
+        some = min(kernels.rows_at_once(depth_bins), n)
+        # Logarithms of some fingerprints, and their likeness at 101 shifts; that of all at 11, in every segment.
+        registering = 24 * some * bins + 8 * (101 * some + 3 * 11 * n) * segments
+        return Needs(
+            "registration",
+            client_bytes=min(fingerprints, HELD_BYTES) + registering,
+            scratch_bytes=fingerprints if fingerprints > HELD_BYTES else 0,
+        )
+
+
+def rank_within(group: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Place of each row within its group, and the number of rows in it, of groups (n,) in ascending order.
+
+    Even and odd peaks are told apart within a tile, and thinned there: a block may be any number of tiles.
+
+    >>> rank_within(np.array([0, 0, 0, 2, 5, 5]))
+    (array([0, 1, 2, 0, 0, 1]), array([3, 3, 3, 1, 2, 2]))
+    """
+    first, after = (np.searchsorted(group, group, side=side) for side in ("left", "right"))
+    return np.arange(len(group)) - first, after - first
+
+
+def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    a, b = (a - a.mean(axis=0)).ravel(), (b - b.mean(axis=0)).ravel()
+    scale = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / scale) if scale > 0 else 0.0
+
+
+def _undecided(none: Drift, why: str) -> Drift:
+    warn(f"Drift is taken as zero: {why}.", DriftWarning, stacklevel=4)
+    return none
