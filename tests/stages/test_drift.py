@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from runs import RunHere
 
 from ks4stream import Settings, simulate
 from ks4stream.blocks import Tiling
 from ks4stream.io.sources import ArraySource
 from ks4stream.io.spikes import Receipt, write_block
 from ks4stream.recording import Recording
-from ks4stream.stages import drift
+from ks4stream.stages import drift, registration
+from ks4stream.stages.detection import Peaks
 from ks4stream.stages.preprocessing import Preprocessor
 
 SIZE, N_BATCHES, PER_BATCH = 1000, 40, 400
@@ -44,14 +46,18 @@ def receipts(tmp_path: Path) -> list[Receipt]:
     return written
 
 
+def moved_by(tiles: Preprocessor, receipts: list[Receipt], scratch: Path) -> drift.Moved:
+    return drift.EstimateDrift(Settings(), tiles, Peaks(receipts)).run(RunHere(scratch))
+
+
 def test_fingerprints_in_a_file_tell_the_same(
-    source: Preprocessor, receipts: list[Receipt], monkeypatch: pytest.MonkeyPatch
+    source: Preprocessor, receipts: list[Receipt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held, sample = drift.combine(source, receipts)
+    held, sample = moved_by(source, receipts, tmp_path)
     moved = np.median(held.shift_um[20:]) - np.median(held.shift_um[:20])
     assert moved == pytest.approx(-20, abs=2.5)  # µm: back to where they were; half a depth bin
-    monkeypatch.setattr(drift, "HELD_BYTES", 0)
-    mapped, again = drift.combine(source, receipts)
+    monkeypatch.setattr(registration, "HELD_BYTES", 0)
+    mapped, again = moved_by(source, receipts, tmp_path)
     assert np.array_equal(held.shift_um, mapped.shift_um) and np.array_equal(sample.sample, again.sample)
 
 
@@ -87,7 +93,7 @@ def test_whether_anything_moves_does_not_depend_on_the_cut(source: Preprocessor,
     decided = set()
     for seed in range(6):
         peaks = faint(seed)
-        found = [drift.combine(source, cut(peaks, tmp_path, n)) for n in (1, 2, 5, N_BATCHES)]
+        found = [moved_by(source, cut(peaks, tmp_path, n), tmp_path) for n in (1, 2, 5, N_BATCHES)]
         first, plotted = found[0]
         for moved, sample in found[1:]:
             assert moved.shift_um.tobytes() == first.shift_um.tobytes(), seed
@@ -103,6 +109,6 @@ def test_peaks_for_the_plot_are_thinned_within_each_batch(
 ) -> None:
     monkeypatch.setattr(drift, "MOST_PLOTTED", 3 * N_BATCHES)
     peaks = faint(0)
-    _, plotted = drift.combine(source, cut(peaks, tmp_path, 7))
+    plotted = moved_by(source, cut(peaks, tmp_path, 7), tmp_path).peaks
     there = np.bincount(peaks["sample"].astype(np.int64) // SIZE, minlength=N_BATCHES)
     assert np.bincount(plotted.sample // SIZE, minlength=N_BATCHES).tolist() == np.minimum(there, 3).tolist()

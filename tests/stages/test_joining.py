@@ -13,9 +13,10 @@ from ks4stream.io.spikes import write_block
 from ks4stream.kernels.templates import roll_matrix
 from ks4stream.probe import Probe
 from ks4stream.results import Waveforms
+from ks4stream.settings import Settings
 from ks4stream.stages import joining
-from ks4stream.stages.joining import in_order, positions
-from ks4stream.stages.matching import Matches
+from ks4stream.stages.joining import Join, positions
+from ks4stream.stages.matching import Spikes
 from ks4stream.stages.units import Clusters, Units
 
 LINE = Probe.from_positions([(0, 0), (0, 20), (30, 20), (0, 400)])
@@ -59,12 +60,25 @@ def sorted_spikes(folder: Path, edges: list[int]) -> dict[str, np.ndarray]:
         of_regions.append(write_block(folder / f"r{region}-{len(edges)}.npz", columns, spikes["cluster"][mine] % 2, 2))
     kept = np.concatenate([spikes["kept"][spikes["cluster"] == number] for number in range(4)])
     units = Units(
-        Clusters(of_regions), UNIT_OF, LAG_OF, kept, np.zeros((2, 4, 3), np.float32), np.zeros(2, bool), np.zeros(2)
+        clusters=Clusters(of_regions),
+        unit_of=UNIT_OF,
+        lag_of=LAG_OF,
+        kept=kept,
+        features=np.zeros((2, 4, 3), np.float32),
+        refractory=np.zeros(2, bool),
+        contamination=np.zeros(2),
+        similarity=np.eye(2, dtype=np.float32),
     )
-    nothing = np.zeros((0, 2), np.int64)
-    matches = Matches(receipts, np.array(bounds[:-1]), [np.zeros(0, np.int64)] * len(receipts), nothing)
-    channels = np.array([[0, 1], [1, 2]])
-    parts = list(in_order(units, matches, WAVEFORMS, channels, LINE, 100.0))
+    found = Spikes(
+        receipts=receipts,
+        first=np.array(bounds[:-1]),
+        dropped=[np.zeros(0, np.int64)] * len(receipts),
+        artifacts=np.zeros((0, 2), np.int64),
+        template_channels=np.array([[0, 1], [1, 2]]),
+        region_of=np.array([0, 1]),
+        sampling_rate_hz=30_000.0,
+    )
+    parts = list(Join(Settings(), units, found, WAVEFORMS, LINE).in_order())
     assert len(parts) == len(edges) + 1  # a block's worth at a time
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -12,10 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from runs import RunHere
 
 from ks4stream.blocks import Tile, Tiling
+from ks4stream.geometry import Regions
 from ks4stream.io.spikes import read_column
-from ks4stream.stages.matching import SpikeMatcher, combine
+from ks4stream.results import Templates, Waveforms
+from ks4stream.settings import Settings
+from ks4stream.simulate import linear_probe
+from ks4stream.stages.matching import Match
 
 NT, SIZE, PEAK, N_UNITS = 11, 44, 3, 2  # the shortest batch there may be, of four waveforms
 SPIKES = st.lists(
@@ -30,12 +35,12 @@ SPIKES = st.lists(
 
 
 @dataclass(frozen=True, eq=False)
-class Reports(SpikeMatcher):
+class Reports(Match):
     """Has spikes that are given, each tile's own version of them, in place of what is found in traces."""
 
     given: tuple[tuple[int, int, int, int], ...] = ()
 
-    def _of(self, tile: Tile, artifacts: list[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
+    def _rows(self, tile: Tile, artifacts: list[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
         artifacts.append(np.zeros((0, 2), np.int64))
         rows = np.array(self.given, np.int64).reshape(-1, 4)
         sample = rows[:, 0] + rows[:, 2 + tile.index % 2]
@@ -53,12 +58,15 @@ class Reports(SpikeMatcher):
 def spikes(folder: Path, given: list[tuple[int, int, int, int]], tail: int, step: int, per_block: int) -> list[Any]:
     """What counts in the end: samples, templates and numbers, in order."""
     tiling = Tiling.of(n_samples=6 * SIZE + tail, size=SIZE, halo=NT, shortest=NT, step=step)
-    source: Any = SimpleNamespace(
-        settings=SimpleNamespace(nt=NT, peak_sample=PEAK), tiling=tiling, read_ahead=lambda block: block
-    )
-    nothing: Any = None
-    matcher = Reports(source, nothing, nothing, np.arange(N_UNITS), N_UNITS, folder, given=tuple(given))
-    found = combine(source, [matcher(block) for block in tiling.blocks(per_block)])
+    probe = linear_probe(N_UNITS)
+    tiles: Any = SimpleNamespace(tiling=tiling, read_ahead=lambda block: block, probe=probe, sampling_rate_hz=30_000.0)
+    tiles.without_signal = np.zeros(0, np.int64)
+    each = np.eye(N_UNITS, dtype=np.float32)[:, :, None]  # a template on each channel
+    regions = Regions(probe.positions_um, np.zeros(N_UNITS, np.int64), np.arange(N_UNITS))
+    waveforms = Waveforms(np.ones((1, NT)), np.ones((1, NT)))
+    chosen = Settings(nt=NT, nt0min=PEAK, batch_size=SIZE, n_pcs=1)
+    match = Reports(chosen, tiles, waveforms, Templates(each, np.ones(N_UNITS)), regions, tuple(given))
+    found = match.run(RunHere(folder, per_block))
     rows: list[Any] = []
     for receipt, dropped in zip(found.receipts, found.dropped, strict=True):
         columns = [read_column(receipt, name) for name in ("sample", "template", "number")]

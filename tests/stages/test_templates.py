@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import RunHere
 
+from ks4stream.geometry import Centres, Regions
 from ks4stream.io.spikes import write_block
-from ks4stream.kernels.graph import ScatteredRows
+from ks4stream.results import Waveforms
 from ks4stream.settings import Settings
+from ks4stream.simulate import linear_probe
 from ks4stream.stages import templates
-from ks4stream.stages.templates import RegionClusterer, bounded_sample, cluster_means, combine, scattered_rows
+from ks4stream.stages.clustering import GraphClustering
+from ks4stream.stages.detection import Peaks
+from ks4stream.stages.templates import LearnTemplates, bounded_sample
 
 TIMES = np.arange(10_000) * 3  # 100 spikes in each of 100 slices of time
 
@@ -101,45 +106,24 @@ def test_shares(sizes: list[int], total: int, shares: list[int]) -> None:
     assert templates._shares(np.array(sizes, np.int64), total).tolist() == shares
 
 
-def rows_of_three() -> ScatteredRows:
-    """Three spikes with one feature on two slots each, scattered over the channels 2, 5 and 6."""
-    features = np.array([[[1.0], [2]], [[3], [4]], [[5], [0]]], np.float32)
-    kind, channels = np.array([2, 0, 1]), np.array([[5, 6], [6, -1], [2, 5]])
-    return scattered_rows(features, kind, channels, np.array([2, 5, 6]), 8, "cpu")
-
-
-def test_features_are_scattered_to_the_places_of_their_channels() -> None:
-    assert rows_of_three().chunk(0, 3).tolist() == [[1, 2, 0], [0, 3, 4], [0, 0, 5]]
-
-
-def test_only_many_spikes_go_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(templates, "GPU_FROM_SPIKES", 3)
-    channels = np.array([[2, 5]])
-    for n, device in [(2, "cpu"), (3, "meta")]:
-        features, kind = np.ones((n, 2, 1), np.float32), np.zeros(n, np.int64)
-        rows = scattered_rows(features, kind, channels, np.array([2, 5]), 8, "meta")
-        assert rows.chunk(0, n).device.type == device
-
-
-def test_means_are_weighted_and_count_what_each_spike_stands_for() -> None:
-    mean, count = cluster_means(rows_of_three(), np.array([0, 0, 1]), np.array([1.0, 3.0, 7.0]))
-    assert mean.tolist() == [[0.25, 2.75, 3], [0, 0, 5]]
-    assert count.tolist() == [4, 7]
-
-
-def test_no_spikes_make_no_clusters() -> None:
-    features, kind, channels = np.zeros((0, 2, 1), np.float32), np.zeros(0, np.int64), np.array([[2, 5]])
-    rows = scattered_rows(features, kind, channels, np.array([2, 5, 6]), 8, "cpu")
-    mean, count = cluster_means(rows, np.zeros(0, np.int64), np.zeros(0))
-    assert (mean.shape, count.shape) == ((0, 3), (0,))
-
-
 def test_a_region_without_peaks_has_no_templates(tmp_path: Path) -> None:
     columns = {"sample": np.zeros(0, np.int64), "centre": np.zeros(0, np.int32), "features": np.zeros((0, 1, 2), "f4")}
     receipt = write_block(tmp_path / "a.rows", columns, np.zeros(0, np.int64), 1)
-    found = RegionClusterer([receipt], np.array([[0]]), np.array([0]), 3, Settings(), "cpu")(0)
+    settings, one, run = Settings(n_pcs=2), np.zeros(1, np.int64), RunHere(tmp_path)
+    stage = LearnTemplates(
+        settings,
+        Peaks([receipt]),
+        Waveforms(np.ones((2, 3)), np.ones((1, 3))),
+        linear_probe(3),
+        Centres(np.zeros((1, 2)), one, one[:, None], np.ones((1, 1, 1), "f4"), one[:, None], 20.0),
+        Regions(np.zeros((1, 2)), one, one),
+        GraphClustering(settings),
+        fewest=5,
+    )
+    found = stage.task(0, tmp_path)
     assert found.features.shape == (0, 3, 2)
-    assert combine([found], np.ones((2, 3), "f4"), np.ones((1, 3), "f4"), fewest=5).features.shape == (0, 3, 2)
+    assert stage.combine([found], run).features.shape == stage.combine([], run).features.shape == (0, 3, 2)
+    assert stage.run(run).features.shape == (0, 3, 2)
 
 
 def test_the_documented_examples_run() -> None:

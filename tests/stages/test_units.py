@@ -6,15 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import RunHere
 
 from ks4stream import simulate
+from ks4stream.blocks import Tiling
 from ks4stream.io import spikes
 from ks4stream.io.spikes import Receipt, read_column, write_block
 from ks4stream.results import Waveforms
 from ks4stream.settings import Settings
-from ks4stream.stages.joining import in_order
-from ks4stream.stages.matching import Matches
-from ks4stream.stages.units import Clusters, RegionSorter, combine, counted_rows, fewest_spikes, is_neuron
+from ks4stream.stages.clustering import GraphClustering
+from ks4stream.stages.joining import Join
+from ks4stream.stages.matching import Spikes
+from ks4stream.stages.units import Clusters, Merge, SortRegions, counted_rows, fewest_spikes, is_neuron
 
 THRESHOLD, FEWEST, IMPOSSIBLE = 8.0, 5, 30.0
 
@@ -70,9 +73,26 @@ def block(folder: Path, name: str, sample: list[int], region: list[int]) -> Rece
     return write_block(folder / f"{name}.npz", columns, np.array(region, np.int64), 2)
 
 
-def two_blocks(folder: Path) -> Matches:
+def in_blocks(receipts: list[Receipt], first: list[int], dropped: list[list[int]]) -> Spikes:
+    return Spikes(
+        receipts=receipts,
+        first=np.array(first),
+        dropped=[np.array(rows, np.int64) for rows in dropped],
+        artifacts=np.zeros((0, 2), np.int64),
+        template_channels=np.array([[0]]),
+        region_of=np.array([0]),
+        sampling_rate_hz=30_000.0,
+    )
+
+
+def sorter_of(found: Spikes) -> SortRegions:
+    settings = Settings(n_pcs=1)
+    return SortRegions(settings, found, simulate.linear_probe(1), GraphClustering(settings))
+
+
+def two_blocks(folder: Path) -> Spikes:
     receipts = [block(folder, "a", [5, 3, 70, 90], [0, 1, 1, 0]), block(folder, "b", [101, 130, 150], [0, 0, 1])]
-    return Matches(receipts, np.array([0, 100]), [np.array([1]), np.array([0])], np.zeros((0, 2), np.int64))
+    return in_blocks(receipts, [0, 100], [[1], [0]])
 
 
 def test_rows_that_were_dropped_do_not_count(tmp_path: Path) -> None:
@@ -82,10 +102,7 @@ def test_rows_that_were_dropped_do_not_count(tmp_path: Path) -> None:
 
 
 def test_a_regions_spikes_are_written_by_unit_with_their_place_in_the_blocks(tmp_path: Path) -> None:
-    sorter = RegionSorter(
-        two_blocks(tmp_path), np.array([[0]]), np.array([0]), 1, 30_000.0, Settings(), "cpu", folder=tmp_path
-    )
-    found = sorter(0)
+    found = sorter_of(two_blocks(tmp_path)).task(0, tmp_path)
     assert found.unit_features.shape == (1, 1, 1)
     assert read_column(found.receipt, "sample").tolist() == [5, 130]
     assert read_column(found.receipt, "score").tolist() == [5, 130]
@@ -102,25 +119,31 @@ def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, 
         "features": np.ones((2, 1, 1), np.float32),
     }
     receipt = write_block(tmp_path / "a.npz", columns, np.array([0, n_regions - 1]), n_regions)
-    matches = Matches([receipt], np.array([0]), [np.array([0, 1])], np.zeros((0, 2), np.int64))
-    sorter = RegionSorter(
-        matches, np.array([[0]]), np.zeros(1, np.int64), 1, 30_000.0, Settings(), "cpu", folder=tmp_path
-    )
-    regions = [sorter(region) for region in range(n_regions)]
+    found, run = in_blocks([receipt], [0], [[0, 1]]), RunHere(tmp_path)
+    regions = sorter_of(found).run(run)
     assert [region.unit_features.shape for region in regions] == [(0, 1, 1)] * n_regions
     waveforms = Waveforms(np.ones((1, 3)), np.ones((1, 3)))
-    units = combine(regions, waveforms, Settings(), 30_000.0, FEWEST)
+    settings, probe = Settings(n_pcs=1), simulate.linear_probe(1)
+    units = Merge(settings, regions, waveforms, probe, 30_000.0, FEWEST).run(run)
     assert units.features.shape == (0, 1, 1)
-    spans = list(in_order(units, matches, waveforms, np.array([[0]]), simulate.linear_probe(1), 10.0))
-    assert [len(span["sample"]) for span in spans] == [0]
+    columns = Join(settings, units, found, waveforms, probe).run(run)
+    assert columns["sample"].shape == (0,) and columns["features"].shape == (0, 1, 1)
+
+
+def test_where_there_was_no_spike_there_are_no_units(tmp_path: Path) -> None:
+    nothing, run, settings = in_blocks([], [], []), RunHere(tmp_path), Settings(n_pcs=1)
+    waveforms, probe = Waveforms(np.ones((1, 3)), np.ones((1, 3))), simulate.linear_probe(1)
+    units = Merge(settings, sorter_of(nothing).run(run), waveforms, probe, 30_000.0, FEWEST).run(run)
+    assert (units.features.shape, units.similarity.shape, units.contamination.shape) == ((0, 1, 1), (0, 0), (0,))
+    assert Join(settings, units, nothing, waveforms, probe).run(run)["features"].shape == (0, 1, 1)
 
 
 def test_a_region_too_large_for_memory_comes_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its features lie in a file in the folder of its stage, which the task may be the first to make."""
-    options = (np.array([[0]]), np.array([0]), 1, 30_000.0, Settings(), "cpu")
-    held = RegionSorter(two_blocks(tmp_path), *options, folder=tmp_path)(0)
+    sorter = sorter_of(two_blocks(tmp_path))
+    held = sorter.task(0, tmp_path)
     monkeypatch.setattr(spikes, "HELD_BYTES", 0)
-    mapped = RegionSorter(two_blocks(tmp_path), *options, folder=tmp_path / "not" / "made")(0)
+    mapped = sorter.task(0, tmp_path / "not" / "made")
     assert mapped.receipt.digest() == held.receipt.digest()
     assert np.array_equal(mapped.unit_features, held.unit_features)
 
@@ -140,4 +163,5 @@ def test_clusters_are_numbered_through_all_regions(tmp_path: Path) -> None:
     ("seconds", "fewest"), [(1, 5), (15, 5), (17, 5), (18, 6), (30, 10), (60, 20), (61, 20), (200 * 3600, 20)]
 )
 def test_a_unit_has_a_spike_in_three_seconds_but_five_in_any_and_twenty_suffice(seconds: int, fewest: int) -> None:
-    assert fewest_spikes(seconds * 30_000, 30_000.0) == fewest
+    tiling = Tiling.of(n_samples=seconds * 30_000, size=30_000, halo=0, shortest=61)
+    assert fewest_spikes(tiling, 30_000.0) == fewest
