@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ class Run:
         if known:
             logger.info("%s: %d of %d tasks were finished before", stage.name, len(known), len(items))
         missing = [item for index, item in enumerate(items) if index not in known]
-        fresh = self.engine.map(Remembered(stage.task, store), missing, stage=stage.name, priority=stage.work(missing))
+        task = Remembered(partial(stage.task, folder=store.folder), store)
+        fresh = self.engine.map(task, missing, stage=stage.name, priority=stage.work(missing))
         for index in range(len(items)):
             yield known.pop(index) if index in known else next(fresh)
         yield from fresh  # nothing is left of it, but its end

@@ -410,5 +410,5 @@ def test_a_plan_as_json_ends_with_1_where_something_does_not_fit(tetrode_file: P
     good, bad = run(*given), run(*given, "--worker-memory", "0.001")
     assert good.exit_code == 0 and bad.exit_code == 1
     assert json.loads(good.stdout)["n_workers"] == 3 and json.loads(good.stdout)["fits"]
-    (misfit,) = json.loads(bad.stdout)["misfits"]
-    assert misfit["certain"] and "a worker has 1.0 MB" in misfit["text"]
+    (shortfall,) = json.loads(bad.stdout)["shortfalls"]
+    assert shortfall["certain"] and "a worker has 1.0 MB" in shortfall["text"]

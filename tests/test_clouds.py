@@ -30,7 +30,7 @@ import numpy as np
 import pytest
 import zarr
 
-from ks4stream import load_sorting, simulate, sorter
+from ks4stream import load_sorting, simulate
 from ks4stream.errors import FewSpikesWarning, Ks4StreamWarning, RecordingError, ResultsError
 from ks4stream.io import objects
 from ks4stream.io.places import ObjectPath, below, copy_there, place, read_range, read_whole, remove, size_of
@@ -38,6 +38,8 @@ from ks4stream.io.recordings import open_recording
 from ks4stream.io.run_store import ObjectLock
 from ks4stream.settings import Settings
 from ks4stream.sorter import sort
+from ks4stream.stages.matching import Match
+from ks4stream.stages.units import SortRegions
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
@@ -295,11 +297,11 @@ def test_a_sort_goes_on_there(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> 
 
     target = f"{cloud.bucket}/{FOLDER}/sorted"
     with monkeypatch.context() as patch:
-        patch.setattr(sorter.SortRun, "sort_regions", interrupted)
+        patch.setattr(SortRegions, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             sorted_to(cloud.zarr, target)
     with monkeypatch.context() as patch:
-        patch.setattr("ks4stream.stages.matching.SpikeMatcher.__call__", lambda *_: pytest.fail("it is finished"))
+        patch.setattr(Match, "task", lambda *_: pytest.fail("it is finished"))
         sorted_to(cloud.zarr, target)
     found, expected = load_sorting(target), sorted_to(cloud.flat, None)
     assert found.n_spikes > 100

@@ -28,7 +28,18 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         NUMBERS | ARRAYS | {"torch", "matplotlib", "rich", "click"},
     ),
 }
-WORDS = {"errors", "messages", "settings", "probe", "recording", "quality", "blocks", "results", "geometry"}
+WORDS = {
+    "errors",
+    "messages",
+    "settings",
+    "resources",
+    "probe",
+    "recording",
+    "quality",
+    "blocks",
+    "results",
+    "geometry",
+}
 LAZY = {"dask", "xarray", "matplotlib", "probeinterface"} | EXTRAS  # used by words and edges within functions only
 FILES = sorted(ROOT.rglob("*.py"))
 

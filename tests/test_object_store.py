@@ -24,6 +24,8 @@ from ks4stream.recording import Recording
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
 from ks4stream.sorter import sort
+from ks4stream.stages.matching import Match
+from ks4stream.stages.units import SortRegions
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
@@ -202,16 +204,15 @@ def test_results_and_store_may_lie_there_too(
     """A sort that is interrupted goes on there, and leaves nothing on this machine."""
     path, expected = near
     recording, target = open_recording(path, probe=PROBE), "s3://recordings/sorted"
-    real = sorter.SortRun.sort_regions
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sorter.SortRun, "sort_regions", interrupted)
+    monkeypatch.setattr(SortRegions, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         quiet_sort(recording, results_dir=target)
-    monkeypatch.setattr(sorter.SortRun, "sort_regions", real)
-    monkeypatch.setattr("ks4stream.stages.matching.SpikeMatcher.__call__", lambda *_: pytest.fail("it is finished"))
+    monkeypatch.undo()
+    monkeypatch.setattr(Match, "task", lambda *_: pytest.fail("it is finished"))
     found = quiet_sort(recording, results_dir=target)
     assert_same(found, expected)
     assert_same(load_sorting(target), expected)
@@ -226,7 +227,7 @@ def test_results_and_store_may_lie_there_too(
 def test_a_run_whose_lock_was_taken_over_writes_no_results(
     near: tuple[Path, Sorting], object_store: Any, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sorter.SortRun, "run", lambda _: near[1])
+    monkeypatch.setattr(sorter, "find_units", lambda *_: near[1])
     target = place("s3://recordings/taken-over/sorted")
     lock = target / "run" / "lock"
 

@@ -24,6 +24,7 @@ from ks4stream.errors import MachineError, MachineWarning, ProbeError
 from ks4stream.io.probes import load_probe
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
+from ks4stream.stages import needs
 from ks4stream.stages.preprocessing import tiling_of
 from ks4stream.stages.units import fewest_spikes
 
@@ -116,7 +117,7 @@ def test_a_batch_that_no_worker_can_hold_is_refused_with_a_length_that_fits():
         found.check()
     shorter = int(str(told.value).split("Lower batch_size (to ")[1].split(",")[0])
     again = plan(recording, settings.replace(batch_size=shorter), n_workers=4, worker_memory_bytes=memory)
-    assert not any(misfit.certain for misfit in again.misfits)
+    assert not any(shortfall.certain for shortfall in again.shortfalls)
 
 
 def test_what_depends_on_the_spikes_is_a_warning():
@@ -142,7 +143,7 @@ def test_a_share_of_a_gpu_too_small_is_a_warning():
     alone = plan(recording, device="cuda", gpu_memory_bytes=6 * GB, **roomy, workers_per_gpu=1)
     assert alone.fits
     shared = plan(recording, device="cuda", gpu_memory_bytes=6 * GB, **roomy, workers_per_gpu=8)
-    assert {misfit.certain for misfit in shared.misfits} == {False}
+    assert {shortfall.certain for shortfall in shared.shortfalls} == {False}
     with pytest.warns(MachineWarning, match="worker's share is 750 MB") as told:
         shared.check()
     for text in (str(one.message) for one in told):
@@ -216,7 +217,7 @@ def test_tiles_far_beyond_32_bits(longest: Recording):
     blocks = tiling.blocks(30)
     assert len(blocks) == 12_000 and blocks[-1][-1].stop == longest.n_samples
     assert all(one[-1].stop == after[0].start for one, after in itertools.pairwise(blocks))
-    assert fewest_spikes(longest.n_samples, RATE_HZ) == 20
+    assert fewest_spikes(tiling_of(longest, Settings()), RATE_HZ) == 20
 
 
 # -- against what is really taken ----------------------------------------------------------------------------------
@@ -232,17 +233,25 @@ from ks4stream.engine import one_thread
 from ks4stream.io.spikes import write_block
 from ks4stream.results import Templates
 from ks4stream.sorter import prepare
-from ks4stream.stages import detection, matching, templates, units, waveforms, whitening
+from ks4stream.results import Waveforms
+from ks4stream.stages.clustering import GraphClustering
+from ks4stream.stages.detection import Detect, Peaks
+from ks4stream.stages.matching import Match, Spikes
+from ks4stream.stages.templates import LearnTemplates
+from ks4stream.stages.units import SortRegions
+from ks4stream.stages.waveforms import LearnWaveforms
+from ks4stream.stages.whitening import LearnWhitening
 
+settings = Settings()
 folder, n_clustered = Path(sys.argv[1]), int(sys.argv[2])
 rng = np.random.default_rng(0)
 probe = simulate.staggered_probe(64)
 
 
 def made_ready(traces):
-    source = prepare(open_recording(traces, fs=30_000, probe=probe), Settings())
-    covariances = whitening.Covariances(source)((source.tiling[1],))
-    return source.with_results(whitening=whitening.combine(source, [covariances]))
+    tiles = prepare(open_recording(traces, fs=30_000, probe=probe), settings)
+    learn = LearnWhitening(settings, tiles)
+    return tiles.with_results(whitening=learn.combine([learn.task((tiles.tiling[1],), folder)], None))
 
 
 def moving():
@@ -267,47 +276,46 @@ def regions_rows(name, kinds, kind, features):
 
 
 with one_thread():
-    source = made_ready(simulate.simulate(probe, 6.0, seed=3, n_units=30).traces.compute(scheduler="sync"))
+    still = made_ready(simulate.simulate(probe, 6.0, seed=3, n_units=30).traces.compute(scheduler="sync"))
     moved = made_ready(moving())
     assert 0.01 < (abs(moved.whitened(moved.tiling[1])[0]) > 6).float().mean() < 0.02
-    shapes = waveforms.shipped(source.settings, 30_000.0)
-    centres = geometry.template_centres(source.probe, source.settings)
-    regions = geometry.clustering_regions(centres, source.settings)
-    near = matching.channel_slots(source, 10)
+    shapes = LearnWaveforms(settings, still).shipped()
+    centres = geometry.template_centres(probe, settings)
+    regions = geometry.clustering_regions(centres, settings)
+    near = geometry.channel_neighbours(probe, 10)
     features = np.zeros((128, 64, 6), np.float32)
     size = np.exp(-np.arange(10) / 3)[:, None] * np.array([10, 4, 3, 2, 2, 1])
     for unit in range(len(features)):
         features[unit, near[unit % 64]] = rng.normal(size=(10, 6)) * size
-    learned = Templates(features, np.ones(128))
-    region_of = units.template_regions(features, source.probe, regions)
-    matcher = matching.SpikeMatcher(source, shapes, learned, region_of, len(regions), folder)
-    slots = matcher.template_channels
+    match = Match(settings, still, shapes, Templates(features, np.ones(128)), regions)
     peaks_in, peaks = regions_rows(
         "peaks.rows", regions.of_centre, "centre", 6 * rng.normal(size=(len(centres), 10, 6)).astype(np.float32)
     )
-    spikes_in, spikes = regions_rows("spikes.rows", region_of, "template", features[np.arange(128)[:, None], slots])
-    matches = matching.Matches(spikes, np.zeros(1), [np.zeros(0, np.int64)], np.zeros((0, 2), np.int64))
-tiles = tuple(source.tiling)
-clusterer = templates.RegionClusterer(peaks, centres.channels, regions.of_centre, 64, source.settings, "cpu")
-sorter = units.RegionSorter(matches, slots, region_of, 64, 30_000.0, source.settings, "cpu", folder)
-tasks = [
-    ("whitening", whitening.Covariances(source), tiles),
-    ("waveforms", waveforms.Snippets(source, 6.0, 20_000), tiles),
-    ("whitening", whitening.Covariances(moved), tiles),
-    ("waveforms", waveforms.Snippets(moved, 6.0, 20_000), tiles),
-    ("detection", templates.PeakWriter(detection.Detector(source, centres, shapes), regions, folder), tiles),
-    ("matching", matcher, tiles),
-    ("first clustering", clusterer, peaks_in),
-    ("final clustering", sorter, spikes_in),
+    slots = match.template_channels
+    spikes_in, spikes = regions_rows(
+        "spikes.rows", match.region_of, "template", features[np.arange(128)[:, None], slots]
+    )
+    nothing = np.zeros((0, 2), np.int64)
+    spikes = Spikes(spikes, np.zeros(1), [np.zeros(0, np.int64)], nothing, slots, match.region_of, 30_000.0)
+tiles, cluster = tuple(still.tiling), GraphClustering(settings)
+stages = [
+    (LearnWhitening(settings, still), tiles),
+    (LearnWaveforms(settings, still, 6.0, 20_000), tiles),
+    (LearnWhitening(settings, moved), tiles),
+    (LearnWaveforms(settings, moved, 6.0, 20_000), tiles),
+    (Detect(settings, still, shapes, centres, regions), tiles),
+    (match, tiles),
+    (LearnTemplates(settings, Peaks(peaks), shapes, probe, centres, regions, cluster, 5), peaks_in),
+    (SortRegions(settings, spikes, probe, cluster), spikes_in),
 ]
-del source, moved, matcher  # a recording in memory is no stage's
-while tasks:
-    stage, task, item = tasks.pop(0)
+del still, moved, match  # a recording in memory is no stage's
+while stages:
+    stage, item = stages.pop(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
     with one_thread():  # gives back what the last one took
-        task(item)
+        stage.task(item, folder)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(stage, int(status["VmHWM"].split()[0]) * 1024, sep=": ")
+    print(stage.name, int(status["VmHWM"].split()[0]) * 1024, sep=": ")
 """
 
 
@@ -322,7 +330,7 @@ def test_no_process_takes_more_than_was_said(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     on_tiles = plan(recording_of(64, hours=6 / 3600), n_workers=1, block_batches=3)
-    spikes_of_a_second = 64 * planning.SPIKES_PER_CHANNEL_HZ * planning.CROWDED / on_tiles.n_regions  # largest region
+    spikes_of_a_second = 64 * planning.SPIKES_PER_CHANNEL_HZ * needs.CROWDED / on_tiles.n_regions  # largest region
     on_regions = plan(recording_of(64, hours=N_CLUSTERED / spikes_of_a_second / 3600), n_workers=1)
     need = {
         stage.name: planning.PYTHON_BYTES + stage.memory_bytes

@@ -122,8 +122,9 @@ def from_memory(samples: np.ndarray, whitening: Whitening) -> np.ndarray:
 def test_values_are_those_of_the_stages(
     recording: Recording, whitening: Whitening, scheduler: str, options: dict[str, bool]
 ) -> None:
-    traces = preprocess(recording, SETTINGS, whitening=whitening, drift=moving(7), device="cpu", **options)
-    source = prepare(recording, SETTINGS.replace(**options)).with_results(whitening=whitening, drift=moving(7))
+    settings = SETTINGS.replace(**options)
+    traces = preprocess(recording, settings, whitening=whitening, drift=moving(7), device="cpu")
+    source = prepare(recording, settings).with_results(whitening=whitening, drift=moving(7))
     np.testing.assert_array_equal(traces.compute(scheduler=scheduler), seen_by_stages(source))
 
 

@@ -18,6 +18,7 @@ NAMES = [
     "Recording",
     "Probe",
     "Settings",
+    "Resources",
     "plan",
     "sort",
     "Sorting",

@@ -18,6 +18,7 @@ from pretended_gpu import pretended_gpu
 from seen_gpus import see_gpus
 
 from ks4stream import simulate
+from ks4stream.deploy import engine_for
 from ks4stream.engine import cluster
 from ks4stream.engine.cluster import local_client
 from ks4stream.errors import BadChannelWarning, FewSpikesWarning, Ks4StreamWarning, SettingsError
@@ -32,11 +33,12 @@ from ks4stream.preprocessed import preprocess
 from ks4stream.probe import Probe
 from ks4stream.recording import FlatFile, Recording
 from ks4stream.report.log import version_of
+from ks4stream.resources import Resources
 from ks4stream.results import Provenance, Sorting
 from ks4stream.scoring import score
 from ks4stream.settings import Settings
-from ks4stream.sorter import MATTERS, engine_for, sort
-from ks4stream.stages import templates
+from ks4stream.sorter import sort
+from ks4stream.stages import clustering
 from ks4stream.stages.preprocessing import Preprocessor, tiling_of
 
 pytestmark = pytest.mark.slow  # whole sorts
@@ -145,10 +147,10 @@ def test_the_same_bytes_where_memory_holds_few_rows(case: Case, monkeypatch: pyt
     assert_same_bytes(found, expected)
 
 
-@pytest.mark.parametrize("from_spikes", [0, templates.GPU_FROM_SPIKES])
+@pytest.mark.parametrize("from_spikes", [0, clustering.GPU_FROM_SPIKES])
 def test_the_same_bytes_on_a_gpu(case: Case, monkeypatch: pytest.MonkeyPatch, from_spikes: int) -> None:
     """On one that computes as the CPU does: everything lies where it must, and the size of pieces does not matter."""
-    monkeypatch.setattr(templates, "GPU_FROM_SPIKES", from_spikes)
+    monkeypatch.setattr(clustering, "GPU_FROM_SPIKES", from_spikes)
     with pretended_gpu():
         assert_same_bytes(quiet_sort(case.recording, device="cuda", block_batches=4), case.sorting)
 
@@ -190,11 +192,10 @@ def test_processes_are_started_for_long_files_only(
     recording = sparse(tmp_path, seconds)
     if in_memory:
         recording = replace(recording, files=())
-    source = Preprocessor(recording, tiling_of(recording, SETTINGS), SETTINGS)
     with asked_of_local_client(monkeypatch) as asked:
-        with engine_for(source, workers=3):
+        with engine_for(recording, SETTINGS, Resources(workers=3), "cpu"):
             assert asked == {"n_workers": 3, "processes": processes, "device": "cpu"}
-        with engine_for(replace(source, device="cuda"), workers=3):
+        with engine_for(recording, SETTINGS, Resources(workers=3), "cuda"):
             assert asked == {"n_workers": 3, "processes": None, "device": "cuda"}
 
 
@@ -204,11 +205,11 @@ def test_workers_share_a_gpu_for_long_files_only(
 ) -> None:
     """Of 10 channels, as many seconds as make more or less than 40 000 together; and as many as the caller says."""
     recording = sparse(tmp_path, seconds)
-    source = Preprocessor(recording, tiling_of(recording, SETTINGS), SETTINGS, device="cuda")
+    resources = Resources(workers=workers)
     see_gpus(monkeypatch, 80)
     monkeypatch.setattr(cluster, "CPU_COUNT", 16)
     monkeypatch.setattr(cluster, "MEMORY_LIMIT", 128 * 10**9)
-    with asked_of_local_client(monkeypatch) as asked, engine_for(source, workers=workers):
+    with asked_of_local_client(monkeypatch) as asked, engine_for(recording, SETTINGS, resources, "cuda"):
         assert asked == {"n_workers": n_workers, "processes": None, "device": "cuda"}
     if workers is None:
         assert plan(recording, SETTINGS, device="cuda").n_workers == n_workers
@@ -291,7 +292,7 @@ def test_what_the_file_calls_its_numbers_does_not_matter(case: Case, upside_down
     plain = quiet_sort(open_recording(samples, fs=RATE, probe=PROBE))
     assert plain.n_spikes > 100
     if upside_down:
-        other = quiet_sort(open_recording(-samples, fs=RATE, probe=PROBE), invert_sign=True)
+        other = quiet_sort(open_recording(-samples, fs=RATE, probe=PROBE), SETTINGS.replace(invert_sign=True))
     else:
         unsigned = (samples.astype(np.int32) + 2**15).astype(np.uint16)
         other = quiet_sort(open_recording(unsigned, fs=RATE, probe=PROBE))
@@ -303,8 +304,8 @@ def test_a_stored_sorting_says_how_to_make_it_again(case: Case, tmp_path: Path) 
     samples = case.recording.read(0, 60_000)
     samples.astype(">i2").tofile(tmp_path / "rec.bin")
     recording = open_recording(tmp_path / "rec.bin", fs=RATE, probe=PROBE, n_chan=10, dtype=">i2")
-    settings, folder = SETTINGS.replace(tmin=0.21, nblocks=0), tmp_path / "out"
-    quiet_sort(recording, settings, do_CAR=False, invert_sign=True, results_dir=folder)
+    settings, folder = SETTINGS.replace(tmin=0.21, nblocks=0, do_CAR=False, invert_sign=True), tmp_path / "out"
+    quiet_sort(recording, settings, results_dir=folder)
     found = load_sorting(folder)
     assert found.n_spikes > 100
     assert (found.settings.do_CAR, found.settings.invert_sign) == (False, True)
@@ -326,20 +327,36 @@ def test_a_stored_sorting_says_how_to_make_it_again(case: Case, tmp_path: Path) 
         assert getattr(again, name).tobytes() == getattr(found, name).tobytes(), name
     given = {"whitening": found.whitening, "device": "cpu"}
     traces = preprocess(recording, found.settings, **given).compute(scheduler="synchronous")
-    told_twice = preprocess(recording, settings, do_CAR=False, invert_sign=True, **given)
+    told_twice = preprocess(recording, settings, **given)
     np.testing.assert_array_equal(traces, told_twice.compute(scheduler="synchronous"))
     ops = load_plain(folder / "ops.npy")
     assert (ops["do_CAR"], ops["invert_sign"], ops["torch_device"], ops["Nbatches"]) == (False, True, "cpu", 4)
     assert ops["ks4stream"]["provenance"] == asdict(found.provenance)
 
 
-@pytest.mark.parametrize("stage", [stage for stage, names in MATTERS.items() if "preprocessing" in names])
-def test_reference_and_sign_are_part_of_what_a_task_depends_on(stage: str) -> None:
+def test_reference_and_sign_are_part_of_what_a_task_depends_on(case: Case) -> None:
+    tiling = tiling_of(case.recording, SETTINGS)
     keys = {
-        key_of(settings, stages=MATTERS[stage])
+        key_of(Preprocessor(case.recording, tiling, settings))
         for settings in (Settings(), Settings(do_CAR=False), Settings(invert_sign=True))
     }
     assert len(keys) == 3
+
+
+@pytest.mark.parametrize("function", [sort, preprocess])
+def test_what_is_a_setting_is_no_argument(case: Case, function: Any) -> None:
+    with pytest.raises(SettingsError, match=r"do_CAR is a setting: pass it as settings=Settings\(do_CAR=…\)"):
+        function(case.recording, SETTINGS, do_CAR=False)
+    with pytest.raises(SettingsError, match="Did you mean 'workers'"):
+        function(case.recording, SETTINGS, worker=2)
+
+
+def test_resources_are_given_together_or_one_by_one(case: Case) -> None:
+    settings = SETTINGS.replace(tmax=1.0, nblocks=0)
+    together = Resources(client="loop", device="cpu", block_batches=1)
+    one, other = sort(case.recording, settings, resources=together), quiet_sort(case.recording, settings)
+    for name in BYTES:
+        assert getattr(one, name).tobytes() == getattr(other, name).tobytes(), name
 
 
 def test_noise_alone_is_an_empty_sorting() -> None:

@@ -146,18 +146,18 @@ class StageStore:
 
 @dataclass(frozen=True)
 class Remembered:
-    """A task that leaves a record of what it found, beside the files that it writes, and looks for one first.
+    """A task that leaves a record of what it found, and looks for one first.
 
     A worker may die between leaving the record and handing over what it found; the task then comes a second time.
     """
 
-    task: Callable[[Any, Place], Any]
+    function: Callable[[Any], Any]
     store: StageStore
 
     def __call__(self, item: Any) -> Any:
         for value in self.store.recall([item]).values():
             return value
-        value = self.task(item, self.store.folder)
+        value = self.function(item)
         write_record(record_path(self.store.folder, item), value)
         return value
 

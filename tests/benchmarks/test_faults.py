@@ -19,7 +19,7 @@ def double(number: int) -> int:
 def test_a_task_is_noted_when_it_is_really_computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     faults = importlib.import_module("faults")
-    task = faults.Watched(double, RunStore(tmp_path / "run", ()).stage("x", "0" * 64))
+    task = faults.Watched(double, RunStore(tmp_path / "run").stage("x", "0" * 64))
     assert [task(1), task(2), task(2)] == [2, 4, 4]
     journal = faults.read_journal(tmp_path)
     assert [event for event, _ in journal] == ["begin", "end", "begin", "end", "end"]

@@ -16,14 +16,16 @@ from distributed import Client
 from seen_gpus import see_gpus
 
 from ks4stream import kilosort, simulate, sorter
+from ks4stream.deploy import client_for
 from ks4stream.engine import workers
 from ks4stream.engine.cluster import Cluster, active_client, connected, local_client
 from ks4stream.errors import MachineWarning, WorkerError
 from ks4stream.io.recordings import open_recording
 from ks4stream.preprocessed import preprocess
 from ks4stream.recording import Recording
+from ks4stream.resources import Resources
 from ks4stream.settings import Settings
-from ks4stream.sorter import client_for, sort
+from ks4stream.sorter import sort
 
 pytestmark = pytest.mark.slow  # clusters
 RATE = 30_000.0
@@ -58,9 +60,10 @@ def recording() -> Recording:
 
 def test_the_active_client_is_found_as_dask_does(active: Client) -> None:
     assert active_client() is active
-    assert client_for(None) is active
-    assert client_for("loop") == "loop" and client_for("tcp://host:1") == "tcp://host:1"
-    assert client_for(None, workers=2) is None
+    assert client_for(Resources()) is active
+    for client in ("loop", "tcp://host:1"):
+        assert client_for(Resources(client=client)) == client
+    assert client_for(Resources(workers=2)) is None
     with Client(active.scheduler.address) as later:  # type: ignore[attr-defined]
         assert active_client() is later
     assert active_client() is active
@@ -71,7 +74,7 @@ def test_where_there_is_none_this_machine_computes(monkeypatch: pytest.MonkeyPat
         raise ValueError("No clients found")
 
     monkeypatch.setattr("ks4stream.engine.cluster.default_client", none_there)
-    assert active_client() is None and client_for(None) is None
+    assert active_client() is None and client_for(Resources()) is None
     for unusable in ({"status": "closed", "asynchronous": False}, {"status": "running", "asynchronous": True}):
         monkeypatch.setattr("ks4stream.engine.cluster.default_client", partial(SimpleNamespace, **unusable))
         assert active_client() is None
@@ -141,7 +144,7 @@ def test_a_gpu_of_a_number_that_a_worker_lacks_is_an_error_before_work(
 def test_gpus_of_workers_that_are_not_used_are_told_of(active: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     see_gpus(monkeypatch, 80)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # here; workers are threads of this process
-    monkeypatch.setattr(sorter.SortRun, "run", stop)
+    monkeypatch.setattr(sorter, "find_units", stop)
     told = pytest.warns(MachineWarning, match=r"1 of the client's workers see a GPU.*device='cuda'")
     with told, pytest.raises(Stopped):
         sort(recording(), SETTINGS, client=active)

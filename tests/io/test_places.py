@@ -144,15 +144,15 @@ def test_what_was_finished_is_recalled_from_either(where: Place) -> None:
         return write_block(stage.folder / f"{number}.rows", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
 
     for _ in range(2):
-        with open_store(where / "run", (), data="x") as store:
+        with open_store(where / "run", data="x") as store:
             stage = store.stage("detection", "ab" * 32)
             remembered = Remembered(task, stage)
             assert [remembered(number).n_rows for number in (3, 4)] == [3, 4]
             store.tidy(keep=True)
     assert computed == [3, 4]
-    with pytest.raises(ResultsError, match="another recording"), open_store(where / "run", (), data="y"):
+    with pytest.raises(ResultsError, match="another recording"), open_store(where / "run", data="y"):
         pass
-    with open_store(where / "run", (), data="y", fresh=True) as store:
+    with open_store(where / "run", data="y", fresh=True) as store:
         assert store.stage("detection", "ab" * 32).recall([3, 4]) == {}
 
 
@@ -163,7 +163,7 @@ def written_rows(folder: Place, number: int) -> Receipt:
 def test_many_records_are_recalled_with_one_listing_and_a_request_each(
     object_store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = RunStore(ObjectPath("s3://recordings/many"), ()).stage("detection", "ab" * 32)
+    stage = RunStore(ObjectPath("s3://recordings/many")).stage("detection", "ab" * 32)
     for number in range(1, 10):
         Remembered(partial(written_rows, stage.folder), stage)(number)
     remove(stage.folder / "3.rows")
@@ -214,7 +214,7 @@ def test_a_store_that_refuses_is_an_error_before_work(object_store: Any, tmp_pat
 
 
 def test_scratch_is_on_this_machine_and_goes_with_the_run(where: Place) -> None:
-    with open_store(where / "run", (), data="x") as store:
+    with open_store(where / "run", data="x") as store:
         assert isinstance(store, RunStore) and store.scratch.is_dir()
         (store.scratch / "mapped").write_bytes(b"abc")
     assert not store.scratch.exists()

@@ -154,9 +154,9 @@ def test_places_and_caches_do_not_count() -> None:
 
 def test_of_settings_those_count_that_a_stage_reads() -> None:
     one, other = Settings(), Settings(Th_learned=7, sig_interp=30)
-    assert key_of(one, stages=("detection",)) == key_of(other, stages=("detection",))
-    assert key_of(one, stages=("matching",)) != key_of(other, stages=("matching",))
-    assert key_of(one, stages=("sig_interp",)) != key_of(other, stages=("sig_interp",))
+    assert key_of(one.part("detection")) == key_of(other.part("detection"))
+    assert key_of(one.part("matching")) != key_of(other.part("matching"))
+    assert key_of(one.part("sig_interp")) != key_of(other.part("sig_interp"))
 
 
 def test_of_recordings_data_and_probe_count() -> None:

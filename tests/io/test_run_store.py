@@ -33,12 +33,12 @@ def squares(number: int) -> list[int]:
 
 
 def test_what_was_computed_is_recalled(tmp_path: Path) -> None:
-    stage = RunStore(tmp_path, ()).stage("first clustering", "ab" * 32)
+    stage = RunStore(tmp_path).stage("first clustering", "ab" * 32)
     assert stage.recall([1, 2, 3]) == {}
     task = Remembered(squares, stage)
     assert [task(2), task(3)] == [[2, 4], [3, 9]]
     assert stage.recall([1, 2, 3]) == {1: [2, 4], 2: [3, 9]}
-    assert RunStore(tmp_path, ()).stage("first clustering", "ac" * 32).recall([2]) == {}
+    assert RunStore(tmp_path).stage("first clustering", "ac" * 32).recall([2]) == {}
     assert stage.folder.name == "first-clustering-" + "ab" * 10
 
 
@@ -49,7 +49,7 @@ def test_a_task_that_comes_again_is_not_computed_again(tmp_path: Path) -> None:
         seen.append(number)
         return squares(number)
 
-    task = Remembered(watched, RunStore(tmp_path, ()).stage("x", "0" * 64))
+    task = Remembered(watched, RunStore(tmp_path).stage("x", "0" * 64))
     assert task(2) == task(2) == [2, 4]
     assert seen == [2]
     path = record_path(task.store.folder, 2)
@@ -59,7 +59,7 @@ def test_a_task_that_comes_again_is_not_computed_again(tmp_path: Path) -> None:
 
 
 def test_what_is_damaged_is_not_known_and_goes(tmp_path: Path) -> None:
-    stage = RunStore(tmp_path, ()).stage("x", "0" * 64)
+    stage = RunStore(tmp_path).stage("x", "0" * 64)
     task = Remembered(squares, stage)
     for number in (1, 2):
         task(number)
@@ -70,7 +70,7 @@ def test_what_is_damaged_is_not_known_and_goes(tmp_path: Path) -> None:
 
 
 def test_a_receipt_counts_as_long_as_its_file_is_there(tmp_path: Path) -> None:
-    stage = RunStore(tmp_path, ()).stage("x", "0" * 64)
+    stage = RunStore(tmp_path).stage("x", "0" * 64)
 
     def write(number: int) -> Receipt:
         return write_block(stage.folder / f"{number}.rows", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
@@ -84,16 +84,16 @@ def test_a_receipt_counts_as_long_as_its_file_is_there(tmp_path: Path) -> None:
 
 def test_only_one_run_at_a_time_and_nothing_is_left_locked(tmp_path: Path) -> None:
     with (
-        open_store(tmp_path / "run", (), data="a"),
+        open_store(tmp_path / "run", data="a"),
         pytest.raises(ResultsError, match="Another run is writing"),
-        open_store(tmp_path / "run", (), data="a"),
+        open_store(tmp_path / "run", data="a"),
     ):
         pass
     for error in (KeyboardInterrupt, ResultsError):  # kept, as a notebook does: the lock is free nevertheless
-        with pytest.raises(error) as kept, open_store(tmp_path / "run", (), data="a"):
+        with pytest.raises(error) as kept, open_store(tmp_path / "run", data="a"):
             raise error
         assert kept.value is not None
-    with open_store(tmp_path / "run", (), data="a"):
+    with open_store(tmp_path / "run", data="a"):
         pass
 
 
@@ -102,7 +102,7 @@ import sys
 from pathlib import Path
 from ks4stream.io.run_store import open_store
 
-with open_store(Path(sys.argv[1]), (), data="a"):
+with open_store(Path(sys.argv[1]), data="a"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -114,10 +114,10 @@ def test_a_process_that_is_killed_holds_no_lock(tmp_path: Path) -> None:
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(ResultsError, match="Another run is writing"), open_store(tmp_path / "run", (), data="a"):
+        with pytest.raises(ResultsError, match="Another run is writing"), open_store(tmp_path / "run", data="a"):
             pass
         other.send_signal(signal.SIGKILL)
-    with open_store(tmp_path / "run", (), data="a"):
+    with open_store(tmp_path / "run", data="a"):
         pass
 
 
@@ -134,34 +134,34 @@ def test_where_the_file_system_has_no_locks(tmp_path: Path, monkeypatch: pytest.
     refuse(errno.ENOSYS)  # a marker takes its place
     marker = tmp_path / "a" / "lock"
     says_so = "flock not supported"
-    with pytest.warns(UserWarning, match=says_so), open_store(tmp_path / "a", (), data="a"):
+    with pytest.warns(UserWarning, match=says_so), open_store(tmp_path / "a", data="a"):
         left = marker.read_text()
         with (
             pytest.warns(UserWarning, match=says_so),
             pytest.raises(ResultsError, match=r"delete .*lock"),
-            open_store(tmp_path / "a", (), data="a"),
+            open_store(tmp_path / "a", data="a"),
         ):
             pass
     marker.write_text(left.replace(str(os.getpid()), str(2**22 + 1)))  # as left by a process that is no more
-    with pytest.warns(UserWarning, match=says_so), open_store(tmp_path / "a", (), data="a"):
+    with pytest.warns(UserWarning, match=says_so), open_store(tmp_path / "a", data="a"):
         pass
     refuse(errno.ENOLCK)  # a network mount without its daemon
-    with pytest.raises(ResultsError, match="cannot be written to"), open_store(tmp_path / "b", (), data="a"):
+    with pytest.raises(ResultsError, match="cannot be written to"), open_store(tmp_path / "b", data="a"):
         pass
 
 
 def test_drafts_of_killed_workers_go(tmp_path: Path) -> None:
-    with open_store(tmp_path, (), data="a") as store:
+    with open_store(tmp_path, data="a") as store:
         Remembered(squares, store.stage("x", "0" * 64))(3)
     folder = store.stage("x", "0" * 64).folder
     (folder / "b.0123.draft").write_bytes(b"half")
-    with open_store(tmp_path, (), data="a") as store:
+    with open_store(tmp_path, data="a") as store:
         assert [path.name for path in folder.iterdir()] == [record_path(folder, 3).name]
 
 
 def test_what_the_last_sort_did_not_use_goes(tmp_path: Path) -> None:
     for keys in ("ab", "ac"):
-        with open_store(tmp_path, (), data="a") as store:
+        with open_store(tmp_path, data="a") as store:
             for key in keys:
                 Remembered(squares, store.stage("x", key * 64))(3)
             store.tidy(keep=True)
@@ -176,21 +176,21 @@ def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path, fresh: bool) ->
     (tmp_path / "run" / "data.bin").write_text("precious")
     with (
         pytest.raises(ResultsError, match="not the store of a run"),
-        open_store(tmp_path / "run", (), data="a", fresh=fresh),
+        open_store(tmp_path / "run", data="a", fresh=fresh),
     ):
         pass
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["data.bin"]
 
 
 def test_a_store_may_be_moved(tmp_path: Path) -> None:
-    stage = RunStore(tmp_path / "a", ()).stage("x", "0" * 64)
+    stage = RunStore(tmp_path / "a").stage("x", "0" * 64)
 
     def write(number: int) -> Receipt:
         return write_block(stage.folder / "1.rows", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
 
     Remembered(write, stage)(3)
     (tmp_path / "a").rename(tmp_path / "b")
-    found = RunStore(tmp_path / "b", ()).stage("x", "0" * 64).recall([3])[0]
+    found = RunStore(tmp_path / "b").stage("x", "0" * 64).recall([3])[0]
     assert read_column(found, "a").tolist() == [0, 1, 2]
 
 
@@ -205,20 +205,20 @@ def test_a_store_may_be_moved(tmp_path: Path) -> None:
 def test_a_store_that_does_not_belong_is_refused_and_left_alone(
     tmp_path: Path, entry: dict[str, object], message: str
 ) -> None:
-    with open_store(tmp_path / "run", (), data="a") as store:
+    with open_store(tmp_path / "run", data="a") as store:
         Remembered(squares, store.stage("x", "0" * 64))(3)
     manifest = tmp_path / "run" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | entry))
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*")}
-    with pytest.raises(ResultsError, match=message), open_store(tmp_path / "run", (), data="a"):
+    with pytest.raises(ResultsError, match=message), open_store(tmp_path / "run", data="a"):
         pass
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*")} == before
-    with open_store(tmp_path / "run", (), data="a", fresh=True) as store:
+    with open_store(tmp_path / "run", data="a", fresh=True) as store:
         assert store.stage("x", "0" * 64).recall([3]) == {}
 
 
 def test_a_store_is_known_however_its_emptying_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_store(tmp_path / "run", (), data="x") as store:
+    with open_store(tmp_path / "run", data="x") as store:
         write_record(record_path(store.stage("a", "0" * 64).folder, 1), 1)
         write_record(record_path(store.stage("z", "0" * 64).folder, 1), 1)
     removed = []
@@ -229,31 +229,28 @@ def test_a_store_is_known_however_its_emptying_ended(tmp_path: Path, monkeypatch
             raise KeyboardInterrupt
 
     monkeypatch.setattr(run_store, "remove", killed)
-    with pytest.raises(KeyboardInterrupt), open_store(tmp_path / "run", (), data="y", fresh=True):
+    with pytest.raises(KeyboardInterrupt), open_store(tmp_path / "run", data="y", fresh=True):
         pass
     assert run_store.MANIFEST not in removed
     monkeypatch.undo()
     (tmp_path / "run" / "manifest.0123.draft").write_text("{")
-    with open_store(tmp_path / "run", (), data="y", fresh=True) as store:
+    with open_store(tmp_path / "run", data="y", fresh=True) as store:
         assert not (tmp_path / "run" / "manifest.0123.draft").exists()
 
 
 def test_what_may_have_changed_is_not_recalled_but_what_is_another_recordings_is_left(tmp_path: Path) -> None:
-    with open_store(tmp_path / "run", (), data="x") as store:
+    with open_store(tmp_path / "run", data="x") as store:
         path = record_path(store.stage("a", "0" * 64).folder, 1)
         write_record(path, 1)
-    with (
-        pytest.raises(ResultsError, match="another recording"),
-        open_store(tmp_path / "run", (), data="y", recall=False),
-    ):
+    with pytest.raises(ResultsError, match="another recording"), open_store(tmp_path / "run", data="y", recall=False):
         pass
     assert path.exists()
-    with open_store(tmp_path / "run", (), data="x", recall=False):
+    with open_store(tmp_path / "run", data="x", recall=False):
         assert not path.exists()
 
 
 def test_what_is_mapped_is_no_stage(tmp_path: Path) -> None:
-    with open_store(tmp_path / "run", (), data="x") as store:
+    with open_store(tmp_path / "run", data="x") as store:
         store.tidy(keep=False)
         assert store.scratch.is_dir()
 
@@ -279,11 +276,11 @@ def test_two_runs_in_one_prefix_are_refused_and_say_who_is_there(
     folder = ObjectPath("s3://recordings/locked/run")
     for _ in range(2):  # the second finds a lock that was let go of
         with (
-            open_store(folder, (), data="x"),
+            open_store(folder, data="x"),
             pytest.warns(Ks4StreamWarning, match=rf"\(process {os.getpid()} on .*\) holds .*Waiting up to 120 s"),
             pytest.raises(ResultsError, match=rf"writing to s3://recordings/locked \(process {os.getpid()} on"),
         ):
-            open_store(folder, (), data="x").__enter__()
+            open_store(folder, data="x").__enter__()
     assert read_whole(folder / "lock") == FREE
 
 
@@ -339,7 +336,7 @@ from ks4stream.io.places import place
 
 run_store.RENEWED_S = 0.05
 try:
-    with run_store.open_store(place(sys.argv[1]), (), data="a") as store:
+    with run_store.open_store(place(sys.argv[1]), data="a") as store:
         print("held", flush=True)
         sys.stdin.readline()
         store.stage("x", "0" * 64)
@@ -397,7 +394,7 @@ def test_what_was_taken_over_is_neither_renewed_nor_released_nor_tidied(
     with ObjectLock(lock, renewed_s=0.05) as held:
         objects.write_bytes(str(lock), b"node 2 another 1")
         until(lambda: "was taken over by another run (process 2 on node)" in caplog.text)  # said at once
-        store = RunStore(lock.parent, (), lock=held)
+        store = RunStore(lock.parent, lock=held)
         for write in (lambda: store.stage("x", "0" * 64), lambda: store.tidy(keep=False), store.check):
             with pytest.raises(ResultsError, match="taken over by another run"):
                 write()
