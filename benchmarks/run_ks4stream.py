@@ -33,7 +33,7 @@ def main() -> None:
     recording = open_recording(options.recording, n_chan=n_channels, fs=rate_hz, dtype="int16", probe=probe)
     sorting = sort(
         recording,
-        Settings.from_dict({"n_chan_bin": n_channels, **settings}),
+        Settings.from_dict(settings),
         results_dir=options.out / "ks4stream",
         client="loop" if options.workers == "loop" else None,
         workers=None if options.workers in ("auto", "loop") else int(options.workers),

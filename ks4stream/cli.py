@@ -28,7 +28,7 @@ from rich.text import Text
 
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, ProbeError
 from ks4stream.messages import warn
-from ks4stream.settings import SAME_RATE, Settings
+from ks4stream.settings import Settings
 
 if TYPE_CHECKING:
     from ks4stream.io.places import Place
@@ -42,6 +42,7 @@ _DEBUG = "ks4stream.debug"  # key in the context's meta, which all subcommands s
 _STOPPED = "ks4stream.stopped"  # likewise: the _Stopped that a signal asked for
 _TALKATIVE = ("distributed", "tornado.application")  # what is interrupted there tells of it with tracebacks
 _FAILED = 1
+_DEFAULT_FS_HZ = 30_000.0  # as for Kilosort4
 
 
 # --- what is the same for all commands ----------------------------------------------------------------------
@@ -203,7 +204,6 @@ _KINDS: dict[type, tuple[str, Callable[[str], Any]]] = {
 
 _SETTINGS = {spec.name: spec for spec in fields(Settings)}
 _FLAGS = {  # where it is not the setting's name
-    "n_chan_bin": ["--n-chan", "--n-chan-bin"],
     "do_CAR": ["--do-CAR/--no-CAR", "--do-car/--no-car"],
     "invert_sign": ["--invert-sign/--no-invert-sign"],
 }
@@ -213,12 +213,11 @@ def _setting_options(command: Command) -> Command:
     """Add an option for every setting, in their order."""
     for spec in reversed(_SETTINGS.values()):
         name = "--" + spec.name.replace("_", "-")
-        stage = spec.metadata["stage"]
         command = click.option(
             *_FLAGS.get(spec.name, dict.fromkeys([name, name.lower()])),
             spec.name,
             cls=_Option,
-            section="Recording" if spec.name in ("n_chan_bin", "fs") else f"Settings: {stage}",
+            section=f"Settings: {spec.metadata['stage']}",
             metavar=_KINDS[spec.metadata["kind"]][0],
             callback=_read_option,
             help=_setting_help(spec),
@@ -292,11 +291,29 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
 @click.argument("files", nargs=-1, required=True, metavar="FILE [FILE ...]")
 @_setting_options
 @click.option(
+    "--n-chan",
+    "--n-chan-bin",
+    "n_chan",
+    type=int,
+    metavar="INTEGER",
+    cls=_Option,
+    section="Recording",
+    help="Number of channels in the file, sorted or not. Not needed if the recording's metadata tell.",
+)
+@click.option(
+    "--fs",
+    type=float,
+    metavar="NUMBER",
+    cls=_Option,
+    section="Recording",
+    help="Sampling rate. [Hz; default that of the recording's metadata, or else 30000]",
+)
+@click.option(
     "--probe",
     cls=_Option,
     section="Recording",
     help="Probe file (.json, .mat, .prb, .meta) or the name of a shipped probe (see: ks4stream probes). Not needed "
-    "where the recording's own metadata tell.",
+    "if the recording's metadata describe it.",
 )
 @click.option("--dtype", cls=_Option, section="Recording", help="Type of the samples in the file. [default int16]")
 @click.option(
@@ -451,25 +468,27 @@ def _asked_for(
     shanks: tuple[int, ...],
 ) -> tuple[Recording, Settings]:
     """The recording to sort and the settings."""
-    given = _settings_given(ctx, options, assignments)
-    Settings.from_dict(given)  # mistakes in settings come to light before a file is opened
-    recording = _with_channels(_open(files, probe=probe, dtype=dtype, settings=given), bad_channels, shanks)
-    return recording, Settings.from_dict(given).for_recording(recording)
+    settings = Settings.from_dict(_settings_given(ctx, options, assignments))  # before a file is opened
+    recording = _open(files, n_chan=options["n_chan"], fs=options["fs"], probe=probe, dtype=dtype)
+    return _with_channels(recording, bad_channels, shanks), settings
 
 
-def _open(files: Sequence[str], *, probe: str | None, dtype: str | None, settings: dict[str, Any]) -> Recording:
+def _open(
+    files: Sequence[str], *, n_chan: int | None, fs: float | None, probe: str | None, dtype: str | None
+) -> Recording:
     from ks4stream.io.probes import shipped_probes
     from ks4stream.io.recordings import may_tell_rate, open_recording
+    from ks4stream.recording import is_same_rate
 
     recording = open_recording(
         files[0] if len(files) == 1 else list(files),
-        n_chan=settings.get("n_chan_bin"),
-        default_fs=settings.get("fs", None if all(map(may_tell_rate, files)) else Settings().fs),
+        n_chan=n_chan,
+        default_fs=_DEFAULT_FS_HZ if fs is None and not all(map(may_tell_rate, files)) else fs,
         dtype=dtype,
         probe=probe,
     )
-    fs, rate = settings.get("fs", recording.sampling_rate_hz), recording.sampling_rate_hz
-    if abs(fs - rate) > SAME_RATE * rate:
+    rate = recording.sampling_rate_hz
+    if fs is not None and not is_same_rate(fs, rate):
         warn(
             f"{recording.name} is read at {fs:g} Hz, as --fs says, and not at the {rate:g} Hz of its metadata.",
             Ks4StreamWarning,
@@ -627,8 +646,7 @@ def demo_command(out: Path, seconds: float, seed: int) -> None:
     with _shown_progress() as progress:
         made = demo.make_recording(out, duration_s=seconds, seed=seed, progress=progress)
     recording = made.open()
-    settings = Settings().for_recording(recording)
-    sorting = _sort(recording, settings, out / "kilosort4")
+    sorting = _sort(recording, Settings(), out / "kilosort4")
     click.echo("\nHow well each unit was found (its spikes and the matched unit's: common / all; from 0.8 on: well):\n")
     click.echo(demo.score_table(made, sorting))
     click.echo(

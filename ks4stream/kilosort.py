@@ -27,11 +27,11 @@ from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.io.tile_cache import cached, ending
 from ks4stream.messages import silent
 from ks4stream.probe import Probe
-from ks4stream.recording import Recording
+from ks4stream.recording import Recording, is_same_rate
 from ks4stream.report import announce, run_log
 from ks4stream.resources import Resources
 from ks4stream.results import Sorting
-from ks4stream.settings import Settings
+from ks4stream.settings import OF_RECORDING, Settings
 from ks4stream.sorter import sort
 
 __all__ = ["KilosortResults", "ops_from_sorting", "run_kilosort"]
@@ -175,7 +175,7 @@ def run_kilosort(
     ResultsError
         If the results folder cannot be written to.
     """
-    values, given = _split_settings(settings)
+    values, of_recording, given = _split_settings(settings)
     limit = {"device": device, "workers": torch_thread_lim}
     resources = Resources.given(resources, of_resources)
     resources = Resources.given(resources, limit if resources.client is None else {"device": device})
@@ -189,14 +189,13 @@ def run_kilosort(
     )
     files = _files(places, needed=file_object is None)
     folder = _results_folder(places, files)
-    recording = _open(files, file_object, values, places)
+    recording = _open(files, file_object, of_recording, places)
+    if not do_CAR:  # the arguments' defaults leave alone what the settings say
+        values["do_CAR"] = False
+    if invert_sign:
+        values["invert_sign"] = True
     job = _Job(
-        settings=Settings.from_dict(values)
-        .for_recording(recording)
-        .given(
-            do_CAR=None if do_CAR else False,
-            invert_sign=True if invert_sign else None,  # the defaults change nothing
-        ),
+        settings=Settings.from_dict(values),
         arguments={
             "resources": resources,
             "save_extra_vars": save_extra_vars,
@@ -264,26 +263,24 @@ def _tensor(array: NDArray[Any]) -> torch.Tensor:
 # -- what is sorted, and where results go --------------------------------------------------------------
 
 
-def _split_settings(settings: Mapping[str, Any] | Settings) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters of the method, and what names files and probes.
+def _split_settings(settings: Mapping[str, Any] | Settings) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Parameters of the method, what belongs to the recording, and what names files and probes.
 
     Raises
     ------
     SettingsError
         If ``n_chan_bin`` is missing, or a name is unknown.
     """
-    if isinstance(settings, Settings):
-        values, places = settings.to_dict(), {}
-    else:
-        values = {name: value for name, value in settings.items() if name not in _PLACES}
-        places = _given(**{name: settings.get(name) for name in _PLACES})
-    if values.get("n_chan_bin") is None:
+    values = settings.to_dict() if isinstance(settings, Settings) else dict(settings)
+    places = _given(**{name: values.pop(name, None) for name in _PLACES})
+    of_recording = {name: values.pop(name, None) for name in OF_RECORDING}
+    if of_recording["n_chan_bin"] is None:
         raise SettingsError(
             "n_chan_bin is missing; settings must say how many channels the file has, sorted or not: "
             "run_kilosort(settings={'n_chan_bin': 385})."
         )
     Settings.from_dict(values)  # a bad setting is told before a missing file
-    return values, places
+    return values, of_recording, places
 
 
 def _given(**places: Any) -> dict[str, Any]:
@@ -335,20 +332,32 @@ def _results_folder(places: Mapping[str, Any], files: Sequence[PathLike]) -> Pat
     raise SettingsError("A file_object does not say where results should go; give results_dir.")
 
 
-def _open(
-    files: Sequence[PathLike], file_object: Any, values: Mapping[str, Any], places: Mapping[str, Any]
-) -> Recording:
+def _open(files: Sequence[PathLike], file_object: Any, told: Mapping[str, Any], places: Mapping[str, Any]) -> Recording:
     """Open the recording with its probe.
 
     The rate is, in this order: what the recording itself tells (``fs`` of the settings must agree), ``fs``, 30 kHz.
+
+    Raises
+    ------
+    SettingsError
+        If the recording has another rate or number of channels than the settings say: a rate by more than 1 part in
+        1000, as metadata hold what was measured (29999.95 Hz) and people what was meant (30000).
     """
-    rate = values.get("fs")
-    if rate is None and (file_object is not None or not all(map(may_tell_rate, files))):
-        rate = _DEFAULT_FS
+    fs, n_chan = told["fs"], told["n_chan_bin"]
+    default_fs = fs
+    if fs is None and (file_object is not None or not all(map(may_tell_rate, files))):
+        default_fs = _DEFAULT_FS
     source = file_object if file_object is not None else files[0] if len(files) == 1 else list(files)
     recording = open_recording(
-        source, n_chan=values["n_chan_bin"], default_fs=rate, dtype=places.get("data_dtype"), probe=_probe(places)
+        source, n_chan=n_chan, default_fs=default_fs, dtype=places.get("data_dtype"), probe=_probe(places)
     )
+    if fs is not None and not is_same_rate(fs, recording.sampling_rate_hz):
+        rate = recording.sampling_rate_hz
+        raise SettingsError(f"fs={fs:g} Hz, but {recording.name} has {rate:g} Hz. Leave fs out of the settings.")
+    if n_chan != recording.n_channels:
+        raise SettingsError(
+            f"n_chan_bin={n_chan}, but {recording.name} has {recording.n_channels} channels. Give the right number."
+        )
     if recording.probe is None:
         raise ProbeError(
             f"{recording.name} does not say where its contacts are; give probe (a dictionary with chanMap, xc, yc "

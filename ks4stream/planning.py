@@ -252,7 +252,7 @@ def plan(
     RecordingError, ProbeError, SettingsError
         If there is nothing to sort.
     """
-    settings = (settings or Settings()).for_recording(recording)
+    settings = settings or Settings()
     device = gpus.chosen(device, here=gpu_memory_bytes is None)
     memory_bytes = int(Loop().worker_memory_bytes)
     n_workers = n_workers or deploy.local_workers(recording, settings, device)

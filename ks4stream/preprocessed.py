@@ -81,7 +81,7 @@ def preprocess(
 
     if isinstance(drift, str) and drift != ESTIMATE:
         raise SettingsError(f"drift={drift!r} is unknown; give a Drift, {ESTIMATE!r}, or None for none.")
-    settings = (settings or Settings()).for_recording(recording)
+    settings = settings or Settings()
     resources = Resources.given(resources, of_resources)
     recording = cached_while_held(recording, resources.cache_dir)
     device = gpus.chosen(resources.device, here=client_for(resources) in (None, "loop"))

@@ -24,6 +24,19 @@ if TYPE_CHECKING:
     import xarray
 
 
+SAME_RATE = 1e-3
+"""Share by which two sampling rates may differ and be one: metadata hold measured ones, people say what was meant."""
+
+
+def is_same_rate(one_hz: float, other_hz: float) -> bool:
+    """Whether two sampling rates are one.
+
+    >>> is_same_rate(30_000, 29_999.95), is_same_rate(30_000, 25_000)
+    (True, False)
+    """
+    return abs(one_hz - other_hz) <= SAME_RATE * other_hz
+
+
 @dataclass(frozen=True)
 class FlatFile:
     """Samples as they lie in a file or object: channels interleaved, one sample after the other, nothing between.

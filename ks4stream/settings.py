@@ -2,7 +2,8 @@
 
 The names are Kilosort4's. Each field carries its default, bounds, unit, the stage that first reads it
 and one line of documentation; the command line, the checks and the documentation are made from them.
-Where the computation runs (workers, memory) is not a setting: it never changes a result.
+What belongs to the recording (its sampling rate, its number of channels) is not a setting, nor is where the
+computation runs (:class:`~ks4stream.Resources`), which never changes a result.
 """
 
 from __future__ import annotations
@@ -11,18 +12,15 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import Any, TypeVar
 
 from ks4stream.errors import SettingsError
 
-if TYPE_CHECKING:
-    from ks4stream.recording import Recording
+Class = TypeVar("Class", bound=type)
 
-SAME_RATE = 1e-3  # two rates closer than this, relative to each other, are one: metadata hold measured ones
-
-
-class _Unchosen(float):
-    """A default that nobody has chosen, so that what is known better may take its place."""
+OF_RECORDING = {"n_chan_bin": "n_chan", "fs": "fs"}
+"""Settings of Kilosort4 that belong to the recording, and what ``open_recording`` calls them."""
 
 
 def _setting(
@@ -53,6 +51,28 @@ def _setting(
     )
 
 
+def _refuses_unknown_names(cls: Class) -> Class:
+    """Have a dataclass say which name was probably meant."""
+    initialize, known = cls.__init__, {spec.name for spec in fields(cls)}  # type: ignore[misc]
+
+    @wraps(initialize)
+    def checked(self: Any, **values: Any) -> None:
+        for name in values:
+            if name in OF_RECORDING:
+                raise SettingsError(
+                    f"{name} belongs to the recording and is not a setting: open_recording(…, {OF_RECORDING[name]}=…)."
+                )
+            if name not in known:
+                near = difflib.get_close_matches(name, [*known, *OF_RECORDING], n=1, cutoff=0.5)
+                hint = f" Did you mean {near[0]!r}?" if near else f" Known settings: {', '.join(sorted(known))}."
+                raise SettingsError(f"Unknown setting {name!r}.{hint}")
+        initialize(self, **values)
+
+    cls.__init__ = checked  # type: ignore[misc]
+    return cls
+
+
+@_refuses_unknown_names
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Parameters of a sort: frozen, checked on construction.
@@ -60,21 +80,11 @@ class Settings:
     Raises
     ------
     SettingsError
-        If a value has the wrong type or lies outside its bounds, or two values contradict each other.
-        Unknown names are refused by :meth:`from_dict`, which suggests the nearest.
+        If a name is unknown (the nearest known one is suggested), a value has the wrong type or lies outside its
+        bounds, or two values contradict each other.
     """
 
     # -- the recording -------------------------------------------------------------------------------
-    n_chan_bin: int | None = _setting(
-        None, "Channels in the binary file, sorted or not.", stage="recording", kind=int, least=1, optional=True
-    )
-    fs: float = _setting(
-        _Unchosen(30000.0),
-        "Sampling rate, where the recording does not tell its own.",
-        stage="recording",
-        above=0,
-        unit="Hz",
-    )
     batch_size: int = _setting(
         60000,
         "Length of a batch, the unit of the drift estimate.",
@@ -230,67 +240,20 @@ class Settings:
         """Landmarks at most (``max_cluster_subset``; a very large number where that is None)."""
         return 2**62 if self.max_cluster_subset is None else self.max_cluster_subset
 
-    @property
-    def gives_rate(self) -> bool:
-        """Whether somebody chose ``fs``, were it the default."""
-        return not isinstance(self.fs, _Unchosen)
-
-    def for_recording(self, recording: Recording) -> Settings:
-        """The same with the recording's own sampling rate and number of channels.
-
-        Parameters
-        ----------
-        recording : Recording
-
-        Returns
-        -------
-        Settings
-
-        Raises
-        ------
-        SettingsError
-            If ``fs`` or ``n_chan_bin`` was given and is another: a rate by more than 1 part in 1000, as metadata hold
-            what was measured (29999.95 Hz) and people what was meant (30000).
-        """
-        rate, n_channels = recording.sampling_rate_hz, recording.n_channels
-        if self.gives_rate and abs(self.fs - rate) > SAME_RATE * rate:
-            raise SettingsError(
-                f"fs={self.fs:g} Hz, but {recording.name} has {rate:g} Hz. Leave fs out of the settings "
-                f"(settings.replace(fs={rate:g}, n_chan_bin=None) if they are another recording's), or open the "
-                "recording with the right one (open_recording(…, fs=…))."
-            )
-        if self.n_chan_bin not in (None, n_channels):
-            raise SettingsError(
-                f"n_chan_bin={self.n_chan_bin}, but {recording.name} has {n_channels} channels. Leave n_chan_bin out "
-                f"of the settings (settings.replace(fs={rate:g}, n_chan_bin=None) if they are another recording's), or "
-                "open the recording with the right number (open_recording(…, n_chan=…))."
-            )
-        return self.replace(fs=rate, n_chan_bin=n_channels)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
-        """Make settings from a mapping of Kilosort4 names; unknown names are an error.
+        """Make settings from a mapping of names to values.
 
         Raises
         ------
         SettingsError
-            For an unknown name (with the nearest known one) or a bad value.
+            As for ``Settings(**values)``.
         """
-        known = {spec.name for spec in fields(cls)}
-        for name in values:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f" Did you mean {near[0]!r}?" if near else f" Known settings: {', '.join(sorted(known))}."
-                raise SettingsError(f"Unknown setting {name!r}.{hint}")
         return cls(**values)
 
     def replace(self, **changes: Any) -> Settings:
         """A copy with some values changed, checked anew."""
         return replace(self, **changes)
-
-    def given(self, **changes: Any) -> Settings:
-        """A copy with those values changed that are not None."""
-        return self.replace(**{name: value for name, value in changes.items() if value is not None})
 
     def part(self, *names: str) -> Settings:
         """Some of the settings, to be handed to what reads these and no others.
@@ -324,8 +287,8 @@ class Settings:
         return part
 
     def to_dict(self) -> dict[str, Any]:
-        """All values by name, as plain numbers, without an ``fs`` that nobody chose: read again, it would be chosen."""
-        return {name: value for name, value in asdict(self).items() if name != "fs" or self.gives_rate}
+        """All values by name, as plain numbers."""
+        return asdict(self)
 
 
 class _Part(Settings):
@@ -370,7 +333,7 @@ def _checked(spec: Field[Any], value: Any) -> Any:
         if math.isinf(number) or number != int(number):
             raise SettingsError(f"{spec.name}={value!r} must be a whole number.")
         return int(number)
-    return value if isinstance(value, _Unchosen) else number
+    return number
 
 
 def _check_bounds(name: str, value: Any, number: float, about: Mapping[str, Any]) -> None:

@@ -100,7 +100,7 @@ def sort(
     from ks4stream import report
 
     progress = progress or no_progress
-    settings = (settings or Settings()).for_recording(recording)
+    settings = settings or Settings()
     resources = Resources.given(resources, of_resources)
     client = client_for(resources)
     device = gpus.chosen(resources.device, here=client in (None, "loop"))

@@ -113,7 +113,7 @@ def small_sorting(
     Templates on the first channel have one channel fewer than slots, so their lists end with −1.
     """
     rng = np.random.default_rng([n_spikes, n_units, n_channels])
-    settings = changes.pop("settings", Settings(n_chan_bin=n_channels + 1, nt=21, n_pcs=n_pcs, nearest_chans=n_slots))
+    settings = changes.pop("settings", Settings(nt=21, n_pcs=n_pcs, nearest_chans=n_slots))
     probe = Probe(
         chan_map=np.arange(n_channels)[::-1].copy(),
         x_um=np.tile([0.0, 32.0], n_channels)[:n_channels],

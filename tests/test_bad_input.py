@@ -138,19 +138,6 @@ def test_artifacts_everywhere() -> None:
         sort(open_recording(noise(), fs=RATE, probe=PROBE), SETTINGS.replace(artifact_threshold=10), client="loop")
 
 
-def test_settings_that_contradict_the_recording() -> None:
-    recording = open_recording(noise(), fs=RATE, probe=PROBE)
-    for settings, message in (
-        (SETTINGS.replace(fs=25_000), "fs=25000 Hz, but array has 30000 Hz"),
-        (SETTINGS.replace(n_chan_bin=11), "n_chan_bin=11, but array has 10 channels"),
-    ):
-        with pytest.raises(SettingsError, match=message):
-            refuse(noise(), settings)
-        for function in (plan, preprocess):
-            with pytest.raises(SettingsError, match=message):
-                function(recording, settings)
-
-
 DEVICES = [
     ("gpu", "device='gpu' is not possible; needed is 'cpu', 'cuda' .any GPU. or 'cuda:1'"),
     ("mps", "device='mps' is not possible"),

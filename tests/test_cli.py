@@ -195,7 +195,6 @@ def test_settings_are_given_by_option_or_by_name(tetrode_file: Path, asked: dict
     )
     assert result.exit_code == 0, result.output
     assert asked["settings"] == Settings(
-        n_chan_bin=4,
         Th_universal=7,
         Th_learned=6.5,
         drift_smoothing=(1, 2, 3),
@@ -214,7 +213,7 @@ def test_a_rate_that_is_given_corrects_metadata(tmp_path: Path, asked: dict[str,
         array.attrs["sampling_frequency"] = told
         result = run("sort", tmp_path / "a.zarr", "--fs", 25000, "--probe", "tetrode")
         assert result.exit_code == 0, result.output
-        assert asked["recording"].sampling_rate_hz == asked["settings"].fs == used
+        assert asked["recording"].sampling_rate_hz == used
         is_told = "read at 25000 Hz, as --fs says, and not at the 30000 Hz" in " ".join(result.stderr.split())
         assert is_told == (told == 30_000)
 
@@ -243,7 +242,7 @@ def test_recording_and_machine_are_passed_on(tetrode_file: Path, asked: dict[str
         "--fresh",
     )
     assert result.exit_code == 0, result.output
-    assert asked["recording"].sampling_rate_hz == asked["settings"].fs == 20000
+    assert asked["recording"].sampling_rate_hz == 20000
     assert asked["recording"].n_samples == 120_000
     assert asked["recording"].probe.chan_map.tolist() == [0, 2]
     assert (asked["settings"].do_CAR, asked["settings"].invert_sign) == (False, True)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import pickle
-import re
-from collections.abc import Callable
 from dataclasses import Field, FrozenInstanceError, fields
 from typing import Any
 
@@ -14,8 +11,6 @@ import numpy as np
 import pytest
 
 from ks4stream.errors import SettingsError
-from ks4stream.io.sources import ArraySource
-from ks4stream.recording import Recording
 from ks4stream.settings import Settings
 
 NUMBERS = [spec for spec in fields(Settings) if spec.metadata["kind"] in (int, float)]
@@ -163,7 +158,7 @@ def test_a_name_like_no_other_lists_them_all() -> None:
 
 
 def test_settings_make_the_round_trip_through_a_dictionary() -> None:
-    settings = Settings(n_chan_bin=5, nblocks=3, drift_smoothing=(1, 2, 3), tmax=60, max_cluster_subset=None)
+    settings = Settings(nblocks=3, drift_smoothing=(1, 2, 3), tmax=60, max_cluster_subset=None)
     assert Settings.from_dict(settings.to_dict()) == settings
     assert settings != Settings()
 
@@ -202,34 +197,11 @@ def test_a_setting_that_is_out_of_all_bounds_is_the_one_named(spec: Field[Any]) 
         assert f"{spec.name}=" in str(error)
 
 
-def recording_of(rate_hz: float, n_channels: int = 4) -> Recording:
-    return Recording(ArraySource(np.zeros((100, n_channels), np.int16)), rate_hz, name="r")
-
-
-def test_rate_and_channels_are_those_of_the_recording() -> None:
-    fitted = Settings().for_recording(recording_of(25_000))
-    assert (fitted.fs, fitted.n_chan_bin) == (25_000, 4)
-    assert fitted.for_recording(recording_of(25_000)) == fitted
-    assert Settings(fs=25_000, n_chan_bin=4).for_recording(recording_of(25_000)) == fitted
-
-
-@pytest.mark.parametrize(
-    "through",
-    [
-        lambda settings: settings.replace(nt=41),
-        lambda settings: pickle.loads(pickle.dumps(settings)),
-        copy.deepcopy,
-        lambda settings: Settings.from_dict(settings.to_dict()),
-    ],
-    ids=["replace", "pickle", "copy", "dictionary"],
-)
-def test_a_default_rate_stays_one_that_nobody_chose(through: Callable[[Settings], Settings]) -> None:
-    assert through(Settings()).fs == 30_000
-    assert through(Settings()).for_recording(recording_of(25_000)).fs == 25_000
-    chosen = through(Settings(fs=30_000))
-    assert chosen.fs == 30_000
-    with pytest.raises(SettingsError, match="fs=30000 Hz, but r has 25000 Hz"):
-        chosen.for_recording(recording_of(25_000))
+@pytest.mark.parametrize(("name", "there"), [("fs", "fs"), ("n_chan_bin", "n_chan")])
+@pytest.mark.parametrize("make", [lambda values: Settings(**values), Settings.from_dict])
+def test_what_belongs_to_the_recording_is_said_where_it_is_opened(make: Any, name: str, there: str) -> None:
+    with pytest.raises(SettingsError, match=rf"{name} belongs to the recording .*open_recording\(…, {there}=…\)"):
+        make({name: 10})
 
 
 def test_a_dictionary_holds_plain_numbers() -> None:
@@ -237,24 +209,12 @@ def test_a_dictionary_holds_plain_numbers() -> None:
     assert {type(value) for value in Settings().to_dict().values()} <= {int, float, bool, tuple, type(None)}
 
 
-@pytest.mark.parametrize("other", [recording_of(25_000, 8), recording_of(30_000, 8)])
-def test_settings_of_another_recording_are_told_how_to_change(other: Recording) -> None:
-    stored = Settings(nt=41).for_recording(recording_of(30_000))
-    with pytest.raises(SettingsError) as caught:
-        stored.for_recording(other)
-    advice = re.search(r"settings\.replace\(fs=(\d+), n_chan_bin=None\)", str(caught.value))
-    assert advice is not None
-    assert stored.replace(fs=float(advice[1]), n_chan_bin=None).for_recording(other).nt == 41
-
-
-def test_the_rate_that_was_measured_counts() -> None:
-    """Of metadata; what people give is round. By more than 1 part in 1000 no clock is off."""
-    assert Settings(fs=30_000).for_recording(recording_of(29_999.95)).fs == 29_999.95
-    assert Settings(fs=30_000).for_recording(recording_of(30_029)).fs == 30_029
-    with pytest.raises(SettingsError, match="fs=30000 Hz, but r has 30031 Hz"):
-        Settings(fs=30_000).for_recording(recording_of(30_031))
-
-
-def test_another_number_of_channels_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"n_chan_bin=385, but r has 4 channels\. Leave n_chan_bin out"):
-        Settings(n_chan_bin=385).for_recording(recording_of(30_000))
+def test_a_part_holds_what_was_named_and_nothing_else() -> None:
+    part = Settings(nt=41, Th_learned=7).part("nt", "matching")
+    assert (part.nt, part.Th_learned, part.max_peels) == (41, 7, 100)
+    again = pickle.loads(pickle.dumps(part))
+    assert again == part != Settings(nt=43).part("nt", "matching")
+    for same in (part, again, part.part("nt", "matching")):
+        assert same.nt == 41
+        with pytest.raises(AttributeError, match=r"n_pcs is not among the settings handed on here \(nt, Th_learned"):
+            _ = same.n_pcs

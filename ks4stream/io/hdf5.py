@@ -20,7 +20,7 @@ from ks4stream.io.objects import name_of, status
 from ks4stream.io.sources import delivered_dtype
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
-from ks4stream.settings import SAME_RATE
+from ks4stream.recording import is_same_rate
 
 _FEWEST_SAMPLES = 1000  # of a table that may be a recording; others hold positions or times of events
 _TIMESTAMPS = 100_000  # that tell the rate: rounded to milliseconds, to 3 parts in 10 000 at 30 kHz
@@ -214,7 +214,7 @@ def _rate_of(timestamps: Any, what: str) -> float | None:
         return None
     rate_hz = (len(first) - 1) / lasts_s
     told_s, counted_s = float(timestamps[-1] - first[0]), (len(timestamps) - 1) / rate_hz
-    if not abs(told_s - counted_s) <= SAME_RATE * counted_s:
+    if not is_same_rate(told_s, counted_s):
         warn(
             f"{what} has {len(timestamps)} samples, which last {counted_s:.3f} s at the {rate_hz:.6g} Hz of its first "
             f"timestamps, but the last timestamp is {told_s:.3f} s after the first: there are gaps, or the rate "

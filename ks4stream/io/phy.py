@@ -465,9 +465,10 @@ def ops_from_sorting(
         NumPy arrays and plain values. Channels of a spike's features are
         ``ops['iCC'][:, ops['iU'][template]]``, where ``ops['iCC_mask']`` is True.
     """
-    settings = sorting.settings.to_dict() | {
+    settings = {
         "n_chan_bin": _n_chan_file(sorting),
         "fs": sorting.sampling_rate_hz,
+        **sorting.settings.to_dict(),
         "nt0min": sorting.settings.peak_sample,
         "drift_smoothing": list(sorting.settings.drift_smoothing),
     }

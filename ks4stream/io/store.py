@@ -234,7 +234,7 @@ def _known(kind: type, values: dict[str, Any]) -> Any:
 
 
 _MADE_OF: dict[str, Callable[[Any], Any]] = {
-    "settings": Settings.from_dict,
+    "settings": partial(_known, Settings),  # earlier versions also kept what belongs to the recording
     "tiling": partial(_known, Tiling),
     "provenance": partial(_known, Provenance),
     "flat_files": lambda files: files if isinstance(files, str) else tuple(_known(FlatFile, file) for file in files),
