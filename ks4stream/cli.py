@@ -377,6 +377,14 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     help="Where the recording is kept while it is sorted. [default the temporary folder if it is a URL, else nowhere]",
 )
 @click.option(
+    "--cache-gb",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB",
+    cls=_Option,
+    section="Results and machine",
+    help="What the cache may take on the disk of a machine. [default half of what is free]",
+)
+@click.option(
     "--device",
     cls=_Option,
     section="Results and machine",
@@ -450,6 +458,7 @@ def sort_command(
         folder,
         resume=not options["fresh"],
         save_features=not options["no_features"],
+        cache_bytes=options["cache_gb"] and round(options["cache_gb"] * 1e9),
         **{
             name: options[name]
             for name in ("workers", "scheduler", "device", "block_batches", "save_extra_vars", "keep_run", "cache_dir")
@@ -534,7 +543,7 @@ def _sort(
 # --- ks4stream plan ------------------------------------------------------------------------------------------
 
 
-_ONLY_SORTING = {"save_extra_vars", "no_features", "fresh", "keep_run", "cache_dir", "scheduler"}
+_ONLY_SORTING = {"save_extra_vars", "no_features", "fresh", "keep_run", "cache_dir", "cache_gb", "scheduler", "debug"}
 
 
 @main.command(

@@ -240,13 +240,15 @@ def test_recording_and_machine_are_passed_on(tetrode_file: Path, asked: dict[str
         "--workers",
         2,
         "--fresh",
+        "--cache-gb",
+        1.5,
     )
     assert result.exit_code == 0, result.output
     assert asked["recording"].sampling_rate_hz == 20000
     assert asked["recording"].n_samples == 120_000
     assert asked["recording"].probe.chan_map.tolist() == [0, 2]
     assert (asked["settings"].do_CAR, asked["settings"].invert_sign) == (False, True)
-    assert (asked["device"], asked["block_batches"]) == ("cpu", 5)
+    assert (asked["device"], asked["block_batches"], asked["cache_bytes"]) == ("cpu", 5, 1_500_000_000)
     assert asked["workers"] == 2
     assert asked["resume"] is False
     assert asked["results_dir"] == tetrode_file.parent / "kilosort4"
@@ -411,3 +413,9 @@ def test_a_plan_as_json_ends_with_1_where_something_does_not_fit(tetrode_file: P
     assert json.loads(good.stdout)["n_workers"] == 3 and json.loads(good.stdout)["fits"]
     (shortfall,) = json.loads(bad.stdout)["shortfalls"]
     assert shortfall["certain"] and "a worker has 1.0 MB" in shortfall["text"]
+
+
+def test_no_option_is_there_twice() -> None:
+    for name, command in main.commands.items():
+        options = [option for parameter in command.params for option in parameter.opts]
+        assert len(options) == len(set(options)), name

@@ -14,7 +14,7 @@ from ks4stream.engine.base import one_thread
 from ks4stream.stages.preprocessing import Preprocessor
 
 
-def whitened_traces(source: Preprocessor) -> xr.DataArray:
+def whitened_traces(tiles: Preprocessor) -> xr.DataArray:
     """Whitened (and drift-corrected) traces of all batches; nothing is read until they are computed.
 
     Returns
@@ -23,12 +23,12 @@ def whitened_traces(source: Preprocessor) -> xr.DataArray:
         dims ``time, channel`` over Dask, one chunk per batch. Coordinates: ``time`` (sample of the recording),
         ``channel`` (column of the file), ``x_um``, ``y_um``, ``shank``.
     """
-    tiling, probe = source.tiling, source.probe
+    tiling, probe = tiles.tiling, tiles.probe
     sizes = tuple(tile.stop - tile.start for tile in tiling)
     traces: da.Array = da.map_blocks(  # type: ignore[no-untyped-call]
         _whitened,
         da.arange(len(tiling), chunks=1),
-        source=delayed(source, pure=False),  # one node of the graph, not a copy in every task
+        tiles=delayed(tiles, pure=False),  # one node of the graph, not a copy in every task
         chunks=(sizes, (probe.n_channels,)),
         new_axis=1,
         dtype=np.float32,
@@ -44,16 +44,16 @@ def whitened_traces(source: Preprocessor) -> xr.DataArray:
             "y_um": ("channel", probe.y_um),
             "shank": ("channel", probe.shank),
         },
-        attrs={"sampling_rate_hz": source.recording.sampling_rate_hz, "unit": "noise s.d."},
+        attrs={"sampling_rate_hz": tiles.recording.sampling_rate_hz, "unit": "noise s.d."},
         name="traces",
     )
 
 
-def _whitened(index: NDArray[np.int64], source: Preprocessor) -> NDArray[np.float32]:
-    tile = source.tiling[int(index[0])]
+def _whitened(index: NDArray[np.int64], tiles: Preprocessor) -> NDArray[np.float32]:
+    tile = tiles.tiling[int(index[0])]
     with one_thread():
-        traces, _ = source.whitened(tile)
-        found: NDArray[np.float32] = traces[:, source.core(tile)].T.contiguous().cpu().numpy()
+        traces, _ = tiles.whitened(tile)
+        found: NDArray[np.float32] = traces[:, tiles.core(tile)].T.contiguous().cpu().numpy()
         return found
 
 
