@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import inspect
 import math
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -115,6 +116,19 @@ def test_figures_are_there_and_small() -> None:
         path = DOCUMENT.parent / figure
         assert path.is_file(), figure
         assert path.stat().st_size < 80_000, figure
+
+
+@pytest.mark.slow
+def test_figures_can_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("make_figures", DOCUMENT.parent / "make_figures.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "make_figures", script)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(sys, "argv", ["make_figures.py", "--out", str(tmp_path)])
+    script.main()
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {path.name for path in (DOCUMENT.parent / "figures").iterdir()}
 
 
 def test_modules_and_names_are_there() -> None:
