@@ -12,9 +12,10 @@ from ks4stream.io.spikes import Receipt, read_column, write_block
 from ks4stream.kernels.borders import Reported, settle
 from ks4stream.results import Waveforms
 from ks4stream.settings import Settings
-from ks4stream.stages.joining import in_order
-from ks4stream.stages.matching import Matches
-from ks4stream.stages.units import Clusters, RegionSorter, Units, counted_rows
+from ks4stream.stages.clustering import GraphClustering
+from ks4stream.stages.joining import Join
+from ks4stream.stages.matching import Spikes
+from ks4stream.stages.units import Clusters, SortRegions, Units, counted_rows
 
 DOCUMENT = Path(ks4stream.__file__).parent.parent / "docs" / "method.md"
 NT = 61
@@ -33,38 +34,48 @@ def rows_of_the_document() -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
-def written(folder: Path) -> tuple[Matches, list[list[str]]]:
+def written(folder: Path) -> tuple[Spikes, list[list[str]]]:
     """The files of the example's blocks, and the names of their rows."""
     receipts, names = [], []
-    for number, spikes in enumerate(FOUND):
-        sample, template = (np.array([spike[field] for spike in spikes]) for field in (1, 2))
+    for number, block in enumerate(FOUND):
+        sample, template = (np.array([spike[field] for spike in block]) for field in (1, 2))
         columns = {
             "sample": sample.astype(np.int64),
             "template": template.astype(np.int32),
-            "score": np.ones(len(spikes), np.float32),
-            "features": np.ones((len(spikes), 1, 1), np.float32),
+            "score": np.ones(len(block), np.float32),
+            "features": np.ones((len(block), 1, 1), np.float32),
         }
         receipts.append(write_block(folder / f"{number}.rows", columns, TEMPLATE_REGION[template], 2))
         order = np.argsort(TEMPLATE_REGION[template], kind="stable")
-        names.append([spikes[row][0] for row in order])
+        names.append([block[row][0] for row in order])
     none = np.zeros(0, np.int64)
     dropped = [none, np.array([names[1].index("d′")]), none]
-    return Matches(receipts, np.array([0, 100, 200]), dropped, np.zeros((0, 2), np.int64)), names
+    spikes = Spikes(
+        receipts=receipts,
+        first=np.array([0, 100, 200]),
+        dropped=dropped,
+        artifacts=np.zeros((0, 2), np.int64),
+        template_channels=np.zeros((3, 1), np.int64),
+        region_of=TEMPLATE_REGION,
+        sampling_rate_hz=30_000.0,
+    )
+    return spikes, names
 
 
 def test_the_example_of_the_four_numberings(tmp_path: Path) -> None:
-    matches, in_files = written(tmp_path)
+    spikes, in_files = written(tmp_path)
+    settings, probe = Settings(n_pcs=1), simulate.linear_probe(1)
     everywhere = [name for block in in_files for name in block]
     place: dict[str, dict[str, int]] = {name: {} for name in everywhere}
     for block, names in enumerate(in_files):
         for row, name in enumerate(names):
             place[name] |= {"block": block, "row in block's file": row}
-    sorter = RegionSorter(matches, np.zeros((3, 1), np.int64), TEMPLATE_REGION, 1, 30_000.0, Settings(), "cpu")
+    sorter = SortRegions(settings, spikes, probe, GraphClustering(settings))
     receipts: list[Receipt] = []
     unit_files: list[str] = []
     for region, clusters in CLUSTERS.items():
         global_row = sorter._row_in_files(region)
-        rows = counted_rows(matches, region)
+        rows = counted_rows(spikes, region)
         for row, number in enumerate(global_row):
             place[everywhere[number]] |= {"row among all blocks": int(number), "region": region, "row of region": row}
         names = [everywhere[number] for number in global_row[rows]]  # these are in order of time here
@@ -91,10 +102,10 @@ def test_the_example_of_the_four_numberings(tmp_path: Path) -> None:
         np.zeros((3, 1, 1), np.float32),
         np.zeros(3, bool),
         np.zeros(3),
+        np.eye(3, dtype=np.float32),
     )
     waveforms = Waveforms(np.eye(1, NT, dtype=np.float32), np.eye(1, NT, dtype=np.float32))
-    probe = simulate.linear_probe(1)
-    parts = list(in_order(units, matches, waveforms, np.zeros((3, 1), np.int64), probe, 100.0))
+    parts = list(Join(settings, units, spikes, waveforms, probe).in_order())
     times = np.concatenate([part["sample"] for part in parts]).tolist()
     assert times == [10, 30, 60, 101, 130, 150, 220, 240]
     assert np.concatenate([part["unit"] for part in parts]).tolist() == [2, 0, 1, 2, 1, 0, 2, 0]
