@@ -31,8 +31,8 @@ from ks4stream.stages.needs import Load, Needs
 UNIT_SPIKE_BYTES = 24  # of a spike of a region's units: sample, template, score, and where its features are
 LEAST_MARGIN = 1.5
 """Mean score of a unit's spikes above ``Th_learned``, in noise standard deviations. Beyond the published method
-(section 9.3): clusters closer to the threshold are the summit of a distribution that reaches below it, more than a tenth of it
-cut off (scores have unit noise), which is what background activity looks like; they are not reported as units."""
+(section 9.3): clusters closer to the threshold are the summit of a distribution that reaches below it, more than a
+tenth of it cut off (scores have unit noise), which is what background activity looks like; they are not units."""
 SECONDS_PER_SPIKE, FEWEST_SPIKES, ENOUGH_SPIKES = 3.0, 5, 20
 """A template or a unit has at least a spike in three seconds of recording, but 5 in any, and 20 always suffice."""
 
