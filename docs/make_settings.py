@@ -1,6 +1,6 @@
 """Write docs/settings.md from the fields of :class:`ks4stream.Settings`.
 
-Run it after a change of ``ks4stream/settings.py``; a test holds the committed page against it.
+Run it after a change of ``ks4stream/settings.py``; a test compares the committed page with the fields.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def test_the_page_of_settings_is_current() -> None:
 
 
 def test_every_setting_that_is_named_exists() -> None:
-    """Assignments such as Th_learned=7 in a page, as far as they look like settings."""
+    """In calls of ``Settings`` on any page."""
     names = {spec.name for spec in fields(Settings)}
     for page in PAGES:
         for name in re.findall(r"Settings\(([^)]*)\)", page.read_text(encoding="utf-8")):
