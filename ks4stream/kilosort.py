@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.deploy import client_for, forget_on_workers
 from ks4stream.errors import ProbeError, RecordingError, ResultsError, SettingsError
-from ks4stream.io.phy import TENSORS, ops_from_sorting, spike_table
+from ks4stream.io.kilosort_ops import TENSORS, ops_from_sorting, spike_table
 from ks4stream.io.places import place
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
