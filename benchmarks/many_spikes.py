@@ -31,9 +31,10 @@ from numpy.typing import NDArray
 
 from ks4stream import Settings, geometry, load_probe, report
 from ks4stream.engine import one_thread
+from ks4stream.io.mapped import GrowingColumns
 from ks4stream.io.records import read_record, write_record
 from ks4stream.io.results_folder import ResultsFolder
-from ks4stream.io.spikes import GrowingColumns, Receipt, write_block
+from ks4stream.io.tables import Receipt, write_block
 from ks4stream.probe import Probe
 from ks4stream.results import Sorting, Waveforms
 from ks4stream.stages import joining, matching, units

@@ -25,8 +25,8 @@ from ks4stream import geometry
 from ks4stream.blocks import tiles_per_task
 from ks4stream.engine import Loop, gpus
 from ks4stream.errors import MachineError, MachineWarning, ProbeError
+from ks4stream.io.mapped import HELD_BYTES
 from ks4stream.io.places import ObjectPath, Place, place
-from ks4stream.io.spikes import HELD_BYTES
 from ks4stream.kernels import clustering, detection, graph, matching
 from ks4stream.kernels import drift as drift_kernels
 from ks4stream.kernels import waveforms as waveform_kernels
@@ -461,7 +461,7 @@ class _Need:
         return max(choosing, self.clustering_bytes(n)) + self.row_bytes * n
 
     def final_clustering_bytes(self) -> int:
-        """All spikes of a region; features of more than :data:`~ks4stream.io.spikes.HELD_BYTES` are left on disk."""
+        """All spikes of a region; features of more than :data:`~ks4stream.io.mapped.HELD_BYTES` are left on disk."""
         n = self.largest_region()
         return min(4 * self.n_features * n, HELD_BYTES) + self.clustering_bytes(n)
 

@@ -19,11 +19,11 @@ from scipy.signal import butter, sosfiltfilt
 
 from ks4stream.errors import RecordingError, ResultsError
 from ks4stream.geometry import nearest, vertical_pitch_um
+from ks4stream.io.mapped import let_go
 from ks4stream.io.objects import is_remote
 from ks4stream.io.places import Place
 from ks4stream.io.results_folder import PREPROCESSED_COPY
 from ks4stream.io.sources import BinarySource
-from ks4stream.io.spikes import let_go
 from ks4stream.recording import FlatFile
 from ks4stream.results import Sorting
 

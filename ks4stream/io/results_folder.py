@@ -28,6 +28,7 @@ from uuid import uuid4
 
 from ks4stream.errors import ResultsError
 from ks4stream.io import objects
+from ks4stream.io.mapped import let_go
 from ks4stream.io.places import (
     FETCHED_BYTES,
     ObjectPath,
@@ -42,7 +43,6 @@ from ks4stream.io.places import (
 )
 from ks4stream.io.records import appearing, key_of, writing_to
 from ks4stream.io.scratch import scratch_folder
-from ks4stream.io.spikes import let_go
 from ks4stream.results import Sorting
 
 __all__ = ["LOG", "RECORD", "STORE", "WRITTEN", "ResultsFolder", "fingerprint"]

@@ -33,7 +33,7 @@ from ks4stream.io.objects import UnconditionalError, Version, Versioned, listing
 from ks4stream.io.places import ObjectPath, Place, below, read_whole, remove, size_of
 from ks4stream.io.records import DRAFT, appearing, key_of, read_record, write_record, writing_to
 from ks4stream.io.scratch import scratch_folder
-from ks4stream.io.spikes import Receipt
+from ks4stream.io.tables import Receipt
 from ks4stream.messages import hand_on, listeners, warn
 
 FORMAT = "ks4stream.Run/1"

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import DriftWarning
-from ks4stream.io.spikes import PassingRows, Receipt, let_go, read_column, scratch_array
+from ks4stream.io.mapped import PassingRows, let_go, scratch_array
+from ks4stream.io.tables import Receipt, read_column
 from ks4stream.kernels import drift as kernels
 from ks4stream.messages import warn
 from ks4stream.results import Drift, PeakSample

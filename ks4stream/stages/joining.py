@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ks4stream.io.spikes import Columns, let_go, open_columns, read_column
+from ks4stream.io.mapped import Columns, let_go
+from ks4stream.io.tables import open_columns, read_column
 from ks4stream.kernels.templates import roll_matrix
 from ks4stream.probe import Probe
 from ks4stream.results import Waveforms

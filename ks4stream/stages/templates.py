@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ks4stream.blocks import Tile
 from ks4stream.geometry import Regions
 from ks4stream.io.places import Place
-from ks4stream.io.spikes import Receipt, pick_region, read_region, write_block
+from ks4stream.io.tables import Receipt, pick_region, read_region, write_block
 from ks4stream.kernels import detection, templates
 from ks4stream.kernels.clustering import cluster_region
 from ks4stream.kernels.graph import CHUNK, ScatteredRows

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from ks4stream import geometry
+from ks4stream.io.mapped import scratch_array
 from ks4stream.io.places import Place
-from ks4stream.io.spikes import Receipt, pick_region, read_region, scratch_array, write_block
+from ks4stream.io.tables import Receipt, pick_region, read_region, write_block
 from ks4stream.kernels import correlograms, merging, templates
 from ks4stream.kernels.clustering import cluster_region
 from ks4stream.probe import Probe

@@ -31,7 +31,7 @@ from ks4stream.io.places import (
 from ks4stream.io.records import appearing, key_of, read_record, write_record
 from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.io.run_store import Remembered, RunStore, open_store, record_path
-from ks4stream.io.spikes import Receipt, brought_near, read_column, read_region, write_block
+from ks4stream.io.tables import Receipt, brought_near, read_column, read_region, write_block
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto")

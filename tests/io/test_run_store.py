@@ -25,7 +25,7 @@ from ks4stream.io.objects import Version
 from ks4stream.io.places import ObjectPath, read_whole, remove, size_of
 from ks4stream.io.records import write_record
 from ks4stream.io.run_store import FREE, ObjectLock, Remembered, RunStore, open_store, record_path
-from ks4stream.io.spikes import Receipt, read_column, write_block
+from ks4stream.io.tables import Receipt, read_column, write_block
 
 
 def squares(number: int) -> list[int]:

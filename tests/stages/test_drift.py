@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ks4stream import Settings, simulate
 from ks4stream.blocks import Tiling
 from ks4stream.io.sources import ArraySource
-from ks4stream.io.spikes import Receipt, write_block
+from ks4stream.io.tables import Receipt, write_block
 from ks4stream.recording import Recording
 from ks4stream.stages import drift
 from ks4stream.stages.preprocessing import Preprocessor

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ks4stream.blocks import Tile, Tiling
-from ks4stream.io.spikes import read_column
+from ks4stream.io.tables import read_column
 from ks4stream.stages.matching import SpikeMatcher, combine
 
 NT, SIZE, PEAK, N_UNITS = 11, 44, 3, 2  # the shortest batch there may be, of four waveforms

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ks4stream.io.spikes import write_block
+from ks4stream.io.tables import write_block
 from ks4stream.kernels.graph import ScatteredRows
 from ks4stream.settings import Settings
 from ks4stream.stages import templates

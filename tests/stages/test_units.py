@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from ks4stream import simulate
-from ks4stream.io import spikes
-from ks4stream.io.spikes import Receipt, read_column, write_block
+from ks4stream.io.tables import Receipt, read_column, write_block
 from ks4stream.results import Waveforms
 from ks4stream.settings import Settings
 from ks4stream.stages.joining import in_order
@@ -119,7 +118,7 @@ def test_a_region_too_large_for_memory_comes_out_the_same(tmp_path: Path, monkey
     """Its features lie in a file in the folder of its stage, which the task may be the first to make."""
     options = (np.array([[0]]), np.array([0]), 1, 30_000.0, Settings(), "cpu")
     held = RegionSorter(two_blocks(tmp_path), *options, folder=tmp_path)(0)
-    monkeypatch.setattr(spikes, "HELD_BYTES", 0)
+    monkeypatch.setattr("ks4stream.io.mapped.HELD_BYTES", 0)
     mapped = RegionSorter(two_blocks(tmp_path), *options, folder=tmp_path / "not" / "made")(0)
     assert mapped.receipt.digest() == held.receipt.digest()
     assert np.array_equal(mapped.unit_features, held.unit_features)
