@@ -11,9 +11,9 @@ import numpy as np
 
 from ks4stream import scoring, simulate
 from ks4stream.errors import ResultsError
+from ks4stream.io.atomic import writing_to
 from ks4stream.io.probes import save_probe
 from ks4stream.io.recordings import open_recording
-from ks4stream.io.records import writing_to
 from ks4stream.recording import Recording
 from ks4stream.results import Sorting
 

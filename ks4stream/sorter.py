@@ -24,9 +24,10 @@ from ks4stream import geometry
 from ks4stream.blocks import Tile, tiles_per_task
 from ks4stream.engine import Engine, Loop, Progress, give_back_memory, gpus, no_progress, one_thread
 from ks4stream.errors import DamagedFileError, FewSpikesWarning, MachineWarning, SettingsError
+from ks4stream.io.atomic import writing_to
 from ks4stream.io.mapped import GrowingColumns
 from ks4stream.io.places import ObjectPath, place, remove
-from ks4stream.io.records import key_of, writing_to
+from ks4stream.io.records import key_of
 from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.tables import Receipt, brought_near

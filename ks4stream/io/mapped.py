@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ks4stream.io.records import writing_to
+from ks4stream.io.atomic import writing_to
 
 HELD_BYTES = 128 << 20  # of one array that a task keeps in memory; a larger one is mapped from a file
 

@@ -28,6 +28,7 @@ from uuid import uuid4
 
 from ks4stream.errors import ResultsError
 from ks4stream.io import objects
+from ks4stream.io.atomic import appearing, writing_to
 from ks4stream.io.mapped import let_go
 from ks4stream.io.places import (
     FETCHED_BYTES,
@@ -41,7 +42,7 @@ from ks4stream.io.places import (
     remove,
     size_of,
 )
-from ks4stream.io.records import appearing, key_of, writing_to
+from ks4stream.io.records import key_of
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.results import Sorting
 

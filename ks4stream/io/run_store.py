@@ -29,9 +29,10 @@ from uuid import uuid4
 from filelock import BaseFileLock, FileLock, Timeout
 
 from ks4stream.errors import DamagedFileError, Ks4StreamError, Ks4StreamWarning, ResultsError
+from ks4stream.io.atomic import DRAFT, appearing, writing_to
 from ks4stream.io.objects import UnconditionalError, Version, Versioned, listing, read_versioned, write_bytes, write_if
 from ks4stream.io.places import ObjectPath, Place, below, read_whole, remove, size_of
-from ks4stream.io.records import DRAFT, appearing, key_of, read_record, write_record, writing_to
+from ks4stream.io.records import key_of, read_record, write_record
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.tables import Receipt
 from ks4stream.messages import hand_on, listeners, warn

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ks4stream.io.records import writing_to
+from ks4stream.io.atomic import writing_to
 
 LOCK, CONTENTS = "lock", "contents"
 

@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from ks4stream.blocks import Tiling
 from ks4stream.errors import ResultsError
+from ks4stream.io.atomic import writing_to
 from ks4stream.io.mapped import let_go
 from ks4stream.io.places import place, size_of
-from ks4stream.io.records import writing_to
 from ks4stream.io.zarrs import without_pickle
 from ks4stream.probe import Probe
 from ks4stream.recording import FlatFile

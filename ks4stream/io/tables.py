@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import DamagedFileError
+from ks4stream.io.atomic import appearing, reading, writing_to
 from ks4stream.io.mapped import Columns, scratch_array
 from ks4stream.io.places import Place, copy_here, place, read_range, size_of
-from ks4stream.io.records import appearing, key_of, reading, writing_to
+from ks4stream.io.records import key_of
 
 ALIGNED = 64  # bytes; columns begin at multiples of this, for mapped arrays
 

@@ -36,8 +36,8 @@ from numcodecs import Blosc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ks4stream.errors import Ks4StreamWarning, ResultsError
+from ks4stream.io.atomic import appearing
 from ks4stream.io.objects import is_remote
-from ks4stream.io.records import appearing
 from ks4stream.io.sources import ArraySource, ConcatenatedSource, join
 from ks4stream.messages import warn
 from ks4stream.recording import FlatFile, Recording, Source

@@ -15,6 +15,7 @@ import pytest
 
 from ks4stream.errors import DamagedFileError, RecordingError, ResultsError
 from ks4stream.io import run_store
+from ks4stream.io.atomic import appearing
 from ks4stream.io.objects import listing
 from ks4stream.io.places import (
     ObjectPath,
@@ -28,7 +29,7 @@ from ks4stream.io.places import (
     remove,
     size_of,
 )
-from ks4stream.io.records import appearing, key_of, read_record, write_record
+from ks4stream.io.records import key_of, read_record, write_record
 from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.io.run_store import Remembered, RunStore, open_store, record_path
 from ks4stream.io.tables import Receipt, brought_near, read_column, read_region, write_block
