@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ks4stream.errors import CurationWarning, Ks4StreamError
 from ks4stream.io.atomic import writing_to
+from ks4stream.io.kilosort_ops import OPS
 from ks4stream.io.objects import write_file
-from ks4stream.io.phy import OPS, PARAMS, export_phy, params_text
+from ks4stream.io.phy import PARAMS, export_phy, params_text
 from ks4stream.io.places import ObjectPath, Place, copy_here, read_whole, size_of
 from ks4stream.io.results_folder import (
     EXTRA,
