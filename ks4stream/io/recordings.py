@@ -14,16 +14,16 @@ from numpy.typing import DTypeLike
 
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, ProbeError, RecordingError
 from ks4stream.io import spikeglx
-from ks4stream.io.cbin import CbinSource
 from ks4stream.io.formats import HEAD_BYTES, folder_refusal, is_hdf5, is_npy, refusal
-from ks4stream.io.hdf5 import Hdf5Source, read_series
 from ks4stream.io.objects import can_list, child, is_remote, locate, name_of, read_bytes, status
 from ks4stream.io.probes import load_probe
-from ks4stream.io.sources import ArraySource, BinarySource, DaskSource, Source, ZarrSource, delivered_dtype, join
+from ks4stream.io.sources import ArraySource, BinarySource, DaskSource, ZarrSource, delivered_dtype, join
+from ks4stream.io.sources.cbin import CbinSource
+from ks4stream.io.sources.hdf5 import Hdf5Source, read_series
 from ks4stream.io.zarrs import open_zarr, zarr_explained, zarr_metadata
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
-from ks4stream.recording import Recording
+from ks4stream.recording import Recording, Source
 
 _TRANSPOSE = " Time must be the first axis: transpose the array (array.T)."
 _DURATION_TOLERANCE = 0.01  # rates are corrected later by some ppm; a wrong number of channels is much more

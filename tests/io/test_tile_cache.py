@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from ks4stream.errors import Ks4StreamWarning, RecordingError, ResultsError
 from ks4stream.io import tile_cache
-from ks4stream.io.sources import ArraySource, BinarySource, ConcatenatedSource, Source
+from ks4stream.io.sources import ArraySource, BinarySource, ConcatenatedSource
 from ks4stream.io.tile_cache import CachedSource, cached, cached_while_held, ending
-from ks4stream.recording import Recording
+from ks4stream.recording import Recording, Source
 
 SAMPLES = np.random.default_rng(0).integers(-500, 500, (1000, 3)).astype(np.int16)
 PIECE = 64

@@ -5,7 +5,6 @@ Files are opened by each process at each read, as what h5py has opened cannot be
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from contextlib import suppress
@@ -16,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, RecordingError
-from ks4stream.io.objects import name_of, status
-from ks4stream.io.sources import delivered_dtype
+from ks4stream.io.objects import name_of
+from ks4stream.io.sources.base import check_rank, delivered_dtype, hash_of, status_of
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
 from ks4stream.settings import SAME_RATE
@@ -64,8 +63,7 @@ class Hdf5Source:
         """
         path = os.path.abspath(os.fsdecode(dataset.file.filename))
         what = f"{dataset.name} of {path}"
-        if len(dataset.shape) != 2:
-            raise RecordingError(f"{what} has shape {dataset.shape}; two dimensions are needed, (time, channel).")
+        check_rank(dataset.shape, what)
         delivered_dtype(dataset.dtype, what)
         return cls(path, dataset.name, int(dataset.shape[0]), int(dataset.shape[1]), np.dtype(dataset.dtype))
 
@@ -113,11 +111,10 @@ class Hdf5Source:
 
     def digest(self) -> str:
         """Hash of the file's name, size and time of change, and of how it is read."""
-        found = status(self.path)
-        if found is None:
-            raise RecordingError(f"There is no file {self.path}.")
-        facts = "hdf5", name_of(self.path), found.size_bytes, found.tag, self.dataset, self.n_samples, self.n_channels
-        return hashlib.sha256(repr(facts).encode()).hexdigest()
+        found = status_of(self.path)
+        return hash_of(
+            "hdf5", name_of(self.path), found.size_bytes, found.tag, self.dataset, self.n_samples, self.n_channels
+        )
 
     @property
     def digest_is_exact(self) -> bool:
