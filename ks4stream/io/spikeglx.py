@@ -3,6 +3,10 @@
 Written after SpikeGLX's public description of its metadata tags. Newer files (2023 on) give every saved
 channel's place in ``~snsGeomMap``; older ones give column and row on the shank in ``~snsShankMap``, or only
 the electrode in ``~imroTbl``, and need the makers' dimensions, which probeinterface has per part number.
+
+probeinterface's own reader of ``.meta`` files is not used: it needs both ``~imroTbl`` and a part number, and, at 0.4.2,
+fails on LF files and on phase 3A's option 4, takes reference sites for contacts, and raises whatever a wrong table
+leads to. Nor does it check its readout tables, so that only the one it alone understands (NP1110's) is left to it.
 """
 
 from __future__ import annotations
