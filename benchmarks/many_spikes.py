@@ -210,7 +210,7 @@ _template: list[NDArray[np.int32]] = []
 
 def _halves(rows: object, **_: object) -> NDArray[np.int64]:
     """Two clusters per template, its spikes shared out by a fixed scramble."""
-    template = rows._kind.numpy()  # type: ignore[attr-defined]
+    template = rows.kind.numpy()  # type: ignore[attr-defined]
     number = np.unique(template, return_inverse=True)[1]
     half = (np.arange(len(template)) * np.int64(2654435761) >> 7) & 1
     return np.unique(2 * number + half, return_inverse=True)[1]

@@ -25,6 +25,7 @@ NAMES = [
     "preprocess",
     "run_kilosort",
     "simulate",
+    "scoring",
     "errors",
 ]
 
