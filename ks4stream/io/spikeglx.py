@@ -437,6 +437,15 @@ def _amplification(tags: Mapping[str, str], probe_type: str) -> float | None:
     return gains.pop() if len(gains) == 1 else None
 
 
+def warn_of_lf(path: str) -> None:
+    """Say of a file that it holds no spikes."""
+    warn(
+        f"{path} holds the LF band, which is too slow for spikes: they are in the .ap.bin of the same run.",
+        Ks4StreamWarning,
+        stacklevel=5,
+    )
+
+
 # -- files joined in time --------------------------------------------------------------------------------------
 
 

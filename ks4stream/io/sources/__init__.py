@@ -3,6 +3,9 @@
 Each is a frozen value that checks itself when made, reads only what it is asked for, and delivers native
 int16, uint16, int32 or float32. Those that lie in files hold the path and not the data, so that they can
 be sent to any worker that sees the file or the store.
+
+The module of a format also has ``opens(file)``, which returns what a file holds, or None if it is of another format;
+:func:`~ks4stream.io.recordings.open_recording` asks them in turn.
 """
 
 from ks4stream.io.sources.array import ArraySource

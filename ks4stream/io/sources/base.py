@@ -1,19 +1,117 @@
-"""What all sources share: the types they deliver, checks, and hashes of what they hold."""
+"""What all formats share: what a file is opened as, the types sources deliver, checks, and hashes of what they hold."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from ks4stream.errors import RecordingError
-from ks4stream.io.objects import Status, is_remote, status
+from ks4stream.io.formats import HEAD_BYTES, folder_refusal
+from ks4stream.io.objects import Status, is_remote, read_bytes, status
+from ks4stream.io.spikeglx import SpikeGLXMeta
+from ks4stream.probe import Probe
 from ks4stream.recording import Source
 
 DIGEST_SAMPLES = 1024  # length of the stretches that enter a digest
 _DTYPES = ("int16", "uint16", "int32", "float32")
+_TRANSPOSE = " Time must be the first axis: transpose the array (array.T)."
+_RATE_NAMES = ("sampling_rate_hz", "sampling_frequency", "fs")  # ours, SpikeInterface's, Kilosort's
+
+AnySource = TypeVar("AnySource", bound=Source)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file, a folder or an object that may hold a recording, and what was said of it.
+
+    Attributes
+    ----------
+    path : str
+        Its location.
+    n_chan : int or None
+    dtype : dtype-like or None
+    """
+
+    path: str
+    n_chan: int | None = None
+    dtype: DTypeLike | None = None
+
+    @cached_property
+    def head(self) -> bytes:
+        """Its first bytes.
+
+        Raises
+        ------
+        RecordingError
+            If it is a folder, or is not there.
+        """
+        if os.path.isdir(self.path):
+            raise RecordingError(folder_refusal(self.path))
+        found = status(self.path)
+        if found is None:
+            raise RecordingError(
+                f"There is no {'object, Zarr array or Zarr group' if is_remote(self.path) else 'file'} {self.path}."
+                + " Check bucket and key; keys are written as they are, not percent-encoded." * is_remote(self.path)
+            )
+        return bytes(read_bytes(self.path, 0, min(HEAD_BYTES, found.size_bytes)))
+
+
+def _no_probe() -> Probe | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source, and what is told of it where it lies.
+
+    Attributes
+    ----------
+    source : Source
+    name : str
+        For messages.
+    files : tuple of str
+        Where the samples lie.
+    sampling_rate_hz, gain_uv, offset_uv : float or None
+        None where they are not told, or differ between channels.
+    find_probe : callable
+        Returns the probe, or None; only called where no other one is given.
+    meta : SpikeGLXMeta or None
+    """
+
+    source: Source
+    name: str
+    files: tuple[str, ...] = ()
+    sampling_rate_hz: float | None = None
+    gain_uv: float | None = None
+    offset_uv: float | None = None
+    find_probe: Callable[[], Probe | None] = _no_probe
+    meta: SpikeGLXMeta | None = None
+
+    def check(self, n_chan: int | None, dtype: DTypeLike | None) -> None:
+        """Compare the source with what was said of it.
+
+        Raises
+        ------
+        RecordingError
+            If they differ.
+        """
+        source = self.source
+        if n_chan is not None and n_chan != source.n_channels:
+            raise RecordingError(
+                f"n_chan={n_chan}, but {self.name} has {source.n_samples} samples of {source.n_channels} channels."
+                + (_TRANSPOSE if n_chan == source.n_samples else " Correct n_chan or leave it out.")
+            )
+        if dtype is not None and delivered_dtype(dtype, "dtype") != source.dtype:
+            raise RecordingError(
+                f"dtype={dtype}, but {self.name} holds {source.dtype} samples. Leave dtype out, or convert the array."
+            )
 
 
 def delivered_dtype(dtype: DTypeLike, what: str = "the recording") -> np.dtype[Any]:
@@ -113,3 +211,34 @@ def content_hash(label: str, source: Source, n_spots: int) -> str:
 def hash_of(*facts: Any) -> str:
     """Hash of plain values, the same in every process."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def time_first(source: AnySource, name: str) -> AnySource:
+    """Return the source if it is longer than wide: arrays come transposed, flat files cannot."""
+    if 0 < source.n_samples < source.n_channels:
+        raise RecordingError(
+            f"{name} has shape ({source.n_samples}, {source.n_channels}): more channels than samples." + _TRANSPOSE
+        )
+    return source
+
+
+def checked_rate(fs: float) -> float:
+    """Return a sampling rate as a number.
+
+    Raises
+    ------
+    RecordingError
+        If it is none.
+    """
+    try:
+        return float(fs)
+    except (TypeError, ValueError):
+        raise RecordingError(f"fs={fs!r} is not a sampling rate; give a number of samples per second.") from None
+
+
+def rate_of(attrs: Mapping[Any, Any]) -> float | None:
+    """Sampling rate by the attributes of an array; None if they do not tell it."""
+    for name in _RATE_NAMES:
+        if attrs.get(name) is not None:
+            return checked_rate(attrs[name])
+    return None

@@ -14,7 +14,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.errors import RecordingError
 from ks4stream.io.objects import locate, name_of, read_bytes
-from ks4stream.io.sources.base import check_rank, delivered_dtype, hash_of, status_of
+from ks4stream.io.sources.base import File, Opened, check_rank, delivered_dtype, hash_of, status_of
+from ks4stream.io.spikeglx import warn_of_lf
 from ks4stream.recording import FlatFile
 
 _NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -182,3 +183,17 @@ def binary_of_memmap(array: Any) -> BinarySource | None:
 
 def _address(array: NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
+
+
+def opens(file: File) -> Opened:
+    """Open any file as what was said of it."""
+    path = file.path
+    if file.n_chan is None:
+        raise RecordingError(
+            f"{path} is a flat binary file and does not give its number of channels; give n_chan (all in the "
+            "file, sync channels too; n_chan_bin in run_kilosort)."
+        )
+    source = BinarySource.open(path, file.n_chan, "int16" if file.dtype is None else file.dtype)
+    if path.lower().endswith(".lf.bin"):
+        warn_of_lf(path)
+    return Opened(source, name_of(path), (path,))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ks4stream.errors import RecordingError
 from ks4stream.io.objects import locate, name_of, read_bytes, read_metadata, status
-from ks4stream.io.sources.base import delivered_dtype, hash_of, status_of
+from ks4stream.io.sources.base import File, Opened, delivered_dtype, hash_of, status_of
 
 
 @dataclass(frozen=True)
@@ -160,3 +160,11 @@ class CbinSource:
     def digest_is_exact(self) -> bool:
         """Yes, as far as times of change can be trusted."""
         return True
+
+
+def opens(file: File) -> Opened | None:
+    """Open a ``.cbin`` by its index, which tells the rate but no contacts."""
+    if not file.path.lower().endswith(".cbin"):
+        return None
+    source = CbinSource.open(file.path)
+    return Opened(source, name_of(file.path), (file.path,), source.sampling_rate_hz)

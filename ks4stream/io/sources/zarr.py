@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import RecordingError
-from ks4stream.io.objects import can_list, listing, locate, name_of, surroundings
-from ks4stream.io.sources.base import check_rank, content_hash, delivered_dtype, hash_of
+from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
+from ks4stream.io.objects import can_list, child, listing, locate, name_of, surroundings
+from ks4stream.io.probes import load_probe
+from ks4stream.io.sources.base import (
+    File,
+    Opened,
+    check_rank,
+    content_hash,
+    delivered_dtype,
+    hash_of,
+    rate_of,
+    time_first,
+)
+from ks4stream.io.sources.joined import join
 from ks4stream.io.zarrs import check_chunks, open_zarr, zarr_explained, zarr_metadata
+from ks4stream.messages import warn
+from ks4stream.probe import Probe
 
 
 @dataclass(frozen=True)
@@ -124,3 +137,77 @@ class ZarrSource:
 @lru_cache(maxsize=16)
 def _opened_zarr(path: str, version: str, is_complete: bool, _: Hashable) -> Any:
     return open_zarr(path, patient=True, is_complete=is_complete)
+
+
+def opens(file: File) -> Opened | None:
+    """Open an array, a group that holds one, or what SpikeInterface writes."""
+    path = file.path
+    if zarr_metadata(path) is None:
+        return None
+    node = open_zarr(path)
+    with zarr_explained(path, f"What {path} holds cannot be read", "Copy it again, it may be damaged."):
+        names = [] if hasattr(node, "shape") else _trace_arrays(node, path)
+        attrs = dict(node.attrs) | (dict(node[names[0]].attrs) if names else {})
+        gain_uv, offset_uv = attrs.get("gain_uv"), attrs.get("offset_uv")
+        if names and gain_uv is None:
+            gain_uv = _common_value(node, "gain_to_uV") or None  # no amplifier has a gain of 0
+            offset_uv = _common_value(node, "offset_to_uV")
+    source = join(ZarrSource.open(child(path, name)) for name in names) if names else ZarrSource.open(path)
+    name = name_of(path)
+    return Opened(
+        time_first(source, name),
+        name,
+        (path,),
+        rate_of(attrs),
+        gain_uv,
+        offset_uv,
+        lambda: _probe_of_attrs(attrs, path),
+    )
+
+
+def _trace_arrays(group: Any, path: str) -> list[str]:
+    """Names of the arrays that hold traces: SpikeInterface's segments in order, or the only 2-D array."""
+    n_segments = group.attrs.get("num_segments")
+    if n_segments:  # SpikeInterface says, so that nothing need be listed
+        if not isinstance(n_segments, int):
+            raise RecordingError(f"{path}: num_segments={n_segments!r} is not a whole number. Copy it again.")
+        names: list[str] = []
+        while len(names) < n_segments and (name := f"traces_seg{len(names)}") in group:
+            names.append(name)
+        if not names or len(names) < n_segments:
+            raise RecordingError(
+                f"{path} should hold {n_segments} segment(s), but traces_seg{len(names)} cannot be found. Copy it "
+                "again."
+            )
+        return names
+    if not can_list(path):
+        raise RecordingError(f"{path} is a Zarr group on a web server; give the array's own address, {path}/NAME.")
+    arrays = dict(group.arrays())
+    tables = [name for name, array in arrays.items() if len(array.shape) == 2]
+    if len(tables) != 1:
+        raise RecordingError(
+            f"{path} is a Zarr group with {len(tables)} two-dimensional arrays; one is needed, with the traces. Give "
+            f"the array's own path, {path}/NAME"
+            + (f", NAME being one of {', '.join(sorted(tables))}." if tables else ".")
+        )
+    return tables
+
+
+def _common_value(group: Any, name: str) -> float | None:
+    """Value of a SpikeInterface channel property, None if channels differ or it is not there."""
+    if f"properties/{name}" not in group:
+        return None
+    values = np.unique(np.asarray(group[f"properties/{name}"][:], np.float64))
+    return float(values[0]) if len(values) == 1 else None
+
+
+def _probe_of_attrs(attrs: Mapping[str, Any], path: str) -> Probe | None:
+    """Probe that SpikeInterface stored with its recording."""
+    content = attrs.get("probegroup") or attrs.get("probe")
+    if not isinstance(content, Mapping):
+        return None
+    try:
+        return replace(load_probe(content), name=os.path.splitext(name_of(path))[0])
+    except ProbeError as error:  # the samples are fine, and the probe can still be given
+        warn(f"The probe stored in {path} is left out: {error}", Ks4StreamWarning, stacklevel=3)
+        return None
