@@ -21,6 +21,8 @@ from numpy.typing import DTypeLike, NDArray
 from ks4stream.io.atomic import writing_to
 
 HELD_BYTES = 128 << 20  # of one array that a task keeps in memory; a larger one is mapped from a file
+LARGE_MAP_BYTES = 16 << 20  # a private map beyond it is worth paging out
+_PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4; Python has no name for it
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -70,10 +72,6 @@ def let_go(values: NDArray[Any]) -> None:
     if not is_private or owner.nbytes > LARGE_MAP_BYTES:
         with suppress(OSError):  # an older kernel
             owner.base.madvise(_PAGEOUT if is_private else mmap.MADV_DONTNEED)  # type: ignore[union-attr]
-
-
-LARGE_MAP_BYTES = 16 << 20
-_PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4; Python has no name for it
 
 
 class PassingRows:
