@@ -56,7 +56,7 @@ def scratch_array(
         return np.memmap(file, dtype, mode="r+" if os.fstat(file.fileno()).st_size else "w+", shape=shape)
 
 
-def let_go(values: NDArray[Any]) -> None:
+def release_pages(values: NDArray[Any]) -> None:
     """Take the pages of a mapped array out of this process, as far as the system can; they come back when needed.
 
     What was read of a mapped file counts as this process's memory until somebody else needs it. Nothing is lost: not
@@ -88,7 +88,7 @@ class PassingRows:
 
     def __getitem__(self, which: Any) -> NDArray[Any]:
         rows = np.array(self._values[which])
-        let_go(self._values)
+        release_pages(self._values)
         return rows
 
 

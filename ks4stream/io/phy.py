@@ -25,7 +25,7 @@ from ks4stream.io.kilosort_ops import (
     whitening_matrix,
     write_ops,
 )
-from ks4stream.io.mapped import let_go
+from ks4stream.io.mapped import release_pages
 from ks4stream.io.objects import is_remote
 from ks4stream.io.places import Place
 from ks4stream.io.results_folder import PREPROCESSED_COPY
@@ -405,7 +405,7 @@ def _spikes_in_turn(sorting: Sorting) -> Iterator[slice]:
     for rows in _slices(sorting.n_spikes, _SPIKES_AT_ONCE):
         yield rows
         for column in columns:
-            let_go(column)
+            release_pages(column)
 
 
 def _slices(n: int, step: int) -> Iterator[slice]:

@@ -29,7 +29,7 @@ from uuid import uuid4
 from ks4stream.errors import ResultsError
 from ks4stream.io import objects
 from ks4stream.io.atomic import appearing, writing_to
-from ks4stream.io.mapped import let_go
+from ks4stream.io.mapped import release_pages
 from ks4stream.io.places import (
     FETCHED_BYTES,
     ObjectPath,
@@ -414,7 +414,7 @@ def fingerprint(sorting: Sorting) -> str:
                 continue
             for at in range(0, len(value), _ROWS_AT_ONCE):
                 parts.append(key_of(value[at : at + _ROWS_AT_ONCE]))
-                let_go(value)
+                release_pages(value)
         elif "dims" in spec.metadata or spec.name in ("artifacts", "probe", "whitening", "waveforms", "drift"):
             parts.append(value)
     return key_of(*parts)

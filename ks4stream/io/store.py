@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ks4stream.blocks import Tiling
 from ks4stream.errors import ResultsError
 from ks4stream.io.atomic import writing_to
-from ks4stream.io.mapped import let_go
+from ks4stream.io.mapped import release_pages
 from ks4stream.io.places import place, size_of
 from ks4stream.io.zarrs import without_pickle
 from ks4stream.probe import Probe
@@ -303,7 +303,7 @@ def _new_array(group: Any, name: str, value: NDArray[Any]) -> Any:
     if value.size:
         for at in range(0, len(value), rows):
             array[at : at + rows] = value[at : at + rows]
-            let_go(value)
+            release_pages(value)
     return array
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import DriftWarning
-from ks4stream.io.mapped import PassingRows, let_go, scratch_array
+from ks4stream.io.mapped import PassingRows, release_pages, scratch_array
 from ks4stream.io.tables import Receipt, read_column
 from ks4stream.kernels import drift as kernels
 from ks4stream.messages import warn
@@ -52,7 +52,7 @@ def combine(
             threshold=source.settings.Th_universal,
         )
         np.add.at(counts, (tile, rank % 2, *bins), 1)
-        let_go(counts)
+        release_pages(counts)
         kept = rank * most % n_in_tile < most  # `most` of each tile, evenly; all where there are no more
         plotted.append((sample[kept], depth[kept], score[kept]))
     sample_of_peaks = PeakSample(*(np.concatenate(column) for column in zip(*plotted, strict=True)))

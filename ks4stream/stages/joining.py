@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ks4stream.io.mapped import Columns, let_go
+from ks4stream.io.mapped import Columns, release_pages
 from ks4stream.io.tables import open_columns, read_column
 from ks4stream.kernels.templates import roll_matrix
 from ks4stream.probe import Probe
@@ -71,7 +71,7 @@ def _spans(units: Units, first: NDArray[np.int64]) -> Iterator[dict[str, NDArray
         for span in range(len(some) - 1):
             yield _span(units, numbers, columns, bounds[:, span], bounds[:, span + 1])
             for mapped in columns:
-                let_go(mapped["sample"])
+                release_pages(mapped["sample"])
 
 
 def _span(

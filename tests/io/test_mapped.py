@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ks4stream.errors import ResultsError
-from ks4stream.io.mapped import GrowingColumns, PassingRows, let_go, scratch_array
+from ks4stream.io.mapped import GrowingColumns, PassingRows, release_pages, scratch_array
 
 
 def test_what_is_too_large_for_memory_lies_in_a_file_without_a_name(
@@ -42,10 +42,10 @@ def test_what_was_read_of_a_mapped_file_does_not_stay_in_memory(tmp_path: Path, 
     seen = np.asarray(mapped).reshape(-1, 2)[:, 0]  # as a result holds it, and a part of it
     assert mapped.sum() == content.sum() - 8
     before = resident_bytes()
-    let_go(seen)
+    release_pages(seen)
     assert before > 30 << 20 and resident_bytes() < 1 << 20
     assert mapped[7] == -1.0 and mapped[8] == 8.0, "and nothing is lost"
-    let_go(content)
+    release_pages(content)
     assert content[8] == 8.0
 
 
