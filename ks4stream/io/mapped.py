@@ -74,7 +74,7 @@ def release_pages(values: NDArray[Any]) -> None:
             owner.base.madvise(_PAGEOUT if is_private else mmap.MADV_DONTNEED)  # type: ignore[union-attr]
 
 
-class PassingRows:
+class StreamedArray:
     """An array of which some rows at a time are read, as copies; mapped ones do not stay in memory.
 
     Parameters

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import DriftWarning
-from ks4stream.io.mapped import PassingRows, release_pages, scratch_array
+from ks4stream.io.mapped import StreamedArray, release_pages, scratch_array
 from ks4stream.io.tables import Receipt, read_column
 from ks4stream.kernels import drift as kernels
 from ks4stream.messages import warn
@@ -56,7 +56,7 @@ def combine(
         kept = rank * most % n_in_tile < most  # `most` of each tile, evenly; all where there are no more
         plotted.append((sample[kept], depth[kept], score[kept]))
     sample_of_peaks = PeakSample(*(np.concatenate(column) for column in zip(*plotted, strict=True)))
-    return estimate(source, PassingRows(counts)), sample_of_peaks
+    return estimate(source, StreamedArray(counts)), sample_of_peaks
 
 
 def rank_within(group: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -71,7 +71,7 @@ def rank_within(group: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np
     return np.arange(len(group)) - first, after - first
 
 
-def estimate(source: Preprocessor, counts: PassingRows | NDArray[np.uint16]) -> Drift:
+def estimate(source: Preprocessor, counts: StreamedArray | NDArray[np.uint16]) -> Drift:
     """Shifts of all batches from their fingerprints (b, half, z, a)."""
     settings = source.settings
     lowest, n_bins = depth_range(source)

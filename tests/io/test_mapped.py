@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ks4stream.errors import ResultsError
-from ks4stream.io.mapped import GrowingColumns, PassingRows, release_pages, scratch_array
+from ks4stream.io.mapped import GrowingColumns, StreamedArray, release_pages, scratch_array
 
 
 def test_what_is_too_large_for_memory_lies_in_a_file_without_a_name(
@@ -53,7 +53,7 @@ def test_rows_are_read_as_copies(tmp_path: Path) -> None:
     values = scratch_array((6, 2), np.int32, tmp_path, held_bytes=0)
     assert isinstance(values, np.memmap) and not values.any()
     values[:] = np.arange(12).reshape(6, 2)
-    rows = PassingRows(values)
+    rows = StreamedArray(values)
     assert rows.shape == (6, 2)
     some = rows[2:4, 1:]
     assert some.tolist() == [[5], [7]] and type(some) is np.ndarray
