@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from ks4stream import Settings, geometry, load_probe, report
 from ks4stream.engine import one_thread
-from ks4stream.io.mapped import GrowingColumns
+from ks4stream.io.mapped import ColumnWriter
 from ks4stream.io.records import read_record, write_record
 from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.io.tables import Receipt, write_block
@@ -225,7 +225,7 @@ def finish(n_spikes: int, folder: Path, usage: Usage) -> dict[str, object]:
     with usage.of("merging"):
         merged = units.combine(found, shapes, scene.settings, RATE_HZ, 20, scratch=folder)
     (folder / "sorted").mkdir()
-    columns = GrowingColumns(folder / "sorted")
+    columns = ColumnWriter(folder / "sorted")
     with usage.of("joining"):
         limit = scene.settings.position_limit
         for part in joining.in_order(merged, matches, shapes, scene.channels, scene.probe, limit):

@@ -25,7 +25,7 @@ from ks4stream.blocks import Tile, tiles_per_task
 from ks4stream.engine import Engine, Loop, Progress, give_back_memory, gpus, no_progress, one_thread
 from ks4stream.errors import DamagedFileError, FewSpikesWarning, MachineWarning, SettingsError
 from ks4stream.io.atomic import writing_to
-from ks4stream.io.mapped import GrowingColumns
+from ks4stream.io.mapped import ColumnWriter
 from ks4stream.io.places import ObjectPath, place, remove
 from ks4stream.io.records import key_of
 from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
@@ -430,7 +430,7 @@ class SortRun:
     ) -> Sorting:
         """Section 10: all spikes in order of time, where they were, and what is known of their units."""
         settings, probe, recording = source.settings, source.probe, source.recording
-        columns = GrowingColumns(self.store.scratch / uuid4().hex)
+        columns = ColumnWriter(self.store.scratch / uuid4().hex)
         with self._here("joining"):
             columns.append(_no_spikes(source, template_channels))
             if matches is not None and found is not None:

@@ -92,7 +92,7 @@ class StreamedArray:
         return rows
 
 
-class GrowingColumns:
+class ColumnWriter:
     """Columns of one length that grow on disk, part by part, and are then mapped into memory.
 
     Parameters

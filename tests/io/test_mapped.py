@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ks4stream.errors import ResultsError
-from ks4stream.io.mapped import GrowingColumns, StreamedArray, release_pages, scratch_array
+from ks4stream.io.mapped import ColumnWriter, StreamedArray, release_pages, scratch_array
 
 
 def test_what_is_too_large_for_memory_lies_in_a_file_without_a_name(
@@ -62,11 +62,11 @@ def test_rows_are_read_as_copies(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_told_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(ResultsError, match=r"taken/columns cannot be written to: .*same call"):
-        GrowingColumns(tmp_path / "taken" / "columns")
+        ColumnWriter(tmp_path / "taken" / "columns")
 
 
 def test_columns_grow_on_disk_and_outlive_their_files(tmp_path: Path) -> None:
-    columns = GrowingColumns(tmp_path)
+    columns = ColumnWriter(tmp_path)
     columns.append({"time": np.zeros(0, np.int64), "pair": np.zeros((0, 2), np.float32)})
     assert {name: values.shape for name, values in columns.arrays().items()} == {"time": (0,), "pair": (0, 2)}
     for first in (0, 3):
