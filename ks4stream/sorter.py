@@ -28,7 +28,7 @@ from ks4stream.io.atomic import writing_to
 from ks4stream.io.mapped import ColumnWriter
 from ks4stream.io.places import ObjectPath, place, remove
 from ks4stream.io.records import key_of
-from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
+from ks4stream.io.run_store import METHOD, Checkpointed, RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.tables import Receipt, brought_near
 from ks4stream.io.tile_cache import CachedSource, cached, ending, forget
@@ -497,7 +497,7 @@ class SortRun:
             logger.info("%s: %d of %d tasks were finished before", stage, len(known), len(items))
         missing = [index for index in range(len(items)) if index not in known]
         fresh = self.engine.map(
-            Remembered(function, store),
+            Checkpointed(function, store),
             [items[index] for index in missing],
             stage=stage,
             priority=[priority[index] for index in missing] if len(priority) else (),

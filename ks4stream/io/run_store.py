@@ -149,7 +149,7 @@ class StageStore:
 
 
 @dataclass(frozen=True)
-class Remembered:
+class Checkpointed:
     """A task's function that leaves a record of what it found, and looks for one first.
 
     A worker may die between leaving the record and handing over what it found; the task then comes a second time.

@@ -31,7 +31,7 @@ from ks4stream.io.places import (
 )
 from ks4stream.io.records import key_of, read_record, write_record
 from ks4stream.io.results_folder import ResultsFolder
-from ks4stream.io.run_store import Remembered, RunStore, open_store, record_path
+from ks4stream.io.run_store import Checkpointed, RunStore, open_store, record_path
 from ks4stream.io.tables import Receipt, brought_near, read_column, read_region, write_block
 
 pytest.importorskip("obstore")
@@ -147,7 +147,7 @@ def test_what_was_finished_is_recalled_from_either(where: Place) -> None:
     for _ in range(2):
         with open_store(where / "run", (), data="x") as store:
             stage = store.stage("detection", "ab" * 32)
-            remembered = Remembered(task, stage)
+            remembered = Checkpointed(task, stage)
             assert [remembered(number).n_rows for number in (3, 4)] == [3, 4]
             store.tidy(keep=True)
     assert computed == [3, 4]
@@ -166,7 +166,7 @@ def test_many_records_are_recalled_with_one_listing_and_a_request_each(
 ) -> None:
     stage = RunStore(ObjectPath("s3://recordings/many"), ()).stage("detection", "ab" * 32)
     for number in range(1, 10):
-        Remembered(partial(written_rows, stage.folder), stage)(number)
+        Checkpointed(partial(written_rows, stage.folder), stage)(number)
     remove(stage.folder / "3.rows")
     write(stage.folder / "4.rows", b"cut short")
     write(record_path(stage.folder, 5), b"no record")
