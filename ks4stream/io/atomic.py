@@ -88,7 +88,7 @@ def reading(path: str | Place) -> Iterator[None]:
 
 
 @contextmanager
-def appearing(path: Place) -> Iterator[BinaryIO]:
+def atomic_write(path: Place) -> Iterator[BinaryIO]:
     """A file or an object to write, which appears under its name when it is complete; its folder is made.
 
     Raises

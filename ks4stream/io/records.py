@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.io.atomic import appearing, reading
+from ks4stream.io.atomic import atomic_write, reading
 from ks4stream.io.places import ObjectPath, Place, read_whole
 from ks4stream.settings import Settings
 
@@ -45,7 +45,7 @@ def write_record(path: Place, value: Any) -> None:
     arrays: list[NDArray[Any]] = []
     skeleton = json.dumps(_taken_apart(value, arrays))
     members = {f"a{number}": array for number, array in enumerate(arrays)}
-    with appearing(path) as file:
+    with atomic_write(path) as file:
         np.savez(file, allow_pickle=False, **{_SKELETON: np.frombuffer(skeleton.encode(), np.uint8)}, **members)
 
 

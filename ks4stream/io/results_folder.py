@@ -28,7 +28,7 @@ from uuid import uuid4
 
 from ks4stream.errors import ResultsError
 from ks4stream.io import objects
-from ks4stream.io.atomic import appearing, writing_to
+from ks4stream.io.atomic import atomic_write, writing_to
 from ks4stream.io.mapped import release_pages
 from ks4stream.io.places import (
     FETCHED_BYTES,
@@ -254,10 +254,10 @@ class ResultsFolder:
                 self._write_record({"state": "moving", "number": number, "within": within, "before": record})
             move(self.place, aside, sorted(self._of_a_sorting() - {RECORD}))
             if self.log_bytes:
-                with appearing(aside / LOG) as file:
+                with atomic_write(aside / LOG) as file:
                     file.write(read_range(self.place / LOG, 0, self.log_bytes))
             if record:
-                with appearing(aside / RECORD) as file:
+                with atomic_write(aside / RECORD) as file:
                     file.write(json.dumps(record, indent=1).encode())
             remove(self.place / RECORD)
         return aside
@@ -397,7 +397,7 @@ class ResultsFolder:
         return found if is_ours and all(isinstance(found.get(k), v) for k, v in _STATES[found["state"]].items()) else {}
 
     def _write_record(self, content: Mapping[str, Any]) -> None:
-        with appearing(self.place / RECORD) as file:
+        with atomic_write(self.place / RECORD) as file:
             file.write(json.dumps({"format": _FORMAT, **content}, indent=1).encode())
 
 

@@ -29,7 +29,7 @@ from uuid import uuid4
 from filelock import BaseFileLock, FileLock, Timeout
 
 from ks4stream.errors import DamagedFileError, Ks4StreamError, Ks4StreamWarning, ResultsError
-from ks4stream.io.atomic import DRAFT, appearing, writing_to
+from ks4stream.io.atomic import DRAFT, atomic_write, writing_to
 from ks4stream.io.objects import UnconditionalError, Version, Versioned, listing, read_versioned, write_bytes, write_if
 from ks4stream.io.places import ObjectPath, Place, below, read_whole, remove, size_of
 from ks4stream.io.records import key_of, read_record, write_record
@@ -498,7 +498,7 @@ def _check_manifest(folder: Place, expected: dict[str, Any]) -> None:
     """Write the manifest of a new store, or hold that of an old one against what is expected."""
     found = _manifest(folder)
     if not found:
-        with appearing(folder / MANIFEST) as file:
+        with atomic_write(folder / MANIFEST) as file:
             file.write(json.dumps(expected, indent=1).encode())
         return
     if found.get("format") != expected["format"] or found.get("method") != expected["method"]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import DamagedFileError
-from ks4stream.io.atomic import appearing, reading, writing_to
+from ks4stream.io.atomic import atomic_write, reading, writing_to
 from ks4stream.io.mapped import Columns, scratch_array
 from ks4stream.io.places import Place, copy_here, place, read_range, size_of
 from ks4stream.io.records import key_of
@@ -102,7 +102,7 @@ def write_block(path: Place, columns: Columns, region: NDArray[np.int64], n_regi
     kind = {name: [values.dtype.str, *values.shape[1:]] for name, values in columns.items()}
     crc = {name: np.zeros(n_regions, np.int64) for name in columns}
     receipt = Receipt(str(path), start, kind, crc)
-    with appearing(path) as file:
+    with atomic_write(path) as file:
         for name, values in columns.items():
             rows = np.ascontiguousarray(values[order])
             crc[name][:] = [_crc(rows[start[r] : start[r + 1]]) for r in range(n_regions)]

@@ -15,7 +15,7 @@ import pytest
 
 from ks4stream.errors import DamagedFileError, RecordingError, ResultsError
 from ks4stream.io import run_store
-from ks4stream.io.atomic import appearing
+from ks4stream.io.atomic import atomic_write
 from ks4stream.io.objects import listing
 from ks4stream.io.places import (
     ObjectPath,
@@ -48,7 +48,7 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 
 def write(where: Place, content: bytes) -> None:
-    with appearing(where) as file:
+    with atomic_write(where) as file:
         file.write(content)
 
 
@@ -97,7 +97,7 @@ def test_what_is_removed_is_gone(where: Place) -> None:
 
 
 def test_a_write_that_fails_leaves_nothing(where: Place) -> None:
-    with pytest.raises(ZeroDivisionError), appearing(where / "a") as file:
+    with pytest.raises(ZeroDivisionError), atomic_write(where / "a") as file:
         file.write(b"half")
         raise ZeroDivisionError
     assert size_of(where / "a") is None

@@ -26,7 +26,7 @@ from numcodecs import Blosc  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from ks4stream.errors import ResultsError
-from ks4stream.io.atomic import appearing
+from ks4stream.io.atomic import atomic_write
 from ks4stream.io.tile_cache.account import ROOM, take
 from ks4stream.io.tile_cache.folders import USE, is_ours, remove_lock, remove_stale, temporary_folder, was_left
 from ks4stream.recording import FlatFile, Source
@@ -216,7 +216,7 @@ class CachedSource:
         packed = Blosc("zstd", clevel=1, shuffle=Blosc.BITSHUFFLE).encode(np.ascontiguousarray(piece))
         try:
             if take(path.parent, 4 + len(packed), self.limit_bytes):
-                with appearing(path) as file:
+                with atomic_write(path) as file:
                     file.write(zlib.crc32(packed).to_bytes(4, "little"))
                     file.write(packed)
         except OSError as error:  # the disk is full, or the folder was removed: the sort goes on without
