@@ -24,7 +24,7 @@ from ks4stream import geometry
 from ks4stream.blocks import Tile, tiles_per_task
 from ks4stream.engine import Engine, Loop, Progress, give_back_memory, gpus, no_progress, one_thread
 from ks4stream.errors import DamagedFileError, FewSpikesWarning, MachineWarning, SettingsError
-from ks4stream.io.atomic import writing_to
+from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.mapped import ColumnWriter
 from ks4stream.io.places import ObjectPath, place, remove
 from ks4stream.io.records import key_of
@@ -288,7 +288,7 @@ class SortRun:
                     raise
                 damaged.add(error.path)
                 logger.warning("%s It is computed anew.", error)
-                with writing_to(self.store.folder):
+                with explain_write_errors(self.store.folder):
                     remove(place(error.path))
 
     def _run(self) -> Sorting:

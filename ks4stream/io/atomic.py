@@ -38,7 +38,7 @@ DRAFT = ".draft"  # how names of files end that are not complete
 
 
 @contextmanager
-def writing_to(folder: Place) -> Iterator[None]:
+def explain_write_errors(folder: Place) -> Iterator[None]:
     """Say of a write that the system refuses where it was, what is free there, and what to do.
 
     Raises
@@ -102,7 +102,7 @@ def atomic_write(path: Place) -> Iterator[BinaryIO]:
         write_bytes(path.location, buffer.getvalue())
         return
     draft = path.with_suffix(f".{uuid4().hex}{DRAFT}")  # a task may be computed twice at a time, on two machines
-    with writing_to(path.parent):
+    with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with draft.open("wb") as file:

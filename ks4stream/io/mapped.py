@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ks4stream.io.atomic import writing_to
+from ks4stream.io.atomic import explain_write_errors
 
 HELD_BYTES = 128 << 20  # of one array that a task keeps in memory; a larger one is mapped from a file
 LARGE_MAP_BYTES = 16 << 20  # a private map beyond it is worth paging out
@@ -48,9 +48,9 @@ def scratch_array(
     if n_bytes <= (HELD_BYTES if held_bytes is None else held_bytes):
         return np.zeros(shape, dtype)
     folder = folder or Path(tempfile.gettempdir())
-    with writing_to(folder):
+    with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with writing_to(folder), tempfile.TemporaryFile(dir=folder) as file:
+    with explain_write_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):  # a disk that is found to be full only when the array is filled is a crash
             os.posix_fallocate(file.fileno(), 0, n_bytes)
         return np.memmap(file, dtype, mode="r+" if os.fstat(file.fileno()).st_size else "w+", shape=shape)
@@ -102,7 +102,7 @@ class ColumnWriter:
     """
 
     def __init__(self, folder: Path) -> None:
-        with writing_to(folder):
+        with explain_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
@@ -112,7 +112,7 @@ class ColumnWriter:
         """Add rows; every part has the same columns."""
         for name, values in columns.items():
             self._kinds.setdefault(name, (values.dtype, values.shape[1:]))
-            with writing_to(self._folder), self._path(name).open("ab") as file:
+            with explain_write_errors(self._folder), self._path(name).open("ab") as file:
                 np.ascontiguousarray(values).tofile(file)
         self._length += len(next(iter(columns.values())))
 

@@ -28,7 +28,7 @@ from uuid import uuid4
 
 from ks4stream.errors import ResultsError
 from ks4stream.io import objects
-from ks4stream.io.atomic import atomic_write, writing_to
+from ks4stream.io.atomic import atomic_write, explain_write_errors
 from ks4stream.io.mapped import release_pages
 from ks4stream.io.places import (
     FETCHED_BYTES,
@@ -241,7 +241,7 @@ class ResultsFolder:
         ResultsError
             If it cannot be moved; nothing is lost then.
         """
-        with writing_to(self.place):
+        with explain_write_errors(self.place):
             record = self._record()
             if record.get("state") == "moving":
                 aside = self._neighbour(record["number"], within=record["within"])

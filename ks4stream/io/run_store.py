@@ -29,7 +29,7 @@ from uuid import uuid4
 from filelock import BaseFileLock, FileLock, Timeout
 
 from ks4stream.errors import DamagedFileError, Ks4StreamError, Ks4StreamWarning, ResultsError
-from ks4stream.io.atomic import DRAFT, atomic_write, writing_to
+from ks4stream.io.atomic import DRAFT, atomic_write, explain_write_errors
 from ks4stream.io.objects import UnconditionalError, Version, Versioned, listing, read_versioned, write_bytes, write_if
 from ks4stream.io.places import ObjectPath, Place, below, read_whole, remove, size_of
 from ks4stream.io.records import key_of, read_record, write_record
@@ -96,7 +96,7 @@ class RunStore:
     def tidy(self, *, keep: bool) -> None:
         """When a sort has ended, remove the stages it did not use, those of other settings; or all, unless `keep`."""
         self.check()
-        with writing_to(self.folder):
+        with explain_write_errors(self.folder):
             for name, is_folder in below(self.folder):
                 if is_folder and _STAGE.fullmatch(name) and not (keep and name in self._used):
                     remove(self.folder / name, folder=True)
@@ -129,7 +129,7 @@ class StageStore:
                 return [self._read(path, n_bytes, size)]
             except DamagedFileError as error:
                 _log.warning("%s It is computed anew.", error)
-                with writing_to(self.folder):
+                with explain_write_errors(self.folder):
                     remove(path)
                 return []
 
@@ -204,7 +204,7 @@ def open_store(
     """
     with ExitStack() as stack:
         lock = None
-        with writing_to(folder):
+        with explain_write_errors(folder):
             _check_kind(folder)
             if isinstance(folder, Path):
                 folder.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import DamagedFileError
-from ks4stream.io.atomic import atomic_write, reading, writing_to
+from ks4stream.io.atomic import atomic_write, explain_write_errors, reading
 from ks4stream.io.mapped import Columns, scratch_array
 from ks4stream.io.places import Place, copy_here, place, read_range, size_of
 from ks4stream.io.records import key_of
@@ -190,7 +190,7 @@ def brought_near(receipt: Receipt, folder: Path) -> Receipt:
     DamagedFileError
         If it is not what was written.
     """
-    with reading(receipt.path), writing_to(folder):
+    with reading(receipt.path), explain_write_errors(folder):
         near = replace(receipt, path=str(copy_here(place(receipt.path), folder)))
     for name in receipt.kind:
         for region in range(len(receipt.start) - 1):
