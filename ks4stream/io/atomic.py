@@ -68,7 +68,7 @@ def _free(folder: Place) -> str:
 
 
 @contextmanager
-def reading(path: str | Place) -> Iterator[None]:
+def explain_read_errors(path: str | Place) -> Iterator[None]:
     """Say of a file that cannot be understood that it is damaged; other errors of the system are none of the file's.
 
     Raises

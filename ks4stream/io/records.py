@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.io.atomic import atomic_write, reading
+from ks4stream.io.atomic import atomic_write, explain_read_errors
 from ks4stream.io.places import ObjectPath, Place, read_whole
 from ks4stream.settings import Settings
 
@@ -58,7 +58,7 @@ def read_record(path: Place, classes: Iterable[type], *, size: int | None = None
         If the file is not as it was written, or holds classes other than `classes`.
     """
     known = {cls.__name__: cls for cls in classes}
-    with reading(path), zipfile.ZipFile(io.BytesIO(read_whole(path, size))) as archive:
+    with explain_read_errors(path), zipfile.ZipFile(io.BytesIO(read_whole(path, size))) as archive:
 
         def member(name: str) -> NDArray[Any]:
             whole = archive.read(f"{name}.npy")  # to its end, where the checksum is compared

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import DamagedFileError
-from ks4stream.io.atomic import atomic_write, explain_write_errors, reading
+from ks4stream.io.atomic import atomic_write, explain_read_errors, explain_write_errors
 from ks4stream.io.mapped import Columns, scratch_array
 from ks4stream.io.places import Place, copy_here, place, read_range, size_of
 from ks4stream.io.records import key_of
@@ -172,7 +172,7 @@ def open_columns(receipt: Receipt) -> dict[str, NDArray[Any]]:
     """
     content = np.zeros(0, np.uint8)
     if receipt.n_bytes:
-        with reading(receipt.path):
+        with explain_read_errors(receipt.path):
             content = np.memmap(receipt.path, np.uint8, "r", shape=(receipt.n_bytes,))
     columns = {}
     for name in receipt.kind:
@@ -190,7 +190,7 @@ def brought_near(receipt: Receipt, folder: Path) -> Receipt:
     DamagedFileError
         If it is not what was written.
     """
-    with reading(receipt.path), explain_write_errors(folder):
+    with explain_read_errors(receipt.path), explain_write_errors(folder):
         near = replace(receipt, path=str(copy_here(place(receipt.path), folder)))
     for name in receipt.kind:
         for region in range(len(receipt.start) - 1):
@@ -206,7 +206,7 @@ def _read(receipt: Receipt, name: str, region: int, last_region: int | None = No
     stop = region + 1 if last_region is None else last_region
     first, last = int(receipt.start[region]), int(receipt.start[stop])
     row_bytes, offset = receipt.row_bytes(name), receipt.offset(name)
-    with reading(receipt.path):
+    with explain_read_errors(receipt.path):
         found = read_range(place(receipt.path), offset + first * row_bytes, offset + last * row_bytes)
     rows = np.ndarray((last - first, *receipt.row_shape(name)), receipt.dtype(name), bytearray(found))
     for one in range(region, stop):
