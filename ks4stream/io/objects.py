@@ -384,7 +384,7 @@ def zarr_store(location: str, *, patient: bool = False) -> Any:
     return _for_zarr_2(store)
 
 
-def surroundings() -> Hashable:
+def credentials_key() -> Hashable:
     """Return what an open store depends on: credentials and endpoints may be changed, and processes be forked."""
     names = sorted(name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_")))
     return os.getpid(), tuple((name, os.environ[name]) for name in names)
@@ -493,7 +493,7 @@ def _parent_store(location: str, patient: bool) -> tuple[Any, str]:
 
 def _store(location: str, patient: bool) -> Any:
     """A store whose root is the location, with this process's credentials."""
-    return _opened_store(location, patient, surroundings())
+    return _opened_store(location, patient, credentials_key())
 
 
 @lru_cache(maxsize=64)

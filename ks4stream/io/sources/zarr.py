@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
-from ks4stream.io.objects import can_list, child, listing, locate, name_of, surroundings
+from ks4stream.io.objects import can_list, child, credentials_key, listing, locate, name_of
 from ks4stream.io.probes import load_probe
 from ks4stream.io.sources.base import (
     File,
@@ -108,7 +108,7 @@ class ZarrSource:
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel)."""
-        array = _opened_zarr(self.path, self.version, self.is_complete, surroundings())
+        array = _opened_zarr(self.path, self.version, self.is_complete, credentials_key())
         advice = "A chunk is damaged, or the disk fails. Copy the recording again, or leave this time out (tmin, tmax)."
         with zarr_explained(self.path, f"Samples {start} to {stop} of {self.path} cannot be read", advice):
             block = np.asarray(array[start:stop, :]).astype(self.dtype, copy=False)
