@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, cast
 
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, RecordingError
-from ks4stream.io.objects import can_list, child, explained, listing, status, zarr_store
+from ks4stream.io.objects import can_list, child, listing, status, translate_errors, zarr_store
 from ks4stream.messages import warn
 
 _CHUNK = re.compile(r"(?:^|/)(?:c[./])?(\d+(?:[./]\d+)*)$")
@@ -87,7 +87,7 @@ def zarr_explained(path: str, what: str, advice: str) -> Iterator[None]:
         Sentences before and after the error's own; the first without its full stop.
     """
     try:
-        with explained(path):
+        with translate_errors(path):
             yield
     except (Ks4StreamError, MemoryError):
         raise
