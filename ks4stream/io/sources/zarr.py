@@ -26,7 +26,7 @@ from ks4stream.io.sources.base import (
     time_first,
 )
 from ks4stream.io.sources.joined import join
-from ks4stream.io.zarrs import check_chunks, open_zarr, zarr_explained, zarr_metadata
+from ks4stream.io.zarrs import check_chunks, open_zarr, translate_zarr_errors, zarr_metadata
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
 
@@ -82,7 +82,7 @@ class ZarrSource:
             raise RecordingError(f"{path} is a Zarr group; name the array within it.")
         check_rank(array.shape, path)
         delivered_dtype(array.dtype, path)
-        with zarr_explained(path, f"{path} has metadata that are damaged", "Copy it again."):
+        with translate_zarr_errors(path, f"{path} has metadata that are damaged", "Copy it again."):
             n_samples, n_channels = map(operator.index, array.shape)
             if min(n_samples, n_channels) < 0:
                 raise ValueError(f"shape {array.shape}")
@@ -110,7 +110,7 @@ class ZarrSource:
         """Read samples ``start`` to ``stop``, shape (time, channel)."""
         array = _opened_zarr(self.path, self.version, self.is_complete, credentials_key())
         advice = "A chunk is damaged, or the disk fails. Copy the recording again, or leave this time out (tmin, tmax)."
-        with zarr_explained(self.path, f"Samples {start} to {stop} of {self.path} cannot be read", advice):
+        with translate_zarr_errors(self.path, f"Samples {start} to {stop} of {self.path} cannot be read", advice):
             block = np.asarray(array[start:stop, :]).astype(self.dtype, copy=False)
             if len(block) < stop - start:
                 raise RecordingError(
@@ -145,7 +145,7 @@ def opens(file: File) -> Opened | None:
     if zarr_metadata(path) is None:
         return None
     node = open_zarr(path)
-    with zarr_explained(path, f"What {path} holds cannot be read", "Copy it again, it may be damaged."):
+    with translate_zarr_errors(path, f"What {path} holds cannot be read", "Copy it again, it may be damaged."):
         names = [] if hasattr(node, "shape") else _trace_arrays(node, path)
         attrs = dict(node.attrs) | (dict(node[names[0]].attrs) if names else {})
         gain_uv, offset_uv = attrs.get("gain_uv"), attrs.get("offset_uv")
