@@ -43,7 +43,7 @@ def write_record(path: Place, value: Any) -> None:
         If the system refuses it.
     """
     arrays: list[NDArray[Any]] = []
-    skeleton = json.dumps(_taken_apart(value, arrays))
+    skeleton = json.dumps(_encode(value, arrays))
     members = {f"a{number}": array for number, array in enumerate(arrays)}
     with atomic_write(path) as file:
         np.savez(file, allow_pickle=False, **{_SKELETON: np.frombuffer(skeleton.encode(), np.uint8)}, **members)
@@ -68,7 +68,7 @@ def read_record(path: Place, classes: Iterable[type], *, size: int | None = None
         return _put_together(json.loads(member(_SKELETON).tobytes()), lambda number: member(f"a{number}"), known)
 
 
-def _taken_apart(value: Any, arrays: list[NDArray[Any]]) -> Any:
+def _encode(value: Any, arrays: list[NDArray[Any]]) -> Any:
     """JSON that says how a value is built of arrays, which are collected."""
     if isinstance(value, _PLAIN):
         return value
@@ -76,11 +76,11 @@ def _taken_apart(value: Any, arrays: list[NDArray[Any]]) -> Any:
         arrays.append(value)
         return {"array": len(arrays) - 1}
     if isinstance(value, Mapping):
-        return {"dict": {str(name): _taken_apart(entry, arrays) for name, entry in value.items()}}
+        return {"dict": {str(name): _encode(entry, arrays) for name, entry in value.items()}}
     if named := _named_fields(value):
-        return {"class": type(value).__name__, "of": {n: _taken_apart(entry, arrays) for n, entry in named.items()}}
+        return {"class": type(value).__name__, "of": {n: _encode(entry, arrays) for n, entry in named.items()}}
     if isinstance(value, list | tuple):
-        return {type(value).__name__: [_taken_apart(entry, arrays) for entry in value]}
+        return {type(value).__name__: [_encode(entry, arrays) for entry in value]}
     raise TypeError(f"A record cannot hold a {type(value).__name__}.")
 
 
