@@ -65,7 +65,7 @@ def read_record(path: Place, classes: Iterable[type], *, size: int | None = None
             with ONE_AT_A_TIME:
                 return np.asarray(np.lib.format.read_array(io.BytesIO(whole), allow_pickle=False))
 
-        return _put_together(json.loads(member(_SKELETON).tobytes()), lambda number: member(f"a{number}"), known)
+        return _decode(json.loads(member(_SKELETON).tobytes()), lambda number: member(f"a{number}"), known)
 
 
 def _encode(value: Any, arrays: list[NDArray[Any]]) -> Any:
@@ -84,18 +84,18 @@ def _encode(value: Any, arrays: list[NDArray[Any]]) -> Any:
     raise TypeError(f"A record cannot hold a {type(value).__name__}.")
 
 
-def _put_together(part: Any, array: Callable[[int], NDArray[Any]], known: Mapping[str, type]) -> Any:
+def _decode(part: Any, array: Callable[[int], NDArray[Any]], known: Mapping[str, type]) -> Any:
     if isinstance(part, _PLAIN):
         return part
     if "array" in part:
         return array(part["array"])
     if "class" in part:
-        of = {name: _put_together(entry, array, known) for name, entry in part["of"].items()}
+        of = {name: _decode(entry, array, known) for name, entry in part["of"].items()}
         return known[part["class"]](**of)
     if "dict" in part:
-        return {name: _put_together(entry, array, known) for name, entry in part["dict"].items()}
+        return {name: _decode(entry, array, known) for name, entry in part["dict"].items()}
     ((kind, entries),) = part.items()
-    return {"list": list, "tuple": tuple}[kind](_put_together(entry, array, known) for entry in entries)
+    return {"list": list, "tuple": tuple}[kind](_decode(entry, array, known) for entry in entries)
 
 
 def key_of(*values: Any, stages: Collection[str] = ()) -> str:
