@@ -112,10 +112,10 @@ def cached_while_held(recording: Recording, cache_dir: str | os.PathLike[str] | 
         If `cache_dir` cannot be made here.
     """
     folder = _folder(cache_dir)
-    source = _wrapped(recording.source, folder, 0 if cache_dir == OFF else None, is_held=folder is None)
+    source = _wrapped(recording.source, folder, 0 if cache_dir == OFF else None, is_private=folder is None)
     callers = _parts(recording.source)
     for part in _parts(source):
-        if isinstance(part, CachedSource) and part.is_held and part not in callers:
+        if isinstance(part, CachedSource) and part.is_private and part not in callers:
             part.hold()
     return replace(recording, source=source)
 
@@ -132,19 +132,19 @@ def _folder(cache_dir: str | os.PathLike[str] | None) -> str | None:
     return folder
 
 
-def _wrapped(source: Source, folder: str | None, limit_bytes: int | None, *, is_held: bool = False) -> Source:
+def _wrapped(source: Source, folder: str | None, limit_bytes: int | None, *, is_private: bool = False) -> Source:
     """The source with every part that is far away, or all but arrays in memory where a folder was named, cached."""
     if isinstance(source, ConcatenatedSource):
-        return join(_wrapped(part, folder, limit_bytes, is_held=is_held) for part in source.sources)
+        return join(_wrapped(part, folder, limit_bytes, is_private=is_private) for part in source.sources)
     near = isinstance(source, ArraySource) if folder else not is_remote(getattr(source, "path", ""))
     if near or isinstance(source, CachedSource):
         return source
     row_bytes = source.n_channels * source.dtype.itemsize
     chunk = max(min(getattr(source, "chunk_samples", 1), source.n_samples), 1)
     length = chunk * max(-(-PIECE_BYTES // (chunk * row_bytes)), 1)
-    is_held &= limit_bytes != 0
-    is_shared = source.digest_is_exact and not is_held  # what may have changed is not found again
-    return CachedSource(source, source.digest() if is_shared else uuid4().hex, length, folder, limit_bytes, is_held)
+    is_private &= limit_bytes != 0
+    is_shared = source.digest_is_exact and not is_private  # what may have changed is not found again
+    return CachedSource(source, source.digest() if is_shared else uuid4().hex, length, folder, limit_bytes, is_private)
 
 
 def _parts(source: Source) -> tuple[Source, ...]:

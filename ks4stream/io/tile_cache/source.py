@@ -66,7 +66,7 @@ class CachedSource:
     limit_bytes : int or None
         What the cache may take on one machine's disk; None: half of what was free there. What is beyond is fetched
         whenever it is needed. 0 keeps nothing.
-    is_held : bool
+    is_private : bool
         Whether the cache goes with one holder, who makes it: copies in other processes use it as long as it is there.
     """
 
@@ -75,12 +75,12 @@ class CachedSource:
     piece_samples: int
     folder: str | None = None
     limit_bytes: int | None = None
-    is_held: bool = False
+    is_private: bool = False
     _state: _State = field(default_factory=_State, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave out what belongs to one process."""
-        return type(self), (self.source, self.key, self.piece_samples, self.folder, self.limit_bytes, self.is_held)
+        return type(self), (self.source, self.key, self.piece_samples, self.folder, self.limit_bytes, self.is_private)
 
     @property
     def n_samples(self) -> int:
@@ -227,7 +227,7 @@ class CachedSource:
         """Where pieces lie on this machine, made if need be; None if nothing is kept."""
         with self._state.lock:
             if not self._state.is_ready:
-                self._state.folder = None if self.limit_bytes == 0 else self._make_folder(only_found=self.is_held)
+                self._state.folder = None if self.limit_bytes == 0 else self._make_folder(only_found=self.is_private)
                 self._state.is_ready = True
             folder = self._state.folder
             if folder is not None and self.folder is None and not is_ours(folder.parent):
