@@ -116,7 +116,7 @@ def cached_while_held(recording: Recording, cache_dir: str | os.PathLike[str] | 
     callers = _parts(recording.source)
     for part in _parts(source):
         if isinstance(part, CachedSource) and part.is_private and part not in callers:
-            part.hold()
+            part.pin()
     return replace(recording, source=source)
 
 

@@ -127,7 +127,7 @@ class CachedSource:
         """Whether the source's is."""
         return self.source.digest_is_exact
 
-    def hold(self) -> None:
+    def pin(self) -> None:
         """Make the cache on this machine, to be removed when this object is garbage or the program ends."""
         with self._state.lock:
             self._state.folder, self._state.is_ready = self._make_folder(), True
