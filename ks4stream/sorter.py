@@ -30,7 +30,7 @@ from ks4stream.io.places import ObjectPath, place, remove
 from ks4stream.io.records import key_of
 from ks4stream.io.run_store import METHOD, Checkpointed, RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
-from ks4stream.io.tables import Receipt, brought_near
+from ks4stream.io.tables import Receipt, localize
 from ks4stream.io.tile_cache import CachedSource, cached, ending, forget
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
@@ -415,7 +415,7 @@ class SortRun:
             found = list(self._map(sorter, occupied, "final clustering", sizes[occupied]))
         with self._here("merging"):
             scratch = self.store.scratch
-            found = [region._replace(receipt=brought_near(region.receipt, scratch)) for region in found]
+            found = [region._replace(receipt=localize(region.receipt, scratch)) for region in found]
             return units.combine(found, shapes, settings, rate, self._fewest(), scratch=scratch) if found else None
 
     def finish(

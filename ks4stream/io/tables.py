@@ -182,7 +182,7 @@ def open_columns(receipt: Receipt) -> dict[str, NDArray[Any]]:
     return columns
 
 
-def brought_near(receipt: Receipt, folder: Path) -> Receipt:
+def localize(receipt: Receipt, folder: Path) -> Receipt:
     """The same with its file on this machine, copied into a folder if it lies elsewhere; every byte is checked.
 
     Raises

@@ -32,7 +32,7 @@ from ks4stream.io.places import (
 from ks4stream.io.records import key_of, read_record, write_record
 from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.io.run_store import Checkpointed, RunStore, open_store, record_path
-from ks4stream.io.tables import Receipt, brought_near, read_column, read_region, write_block
+from ks4stream.io.tables import Receipt, localize, read_column, read_region, write_block
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
@@ -128,7 +128,7 @@ def test_records_and_blocks_come_back(where: Place, tmp_path: Path) -> None:
     receipt = write_block(where / "1.rows", columns, np.array([1, 0, 1, 0, 2]), 3)
     assert receipt.is_there()
     assert read_region([receipt], "pair", 1).tolist() == [[0, 1], [4, 5]]
-    near = brought_near(receipt, tmp_path)
+    near = localize(receipt, tmp_path)
     assert read_column(near, "time").tolist() == [1, 3, 0, 2, 4]
     assert (near.path == receipt.path) == isinstance(where, Path)
     write(where / "1.rows", read_whole(where / "1.rows")[:-64] + bytes(64))

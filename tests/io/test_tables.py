@@ -10,7 +10,7 @@ import pytest
 
 from ks4stream.errors import DamagedFileError
 from ks4stream.io import tables
-from ks4stream.io.tables import Receipt, brought_near, open_columns, pick_region, read_column, read_region, write_block
+from ks4stream.io.tables import Receipt, localize, open_columns, pick_region, read_column, read_region, write_block
 
 
 def write(path: Path, region: list[int], n_regions: int = 3) -> Receipt:
@@ -125,12 +125,12 @@ def test_blocks_of_which_nothing_is_wanted_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", ["sample", "features"])
 def test_bytes_of_a_file_that_will_be_mapped_are_checked(tmp_path: Path, column: str) -> None:
     receipt = write(tmp_path / "a.rows", [0, 2, 1])
-    assert brought_near(receipt, tmp_path).path == receipt.path
+    assert localize(receipt, tmp_path).path == receipt.path
     content = bytearray((tmp_path / "a.rows").read_bytes())
     content[receipt.offset(column)] ^= 1
     (tmp_path / "a.rows").write_bytes(content)
     with pytest.raises(DamagedFileError, match=r"a\.rows"):
-        brought_near(receipt, tmp_path)
+        localize(receipt, tmp_path)
 
 
 def test_a_file_is_mapped_as_it_was_written(tmp_path: Path) -> None:
