@@ -28,7 +28,7 @@ from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.mapped import ColumnWriter
 from ks4stream.io.places import ObjectPath, place, remove
 from ks4stream.io.records import key_of
-from ks4stream.io.run_store import METHOD, Checkpointed, RunStore, open_store
+from ks4stream.io.run_store import METHOD_VERSION, Checkpointed, RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.tables import Receipt, localize
 from ks4stream.io.tile_cache import CachedSource, cached, ending, forget
@@ -223,7 +223,7 @@ def _origin(source: Preprocessor) -> dict[str, Any]:
         torch=str(torch.__version__),
         numpy=np.__version__,
         scipy=scipy.__version__,
-        method=METHOD,
+        method=METHOD_VERSION,
         device=torch.device(source.device).type,
         recording=recording.name,
         recording_digest=recording.digest(),
@@ -489,7 +489,7 @@ class SortRun:
         self, function: Callable[[Any], Any], items: Sequence[Any], stage: str, priority: Any = ()
     ) -> Iterator[Any]:
         """Results in order: those of an earlier run from the store, the others computed and kept there."""
-        store = self.store.stage(stage, key_of(function, METHOD, torch.__version__, stages=MATTERS[stage]))
+        store = self.store.stage(stage, key_of(function, METHOD_VERSION, torch.__version__, stages=MATTERS[stage]))
         if isinstance(function, WRITERS):
             function = replace(function, folder=store.folder)
         known = store.recall(items)

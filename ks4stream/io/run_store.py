@@ -38,7 +38,7 @@ from ks4stream.io.tables import Receipt
 from ks4stream.messages import hand_on, listeners, warn
 
 FORMAT = "ks4stream.Run/1"
-METHOD = 4
+METHOD_VERSION = 4
 """Counts changes of the method that change any result: records of another number are of no use."""
 
 MANIFEST, LOCK, SCRATCH = "manifest.json", "lock", "scratch"
@@ -220,10 +220,10 @@ def open_store(
                 _empty(folder)
             for draft in folder.rglob(f"*{DRAFT}") if isinstance(folder, Path) else ():  # of workers that were killed
                 draft.unlink(missing_ok=True)
-        _check_manifest(folder, {"format": FORMAT, "method": METHOD, "data": data})
+        _check_manifest(folder, {"format": FORMAT, "method": METHOD_VERSION, "data": data})
         if not recall:
             _empty(folder)
-            _check_manifest(folder, {"format": FORMAT, "method": METHOD, "data": data})
+            _check_manifest(folder, {"format": FORMAT, "method": METHOD_VERSION, "data": data})
         yield RunStore(folder, classes, scratch, lock)
 
 
