@@ -39,7 +39,7 @@ DRAFT = ".draft"  # how names of files end that are not complete
 
 @contextmanager
 def explain_write_errors(folder: Place) -> Iterator[None]:
-    """Say of a write that the system refuses where it was, what is free there, and what to do.
+    """Explain a write that the system refuses: where it was, how much is free there, and what to do.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def _free(folder: Place) -> str:
 
 @contextmanager
 def explain_read_errors(path: str | Place) -> Iterator[None]:
-    """Say of a file that cannot be understood that it is damaged; other errors of the system are none of the file's.
+    """Report a file that cannot be parsed as damaged; errors of the system itself pass.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def explain_read_errors(path: str | Place) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: Place) -> Iterator[BinaryIO]:
-    """A file or an object to write, which appears under its name when it is complete; its folder is made.
+    """Open a file or an object for writing; it appears under its name only when it is complete. Its folder is made.
 
     Raises
     ------

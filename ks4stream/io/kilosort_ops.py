@@ -79,10 +79,10 @@ def _plain(value: Any) -> Any:
 def ops_from_sorting(
     sorting: Sorting, results_dir: Place | None = None, *, save_preprocessed_copy: bool = False
 ) -> dict[str, Any]:
-    """Describe a sorting the way Kilosort4's ``ops`` does, as far as the words mean the same in both.
+    """Describe a sorting the way Kilosort4's ``ops`` does, where the words mean the same in both.
 
     Every setting stands in ``ops`` itself and in ``ops['settings']``; `do_CAR` and `invert_sign`, which are arguments
-    of Kilosort4 and no settings, in ``ops`` alone. Nothing in ks4stream reads an ``ops``.
+    of Kilosort4 and not settings, in ``ops`` alone. Nothing in ks4stream reads an ``ops``.
 
     Parameters
     ----------

@@ -57,11 +57,11 @@ def scratch_array(
 
 
 def release_pages(values: NDArray[Any]) -> None:
-    """Take the pages of a mapped array out of this process, as far as the system can; they come back when needed.
+    """Give the pages of a mapped array back to the system, where it takes them; they are read again when needed.
 
-    What was read of a mapped file counts as this process's memory until somebody else needs it. Nothing is lost: not
-    even what was changed of a private map, which is only offered for paging out. That takes pages out of the system's
-    cache, too, so small private maps are left alone. So are arrays in memory.
+    Until then, what was read of a mapped file counts as this process's memory. Nothing is lost: not even what was
+    changed in a private map, which is only offered for paging out. That takes pages out of the system's cache, too, so
+    small private maps are left alone, as are arrays in memory.
     """
     owner: Any = values
     while isinstance(owner, np.ndarray) and not isinstance(owner.base, mmap.mmap):
@@ -75,7 +75,7 @@ def release_pages(values: NDArray[Any]) -> None:
 
 
 class StreamedArray:
-    """An array of which some rows at a time are read, as copies; mapped ones do not stay in memory.
+    """An array that is read a few rows at a time, as copies, so that a mapped one does not stay in memory.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class StreamedArray:
 
 
 class ColumnWriter:
-    """Columns of one length that grow on disk, part by part, and are then mapped into memory.
+    """Writes columns of equal length to disk, part by part, and maps them into memory at the end.
 
     Parameters
     ----------

@@ -50,7 +50,7 @@ def write_record(path: Place, value: Any) -> None:
 
 
 def read_record(path: Place, classes: Iterable[type], *, size: int | None = None) -> Any:
-    """Read a value back; every byte is held against the file's checksums. Of an object, its size saves a request.
+    """Read a value back, comparing every byte with the file's checksums. Knowing an object's size saves a request.
 
     Raises
     ------

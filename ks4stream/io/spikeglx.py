@@ -521,7 +521,7 @@ def check_joined(parts: Sequence[Part]) -> None:
 
 
 def _of_one_acquisition(first: SpikeGLXMeta, second: SpikeGLXMeta) -> bool:
-    """Whether samples of two files are counted, and from the same moment as far as their metadata tell."""
+    """Whether samples of two files are counted, and, by their metadata, from the same moment."""
     if first.first_sample is None or second.first_sample is None:
         return False
     runs = {match[1] for meta in (first, second) if (match := _RUN.search(meta.tags.get("fileName", "")))}

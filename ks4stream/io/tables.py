@@ -183,7 +183,7 @@ def open_columns(receipt: Receipt) -> dict[str, NDArray[Any]]:
 
 
 def localize(receipt: Receipt, folder: Path) -> Receipt:
-    """The same with its file on this machine, copied into a folder if it lies elsewhere; every byte is checked.
+    """The same receipt with its file on this machine, copied into a folder if it lies elsewhere; every byte is checked.
 
     Raises
     ------

@@ -95,8 +95,8 @@ class BinarySource:
         Raises
         ------
         RecordingError
-            If it is no ``.npy`` file or shorter than its header says, it is not two-dimensional, time is not stored
-            first, or samples of its type are not supported.
+            If it is not a ``.npy`` file or is shorter than its header says, it is not two-dimensional, time is not
+            stored first, or samples of its type are not supported.
         """
         path = locate(path)
         size_bytes = status_of(path).size_bytes
@@ -161,7 +161,7 @@ class BinarySource:
 
     @property
     def digest_is_exact(self) -> bool:
-        """Yes, as far as times of change can be trusted."""
+        """Yes, if modification times can be trusted."""
         return True
 
 

@@ -158,7 +158,7 @@ class CbinSource:
 
     @property
     def digest_is_exact(self) -> bool:
-        """Yes, as far as times of change can be trusted."""
+        """Yes, if modification times can be trusted."""
         return True
 
 

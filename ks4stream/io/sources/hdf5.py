@@ -120,7 +120,7 @@ class Hdf5Source:
 
     @property
     def digest_is_exact(self) -> bool:
-        """Yes, as far as times of change can be trusted."""
+        """Yes, if modification times can be trusted."""
         return True
 
 

@@ -130,7 +130,7 @@ class ZarrSource:
 
     @property
     def digest_is_exact(self) -> bool:
-        """Whether chunks can be listed; otherwise one may be written anew without a trace in the metadata."""
+        """Whether chunks can be listed; otherwise one may be rewritten without a trace in the metadata."""
         return can_list(self.path)
 
 

@@ -15,7 +15,7 @@ ROOM, _ROOM_FORMAT = "room", struct.Struct("<qq")  # the file that counts bytes:
 def take(folder: Path, n_bytes: int, limit_bytes: int | None) -> bool:
     """Whether a cache has room for so many bytes more, which are taken then.
 
-    What is taken is counted anew in an account that is empty, or cut short: it is new, or a crash or a full disk came
+    What is taken is counted again if the account is empty, or cut short: it is new, or a crash or a full disk came
     between its emptying and its writing.
 
     Raises

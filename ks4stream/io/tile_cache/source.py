@@ -67,7 +67,7 @@ class CachedSource:
         What the cache may take on one machine's disk; None: half of what was free there. What is beyond is fetched
         whenever it is needed. 0 keeps nothing.
     is_private : bool
-        Whether the cache goes with one holder, who makes it: copies in other processes use it as long as it is there.
+        Whether the cache belongs to one object, which makes and removes it; copies in other processes use it meanwhile.
     """
 
     source: Source
@@ -128,7 +128,7 @@ class CachedSource:
         return self.source.digest_is_exact
 
     def pin(self) -> None:
-        """Make the cache on this machine, to be removed when this object is garbage or the program ends."""
+        """Make the cache on this machine; it is removed when this object is garbage-collected, or the program ends."""
         with self._state.lock:
             self._state.folder, self._state.is_ready = self._make_folder(), True
         if self._state.folder is not None:
@@ -206,7 +206,7 @@ class CachedSource:
         except OSError:
             return None
         if len(content) < 4 or zlib.crc32(content[4:]) != int.from_bytes(content[:4], "little"):
-            _log.warning("%s is damaged; it is fetched anew.", path)
+            _log.warning("%s is damaged; it is fetched again.", path)
             return None
         return np.frombuffer(Blosc().decode(content[4:]), self.dtype).reshape(-1, self.n_channels)
 
