@@ -148,7 +148,7 @@ def run_kilosort(
     Returns
     -------
     ops : dict
-        Settings and results by Kilosort4's names; see :func:`~ks4stream.io.phy.ops_from_sorting`.
+        Settings and results by Kilosort4's names; see :func:`~ks4stream.io.kilosort_ops.ops_from_sorting`.
     st : ndarray of float64, shape (n_spikes, 3)
         Time in samples, counted from the first that was sorted (``tmin``); template; threshold amplitude.
     clu : ndarray of int32, shape (n_spikes,)

@@ -7,129 +7,29 @@ A *key* is a hash of everything a computation depends on, found by walking the s
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import json
-import os
-import shutil
 import threading
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from tokenize import TokenError
-from typing import Any, BinaryIO
-from uuid import uuid4
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import DamagedFileError, RecordingError, ResultsError
-from ks4stream.io.objects import write_bytes
+from ks4stream.io.atomic import atomic_write, explain_read_errors
 from ks4stream.io.places import ObjectPath, Place, read_whole
 from ks4stream.settings import Settings
 
 _SKELETON = "skeleton"
-NOT_AS_WRITTEN = (
-    FileNotFoundError,
-    EOFError,
-    ValueError,
-    KeyError,
-    TypeError,
-    SyntaxError,
-    RuntimeError,
-    TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What reading a file raises if it is gone, cut short or has other bits."""
 
 ONE_AT_A_TIME = threading.Lock()
 """For reading headers of arrays: CPython 3.11's parser now and then raises SystemError where threads parse together."""
 
-DRAFT = ".draft"  # how names of files end that are not complete
 _PLAIN = (bool, int, float, str, type(None))
-
-
-@contextmanager
-def explain_write_errors(folder: Place) -> Iterator[None]:
-    """Say of a write that the system refuses where it was, what is free there, and what to do.
-
-    Raises
-    ------
-    ResultsError
-        For any other error of the system: a full disk, a quota, a file system or folder that is read-only.
-    """
-    try:
-        yield
-    except ResultsError:
-        raise
-    except OSError as error:
-        raise ResultsError(
-            f"{folder} cannot be written to: {error.strerror or error}.{_free(folder)} Make room there, or see to its "
-            "quota and permissions; the same call with the same results_dir then goes on where this one stopped."
-        ) from error
-
-
-def _free(folder: Place) -> str:
-    if isinstance(folder, ObjectPath):
-        return ""
-    there = next((path for path in (folder, *folder.parents) if path.exists()), Path())
-    try:
-        return f" {shutil.disk_usage(there).free / 1e6:,.1f} MB are free."
-    except OSError:
-        return ""
-
-
-@contextmanager
-def explain_read_errors(path: str | Place) -> Iterator[None]:
-    """Say of a file that cannot be understood that it is damaged; other errors of the system are none of the file's.
-
-    Raises
-    ------
-    DamagedFileError
-    """
-    try:
-        yield
-    except RecordingError:  # of a store that does not answer
-        raise
-    except NOT_AS_WRITTEN as error:
-        raise DamagedFileError(str(path)) from error
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # which is asking for a place before the file's beginning
-            raise
-        raise DamagedFileError(str(path)) from error
-
-
-@contextmanager
-def atomic_write(path: Place) -> Iterator[BinaryIO]:
-    """A file or an object to write, which appears under its name when it is complete; its folder is made.
-
-    Raises
-    ------
-    ResultsError
-        If the system refuses it.
-    """
-    if isinstance(path, ObjectPath):
-        buffer = io.BytesIO()
-        yield buffer
-        write_bytes(path.location, buffer.getvalue())
-        return
-    draft = path.with_suffix(f".{uuid4().hex}{DRAFT}")  # a task may be computed twice at a time, on two machines
-    with explain_write_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with draft.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            with suppress(OSError):
-                draft.unlink()  # of a write that failed
 
 
 def write_record(path: Place, value: Any) -> None:
@@ -150,7 +50,7 @@ def write_record(path: Place, value: Any) -> None:
 
 
 def read_record(path: Place, classes: Iterable[type], *, size: int | None = None) -> Any:
-    """Read a value back; every byte is held against the file's checksums. Of an object, its size saves a request.
+    """Read a value back, comparing every byte with the file's checksums. Knowing an object's size saves a request.
 
     Raises
     ------
