@@ -31,9 +31,10 @@ from numpy.typing import NDArray
 
 from ks4stream import Settings, geometry, load_probe, report
 from ks4stream.engine import one_thread
+from ks4stream.io.mapped import ColumnWriter
 from ks4stream.io.records import read_record, write_record
 from ks4stream.io.results_folder import ResultsFolder
-from ks4stream.io.spikes import GrowingColumns, Receipt, write_block
+from ks4stream.io.tables import Receipt, write_block
 from ks4stream.probe import Probe
 from ks4stream.results import Sorting, Waveforms
 from ks4stream.stages import joining, matching, units
@@ -209,7 +210,7 @@ _template: list[NDArray[np.int32]] = []
 
 def _halves(rows: object, **_: object) -> NDArray[np.int64]:
     """Two clusters per template, its spikes shared out by a fixed scramble."""
-    template = rows._kind.numpy()  # type: ignore[attr-defined]
+    template = rows.kind.numpy()  # type: ignore[attr-defined]
     number = np.unique(template, return_inverse=True)[1]
     half = (np.arange(len(template)) * np.int64(2654435761) >> 7) & 1
     return np.unique(2 * number + half, return_inverse=True)[1]
@@ -224,7 +225,7 @@ def finish(n_spikes: int, folder: Path, usage: Usage) -> dict[str, object]:
     with usage.of("merging"):
         merged = units.combine(found, shapes, scene.settings, RATE_HZ, 20, scratch=folder)
     (folder / "sorted").mkdir()
-    columns = GrowingColumns(folder / "sorted")
+    columns = ColumnWriter(folder / "sorted")
     with usage.of("joining"):
         limit = scene.settings.position_limit
         for part in joining.in_order(merged, matches, shapes, scene.channels, scene.probe, limit):

@@ -28,7 +28,7 @@ from ks4stream.blocks import Tile
 from ks4stream.engine import Engine, Loop, one_thread
 from ks4stream.engine.cluster import Cluster, local_client
 from ks4stream.io.run_store import open_store
-from ks4stream.io.spikes import Receipt
+from ks4stream.io.tables import Receipt
 from ks4stream.sorter import RECORDED, SortRun, prepare
 from ks4stream.stages import detection, templates, waveforms, whitening
 

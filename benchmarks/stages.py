@@ -33,7 +33,7 @@ from ks4stream.blocks import Tile
 from ks4stream.engine import Loop, one_thread
 from ks4stream.geometry import Centres
 from ks4stream.io.run_store import RunStore
-from ks4stream.io.spikes import read_column, write_block
+from ks4stream.io.tables import read_column, write_block
 from ks4stream.kernels import detection as detection_kernels
 from ks4stream.kernels import drift as drift_kernels
 from ks4stream.kernels import matching as matching_kernels

@@ -166,6 +166,11 @@ class Sorting(Checked):
         return len(self.contamination)
 
     @property
+    def n_channels(self) -> int:
+        """Number of sorted channels."""
+        return int(self.unit_features.shape[1]) if self.probe is None else self.probe.n_channels
+
+    @property
     def n_spikes(self) -> int:
         """Number of spikes, duplicates included."""
         return len(self.sample)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ks4stream.deploy import client_for, engine_for
 from ks4stream.engine import Engine, Progress, gpus, no_progress, one_thread
 from ks4stream.io.places import ObjectPath, place
-from ks4stream.io.run_store import METHOD, RunStore, open_store
+from ks4stream.io.run_store import METHOD_VERSION, RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.tile_cache import cached, ending, forget
 from ks4stream.messages import recorded
@@ -192,7 +192,7 @@ def _origin(tiles: Preprocessor) -> dict[str, Any]:
         torch=str(torch.__version__),
         numpy=np.__version__,
         scipy=scipy.__version__,
-        method=METHOD,
+        method=METHOD_VERSION,
         device=torch.device(tiles.device).type,
         recording=recording.name,
         recording_digest=recording.digest(),

@@ -13,8 +13,8 @@ import pytest
 
 from ks4stream import simulate
 from ks4stream.errors import ProbeError, RecordingError, SettingsError
-from ks4stream.io import tile_cache
 from ks4stream.io.sources import ArraySource
+from ks4stream.io.tile_cache import lifetime
 from ks4stream.preprocessed import preprocess
 from ks4stream.recording import Recording
 from ks4stream.results import Drift, Whitening
@@ -87,7 +87,7 @@ def test_what_is_far_is_fetched_once(
 ) -> None:
     """As long as the array or what was made of it lives, whatever is computed, though batches see their neighbours."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(tile_cache, "PIECE_BYTES", 8 * 2 * 500)
+    monkeypatch.setattr(lifetime, "PIECE_BYTES", 8 * 2 * 500)
     far = CountingSource(ArraySource(samples))
     far.path = "s3://far/away.dat"  # type: ignore[attr-defined]
     recording = Recording(far, 30_000.0, PROBE)  # type: ignore[arg-type]

@@ -143,7 +143,7 @@ def status(location: str) -> Status | None:
     import obstore
 
     try:
-        with explained(location):
+        with translate_errors(location):
             meta = obstore.head(store, key)
     except _MissingError:
         return None
@@ -176,7 +176,7 @@ def read_bytes(location: str, start: int, stop: int) -> memoryview:
     store, key = _parent_store(location, True)
     import obstore
 
-    with explained(location):
+    with translate_errors(location):
         return memoryview(bytearray(obstore.get_range(store, key, start=start, end=stop)))
 
 
@@ -208,7 +208,7 @@ def read_versioned(location: str) -> Versioned | None:
     import obstore
 
     try:
-        with explained(location):
+        with translate_errors(location):
             found = obstore.get(store, key)
             return Versioned(bytes(found.bytes()), _version_of(found.meta))
     except _MissingError:
@@ -226,7 +226,7 @@ def write_bytes(location: str, content: bytes) -> None:
     store, key = _parent_store(location, True)
     import obstore
 
-    with explained(location, writing=True):
+    with translate_errors(location, writing=True):
         obstore.put(store, key, content)
 
 
@@ -251,7 +251,7 @@ def write_if(location: str, content: bytes, version: Version | None) -> Version 
 
     mode: Any = "create" if version is None else version
     try:
-        with explained(location, writing=True):
+        with translate_errors(location, writing=True):
             return _version_of(obstore.put(store, key, content, mode=mode))
     except _ChangedError:
         return None
@@ -272,7 +272,7 @@ def write_file(location: str, path: Path) -> None:
     store, key = _parent_store(location, True)
     import obstore
 
-    with explained(location, writing=True):
+    with translate_errors(location, writing=True):
         obstore.put(store, key, path)
 
 
@@ -287,7 +287,7 @@ def delete(location: str, paths: Sequence[str] = ()) -> None:
     store, key = (_store(location, True), list(paths)) if paths else _parent_store(location, True)
     import obstore
 
-    with suppress(_NowhereError), explained(location, writing=True):
+    with suppress(_NowhereError), translate_errors(location, writing=True):
         obstore.delete(store, key)
 
 
@@ -305,7 +305,7 @@ def copy(location: str, to: str, n_bytes: int) -> None:
     import obstore
 
     source, target = (address.removeprefix(f"{root}/") for address in (location, to))
-    with explained(to, writing=True):
+    with translate_errors(to, writing=True):
         if n_bytes <= _COPIED_BYTES:
             obstore.copy(store, source, target)
         else:
@@ -330,7 +330,7 @@ def listing(location: str) -> list[tuple[str, Status]]:
         return sorted(_walk(location))
     import obstore
 
-    with explained(location):
+    with translate_errors(location):
         pages = obstore.list(_store(location, True), chunk_size=1000)
         return sorted((meta["path"], _status_of(meta)) for page in pages for meta in page)
 
@@ -350,7 +350,7 @@ def entries(location: str) -> dict[str, Status | None]:
             return {one.name: None if one.is_dir() else _status_of_file(_stat(one.path)) for one in entries_here}
     import obstore
 
-    with explained(location):
+    with translate_errors(location):
         there = obstore.list_with_delimiter(_store(location, True))
     found: dict[str, Status | None] = {
         PurePosixPath(meta["path"]).name: _status_of(meta) for meta in there["objects"] if meta["path"]
@@ -384,14 +384,14 @@ def zarr_store(location: str, *, patient: bool = False) -> Any:
     return _for_zarr_2(store)
 
 
-def surroundings() -> Hashable:
+def credentials_key() -> Hashable:
     """Return what an open store depends on: credentials and endpoints may be changed, and processes be forked."""
     names = sorted(name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_")))
     return os.getpid(), tuple((name, os.environ[name]) for name in names)
 
 
 @contextmanager
-def explained(location: str, *, writing: bool = False) -> Iterator[None]:
+def translate_errors(location: str, *, writing: bool = False) -> Iterator[None]:
     """Turn what obstore raises into errors that name the location and the remedy, and no secrets.
 
     The errors it turns are dropped on purpose: their texts may hold whole requests. Of recordings they are
@@ -493,7 +493,7 @@ def _parent_store(location: str, patient: bool) -> tuple[Any, str]:
 
 def _store(location: str, patient: bool) -> Any:
     """A store whose root is the location, with this process's credentials."""
-    return _opened_store(location, patient, surroundings())
+    return _opened_store(location, patient, credentials_key())
 
 
 @lru_cache(maxsize=64)
@@ -507,7 +507,7 @@ def _opened_store(location: str, patient: bool, _: Hashable) -> Any:
     if scheme.startswith("http"):
         return HTTPStore(location, **options)
     options["prefix"] = key or None
-    with explained(location):
+    with translate_errors(location):
         if scheme == "gs":
             return GCSStore(bucket, **options)
         if scheme == "az":

@@ -28,6 +28,8 @@ from uuid import uuid4
 
 from ks4stream.errors import ResultsError
 from ks4stream.io import objects
+from ks4stream.io.atomic import atomic_write, explain_write_errors
+from ks4stream.io.mapped import release_pages
 from ks4stream.io.places import (
     FETCHED_BYTES,
     ObjectPath,
@@ -40,9 +42,8 @@ from ks4stream.io.places import (
     remove,
     size_of,
 )
-from ks4stream.io.records import appearing, key_of, writing_to
+from ks4stream.io.records import key_of
 from ks4stream.io.scratch import scratch_folder
-from ks4stream.io.spikes import let_go
 from ks4stream.results import Sorting
 
 __all__ = ["LOG", "RECORD", "STORE", "WRITTEN", "ResultsFolder", "fingerprint"]
@@ -240,7 +241,7 @@ class ResultsFolder:
         ResultsError
             If it cannot be moved; nothing is lost then.
         """
-        with writing_to(self.place):
+        with explain_write_errors(self.place):
             record = self._record()
             if record.get("state") == "moving":
                 aside = self._neighbour(record["number"], within=record["within"])
@@ -253,10 +254,10 @@ class ResultsFolder:
                 self._write_record({"state": "moving", "number": number, "within": within, "before": record})
             move(self.place, aside, sorted(self._of_a_sorting() - {RECORD}))
             if self.log_bytes:
-                with appearing(aside / LOG) as file:
+                with atomic_write(aside / LOG) as file:
                     file.write(read_range(self.place / LOG, 0, self.log_bytes))
             if record:
-                with appearing(aside / RECORD) as file:
+                with atomic_write(aside / RECORD) as file:
                     file.write(json.dumps(record, indent=1).encode())
             remove(self.place / RECORD)
         return aside
@@ -396,7 +397,7 @@ class ResultsFolder:
         return found if is_ours and all(isinstance(found.get(k), v) for k, v in _STATES[found["state"]].items()) else {}
 
     def _write_record(self, content: Mapping[str, Any]) -> None:
-        with appearing(self.place / RECORD) as file:
+        with atomic_write(self.place / RECORD) as file:
             file.write(json.dumps({"format": _FORMAT, **content}, indent=1).encode())
 
 
@@ -413,7 +414,7 @@ def fingerprint(sorting: Sorting) -> str:
                 continue
             for at in range(0, len(value), _ROWS_AT_ONCE):
                 parts.append(key_of(value[at : at + _ROWS_AT_ONCE]))
-                let_go(value)
+                release_pages(value)
         elif "dims" in spec.metadata or spec.name in ("artifacts", "probe", "whitening", "waveforms", "drift"):
             parts.append(value)
     return key_of(*parts)

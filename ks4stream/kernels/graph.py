@@ -87,18 +87,18 @@ class ScatteredRows:
         self.n = features.shape[0]
         self.d = n_slots * features.shape[2]
         self.device = torch.device(device or features.device)
-        self._kind = kind.to(features.device)
+        self.kind = kind.to(features.device)
         # One slot more than there are takes the padding, and is cut off again.
         self._slot_of = torch.where(slot_of < 0, n_slots, slot_of).to(self.device)
 
     def chunk(self, start: int, stop: int) -> Tensor:
         """Rows ``start … stop−1``."""
-        return self._scatter(self._features[start:stop], self._kind[start:stop])
+        return self._scatter(self._features[start:stop], self.kind[start:stop])
 
     def take(self, index: Tensor) -> Tensor:
         """Rows at `index`."""
         index = index.to(self._features.device)
-        return self._scatter(self._features[index], self._kind[index])
+        return self._scatter(self._features[index], self.kind[index])
 
     def _scatter(self, features: Tensor, kind: Tensor) -> Tensor:
         features = features.to(self.device)
