@@ -26,7 +26,7 @@ def main() -> None:
     for name in ("static", "fourshank", "tetrodes"):
         simulated = SCENARIOS[name](SEED, duration_s=60.0)
         recording = open_recording(simulated.traces, fs=simulated.sampling_rate_hz, probe=simulated.probe)
-        source = prepare(recording, Settings(fs=simulated.sampling_rate_hz))
+        source = prepare(recording, Settings())
         tiles = tuple(source.tiling)
         source = source.with_results(whitening=whitening.combine(source, [whitening.Covariances(source)(tiles)]))
         found = np.concatenate(waveforms.Snippets(source, 8.0, 1000)(tiles))

@@ -97,7 +97,6 @@ def test_blocks_say_what_they_are(page: Path) -> None:
     assert {block.info for block in blocks(page)} <= known
 
 
-@pytest.mark.filterwarnings("ignore:The parameter --debug is used more than once")  # of plan
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_command_lines_are_understood(page: Path) -> None:
     """Their options exist and take such values; nothing is sorted."""

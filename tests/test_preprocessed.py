@@ -17,9 +17,10 @@ from ks4stream.io.sources import ArraySource
 from ks4stream.io.tile_cache import lifetime
 from ks4stream.preprocessed import preprocess
 from ks4stream.recording import Recording
-from ks4stream.results import Drift, Whitening
+from ks4stream.results import Drift, PeakSample, Whitening
 from ks4stream.settings import Settings
 from ks4stream.sorter import prepare
+from ks4stream.stages.drift import EstimateDrift, Moved
 from ks4stream.stages.preprocessing import Preprocessor
 
 PROBE = simulate.staggered_probe(8)
@@ -172,15 +173,14 @@ def test_what_is_not_given_is_learned(recording: Recording) -> None:
 @pytest.mark.slow
 def test_drift_may_be_estimated_on_the_way(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
     """The estimate is the sorter's own; here its last step is replaced by a known answer."""
-    from ks4stream import preprocessed
 
     asked = []
 
-    def known(source: Preprocessor, peaks: Any) -> tuple[Drift, None]:
-        asked.append(peaks)
-        return moving(7), None
+    def known(estimate: EstimateDrift, run: Any) -> Moved:
+        asked.append(estimate.peaks)
+        return Moved(moving(7), PeakSample(np.zeros(0), np.zeros(0), np.zeros(0)))
 
-    monkeypatch.setattr(preprocessed.drift_stage, "combine", known)
+    monkeypatch.setattr(EstimateDrift, "run", known)
     with pytest.warns(UserWarning, match="clean spikes"):
         traces = preprocess(recording, SETTINGS, drift="estimate", client="loop", device="cpu")
     assert len(asked) == 1

@@ -351,6 +351,7 @@ def test_what_is_a_setting_is_no_argument(case: Case, function: Any) -> None:
         function(case.recording, SETTINGS, worker=2)
 
 
+@pytest.mark.filterwarnings("ignore::ks4stream.errors.FewSpikesWarning")
 def test_resources_are_given_together_or_one_by_one(case: Case) -> None:
     settings = SETTINGS.replace(tmax=1.0, nblocks=0)
     together = Resources(client="loop", device="cpu", block_batches=1)

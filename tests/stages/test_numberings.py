@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from ks4stream.io.spikes import Receipt, read_column, write_block
 
 import ks4stream
 from ks4stream import simulate
+from ks4stream.io.tables import Receipt, read_column, write_block
 from ks4stream.kernels.borders import Reported, settle
 from ks4stream.results import Waveforms
 from ks4stream.settings import Settings
