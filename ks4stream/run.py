@@ -84,7 +84,7 @@ class Run:
         per_task = self.block_batches or tiles_per_task(tiling, n_tiles, self.sampling_rate_hz)
         return tiling.blocks(per_task, indices)
 
-    def mending(self, method: Callable[[], Sorting]) -> Sorting:
+    def retry_damaged(self, method: Callable[[], Sorting]) -> Sorting:
         """What a method finds; where a file turns out to be damaged, its block is computed again, the rest recalled."""
         damaged: set[str] = set()
         while True:

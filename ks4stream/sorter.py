@@ -124,7 +124,7 @@ def sort(
         engine = stack.enter_context(engine_for(recording, settings, resources, device, progress))
         _check_plan(recording, settings, resources, device, engine, results_dir)
         run = Run(engine, store, tiles.sampling_rate_hz, resources.block_batches, progress)
-        sorting = run.mending(partial(find_units, run, tiles, settings))
+        sorting = run.retry_damaged(partial(find_units, run, tiles, settings))
         sorting = replace(sorting, warnings=tuple(said), **origin)
         if results_dir is not None:
             progress("results", 0, 1)
