@@ -36,7 +36,7 @@ from_file = ks4stream.Settings.from_dict({{"Th_learned": 7, "tmax": 600}})
 ```
 
 On the command line every setting is an option with dashes in place of underscores, as in `--Th-learned 7`
-(`n_chan_bin` is `--n-chan`, `do_CAR=False` is `--no-CAR`), or `--set Th_learned=7`. `ks4stream sort --help` lists them.
+(`do_CAR=False` is `--no-CAR`), or `--set Th_learned=7`. `ks4stream sort --help` lists them.
 
 ## The ones to try first
 
@@ -80,8 +80,8 @@ TRIES = (
 )
 
 INTRODUCTIONS = {
-    "recording": "What is read, and in which pieces. `fs` and `n_chan_bin` are taken from the recording; if you give "
-    "them and they differ from what it says, that is an error.",
+    "recording": "What is read, and in which pieces. The sampling rate and the number of channels are not settings: "
+    "`open_recording(…, fs=…, n_chan=…)`, `--fs` and `--n-chan`.",
     "preprocessing": "What happens to the traces first: filter, reference, blanking of artifacts.",
     "whitening": "How channels are decorrelated.",
     "waveforms": "The universal waveforms, learned from clean single-channel spikes.",
