@@ -65,9 +65,7 @@ def place(address: str | os.PathLike[str] | ObjectPath) -> Place:
 
 def size_of(where: Place) -> int | None:
     """Bytes of a file or an object; None if there is none."""
-    if isinstance(where, Path):
-        return where.stat().st_size if where.is_file() else None
-    found = objects.status(where.location)
+    found = objects.status(str(where))
     return None if found is None else found.size_bytes
 
 
