@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import threading
 import zipfile
@@ -50,7 +51,7 @@ NOT_AS_WRITTEN = (
 ONE_AT_A_TIME = threading.Lock()
 """For reading headers of arrays: CPython 3.11's parser now and then raises SystemError where threads parse together."""
 
-DRAFT = ".draft"  # how names of files end that are not complete
+DRAFT = re.compile(r".*\.[0-9a-f]{32}\.draft")  # name of a file that is not complete yet
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -118,7 +119,7 @@ def appearing(path: Place) -> Iterator[BinaryIO]:
         yield buffer
         write_bytes(path.location, buffer.getvalue())
         return
-    draft = path.with_suffix(f".{uuid4().hex}{DRAFT}")  # a task may be computed twice at a time, on two machines
+    draft = path.with_suffix(f".{uuid4().hex}.draft")  # a task may be computed twice at a time, on two machines
     with writing_to(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
