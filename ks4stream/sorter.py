@@ -149,7 +149,7 @@ def sort(
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(source, results_dir, fresh=not resume))
         if results_dir is not None:
-            stack.enter_context(report.log_kept(folder, results_dir))
+            stack.enter_context(report.log_kept(folder, results_dir, store.check))
         engine = stack.enter_context(engine_for(source, client, workers, progress, device_given=device_given))
         gpu = engine.gpu_memory
         plan(

@@ -75,13 +75,17 @@ def _some(names: list[str]) -> str:
 
 
 @contextmanager
-def log_kept(folder: Path, target: Place) -> Iterator[None]:
-    """Bring the log where results are to be, however a sort ends; nothing to do where it was written there."""
+def log_kept(folder: Path, target: Place, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Bring the log where results are to be, however a sort ends; nothing to do where it was written there.
+
+    Nothing is brought where `check` raises: results are not this run's to write any more, and another's log is there.
+    """
     try:
         yield
     finally:
         if isinstance(target, ObjectPath):
             with suppress(Ks4StreamError):  # an error that ended the sort is worth more
+                check()
                 write_file(str(target / LOG_NAME), folder / LOG_NAME)
 
 
