@@ -264,8 +264,8 @@ def write_if(location: str, content: bytes, version: Version | None) -> Version 
         return None
 
 
-def write_file(location: str, path: Path) -> None:
-    """Copy a file into an object, in parts where it is large.
+def write_file(location: str, path: Path) -> str:
+    """Copy a file into an object, in parts where it is large; returns the tag that it got.
 
     Raises
     ------
@@ -276,7 +276,7 @@ def write_file(location: str, path: Path) -> None:
     import obstore
 
     with explained(location, writing=True):
-        obstore.put(store, key, path)
+        return obstore.put(store, key, path)["e_tag"] or ""
 
 
 def delete(location: str, paths: Sequence[str] | None = None) -> None:
@@ -297,7 +297,7 @@ def delete(location: str, paths: Sequence[str] | None = None) -> None:
 
 
 def copy(location: str, to: str, n_bytes: int) -> None:
-    """Copy an object of a known size to another location of the same bucket.
+    """Copy an object of a known size to another location of the same bucket; one that has gone is passed over.
 
     Raises
     ------
@@ -310,7 +310,7 @@ def copy(location: str, to: str, n_bytes: int) -> None:
     import obstore
 
     source, target = (address.removeprefix(f"{root}/") for address in (location, to))
-    with explained(to, writing=True):
+    with suppress(_NowhereError), explained(to, writing=True):
         if n_bytes <= _COPIED_BYTES:
             obstore.copy(store, source, target)
         else:
@@ -340,8 +340,10 @@ def listing(location: str) -> list[tuple[str, Status]]:
     with explained(location):
         pages = obstore.list(_store(location, True), chunk_size=1000)
         found = {meta["path"]: _status_of(meta) for page in pages for meta in page}
-    folders = {"", *(path[:at] for path in found for at, letter in enumerate(path) if letter == "/")}
-    return sorted((path, status) for path, status in found.items() if status.size_bytes or path not in folders)
+    if any(not status.size_bytes for status in found.values()):
+        folders = {"", *(path[:at] for path in found for at, letter in enumerate(path) if letter == "/")}
+        found = {path: status for path, status in found.items() if status.size_bytes or path not in folders}
+    return sorted(found.items())
 
 
 def entries(location: str) -> dict[str, Status | None]:

@@ -100,10 +100,8 @@ class RunStore:
                 if is_folder and _STAGE.fullmatch(name) and not (keep and name in self._used):
                     try:
                         remove(self.folder / name, folder=True)
-                    except (
-                        OSError,
-                        Ks4StreamError,
-                    ) as error:  # a task of a sort that was stopped may still write there
+                    except (OSError, Ks4StreamError) as error:
+                        # a task of a sort that was stopped may still write there
                         _log.warning("%s is kept, as it could not be removed: %s", self.folder / name, error)
         if keep:
             kept_bytes = sum(found.size_bytes for _, found in listing(str(self.folder)))
