@@ -24,11 +24,13 @@ from ks4stream import geometry
 from ks4stream.blocks import Tile, tiles_per_task
 from ks4stream.engine import Engine, Loop, Progress, give_back_memory, gpus, no_progress, one_thread
 from ks4stream.errors import DamagedFileError, FewSpikesWarning, MachineWarning, SettingsError
+from ks4stream.io.atomic import explain_write_errors
+from ks4stream.io.mapped import ColumnWriter
 from ks4stream.io.places import ObjectPath, place, remove
-from ks4stream.io.records import key_of, writing_to
-from ks4stream.io.run_store import METHOD, Remembered, RunStore, open_store
+from ks4stream.io.records import key_of
+from ks4stream.io.run_store import METHOD_VERSION, Checkpointed, RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
-from ks4stream.io.spikes import GrowingColumns, Receipt, brought_near
+from ks4stream.io.tables import Receipt, localize
 from ks4stream.io.tile_cache import CachedSource, cached, ending, forget
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels.borders import Reported
@@ -221,7 +223,7 @@ def _origin(source: Preprocessor) -> dict[str, Any]:
         torch=str(torch.__version__),
         numpy=np.__version__,
         scipy=scipy.__version__,
-        method=METHOD,
+        method=METHOD_VERSION,
         device=torch.device(source.device).type,
         recording=recording.name,
         recording_digest=recording.digest(),
@@ -286,7 +288,7 @@ class SortRun:
                     raise
                 damaged.add(error.path)
                 logger.warning("%s It is computed anew.", error)
-                with writing_to(self.store.folder):
+                with explain_write_errors(self.store.folder):
                     remove(place(error.path))
 
     def _run(self) -> Sorting:
@@ -413,7 +415,7 @@ class SortRun:
             found = list(self._map(sorter, occupied, "final clustering", sizes[occupied]))
         with self._here("merging"):
             scratch = self.store.scratch
-            found = [region._replace(receipt=brought_near(region.receipt, scratch)) for region in found]
+            found = [region._replace(receipt=localize(region.receipt, scratch)) for region in found]
             return units.combine(found, shapes, settings, rate, self._fewest(), scratch=scratch) if found else None
 
     def finish(
@@ -428,7 +430,7 @@ class SortRun:
     ) -> Sorting:
         """Section 10: all spikes in order of time, where they were, and what is known of their units."""
         settings, probe, recording = source.settings, source.probe, source.recording
-        columns = GrowingColumns(self.store.scratch / uuid4().hex)
+        columns = ColumnWriter(self.store.scratch / uuid4().hex)
         with self._here("joining"):
             columns.append(_no_spikes(source, template_channels))
             if matches is not None and found is not None:
@@ -487,7 +489,7 @@ class SortRun:
         self, function: Callable[[Any], Any], items: Sequence[Any], stage: str, priority: Any = ()
     ) -> Iterator[Any]:
         """Results in order: those of an earlier run from the store, the others computed and kept there."""
-        store = self.store.stage(stage, key_of(function, METHOD, torch.__version__, stages=MATTERS[stage]))
+        store = self.store.stage(stage, key_of(function, METHOD_VERSION, torch.__version__, stages=MATTERS[stage]))
         if isinstance(function, WRITERS):
             function = replace(function, folder=store.folder)
         known = store.recall(items)
@@ -495,7 +497,7 @@ class SortRun:
             logger.info("%s: %d of %d tasks were finished before", stage, len(known), len(items))
         missing = [index for index in range(len(items)) if index not in known]
         fresh = self.engine.map(
-            Remembered(function, store),
+            Checkpointed(function, store),
             [items[index] for index in missing],
             stage=stage,
             priority=[priority[index] for index in missing] if len(priority) else (),

@@ -41,9 +41,9 @@ from distributed.deploy.subprocess import SubprocessWorker
 from distributed.system import MEMORY_LIMIT
 
 from ks4stream.engine import gpus, workers
-from ks4stream.engine.base import Item, LostWorkerError, Progress, Result, log_failures, named, no_progress, run
+from ks4stream.engine.base import Item, Progress, Result, log_failures, named, no_progress, run
 from ks4stream.engine.gpus import GpuMemory
-from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, WorkerError
+from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, LostWorkerError, WorkerError
 from ks4stream.messages import heard_by, listeners, warn
 
 IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would only hold memory

@@ -146,7 +146,7 @@ def status(location: str) -> Status | None:
     import obstore
 
     try:
-        with explained(location):
+        with translate_errors(location):
             meta = obstore.head(store, key)
     except _MissingError:
         return None
@@ -179,7 +179,7 @@ def read_bytes(location: str, start: int, stop: int) -> memoryview:
     store, key = _parent_store(location, True)
     import obstore
 
-    with explained(location):
+    with translate_errors(location):
         return memoryview(bytearray(obstore.get_range(store, key, start=start, end=stop)))
 
 
@@ -211,7 +211,7 @@ def read_versioned(location: str) -> Versioned | None:
     import obstore
 
     try:
-        with explained(location):
+        with translate_errors(location):
             found = obstore.get(store, key)
             return Versioned(bytes(found.bytes()), _version_of(found.meta))
     except _MissingError:
@@ -229,7 +229,7 @@ def write_bytes(location: str, content: bytes) -> None:
     store, key = _parent_store(location, True)
     import obstore
 
-    with explained(location, writing=True):
+    with translate_errors(location, writing=True):
         obstore.put(store, key, content)
 
 
@@ -254,7 +254,7 @@ def write_if(location: str, content: bytes, version: Version | None) -> Version 
 
     mode: Any = "create" if version is None else version
     try:
-        with explained(location, writing=True):
+        with translate_errors(location, writing=True):
             return _version_of(obstore.put(store, key, content, mode=mode))
     except _ChangedError:
         return None
@@ -275,7 +275,7 @@ def write_file(location: str, path: Path) -> str:
     store, key = _parent_store(location, True)
     import obstore
 
-    with explained(location, writing=True):
+    with translate_errors(location, writing=True):
         return obstore.put(store, key, path)["e_tag"] or ""
 
 
@@ -292,7 +292,7 @@ def delete(location: str, paths: Sequence[str] | None = None) -> None:
     store, key = _parent_store(location, True) if paths is None else (_store(location, True), list(paths))
     import obstore
 
-    with suppress(_NowhereError), explained(location, writing=True):
+    with suppress(_NowhereError), translate_errors(location, writing=True):
         obstore.delete(store, key)
 
 
@@ -310,7 +310,7 @@ def copy(location: str, to: str, n_bytes: int) -> None:
     import obstore
 
     source, target = (address.removeprefix(f"{root}/") for address in (location, to))
-    with suppress(_NowhereError), explained(to, writing=True):
+    with suppress(_NowhereError), translate_errors(to, writing=True):
         if n_bytes <= _COPIED_BYTES:
             obstore.copy(store, source, target)
         else:
@@ -337,7 +337,7 @@ def listing(location: str) -> list[tuple[str, Status]]:
         return sorted(_walk(location))
     import obstore
 
-    with explained(location):
+    with translate_errors(location):
         pages = obstore.list(_store(location, True), chunk_size=1000)
         found = {meta["path"]: _status_of(meta) for page in pages for meta in page}
     if any(not status.size_bytes for status in found.values()):
@@ -364,7 +364,7 @@ def entries(location: str) -> dict[str, Status | None]:
         return {name: None if stat.S_ISDIR(look.st_mode) else _status_of_file(look) for name, look in looks if look}
     import obstore
 
-    with explained(location):
+    with translate_errors(location):
         there = obstore.list_with_delimiter(_store(location, True))
     found: dict[str, Status | None] = {
         PurePosixPath(meta["path"]).name: _status_of(meta) for meta in there["objects"] if meta["path"]
@@ -398,14 +398,14 @@ def zarr_store(location: str, *, patient: bool = False) -> Any:
     return _for_zarr_2(store)
 
 
-def surroundings() -> Hashable:
+def credentials_key() -> Hashable:
     """Return what an open store depends on: credentials and endpoints may be changed, and processes be forked."""
     names = sorted(name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_")))
     return os.getpid(), tuple((name, os.environ[name]) for name in names)
 
 
 @contextmanager
-def explained(location: str, *, writing: bool = False) -> Iterator[None]:
+def translate_errors(location: str, *, writing: bool = False) -> Iterator[None]:
     """Turn what obstore raises into errors that name the location and the remedy, and no secrets.
 
     The errors it turns are dropped on purpose: their texts may hold whole requests. Of recordings they are
@@ -513,7 +513,7 @@ def _parent_store(location: str, patient: bool) -> tuple[Any, str]:
 
 def _store(location: str, patient: bool) -> Any:
     """A store whose root is the location, with this process's credentials."""
-    return _opened_store(location, patient, surroundings())
+    return _opened_store(location, patient, credentials_key())
 
 
 @lru_cache(maxsize=64)
@@ -527,7 +527,7 @@ def _opened_store(location: str, patient: bool, _: Hashable) -> Any:
     if scheme.startswith("http"):
         return HTTPStore(location, **options)
     options["prefix"] = key or None
-    with explained(location):
+    with translate_errors(location):
         if scheme == "gs":
             return GCSStore(bucket, **options)
         if scheme == "az":

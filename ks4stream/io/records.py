@@ -56,7 +56,7 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 @contextmanager
-def writing_to(folder: Place) -> Iterator[None]:
+def explain_write_errors(folder: Place) -> Iterator[None]:
     """Say of a write that the system refuses where it was, what is free there, and what to do.
 
     Raises
@@ -86,7 +86,7 @@ def _free(folder: Place) -> str:
 
 
 @contextmanager
-def reading(path: str | Place) -> Iterator[None]:
+def explain_read_errors(path: str | Place) -> Iterator[None]:
     """Say of a file that cannot be understood that it is damaged; other errors of the system are none of the file's.
 
     Raises
@@ -106,7 +106,7 @@ def reading(path: str | Place) -> Iterator[None]:
 
 
 @contextmanager
-def appearing(path: Place) -> Iterator[BinaryIO]:
+def atomic_write(path: Place) -> Iterator[BinaryIO]:
     """A file or an object to write, which appears under its name when it is complete; its folder is made.
 
     Raises
@@ -120,7 +120,7 @@ def appearing(path: Place) -> Iterator[BinaryIO]:
         write_bytes(path.location, buffer.getvalue())
         return
     draft = path.with_suffix(f".{uuid4().hex}.draft")  # a task may be computed twice at a time, on two machines
-    with writing_to(path.parent):
+    with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with draft.open("wb") as file:
@@ -144,9 +144,9 @@ def write_record(path: Place, value: Any) -> None:
         If the system refuses it.
     """
     arrays: list[NDArray[Any]] = []
-    skeleton = json.dumps(_taken_apart(value, arrays))
+    skeleton = json.dumps(_encode(value, arrays))
     members = {f"a{number}": array for number, array in enumerate(arrays)}
-    with appearing(path) as file:
+    with atomic_write(path) as file:
         np.savez(file, allow_pickle=False, **{_SKELETON: np.frombuffer(skeleton.encode(), np.uint8)}, **members)
 
 
@@ -159,17 +159,17 @@ def read_record(path: Place, classes: Iterable[type], *, size: int | None = None
         If the file is not as it was written, or holds classes other than `classes`.
     """
     known = {cls.__name__: cls for cls in classes}
-    with reading(path), zipfile.ZipFile(io.BytesIO(read_whole(path, size))) as archive:
+    with explain_read_errors(path), zipfile.ZipFile(io.BytesIO(read_whole(path, size))) as archive:
 
         def member(name: str) -> NDArray[Any]:
             whole = archive.read(f"{name}.npy")  # to its end, where the checksum is compared
             with ONE_AT_A_TIME:
                 return np.asarray(np.lib.format.read_array(io.BytesIO(whole), allow_pickle=False))
 
-        return _put_together(json.loads(member(_SKELETON).tobytes()), lambda number: member(f"a{number}"), known)
+        return _decode(json.loads(member(_SKELETON).tobytes()), lambda number: member(f"a{number}"), known)
 
 
-def _taken_apart(value: Any, arrays: list[NDArray[Any]]) -> Any:
+def _encode(value: Any, arrays: list[NDArray[Any]]) -> Any:
     """JSON that says how a value is built of arrays, which are collected."""
     if isinstance(value, _PLAIN):
         return value
@@ -177,26 +177,26 @@ def _taken_apart(value: Any, arrays: list[NDArray[Any]]) -> Any:
         arrays.append(value)
         return {"array": len(arrays) - 1}
     if isinstance(value, Mapping):
-        return {"dict": {str(name): _taken_apart(entry, arrays) for name, entry in value.items()}}
+        return {"dict": {str(name): _encode(entry, arrays) for name, entry in value.items()}}
     if named := _named_fields(value):
-        return {"class": type(value).__name__, "of": {n: _taken_apart(entry, arrays) for n, entry in named.items()}}
+        return {"class": type(value).__name__, "of": {n: _encode(entry, arrays) for n, entry in named.items()}}
     if isinstance(value, list | tuple):
-        return {type(value).__name__: [_taken_apart(entry, arrays) for entry in value]}
+        return {type(value).__name__: [_encode(entry, arrays) for entry in value]}
     raise TypeError(f"A record cannot hold a {type(value).__name__}.")
 
 
-def _put_together(part: Any, array: Callable[[int], NDArray[Any]], known: Mapping[str, type]) -> Any:
+def _decode(part: Any, array: Callable[[int], NDArray[Any]], known: Mapping[str, type]) -> Any:
     if isinstance(part, _PLAIN):
         return part
     if "array" in part:
         return array(part["array"])
     if "class" in part:
-        of = {name: _put_together(entry, array, known) for name, entry in part["of"].items()}
+        of = {name: _decode(entry, array, known) for name, entry in part["of"].items()}
         return known[part["class"]](**of)
     if "dict" in part:
-        return {name: _put_together(entry, array, known) for name, entry in part["dict"].items()}
+        return {name: _decode(entry, array, known) for name, entry in part["dict"].items()}
     ((kind, entries),) = part.items()
-    return {"list": list, "tuple": tuple}[kind](_put_together(entry, array, known) for entry in entries)
+    return {"list": list, "tuple": tuple}[kind](_decode(entry, array, known) for entry in entries)
 
 
 def key_of(*values: Any, stages: Collection[str] = ()) -> str:

@@ -31,6 +31,8 @@ from uuid import uuid4
 
 from ks4stream.errors import ResultsError
 from ks4stream.io import objects
+from ks4stream.io.atomic import atomic_write, explain_write_errors
+from ks4stream.io.mapped import release_pages
 from ks4stream.io.places import (
     FETCHED_BYTES,
     ObjectPath,
@@ -43,9 +45,8 @@ from ks4stream.io.places import (
     remove,
     size_of,
 )
-from ks4stream.io.records import appearing, key_of, writing_to
+from ks4stream.io.records import key_of
 from ks4stream.io.scratch import scratch_folder
-from ks4stream.io.spikes import let_go
 from ks4stream.results import Sorting
 
 __all__ = ["LOG", "RECORD", "STORE", "WRITTEN", "ResultsFolder", "fingerprint"]
@@ -269,7 +270,7 @@ class ResultsFolder:
         ResultsError
             If it cannot be moved; nothing is lost then.
         """
-        with writing_to(self.place):
+        with explain_write_errors(self.place):
             record = self._record()
             is_begun = record.get("state") == "moving"
             before = record["before"] if is_begun else record
@@ -388,7 +389,7 @@ class ResultsFolder:
         log = read_range(self.place / LOG, 0, min(self.log_bytes, size_of(self.place / LOG) or 0))
         for name, content in {LOG: log, RECORD: json.dumps(before, indent=1).encode() if before else b""}.items():
             if content and size_of(aside / name) is None:
-                with appearing(aside / name) as file:
+                with atomic_write(aside / name) as file:
                     file.write(content)
         remove(self.place / RECORD)
 
@@ -464,7 +465,7 @@ class ResultsFolder:
         return found if is_ours and all(isinstance(found.get(k), v) for k, v in _STATES[found["state"]].items()) else {}
 
     def _write_record(self, content: Mapping[str, Any]) -> None:
-        with appearing(self.place / RECORD) as file:
+        with atomic_write(self.place / RECORD) as file:
             file.write(json.dumps({"format": _FORMAT, **content}, indent=1).encode())
 
 
@@ -481,7 +482,7 @@ def fingerprint(sorting: Sorting) -> str:
                 continue
             for at in range(0, len(value), _ROWS_AT_ONCE):
                 parts.append(key_of(value[at : at + _ROWS_AT_ONCE]))
-                let_go(value)
+                release_pages(value)
         elif "dims" in spec.metadata or spec.name in ("artifacts", "probe", "whitening", "waveforms", "drift"):
             parts.append(value)
     return key_of(*parts)

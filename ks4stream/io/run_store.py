@@ -29,15 +29,16 @@ from uuid import uuid4
 from filelock import BaseFileLock, FileLock, Timeout
 
 from ks4stream.errors import DamagedFileError, Ks4StreamError, Ks4StreamWarning, ResultsError
+from ks4stream.io.atomic import DRAFT, atomic_write, explain_write_errors
 from ks4stream.io.objects import UnconditionalError, Version, Versioned, listing, read_versioned, write_bytes, write_if
 from ks4stream.io.places import ObjectPath, Place, below, read_whole, remove, size_of
-from ks4stream.io.records import DRAFT, appearing, key_of, read_record, write_record, writing_to
+from ks4stream.io.records import key_of, read_record, write_record
 from ks4stream.io.scratch import scratch_folder
-from ks4stream.io.spikes import Receipt
+from ks4stream.io.tables import Receipt
 from ks4stream.messages import hand_on, listeners, warn
 
 FORMAT = "ks4stream.Run/1"
-METHOD = 4
+METHOD_VERSION = 4
 """Counts changes of the method that change any result: records of another number are of no use."""
 
 MANIFEST, LOCK, SCRATCH = "manifest.json", "lock", "scratch"
@@ -95,7 +96,7 @@ class RunStore:
     def tidy(self, *, keep: bool) -> None:
         """When a sort has ended, remove the stages it did not use, those of other settings; or all, unless `keep`."""
         self.check()
-        with writing_to(self.folder):
+        with explain_write_errors(self.folder):
             for name, is_folder in below(self.folder):
                 if is_folder and _STAGE.fullmatch(name) and not (keep and name in self._used):
                     try:
@@ -132,7 +133,7 @@ class StageStore:
                 return [self._read(path, n_bytes, size)]
             except DamagedFileError as error:
                 _log.warning("%s It is computed anew.", error)
-                with writing_to(self.folder):
+                with explain_write_errors(self.folder):
                     remove(path)
                 return []
 
@@ -152,7 +153,7 @@ class StageStore:
 
 
 @dataclass(frozen=True)
-class Remembered:
+class Checkpointed:
     """A task's function that leaves a record of what it found, and looks for one first.
 
     A worker may die between leaving the record and handing over what it found; the task then comes a second time.
@@ -205,10 +206,10 @@ def open_store(
         If another run is using it, or it is of other data, of another version of the method or no store at all; it is
         left as it is. Or if it cannot be written to.
     """
-    expected = {"format": FORMAT, "method": METHOD, "data": data}
+    expected = {"format": FORMAT, "method": METHOD_VERSION, "data": data}
     with ExitStack() as stack:
         lock = None
-        with writing_to(folder):
+        with explain_write_errors(folder):
             _check_kind(folder)
             if isinstance(folder, Path):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -221,7 +222,7 @@ def open_store(
             if fresh or not recall:
                 _empty(folder)
             if not found:  # before anything else is made, so that the folder is known as a store from then on
-                with appearing(folder / MANIFEST) as file:
+                with atomic_write(folder / MANIFEST) as file:
                     file.write(json.dumps(expected, indent=1).encode())
             if isinstance(folder, Path):
                 for draft in folder.rglob("*.draft"):  # of workers that were killed

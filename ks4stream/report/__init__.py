@@ -13,10 +13,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ks4stream.errors import CurationWarning, Ks4StreamError
+from ks4stream.io.atomic import explain_write_errors
+from ks4stream.io.kilosort_ops import OPS
 from ks4stream.io.objects import write_file
-from ks4stream.io.phy import OPS, PARAMS, export_phy, params_text
+from ks4stream.io.phy import PARAMS, export_phy, params_text
 from ks4stream.io.places import ObjectPath, Place, copy_here, read_whole, size_of
-from ks4stream.io.records import writing_to
 from ks4stream.io.results_folder import (
     EXTRA,
     FEATURES,
@@ -143,7 +144,7 @@ def finish(
         _log.info("%s holds this result already; nothing in it was touched.", home)
         return None
     moved: list[Place] = []
-    with writing_to(home), results.draft() as draft:
+    with explain_write_errors(home), results.draft() as draft:
         export_phy(
             sorting,
             draft,

@@ -18,9 +18,8 @@ from seen_gpus import see_gpus
 
 from ks4stream import kilosort, simulate, sorter
 from ks4stream.engine import workers
-from ks4stream.engine.base import LostWorkerError
 from ks4stream.engine.cluster import Cluster, active_client, connected, local_client
-from ks4stream.errors import MachineWarning, WorkerError
+from ks4stream.errors import LostWorkerError, MachineWarning, WorkerError
 from ks4stream.io.recordings import open_recording
 from ks4stream.preprocessed import preprocess
 from ks4stream.recording import Recording

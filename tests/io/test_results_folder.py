@@ -18,9 +18,9 @@ import pytest
 from ks4stream.errors import CurationWarning, ResultsError
 from ks4stream.io import objects
 from ks4stream.io import results_folder as results_folder_module
+from ks4stream.io.atomic import atomic_write
 from ks4stream.io.objects import listing
 from ks4stream.io.places import ObjectPath, Place, below, place, read_whole, remove
-from ks4stream.io.records import appearing
 from ks4stream.io.results_folder import (
     EXTRA,
     FEATURES,
@@ -51,7 +51,7 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 
 def put(where: Place, content: bytes | str) -> None:
-    with appearing(where) as file:
+    with atomic_write(where) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 

@@ -25,8 +25,8 @@ from ks4stream.io import objects, run_store
 from ks4stream.io.objects import Version
 from ks4stream.io.places import ObjectPath, read_whole, remove, size_of
 from ks4stream.io.records import write_record
-from ks4stream.io.run_store import FREE, ObjectLock, Remembered, RunStore, open_store, record_path
-from ks4stream.io.spikes import Receipt, read_column, write_block
+from ks4stream.io.run_store import FREE, Checkpointed, ObjectLock, RunStore, open_store, record_path
+from ks4stream.io.tables import Receipt, read_column, write_block
 
 
 def squares(number: int) -> list[int]:
@@ -36,7 +36,7 @@ def squares(number: int) -> list[int]:
 def test_what_was_computed_is_recalled(tmp_path: Path) -> None:
     stage = RunStore(tmp_path, ()).stage("first clustering", "ab" * 32)
     assert stage.recall([1, 2, 3]) == {}
-    task = Remembered(squares, stage)
+    task = Checkpointed(squares, stage)
     assert [task(2), task(3)] == [[2, 4], [3, 9]]
     assert stage.recall([1, 2, 3]) == {1: [2, 4], 2: [3, 9]}
     assert RunStore(tmp_path, ()).stage("first clustering", "ac" * 32).recall([2]) == {}
@@ -50,7 +50,7 @@ def test_a_task_that_comes_again_is_not_computed_again(tmp_path: Path) -> None:
         seen.append(number)
         return squares(number)
 
-    task = Remembered(watched, RunStore(tmp_path, ()).stage("x", "0" * 64))
+    task = Checkpointed(watched, RunStore(tmp_path, ()).stage("x", "0" * 64))
     assert task(2) == task(2) == [2, 4]
     assert seen == [2]
     path = record_path(task.store.folder, 2)
@@ -61,7 +61,7 @@ def test_a_task_that_comes_again_is_not_computed_again(tmp_path: Path) -> None:
 
 def test_what_is_damaged_is_not_known_and_goes(tmp_path: Path) -> None:
     stage = RunStore(tmp_path, ()).stage("x", "0" * 64)
-    task = Remembered(squares, stage)
+    task = Checkpointed(squares, stage)
     for number in (1, 2):
         task(number)
     path = record_path(stage.folder, 2)
@@ -76,7 +76,7 @@ def test_a_receipt_counts_as_long_as_its_file_is_there(tmp_path: Path) -> None:
     def write(number: int) -> Receipt:
         return write_block(stage.folder / f"{number}.rows", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
 
-    receipts = [Remembered(write, stage)(number) for number in (3, 4)]
+    receipts = [Checkpointed(write, stage)(number) for number in (3, 4)]
     found = stage.recall([3, 4])
     assert [found[i].digest() for i in (0, 1)] == [receipt.digest() for receipt in receipts]
     Path(receipts[0].path).unlink()
@@ -153,7 +153,7 @@ def test_where_the_file_system_has_no_locks(tmp_path: Path, monkeypatch: pytest.
 
 def test_drafts_of_killed_workers_go(tmp_path: Path) -> None:
     with open_store(tmp_path, (), data="a") as store:
-        Remembered(squares, store.stage("x", "0" * 64))(3)
+        Checkpointed(squares, store.stage("x", "0" * 64))(3)
     folder = store.stage("x", "0" * 64).folder
     (folder / f"b.{'01' * 16}.draft").write_bytes(b"half")
     (folder / "letter.draft").write_text("of a person")
@@ -165,7 +165,7 @@ def test_what_the_last_sort_did_not_use_goes(tmp_path: Path) -> None:
     for keys in ("ab", "ac"):
         with open_store(tmp_path, (), data="a") as store:
             for key in keys:
-                Remembered(squares, store.stage("x", key * 64))(3)
+                Checkpointed(squares, store.stage("x", key * 64))(3)
             store.tidy(keep=True)
     assert sorted(path.name for path in tmp_path.glob("x-*")) == ["x-" + "a" * 20, "x-" + "c" * 20]
     store.tidy(keep=False)
@@ -234,7 +234,7 @@ def test_a_store_may_be_moved(tmp_path: Path) -> None:
     def write(number: int) -> Receipt:
         return write_block(stage.folder / "1.rows", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
 
-    Remembered(write, stage)(3)
+    Checkpointed(write, stage)(3)
     (tmp_path / "a").rename(tmp_path / "b")
     found = RunStore(tmp_path / "b", ()).stage("x", "0" * 64).recall([3])[0]
     assert read_column(found, "a").tolist() == [0, 1, 2]
@@ -252,7 +252,7 @@ def test_a_store_that_does_not_belong_is_refused_and_left_alone(
     tmp_path: Path, entry: dict[str, object], message: str
 ) -> None:
     with open_store(tmp_path / "run", (), data="a") as store:
-        Remembered(squares, store.stage("x", "0" * 64))(3)
+        Checkpointed(squares, store.stage("x", "0" * 64))(3)
     manifest = tmp_path / "run" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | entry))
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*")}
