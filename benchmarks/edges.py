@@ -116,7 +116,7 @@ def compare_bytes(options: argparse.Namespace, folder: Path) -> tuple[dict[str, 
     settings = Settings.from_dict(asked | outcome.parse_settings(options.set))
     runs: dict[str, dict[str, str]] = {}
     for label, sorting in _runs(_open(binary), settings):
-        runs[label] = dict(_digests(sorting))
+        runs[label] = dict(digests(sorting))
         print(f"{label:<22} {sorting.n_spikes} spikes, {sorting.n_units} units, {_joined(runs[label])[:16]}")
     different = sorted({name for run in runs.values() for name, digest in run.items() if digest != first(runs)[name]})
     print(f"{len(first(runs))} arrays, " + (f"different: {', '.join(different)}" if different else "identical bytes"))
@@ -136,14 +136,14 @@ def _runs(recording: Recording, settings: Settings) -> Iterator[tuple[str, Sorti
             yield f"workers: {count}", sort(recording, settings, client=client)
 
 
-def _digests(result: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def digests(result: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Digest of every array a result holds, those of results within it included."""
     for spec in fields(result):
         value = getattr(result, spec.name)
         if isinstance(value, np.ndarray):
             yield prefix + spec.name, hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
         elif spec.name in ("whitening", "waveforms", "drift", "peaks") and value is not None:
-            yield from _digests(value, f"{spec.name}.")
+            yield from digests(value, f"{spec.name}.")
 
 
 def _joined(digests: dict[str, str]) -> str:

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from ks4stream import Probe, simulate
 from ks4stream.recording import Recording
-from ks4stream.simulate import BLOCK_SAMPLES, _draw_trains, _Scene, _Spikes, _Unit
+from ks4stream.simulate import BLOCK_SAMPLES
+from ks4stream.simulate.scene import Scene
+from ks4stream.simulate.trains import Spikes, draw_trains
+from ks4stream.simulate.units import Unit
 
 RATE_HZ = 30_000
 MINUTE = 60 * RATE_HZ
@@ -22,23 +25,23 @@ BLOCKS_KEPT = 4  # those that a tile touches; half of them are the next one's to
 class MinuteByMinute:
     """The spikes of some units, drawn for a minute at a time, so that nothing of them grows with the recording."""
 
-    units: tuple[_Unit, ...]
+    units: tuple[Unit, ...]
     seed: int
 
-    def within(self, start: int, stop: int) -> _Spikes:
+    def within(self, start: int, stop: int) -> Spikes:
         """Those with start <= sample < stop."""
         minutes = range(max(start, 0) // MINUTE, -(-stop // MINUTE))
         parts = [_minute(self, minute).within(start, stop) for minute in minutes]
-        return _Spikes(*(np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS))
+        return Spikes(*(np.concatenate([getattr(part, name) for part in parts]) for name in _COLUMNS))
 
 
 _COLUMNS = ("sample", "phase", "unit", "relative")
 
 
 @lru_cache(maxsize=3)
-def _minute(trains: MinuteByMinute, index: int) -> _Spikes:
+def _minute(trains: MinuteByMinute, index: int) -> Spikes:
     seed = 1_000_000 * trains.seed + index
-    found = _draw_trains(trains.units, seed=seed, duration_s=60.0, sampling_rate_hz=RATE_HZ)
+    found = draw_trains(trains.units, seed=seed, duration_s=60.0, sampling_rate_hz=RATE_HZ)
     return replace(found, sample=found.sample + index * MINUTE)
 
 
@@ -46,7 +49,7 @@ def _minute(trains: MinuteByMinute, index: int) -> _Spikes:
 class Endless:
     """The source of samples."""
 
-    scene: _Scene
+    scene: Scene
     n_samples: int
     n_channels: int
 
@@ -66,14 +69,14 @@ class Endless:
 
 
 @lru_cache(maxsize=BLOCKS_KEPT)
-def _block(scene: _Scene, index: int) -> NDArray[np.int16]:
+def _block(scene: Scene, index: int) -> NDArray[np.int16]:
     return scene.read(index * BLOCK_SAMPLES, (index + 1) * BLOCK_SAMPLES)
 
 
 def endless(probe: Probe, *, seconds: float, seed: int = 1) -> Recording:
     """A still recording with one unit for every two channels. Its first minutes are the same whatever its length."""
     n_units = max(probe.n_channels // 2, 2)
-    minute = simulate.simulate(probe, 60.0, seed=seed, n_units=n_units)._scene
+    minute = simulate.simulate(probe, 60.0, seed=seed, n_units=n_units).scene
     trains = MinuteByMinute(minute.units[:n_units], seed)
     scene = replace(minute, n_samples=round(seconds * RATE_HZ), spikes=trains)  # type: ignore[arg-type]
     return Recording(Endless(scene, scene.n_samples, probe.n_channels), RATE_HZ, probe, name="simulated where read")

@@ -35,7 +35,7 @@ from typing import Any
 import psutil
 
 from ks4stream.errors import ResultsError
-from ks4stream.io.run_store import Remembered, record_path
+from ks4stream.io.run_store import Checkpointed, record_path
 
 N_CHANNELS, SECONDS, N_UNITS, BLOCK_BATCHES = 16, 16.0, 20, 2
 DATA, FILLER = "data.bin", "filler"
@@ -46,12 +46,12 @@ PATIENCE_S = 300  # for one sort, or for a process to start
 
 
 @dataclass(frozen=True)
-class Watched(Remembered):
+class Watched(Checkpointed):
     """A remembered task that tells the journal when it is really computed, and when its record has appeared."""
 
     def __call__(self, item: Any) -> Any:
         task, journal = record_path(self.store.folder, item), journal_of(self.store.folder.parents[1])
-        value = Remembered(_Noted(self.function, journal, task), self.store)(item)
+        value = Checkpointed(_Noted(self.function, journal, task), self.store)(item)
         note(journal, "end", task)
         return value
 
@@ -85,7 +85,7 @@ def serve(data: Path) -> None:
     from ks4stream.settings import Settings
     from ks4stream.simulate import linear_probe
 
-    run.Remembered = Watched  # type: ignore[misc]  # in place of the tasks of every stage
+    run.Checkpointed = Watched  # type: ignore[misc]  # in place of the tasks of every stage
     answer = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever else is printed goes to the log
     with local_client(n_workers=2, processes=True) as client:

@@ -197,7 +197,7 @@ def measure(recording: Recording, settings: Settings, n_workers: int) -> dict[st
         "stages": stages,
         "drift_um": float(np.ptp(sorting.drift.shift_um)) if sorting.drift is not None else 0.0,
         "warnings": list(sorting.warnings),
-        "digests": dict(edges._digests(sorting)),
+        "digests": dict(edges.digests(sorting)),
     }
 
 

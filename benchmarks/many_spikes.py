@@ -35,7 +35,7 @@ from ks4stream.io.records import read_record, write_record
 from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.io.run_store import open_store
 from ks4stream.io.sources import ArraySource
-from ks4stream.io.spikes import Receipt, write_block
+from ks4stream.io.tables import Receipt, write_block
 from ks4stream.kernels.graph import ScatteredRows
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording

@@ -30,7 +30,7 @@ from ks4stream.engine import Engine, Loop
 from ks4stream.engine.cluster import Cluster, local_client
 from ks4stream.io.places import Place
 from ks4stream.io.run_store import open_store
-from ks4stream.io.spikes import Receipt
+from ks4stream.io.tables import Receipt
 from ks4stream.run import Run
 from ks4stream.sorter import prepare
 from ks4stream.stages.base import Block, Stage

@@ -32,7 +32,7 @@ from ks4stream import Probe, Settings, geometry, load_probe, open_recording
 from ks4stream.blocks import Tile, Tiling
 from ks4stream.engine import one_thread
 from ks4stream.geometry import Centres
-from ks4stream.io.spikes import read_column, write_block
+from ks4stream.io.tables import read_column, write_block
 from ks4stream.kernels import detection as detection_kernels
 from ks4stream.kernels import drift as drift_kernels
 from ks4stream.kernels import matching as matching_kernels

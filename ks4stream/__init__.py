@@ -1,6 +1,8 @@
 """Spike sorting the way Kilosort4 does it, as a dataflow on Dask.
 
-Names are loaded on first use, so that importing the package costs next to nothing.
+Names are loaded on first use, so that importing the package costs next to nothing. Three of them are modules:
+``simulate`` makes recordings with known spikes, ``scoring`` says how well a sorting found them, and ``errors`` has
+all errors and warnings.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ks4stream import errors, simulate
+    from ks4stream import errors, scoring, simulate
     from ks4stream.io.probes import load_probe
     from ks4stream.io.recordings import open_recording
     from ks4stream.io.store import load_sorting
@@ -37,6 +39,7 @@ __all__ = [
     "preprocess",
     "run_kilosort",
     "simulate",
+    "scoring",
     "errors",
 ]
 
@@ -54,7 +57,7 @@ _HOME = {
     "preprocess": "ks4stream.preprocessed",
     "run_kilosort": "ks4stream.kilosort",
 }
-_MODULES = ("simulate", "errors")
+_MODULES = ("simulate", "scoring", "errors")
 
 
 def __getattr__(name: str) -> Any:

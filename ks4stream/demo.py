@@ -11,9 +11,9 @@ import numpy as np
 
 from ks4stream import scoring, simulate
 from ks4stream.errors import ResultsError
+from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.probes import save_probe
 from ks4stream.io.recordings import open_recording
-from ks4stream.io.records import writing_to
 from ks4stream.recording import Recording
 from ks4stream.results import Sorting
 
@@ -92,7 +92,7 @@ def score_table(demo: DemoRecording, sorting: Sorting) -> str:
 
 def _check_free(folder: Path) -> None:
     """Make the folder; refuse one with a recording in it that is somebody's."""
-    with writing_to(folder):
+    with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     there = [name for name in (FILE_NAME, PROBE_NAME, TRUTH_NAME) if (folder / name).exists()]
     try:

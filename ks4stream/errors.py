@@ -48,6 +48,10 @@ class WorkerError(Ks4StreamError, RuntimeError):
     """A worker cannot compute: it lacks a library, this package or a GPU."""
 
 
+class LostWorkerError(Ks4StreamError, RuntimeError):
+    """Workers died again and again while computing, most often for want of memory."""
+
+
 class GpuMemoryError(Ks4StreamError, RuntimeError):
     """The GPU is too small for what cannot be done in smaller pieces: one batch, or one region's landmarks."""
 

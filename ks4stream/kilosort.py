@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.deploy import client_for, forget_on_workers
 from ks4stream.errors import ProbeError, RecordingError, ResultsError, SettingsError
-from ks4stream.io.phy import TENSORS, ops_from_sorting, spike_table
+from ks4stream.io.kilosort_ops import TENSORS, ops_from_sorting, spike_table
 from ks4stream.io.places import place
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
@@ -148,7 +148,7 @@ def run_kilosort(
     Returns
     -------
     ops : dict
-        Settings and results by Kilosort4's names; see :func:`~ks4stream.io.phy.ops_from_sorting`.
+        Settings and results by Kilosort4's names; see :func:`~ks4stream.io.kilosort_ops.ops_from_sorting`.
     st : ndarray of float64, shape (n_spikes, 3)
         Time in samples, counted from the first that was sorted (``tmin``); template; threshold amplitude.
     clu : ndarray of int32, shape (n_spikes,)

@@ -1,4 +1,7 @@
-"""The method, from the first sample to the last unit: read it like the methods section of a paper."""
+"""The method, from the first sample to the last unit: read it like the methods section of a paper.
+
+docs/method.md says what each step computes and why.
+"""
 
 from __future__ import annotations
 
@@ -42,26 +45,32 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
     -------
     Sorting
     """
+    # Decorrelate the noise of neighbouring channels.
     tiles = tiles.with_results(whitening=run.do(LearnWhitening(settings, tiles)))
+
+    # Learn what spikes look like on one channel, and detect everything on the probe that looks like it.
     centres = geometry.template_centres(tiles.probe, settings, tiles.without_signal)
     regions = geometry.clustering_regions(centres, settings)
     logger.info("%d template centres, %d regions", len(centres), len(regions))
-
     waveforms = run.do(LearnWaveforms(settings, tiles))
     peaks = run.do(Detect(settings, tiles, waveforms, centres, regions))
+
+    # Estimate from the depths of these peaks how the tissue moved. If it did, move the traces back and detect again.
     drift, plotted = None, None
     if settings.nblocks > 0:
         drift, plotted = run.do(EstimateDrift(settings, tiles, peaks))
-        if np.any(drift.shift_um):  # then once more, on traces that were moved back
+        if np.any(drift.shift_um):
             tiles = tiles.with_results(drift=drift)
             waveforms = run.do(LearnWaveforms(settings, tiles))
             peaks = run.do(Detect(settings, tiles, waveforms, centres, regions))
 
+    # Cluster the peaks of each region of the probe; the clusters' means are templates, with which all spikes are found.
     probe, rate = tiles.probe, tiles.sampling_rate_hz
-    cluster = GraphClustering(settings, tiles.device)
-    fewest = fewest_spikes(tiles.tiling, rate)
+    cluster, fewest = GraphClustering(settings, tiles.device), fewest_spikes(tiles.tiling, rate)
     templates = run.do(LearnTemplates(settings, peaks, waveforms, probe, centres, regions, cluster, fewest))
     spikes = run.do(Match(settings, tiles, waveforms, templates, regions))
+
+    # Cluster the spikes, merge the clusters that are one neuron, drop those that are none; put all in order of time.
     clusters = run.do(SortRegions(settings, spikes, probe, cluster))
     units = run.do(Merge(settings, clusters, waveforms, probe, rate, fewest))
     columns = run.do(Join(settings, units, spikes, waveforms, probe))

@@ -43,7 +43,7 @@ class Checked:
 
 @dataclass(frozen=True, eq=False)
 class Whitening(Checked):
-    """How channels are decorrelated (algorithm, section 1)."""
+    """How channels are decorrelated (section 1)."""
 
     matrix: Array = _array(("c", "c"), "float32", "1/file unit", "row: channel made, column: channel used")
     dead: Array = _array(("dead",), "int64", "", "sorted channels without signal; their rows and columns are 0")
@@ -164,6 +164,11 @@ class Sorting(Checked):
     def n_units(self) -> int:
         """Number of final units."""
         return len(self.contamination)
+
+    @property
+    def n_channels(self) -> int:
+        """Number of sorted channels."""
+        return int(self.unit_features.shape[1]) if self.probe is None else self.probe.n_channels
 
     @property
     def n_spikes(self) -> int:

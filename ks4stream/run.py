@@ -16,9 +16,10 @@ import torch
 from ks4stream.blocks import Tiling, tiles_per_task
 from ks4stream.engine import Engine, Progress, give_back_memory, no_progress
 from ks4stream.errors import DamagedFileError
+from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.places import place, remove
-from ks4stream.io.records import key_of, writing_to
-from ks4stream.io.run_store import METHOD, Remembered, RunStore
+from ks4stream.io.records import key_of
+from ks4stream.io.run_store import METHOD_VERSION, Checkpointed, RunStore
 from ks4stream.results import Sorting
 from ks4stream.stages.base import Block, Item, Part, Result, Stage, Step
 
@@ -66,12 +67,12 @@ class Run:
 
     def map(self, stage: Stage[Item, Part, Any], items: Sequence[Item]) -> Iterator[Part]:
         """Results of the tasks in order: those of an earlier run from the store, the others computed and kept there."""
-        store = self.store.stage(stage.name, key_of(stage, METHOD, torch.__version__), stage.records)
+        store = self.store.stage(stage.name, key_of(stage, METHOD_VERSION, torch.__version__), stage.records)
         known = store.recall(items)
         if known:
             logger.info("%s: %d of %d tasks were finished before", stage.name, len(known), len(items))
         missing = [item for index, item in enumerate(items) if index not in known]
-        task = Remembered(partial(stage.task, folder=store.folder), store)
+        task = Checkpointed(partial(stage.task, folder=store.folder), store)
         fresh = self.engine.map(task, missing, stage=stage.name, priority=stage.work(missing))
         for index in range(len(items)):
             yield known.pop(index) if index in known else next(fresh)
@@ -83,7 +84,7 @@ class Run:
         per_task = self.block_batches or tiles_per_task(tiling, n_tiles, self.sampling_rate_hz)
         return tiling.blocks(per_task, indices)
 
-    def mending(self, method: Callable[[], Sorting]) -> Sorting:
+    def retry_damaged(self, method: Callable[[], Sorting]) -> Sorting:
         """What a method finds; where a file turns out to be damaged, its block is computed again, the rest recalled."""
         damaged: set[str] = set()
         while True:
@@ -94,7 +95,7 @@ class Run:
                     raise
                 damaged.add(error.path)
                 logger.warning("%s It is computed again.", error)
-                with writing_to(self.store.folder):
+                with explain_write_errors(self.store.folder):
                     remove(place(error.path))
 
     @contextmanager

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ks4stream.deploy import client_for, engine_for
 from ks4stream.engine import Engine, Progress, gpus, no_progress, one_thread
 from ks4stream.io.places import ObjectPath, place
-from ks4stream.io.run_store import METHOD, RunStore, open_store
+from ks4stream.io.run_store import METHOD_VERSION, RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.tile_cache import cached, ending, forget
 from ks4stream.messages import recorded
@@ -120,11 +120,11 @@ def sort(
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(tiles, results_dir, fresh=not resume))
         if results_dir is not None:
-            stack.enter_context(report.log_kept(folder, results_dir))
+            stack.enter_context(report.log_kept(folder, results_dir, store.check))
         engine = stack.enter_context(engine_for(recording, settings, resources, device, progress))
         _check_plan(recording, settings, resources, device, engine, results_dir)
         run = Run(engine, store, tiles.sampling_rate_hz, resources.block_batches, progress)
-        sorting = run.mending(partial(find_units, run, tiles, settings))
+        sorting = run.retry_damaged(partial(find_units, run, tiles, settings))
         sorting = replace(sorting, warnings=tuple(said), **origin)
         if results_dir is not None:
             progress("results", 0, 1)
@@ -192,7 +192,7 @@ def _origin(tiles: Preprocessor) -> dict[str, Any]:
         torch=str(torch.__version__),
         numpy=np.__version__,
         scipy=scipy.__version__,
-        method=METHOD,
+        method=METHOD_VERSION,
         device=torch.device(tiles.device).type,
         recording=recording.name,
         recording_digest=recording.digest(),

@@ -416,6 +416,6 @@ def test_a_plan_as_json_ends_with_1_where_something_does_not_fit(tetrode_file: P
 
 
 def test_no_option_is_there_twice() -> None:
-    for name, command in main.commands.items():
+    for name, command in cli.main.commands.items():
         options = [option for parameter in command.params for option in parameter.opts]
         assert len(options) == len(set(options)), name

@@ -14,7 +14,7 @@ import ks4stream
 ROOT = Path(ks4stream.__file__).parent
 NUMBERS = {"numpy", "scipy"}
 EXTRAS = {"obstore", "boto3", "h5py"}
-ARRAYS = {"dask.array", "dask.delayed", "pandas", "xarray"}
+ARRAYS = {"dask.array", "dask.delayed", "xarray"}
 
 # Room: the rooms it may import from beside itself, and the libraries it may use.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {

@@ -146,7 +146,7 @@ def test_threads_that_fetch_and_read_ahead_are_heard_by_their_sort(tmp_path):
         source = Heard(samples)
         opened = open_recording(samples, fs=10_000, probe=load_probe("tetrode"))
         recording = replace(opened, source=CachedSource(source, "0", 1000, str(tmp_path), 0))
-        settings = Settings(fs=10_000, batch_size=10_000)
+        settings = Settings(batch_size=10_000)
         reader = Preprocessor(recording, tiling_of(recording, settings), settings)
         with messages.listening() as own:
             for _ in reader.read_ahead(list(reader.tiling)):

@@ -1,6 +1,6 @@
 """One small sort, pinned for every version of the method: results do not change under the same version.
 
-When the method was changed and METHOD raised, ``python tests/test_method.py`` prints what to add to `RECORDED`.
+When the method was changed and METHOD_VERSION raised, ``python tests/test_method.py`` prints what to add to `RECORDED`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ks4stream import simulate
 from ks4stream.errors import FewSpikesWarning
 from ks4stream.io.recordings import open_recording
-from ks4stream.io.run_store import METHOD
+from ks4stream.io.run_store import METHOD_VERSION
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
 from ks4stream.sorter import sort
@@ -35,7 +35,7 @@ class Pinned(NamedTuple):
     made_with: str
 
 
-RECORDED = {  # by METHOD
+RECORDED = {  # by METHOD_VERSION
     3: Pinned(
         "ea06c361c5773048",
         (1.47376, 24.5939, 90.0, 32101.0, 105415.0, 135741.0, 542.684, 12.4174),
@@ -122,9 +122,11 @@ def entry(version: int, of: Pinned) -> str:
 
 
 def check(found: Pinned) -> None:
-    expected = RECORDED.get(METHOD)
+    expected = RECORDED.get(METHOD_VERSION)
     if expected is None:
-        pytest.fail(f"METHOD is {METHOD} now; add to RECORDED of {__file__}:\n{entry(METHOD, found)}")
+        pytest.fail(
+            f"METHOD_VERSION is {METHOD_VERSION} now; add to RECORDED of {__file__}:\n{entry(METHOD_VERSION, found)}"
+        )
     differ = [] if found.digest == expected.digest else [f"one of {', '.join(HASHED)}"]
     differ += [
         name
@@ -133,9 +135,9 @@ def check(found: Pinned) -> None:
     ]
     if differ:
         pytest.fail(
-            f"Method {METHOD} finds something else than it did: {'; '.join(differ)}. If the method was changed, raise "
-            "METHOD in ks4stream/io/run_store.py, or runs that go on would mix old results with new ones, and add to "
-            f"RECORDED of {__file__}:\n{entry(METHOD + 1, found)}\n"
+            f"Method {METHOD_VERSION} finds something else than it did: {'; '.join(differ)}. If the method was "
+            "changed, raise METHOD_VERSION in ks4stream/io/run_store.py, or runs that go on would mix old results with "
+            f"new ones, and add to RECORDED of {__file__}:\n{entry(METHOD_VERSION + 1, found)}\n"
             f"If it was not, look at the libraries: it was recorded with {expected.made_with}."
         )
 
@@ -159,4 +161,4 @@ def test_they_are_the_same_on_a_gpu() -> None:
 
 
 if __name__ == "__main__":
-    print(entry(METHOD, pinned(sorted_by("cpu"))))
+    print(entry(METHOD_VERSION, pinned(sorted_by("cpu"))))

@@ -230,7 +230,7 @@ from pathlib import Path
 import numpy as np
 from ks4stream import Settings, geometry, open_recording, simulate
 from ks4stream.engine import one_thread
-from ks4stream.io.spikes import write_block
+from ks4stream.io.tables import write_block
 from ks4stream.results import Templates
 from ks4stream.sorter import prepare
 from ks4stream.results import Waveforms

@@ -13,13 +13,14 @@ import pytest
 
 from ks4stream import simulate
 from ks4stream.errors import ProbeError, RecordingError, SettingsError
-from ks4stream.io import tile_cache
 from ks4stream.io.sources import ArraySource
+from ks4stream.io.tile_cache import lifetime
 from ks4stream.preprocessed import preprocess
 from ks4stream.recording import Recording
-from ks4stream.results import Drift, Whitening
+from ks4stream.results import Drift, PeakSample, Whitening
 from ks4stream.settings import Settings
 from ks4stream.sorter import prepare
+from ks4stream.stages.drift import EstimateDrift, Moved
 from ks4stream.stages.preprocessing import Preprocessor
 
 PROBE = simulate.staggered_probe(8)
@@ -87,7 +88,7 @@ def test_what_is_far_is_fetched_once(
 ) -> None:
     """As long as the array or what was made of it lives, whatever is computed, though batches see their neighbours."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(tile_cache, "PIECE_BYTES", 8 * 2 * 500)
+    monkeypatch.setattr(lifetime, "PIECE_BYTES", 8 * 2 * 500)
     far = CountingSource(ArraySource(samples))
     far.path = "s3://far/away.dat"  # type: ignore[attr-defined]
     recording = Recording(far, 30_000.0, PROBE)  # type: ignore[arg-type]
@@ -172,15 +173,14 @@ def test_what_is_not_given_is_learned(recording: Recording) -> None:
 @pytest.mark.slow
 def test_drift_may_be_estimated_on_the_way(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
     """The estimate is the sorter's own; here its last step is replaced by a known answer."""
-    from ks4stream import preprocessed
 
     asked = []
 
-    def known(source: Preprocessor, peaks: Any) -> tuple[Drift, None]:
-        asked.append(peaks)
-        return moving(7), None
+    def known(estimate: EstimateDrift, run: Any) -> Moved:
+        asked.append(estimate.peaks)
+        return Moved(moving(7), PeakSample(np.zeros(0), np.zeros(0), np.zeros(0)))
 
-    monkeypatch.setattr(preprocessed.drift_stage, "combine", known)
+    monkeypatch.setattr(EstimateDrift, "run", known)
     with pytest.warns(UserWarning, match="clean spikes"):
         traces = preprocess(recording, SETTINGS, drift="estimate", client="loop", device="cpu")
     assert len(asked) == 1

@@ -26,6 +26,7 @@ NAMES = [
     "preprocess",
     "run_kilosort",
     "simulate",
+    "scoring",
     "errors",
 ]
 

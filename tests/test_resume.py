@@ -109,7 +109,7 @@ def test_a_changed_setting_redoes_the_stages_it_touches(
     computed.clear()
     assert_same(found, run(recording, tmp_path / "other", SETTINGS.replace(Th_learned=14)))
     computed.clear()
-    run(recording, tmp_path, SETTINGS.replace(Th_universal=8))
+    run(recording, tmp_path, SETTINGS.replace(Th_universal=25))
     assert {"detection", "first-clustering", "matching"} <= set(computed)
     assert not {"whitening", "waveforms"} & set(computed)
     computed.clear()

@@ -86,7 +86,7 @@ def test_a_seed_is_a_recording():
 def test_a_pickled_scene_computes_the_same():
     recording = small(drift="rigid")
     expected = recording.read(25_000, 35_000)
-    copy = pickle.loads(pickle.dumps(recording._scene))
+    copy = pickle.loads(pickle.dumps(recording.scene))
     assert not copy.templates
     assert np.array_equal(copy.read(25_000, 35_000), expected)
 

@@ -24,7 +24,7 @@ from ks4stream.engine.cluster import local_client
 from ks4stream.errors import BadChannelWarning, FewSpikesWarning, Ks4StreamWarning, SettingsError
 from ks4stream.io.recordings import open_recording
 from ks4stream.io.records import key_of
-from ks4stream.io.run_store import METHOD
+from ks4stream.io.run_store import METHOD_VERSION
 from ks4stream.io.store import load_sorting
 from ks4stream.kernels import detection, graph, matching
 from ks4stream.kernels.memory import in_pieces
@@ -314,7 +314,7 @@ def test_a_stored_sorting_says_how_to_make_it_again(case: Case, tmp_path: Path) 
         torch=torch.__version__,
         numpy=np.__version__,
         scipy=scipy.__version__,
-        method=METHOD,
+        method=METHOD_VERSION,
         device="cpu",
         recording="rec.bin",
         recording_digest=recording.digest(),
@@ -351,6 +351,7 @@ def test_what_is_a_setting_is_no_argument(case: Case, function: Any) -> None:
         function(case.recording, SETTINGS, worker=2)
 
 
+@pytest.mark.filterwarnings("ignore::ks4stream.errors.FewSpikesWarning")
 def test_resources_are_given_together_or_one_by_one(case: Case) -> None:
     settings = SETTINGS.replace(tmax=1.0, nblocks=0)
     together = Resources(client="loop", device="cpu", block_batches=1)

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from ks4stream.engine.gpus import GpuMemory
-from ks4stream.errors import GpuMemoryError, Ks4StreamError
+from ks4stream.errors import GpuMemoryError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -25,10 +25,6 @@ _log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, tasks done and tasks in all; first with 0 done."""
-
-
-class LostWorkerError(Ks4StreamError, RuntimeError):
-    """Workers died again and again while computing, most often for want of memory."""
 
 
 class Engine(Protocol):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dask.array as da
 import numpy as np
-import pandas as pd  # type: ignore[import-untyped]
 import xarray as xr
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
-from ks4stream.blocks import Tiling
 from ks4stream.engine.base import one_thread
 from ks4stream.stages.preprocessing import Preprocessor
 
@@ -34,11 +32,10 @@ def whitened_traces(tiles: Preprocessor) -> xr.DataArray:
         dtype=np.float32,
         meta=np.empty((0, 0), np.float32),
     )
-    return xr.DataArray(
+    found = xr.DataArray(
         traces,
         dims=("time", "channel"),
         coords={
-            "time": _samples(tiling),
             "channel": probe.chan_map,
             "x_um": ("channel", probe.x_um),
             "y_um": ("channel", probe.y_um),
@@ -47,6 +44,11 @@ def whitened_traces(tiles: Preprocessor) -> xr.DataArray:
         attrs={"sampling_rate_hz": tiles.recording.sampling_rate_hz, "unit": "noise s.d."},
         name="traces",
     )
+    if tiling.step == 1:
+        time = found.get_index("time") + tiling.start  # a range, which needs no memory
+    else:  # some batches are left out
+        time = np.concatenate([np.arange(tile.start, tile.stop) for tile in tiling])
+    return found.assign_coords(time=time)
 
 
 def _whitened(index: NDArray[np.int64], tiles: Preprocessor) -> NDArray[np.float32]:
@@ -55,10 +57,3 @@ def _whitened(index: NDArray[np.int64], tiles: Preprocessor) -> NDArray[np.float
         traces, _ = tiles.whitened(tile)
         found: NDArray[np.float32] = traces[:, tiles.core(tile)].T.contiguous().cpu().numpy()
         return found
-
-
-def _samples(tiling: Tiling) -> pd.RangeIndex | NDArray[np.int64]:
-    """Samples of the recording in the batches: a range, which needs no memory, unless some batches are left out."""
-    if tiling.step == 1:
-        return pd.RangeIndex(tiling.start, tiling[len(tiling) - 1].stop)
-    return np.concatenate([np.arange(tile.start, tile.stop) for tile in tiling])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import stat
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -136,14 +137,16 @@ def status(location: str) -> Status | None:
         If a store cannot be asked.
     """
     if not is_remote(location):
-        if not os.path.isfile(location):
+        try:
+            found = os.stat(location)
+        except (OSError, ValueError):
             return None
-        return _status_of_file(os.stat(location))
+        return _status_of_file(found) if stat.S_ISREG(found.st_mode) else None
     store, key = _parent_store(location, False)
     import obstore
 
     try:
-        with explained(location):
+        with translate_errors(location):
             meta = obstore.head(store, key)
     except _MissingError:
         return None
@@ -176,7 +179,7 @@ def read_bytes(location: str, start: int, stop: int) -> memoryview:
     store, key = _parent_store(location, True)
     import obstore
 
-    with explained(location):
+    with translate_errors(location):
         return memoryview(bytearray(obstore.get_range(store, key, start=start, end=stop)))
 
 
@@ -208,7 +211,7 @@ def read_versioned(location: str) -> Versioned | None:
     import obstore
 
     try:
-        with explained(location):
+        with translate_errors(location):
             found = obstore.get(store, key)
             return Versioned(bytes(found.bytes()), _version_of(found.meta))
     except _MissingError:
@@ -226,7 +229,7 @@ def write_bytes(location: str, content: bytes) -> None:
     store, key = _parent_store(location, True)
     import obstore
 
-    with explained(location, writing=True):
+    with translate_errors(location, writing=True):
         obstore.put(store, key, content)
 
 
@@ -251,7 +254,7 @@ def write_if(location: str, content: bytes, version: Version | None) -> Version 
 
     mode: Any = "create" if version is None else version
     try:
-        with explained(location, writing=True):
+        with translate_errors(location, writing=True):
             return _version_of(obstore.put(store, key, content, mode=mode))
     except _ChangedError:
         return None
@@ -261,8 +264,8 @@ def write_if(location: str, content: bytes, version: Version | None) -> Version 
         return None
 
 
-def write_file(location: str, path: Path) -> None:
-    """Copy a file into an object, in parts where it is large.
+def write_file(location: str, path: Path) -> str:
+    """Copy a file into an object, in parts where it is large; returns the tag that it got.
 
     Raises
     ------
@@ -272,27 +275,29 @@ def write_file(location: str, path: Path) -> None:
     store, key = _parent_store(location, True)
     import obstore
 
-    with explained(location, writing=True):
-        obstore.put(store, key, path)
+    with translate_errors(location, writing=True):
+        return obstore.put(store, key, path)["e_tag"] or ""
 
 
-def delete(location: str, paths: Sequence[str] = ()) -> None:
-    """Remove an object, or objects below a location, by their paths from there; what is not there need not be.
+def delete(location: str, paths: Sequence[str] | None = None) -> None:
+    """Remove an object, or, of a list, objects below a location by their paths from there; they need not be there.
 
     Raises
     ------
     ResultsError
         If the store refuses it.
     """
-    store, key = (_store(location, True), list(paths)) if paths else _parent_store(location, True)
+    if paths is not None and not paths:
+        return
+    store, key = _parent_store(location, True) if paths is None else (_store(location, True), list(paths))
     import obstore
 
-    with suppress(_NowhereError), explained(location, writing=True):
+    with suppress(_NowhereError), translate_errors(location, writing=True):
         obstore.delete(store, key)
 
 
 def copy(location: str, to: str, n_bytes: int) -> None:
-    """Copy an object of a known size to another location of the same bucket.
+    """Copy an object of a known size to another location of the same bucket; one that has gone is passed over.
 
     Raises
     ------
@@ -305,7 +310,7 @@ def copy(location: str, to: str, n_bytes: int) -> None:
     import obstore
 
     source, target = (address.removeprefix(f"{root}/") for address in (location, to))
-    with explained(to, writing=True):
+    with suppress(_NowhereError), translate_errors(to, writing=True):
         if n_bytes <= _COPIED_BYTES:
             obstore.copy(store, source, target)
         else:
@@ -321,6 +326,8 @@ async def _stream(store: Any, source: str, target: str) -> None:
 def listing(location: str) -> list[tuple[str, Status]]:
     """List all files or objects below a location, with their paths from there, sorted.
 
+    Files that go meanwhile are left out, as are the empty objects that consoles make in place of folders.
+
     Raises
     ------
     RecordingError
@@ -330,13 +337,19 @@ def listing(location: str) -> list[tuple[str, Status]]:
         return sorted(_walk(location))
     import obstore
 
-    with explained(location):
+    with translate_errors(location):
         pages = obstore.list(_store(location, True), chunk_size=1000)
-        return sorted((meta["path"], _status_of(meta)) for page in pages for meta in page)
+        found = {meta["path"]: _status_of(meta) for page in pages for meta in page}
+    if any(not status.size_bytes for status in found.values()):
+        folders = {"", *(path[:at] for path in found for at, letter in enumerate(path) if letter == "/")}
+        found = {path: status for path, status in found.items() if status.size_bytes or path not in folders}
+    return sorted(found.items())
 
 
 def entries(location: str) -> dict[str, Status | None]:
     """List what lies directly below a location, by name: files or objects, and folders, of which the status is None.
+
+    Files that go meanwhile are left out.
 
     Raises
     ------
@@ -347,10 +360,11 @@ def entries(location: str) -> dict[str, Status | None]:
         if not os.path.isdir(location):
             return {}
         with os.scandir(location) as entries_here:
-            return {one.name: None if one.is_dir() else _status_of_file(_stat(one.path)) for one in entries_here}
+            looks = [(one.name, _stat(one.path)) for one in entries_here]
+        return {name: None if stat.S_ISDIR(look.st_mode) else _status_of_file(look) for name, look in looks if look}
     import obstore
 
-    with explained(location):
+    with translate_errors(location):
         there = obstore.list_with_delimiter(_store(location, True))
     found: dict[str, Status | None] = {
         PurePosixPath(meta["path"]).name: _status_of(meta) for meta in there["objects"] if meta["path"]
@@ -384,14 +398,14 @@ def zarr_store(location: str, *, patient: bool = False) -> Any:
     return _for_zarr_2(store)
 
 
-def surroundings() -> Hashable:
+def credentials_key() -> Hashable:
     """Return what an open store depends on: credentials and endpoints may be changed, and processes be forked."""
     names = sorted(name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_")))
     return os.getpid(), tuple((name, os.environ[name]) for name in names)
 
 
 @contextmanager
-def explained(location: str, *, writing: bool = False) -> Iterator[None]:
+def translate_errors(location: str, *, writing: bool = False) -> Iterator[None]:
     """Turn what obstore raises into errors that name the location and the remedy, and no secrets.
 
     The errors it turns are dropped on purpose: their texts may hold whole requests. Of recordings they are
@@ -453,8 +467,13 @@ def _status_of(meta: Any) -> Status:
     return Status(int(meta["size"]), meta["e_tag"] or str(meta["last_modified"]))
 
 
-def _stat(path: str) -> os.stat_result:
-    return os.stat(path) if os.path.exists(path) else os.lstat(path)  # of a link that leads nowhere
+def _stat(path: str) -> os.stat_result | None:
+    """Of a link that leads nowhere, or round in a circle, the link's own; None of what is not there."""
+    with suppress(OSError):
+        return os.stat(path)
+    with suppress(FileNotFoundError):
+        return os.lstat(path)
+    return None
 
 
 def _status_of_file(found: os.stat_result) -> Status:
@@ -469,7 +488,8 @@ def _walk(folder: str) -> Iterator[tuple[str, Status]]:
     for where, _, names in os.walk(folder):
         for name in names:
             path = Path(where, name)
-            yield path.relative_to(folder).as_posix(), _status_of_file(path.stat())
+            if look := _stat(str(path)):
+                yield path.relative_to(folder).as_posix(), _status_of_file(look)
 
 
 def _obstore() -> Any:
@@ -493,7 +513,7 @@ def _parent_store(location: str, patient: bool) -> tuple[Any, str]:
 
 def _store(location: str, patient: bool) -> Any:
     """A store whose root is the location, with this process's credentials."""
-    return _opened_store(location, patient, surroundings())
+    return _opened_store(location, patient, credentials_key())
 
 
 @lru_cache(maxsize=64)
@@ -507,7 +527,7 @@ def _opened_store(location: str, patient: bool, _: Hashable) -> Any:
     if scheme.startswith("http"):
         return HTTPStore(location, **options)
     options["prefix"] = key or None
-    with explained(location):
+    with translate_errors(location):
         if scheme == "gs":
             return GCSStore(bucket, **options)
         if scheme == "az":

@@ -1,42 +1,45 @@
 """The folder that Phy, SpikeInterface and scripts written for Kilosort4 read.
 
 Format only, no science: names, types and shapes are those of Kilosort4's results folder. Phy's arrays
-hold the kept spikes; ``kept_spikes.npy`` says which of all they are. ``ops.npy`` is a pickle because
-readers expect one; ks4stream writes it and never reads it.
+hold the kept spikes; ``kept_spikes.npy`` says which of all they are.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from scipy.signal import butter, sosfiltfilt
 
 from ks4stream.errors import RecordingError, ResultsError
-from ks4stream.geometry import nearest, vertical_pitch_um
+from ks4stream.io.kilosort_ops import (
+    common_layout,
+    dtype_name,
+    n_chan_file,
+    ops_from_sorting,
+    spike_table,
+    whitening_matrix,
+    write_ops,
+)
+from ks4stream.io.mapped import release_pages
 from ks4stream.io.objects import is_remote
 from ks4stream.io.places import Place
 from ks4stream.io.results_folder import PREPROCESSED_COPY
 from ks4stream.io.sources import BinarySource
-from ks4stream.io.spikes import let_go
 from ks4stream.recording import FlatFile
 from ks4stream.results import Sorting
 
-__all__ = ["export_phy", "ops_from_sorting", "params_text", "write_extra_vars", "write_ops", "write_preprocessed_copy"]
+__all__ = ["export_phy", "params_text", "write_extra_vars", "write_preprocessed_copy"]
 
-PARAMS, OPS = "params.py", "ops.npy"
+PARAMS = "params.py"
 PREPROCESSED_SCALE = 200.0  # it holds whitened traces times this, as int16
 _SPIKES_AT_ONCE = 16_384
 _UNITS_AT_ONCE = 256
 _PHY_SUFFIXES = (".bin", ".dat", ".raw")  # of flat files; Phy goes by the name, to the letter
-_HIGHPASS_SAMPLES = 30_122  # length of Kilosort4's fwav
-TENSORS = ("Wrot", "fwav", "wPCA", "wTEMP", "iCC", "iCC_mask", "iU")
-"""What Kilosort4's ``ops`` holds as tensors; ``is_tensor`` tells its readers."""
 
 
 def export_phy(
@@ -121,7 +124,7 @@ def _amplitudes(sorting: Sorting, rows: slice) -> NDArray[np.float32]:
 def _write_features(sorting: Sorting, path: Path) -> None:
     """Features of the kept spikes, moved from the channels of their template to those of their unit."""
     channels = _unit_channels(sorting)
-    slot = _slots(sorting.template_channels, _n_channels(sorting))
+    slot = _slots(sorting.template_channels, sorting.n_channels)
 
     def moved() -> Iterator[NDArray[np.float32]]:
         for rows in _spikes_in_turn(sorting):
@@ -143,7 +146,7 @@ def _unit_channels(sorting: Sorting) -> NDArray[np.int64]:
     There are never more slots than channels, so every row lists different, existing channels: readers
     need no rule for padding.
     """
-    n_slots = min(sorting.features.shape[1], _n_channels(sorting))
+    n_slots = min(sorting.features.shape[1], sorting.n_channels)
     strength = np.linalg.norm(sorting.unit_features, axis=2)  # (u, c)
     return np.argsort(-strength, axis=1, kind="stable")[:, :n_slots].astype(np.int64)
 
@@ -160,7 +163,7 @@ def _slots(template_channels: NDArray[np.int64], n_channels: int) -> NDArray[np.
 
 
 def _write_units(sorting: Sorting, path: Path) -> None:
-    n_units, n_channels = sorting.n_units, _n_channels(sorting)
+    n_units, n_channels = sorting.n_units, sorting.n_channels
     components = _components(sorting)
 
     def templates() -> Iterator[NDArray[np.float32]]:
@@ -184,19 +187,13 @@ def _components(sorting: Sorting) -> NDArray[np.float32]:
 def _write_channels(sorting: Sorting, path: Path) -> None:
     if sorting.probe is None:
         raise ResultsError("The sorting has no probe; Phy needs the positions of its channels. Sort with a probe.")
-    whitening = _whitening(sorting)
+    whitening = whitening_matrix(sorting)
     _save(path, "channel_map", sorting.probe.chan_map, np.int64)
     _save(path, "channel_positions", np.column_stack([sorting.probe.x_um, sorting.probe.y_um]), np.float32)
     _save(path, "channel_shanks", sorting.probe.shank, np.int32)
     _save(path, "whitening_mat", whitening, np.float32)
     _save(path, "whitening_mat_dat", whitening, np.float32)
     _save(path, "whitening_mat_inv", _inverse(whitening), np.float32)
-
-
-def _whitening(sorting: Sorting) -> NDArray[np.float32]:
-    if sorting.whitening is None:
-        return np.eye(_n_channels(sorting), dtype=np.float32)
-    return np.asarray(sorting.whitening.matrix, np.float32)
 
 
 def _inverse(matrix: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
@@ -255,32 +252,18 @@ def params_text(
     if isinstance(files, tuple) and not why_not:
         there = [Path(file.path).parent.resolve() / Path(file.path).name for file in files]  # a link keeps its name
         named = [_portable(file, home) if isinstance(home, Path) else file.as_posix() for file in there]
-    alike = _common_layout(files)
-    dtype, offset_bytes, n_channels = alike or (sorting.dtype, 0, _n_chan_file(sorting))
+    alike = common_layout(files)
+    dtype, offset_bytes, n_channels = alike or (sorting.dtype, 0, n_chan_file(sorting))
     lines = [f"# dat_path is empty, as {ascii(why_not)[1:-1]}."] if why_not else []  # no line break gets out of it
     lines += [
         f"dat_path = [{', '.join(ascii(file) for file in named)}]",
         f"n_channels_dat = {n_channels}",
-        f"dtype = {_dtype_name(dtype)!r}",
+        f"dtype = {dtype_name(dtype)!r}",
         f"offset = {offset_bytes}",
         f"sample_rate = {float(sorting.sampling_rate_hz)!r}",
         f"hp_filtered = {hp_filtered}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _common_layout(files: tuple[FlatFile, ...] | str) -> tuple[str, int, int] | None:
-    """Type, offset and number of channels, if they are the same for all files."""
-    if isinstance(files, str):
-        return None
-    layouts = {(file.dtype, file.offset_bytes, file.n_channels) for file in files}
-    return layouts.pop() if len(layouts) == 1 else None
-
-
-def _dtype_name(dtype: str) -> str:
-    """A type by the name everybody knows ("int16"), or else with its byte order (">i2")."""
-    kind = np.dtype(dtype)
-    return kind.str if kind.str.startswith(">") else kind.name
 
 
 def _unknown_to_phy(files: tuple[FlatFile, ...] | str) -> str:
@@ -292,9 +275,9 @@ def _unknown_to_phy(files: tuple[FlatFile, ...] | str) -> str:
             return f"{file.path} is on no disk; copy it to one and name the copy in dat_path"
         if not Path(file.path).is_file():
             return f"{file.path} is not there"
-    if _common_layout(files) is None:
+    if common_layout(files) is None:
         return "the files differ in type, offset or number of channels: " + ", ".join(
-            f"{file.path} ({_dtype_name(file.dtype)}, {file.offset_bytes} bytes, {file.n_channels} channels)"
+            f"{file.path} ({dtype_name(file.dtype)}, {file.offset_bytes} bytes, {file.n_channels} channels)"
             for file in files
         )
     for file in files:
@@ -360,16 +343,16 @@ def write_preprocessed_copy(
         raise ResultsError("The sorting has no probe, so the columns of the preprocessed copy are not known.")
     path = Path(folder) / PREPROCESSED_COPY
     limits = np.iinfo(np.int16)
-    row_bytes = 2 * _n_chan_file(sorting)
+    row_bytes = 2 * n_chan_file(sorting)
     with path.open("wb") as file:
         for start, traces in pieces:
             scaled = np.rint(np.asarray(traces, np.float32) * PREPROCESSED_SCALE)
-            block = np.zeros((len(scaled), _n_chan_file(sorting)), np.int16)
+            block = np.zeros((len(scaled), n_chan_file(sorting)), np.int16)
             block[:, sorting.probe.chan_map] = np.clip(scaled, limits.min, limits.max).astype(np.int16)
             file.seek(start * row_bytes)
             block.tofile(file)
         file.truncate(sorting.n_samples * row_bytes)
-    copy = FlatFile(str(path), np.dtype(np.int16).str, 0, sorting.n_samples, _n_chan_file(sorting))
+    copy = FlatFile(str(path), np.dtype(np.int16).str, 0, sorting.n_samples, n_chan_file(sorting))
     _write_params(path.parent, params_text(sorting, path.parent, (copy,), hp_filtered=True))
     return path
 
@@ -396,181 +379,7 @@ def write_extra_vars(sorting: Sorting, folder: str | os.PathLike[str]) -> None:
     _save(path, "full_clu", sorting.unit, np.int32)
 
 
-def spike_table(sorting: Sorting, rows: slice = slice(None)) -> NDArray[np.float64]:
-    """Kilosort4's ``st``, of all spikes or some.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_spikes, 3)
-        Time in samples, counted from the first that was sorted; template; threshold amplitude.
-    """
-    return np.column_stack(
-        [sorting.sample[rows] - sorting.tiling.start, sorting.template[rows], sorting.score[rows].astype(np.float64)]
-    ).astype(np.float64, copy=False)
-
-
-def write_ops(ops: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
-    """Write ``ops.npy``: a pickle of NumPy arrays and plain values, for readers that expect one.
-
-    Paths become text and tuples lists, so that any system, and any reader without our classes, can load it.
-
-    Raises
-    ------
-    TypeError
-        If there is a value of another kind.
-    """
-    np.save(Path(folder) / OPS, np.array(_plain(ops), dtype=object), allow_pickle=True)
-
-
-def _plain(value: Any) -> Any:
-    """The same of dictionaries, lists, arrays, texts and numbers alone."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufU":
-        return np.array(value)  # of memory maps, too
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return kind(value)  # a subclass would be pickled by its name
-    if value is None:
-        return None
-    raise TypeError(f"{value!r} ({type(value).__name__}) has no place in ops.npy.")
-
-
-def ops_from_sorting(
-    sorting: Sorting, results_dir: Place | None = None, *, save_preprocessed_copy: bool = False
-) -> dict[str, Any]:
-    """Describe a sorting the way Kilosort4's ``ops`` does, as far as the words mean the same in both.
-
-    Every setting stands in ``ops`` itself and in ``ops['settings']``; `do_CAR` and `invert_sign`, which are arguments
-    of Kilosort4 and no settings, in ``ops`` alone. Nothing in ks4stream reads an ``ops``.
-
-    Parameters
-    ----------
-    sorting : Sorting
-        A finished sorting.
-    results_dir : Path or ObjectPath, optional
-        Where its results are.
-    save_preprocessed_copy : bool, optional
-        Whether ``temp_wh.dat`` is among them.
-
-    Returns
-    -------
-    dict
-        NumPy arrays and plain values. Channels of a spike's features are
-        ``ops['iCC'][:, ops['iU'][template]]``, where ``ops['iCC_mask']`` is True.
-    """
-    settings = {
-        "n_chan_bin": _n_chan_file(sorting),
-        "fs": sorting.sampling_rate_hz,
-        **sorting.settings.to_dict(),
-        "nt0min": sorting.settings.peak_sample,
-        "drift_smoothing": list(sorting.settings.drift_smoothing),
-    }
-    arguments = {name: settings.pop(name) for name in ("do_CAR", "invert_sign")}
-    files, dtype = _for_kilosort(sorting)
-    ops: dict[str, Any] = {**settings, **arguments, "settings": settings}
-    ops |= {
-        "filename": files,
-        "data_dir": str(Path(files[0]).parent) if files else None,
-        "data_dtype": dtype,
-        "torch_device": sorting.provenance.device or "cpu",
-        "save_preprocessed_copy": save_preprocessed_copy,
-        "results_dir": None if results_dir is None else str(results_dir),
-        "Nbatches": sorting.tiling.n_tiles,
-        "NTbuff": sorting.settings.batch_size + 2 * sorting.settings.nt,
-        "Nchan": _n_channels(sorting),
-        "n_chan": _n_channels(sorting),
-        "duplicate_spike_bins": int(sorting.settings.duplicate_spike_ms * sorting.sampling_rate_hz / 1000),
-        "n_spikes": sorting.n_spikes,
-        "n_units_total": sorting.n_units,
-        "n_units_good": int(sorting.refractory.sum()),
-        "runtime": float(sum(sorting.seconds.values())),
-        "ks4stream": {
-            "seconds": dict(sorting.seconds),
-            "warnings": list(sorting.warnings),
-            "files": list(sorting.files),
-            "provenance": asdict(sorting.provenance),
-        },
-    }
-    ops |= _probe_ops(sorting) | _stage_ops(sorting)
-    return ops | {"is_tensor": [name for name in TENSORS if name in ops]}
-
-
-def _for_kilosort(sorting: Sorting) -> tuple[list[str], str]:
-    """Files that Kilosort4 reads as we did, from their first byte on, and their type; else no files."""
-    files, alike = sorting.flat_files, _common_layout(sorting.flat_files)
-    if isinstance(files, str) or alike is None or alike[1] != 0 or any(is_remote(file.path) for file in files):
-        return [], sorting.dtype
-    return [file.path for file in files], _dtype_name(alike[0])
-
-
-def _probe_ops(sorting: Sorting) -> dict[str, Any]:
-    probe = sorting.probe
-    if probe is None:
-        return {}
-    words = {
-        "chanMap": probe.chan_map.copy(),
-        "xc": probe.x_um.astype(np.float32),
-        "yc": probe.y_um.astype(np.float32),
-        "kcoords": probe.shank.astype(np.float32),
-    }
-    positions = np.column_stack([probe.x_um, probe.y_um])
-    same_shank = probe.shank[:, None] == probe.shank[None, :]
-    near, _ = nearest(positions, positions, sorting.features.shape[1], same_shank)  # (c, j)
-    own = sorting.template_channels
-    near[own[:, 0]] = own  # where there are spikes, exactly the channels that hold their features
-    return words | {
-        "probe": {**words, "n_chan": probe.n_channels},
-        "dmin": sorting.settings.dmin or vertical_pitch_um(probe),
-        "iCC": np.where(near >= 0, near, np.arange(len(near))[:, None]).T,
-        "iCC_mask": (near >= 0).T,
-        "iU": own[:, 0].copy(),
-    }
-
-
-def _stage_ops(sorting: Sorting) -> dict[str, Any]:
-    whitening, highpass = _whitening(sorting), _highpass(sorting)
-    ops: dict[str, Any] = {
-        "Wrot": whitening,
-        "fwav": highpass,
-        "preprocessing": {"whiten_mat": whitening, "hp_filter": highpass},
-    }
-    if sorting.waveforms is not None:
-        ops |= {"wPCA": sorting.waveforms.components, "wTEMP": sorting.waveforms.shapes}
-    ops["dshift"] = None if sorting.drift is None else sorting.drift.shift_um
-    ops["yblk"] = None if sorting.drift is None else sorting.drift.centre_um
-    return ops
-
-
-def _highpass(sorting: Sorting) -> NDArray[np.float32]:
-    """Kilosort4's ``fwav``: what the filter makes of a single 1 in the middle."""
-    impulse = np.zeros(_HIGHPASS_SAMPLES)
-    impulse[_HIGHPASS_SAMPLES // 2] = 1
-    cutoff_hz = sorting.settings.highpass_cutoff
-    if cutoff_hz > 0:
-        sections = butter(3, cutoff_hz, btype="high", fs=sorting.sampling_rate_hz, output="sos")
-        impulse = sosfiltfilt(sections, impulse)
-    return impulse.astype(np.float32)
-
-
 # -- helpers -----------------------------------------------------------------------------------------
-
-
-def _n_channels(sorting: Sorting) -> int:
-    """Number of sorted channels."""
-    return int(sorting.unit_features.shape[1]) if sorting.probe is None else sorting.probe.n_channels
-
-
-def _n_chan_file(sorting: Sorting) -> int:
-    """Number of columns in the file, at least those of the channel map."""
-    least = 0 if sorting.probe is None else int(sorting.probe.chan_map.max()) + 1
-    return max(sorting.n_chan_file, least)
 
 
 def _save(path: Path, name: str, values: NDArray[Any], dtype: DTypeLike) -> None:
@@ -596,7 +405,7 @@ def _spikes_in_turn(sorting: Sorting) -> Iterator[slice]:
     for rows in _slices(sorting.n_spikes, _SPIKES_AT_ONCE):
         yield rows
         for column in columns:
-            let_go(column)
+            release_pages(column)
 
 
 def _slices(n: int, step: int) -> Iterator[slice]:

@@ -29,15 +29,16 @@ from uuid import uuid4
 from filelock import BaseFileLock, FileLock, Timeout
 
 from ks4stream.errors import DamagedFileError, Ks4StreamError, Ks4StreamWarning, ResultsError
+from ks4stream.io.atomic import DRAFT, atomic_write, explain_write_errors
 from ks4stream.io.objects import UnconditionalError, Version, Versioned, listing, read_versioned, write_bytes, write_if
 from ks4stream.io.places import ObjectPath, Place, below, read_whole, remove, size_of
-from ks4stream.io.records import DRAFT, appearing, key_of, read_record, write_record, writing_to
+from ks4stream.io.records import key_of, read_record, write_record
 from ks4stream.io.scratch import scratch_folder
-from ks4stream.io.spikes import Receipt
+from ks4stream.io.tables import Receipt
 from ks4stream.messages import hand_on, listeners, warn
 
 FORMAT = "ks4stream.Run/1"
-METHOD = 4
+METHOD_VERSION = 4
 """Counts changes of the method that change any result: records of another number are of no use."""
 
 MANIFEST, LOCK, SCRATCH = "manifest.json", "lock", "scratch"
@@ -92,10 +93,14 @@ class RunStore:
     def tidy(self, *, keep: bool) -> None:
         """When a sort has ended, remove the stages it did not use, those of other settings; or all, unless `keep`."""
         self.check()
-        with writing_to(self.folder):
+        with explain_write_errors(self.folder):
             for name, is_folder in below(self.folder):
                 if is_folder and _STAGE.fullmatch(name) and not (keep and name in self._used):
-                    remove(self.folder / name, folder=True)
+                    try:
+                        remove(self.folder / name, folder=True)
+                    except (OSError, Ks4StreamError) as error:
+                        # a task of a sort that was stopped may still write there
+                        _log.warning("%s is kept, as it could not be removed: %s", self.folder / name, error)
         if keep:
             kept_bytes = sum(found.size_bytes for _, found in listing(str(self.folder)))
             _log.info("%.1f MB are kept in %s; keep_run=False keeps nothing", kept_bytes / 1e6, self.folder)
@@ -125,7 +130,7 @@ class StageStore:
                 return [self._read(path, n_bytes, size)]
             except DamagedFileError as error:
                 _log.warning("%s It is computed anew.", error)
-                with writing_to(self.folder):
+                with explain_write_errors(self.folder):
                     remove(path)
                 return []
 
@@ -145,7 +150,7 @@ class StageStore:
 
 
 @dataclass(frozen=True)
-class Remembered:
+class Checkpointed:
     """A task that leaves a record of what it found, and looks for one first.
 
     A worker may die between leaving the record and handing over what it found; the task then comes a second time.
@@ -194,28 +199,32 @@ def open_store(folder: Place, *, data: str, fresh: bool = False, recall: bool = 
         If another run is using it, or it is of other data, of another version of the method or no store at all; it is
         left as it is. Or if it cannot be written to.
     """
+    expected = {"format": FORMAT, "method": METHOD_VERSION, "data": data}
     with ExitStack() as stack:
         lock = None
-        with writing_to(folder):
+        with explain_write_errors(folder):
             _check_kind(folder)
             if isinstance(folder, Path):
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.callback(_locked(folder / LOCK).release)
+            else:
+                lock = stack.enter_context(ObjectLock(folder / LOCK))
+                scratch = stack.enter_context(scratch_folder())
+            if found := {} if fresh else _manifest(folder):
+                _check_manifest(folder, found, expected)
+            if fresh or not recall:
+                _empty(folder)
+            if not found:  # before anything else is made, so that the folder is known as a store from then on
+                with atomic_write(folder / MANIFEST) as file:
+                    file.write(json.dumps(expected, indent=1).encode())
+            if isinstance(folder, Path):
+                for draft in folder.rglob("*.draft"):  # of workers that were killed
+                    if DRAFT.fullmatch(draft.name):
+                        draft.unlink(missing_ok=True)
                 scratch = folder / SCRATCH
                 shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
                 scratch.mkdir(exist_ok=True)
                 stack.callback(shutil.rmtree, scratch, ignore_errors=True)  # what is mapped stays until it is not
-            else:
-                lock = stack.enter_context(ObjectLock(folder / LOCK))
-                scratch = stack.enter_context(scratch_folder())
-            if fresh:
-                _empty(folder)
-            for draft in folder.rglob(f"*{DRAFT}") if isinstance(folder, Path) else ():  # of workers that were killed
-                draft.unlink(missing_ok=True)
-        _check_manifest(folder, {"format": FORMAT, "method": METHOD, "data": data})
-        if not recall:
-            _empty(folder)
-            _check_manifest(folder, {"format": FORMAT, "method": METHOD, "data": data})
         yield RunStore(folder, scratch, lock)
 
 
@@ -354,7 +363,8 @@ class ObjectLock:
                     return False
             except Ks4StreamError as error:
                 failed = error
-            if time.monotonic() > until or self._ended.wait(self._looked_s):
+            pause = time.sleep if content == FREE else self._ended.wait  # a release is tried again, too, at the end
+            if time.monotonic() > until or pause(self._looked_s):
                 raise failed or ResultsError(f"{self._path} is still this run's, and cannot be written.")
 
     def _put(self, version: Version | None, content: bytes) -> bool:
@@ -464,18 +474,17 @@ def _locked(path: Path) -> BaseFileLock:
 
 def _check_kind(folder: Place) -> None:
     """Refuse a folder that is none of ours, before anything in it is touched."""
-    if not any(name not in (LOCK, SCRATCH) and not name.endswith(DRAFT) for name, _ in below(folder)):
+    if all(name == LOCK or DRAFT.fullmatch(name) for name, _ in below(folder)):  # of a run that was killed as it began
         return
     if not str(_manifest(folder).get("format", "")).startswith("ks4stream.Run/"):
         raise ResultsError(f"{folder} is not the store of a run of ks4stream. Give another results_dir.")
 
 
 def _empty(folder: Place) -> None:
-    """Remove the stages, and then the manifest, without which the folder would not be known as a store."""
+    """Remove all stages; the manifest stays, by which the folder is known as a store."""
     for name, is_folder in below(folder):
         if is_folder and _STAGE.fullmatch(name):
             remove(folder / name, folder=True)
-    remove(folder / MANIFEST)
 
 
 def _manifest(folder: Place) -> dict[str, Any]:
@@ -486,13 +495,8 @@ def _manifest(folder: Place) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _check_manifest(folder: Place, expected: dict[str, Any]) -> None:
-    """Write the manifest of a new store, or hold that of an old one against what is expected."""
-    found = _manifest(folder)
-    if not found:
-        with appearing(folder / MANIFEST) as file:
-            file.write(json.dumps(expected, indent=1).encode())
-        return
+def _check_manifest(folder: Place, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Compare the manifest of a store with what is expected."""
     if found.get("format") != expected["format"] or found.get("method") != expected["method"]:
         why = "was left by another version of ks4stream"
     elif found.get("data") != expected["data"]:

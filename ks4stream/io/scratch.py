@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ks4stream.io.records import writing_to
+from ks4stream.io.atomic import explain_write_errors
 
 LOCK, CONTENTS = "lock", "contents"
 
@@ -29,11 +29,11 @@ def scratch_folder() -> Iterator[Path]:
         If it cannot be made, or not be locked.
     """
     ours, there = f"ks4stream-{platform.node()}", Path(tempfile.gettempdir())
-    with writing_to(there):
+    with explain_write_errors(there):
         folder = Path(tempfile.mkdtemp(prefix=f"{ours}-"))
     lock = FileLock(folder / LOCK)
     try:
-        with writing_to(there):
+        with explain_write_errors(there):
             lock.acquire()
             (folder / CONTENTS).mkdir()  # not before the lock is held: what has contents and no lock may go
         for other in there.glob("ks4stream-*"):

@@ -3,6 +3,10 @@
 Written after SpikeGLX's public description of its metadata tags. Newer files (2023 on) give every saved
 channel's place in ``~snsGeomMap``; older ones give column and row on the shank in ``~snsShankMap``, or only
 the electrode in ``~imroTbl``, and need the makers' dimensions, which probeinterface has per part number.
+
+probeinterface's own reader of ``.meta`` files is not used: it needs both ``~imroTbl`` and a part number, and, at 0.4.2,
+fails on LF files and on phase 3A's option 4, takes reference sites for contacts, and raises whatever a wrong table
+leads to. Nor does it check its readout tables, so that only the one it alone understands (NP1110's) is left to it.
 """
 
 from __future__ import annotations
@@ -433,6 +437,15 @@ def _amplification(tags: Mapping[str, str], probe_type: str) -> float | None:
     return gains.pop() if len(gains) == 1 else None
 
 
+def warn_of_lf(path: str) -> None:
+    """Say of a file that it holds no spikes."""
+    warn(
+        f"{path} holds the LF band, which is too slow for spikes: they are in the .ap.bin of the same run.",
+        Ks4StreamWarning,
+        stacklevel=5,
+    )
+
+
 # -- files joined in time --------------------------------------------------------------------------------------
 
 
@@ -508,7 +521,7 @@ def check_joined(parts: Sequence[Part]) -> None:
 
 
 def _of_one_acquisition(first: SpikeGLXMeta, second: SpikeGLXMeta) -> bool:
-    """Whether samples of two files are counted, and from the same moment as far as their metadata tell."""
+    """Whether samples of two files are counted, and, by their metadata, from the same moment."""
     if first.first_sample is None or second.first_sample is None:
         return False
     runs = {match[1] for meta in (first, second) if (match := _RUN.search(meta.tags.get("fileName", "")))}

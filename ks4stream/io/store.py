@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from ks4stream.blocks import Tiling
 from ks4stream.errors import ResultsError
+from ks4stream.io.atomic import explain_write_errors
+from ks4stream.io.mapped import release_pages
 from ks4stream.io.places import place, size_of
-from ks4stream.io.records import writing_to
-from ks4stream.io.spikes import let_go
 from ks4stream.io.zarrs import without_pickle
 from ks4stream.probe import Probe
 from ks4stream.recording import FlatFile
@@ -84,7 +84,7 @@ def save_sorting(sorting: Sorting, path: str | os.PathLike[str], *, features: bo
         If it cannot be written.
     """
     path = Path(path)
-    with writing_to(path), _complete_or_nothing(path) as draft:
+    with explain_write_errors(path), _complete_or_nothing(path) as draft:
         group = _new_group(draft)
         _write(group, sorting if features else without_features(sorting))
         group.attrs["format"] = FORMAT
@@ -303,7 +303,7 @@ def _new_array(group: Any, name: str, value: NDArray[Any]) -> Any:
     if value.size:
         for at in range(0, len(value), rows):
             array[at : at + rows] = value[at : at + rows]
-            let_go(value)
+            release_pages(value)
     return array
 
 

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, cast
 
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, RecordingError
-from ks4stream.io.objects import can_list, child, explained, listing, status, zarr_store
+from ks4stream.io.objects import can_list, child, listing, status, translate_errors, zarr_store
 from ks4stream.messages import warn
 
 _CHUNK = re.compile(r"(?:^|/)(?:c[./])?(\d+(?:[./]\d+)*)$")
@@ -67,7 +67,7 @@ def open_zarr(path: str, *, patient: bool = False, is_complete: bool = False) ->
 
     chunks = _Chunks(path, is_complete)
     advice = f"If it is a group, try the array's own path, {path}/NAME; else copy it again, it may be damaged."
-    with zarr_explained(path, f"{path} cannot be opened as a Zarr array or group", advice):
+    with translate_zarr_errors(path, f"{path} cannot be opened as a Zarr array or group", advice):
         store = zarr_store(path, patient=patient)
         node = zarr.open(_looked_at(store, chunks.look_at), mode="r")
         if hasattr(node, "shape"):
@@ -76,7 +76,7 @@ def open_zarr(path: str, *, patient: bool = False, is_complete: bool = False) ->
 
 
 @contextmanager
-def zarr_explained(path: str, what: str, advice: str) -> Iterator[None]:
+def translate_zarr_errors(path: str, what: str, advice: str) -> Iterator[None]:
     """Turn all that Zarr, its stores and codecs raise (a dozen types) into a RecordingError.
 
     Parameters
@@ -87,7 +87,7 @@ def zarr_explained(path: str, what: str, advice: str) -> Iterator[None]:
         Sentences before and after the error's own; the first without its full stop.
     """
     try:
-        with explained(path):
+        with translate_errors(path):
             yield
     except (Ks4StreamError, MemoryError):
         raise

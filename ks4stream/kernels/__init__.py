@@ -1,7 +1,8 @@
 """The arithmetic of spike sorting: tensors in, tensors out, on the device of the input.
 
-Nothing here knows of Dask, files, settings or logs. One legend of axes holds for the whole package,
-in einsum letters, shape comments and docstrings:
+Nothing here knows of Dask, files, settings or logs. "Section n" and "step n" in comments and docstrings
+are those of docs/method.md, which specifies the method; steps without a section are those of section 6. One legend of
+axes holds for the whole package, in einsum letters, shape comments and docstrings:
 
 ====== ==================================================================================================
 letter axis

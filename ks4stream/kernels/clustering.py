@@ -1,4 +1,4 @@
-"""Graph clustering of the spikes of one region (algorithm, section 6).
+"""Graph clustering of the spikes of one region (section 6).
 
 ::
 
@@ -240,7 +240,7 @@ def cluster_region(
     clusters = _Clusters(rows, spike_label, n_leaves)
 
     def stay_apart(left: NDArray[np.int64], right: NDArray[np.int64], ratio: float) -> bool:
-        """Step 6, for one node."""
+        """Decide whether the children of a node stay apart (step 6): by links, refractoriness, bimodality."""
         if ratio < APART_BELOW:
             return True
         if final and sample is not None:

@@ -1,4 +1,4 @@
-"""Correlograms of spike trains, and what they say about refractoriness (algorithm, section 7).
+"""Correlograms of spike trains, and what they say about refractoriness (section 7).
 
 Spike trains are sorted int64 sample numbers; pairs are counted exactly, in integers.
 """

@@ -1,4 +1,4 @@
-"""The graph that is clustered: every spike joined to its nearest landmarks (algorithm, section 6, steps 1 and 2).
+"""The graph that is clustered: every spike joined to its nearest landmarks (section 6, steps 1 and 2).
 
 Spikes may be millions and wide, so they are only ever seen in chunks; what is kept of them is ten
 landmark numbers each. Landmarks are a subset of the spikes, few enough to be held densely.

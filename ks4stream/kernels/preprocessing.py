@@ -1,4 +1,4 @@
-"""From raw traces to whitened ones (algorithm, section 1)."""
+"""From raw traces to whitened ones (section 1)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def highpass_response(n_samples: int, *, sampling_rate_hz: float, cutoff_hz: flo
 
 
 def highpass_reach(*, sampling_rate_hz: float, cutoff_hz: float) -> int:
-    """Samples beyond which the high-pass's impulse response stays below ``FILTER_FLOOR`` (442 at 30 kHz, 300 Hz)."""
+    """Samples beyond which the high-pass's impulse response stays below ``FILTER_FLOOR`` (443 at 30 kHz, 300 Hz)."""
     if cutoff_hz == 0:
         return 0
     length = 1 << math.ceil(math.log2(sampling_rate_hz / cutoff_hz * 32))

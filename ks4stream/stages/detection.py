@@ -15,7 +15,7 @@ from torch import Tensor
 from ks4stream.blocks import Tile
 from ks4stream.geometry import Centres, Regions
 from ks4stream.io.places import Place
-from ks4stream.io.spikes import Receipt, read_column, write_block
+from ks4stream.io.tables import Receipt, read_column, write_block
 from ks4stream.kernels import detection as kernels
 from ks4stream.results import Waveforms
 from ks4stream.stages.base import Block, Run, Stage

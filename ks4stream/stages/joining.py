@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ks4stream.io.spikes import GrowingColumns, let_go, open_columns, read_column
+from ks4stream.io.mapped import ColumnWriter, release_pages
+from ks4stream.io.tables import open_columns, read_column
 from ks4stream.kernels.templates import roll_matrix
 from ks4stream.probe import Probe
 from ks4stream.results import Sorting, Waveforms
@@ -45,7 +46,7 @@ class Join(Step[SpikeColumns]):
 
     def run(self, run: Run) -> SpikeColumns:
         """Append the spikes of one block after the other."""
-        columns = GrowingColumns(run.scratch / uuid4().hex)
+        columns = ColumnWriter(run.scratch / uuid4().hex)
         columns.append(self._no_rows())
         for part in self.in_order():
             columns.append(part)
@@ -108,7 +109,7 @@ def _spans(units: Units, first: NDArray[np.int64]) -> Iterator[dict[str, NDArray
         for span in range(len(some) - 1):
             yield _span(units, numbers, columns, bounds[:, span], bounds[:, span + 1])
             for mapped in columns:
-                let_go(mapped["sample"])
+                release_pages(mapped["sample"])
 
 
 def _span(

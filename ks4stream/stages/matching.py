@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ks4stream import geometry
 from ks4stream.blocks import Tile
 from ks4stream.io.places import Place
-from ks4stream.io.spikes import Receipt, write_block
+from ks4stream.io.tables import Receipt, write_block
 from ks4stream.kernels import matching as kernels
 from ks4stream.kernels.borders import Reported, settle
 from ks4stream.results import Templates, Waveforms

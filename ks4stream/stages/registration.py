@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ks4stream.blocks import Tiling
 from ks4stream.errors import DriftWarning
-from ks4stream.io.spikes import PassingRows, let_go, scratch_array
+from ks4stream.io.mapped import StreamedArray, release_pages, scratch_array
 from ks4stream.kernels import drift as kernels
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
@@ -48,13 +48,13 @@ class Registration:
             threshold=self._settings.Th_universal,
         )
         np.add.at(self._counts, (tile, rank % 2, *bins), 1)
-        let_go(self._counts)
+        release_pages(self._counts)
 
     def estimate(self) -> Drift:
         """Register all fingerprints; where they cannot tell, the shift is 0 and a warning says so."""
-        return self.of(PassingRows(self._counts))
+        return self.of(StreamedArray(self._counts))
 
-    def of(self, counts: PassingRows | NDArray[np.uint16]) -> Drift:
+    def of(self, counts: StreamedArray | NDArray[np.uint16]) -> Drift:
         """Shifts of all batches from their fingerprints (b, half, z, a)."""
         settings = self._settings
         segments = kernels.segment_bounds(self._n_bins, settings.nblocks)

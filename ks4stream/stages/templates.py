@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ks4stream.geometry import Centres, Regions
 from ks4stream.io.places import Place
-from ks4stream.io.spikes import pick_region, read_region
+from ks4stream.io.tables import pick_region, read_region
 from ks4stream.kernels import templates
 from ks4stream.probe import Probe
 from ks4stream.results import Templates, Waveforms

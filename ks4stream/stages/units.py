@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from ks4stream.blocks import Tiling
+from ks4stream.io.mapped import HELD_BYTES, scratch_array
 from ks4stream.io.places import Place
-from ks4stream.io.spikes import HELD_BYTES, Receipt, brought_near, pick_region, read_region, scratch_array, write_block
+from ks4stream.io.tables import Receipt, localize, pick_region, read_region, write_block
 from ks4stream.kernels import correlograms, merging, templates
 from ks4stream.probe import Probe
 from ks4stream.results import Waveforms
@@ -30,9 +31,9 @@ from ks4stream.stages.needs import Load, Needs
 
 UNIT_SPIKE_BYTES = 24  # of a spike of a region's units: sample, template, score, and where its features are
 LEAST_MARGIN = 1.5
-"""Mean score of a unit's spikes above ``Th_learned``, in noise standard deviations. Departure from section 9: clusters
-closer to the threshold are the summit of a distribution that reaches below it, more than a tenth of it cut off
-(scores have unit noise), which is what background activity looks like; they are not reported as units."""
+"""Mean score of a unit's spikes above ``Th_learned``, in noise standard deviations. Beyond the published method
+(section 9.3): clusters closer to the threshold are the summit of a distribution that reaches below it, more than a
+tenth of it cut off (scores have unit noise), which is what background activity looks like; they are not units."""
 SECONDS_PER_SPIKE, FEWEST_SPIKES, ENOUGH_SPIKES = 3.0, 5, 20
 """A template or a unit has at least a spike in three seconds of recording, but 5 in any, and 20 always suffice."""
 
@@ -119,7 +120,7 @@ class SortRegions(Stage[int, RegionUnits, list[RegionUnits]]):
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
-        """All spikes of a region; features of more than :data:`~ks4stream.io.spikes.HELD_BYTES` are left on disk."""
+        """All spikes of a region; features of more than :data:`~ks4stream.io.mapped.HELD_BYTES` are left on disk."""
         n = load.largest_region
         return load.on_regions(
             cls.name,
@@ -200,7 +201,7 @@ class Merge(Step[Units]):
     def run(self, run: Run) -> Units:
         """Go through the units one after the other, their spikes on this machine's disk."""
         settings, rate = self.settings, self.sampling_rate_hz
-        clusters = Clusters([brought_near(region.receipt, run.scratch) for region in self.regions])
+        clusters = Clusters([localize(region.receipt, run.scratch) for region in self.regions])
         none = np.zeros((0, self.probe.n_channels, settings.n_pcs), np.float32)
         found = torch.from_numpy(np.concatenate([none, *(region.unit_features for region in self.regions)]))
         components = torch.from_numpy(self.waveforms.components)

@@ -31,9 +31,8 @@ import ks4stream
 from ks4stream import messages
 from ks4stream.engine import Engine, Loop, base, one_thread
 from ks4stream.engine import cluster as cluster_module
-from ks4stream.engine.base import LostWorkerError
 from ks4stream.engine.cluster import IN_FLIGHT_PER_WORKER, Cluster, Share, local_client
-from ks4stream.errors import GpuMemoryError, Ks4StreamWarning, WorkerError
+from ks4stream.errors import GpuMemoryError, Ks4StreamWarning, LostWorkerError, WorkerError
 
 pytestmark = pytest.mark.slow  # clusters, and waiting for them
 PACKAGE = str(Path(ks4stream.__file__).parents[1])

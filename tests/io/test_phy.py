@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from ks4stream.errors import ResultsError
-from ks4stream.io.phy import export_phy, ops_from_sorting, params_text, spike_table, write_preprocessed_copy
+from ks4stream.io.kilosort_ops import spike_table
+from ks4stream.io.phy import export_phy, params_text, write_preprocessed_copy
 from ks4stream.io.places import ObjectPath
 from ks4stream.io.recordings import open_recording
 from ks4stream.io.tile_cache import CachedSource
 from ks4stream.recording import FlatFile, Recording
 from ks4stream.settings import Settings
-from ks4stream.sorter import prepare
 
 NAMES = {
     "spike_times",
@@ -398,44 +398,6 @@ def test_preprocessed_copy_keeps_columns_and_times_of_the_file(make_sorting, tmp
     assert np.array_equal(copied[:, sorting.probe.chan_map], np.clip(np.rint(traces * 200), -32768, 32767))
     assert params(tmp_path)["dat_path"] == ["temp_wh.dat"]
     assert params(tmp_path)["hp_filtered"] is True
-
-
-# -- ops -----------------------------------------------------------------------------------------------
-
-
-def test_ops_uses_kilosorts_words(make_sorting, tmp_path):
-    sorting = make_sorting(flat_files=(flat(Path("data/rec.bin")),))
-    export_phy(sorting, tmp_path)
-    ops = load(tmp_path, "ops").item()
-    assert ops["settings"]["n_chan_bin"] == ops["n_chan_bin"] == 13
-    assert ops["nt0min"] == int(20 * 21 / 61)
-    assert ops["Nbatches"] == 6 and ops["Nchan"] == 12
-    assert set(ops["probe"]) == {"chanMap", "xc", "yc", "kcoords", "n_chan"}
-    assert np.array_equal(ops["wPCA"], sorting.waveforms.components)
-    assert (ops["filename"], ops["data_dir"], ops["data_dtype"]) == (["data/rec.bin"], "data", "int16")
-    for template, channels in enumerate(sorting.template_channels):
-        at = ops["iU"][template]
-        assert np.array_equal(ops["iCC"][ops["iCC_mask"][:, at], at], channels[channels >= 0])
-
-
-def test_number_of_batches_without_a_drift_estimate(make_sorting):
-    settings = Settings(batch_size=60_000, tmin=1.0, tmax=9.5, nt=21, n_pcs=3, nearest_chans=5)
-    assert ops_from_sorting(make_sorting(drift=None, settings=settings))["Nbatches"] == 5
-
-
-def test_times_are_counted_from_where_the_first_batch_begins(make_sorting):
-    """2.01 s · 30 kHz is 60299.99…; batches begin at sample 60300."""
-    settings = Settings(tmin=2.01, nt=21, n_pcs=3, nearest_chans=5)
-    sorting = make_sorting(settings=settings, sample=np.arange(400) + 60_300)
-    assert (
-        prepare(open_recording(SAMPLES.repeat(30, axis=0), fs=30_000, probe=sorting.probe), settings).tiling.start
-        == sorting.tiling.start
-        == 60_300
-    )
-    assert spike_table(sorting)[0, 0] == 0
-
-
-# -- where results go ------------------------------------------------------------------------------------
 
 
 # -- readers -----------------------------------------------------------------------------------------------

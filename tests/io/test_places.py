@@ -15,6 +15,7 @@ import pytest
 
 from ks4stream.errors import DamagedFileError, RecordingError, ResultsError
 from ks4stream.io import run_store
+from ks4stream.io.atomic import atomic_write
 from ks4stream.io.objects import listing
 from ks4stream.io.places import (
     ObjectPath,
@@ -22,16 +23,17 @@ from ks4stream.io.places import (
     below,
     copy_here,
     copy_there,
+    move,
     place,
     read_range,
     read_whole,
     remove,
     size_of,
 )
-from ks4stream.io.records import appearing, key_of, read_record, write_record
+from ks4stream.io.records import key_of, read_record, write_record
 from ks4stream.io.results_folder import ResultsFolder
-from ks4stream.io.run_store import Remembered, RunStore, open_store, record_path
-from ks4stream.io.spikes import Receipt, brought_near, read_column, read_region, write_block
+from ks4stream.io.run_store import Checkpointed, RunStore, open_store, record_path
+from ks4stream.io.tables import Receipt, localize, read_column, read_region, write_block
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
@@ -47,7 +49,7 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 
 def write(where: Place, content: bytes) -> None:
-    with appearing(where) as file:
+    with atomic_write(where) as file:
         file.write(content)
 
 
@@ -96,10 +98,40 @@ def test_what_is_removed_is_gone(where: Place) -> None:
 
 
 def test_a_write_that_fails_leaves_nothing(where: Place) -> None:
-    with pytest.raises(ZeroDivisionError), appearing(where / "a") as file:
+    with pytest.raises(ZeroDivisionError), atomic_write(where / "a") as file:
         file.write(b"half")
         raise ZeroDivisionError
     assert size_of(where / "a") is None
+
+
+def test_a_move_replaces_nothing(where: Place) -> None:
+    home, aside = where / "home", where / "aside"
+    for name in ("a", "b", "deep/c"):
+        write(home / name, name.encode())
+    write(aside / "deep" / "c", b"another")
+    with pytest.raises(FileExistsError):
+        move(home, aside, ["a", "deep"])
+    assert read_whole(aside / "deep" / "c") == b"another" and size_of(aside / "a") is None
+    assert read_whole(home / "deep" / "c") == b"deep/c"
+    move(home, aside, ["a", "gone"])
+    assert sorted(below(home)) == [("b", False), ("deep", True)] and read_whole(aside / "a") == b"a"
+
+
+def test_copies_that_a_move_left_are_in_nobodys_way(object_store: Any) -> None:
+    """Also if the copy has another tag, as that of an object which was written in parts."""
+    home, aside = ObjectPath("s3://recordings/left/home"), ObjectPath("s3://recordings/left/aside")
+    of = {"Bucket": "recordings", "Key": "left/home/same"}
+    begun = object_store.client.create_multipart_upload(**of)["UploadId"]
+    part = object_store.client.upload_part(**of, UploadId=begun, PartNumber=1, Body=b"12345")
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    object_store.client.complete_multipart_upload(**of, UploadId=begun, MultipartUpload=parts)
+    write(aside / "same", b"12345")
+    assert dict(listing(str(home))) != dict(listing(str(aside)))
+    move(home, aside, ["same"])
+    assert not any(below(home)) and read_whole(aside / "same") == b"12345"
+    write(home / "same", b"54321")
+    with pytest.raises(FileExistsError):
+        move(home, aside, ["same"])
 
 
 def test_copies(where: Place, tmp_path: Path) -> None:
@@ -127,7 +159,7 @@ def test_records_and_blocks_come_back(where: Place, tmp_path: Path) -> None:
     receipt = write_block(where / "1.rows", columns, np.array([1, 0, 1, 0, 2]), 3)
     assert receipt.is_there()
     assert read_region([receipt], "pair", 1).tolist() == [[0, 1], [4, 5]]
-    near = brought_near(receipt, tmp_path)
+    near = localize(receipt, tmp_path)
     assert read_column(near, "time").tolist() == [1, 3, 0, 2, 4]
     assert (near.path == receipt.path) == isinstance(where, Path)
     write(where / "1.rows", read_whole(where / "1.rows")[:-64] + bytes(64))
@@ -146,7 +178,7 @@ def test_what_was_finished_is_recalled_from_either(where: Place) -> None:
     for _ in range(2):
         with open_store(where / "run", data="x") as store:
             stage = store.stage("detection", "ab" * 32)
-            remembered = Remembered(task, stage)
+            remembered = Checkpointed(task, stage)
             assert [remembered(number).n_rows for number in (3, 4)] == [3, 4]
             store.tidy(keep=True)
     assert computed == [3, 4]
@@ -165,7 +197,7 @@ def test_many_records_are_recalled_with_one_listing_and_a_request_each(
 ) -> None:
     stage = RunStore(ObjectPath("s3://recordings/many")).stage("detection", "ab" * 32)
     for number in range(1, 10):
-        Remembered(partial(written_rows, stage.folder), stage)(number)
+        Checkpointed(partial(written_rows, stage.folder), stage)(number)
     remove(stage.folder / "3.rows")
     write(stage.folder / "4.rows", b"cut short")
     write(record_path(stage.folder, 5), b"no record")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 
 from ks4stream import simulate
-from ks4stream.errors import DamagedFileError, ResultsError
+from ks4stream.errors import DamagedFileError
 from ks4stream.io.recordings import open_recording
 from ks4stream.io.records import key_of, read_record, write_record
 from ks4stream.settings import Settings
@@ -99,20 +97,6 @@ def test_whatever_bit_flips_nothing_else_is_read(tmp_path: Path) -> None:
         except DamagedFileError:
             damaged += 1
     assert damaged > len(whole) / 2
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
-def test_a_refused_write_says_where_and_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    def refuse(descriptor: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(ResultsError, match=f"run cannot be written to: .*{os.strerror(number)}.* MB are free") as found:
-        write_record(tmp_path / "run" / "a.npz", 1)
-    assert not list((tmp_path / "run").iterdir())
-    assert str(pickle.loads(pickle.dumps(found.value))) == str(found.value)  # as it comes from a worker
 
 
 def test_a_damaged_file_is_named_in_any_process() -> None:

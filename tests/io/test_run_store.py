@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from ks4stream.io import objects, run_store
 from ks4stream.io.objects import Version
 from ks4stream.io.places import ObjectPath, read_whole, remove, size_of
 from ks4stream.io.records import write_record
-from ks4stream.io.run_store import FREE, ObjectLock, Remembered, RunStore, open_store, record_path
-from ks4stream.io.spikes import Receipt, read_column, write_block
+from ks4stream.io.run_store import FREE, Checkpointed, ObjectLock, RunStore, open_store, record_path
+from ks4stream.io.tables import Receipt, read_column, write_block
 
 
 def squares(number: int) -> list[int]:
@@ -35,7 +36,7 @@ def squares(number: int) -> list[int]:
 def test_what_was_computed_is_recalled(tmp_path: Path) -> None:
     stage = RunStore(tmp_path).stage("first clustering", "ab" * 32)
     assert stage.recall([1, 2, 3]) == {}
-    task = Remembered(squares, stage)
+    task = Checkpointed(squares, stage)
     assert [task(2), task(3)] == [[2, 4], [3, 9]]
     assert stage.recall([1, 2, 3]) == {1: [2, 4], 2: [3, 9]}
     assert RunStore(tmp_path).stage("first clustering", "ac" * 32).recall([2]) == {}
@@ -49,7 +50,7 @@ def test_a_task_that_comes_again_is_not_computed_again(tmp_path: Path) -> None:
         seen.append(number)
         return squares(number)
 
-    task = Remembered(watched, RunStore(tmp_path).stage("x", "0" * 64))
+    task = Checkpointed(watched, RunStore(tmp_path).stage("x", "0" * 64))
     assert task(2) == task(2) == [2, 4]
     assert seen == [2]
     path = record_path(task.store.folder, 2)
@@ -60,7 +61,7 @@ def test_a_task_that_comes_again_is_not_computed_again(tmp_path: Path) -> None:
 
 def test_what_is_damaged_is_not_known_and_goes(tmp_path: Path) -> None:
     stage = RunStore(tmp_path).stage("x", "0" * 64)
-    task = Remembered(squares, stage)
+    task = Checkpointed(squares, stage)
     for number in (1, 2):
         task(number)
     path = record_path(stage.folder, 2)
@@ -75,7 +76,7 @@ def test_a_receipt_counts_as_long_as_its_file_is_there(tmp_path: Path) -> None:
     def write(number: int) -> Receipt:
         return write_block(stage.folder / f"{number}.rows", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
 
-    receipts = [Remembered(write, stage)(number) for number in (3, 4)]
+    receipts = [Checkpointed(write, stage)(number) for number in (3, 4)]
     found = stage.recall([3, 4])
     assert [found[i].digest() for i in (0, 1)] == [receipt.digest() for receipt in receipts]
     Path(receipts[0].path).unlink()
@@ -152,34 +153,79 @@ def test_where_the_file_system_has_no_locks(tmp_path: Path, monkeypatch: pytest.
 
 def test_drafts_of_killed_workers_go(tmp_path: Path) -> None:
     with open_store(tmp_path, data="a") as store:
-        Remembered(squares, store.stage("x", "0" * 64))(3)
+        Checkpointed(squares, store.stage("x", "0" * 64))(3)
     folder = store.stage("x", "0" * 64).folder
-    (folder / "b.0123.draft").write_bytes(b"half")
+    (folder / f"b.{'01' * 16}.draft").write_bytes(b"half")
+    (folder / "letter.draft").write_text("of a person")
     with open_store(tmp_path, data="a") as store:
-        assert [path.name for path in folder.iterdir()] == [record_path(folder, 3).name]
+        assert {path.name for path in folder.iterdir()} == {record_path(folder, 3).name, "letter.draft"}
 
 
 def test_what_the_last_sort_did_not_use_goes(tmp_path: Path) -> None:
     for keys in ("ab", "ac"):
         with open_store(tmp_path, data="a") as store:
             for key in keys:
-                Remembered(squares, store.stage("x", key * 64))(3)
+                Checkpointed(squares, store.stage("x", key * 64))(3)
             store.tidy(keep=True)
     assert sorted(path.name for path in tmp_path.glob("x-*")) == ["x-" + "a" * 20, "x-" + "c" * 20]
     store.tidy(keep=False)
     assert not list(tmp_path.glob("x-*"))
 
 
+def test_a_task_that_still_writes_while_others_tidy_up_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that a sort which was stopped left running on its user's cluster."""
+    store = RunStore(tmp_path)
+    for name in "ab":
+        write_record(record_path(RunStore(tmp_path).stage(name, "0" * 64).folder, 1), 1)
+
+    def still_filled(where: Path, *, folder: bool) -> None:
+        if where.name.startswith("a"):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        remove(where, folder=folder)
+
+    monkeypatch.setattr(run_store, "remove", still_filled)
+    store.tidy(keep=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a-" + "0" * 20] and "could not be removed" in caplog.text
+
+
 @pytest.mark.parametrize("fresh", [False, True])
-def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path, fresh: bool) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "data.bin").write_text("precious")
+@pytest.mark.parametrize("name", ["data.bin", "scratch/thesis.txt", "letter.draft"])
+def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path, name: str, fresh: bool) -> None:
+    file = tmp_path / "run" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("precious")
     with (
         pytest.raises(ResultsError, match="not the store of a run"),
         open_store(tmp_path / "run", data="a", fresh=fresh),
     ):
         pass
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["data.bin"]
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [file]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("step", ["mkdir", "replace"])
+def test_a_store_is_known_however_its_beginning_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, fresh: bool
+) -> None:
+    left, real = [0], getattr(Path, step)
+
+    def killed(*given: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(*given, **options)
+
+    for name, number in [("new", 0), ("new", 1), ("new", 2), ("new", 3), ("old", 99), ("old", 0), ("old", 1)]:
+        folder = tmp_path / name / str(number if name == "new" else "")
+        left[0] = number
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(Path, step, killed)
+            with open_store(folder, data="x", fresh=fresh):
+                pass
+        with open_store(folder, data="x", fresh=fresh):
+            pass
 
 
 def test_a_store_may_be_moved(tmp_path: Path) -> None:
@@ -188,7 +234,7 @@ def test_a_store_may_be_moved(tmp_path: Path) -> None:
     def write(number: int) -> Receipt:
         return write_block(stage.folder / "1.rows", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
 
-    Remembered(write, stage)(3)
+    Checkpointed(write, stage)(3)
     (tmp_path / "a").rename(tmp_path / "b")
     found = RunStore(tmp_path / "b").stage("x", "0" * 64).recall([3])[0]
     assert read_column(found, "a").tolist() == [0, 1, 2]
@@ -206,7 +252,7 @@ def test_a_store_that_does_not_belong_is_refused_and_left_alone(
     tmp_path: Path, entry: dict[str, object], message: str
 ) -> None:
     with open_store(tmp_path / "run", data="a") as store:
-        Remembered(squares, store.stage("x", "0" * 64))(3)
+        Checkpointed(squares, store.stage("x", "0" * 64))(3)
     manifest = tmp_path / "run" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | entry))
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.*")}
@@ -233,9 +279,10 @@ def test_a_store_is_known_however_its_emptying_ended(tmp_path: Path, monkeypatch
         pass
     assert run_store.MANIFEST not in removed
     monkeypatch.undo()
-    (tmp_path / "run" / "manifest.0123.draft").write_text("{")
+    draft = tmp_path / "run" / f"manifest.{'01' * 16}.draft"
+    draft.write_text("{")
     with open_store(tmp_path / "run", data="y", fresh=True) as store:
-        assert not (tmp_path / "run" / "manifest.0123.draft").exists()
+        assert not draft.exists()
 
 
 def test_what_may_have_changed_is_not_recalled_but_what_is_another_recordings_is_left(tmp_path: Path) -> None:
@@ -546,6 +593,21 @@ def test_a_store_that_fails_at_the_end_is_no_error_of_the_run(
     def fail(*_: Any) -> None:
         raise ResultsError("no answer")
 
-    with ObjectLock(ObjectPath("s3://recordings/failing/run/lock"), renewed_s=NEVER_S):
+    with ObjectLock(ObjectPath("s3://recordings/failing/run/lock"), lease_s=0.0, renewed_s=NEVER_S):
         monkeypatch.setattr(run_store, "write_if", fail)
-    assert "could not be released, and stays for 120 s: no answer" in caplog.text
+    assert "could not be released, and stays for 0 s: no answer" in caplog.text
+
+
+def test_a_release_that_fails_once_is_tried_again(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [1]
+
+    def fail_once(location: str, content: bytes, version: Version | None) -> Version | None:
+        if left:
+            left.pop()
+            raise ResultsError("no answer")
+        return objects.write_if(location, content, version)
+
+    lock = ObjectPath("s3://recordings/released/run/lock")
+    with ObjectLock(lock, renewed_s=NEVER_S, looked_s=0.01):
+        monkeypatch.setattr(run_store, "write_if", fail_once)
+    assert read_whole(lock) == FREE

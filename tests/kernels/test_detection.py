@@ -49,7 +49,7 @@ def dense_scores(traces: torch.Tensor, templates: UniversalTemplates) -> torch.T
 def oracle(
     traces: torch.Tensor, templates: UniversalTemplates, threshold: float, reach: int, first: int, last: int
 ) -> list[tuple[int, int]]:
-    """Section 3 as written: (sample, centre) of all detections."""
+    """All detections, (sample, centre), by computing every score as section 3 defines it."""
     score = dense_scores(traces, templates).abs().amax(dim=1)  # (k, t)
     near = templates.neighbours
     seen = score[near]  # (k, m, t)

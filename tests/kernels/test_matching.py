@@ -52,7 +52,7 @@ def planted(
 def oracle(
     traces: torch.Tensor, matcher: Matcher, *, threshold: float = 8.0, max_peels: int = 100, everywhere: bool = False
 ) -> tuple[list[tuple[int, int]], torch.Tensor, torch.Tensor]:
-    """Section 8 as written, in float64, all of it anew in each round.
+    """Matching pursuit as section 8 defines it, in float64, with all scores computed again in each round.
 
     A maximum is taken among the units whose groups share channels, or among all units (`everywhere`).
     Returns the spikes (sample, unit), their scores, and the residual.

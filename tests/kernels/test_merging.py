@@ -175,7 +175,7 @@ def test_units_without_spikes_stay() -> None:
 
 
 def slow_duplicates(sample: np.ndarray, unit: np.ndarray, min_samples: int) -> np.ndarray:
-    """Section 10, spike by spike."""
+    """Which spikes are kept, as section 10 defines it: decided spike by spike."""
     kept, last = np.zeros(len(sample), bool), {}
     for i in np.lexsort((np.arange(len(sample)), sample)):
         u = unit[i]

@@ -12,7 +12,7 @@ from runs import RunHere
 from ks4stream import Settings, simulate
 from ks4stream.blocks import Tiling
 from ks4stream.io.sources import ArraySource
-from ks4stream.io.spikes import Receipt, write_block
+from ks4stream.io.tables import Receipt, write_block
 from ks4stream.recording import Recording
 from ks4stream.stages import drift, registration
 from ks4stream.stages.detection import Peaks

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ks4stream.io.spikes import write_block
+from ks4stream.io.tables import write_block
 from ks4stream.kernels.templates import roll_matrix
 from ks4stream.probe import Probe
 from ks4stream.results import Waveforms

@@ -16,7 +16,7 @@ from runs import RunHere
 
 from ks4stream.blocks import Tile, Tiling
 from ks4stream.geometry import Regions
-from ks4stream.io.spikes import read_column
+from ks4stream.io.tables import read_column
 from ks4stream.results import Templates, Waveforms
 from ks4stream.settings import Settings
 from ks4stream.simulate import linear_probe

@@ -10,7 +10,7 @@ import pytest
 from runs import RunHere
 
 from ks4stream.geometry import Centres, Regions
-from ks4stream.io.spikes import write_block
+from ks4stream.io.tables import write_block
 from ks4stream.results import Waveforms
 from ks4stream.settings import Settings
 from ks4stream.simulate import linear_probe

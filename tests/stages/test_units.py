@@ -10,8 +10,8 @@ from runs import RunHere
 
 from ks4stream import simulate
 from ks4stream.blocks import Tiling
-from ks4stream.io import spikes
-from ks4stream.io.spikes import Receipt, read_column, write_block
+from ks4stream.io import mapped as spikes
+from ks4stream.io.tables import Receipt, read_column, write_block
 from ks4stream.results import Waveforms
 from ks4stream.settings import Settings
 from ks4stream.stages.clustering import GraphClustering

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ks4stream.errors import DamagedFileError, ResultsError
-from ks4stream.io import spikes
-from ks4stream.io.spikes import (
-    GrowingColumns,
-    PassingRows,
-    Receipt,
-    brought_near,
-    let_go,
-    open_columns,
-    pick_region,
-    read_column,
-    read_region,
-    scratch_array,
-    write_block,
-)
+from ks4stream.errors import DamagedFileError
+from ks4stream.io import tables
+from ks4stream.io.tables import Receipt, localize, open_columns, pick_region, read_column, read_region, write_block
 
 
 def write(path: Path, region: list[int], n_regions: int = 3) -> Receipt:
@@ -113,7 +99,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatc
     def full(rows: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(spikes, "_bytes_of", full)
+    monkeypatch.setattr(tables, "_bytes_of", full)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path / "a.rows", [1])
     monkeypatch.undo()
@@ -136,82 +122,15 @@ def test_blocks_of_which_nothing_is_wanted_are_not_read(tmp_path: Path) -> None:
         pick_region(receipts, "score", 1, np.array([2]))
 
 
-def test_what_is_too_large_for_memory_lies_in_a_file_without_a_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(spikes, "HELD_BYTES", 40)
-    assert not isinstance(scratch_array((10,), np.float32, tmp_path), np.memmap)
-    mapped = scratch_array((11,), np.float32, tmp_path)
-    assert isinstance(mapped, np.memmap)
-    mapped[:] = np.arange(11)
-    assert mapped.sum() == 55
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems are not told")
-@pytest.mark.parametrize("mode", ["r+", "c"])
-def test_what_was_read_of_a_mapped_file_does_not_stay_in_memory(tmp_path: Path, mode: str) -> None:
-    content = np.arange(4 << 20, dtype=np.float64)  # 32 MiB
-    content.tofile(tmp_path / "values")
-    with (tmp_path / "values").open("rb+") as file:
-        os.fsync(file.fileno())  # what is not written yet cannot go
-    mapped = np.memmap(tmp_path / "values", np.float64, mode=mode)
-    mapped[7] = -1.0
-
-    def resident_bytes() -> int:
-        lines = Path("/proc/self/smaps").read_text().split(str(tmp_path / "values"))[1].splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("Rss:")).split()[1])
-
-    seen = np.asarray(mapped).reshape(-1, 2)[:, 0]  # as a result holds it, and a part of it
-    assert mapped.sum() == content.sum() - 8
-    before = resident_bytes()
-    let_go(seen)
-    assert before > 30 << 20 and resident_bytes() < 1 << 20
-    assert mapped[7] == -1.0 and mapped[8] == 8.0, "and nothing is lost"
-    let_go(content)
-    assert content[8] == 8.0
-
-
-def test_rows_are_read_as_copies(tmp_path: Path) -> None:
-    values = scratch_array((6, 2), np.int32, tmp_path, held_bytes=0)
-    assert isinstance(values, np.memmap) and not values.any()
-    values[:] = np.arange(12).reshape(6, 2)
-    rows = PassingRows(values)
-    assert rows.shape == (6, 2)
-    some = rows[2:4, 1:]
-    assert some.tolist() == [[5], [7]] and type(some) is np.ndarray
-
-
-def test_a_folder_that_cannot_be_made_is_told_with_the_remedy(tmp_path: Path) -> None:
-    (tmp_path / "taken").touch()
-    with pytest.raises(ResultsError, match=r"taken/columns cannot be written to: .*same call"):
-        GrowingColumns(tmp_path / "taken" / "columns")
-
-
-def test_columns_grow_on_disk_and_outlive_their_files(tmp_path: Path) -> None:
-    columns = GrowingColumns(tmp_path)
-    columns.append({"time": np.zeros(0, np.int64), "pair": np.zeros((0, 2), np.float32)})
-    assert {name: values.shape for name, values in columns.arrays().items()} == {"time": (0,), "pair": (0, 2)}
-    for first in (0, 3):
-        columns.append({"time": np.arange(first, first + 3), "pair": np.full((3, 2), first, np.float32)})
-    arrays = columns.arrays()
-    for path in tmp_path.iterdir():
-        path.unlink()
-    assert arrays["time"].tolist() == [0, 1, 2, 3, 4, 5]
-    assert arrays["pair"].tolist() == [[0, 0]] * 3 + [[3, 3]] * 3
-    arrays["time"][0] = 7  # in memory only
-    assert arrays["time"][0] == 7
-
-
 @pytest.mark.parametrize("column", ["sample", "features"])
 def test_bytes_of_a_file_that_will_be_mapped_are_checked(tmp_path: Path, column: str) -> None:
     receipt = write(tmp_path / "a.rows", [0, 2, 1])
-    assert brought_near(receipt, tmp_path).path == receipt.path
+    assert localize(receipt, tmp_path).path == receipt.path
     content = bytearray((tmp_path / "a.rows").read_bytes())
     content[receipt.offset(column)] ^= 1
     (tmp_path / "a.rows").write_bytes(content)
     with pytest.raises(DamagedFileError, match=r"a\.rows"):
-        brought_near(receipt, tmp_path)
+        localize(receipt, tmp_path)
 
 
 def test_a_file_is_mapped_as_it_was_written(tmp_path: Path) -> None:

@@ -5,19 +5,20 @@ Files are opened by each process at each read, as what h5py has opened cannot be
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, RecordingError
-from ks4stream.io.objects import name_of, status
-from ks4stream.io.sources import delivered_dtype
+from ks4stream.io.formats import is_hdf5, refusal
+from ks4stream.io.objects import is_remote, name_of
+from ks4stream.io.sources.base import File, Opened, check_rank, delivered_dtype, hash_of, status_of, time_first
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
 from ks4stream.recording import is_same_rate
@@ -64,8 +65,7 @@ class Hdf5Source:
         """
         path = os.path.abspath(os.fsdecode(dataset.file.filename))
         what = f"{dataset.name} of {path}"
-        if len(dataset.shape) != 2:
-            raise RecordingError(f"{what} has shape {dataset.shape}; two dimensions are needed, (time, channel).")
+        check_rank(dataset.shape, what)
         delivered_dtype(dataset.dtype, what)
         return cls(path, dataset.name, int(dataset.shape[0]), int(dataset.shape[1]), np.dtype(dataset.dtype))
 
@@ -113,48 +113,36 @@ class Hdf5Source:
 
     def digest(self) -> str:
         """Hash of the file's name, size and time of change, and of how it is read."""
-        found = status(self.path)
-        if found is None:
-            raise RecordingError(f"There is no file {self.path}.")
-        facts = "hdf5", name_of(self.path), found.size_bytes, found.tag, self.dataset, self.n_samples, self.n_channels
-        return hashlib.sha256(repr(facts).encode()).hexdigest()
+        found = status_of(self.path)
+        return hash_of(
+            "hdf5", name_of(self.path), found.size_bytes, found.tag, self.dataset, self.n_samples, self.n_channels
+        )
 
     @property
     def digest_is_exact(self) -> bool:
-        """Yes, as far as times of change can be trusted."""
+        """Yes, if modification times can be trusted."""
         return True
 
 
-@dataclass(frozen=True)
-class Series:
-    """What an HDF5 file holds: its only electrical series (NWB), or its only table of samples.
-
-    Attributes
-    ----------
-    source : Hdf5Source
-    sampling_rate_hz, gain_uv, offset_uv : float or None
-        None where they are not told, or differ between channels.
-    group : str or None
-        The series' path in the file, None for a table.
-    """
-
-    source: Hdf5Source
-    sampling_rate_hz: float | None = None
-    gain_uv: float | None = None
-    offset_uv: float | None = None
-    group: str | None = None
-
-    def probe(self) -> Probe | None:
-        """Make a probe of the electrodes' relative positions, None where there are none."""
-        import h5py
-
-        if self.group is None:
-            return None
-        with h5py.File(self.source.path, "r") as file:
-            return _probe(file[self.group], file, self.source)
+def opens(file: File) -> Opened | None:
+    """Open the only electrical series (NWB), or the only table of samples, of a file on a disk."""
+    path = file.path
+    if is_remote(path) or not is_hdf5(file.head):
+        return None
+    reason = refusal(path, file.head)
+    try:
+        found = read_series(path)
+        time_first(found.source, found.name)
+        return found
+    except ImportError as error:
+        raise RecordingError(f"{reason} Or install what reads it: pip install 'ks4stream[hdf5]'.") from error
+    except (Ks4StreamError, MemoryError):
+        raise
+    except Exception as error:  # h5py raises many types for a damaged file
+        raise RecordingError(f"{reason} It may be damaged: {error}.") from error
 
 
-def read_series(path: str) -> Series:
+def read_series(path: str) -> Opened:
     """Find the recording in an HDF5 file.
 
     Raises
@@ -192,10 +180,12 @@ def read_series(path: str) -> Series:
                 + (f", NAME being one of {', '.join(sorted(found)[:8])}." if found else ".")
             )
         source = Hdf5Source.of(file[found[0]])
-        return _described(source, file[series[0]]) if series else Series(source)
+        if series:
+            return _described(source, file[series[0]])
+        return Opened(source, name_of(path), (path,))
 
 
-def _described(source: Hdf5Source, group: Any) -> Series:
+def _described(source: Hdf5Source, group: Any) -> Opened:
     """What NWB says of an electrical series: volts are data · conversion · channel_conversion + offset."""
     rate_hz = float(group["starting_time"].attrs["rate"]) if "starting_time" in group else None
     if rate_hz is None and "timestamps" in group:
@@ -203,7 +193,15 @@ def _described(source: Hdf5Source, group: Any) -> Series:
     factors = np.unique(group["channel_conversion"][:]) if "channel_conversion" in group else np.ones(1)
     gain_uv = 1e6 * float(group["data"].attrs.get("conversion", 1.0)) * float(factors[0]) if len(factors) == 1 else None
     offset_uv = 1e6 * float(group["data"].attrs.get("offset", 0.0))
-    return Series(source, rate_hz, gain_uv, None if gain_uv is None else offset_uv, group.name)
+    return Opened(
+        source,
+        name_of(source.path),
+        (source.path,),
+        rate_hz,
+        gain_uv,
+        None if gain_uv is None else offset_uv,
+        partial(_find_probe, source, group.name),
+    )
 
 
 def _rate_of(timestamps: Any, what: str) -> float | None:
@@ -223,6 +221,19 @@ def _rate_of(timestamps: Any, what: str) -> float | None:
             stacklevel=6,
         )
     return rate_hz
+
+
+def _find_probe(source: Hdf5Source, group: str) -> Probe | None:
+    import h5py
+
+    try:
+        with h5py.File(source.path, "r") as file:
+            return _probe(file[group], file, source)
+    except MemoryError:
+        raise
+    except Exception as error:  # the samples are fine, and the probe can still be given
+        warn(f"The probe stored in {source.path} is left out: {error}", Ks4StreamWarning, stacklevel=3)
+        return None
 
 
 def _probe(group: Any, file: Any, source: Hdf5Source) -> Probe | None:

@@ -7,7 +7,6 @@ sample is stored as its difference to the one before it, and perhaps to the chan
 from __future__ import annotations
 
 import bisect
-import hashlib
 import json
 import os
 import zlib
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from ks4stream.errors import RecordingError
 from ks4stream.io.objects import locate, name_of, read_bytes, read_metadata, status
-from ks4stream.io.sources import delivered_dtype
+from ks4stream.io.sources.base import File, Opened, delivered_dtype, hash_of, status_of
 
 
 @dataclass(frozen=True)
@@ -152,13 +151,20 @@ class CbinSource:
 
     def digest(self) -> str:
         """Hash of the file's name, size and time of change (of an object: its ETag), and of how it is read."""
-        found = status(self.path)
-        if found is None:
-            raise RecordingError(f"There is no {self.path}.")
-        facts = ("cbin", name_of(self.path), found.size_bytes, found.tag, self.n_channels, self.bounds, self.offsets)
-        return hashlib.sha256(repr(facts).encode()).hexdigest()
+        found = status_of(self.path)
+        return hash_of(
+            "cbin", name_of(self.path), found.size_bytes, found.tag, self.n_channels, self.bounds, self.offsets
+        )
 
     @property
     def digest_is_exact(self) -> bool:
-        """Yes, as far as times of change can be trusted."""
+        """Yes, if modification times can be trusted."""
         return True
+
+
+def opens(file: File) -> Opened | None:
+    """Open a ``.cbin`` by its index, which tells the rate but no contacts."""
+    if not file.path.lower().endswith(".cbin"):
+        return None
+    source = CbinSource.open(file.path)
+    return Opened(source, name_of(file.path), (file.path,), source.sampling_rate_hz)

@@ -1,36 +1,30 @@
-"""Spikes on disk while a sort runs: one file per block, rows grouped by region, read back by region.
+"""Tables on disk while a sort runs: one file per block, rows grouped by region, read back by region.
 
 What a block found is written once, by the worker that found it; only a small receipt travels. A region's
 task reads its own rows of every block, so no process ever holds them all. The receipt has a checksum of every
-column of every region, and what is read is held against it. (The same file holds the spikes of one region, grouped by
-unit, after they were clustered.) What even one task cannot hold lies in a file that is mapped into memory.
+column of every region, and what is read is compared with it. (The same file holds the spikes of one region, grouped by
+unit, after they were clustered.)
 """
 
 from __future__ import annotations
 
 import math
-import mmap
-import os
-import sys
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from ks4stream.errors import DamagedFileError
+from ks4stream.io.atomic import atomic_write, explain_read_errors, explain_write_errors
+from ks4stream.io.mapped import Columns, scratch_array
 from ks4stream.io.places import Place, copy_here, place, read_range, size_of
-from ks4stream.io.records import appearing, key_of, reading, writing_to
+from ks4stream.io.records import key_of
 
 ALIGNED = 64  # bytes; columns begin at multiples of this, for mapped arrays
-HELD_BYTES = 128 << 20  # of one array that a task keeps in memory; a larger one is mapped from a file
-
-Columns = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +102,7 @@ def write_block(path: Place, columns: Columns, region: NDArray[np.int64], n_regi
     kind = {name: [values.dtype.str, *values.shape[1:]] for name, values in columns.items()}
     crc = {name: np.zeros(n_regions, np.int64) for name in columns}
     receipt = Receipt(str(path), start, kind, crc)
-    with appearing(path) as file:
+    with atomic_write(path) as file:
         for name, values in columns.items():
             rows = np.ascontiguousarray(values[order])
             crc[name][:] = [_crc(rows[start[r] : start[r + 1]]) for r in range(n_regions)]
@@ -168,112 +162,6 @@ def pick_region(
     return found
 
 
-def scratch_array(
-    shape: tuple[int, ...], dtype: DTypeLike, folder: Path | None = None, *, held_bytes: int | None = None
-) -> NDArray[Any]:
-    """An array of zeros: in memory if it is small, else in a file without a name, which goes with the array.
-
-    Parameters
-    ----------
-    folder : path, optional
-        Where such a file lies; by default in the system's temporary folder.
-    held_bytes : int, optional
-        What is small; by default :data:`HELD_BYTES`.
-
-    Raises
-    ------
-    ResultsError
-        If there is no room for it.
-    """
-    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    if n_bytes <= (HELD_BYTES if held_bytes is None else held_bytes):
-        return np.zeros(shape, dtype)
-    folder = folder or Path(tempfile.gettempdir())
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with writing_to(folder), tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):  # a disk that is found to be full only when the array is filled is a crash
-            os.posix_fallocate(file.fileno(), 0, n_bytes)
-        return np.memmap(file, dtype, mode="r+" if os.fstat(file.fileno()).st_size else "w+", shape=shape)
-
-
-def let_go(values: NDArray[Any]) -> None:
-    """Take the pages of a mapped array out of this process, as far as the system can; they come back when needed.
-
-    What was read of a mapped file counts as this process's memory until somebody else needs it. Nothing is lost: not
-    even what was changed of a private map, which is only offered for paging out. That takes pages out of the system's
-    cache, too, so small private maps are left alone. So are arrays in memory.
-    """
-    owner: Any = values
-    while isinstance(owner, np.ndarray) and not isinstance(owner.base, mmap.mmap):
-        owner = owner.base  # of a view, or of a map that was made a plain array
-    if not isinstance(owner, np.memmap) or sys.platform != "linux":
-        return
-    is_private = owner.mode == "c"
-    if not is_private or owner.nbytes > LARGE_MAP_BYTES:
-        with suppress(OSError):  # an older kernel
-            owner.base.madvise(_PAGEOUT if is_private else mmap.MADV_DONTNEED)  # type: ignore[union-attr]
-
-
-LARGE_MAP_BYTES = 16 << 20
-_PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4; Python has no name for it
-
-
-class PassingRows:
-    """An array of which some rows at a time are read, as copies; mapped ones do not stay in memory.
-
-    Parameters
-    ----------
-    values : ndarray
-    """
-
-    def __init__(self, values: NDArray[Any]) -> None:
-        self._values = values
-        self.shape = values.shape
-
-    def __getitem__(self, which: Any) -> NDArray[Any]:
-        rows = np.array(self._values[which])
-        let_go(self._values)
-        return rows
-
-
-class GrowingColumns:
-    """Columns of one length that grow on disk, part by part, and are then mapped into memory.
-
-    Parameters
-    ----------
-    folder : path
-        Where their files lie, made if need be; it may be removed while the arrays are in use.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        with writing_to(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
-        self._length = 0
-
-    def append(self, columns: Columns) -> None:
-        """Add rows; every part has the same columns."""
-        for name, values in columns.items():
-            self._kinds.setdefault(name, (values.dtype, values.shape[1:]))
-            with writing_to(self._folder), self._path(name).open("ab") as file:
-                np.ascontiguousarray(values).tofile(file)
-        self._length += len(next(iter(columns.values())))
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """All rows, by column; they may be changed in memory, which the files never see."""
-        return {
-            name: np.memmap(self._path(name), dtype, mode="c", shape=(self._length, *shape))
-            if self._length * math.prod(shape)
-            else np.empty((self._length, *shape), dtype)
-            for name, (dtype, shape) in self._kinds.items()
-        }
-
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.column"
-
-
 def open_columns(receipt: Receipt) -> dict[str, NDArray[Any]]:
     """Map a block's file, once for all columns, without reading it. Nothing is compared with checksums.
 
@@ -284,7 +172,7 @@ def open_columns(receipt: Receipt) -> dict[str, NDArray[Any]]:
     """
     content = np.zeros(0, np.uint8)
     if receipt.n_bytes:
-        with reading(receipt.path):
+        with explain_read_errors(receipt.path):
             content = np.memmap(receipt.path, np.uint8, "r", shape=(receipt.n_bytes,))
     columns = {}
     for name in receipt.kind:
@@ -294,15 +182,15 @@ def open_columns(receipt: Receipt) -> dict[str, NDArray[Any]]:
     return columns
 
 
-def brought_near(receipt: Receipt, folder: Path) -> Receipt:
-    """The same with its file on this machine, copied into a folder if it lies elsewhere; every byte is checked.
+def localize(receipt: Receipt, folder: Path) -> Receipt:
+    """The same receipt with its file on this machine, copied into a folder if it lies elsewhere; every byte is checked.
 
     Raises
     ------
     DamagedFileError
         If it is not what was written.
     """
-    with reading(receipt.path), writing_to(folder):
+    with explain_read_errors(receipt.path), explain_write_errors(folder):
         near = replace(receipt, path=str(copy_here(place(receipt.path), folder)))
     for name in receipt.kind:
         for region in range(len(receipt.start) - 1):
@@ -318,7 +206,7 @@ def _read(receipt: Receipt, name: str, region: int, last_region: int | None = No
     stop = region + 1 if last_region is None else last_region
     first, last = int(receipt.start[region]), int(receipt.start[stop])
     row_bytes, offset = receipt.row_bytes(name), receipt.offset(name)
-    with reading(receipt.path):
+    with explain_read_errors(receipt.path):
         found = read_range(place(receipt.path), offset + first * row_bytes, offset + last * row_bytes)
     rows = np.ndarray((last - first, *receipt.row_shape(name)), receipt.dtype(name), bytearray(found))
     for one in range(region, stop):

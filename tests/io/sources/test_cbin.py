@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from ks4stream.errors import Ks4StreamWarning, RecordingError
-from ks4stream.io.cbin import CbinSource
 from ks4stream.io.recordings import may_tell_rate, open_recording
+from ks4stream.io.sources.cbin import CbinSource
 from ks4stream.recording import Source
 
 # Full-scale samples too, whose differences wrap

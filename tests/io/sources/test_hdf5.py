@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, RecordingError
-from ks4stream.io import hdf5
-from ks4stream.io.hdf5 import Hdf5Source
 from ks4stream.io.recordings import may_tell_rate, open_recording
+from ks4stream.io.sources import hdf5
+from ks4stream.io.sources.hdf5 import Hdf5Source
 from ks4stream.recording import Source
 
 h5py = pytest.importorskip("h5py")

@@ -1,0 +1,135 @@
+"""Write docs/settings.md from the fields of :class:`ks4stream.Settings`.
+
+Run it after a change of ``ks4stream/settings.py``; a test compares the committed page with the fields.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import Field, fields
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ks4stream.settings import Settings
+
+PAGE = Path(__file__).with_name("settings.md")
+
+HEAD = """\
+<!-- Written by docs/make_settings.py; change that file or ks4stream/settings.py, and run it again. -->
+
+# Settings
+
+Names and defaults are Kilosort4's. Settings are what changes a result. How many workers there are, which device
+computes, and how many batches a task takes are not settings: they never change a result (see
+[Machines and clusters](clusters.md)).
+
+In Python, `Settings` checks values when it is made, and refuses unknown names:
+
+```python
+import ks4stream
+
+settings = ks4stream.Settings(Th_universal=8, Th_learned=7, nblocks=0)
+finer = settings.replace(batch_size=30_000)  # the same with one change
+from_file = ks4stream.Settings.from_dict({{"Th_learned": 7, "tmax": 600}})
+```
+
+On the command line every setting is an option with dashes in place of underscores, as in `--Th-learned 7`
+(`do_CAR=False` is `--no-CAR`), or `--set Th_learned=7`. `ks4stream sort --help` lists them.
+
+## The ones to try first
+
+{tries}
+
+Values in "noise s.d." are multiples of the noise's standard deviation in the whitened traces.
+"""
+
+TRIES = (
+    (
+        "`Th_universal`, `Th_learned`",
+        "8 and 7, then 7 and 6",
+        "Small units are missing. In simulations with Gaussian background, 7 and 6 found 3 to 5 more units of 20 and "
+        "no more false ones; where the background was made of distant units, they found 3 fewer of 40.",
+    ),
+    (
+        "`Th_universal`, `Th_learned`",
+        "10 and 9",
+        "There are too many units that look like noise, or a plan does not fit.",
+    ),
+    ("`nblocks`", "0", "Short or sparse probes, 2-D arrays, or preparations that cannot move: drift is not corrected."),
+    (
+        "`nblocks`",
+        "3 to 5",
+        "A long shank whose tissue moves differently at different depths. On 32 simulated channels it did not help.",
+    ),
+    ("`tmin`, `tmax`", "seconds", "The first minutes are unusable, or you want a quick look at a part."),
+    (
+        "`batch_size`",
+        "30000",
+        "Fast drift, which is not followed within a batch. In one simulation, batches of 1 s instead of 2 s found 14 "
+        "instead of 12 units of 20.",
+    ),
+    (
+        "`batch_size`",
+        "120000 or more",
+        "Few channels or few spikes: the drift estimate has more to go by in each batch.",
+    ),
+    ("`do_CAR`", "False", "The recording has been referenced already."),
+    ("`acg_threshold`", "lower", "Only cleaner units should be labelled good."),
+)
+
+INTRODUCTIONS = {
+    "recording": "What is read, and in which pieces. The sampling rate and the number of channels are not settings: "
+    "`open_recording(…, fs=…, n_chan=…)`, `--fs` and `--n-chan`.",
+    "preprocessing": "What happens to the traces first: filter, reference, blanking of artifacts.",
+    "whitening": "How channels are decorrelated.",
+    "waveforms": "The universal waveforms, learned from clean single-channel spikes.",
+    "detection": "The first pass: universal waveforms at template centres all over the probe.",
+    "drift": "How the movement of the tissue along the probe is estimated, and how traces are moved back.",
+    "matching": "The second pass: learned templates are matched and subtracted, round by round.",
+    "clustering": "Both clusterings, the labels of units and the merging of pairs.",
+    "results": "What is said of single spikes.",
+}
+
+
+def page() -> str:
+    """Return the page."""
+    tries = _table(("setting", "try", "when"), TRIES)
+    parts = [HEAD.format(tries=tries)]
+    for stage, group in groupby(fields(Settings), key=lambda spec: spec.metadata["stage"]):
+        table = _table(("setting", "default", "unit", "bounds", "meaning"), map(_row, group))
+        parts.append(f"## {stage.capitalize()}\n\n{INTRODUCTIONS[stage]}\n\n{table}\n")
+    return "\n".join(parts)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _row(spec: Field[Any]) -> tuple[str, ...]:
+    about = spec.metadata
+    return f"`{spec.name}`", _value(spec.default), about["unit"], _bounds(about), about["doc"].replace("|", "\\|")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_value, value))
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return "infinity" if math.isinf(value) else f"{value:g}"
+    return str(value)
+
+
+def _bounds(about: Any) -> str:
+    if about["kind"] is bool:
+        return "True or False"
+    signs = (("above", ">"), ("least", "≥"), ("most", "≤"))
+    bounds = [f"{sign} {about[name]:g}" for name, sign in signs if about[name] is not None]
+    return ", ".join([*bounds, *(["or none"] if about["optional"] else [])])
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,116 @@
+"""Files that appear whole or not at all, and errors of the system told with where they were and what to do."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tokenize import TokenError
+from typing import BinaryIO
+from uuid import uuid4
+
+from ks4stream.errors import DamagedFileError, RecordingError, ResultsError
+from ks4stream.io.objects import write_bytes
+from ks4stream.io.places import ObjectPath, Place
+
+NOT_AS_WRITTEN = (
+    FileNotFoundError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    SyntaxError,
+    RuntimeError,
+    TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What reading a file raises if it is gone, cut short or has other bits."""
+
+
+DRAFT = re.compile(r".*\.[0-9a-f]{32}\.draft")  # name of a file that is not complete yet
+
+
+@contextmanager
+def explain_write_errors(folder: Place) -> Iterator[None]:
+    """Explain a write that the system refuses: where it was, how much is free there, and what to do.
+
+    Raises
+    ------
+    ResultsError
+        For any other error of the system: a full disk, a quota, a file system or folder that is read-only.
+    """
+    try:
+        yield
+    except ResultsError:
+        raise
+    except OSError as error:
+        raise ResultsError(
+            f"{folder} cannot be written to: {error.strerror or error}.{_free(folder)} Make room there, or see to its "
+            "quota and permissions; the same call with the same results_dir then goes on where this one stopped."
+        ) from error
+
+
+def _free(folder: Place) -> str:
+    if isinstance(folder, ObjectPath):
+        return ""
+    there = next((path for path in (folder, *folder.parents) if path.exists()), Path())
+    try:
+        return f" {shutil.disk_usage(there).free / 1e6:,.1f} MB are free."
+    except OSError:
+        return ""
+
+
+@contextmanager
+def explain_read_errors(path: str | Place) -> Iterator[None]:
+    """Report a file that cannot be parsed as damaged; errors of the system itself pass.
+
+    Raises
+    ------
+    DamagedFileError
+    """
+    try:
+        yield
+    except RecordingError:  # of a store that does not answer
+        raise
+    except NOT_AS_WRITTEN as error:
+        raise DamagedFileError(str(path)) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is asking for a place before the file's beginning
+            raise
+        raise DamagedFileError(str(path)) from error
+
+
+@contextmanager
+def atomic_write(path: Place) -> Iterator[BinaryIO]:
+    """Open a file or an object for writing; it appears under its name only when it is complete. Its folder is made.
+
+    Raises
+    ------
+    ResultsError
+        If the system refuses it.
+    """
+    if isinstance(path, ObjectPath):
+        buffer = io.BytesIO()
+        yield buffer
+        write_bytes(path.location, buffer.getvalue())
+        return
+    draft = path.with_suffix(f".{uuid4().hex}.draft")  # a task may be computed twice at a time, on two machines
+    with explain_write_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            with suppress(OSError):
+                draft.unlink()  # of a write that failed

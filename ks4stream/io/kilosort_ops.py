@@ -1,0 +1,223 @@
+"""A sorting in Kilosort4's words: the dictionary ``ops``, the file ``ops.npy``, and the table of spikes ``st``.
+
+``ops.npy`` is a pickle because its readers expect one. ks4stream writes it and never reads it, and nothing in ks4stream
+reads an ``ops``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import butter, sosfiltfilt
+
+from ks4stream.geometry import nearest, vertical_pitch_um
+from ks4stream.io.objects import is_remote
+from ks4stream.io.places import Place
+from ks4stream.recording import FlatFile
+from ks4stream.results import Sorting
+
+__all__ = ["ops_from_sorting", "spike_table", "write_ops"]
+
+OPS = "ops.npy"
+_HIGHPASS_SAMPLES = 30_122  # length of Kilosort4's fwav
+TENSORS = ("Wrot", "fwav", "wPCA", "wTEMP", "iCC", "iCC_mask", "iU")
+"""What Kilosort4's ``ops`` holds as tensors; ``is_tensor`` tells its readers."""
+
+
+def spike_table(sorting: Sorting, rows: slice = slice(None)) -> NDArray[np.float64]:
+    """Kilosort4's ``st``, of all spikes or some.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_spikes, 3)
+        Time in samples, counted from the first that was sorted; template; threshold amplitude.
+    """
+    return np.column_stack(
+        [sorting.sample[rows] - sorting.tiling.start, sorting.template[rows], sorting.score[rows].astype(np.float64)]
+    ).astype(np.float64, copy=False)
+
+
+def write_ops(ops: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Write ``ops.npy``: a pickle of NumPy arrays and plain values, for readers that expect one.
+
+    Paths become text and tuples lists, so that any system, and any reader without our classes, can load it.
+
+    Raises
+    ------
+    TypeError
+        If there is a value of another kind.
+    """
+    np.save(Path(folder) / OPS, np.array(_plain(ops), dtype=object), allow_pickle=True)
+
+
+def _plain(value: Any) -> Any:
+    """The same of dictionaries, lists, arrays, texts and numbers alone."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufU":
+        return np.array(value)  # of memory maps, too
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)  # a subclass would be pickled by its name
+    if value is None:
+        return None
+    raise TypeError(f"{value!r} ({type(value).__name__}) has no place in ops.npy.")
+
+
+def ops_from_sorting(
+    sorting: Sorting, results_dir: Place | None = None, *, save_preprocessed_copy: bool = False
+) -> dict[str, Any]:
+    """Describe a sorting the way Kilosort4's ``ops`` does, where the words mean the same in both.
+
+    Every setting stands in ``ops`` itself and in ``ops['settings']``; `do_CAR` and `invert_sign`, which are arguments
+    of Kilosort4 and not settings, in ``ops`` alone. Nothing in ks4stream reads an ``ops``.
+
+    Parameters
+    ----------
+    sorting : Sorting
+        A finished sorting.
+    results_dir : Path or ObjectPath, optional
+        Where its results are.
+    save_preprocessed_copy : bool, optional
+        Whether ``temp_wh.dat`` is among them.
+
+    Returns
+    -------
+    dict
+        NumPy arrays and plain values. Channels of a spike's features are
+        ``ops['iCC'][:, ops['iU'][template]]``, where ``ops['iCC_mask']`` is True.
+    """
+    settings = {
+        "n_chan_bin": n_chan_file(sorting),
+        "fs": sorting.sampling_rate_hz,
+        **sorting.settings.to_dict(),
+        "nt0min": sorting.settings.peak_sample,
+        "drift_smoothing": list(sorting.settings.drift_smoothing),
+    }
+    arguments = {name: settings.pop(name) for name in ("do_CAR", "invert_sign")}
+    files, dtype = _for_kilosort(sorting)
+    ops: dict[str, Any] = {**settings, **arguments, "settings": settings}
+    ops |= {
+        "filename": files,
+        "data_dir": str(Path(files[0]).parent) if files else None,
+        "data_dtype": dtype,
+        "torch_device": sorting.provenance.device or "cpu",
+        "save_preprocessed_copy": save_preprocessed_copy,
+        "results_dir": None if results_dir is None else str(results_dir),
+        "Nbatches": sorting.tiling.n_tiles,
+        "NTbuff": sorting.settings.batch_size + 2 * sorting.settings.nt,
+        "Nchan": sorting.n_channels,
+        "n_chan": sorting.n_channels,
+        "duplicate_spike_bins": int(sorting.settings.duplicate_spike_ms * sorting.sampling_rate_hz / 1000),
+        "n_spikes": sorting.n_spikes,
+        "n_units_total": sorting.n_units,
+        "n_units_good": int(sorting.refractory.sum()),
+        "runtime": float(sum(sorting.seconds.values())),
+        "ks4stream": {
+            "seconds": dict(sorting.seconds),
+            "warnings": list(sorting.warnings),
+            "files": list(sorting.files),
+            "provenance": asdict(sorting.provenance),
+        },
+    }
+    ops |= _probe_ops(sorting) | _stage_ops(sorting)
+    return ops | {"is_tensor": [name for name in TENSORS if name in ops]}
+
+
+def _for_kilosort(sorting: Sorting) -> tuple[list[str], str]:
+    """Files that Kilosort4 reads as we did, from their first byte on, and their type; else no files."""
+    files, alike = sorting.flat_files, common_layout(sorting.flat_files)
+    if isinstance(files, str) or alike is None or alike[1] != 0 or any(is_remote(file.path) for file in files):
+        return [], sorting.dtype
+    return [file.path for file in files], dtype_name(alike[0])
+
+
+def _probe_ops(sorting: Sorting) -> dict[str, Any]:
+    probe = sorting.probe
+    if probe is None:
+        return {}
+    words = {
+        "chanMap": probe.chan_map.copy(),
+        "xc": probe.x_um.astype(np.float32),
+        "yc": probe.y_um.astype(np.float32),
+        "kcoords": probe.shank.astype(np.float32),
+    }
+    positions = np.column_stack([probe.x_um, probe.y_um])
+    same_shank = probe.shank[:, None] == probe.shank[None, :]
+    near, _ = nearest(positions, positions, sorting.features.shape[1], same_shank)  # (c, j)
+    own = sorting.template_channels
+    near[own[:, 0]] = own  # where there are spikes, exactly the channels that hold their features
+    return words | {
+        "probe": {**words, "n_chan": probe.n_channels},
+        "dmin": sorting.settings.dmin or vertical_pitch_um(probe),
+        "iCC": np.where(near >= 0, near, np.arange(len(near))[:, None]).T,
+        "iCC_mask": (near >= 0).T,
+        "iU": own[:, 0].copy(),
+    }
+
+
+def _stage_ops(sorting: Sorting) -> dict[str, Any]:
+    whitening, highpass = whitening_matrix(sorting), _highpass(sorting)
+    ops: dict[str, Any] = {
+        "Wrot": whitening,
+        "fwav": highpass,
+        "preprocessing": {"whiten_mat": whitening, "hp_filter": highpass},
+    }
+    if sorting.waveforms is not None:
+        ops |= {"wPCA": sorting.waveforms.components, "wTEMP": sorting.waveforms.shapes}
+    ops["dshift"] = None if sorting.drift is None else sorting.drift.shift_um
+    ops["yblk"] = None if sorting.drift is None else sorting.drift.centre_um
+    return ops
+
+
+def _highpass(sorting: Sorting) -> NDArray[np.float32]:
+    """Kilosort4's ``fwav``: what the filter makes of a single 1 in the middle."""
+    impulse = np.zeros(_HIGHPASS_SAMPLES)
+    impulse[_HIGHPASS_SAMPLES // 2] = 1
+    cutoff_hz = sorting.settings.highpass_cutoff
+    if cutoff_hz > 0:
+        sections = butter(3, cutoff_hz, btype="high", fs=sorting.sampling_rate_hz, output="sos")
+        impulse = sosfiltfilt(sections, impulse)
+    return impulse.astype(np.float32)
+
+
+# -- what the Phy folder says, too -------------------------------------------------------------------
+
+
+def whitening_matrix(sorting: Sorting) -> NDArray[np.float32]:
+    """The whitening matrix (c, c); the identity where an empty sorting has none."""
+    if sorting.whitening is None:
+        return np.eye(sorting.n_channels, dtype=np.float32)
+    return np.asarray(sorting.whitening.matrix, np.float32)
+
+
+def common_layout(files: tuple[FlatFile, ...] | str) -> tuple[str, int, int] | None:
+    """Type, offset and number of channels, if they are the same for all files."""
+    if isinstance(files, str):
+        return None
+    layouts = {(file.dtype, file.offset_bytes, file.n_channels) for file in files}
+    return layouts.pop() if len(layouts) == 1 else None
+
+
+def dtype_name(dtype: str) -> str:
+    """A type by the name everybody knows ("int16"), or else with its byte order (">i2")."""
+    kind = np.dtype(dtype)
+    return kind.str if kind.str.startswith(">") else kind.name
+
+
+def n_chan_file(sorting: Sorting) -> int:
+    """Number of columns in the file, at least those of the channel map."""
+    least = 0 if sorting.probe is None else int(sorting.probe.chan_map.max()) + 1
+    return max(sorting.n_chan_file, least)

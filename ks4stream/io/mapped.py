@@ -1,0 +1,129 @@
+"""Arrays that are too large for memory: scratch arrays, and columns that grow on disk, both mapped from files.
+
+What was read of a mapped file counts as memory of the process that read it, until it gives the pages back.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ks4stream.io.atomic import explain_write_errors
+
+HELD_BYTES = 128 << 20  # of one array that a task keeps in memory; a larger one is mapped from a file
+LARGE_MAP_BYTES = 16 << 20  # a private map beyond it is worth paging out
+_PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4; Python has no name for it
+
+Columns = Mapping[str, NDArray[Any]]
+
+
+def scratch_array(
+    shape: tuple[int, ...], dtype: DTypeLike, folder: Path | None = None, *, held_bytes: int | None = None
+) -> NDArray[Any]:
+    """An array of zeros: in memory if it is small, else in a file without a name, which goes with the array.
+
+    Parameters
+    ----------
+    folder : path, optional
+        Where such a file lies; by default in the system's temporary folder.
+    held_bytes : int, optional
+        What is small; by default :data:`HELD_BYTES`.
+
+    Raises
+    ------
+    ResultsError
+        If there is no room for it.
+    """
+    n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if n_bytes <= (HELD_BYTES if held_bytes is None else held_bytes):
+        return np.zeros(shape, dtype)
+    folder = folder or Path(tempfile.gettempdir())
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with explain_write_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # a disk that is found to be full only when the array is filled is a crash
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        return np.memmap(file, dtype, mode="r+" if os.fstat(file.fileno()).st_size else "w+", shape=shape)
+
+
+def release_pages(values: NDArray[Any]) -> None:
+    """Give the pages of a mapped array back to the system, where it takes them; they are read again when needed.
+
+    Until then, what was read of a mapped file counts as this process's memory. Nothing is lost: not even what was
+    changed in a private map, which is only offered for paging out. That takes pages out of the system's cache, too, so
+    small private maps are left alone, as are arrays in memory.
+    """
+    owner: Any = values
+    while isinstance(owner, np.ndarray) and not isinstance(owner.base, mmap.mmap):
+        owner = owner.base  # of a view, or of a map that was made a plain array
+    if not isinstance(owner, np.memmap) or sys.platform != "linux":
+        return
+    is_private = owner.mode == "c"
+    if not is_private or owner.nbytes > LARGE_MAP_BYTES:
+        with suppress(OSError):  # an older kernel
+            owner.base.madvise(_PAGEOUT if is_private else mmap.MADV_DONTNEED)  # type: ignore[union-attr]
+
+
+class StreamedArray:
+    """An array that is read a few rows at a time, as copies, so that a mapped one does not stay in memory.
+
+    Parameters
+    ----------
+    values : ndarray
+    """
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self._values = values
+        self.shape = values.shape
+
+    def __getitem__(self, which: Any) -> NDArray[Any]:
+        rows = np.array(self._values[which])
+        release_pages(self._values)
+        return rows
+
+
+class ColumnWriter:
+    """Writes columns of equal length to disk, part by part, and maps them into memory at the end.
+
+    Parameters
+    ----------
+    folder : path
+        Where their files lie, made if need be; it may be removed while the arrays are in use.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        with explain_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        self._length = 0
+
+    def append(self, columns: Columns) -> None:
+        """Add rows; every part has the same columns."""
+        for name, values in columns.items():
+            self._kinds.setdefault(name, (values.dtype, values.shape[1:]))
+            with explain_write_errors(self._folder), self._path(name).open("ab") as file:
+                np.ascontiguousarray(values).tofile(file)
+        self._length += len(next(iter(columns.values())))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All rows, by column; they may be changed in memory, which the files never see."""
+        return {
+            name: np.memmap(self._path(name), dtype, mode="c", shape=(self._length, *shape))
+            if self._length * math.prod(shape)
+            else np.empty((self._length, *shape), dtype)
+            for name, (dtype, shape) in self._kinds.items()
+        }
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.column"

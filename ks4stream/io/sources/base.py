@@ -1,0 +1,244 @@
+"""What all formats share: what a file is opened as, the types sources deliver, checks, and hashes of what they hold."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from ks4stream.errors import RecordingError
+from ks4stream.io.formats import HEAD_BYTES, folder_refusal
+from ks4stream.io.objects import Status, is_remote, read_bytes, status
+from ks4stream.io.spikeglx import SpikeGLXMeta
+from ks4stream.probe import Probe
+from ks4stream.recording import Source
+
+DIGEST_SAMPLES = 1024  # length of the stretches that enter a digest
+_DTYPES = ("int16", "uint16", "int32", "float32")
+_TRANSPOSE = " Time must be the first axis: transpose the array (array.T)."
+_RATE_NAMES = ("sampling_rate_hz", "sampling_frequency", "fs")  # ours, SpikeInterface's, Kilosort's
+
+AnySource = TypeVar("AnySource", bound=Source)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file, a folder or an object that may hold a recording, and what was said of it.
+
+    Attributes
+    ----------
+    path : str
+        Its location.
+    n_chan : int or None
+    dtype : dtype-like or None
+    """
+
+    path: str
+    n_chan: int | None = None
+    dtype: DTypeLike | None = None
+
+    @cached_property
+    def head(self) -> bytes:
+        """Its first bytes.
+
+        Raises
+        ------
+        RecordingError
+            If it is a folder, or is not there.
+        """
+        if os.path.isdir(self.path):
+            raise RecordingError(folder_refusal(self.path))
+        found = status(self.path)
+        if found is None:
+            raise RecordingError(
+                f"There is no {'object, Zarr array or Zarr group' if is_remote(self.path) else 'file'} {self.path}."
+                + " Check bucket and key; keys are written as they are, not percent-encoded." * is_remote(self.path)
+            )
+        return bytes(read_bytes(self.path, 0, min(HEAD_BYTES, found.size_bytes)))
+
+
+def _no_probe() -> Probe | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source, and what is told of it where it lies.
+
+    Attributes
+    ----------
+    source : Source
+    name : str
+        For messages.
+    files : tuple of str
+        Where the samples lie.
+    sampling_rate_hz, gain_uv, offset_uv : float or None
+        None where they are not told, or differ between channels.
+    find_probe : callable
+        Returns the probe, or None; only called where no other one is given.
+    meta : SpikeGLXMeta or None
+    """
+
+    source: Source
+    name: str
+    files: tuple[str, ...] = ()
+    sampling_rate_hz: float | None = None
+    gain_uv: float | None = None
+    offset_uv: float | None = None
+    find_probe: Callable[[], Probe | None] = _no_probe
+    meta: SpikeGLXMeta | None = None
+
+    def check(self, n_chan: int | None, dtype: DTypeLike | None) -> None:
+        """Compare the source with what was said of it.
+
+        Raises
+        ------
+        RecordingError
+            If they differ.
+        """
+        source = self.source
+        if n_chan is not None and n_chan != source.n_channels:
+            raise RecordingError(
+                f"n_chan={n_chan}, but {self.name} has {source.n_samples} samples of {source.n_channels} channels."
+                + (_TRANSPOSE if n_chan == source.n_samples else " Correct n_chan or leave it out.")
+            )
+        if dtype is not None and delivered_dtype(dtype, "dtype") != source.dtype:
+            raise RecordingError(
+                f"dtype={dtype}, but {self.name} holds {source.dtype} samples. Leave dtype out, or convert the array."
+            )
+
+
+def delivered_dtype(dtype: DTypeLike, what: str = "the recording") -> np.dtype[Any]:
+    """Return the dtype in which samples stored as ``dtype`` are delivered.
+
+    Parameters
+    ----------
+    dtype : dtype-like
+        Type of the stored samples: int16, uint16, int32 or float32, in either byte order, or float64.
+    what : str, optional
+        What has this type, for the message.
+
+    Returns
+    -------
+    numpy.dtype
+        The same in native byte order; float32 for float64, whose extra digits no amplifier fills.
+
+    Raises
+    ------
+    RecordingError
+        If samples of this type are not supported.
+    """
+    try:
+        native = np.dtype(dtype).newbyteorder("=")
+    except TypeError as error:
+        raise RecordingError(f"dtype={dtype!r} is not known to NumPy; use one of {', '.join(_DTYPES)}.") from error
+    if native == np.float64:
+        return np.dtype(np.float32)
+    if native.name not in _DTYPES:
+        raise RecordingError(
+            f"{what} holds {native} samples; supported are {', '.join(_DTYPES)} (and float64, read as float32). "
+            "Convert it, or name the type the samples really have (dtype)."
+        )
+    return native
+
+
+def status_of(path: str) -> Status:
+    """Look at the file or object that a source lies in.
+
+    Raises
+    ------
+    RecordingError
+        If there is none.
+    """
+    found = status(path)
+    if found is None:
+        raise RecordingError(f"There is no {'object' if is_remote(path) else 'file'} {path}.")
+    return found
+
+
+class OfArray:
+    """What every source with an ``array`` of shape (time, channel) knows from it."""
+
+    array: Any
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples per channel."""
+        return int(self.array.shape[0])
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels."""
+        return int(self.array.shape[1])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the samples as they are delivered."""
+        return delivered_dtype(self.array.dtype)
+
+
+def check_rank(shape: tuple[int, ...], what: str = "the array") -> None:
+    """Check that there are two dimensions.
+
+    Raises
+    ------
+    RecordingError
+        If there are not.
+    """
+    if len(shape) != 2:
+        raise RecordingError(
+            f"{what} has shape {tuple(shape)}; two dimensions are needed, (time, channel)."
+            + (" A single channel is array[:, None]." if len(shape) == 1 else "")
+        )
+
+
+def content_hash(label: str, source: Source, n_spots: int) -> str:
+    """Hash shape, type and evenly spaced stretches, from the first sample to the last (all, if they suffice)."""
+    content = hashlib.sha256(repr((label, source.n_samples, source.n_channels, source.dtype.str)).encode())
+    last = max(0, source.n_samples - DIGEST_SAMPLES)
+    for start in sorted({last * spot // max(1, n_spots - 1) for spot in range(n_spots)}):
+        block = source.read(start, min(start + DIGEST_SAMPLES, source.n_samples))
+        content.update(np.ascontiguousarray(block).tobytes())
+    return content.hexdigest()
+
+
+def hash_of(*facts: Any) -> str:
+    """Hash of plain values, the same in every process."""
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def time_first(source: AnySource, name: str) -> AnySource:
+    """Return the source if it is longer than wide: arrays come transposed, flat files cannot."""
+    if 0 < source.n_samples < source.n_channels:
+        raise RecordingError(
+            f"{name} has shape ({source.n_samples}, {source.n_channels}): more channels than samples." + _TRANSPOSE
+        )
+    return source
+
+
+def checked_rate(fs: float) -> float:
+    """Return a sampling rate as a number.
+
+    Raises
+    ------
+    RecordingError
+        If it is none.
+    """
+    try:
+        return float(fs)
+    except (TypeError, ValueError):
+        raise RecordingError(f"fs={fs!r} is not a sampling rate; give a number of samples per second.") from None
+
+
+def rate_of(attrs: Mapping[Any, Any]) -> float | None:
+    """Sampling rate by the attributes of an array; None if they do not tell it."""
+    for name in _RATE_NAMES:
+        if attrs.get(name) is not None:
+            return checked_rate(attrs[name])
+    return None

@@ -1,0 +1,74 @@
+"""What SpikeGLX wrote: a ``.bin``, or a ``.cbin`` that was made of one, with its ``.meta``."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
+from ks4stream.io.objects import name_of
+from ks4stream.io.sources.base import File, Opened, delivered_dtype
+from ks4stream.io.sources.binary import BinarySource
+from ks4stream.io.sources.cbin import CbinSource
+from ks4stream.io.spikeglx import find_meta, read_meta, warn_of_lf
+from ks4stream.messages import warn
+from ks4stream.probe import Probe
+
+_DURATION_TOLERANCE = 0.01  # rates are corrected later by some ppm; a wrong number of channels is much more
+
+
+def opens(file: File) -> Opened | None:
+    """Open a file by the ``.meta`` beside it."""
+    path, n_chan, dtype = file.path, file.n_chan, file.dtype
+    meta_path = find_meta(path)
+    if meta_path is None:
+        return None
+    meta = read_meta(meta_path)
+    if n_chan is not None and n_chan != meta.n_channels:
+        raise RecordingError(
+            f"n_chan={n_chan}, but {meta.path} says that {name_of(path)} has {meta.n_channels} channels. Leave n_chan "
+            "out, or remove the .meta file if it belongs to another file."
+        )
+    if dtype is not None and delivered_dtype(dtype, "dtype") != np.int16:
+        raise RecordingError(f"dtype={dtype}, but SpikeGLX writes int16 (there is {meta.path}). Leave dtype out.")
+    source: BinarySource | CbinSource
+    if path.lower().endswith(".cbin"):
+        source = CbinSource.open(path)
+        Opened(source, name_of(path)).check(meta.n_channels, "int16")
+    else:
+        source = BinarySource.open(path, meta.n_channels, "int16")
+    n_bytes = source.n_samples * source.n_channels * source.file_dtype.itemsize
+    if meta.file_size_bytes not in (None, n_bytes):
+        warn(
+            f"{path} has {n_bytes} bytes, but {meta.path.name} says {meta.file_size_bytes}: was it copied completely?",
+            Ks4StreamWarning,
+            stacklevel=4,
+        )
+    n_told = 0.0 if meta.duration_s is None else meta.duration_s * meta.sampling_rate_hz
+    if meta.file_size_bytes == n_bytes and abs(source.n_samples - n_told) > _DURATION_TOLERANCE * n_told > 0:
+        warn(
+            f"{path} has {source.n_samples} samples of {source.n_channels} channels, but {meta.path.name} says that it "
+            f"lasts {meta.duration_s:g} s, which are {n_told:.0f} samples at {meta.sampling_rate_hz:g} Hz: are its "
+            "number of channels (nSavedChans) and its sampling rate right?",
+            Ks4StreamWarning,
+            stacklevel=4,
+        )
+    if meta.is_lf:
+        warn_of_lf(path)
+
+    def find_probe() -> Probe | None:
+        try:
+            return meta.probe()
+        except ProbeError as error:  # the samples are fine, and the probe can still be given
+            warn(str(error), Ks4StreamWarning, stacklevel=3)
+            return None
+
+    return Opened(
+        source,
+        name_of(path),
+        (path,),
+        meta.sampling_rate_hz,
+        meta.gain_uv,
+        None if meta.gain_uv is None else 0.0,
+        find_probe,
+        meta,
+    )
