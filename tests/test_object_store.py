@@ -208,10 +208,9 @@ def test_results_and_store_may_lie_there_too(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(SortRegions, "run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SortRegions, "run", interrupted)
         quiet_sort(recording, results_dir=target)
-    monkeypatch.undo()
     monkeypatch.setattr(Match, "task", lambda *_: pytest.fail("it is finished"))
     found = quiet_sort(recording, results_dir=target)
     assert_same(found, expected)
