@@ -214,7 +214,7 @@ def test_a_disk_that_fills_up_stops_a_run_that_goes_on(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ResultsError, match=r"/run/.* cannot be written to: .*No space left.* MB are free.* to continue"):
+    with pytest.raises(ResultsError, match=r"/run/.* cannot be written to: .*No space left.* MB are free.*continue"):
         run(recording, tmp_path)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     assert_same(run(recording, tmp_path), undisturbed[1])

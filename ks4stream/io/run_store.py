@@ -46,7 +46,7 @@ RENEWED_S, LOOKED_S, LEASE_S, SETTLED_S = 20.0, 2.0, 120.0, 3.0  # see ObjectLoc
 RELEASED_S = 10.0  # how long the end of a sort waits for its lock to be released
 FREE = b"free"  # content of a lock that nobody holds
 _STAGE = re.compile("[a-z-]+-[0-9a-f]{20}")  # name of a stage's folder: nothing else is ever removed
-READS = 16  # of records from an object store at the same time
+READS = 16  # records read from an object store at the same time
 
 Size = Callable[[Place], int | None]
 """Returns the size of a file or an object in bytes; None if it does not exist."""
@@ -229,7 +229,7 @@ def open_store(folder: Place, *, data: str, fresh: bool = False, recall: bool = 
 
 
 class ObjectLock:
-    """A lock that is an object: it contains its holder's name, and a number that the holder raises while it lives.
+    """A lock that is an object: it contains its holder's name, and a number that the holder raises as long as it lives.
 
     Clocks of different machines are never compared. Each write is conditional on the object being as it was last seen,
     which the store decides, so only one of several processes that claim a lock gets it. A lock that is held can be
