@@ -172,8 +172,8 @@ def finish(
             moved = results.replace(draft, key)
         elif kept := results.add(draft, key, missing):
             warn(
-                f"{_some(sorted(kept))} in {home} were changed since they were written, and stay as they are. To have them "
-                "written again, move them away.",
+                f"{_some(sorted(kept))} in {home} were changed since they were written, and stay as they are. To have "
+                "them written again, move them away.",
                 CurationWarning,
                 stacklevel=3,
             )
