@@ -164,7 +164,7 @@ class ResultsFolder:
                 )
         if strange := found._strange():
             raise ResultsError(
-                f"{place / min(strange)} does not belong to a sorting and would be replaced by the result of that "
+                f"{place / min(strange)} does not belong to a sorting, and would be replaced by the result of that "
                 "name. Choose another results_dir."
             )
         if isinstance(place, Path):
