@@ -82,7 +82,7 @@ def test_a_demo_does_not_replace_what_is_not_of_a_demo(tmp_path: Path, name: str
     (tmp_path / name).write_text("{}")
     result = run("demo", "--out", tmp_path, "--seconds", "1")
     assert result.exit_code == 1
-    assert f"{name} is not of a demo" in " ".join(result.stderr.split())
+    assert f"{name} is not from a demo" in " ".join(result.stderr.split())
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "{}"
 

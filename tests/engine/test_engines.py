@@ -731,7 +731,7 @@ def test_tidying_up_is_told_to_the_sort_it_belongs_to(engine: Engine, tmp_path: 
         (tmp_path / f"{time.monotonic_ns()}").write_text(" ".join(messages.listeners()))
 
     with messages.listening() as own:
-        engine.everywhere(speak)
+        engine.run_on_workers(speak)
     assert [path.read_text() for path in tmp_path.iterdir()] == [own] * engine.n_workers
 
 
@@ -751,7 +751,7 @@ def test_tidying_up_does_not_wait_for_a_worker_that_hangs(
     client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cluster_module, "START_SECONDS", 1.0)
-    Cluster(client).everywhere(HangsOnce.hang)
+    Cluster(client).run_on_workers(HangsOnce.hang)
     HangsOnce.may_end.set()
     assert HangsOnce.called == 2
     assert caplog.text.count("Tidying up failed at inproc://") == caplog.text.count("TimeoutError()") == 1
@@ -1104,7 +1104,7 @@ class Visits:
 def test_everywhere_is_once_in_each_worker_and_failures_are_told_only(
     engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, fails: bool
 ) -> None:
-    engine.everywhere(Visits(tmp_path, fails=fails))
+    engine.run_on_workers(Visits(tmp_path, fails=fails))
     assert len(list(tmp_path.iterdir())) == engine.n_workers
     told = [record for record in caplog.records if record.name.startswith("ks4stream")]
     assert len(told) == fails * engine.n_workers and all("no way" in record.getMessage() for record in told)
@@ -1113,7 +1113,7 @@ def test_everywhere_is_once_in_each_worker_and_failures_are_told_only(
 @pytest.mark.slow
 def test_everywhere_is_in_every_process(processes: Client, tmp_path: Path) -> None:
     processes.wait_for_workers(2, timeout=300)
-    Cluster(processes).everywhere(Visits(tmp_path))
+    Cluster(processes).run_on_workers(Visits(tmp_path))
     pids = [int(path.name.split("-")[0]) for path in tmp_path.iterdir()]
     assert sorted(pids) == sorted(processes.run(os.getpid).values())
 
@@ -1121,7 +1121,7 @@ def test_everywhere_is_in_every_process(processes: Client, tmp_path: Path) -> No
 def test_tidying_up_without_a_scheduler_is_no_error(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     with local_client(n_workers=1, processes=False) as own:
         engine = Cluster(own)
-    engine.everywhere(Visits(tmp_path))
+    engine.run_on_workers(Visits(tmp_path))
     assert "Tidying up failed" in caplog.text and not list(tmp_path.iterdir())
 
 
