@@ -313,7 +313,7 @@ def _only_binary(folder: Path) -> Path:
         names = ", ".join(file.name for file in found) or "none"
         raise RecordingError(
             f"data_dir={folder} must hold exactly one file that ends in {', '.join(_BINARY_SUFFIXES)}; found: "
-            f"{names}. Name the file with filename."
+            f"{names}. Give the file as filename."
         )
     return found[0]
 
@@ -324,7 +324,7 @@ def _results_folder(places: Mapping[str, Any], files: Sequence[PathLike]) -> Pat
         if isinstance(folder, Path):
             return folder
         raise ResultsError(
-            f"run_kilosort writes into a folder, not to {folder}; ks4stream.sort(…, results_dir=…) can write there."
+            f"run_kilosort can only write into a folder, not to {folder}; use ks4stream.sort(…, results_dir=…)."
         )
     if files:
         return default_results_dir(files[0])
@@ -360,11 +360,11 @@ def _open(
         raise SettingsError(f"fs={fs:g} Hz, but {recording.name} has {rate:g} Hz. Leave fs out of the settings.")
     if n_chan != recording.n_channels:
         raise SettingsError(
-            f"n_chan_bin={n_chan}, but {recording.name} has {recording.n_channels} channels. Give the right number."
+            f"n_chan_bin={n_chan}, but {recording.name} has {recording.n_channels} channels. Correct n_chan_bin."
         )
     if recording.probe is None:
         raise ProbeError(
-            f"{recording.name} has no contact positions in its metadata; give probe (a dictionary with chanMap, xc, yc "
+            f"The contact positions of {recording.name} are not known; give probe (a dictionary with chanMap, xc, yc "
             f"and kcoords, or a file), or probe_name (shipped: {', '.join(shipped_probes())})."
         )
     return recording

@@ -112,7 +112,7 @@ class Cluster:
 
     @property
     def worker_memory_bytes(self) -> float:
-        """Per thread, the smallest worker's limit or, without one, its share of this machine's memory; else infinite."""
+        """Per thread, the smallest worker's limit, or else its share of this machine's memory; infinite if unknown."""
         workers = self._all_workers()
         are_here = all(address.startswith(("inproc://", "tcp://127.0.0.1:")) for address in workers)
         share = MEMORY_LIMIT / max(len(workers), 1) if are_here else math.inf

@@ -83,7 +83,7 @@ def _check_seen(device: str) -> None:
     count = torch.cuda.device_count()
     if count:
         raise SettingsError(
-            f"device={device!r}, but this process sees {count} GPU(s), 'cuda:0' to 'cuda:{count - 1}'. Name one of "
+            f"device={device!r}, but this process sees {count} GPU(s), 'cuda:0' to 'cuda:{count - 1}'. Choose one of "
             "those, or check CUDA_VISIBLE_DEVICES."
         )
     why = f"torch {torch.__version__} was built without CUDA" if torch.version.cuda is None else "CUDA finds none"

@@ -105,7 +105,7 @@ def check(here: Facts, workers: Mapping[str, Facts | BaseException]) -> None:
     for address, answer in workers.items():
         if isinstance(answer, ImportError | AttributeError):  # the latter from a version without this function
             raise WorkerError(
-                f"The worker at {address} cannot compute: {answer}. Install the versions of this process on all workers: "
+                f"The worker at {address} cannot compute: {answer}. Install this process's versions on all workers: "
                 + ", ".join(f"{name} {here[name]}" for name in ("ks4stream", "torch", "numpy"))
                 + "."
             ) from answer

@@ -101,7 +101,7 @@ def open_recording(
     rate_hz = next((rate for rate in rates if rate is not None), None)
     if rate_hz is None:
         raise RecordingError(
-            f"{found.name} has no sampling rate in its metadata; give fs in samples per second (fs=30000)."
+            f"The sampling rate of {found.name} is not known; give fs in samples per second (fs=30000)."
         )
     return Recording(
         source=found.source,
@@ -146,7 +146,7 @@ def _look_at(source: Any, n_chan: int | None, dtype: DTypeLike | None) -> Opened
         found = Opened(array, "array", (array.path,) if isinstance(array, BinarySource) else ())
     else:
         raise RecordingError(
-            f"A {type(source).__name__} cannot be opened as a recording; give a path, a list of paths, or a NumPy, "
+            f"An object of type {type(source).__name__} cannot be opened as a recording; give a path, a list of paths, or a NumPy, "
             "Dask or xarray array of shape (time, channel)."
         )
     found.check(n_chan, dtype)

@@ -238,7 +238,7 @@ class SpikeGLXMeta:
         if self._named_part() is None and kind in _TYPES_OF_SEVERAL_LAYOUTS:
             warn(
                 f"{self.path} does not give a part number (imDatPrb_pn). The contacts are assumed to lie as on {part}, "
-                f"but some probes of type {kind} have another layout. If yours is one of those, give the probe (probe).",
+                f"but some probes of type {kind} have another layout. If yours is one of them, give the probe (probe).",
                 Ks4StreamWarning,
                 stacklevel=2,
             )
@@ -272,9 +272,7 @@ class SpikeGLXMeta:
 
     def _named_part(self) -> str | None:
         """Part number from its own tag or, since 2026, from the readout table, where the type used to be."""
-        if (
-            "imProbeOpt" in self.tags
-        ):  # phase 3A gives none; in all its options contacts lie as on the probes sold later
+        if "imProbeOpt" in self.tags:  # phase 3A gives none; all its options have the layout of the probes sold later
             return "NP1000"
         in_table = self.tags.get("imroTbl", "").lstrip("(").partition(",")[0].strip()
         return self.tags.get("imDatPrb_pn") or (in_table if in_table.startswith("NP") else None)
@@ -297,7 +295,7 @@ class SpikeGLXMeta:
             or not (np.abs(table) < _LARGEST_NUMBER).all()  # nor nan
         ):
             raise ProbeError(
-                f"{self.path}: ~{tag} cannot be read: every entry must have {n_fields or 'the same number of'} numbers. "
+                f"{self.path}: ~{tag} cannot be read: all entries must have {n_fields or 'equally many'} numbers. "
                 "Give the probe explicitly (probe)."
             )
         return header.split(","), table
@@ -404,7 +402,7 @@ def _n_neural(tags: Mapping[str, str], n_channels: int, path: PurePath) -> int:
         raise RecordingError(f"{path}: snsApLfSy={tags.get('snsApLfSy')}; it must be three channel counts.") from None
     if n_ap + n_lf > n_channels:
         raise RecordingError(
-            f"{path} contradicts itself: snsApLfSy={tags['snsApLfSy']} counts more channels than nSavedChans={n_channels}."
+            f"{path} contradicts itself: snsApLfSy={tags['snsApLfSy']} exceeds nSavedChans={n_channels}."
         )
     return n_ap or n_lf
 

@@ -214,7 +214,7 @@ def hash_of(*facts: Any) -> str:
 
 
 def time_first(source: AnySource, name: str) -> AnySource:
-    """Return the source if it has more samples than channels: arrays may be transposed by mistake, flat files cannot."""
+    """Return the source if it has more samples than channels: unlike a flat file, an array may come transposed."""
     if 0 < source.n_samples < source.n_channels:
         raise RecordingError(
             f"{name} has shape ({source.n_samples}, {source.n_channels}): more channels than samples." + _TRANSPOSE

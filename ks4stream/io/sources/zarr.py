@@ -109,9 +109,7 @@ class ZarrSource:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel)."""
         array = _opened_zarr(self.path, self.version, self.is_complete, credentials_key())
-        advice = (
-            "A chunk is damaged, or the disk is failing. Copy the recording again, or exclude this time (tmin, tmax)."
-        )
+        advice = "A chunk is damaged, or the disk is failing. Copy it again, or exclude this time (tmin, tmax)."
         with translate_zarr_errors(self.path, f"Samples {start} to {stop} of {self.path} cannot be read", advice):
             block = np.asarray(array[start:stop, :]).astype(self.dtype, copy=False)
             if len(block) < stop - start:

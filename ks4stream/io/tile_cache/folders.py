@@ -68,7 +68,7 @@ def temporary_folder() -> Path:
         _warn_not_ours(folder)
     raise ResultsError(
         f"The recording cannot be cached in {first}, nor in {TEMPORARY_NAMES - 1} folders with similar names: they are "
-        "links, belong to other users, or others may write to them. Give another folder (cache_dir, --cache, or TMPDIR)."
+        "links, belong to other users, or others may write to them. Give another folder (cache_dir, --cache or TMPDIR)."
     )
 
 

@@ -136,7 +136,7 @@ class CachedSource:
             weakref.finalize(self, _remove_own, self._state.folder, os.getpid())
 
     def begin_use(self) -> None:
-        """Mark the cache as in use for other sorts on this machine, until :meth:`end_use` or the end of this process."""
+        """Mark the cache as in use on this machine, until :meth:`end_use` or the end of the process."""
         with suppress(OSError):  # then nothing can be cached either
             use = self._place()
             use = use.with_name(f"{use.name}-{uuid4().hex}{USE}")
