@@ -394,8 +394,8 @@ class _Advice:
 
 def _free_bytes(folder: Place) -> int:
     """Free bytes on the disk of a folder that may not exist yet; for an object store, on the disk where files wait."""
-    here = Path(tempfile.gettempdir()) if isinstance(folder, ObjectPath) else folder
-    return shutil.disk_usage(next(one for one in (here, *here.parents) if one.exists())).free
+    local = Path(tempfile.gettempdir()) if isinstance(folder, ObjectPath) else folder
+    return shutil.disk_usage(next(parent for parent in (local, *local.parents) if parent.exists())).free
 
 
 def _known(n_bytes: float | None) -> int | None:

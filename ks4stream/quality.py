@@ -122,9 +122,9 @@ def check_traces(
             f"{recording.name}: each of the {len(channels)} channels is constant in all places checked. "
             "Check n_chan, dtype and the channel map."
         )
-    said = steps.finding(~is_dead, recording) or stream.finding(recording) or noise.finding(~is_dead, recording)
-    if said:
-        warn(said, MisreadWarning, stacklevel=3)
+    finding = steps.finding(~is_dead, recording) or stream.finding(recording) or noise.finding(~is_dead, recording)
+    if finding:
+        warn(finding, MisreadWarning, stacklevel=3)
     return [int(channel) for channel in channels[is_dead]]
 
 
@@ -310,7 +310,7 @@ class _FlatStream:
     def _difference(self, lag: int) -> float:
         """Mean square difference of values `lag` apart."""
         steps = [spot.ravel()[lag:] - spot.ravel()[:-lag] for spot in self._spots]
-        return float(sum(np.sum(one**2) for one in steps) / sum(map(len, steps)))
+        return float(sum(np.sum(step**2) for step in steps) / sum(map(len, steps)))
 
     def _rough_differences(self, n_lags: int) -> NDArray[np.float64]:
         """The same for all lags, relative to twice the variance; less accurate where differences are very small."""

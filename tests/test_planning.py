@@ -113,7 +113,9 @@ def test_a_batch_that_no_worker_can_hold_is_refused_with_a_length_that_fits():
     recording, memory = recording_of(64), 200e6
     settings = Settings(batch_size=1_200_000)
     found = plan(recording, settings, n_workers=4, worker_memory_bytes=memory)
-    with pytest.raises(MachineError, match=r"One batch of 1200000 samples .* batch_size \(for instance to (\d+)\)") as told:
+    with pytest.raises(
+        MachineError, match=r"One batch of 1200000 samples .* batch_size \(for instance to (\d+)\)"
+    ) as told:
         found.check()
     shorter = int(str(told.value).split("Lower batch_size (for instance to ")[1].split(")")[0])
     again = plan(recording, settings.replace(batch_size=shorter), n_workers=4, worker_memory_bytes=memory)

@@ -73,7 +73,7 @@ WORKER_ENVIRONMENT = {  # of the local cluster's processes; overrides Dask's def
     "MALLOC_ARENA_MAX": "1",  # see ks4stream.engine.base.one_thread
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),  # with Dask's 64 kB the pages of every tensor are cleared again
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
-    "PYTHONSAFEPATH": "1",  # `python -m` would import from the current folder first: a torch.py among the data, say
+    "PYTHONSAFEPATH": "1",  # else `python -m` would import a torch.py in the current folder
 }
 QUIET_SCHEDULER = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}  # any port: several sorts may run at once
 ADVICE = (
@@ -319,7 +319,7 @@ class _Tasks:
         Dask itself restarts a task on another worker, but cancels it if no worker is left that holds the function.
         The function is then sent again to the workers that have started in the meantime.
         """
-        results, lost, gone = {}, [], False
+        results, lost, is_function_lost = {}, [], False
         for future in self._next_batch():
             task = self._index[future]
             try:
@@ -328,11 +328,11 @@ class _Tasks:
                 self._took.append((_clock() - task.sent) / task.work)
             except CancelledError:
                 lost.append(task.number)
-                gone |= task.constants is self._constants  # otherwise they have been sent again since
+                is_function_lost |= task.constants is self._constants  # otherwise they have been sent again since
             except KilledWorker as error:
                 raise LostWorkerError(ADVICE.format(stage=self._stage, times=MOST_LOSSES + 1)) from error
             del self._index[future]
-        if gone:
+        if is_function_lost:
             self._start_over()
         return results, sorted(lost, reverse=True)
 
@@ -446,7 +446,7 @@ class _Tasks:
                 ):
                     if fetching.cancelled():
                         raise CancelledError(fetching.key)
-        except (OSError, KeyError, CancelledError):  # the one that had it has just died
+        except (OSError, KeyError, CancelledError):  # the worker that had it has just died
             self._start_over()
 
     def share_with(self, addresses: Iterable[str]) -> None:

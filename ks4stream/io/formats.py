@@ -79,7 +79,7 @@ def is_npy(head: bytes) -> bool:
 
 def is_hdf5(head: bytes) -> bool:
     """Whether a file is HDF5, but not one of MATLAB's, which hold transposed arrays."""
-    return next((one for one in FORMATS if one.begins(head)), None) is HDF5
+    return next((entry for entry in FORMATS if entry.begins(head)), None) is HDF5
 
 
 def refusal(path: str, head: bytes) -> str | None:
@@ -94,7 +94,7 @@ def refusal(path: str, head: bytes) -> str | None:
     """
     suffix = os.path.splitext(name_of(path))[1].lower()
     by_name = _OF_SUFFIX.get(suffix)
-    found = next((one for one in FORMATS if one.begins(head)), None)
+    found = next((entry for entry in FORMATS if entry.begins(head)), None)
     if found is not None and by_name is not None and found.is_container:
         found = by_name  # an .nwb is an HDF5 file, and an .npz a ZIP archive
     if found is not None:
@@ -399,8 +399,8 @@ FORMATS = (
     ),
 )
 TEXT = FORMATS[-1]
-HDF5 = next(one for one in FORMATS if ".hdf5" in one.suffixes)
-_OF_SUFFIX = {suffix: one for one in FORMATS for suffix in one.suffixes}
+HDF5 = next(entry for entry in FORMATS if ".hdf5" in entry.suffixes)
+_OF_SUFFIX = {suffix: entry for entry in FORMATS for suffix in entry.suffixes}
 
 # The end of a file name within a folder (a leading slash: the whole name), what the folder is, what to give instead.
 _FOLDERS = (

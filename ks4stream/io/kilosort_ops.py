@@ -138,10 +138,10 @@ def ops_from_sorting(
 
 def _for_kilosort(sorting: Sorting) -> tuple[list[str], str]:
     """Files that Kilosort4 would read as we did, from their first byte on, and their type; otherwise no files."""
-    files, alike = sorting.flat_files, common_layout(sorting.flat_files)
-    if isinstance(files, str) or alike is None or alike[1] != 0 or any(is_remote(file.path) for file in files):
+    files, layout = sorting.flat_files, common_layout(sorting.flat_files)
+    if isinstance(files, str) or layout is None or layout[1] != 0 or any(is_remote(file.path) for file in files):
         return [], sorting.dtype
-    return [file.path for file in files], dtype_name(alike[0])
+    return [file.path for file in files], dtype_name(layout[0])
 
 
 def _probe_ops(sorting: Sorting) -> dict[str, Any]:

@@ -250,17 +250,17 @@ def params_text(
     """
     files = sorting.flat_files if files is None else files
     why_not = _unknown_to_phy(files)
-    named: list[str] = []
+    dat_path: list[str] = []
     if isinstance(files, tuple) and not why_not:
         absolute = [
             Path(file.path).parent.resolve() / Path(file.path).name for file in files
         ]  # a symbolic link keeps its name
-        named = [_portable(file, home) if isinstance(home, Path) else file.as_posix() for file in absolute]
-    alike = common_layout(files)
-    dtype, offset_bytes, n_channels = alike or (sorting.dtype, 0, n_chan_file(sorting))
+        dat_path = [_portable(file, home) if isinstance(home, Path) else file.as_posix() for file in absolute]
+    layout = common_layout(files)
+    dtype, offset_bytes, n_channels = layout or (sorting.dtype, 0, n_chan_file(sorting))
     lines = [f"# dat_path is empty, as {ascii(why_not)[1:-1]}."] if why_not else []  # no line break gets out of it
     lines += [
-        f"dat_path = [{', '.join(ascii(file) for file in named)}]",
+        f"dat_path = [{', '.join(ascii(file) for file in dat_path)}]",
         f"n_channels_dat = {n_channels}",
         f"dtype = {dtype_name(dtype)!r}",
         f"offset = {offset_bytes}",

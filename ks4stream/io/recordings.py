@@ -146,8 +146,8 @@ def _look_at(source: Any, n_chan: int | None, dtype: DTypeLike | None) -> Opened
         found = Opened(array, "array", (array.path,) if isinstance(array, BinarySource) else ())
     else:
         raise RecordingError(
-            f"An object of type {type(source).__name__} cannot be opened as a recording; give a path, a list of paths, or a NumPy, "
-            "Dask or xarray array of shape (time, channel)."
+            f"A recording cannot be opened from an object of type {type(source).__name__}; give a path, a list of "
+            "paths, or a NumPy, Dask or xarray array of shape (time, channel)."
         )
     found.check(n_chan, dtype)
     return found

@@ -117,7 +117,9 @@ def load_sorting(path: str | os.PathLike[str], *, features: bool = True) -> Sort
         If there is no such store, or it was written by something else.
     """
     given = place(path)
-    store = next((one for one in (given / "sorting.zarr", given) if size_of(one / ".zgroup") is not None), None)
+    store = next(
+        (folder for folder in (given / "sorting.zarr", given) if size_of(folder / ".zgroup") is not None), None
+    )
     if store is None:
         raise ResultsError(
             f"{path} does not hold a sorting. Give a sorting.zarr, or the results folder that it was written to."

@@ -150,8 +150,8 @@ class _LogFile(logging.FileHandler):
 
     def is_of(self, path: Path) -> bool:
         """Whether this handler writes the current sort's records to the file at this path."""
-        own = [one.listener for one in self.filters if isinstance(one, _OfOneSort)]
-        return self.baseFilename == str(path) and any(one in listeners() for one in own)
+        own = [each.listener for each in self.filters if isinstance(each, _OfOneSort)]
+        return self.baseFilename == str(path) and any(name in listeners() for name in own)
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exception(), OSError):

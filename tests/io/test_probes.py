@@ -333,7 +333,9 @@ def test_shipped_probes_are_what_the_script_makes(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_an_error_that_suggests(tmp_path: Path) -> None:
-    with pytest.raises(ProbeError, match=r"no probe file neuropixel1.*Did you mean 'neuropixels_1'\? Shipped probes: lin"):
+    with pytest.raises(
+        ProbeError, match=r"no probe file neuropixel1.*Did you mean 'neuropixels_1'\? Shipped probes: lin"
+    ):
         load_probe("neuropixel1")
     with pytest.raises(ProbeError, match="There is no probe file"):
         load_probe(tmp_path / "tetrode.json")  # a path, not a name

@@ -214,7 +214,9 @@ def test_the_part_number_may_stand_in_the_readout_table(tmp_path: Path) -> None:
 
 def test_a_layout_taken_by_the_type_alone_is_told(tmp_path: Path) -> None:
     meta = read_meta(write_meta(tmp_path / "run.meta", neural_tags(None, np1_table("(0,384)"), imDatPrb_type="0")))
-    with pytest.warns(Ks4StreamWarning, match=r"does not give a part number \(imDatPrb_pn\).*as on NP1000, but .*type 0") as told:
+    with pytest.warns(
+        Ks4StreamWarning, match=r"does not give a part number \(imDatPrb_pn\).*as on NP1000, but .*type 0"
+    ) as told:
         probe = meta.probe()
     assert len(told) == 1
     assert probe is not None and probe.x_um[:4].tolist() == [27, 59, 11, 43]
@@ -459,7 +461,9 @@ def test_a_wrong_order_is_an_error_with_the_right_one(tmp_path: Path) -> None:
         write_part(tmp_path, f"day{n}_g0_t0", 100 - n, fileName=f"day{n}_g0_t0.bin", fileCreateTime=time)
         for n, time in enumerate(times)
     ]
-    with pytest.warns(Ks4StreamWarning, match=r"day1_g0_t0\.bin was created at .* 09:00:00, but day0.*in order of time"):
+    with pytest.warns(
+        Ks4StreamWarning, match=r"day1_g0_t0\.bin was created at .* 09:00:00, but day0.*in order of time"
+    ):
         open_recording(days)
 
 
@@ -469,7 +473,9 @@ def test_different_probes_are_not_one_recording(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match=r"different probes \(serial numbers 111 and 222\), at the same time"):
         open_recording([first, second])
     write_part(tmp_path, "run_g0_t0.imec1.ap", 4, imDatPrb_sn="222", fileName="later_g0_t0.bin")
-    with pytest.warns(Ks4StreamWarning, match=r"different probes \(serial numbers 111 and 222\): units cannot continue"):
+    with pytest.warns(
+        Ks4StreamWarning, match=r"different probes \(serial numbers 111 and 222\): units cannot continue"
+    ):
         open_recording([first, second])
 
 
@@ -477,7 +483,9 @@ def test_the_same_file_twice_is_told_of(tmp_path: Path) -> None:
     path = write_part(tmp_path, "run_g0_t0", 5)
     (tmp_path / "sub").mkdir()
     for again in (path, str(path), tmp_path / "sub" / ".." / path.name):
-        with pytest.warns(Ks4StreamWarning, match="given more than once; its spikes will be found that many times") as caught:
+        with pytest.warns(
+            Ks4StreamWarning, match="given more than once; its spikes will be found that many times"
+        ) as caught:
             assert open_recording([path, again]).n_samples == 20
         assert len(caught) == 1
     np.save(tmp_path / "a.npy", np.zeros((30, 2), np.int16))

@@ -83,8 +83,8 @@ class CbinSource:
                 bool(index["do_spatial_diff"]),
                 float(index["sample_rate"]),
             )
-            places = source.bounds, source.offsets
-            if len(places[0]) != len(places[1]) or any(one[:1] != (0,) or sorted(one) != [*one] for one in places):
+            edges = source.bounds, source.offsets
+            if len(edges[0]) != len(edges[1]) or any(each[:1] != (0,) or sorted(each) != [*each] for each in edges):
                 raise ValueError("its chunks are not contiguous")
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise RecordingError(

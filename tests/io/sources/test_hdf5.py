@@ -96,7 +96,9 @@ def test_shanks_gains_and_missing_positions(tmp_path: Path) -> None:
 
 def test_more_than_one_and_none_are_an_error(tmp_path: Path) -> None:
     path = write_nwb(tmp_path / "a.nwb", ("ElectricalSeriesAP", "ElectricalSeriesLF"))
-    with pytest.raises(RecordingError, match=r"2 electrical series.*where NAME is one of acquisition/ElectricalSeriesAP"):
+    with pytest.raises(
+        RecordingError, match=r"2 electrical series.*where NAME is one of acquisition/ElectricalSeriesAP"
+    ):
         open_recording(path)
     with h5py.File(path, "r") as file:
         assert open_recording(file["acquisition/ElectricalSeriesAP/data"], fs=30000).n_samples == 1000
