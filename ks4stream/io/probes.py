@@ -340,4 +340,4 @@ def _need(content: Mapping[str, Any], keys: tuple[str, ...], what: str) -> None:
     missing = [key for key in keys if key not in content]
     if missing:
         present = ", ".join(str(key) for key in content if not str(key).startswith("__"))
-        raise ProbeError(f"{what} lacks {' and '.join(missing)}; it has: {present or 'nothing'}.")
+        raise ProbeError(f"{what} lacks {', '.join(missing)}; it has: {present or 'nothing'}.")

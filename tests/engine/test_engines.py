@@ -439,7 +439,7 @@ def test_workers_that_join_are_seen_while_a_task_takes_its_time(
         if looks[0] == 3:
             looked.set()
 
-    monkeypatch.setattr(Cluster, "_new_workers", look)
+    monkeypatch.setattr(Cluster, "_check_new_workers", look)
     assert list(Cluster(client).map(lambda _: looked.wait(300), [1], stage="long")) == [True]
 
 
@@ -1101,7 +1101,7 @@ class Visits:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_everywhere_is_once_in_each_worker_and_failures_are_told_only(
+def test_run_on_workers_is_once_in_each_worker_and_failures_are_told_only(
     engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, fails: bool
 ) -> None:
     engine.run_on_workers(Visits(tmp_path, fails=fails))

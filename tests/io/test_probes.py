@@ -68,7 +68,7 @@ def test_saved_probes_come_back(tmp_path: Path) -> None:
         ("[" * 100_000, "is not valid JSON"),
         ("[1, 2]", "holds a list"),
         ('{"chanMap": [0], "xc": [0]}', r"lacks yc; it has: chanMap, xc"),
-        ("{}", "lacks chanMap or xc or yc; it has: nothing"),
+        ("{}", "lacks chanMap, xc, yc; it has: nothing"),
         ('{"chanMap": [0, 1], "xc": [0], "yc": [0, 1]}', "lengths differ"),
     ],
 )
