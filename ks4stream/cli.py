@@ -298,7 +298,7 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     metavar="INTEGER",
     cls=_Option,
     section="Recording",
-    help="Number of channels in the file, sorted or not. Not needed if the recording has metadata.",
+    help="Number of channels in the file, sorted or not. Not needed if the recording's metadata give it.",
 )
 @click.option(
     "--fs",

@@ -494,7 +494,7 @@ def test_a_task_that_hangs_is_told_once(
         engine = Cluster(client, lambda stage, n, total: done.__setitem__(0, n))
         assert list(engine.map(hangs_on_the_last, list(range(n_items)), stage="hung")) == list(range(n_items))
     (text,) = said
-    assert f"Task 12 of 12 of stage 'hung' has run on the worker at {of_which[0]} for 101 s" in text
+    assert f"Task 12 of 12 of stage 'hung' has been running on the worker at {of_which[0]} for 101 s" in text
     assert "end its process" in text
     assert "in hangs_on_the_last" in caplog.text
 
@@ -517,7 +517,7 @@ def test_what_is_slow_is_held_against_how_much_there_is_to_do(client: Client, mo
                     warnings.simplefilter("ignore")
                     tasks.look_for_slow_ones({}, 1)
                 assert len(said) == n_said
-        assert "others as large took 10 s" in said[0]
+        assert "others of this size took 10 s" in said[0]
     finally:
         may_end.set()
         tasks.cancel()
