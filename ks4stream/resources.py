@@ -55,8 +55,7 @@ class Resources:
     def __post_init__(self) -> None:
         if self.client is not None and self.workers is not None:
             raise SettingsError(
-                f"workers={self.workers} was given together with a client, which has its own workers. Leave one of "
-                "them out."
+                f"workers={self.workers} was given with a client, which has its own workers. Leave one of them out."
             )
 
     @classmethod

@@ -495,7 +495,7 @@ def test_a_task_that_hangs_is_told_once(
         assert list(engine.map(hangs_on_the_last, list(range(n_items)), stage="hung")) == list(range(n_items))
     (text,) = said
     assert f"Task 12 of 12 of stage 'hung' has been running on the worker at {of_which[0]} for 101 s" in text
-    assert "end its process" in text
+    assert "kill its process" in text
     assert "in hangs_on_the_last" in caplog.text
 
 
