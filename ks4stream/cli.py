@@ -40,12 +40,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _DEBUG = "ks4stream.debug"  # key in the context's meta, which all subcommands share
 _STOPPED = "ks4stream.stopped"  # likewise: the _Stopped that a signal asked for
-_TALKATIVE = ("distributed", "tornado.application")  # what is interrupted there tells of it with tracebacks
+_TALKATIVE = ("distributed", "tornado.application")  # these log tracebacks when they are interrupted
 _FAILED = 1
 _DEFAULT_FS_HZ = 30_000.0  # as for Kilosort4
 
 
-# --- what is the same for all commands ----------------------------------------------------------------------
+# --- shared by all commands ---------------------------------------------------------------------------------
 
 
 class _Program(click.Group):
@@ -76,9 +76,9 @@ class _Stopped(KeyboardInterrupt):
 
 @contextmanager
 def _clean_stop(console: Console, ctx: click.Context) -> Iterator[None]:
-    """Stop at the first Ctrl-C (or SIGTERM) with all clean-up; a second one ends the program at once.
+    """Stop cleanly at the first Ctrl-C (or SIGTERM); a second one ends the program at once.
 
-    What is raised in a destructor, or while garbage is collected, Python drops: the next report of progress raises it
+    Python drops exceptions raised in a destructor or during garbage collection: the next progress report raises them
     again.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -87,7 +87,7 @@ def _clean_stop(console: Console, ctx: click.Context) -> Iterator[None]:
 
     def stop(number: int, _: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
-        _say(console, "Stopping; the tasks that are running come to their end first …", "yellow")
+        _say(console, "Stopping; running tasks are finished first …", "yellow")
         ctx.meta[_STOPPED] = _Stopped(number)
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -95,15 +95,15 @@ def _clean_stop(console: Console, ctx: click.Context) -> Iterator[None]:
 
     def drop(dropped: sys.UnraisableHookArgs) -> None:
         if not isinstance(dropped.exc_value, _Stopped):
-            tell(dropped)
+            report(dropped)
 
-    tell, sys.unraisablehook = sys.unraisablehook, drop
+    report, sys.unraisablehook = sys.unraisablehook, drop
     levels = {name: logging.getLogger(name).level for name in _TALKATIVE}
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        sys.unraisablehook = tell
+        sys.unraisablehook = report
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         for number, handler in before.items():
@@ -112,15 +112,15 @@ def _clean_stop(console: Console, ctx: click.Context) -> Iterator[None]:
 
 @contextmanager
 def _shown_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress on stderr, unless it was asked to stop."""
+    """Show progress on stderr; raises at the next report once a signal asked to stop."""
     from ks4stream.report.progress import shown_progress
 
-    said = click.get_current_context().meta
+    meta = click.get_current_context().meta
     with shown_progress(Console(stderr=True)) as progress:
 
         def report(stage: str, done: int, total: int) -> None:
-            if _STOPPED in said:
-                raise said[_STOPPED]
+            if _STOPPED in meta:
+                raise meta[_STOPPED]
             progress(stage, done, total)
 
         yield report
@@ -144,7 +144,7 @@ def _short_notes(console: Console, ctx: click.Context) -> Iterator[None]:
 
 
 def _say(console: Console, text: str, style: str) -> None:
-    console.print(Text(text, style), soft_wrap=True)  # lines are left to the terminal, so that paths stay whole
+    console.print(Text(text, style), soft_wrap=True)  # the terminal wraps lines, so that paths stay whole
 
 
 def _note_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -158,7 +158,7 @@ _debug_option = click.option(
     expose_value=False,
     is_eager=True,
     callback=_note_debug,
-    help="Show errors with their traceback, and the warnings of libraries.",
+    help="Show tracebacks of errors, and warnings of libraries.",
 )
 
 
@@ -166,7 +166,7 @@ _debug_option = click.option(
 @click.version_option(package_name="ks4stream")
 @_debug_option
 def main() -> None:
-    """Spike sorting the way Kilosort4 does it, as a dataflow on Dask."""
+    """Spike sorting with Kilosort4's method, as a dataflow on Dask."""
 
 
 # --- options made from the settings --------------------------------------------------------------------------
@@ -203,14 +203,14 @@ _KINDS: dict[type, tuple[str, Callable[[str], Any]]] = {
 }
 
 _SETTINGS = {spec.name: spec for spec in fields(Settings)}
-_FLAGS = {  # where it is not the setting's name
+_FLAGS = {  # for settings whose option is not just their name
     "do_CAR": ["--do-CAR/--no-CAR", "--do-car/--no-car"],
     "invert_sign": ["--invert-sign/--no-invert-sign"],
 }
 
 
 def _setting_options(command: Command) -> Command:
-    """Add an option for every setting, in their order."""
+    """Add an option for each setting, in their order."""
     for spec in reversed(_SETTINGS.values()):
         name = "--" + spec.name.replace("_", "-")
         command = click.option(
@@ -226,17 +226,17 @@ def _setting_options(command: Command) -> Command:
 
 
 def _setting_help(spec: Field[Any]) -> str:
-    """Describe a setting: what it is, its unit, bounds and default."""
+    """Describe a setting: its meaning, unit, bounds and default."""
     about = spec.metadata
     facts = [about["unit"]] if about["unit"] else []
     for name, sign in (("above", ">"), ("least", "≥"), ("most", "≤")):
         if about[name] is not None:
             facts.append(f"{sign} {about[name]:g}")
-    return f"{about['doc']} [{'; '.join([*facts, f'default {_as_typed(spec.default)}'])}]"
+    return f"{about['doc']} [{'; '.join([*facts, f'default: {_as_typed(spec.default)}'])}]"
 
 
 def _as_typed(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """A value as it is typed on the command line."""
     if isinstance(value, tuple):
         return ",".join(map(_as_typed, value))
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
@@ -247,7 +247,7 @@ def _read_option(_: click.Context, parameter: click.Parameter, text: str | bool 
 
 
 def _read_setting(name: str, text: str) -> Any:
-    """Bring text to the type of a setting; bounds, and names that are unknown, are for Settings to refuse."""
+    """Convert text to the type of a setting; Settings itself refuses unknown names and values out of bounds."""
     if name not in _SETTINGS:
         return text
     about = _SETTINGS[name].metadata
@@ -261,7 +261,7 @@ def _read_setting(name: str, text: str) -> Any:
 
 
 def _settings_given(ctx: click.Context, options: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Settings that were given, by option or by ``--set``; others keep their defaults."""
+    """The settings that were given by option or by ``--set``; others keep their defaults."""
     by_option = {
         name: value
         for name, value in options.items()
@@ -281,7 +281,7 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     try:
         return tuple(int(number) for number in text.split(",")) if text else ()
     except ValueError:
-        raise click.BadParameter(f"{text!r} must be whole numbers with commas between them, as in 3,191.") from None
+        raise click.BadParameter(f"{text!r} must be whole numbers separated by commas, for instance 3,191.") from None
 
 
 # --- ks4stream sort ------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     metavar="INTEGER",
     cls=_Option,
     section="Recording",
-    help="Number of channels in the file, sorted or not. Not needed if the recording's metadata tell.",
+    help="Number of channels in the file, sorted or not. Not needed if the recording's metadata give it.",
 )
 @click.option(
     "--fs",
@@ -306,16 +306,16 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     metavar="NUMBER",
     cls=_Option,
     section="Recording",
-    help="Sampling rate. [Hz; default that of the recording's metadata, or else 30000]",
+    help="Sampling rate. [Hz; default: from the recording's metadata, or else 30000]",
 )
 @click.option(
     "--probe",
     cls=_Option,
     section="Recording",
     help="Probe file (.json, .mat, .prb, .meta) or the name of a shipped probe (see: ks4stream probes). Not needed "
-    "if the recording's metadata describe it.",
+    "if the recording's metadata describe the probe.",
 )
-@click.option("--dtype", cls=_Option, section="Recording", help="Type of the samples in the file. [default int16]")
+@click.option("--dtype", cls=_Option, section="Recording", help="Type of the samples in the file. [default: int16]")
 @click.option(
     "--bad-channels",
     callback=_read_integers,
@@ -331,14 +331,15 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     metavar="INTEGERS",
     cls=_Option,
     section="Recording",
-    help="Sort these shanks only, for instance 0,2.",
+    help="Sort only these shanks, for instance 0,2.",
 )
 @click.option(
     "--results-dir",
     metavar="FOLDER",
     cls=_Option,
     section="Results and machine",
-    help="Folder or s3:// address for the results. [default kilosort4/ beside the first file; here, if that is a URL]",
+    help="Folder or s3:// address for the results. [default: kilosort4/ next to the first file, or in the "
+    "current folder if that is a URL]",
 )
 @click.option(
     "--save-extra-vars",
@@ -352,21 +353,21 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     is_flag=True,
     cls=_Option,
     section="Results and machine",
-    help="Do not write the features of all spikes: nine tenths of the results of a long recording.",
+    help="Do not write the features of all spikes, which are nine tenths of the results of a long recording.",
 )
 @click.option(
     "--fresh",
     is_flag=True,
     cls=_Option,
     section="Results and machine",
-    help="Begin anew. [default go on where an earlier run into the folder stopped]",
+    help="Start over instead of resuming an earlier run into the same folder.",
 )
 @click.option(
     "--keep-run/--no-keep-run",
     default=True,
     cls=_Option,
     section="Results and machine",
-    help="Keep run/, with which another setting redoes only what it touches. [default kept]",
+    help="Keep run/, so that a sort with a changed setting recomputes only the stages it affects. [default: keep]",
 )
 @click.option(
     "--cache",
@@ -374,7 +375,8 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     metavar="FOLDER|off",
     cls=_Option,
     section="Results and machine",
-    help="Where the recording is kept while it is sorted. [default the temporary folder if it is a URL, else nowhere]",
+    help="Folder for a copy of the recording while it is sorted. [default: the temporary folder if the recording is a "
+    "URL, otherwise off]",
 )
 @click.option(
     "--cache-gb",
@@ -382,13 +384,13 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     metavar="GB",
     cls=_Option,
     section="Results and machine",
-    help="What the cache may take on the disk of a machine. [default half of what is free]",
+    help="Disk space that the cache may use on each machine. [default: half of what is free]",
 )
 @click.option(
     "--device",
     cls=_Option,
     section="Results and machine",
-    help="Where to compute: cpu, cuda, cuda:1. [default the GPU if there is one]",
+    help="Where to compute: cpu, cuda, cuda:1. [default: the GPU if there is one]",
 )
 @click.option(
     "--workers",
@@ -396,15 +398,15 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     metavar="INTEGER",
     cls=_Option,
     section="Results and machine",
-    help="Tasks at a time. [default one per GPU (of long recordings up to four), or one per core as far as memory "
-    "reaches]",
+    help="Number of tasks that run at once. [default: one per GPU (up to four for long recordings), or one per core as "
+    "memory allows]",
 )
 @click.option(
     "--scheduler",
     metavar="ADDRESS",
     cls=_Option,
     section="Results and machine",
-    help="Compute on the workers of a running Dask scheduler, like tcp://host:8786. [default this machine]",
+    help="Compute on the workers of a running Dask scheduler, like tcp://host:8786. [default: this machine]",
 )
 @click.option(
     "--block-batches",
@@ -412,7 +414,7 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     metavar="INTEGER",
     cls=_Option,
     section="Results and machine",
-    help="Batches per task; never changes a result. [default about a minute]",
+    help="Batches per task; never changes a result. [default: about a minute of recording]",
 )
 @click.option(
     "--set",
@@ -421,7 +423,7 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     metavar="NAME=VALUE",
     cls=_Option,
     section="Results and machine",
-    help="Any setting by Kilosort4's name, for instance Th_learned=7; may be repeated.",
+    help="Any setting by its Kilosort4 name, for instance Th_learned=7; may be repeated.",
 )
 @_debug_option
 @click.pass_context
@@ -439,13 +441,15 @@ def sort_command(
 ) -> None:
     """Sort a recording: a flat binary file, several of them joined in time, a .npy file or a Zarr array.
 
-    Files and Zarr arrays may also lie at s3://bucket/key, gs://, az:// or https:// addresses.
+    Files and Zarr arrays may also be s3://bucket/key, gs://, az:// or https:// addresses.
 
-    A SpikeGLX .meta beside a .bin supplies channels, rate and contacts. For other flat files --n-chan and --probe
-    are needed, and --fs where it is not 30 kHz.
+    A SpikeGLX .meta next to a .bin supplies channels, rate and contacts. Other flat files need --n-chan and --probe,
+    and --fs if the rate is not 30 kHz.
     """
     if options["scheduler"] and options["workers"]:
-        raise click.UsageError("--scheduler and --workers exclude each other: the scheduler's workers are taken.")
+        raise click.UsageError(
+            "--scheduler and --workers exclude each other: a scheduler has its own workers. Leave one of them out."
+        )
     from ks4stream.io.places import place
     from ks4stream.io.recordings import default_results_dir
 
@@ -499,14 +503,14 @@ def _open(
     rate = recording.sampling_rate_hz
     if fs is not None and not is_same_rate(fs, rate):
         warn(
-            f"{recording.name} is read at {fs:g} Hz, as --fs says, and not at the {rate:g} Hz of its metadata.",
+            f"{recording.name} is read at {fs:g} Hz, as --fs says, not at the {rate:g} Hz of its metadata.",
             Ks4StreamWarning,
         )
         recording = replace(recording, sampling_rate_hz=fs)
     if recording.probe is None:
         raise ProbeError(
-            f"{recording.name} does not say where its contacts are. Give --probe: a file (.json, .mat, .prb, .meta), "
-            f"or one of the shipped probes {', '.join(shipped_probes())}."
+            f"The contact positions of {recording.name} are not known. Give --probe: a file (.json, .mat, .prb, "
+            f".meta), or one of the shipped probes {', '.join(shipped_probes())}."
         )
     return recording
 
@@ -523,7 +527,7 @@ def _with_channels(recording: Recording, bad_channels: Sequence[int], shanks: Se
 def _sort(
     recording: Recording, settings: Settings, folder: Place, *, scheduler: str | None = None, **options: Any
 ) -> Sorting:
-    """Sort with progress on stderr, and say what was found and where it is."""
+    """Sort with progress on stderr, then print what was found and where it is."""
     from ks4stream.report import run_log
     from ks4stream.sorter import sort
 
@@ -557,7 +561,7 @@ _ONLY_SORTING = {"save_extra_vars", "no_features", "fresh", "keep_run", "cache_d
     metavar="GB",
     cls=_Option,
     section="Results and machine",
-    help="Memory of one worker. [default its share of this machine's]",
+    help="Memory of one worker. [default: its share of this machine's]",
 )
 @click.option(
     "--gpu-memory",
@@ -565,7 +569,7 @@ _ONLY_SORTING = {"save_extra_vars", "no_features", "fresh", "keep_run", "cache_d
     metavar="GB",
     cls=_Option,
     section="Results and machine",
-    help="Memory of one GPU. [default what is free on this machine's]",
+    help="Memory of one GPU. [default: what is free on this machine's]",
 )
 @click.option(
     "--spikes-per-channel",
@@ -573,9 +577,9 @@ _ONLY_SORTING = {"save_extra_vars", "no_features", "fresh", "keep_run", "cache_d
     metavar="HZ",
     cls=_Option,
     section="Results and machine",
-    help="Spikes to be expected per second and channel. [default 10]",
+    help="Expected spikes per second and channel. [default: 10]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON, all sizes in bytes.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, with all sizes in bytes.")
 @_debug_option
 @click.pass_context
 def plan_command(
@@ -591,9 +595,9 @@ def plan_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Say what a sort will need of memory and disk, and what does not fit, without reading the recording.
+    """Estimate the memory and disk space that a sort needs, without reading the recording.
 
-    Ends with status 1 if something does not fit.
+    Lists what does not fit, and then exits with status 1.
     """
     recording, settings = _asked_for(ctx, files, options, assignments, probe, dtype, bad_channels, shanks)
     from ks4stream.deploy import SPIKES_PER_CHANNEL_HZ
@@ -622,7 +626,7 @@ def plan_command(
 
 
 def _show(found: Plan) -> None:
-    """A plan as a table, then what does not fit."""
+    """Print a plan as a table, then what does not fit."""
     table = Table(title=found.recording, show_header=False, title_justify="left")
     for row in found.rows():
         table.add_row(*row)
@@ -640,26 +644,26 @@ def _show(found: Plan) -> None:
     type=click.Path(path_type=Path),
     default=Path("ks4stream-demo"),
     show_default=True,
-    help="Folder for recording, truth and results.",
+    help="Folder for the recording, the ground truth and the results.",
 )
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="Length of the recording.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Another seed is another recording.")
+@click.option(
+    "--seed", type=int, default=1, show_default=True, help="Random seed; another seed makes another recording."
+)
 @_debug_option
 def demo_command(out: Path, seconds: float, seed: int) -> None:
     """Simulate a drifting recording with known units, sort it, and show how well each unit was found."""
     from ks4stream import demo
 
-    click.echo(
-        f"Simulating {seconds:g} s of {demo.N_CHANNELS} channels with {demo.N_UNITS} units in tissue that drifts"
-    )
+    click.echo(f"Simulating {seconds:g} s of {demo.N_CHANNELS} channels with {demo.N_UNITS} units in drifting tissue")
     with _shown_progress() as progress:
         made = demo.make_recording(out, duration_s=seconds, seed=seed, progress=progress)
     recording = made.open()
     sorting = _sort(recording, Settings(), out / "kilosort4")
-    click.echo("\nHow well each unit was found (its spikes and the matched unit's: common / all; from 0.8 on: well):\n")
+    click.echo("\nHow well each unit was found (spikes shared with the matched unit / all spikes; good from 0.8):\n")
     click.echo(demo.score_table(made, sorting))
     click.echo(
-        f"\nThe recording, its probe and the truth: {out}\nThe same sort by hand: ks4stream sort {made.path} "
+        f"\nThe recording, its probe and the ground truth: {out}\nTo run the same sort: ks4stream sort {made.path} "
         f"--n-chan {recording.n_channels} --fs {recording.sampling_rate_hz:g} --probe {made.probe_path}"
     )
 

@@ -1,4 +1,4 @@
-"""The main job in small: a recording with known spikes is made, sorted, and held against the truth."""
+"""A small example from start to end: simulate a recording with known spikes, sort it, and compare with the truth."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ N_CHANNELS = 24
 N_UNITS = 12
 DRIFT_UM = 20.0
 FILE_NAME, PROBE_NAME, TRUTH_NAME = "recording.bin", "probe.json", "truth.json"
-_MARK = "ks4stream demo"  # in the truth, by which files of an earlier demo are known
+_MARK = "ks4stream demo"  # in the truth file: marks the files of an earlier demo
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class DemoRecording:
     truth: simulate.SimulatedRecording
 
     def open(self) -> Recording:
-        """Open it as any recording is opened."""
+        """Open it like any other recording."""
         return open_recording(
             self.path, n_chan=self.truth.probe.n_channels, fs=self.truth.sampling_rate_hz, probe=self.probe_path
         )
@@ -44,12 +44,12 @@ class DemoRecording:
 def make_recording(
     folder: Path, *, duration_s: float, seed: int, progress: Callable[[str, int, int], None]
 ) -> DemoRecording:
-    """Simulate two staggered columns of contacts in tissue that moves, and write recording, probe and truth.
+    """Simulate two staggered columns of contacts in moving tissue, and write recording, probe and truth.
 
     Parameters
     ----------
     folder : Path
-        Made if need be; files of an earlier demo in it are replaced.
+        Created if necessary; files of an earlier demo in it are replaced.
     duration_s : float
         Length in seconds.
     seed : int
@@ -60,9 +60,9 @@ def make_recording(
     Raises
     ------
     SettingsError
-        If the recording would be shorter than 0.1 s, or the seed negative.
+        If the recording would be shorter than 0.1 s, or the seed is negative.
     ResultsError
-        If the folder cannot be written to, or holds files of these names that are not of a demo.
+        If the folder cannot be written to, or holds files with these names that are not from a demo.
     """
     _check_free(folder)
     probe = simulate.staggered_probe(N_CHANNELS)
@@ -74,7 +74,7 @@ def make_recording(
 
 
 def score_table(demo: DemoRecording, sorting: Sorting) -> str:
-    """Return how well each true unit was found, as a table with a summary, and how well the drift was."""
+    """Return how well each true unit and the drift were found, as a table with a summary."""
     truth = demo.truth
     found = scoring.score(
         truth.spike_samples,
@@ -87,21 +87,21 @@ def score_table(demo: DemoRecording, sorting: Sorting) -> str:
     table = found.table(**{"amplitude µV": truth.units["amplitude_uv"], "rate Hz": truth.units["rate_hz"]})
     estimated_um = 0.0 if sorting.drift is None else float(np.ptp(sorting.drift.shift_um, axis=0).mean())
     moved_um = float(np.ptp(truth.drift.displacement_um(np.arange(0.0, truth.duration_s, 0.1))))
-    return f"{table}\nthe tissue moved by {moved_um:.1f} µm, found were {estimated_um:.1f} µm"
+    return f"{table}\nthe tissue moved by {moved_um:.1f} µm; the estimate is {estimated_um:.1f} µm"
 
 
 def _check_free(folder: Path) -> None:
-    """Make the folder; refuse one with a recording in it that is somebody's."""
+    """Create the folder; refuse one that holds somebody's recording."""
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    there = [name for name in (FILE_NAME, PROBE_NAME, TRUTH_NAME) if (folder / name).exists()]
+    found = [name for name in (FILE_NAME, PROBE_NAME, TRUTH_NAME) if (folder / name).exists()]
     try:
         is_demo = _MARK in json.loads((folder / TRUTH_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         is_demo = False
-    if there and not is_demo:
+    if found and not is_demo:
         raise ResultsError(
-            f"{folder / there[0]} is not of a demo, and would be replaced. Choose another folder (--out)."
+            f"{folder / found[0]} is not from a demo and would be replaced. Choose another folder (--out)."
         )
 
 

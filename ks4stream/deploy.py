@@ -1,4 +1,4 @@
-"""Where a sort computes: the caller's Dask client, this thread, or workers of this machine, and how many."""
+"""Where a sort computes: the caller's Dask client, this thread, or workers on this machine, and how many."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ logger = logging.getLogger("ks4stream")
 
 SPIKES_PER_CHANNEL_HZ = 10.0  # 13 hours of 384 channels with 150 million spikes have 8.3
 PYTHON_BYTES = 450 << 20  # a process with torch and distributed, before its first task
-PROCESSES_FROM_CHANNEL_S = 10_000  # seconds of recording × channels: less is sorted before processes have paid off
-SHARED_GPU_FROM_CHANNEL_S = 40_000  # and before several on a GPU have
+PROCESSES_FROM_CHANNEL_S = 10_000  # seconds of recording × channels: less is sorted before processes pay off
+SHARED_GPU_FROM_CHANNEL_S = 40_000  # and before several processes per GPU do
 
 
 @contextmanager
@@ -50,12 +50,12 @@ def engine_for(
         elif isinstance(client, str):
             client = stack.enter_context(cluster.connected(client))
         elif client is cluster.active_client():
-            logger.info("The active Dask client computes, %r; without one, this machine would.", client)
+            logger.info("Computing on the active Dask client, %r; without one, on this machine.", client)
         engine = cluster.Cluster(client, progress, device=device)
         if not is_own and resources.device is None and device == "cpu" and (idle := engine.workers_with_gpu()):
             warn(
-                f"{len(idle)} of the client's workers see a GPU (that at {idle[0]}, say) and this process does not, so "
-                "that processors compute. Pass device='cuda' to use GPUs, or device='cpu' to say that this is meant.",
+                f"{len(idle)} of the client's workers see a GPU (for instance the one at {idle[0]}), but this process "
+                "does not, so the CPUs compute. Pass device='cuda' to use the GPUs, or device='cpu' to keep it so.",
                 MachineWarning,
                 stacklevel=5,
             )
@@ -63,31 +63,31 @@ def engine_for(
 
 
 def client_for(resources: Resources) -> Any:
-    """The client that was given, or else the active one, unless workers of this machine are wanted."""
+    """The client that was given, or else the active one, unless workers on this machine were asked for."""
     if resources.client is not None or resources.workers is not None or "distributed" not in sys.modules:
-        return resources.client  # in the last case nobody has made one
+        return resources.client  # in the last case no client can be active
     from ks4stream.engine import cluster
 
     return cluster.active_client()
 
 
 def forget_on_workers(client: Any, caches: list[CachedSource]) -> None:
-    """Have a client's workers, or those of the scheduler at an address, remove from their machines what caches keep."""
+    """Make the workers of a client, or of the scheduler at an address, delete what caches keep on their machines."""
     from ks4stream.engine import cluster
 
     with ExitStack() as stack:
         if isinstance(client, str):
             client = stack.enter_context(cluster.connected(client))
-        cluster.Cluster(client).everywhere(partial(forget, caches))
+        cluster.Cluster(client).run_on_workers(partial(forget, caches))
 
 
 def needs_of(load: Load) -> tuple[Needs, ...]:
-    """What each stage and step needs, in their order."""
+    """The needs of each stage and step, in their order."""
     return tuple(stage.needs(load) for stage in STAGES)
 
 
 def local_workers(recording: Recording, settings: Settings, device: str) -> int:
-    """Workers that a sort on this machine takes."""
+    """Number of workers for a sort on this machine."""
     from ks4stream.engine import cluster
 
     if not gpus.visible(device) or not worth_processes(recording, settings, SHARED_GPU_FROM_CHANNEL_S):
@@ -102,9 +102,9 @@ def local_workers(recording: Recording, settings: Settings, device: str) -> int:
 
 
 def worth_processes(recording: Recording, settings: Settings, from_channel_s: float) -> bool:
-    """Whether there is so much to sort, in seconds × channels, that processes repay their start.
+    """Whether there is enough to sort, in seconds × channels, that starting processes pays off.
 
-    Arrays in memory are left there.
+    Arrays in memory stay in this process.
     """
     tiling, probe = tiling_of(recording, settings), recording.probe
     sorted_s = tiling.n_tiles * tiling.size / recording.sampling_rate_hz

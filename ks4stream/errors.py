@@ -29,7 +29,7 @@ class ResultsError(Ks4StreamError, OSError):
 
 
 class DamagedFileError(ResultsError):
-    """A file of a run is not as it was written: cut short, or with other bits.
+    """A file of a run is corrupt: truncated or modified since it was written.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class DamagedFileError(ResultsError):
         self.path = path
 
     def __str__(self) -> str:
-        return f"{self.path} is not as it was written: cut short, or with other bits. Check the disk."
+        return f"{self.path} is corrupt (truncated or modified since it was written). Check the disk."
 
 
 class WorkerError(Ks4StreamError, RuntimeError):
@@ -49,15 +49,15 @@ class WorkerError(Ks4StreamError, RuntimeError):
 
 
 class LostWorkerError(Ks4StreamError, RuntimeError):
-    """Workers died again and again while computing, most often for want of memory."""
+    """Workers died repeatedly while computing, usually for lack of memory."""
 
 
 class GpuMemoryError(Ks4StreamError, RuntimeError):
-    """The GPU is too small for what cannot be done in smaller pieces: one batch, or one region's landmarks."""
+    """The GPU is too small for what cannot be split further: one batch, or one region's landmarks."""
 
 
 class MissingDependencyError(Ks4StreamError, ImportError):
-    """An optional library is needed for what was asked; the message names the extra to install."""
+    """A required optional library is not installed; the message names the extra to install."""
 
 
 class MachineError(Ks4StreamError, MemoryError):
@@ -69,7 +69,7 @@ class Ks4StreamWarning(UserWarning):
 
 
 class MachineWarning(Ks4StreamWarning):
-    """The workers, the GPU or the disk may be too small, which depends on how many spikes there are."""
+    """The workers, the GPU or the disk may be too small, depending on the number of spikes."""
 
 
 class FewSpikesWarning(Ks4StreamWarning):
@@ -77,7 +77,7 @@ class FewSpikesWarning(Ks4StreamWarning):
 
 
 class DriftWarning(Ks4StreamWarning):
-    """Drift could not be told from the data and is taken as zero."""
+    """Drift could not be estimated from the data and is taken as zero."""
 
 
 class BadChannelWarning(Ks4StreamWarning):
@@ -85,16 +85,16 @@ class BadChannelWarning(Ks4StreamWarning):
 
 
 class MisreadWarning(Ks4StreamWarning):
-    """Samples look as if they had been written in another way than they are read: type, channels, order or unit."""
+    """Samples seem to be read differently from how they were written: type, channels, order or unit."""
 
 
 class SettingsWarning(Ks4StreamWarning):
-    """A setting was legal but did not fit the probe and was clamped."""
+    """A setting was valid but did not fit the probe and was clamped."""
 
 
 class CurationWarning(Ks4StreamWarning):
-    """The results folder holds a curation, or another sorter's results, which are moved before new ones are written."""
+    """The results folder holds a curation or another sorter's results, which are moved before results are written."""
 
 
 class VersionWarning(Ks4StreamWarning):
-    """Workers differ in versions, processor or GPU, so that results may differ from run to run."""
+    """Workers differ in versions, processor or GPU, so results may differ from run to run."""

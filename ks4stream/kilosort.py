@@ -1,7 +1,7 @@
-"""Kilosort4's way to call a sort: its arguments in, its nine results out.
+"""Kilosort4's interface: its arguments in, its nine results out.
 
 A thin layer over :func:`ks4stream.sorter.sort`. Everything that is Kilosort4's convention (settings that
-name files, the default results folder, ``ops``) is converted here and goes no further.
+name files, the default results folder, ``ops``) is converted here and nowhere else.
 """
 
 from __future__ import annotations
@@ -89,29 +89,29 @@ def run_kilosort(
     Parameters
     ----------
     settings : mapping or Settings
-        Kilosort4's settings by name; ``n_chan_bin`` is needed, all else has a default. As in Kilosort4 it may
+        Kilosort4's settings by name; ``n_chan_bin`` is required, all others have defaults. As in Kilosort4 it may
         also hold ``filename``, ``data_dir``, ``results_dir``, ``data_dtype``, ``probe``, ``probe_name`` and
-        ``probe_path``; arguments of the same name count more.
+        ``probe_path``; arguments of the same name take precedence.
     probe : Probe, mapping or path, optional
         A :class:`~ks4stream.probe.Probe`, a dictionary with ``chanMap``, ``xc``, ``yc``, ``kcoords``, or a
-        probe file. Without any of the probe arguments, what the recording's own metadata say.
+        probe file. Without any of the probe arguments, the probe is taken from the recording's metadata.
     probe_name : str, optional
         A probe shipped with ks4stream, or a probe file; used if `probe` is None.
     filename : path or list of paths, optional
-        Binary files, joined in time in this order. What :func:`~ks4stream.io.recordings.open_recording`
-        opens (Zarr, ``.npy``) will do too.
+        Binary files, joined in time in this order. Anything else that
+        :func:`~ks4stream.io.recordings.open_recording` opens (Zarr, ``.npy``) works too.
     data_dir : path, optional
         A folder with exactly one .bin, .dat, .bat or .raw file; used if `filename` is None.
     file_object : array-like, optional
-        Samples to sort in place of a file: anything with ``shape``, ``dtype`` and slices, (time, channel).
+        Samples to sort instead of a file: anything with ``shape``, ``dtype`` and slicing, (time, channel).
     results_dir : path, optional
-        Results folder; ``kilosort4`` beside the data by default.
+        Results folder; by default ``kilosort4`` next to the data.
     data_dtype : dtype-like, optional
         Type of the samples in the file; int16 by default.
     do_CAR : bool
         Subtract the common median reference, unless the settings say False.
     invert_sign : bool
-        Turn the traces upside down; so does True in the settings.
+        Invert the sign of the traces; True in the settings does the same.
     device : str or torch.device, optional
         Where kernels run: "cpu", "cuda" or "cuda:1"; by default the GPU if this process sees one.
     progress_bar : optional
@@ -120,28 +120,29 @@ def run_kilosort(
     save_extra_vars : bool
         Also write tF, Wall, full_st, full_clu and full_amp.
     clear_cache : bool
-        Accepted for Kilosort4's sake; memory is bounded without it.
+        Accepted for compatibility with Kilosort4; memory is bounded without it.
     save_preprocessed_copy : bool
         Also write the preprocessed traces to ``temp_wh.dat``, and let Phy show those.
     bad_channels : list of int, optional
         Columns of the file that are not sorted.
     shank_idx : int or list of int, optional
-        Sort this shank alone (a value of ``kcoords``), into a folder ``shank_<idx>`` within the results
-        folder. Shanks of a list are sorted one after the other, and the last one's results are returned.
+        Sort only this shank (a value of ``kcoords``), into a folder ``shank_<idx>`` within the results
+        folder. Shanks in a list are sorted one after the other, and the last one's results are returned.
         By default all shanks are sorted together; templates and units never span two.
     verbose_console : bool
-        Show on the console what otherwise only the log gets.
+        Show on the console everything that goes to the log.
     verbose_log : bool
-        Log still more to ``kilosort4.log``.
+        Write more detail to ``kilosort4.log``.
     torch_thread_lim : int, optional
-        Cores of this machine to use at most (each task computes on one), whether or not a client is active; of no
-        effect on a `client` given.
+        Maximum number of this machine's cores to use (each task computes on one), whether or not a client is active;
+        no effect if `client` is given.
     resume : bool
         Continue where an earlier run into the same results folder stopped; False starts over.
     keep_run : bool
-        Keep what the tasks found, in the results folder's ``run``; another setting then redoes only what it touches.
+        Keep what the tasks found, in ``run`` in the results folder; a sort with a changed setting then recomputes only
+        the stages that the setting affects.
     resources : Resources, optional
-        Where to compute and with what, as in :func:`ks4stream.sort`; `device` and `torch_thread_lim` go before it.
+        Where to compute and with what, as in :func:`ks4stream.sort`; `device` and `torch_thread_lim` take precedence.
     **of_resources
         Any field of :class:`~ks4stream.Resources`, such as `client`.
 
@@ -150,7 +151,7 @@ def run_kilosort(
     ops : dict
         Settings and results by Kilosort4's names; see :func:`~ks4stream.io.kilosort_ops.ops_from_sorting`.
     st : ndarray of float64, shape (n_spikes, 3)
-        Time in samples, counted from the first that was sorted (``tmin``); template; threshold amplitude.
+        Time in samples, counted from the first sorted sample (``tmin``); template; threshold amplitude.
     clu : ndarray of int32, shape (n_spikes,)
         Unit of each spike.
     tF : Tensor, shape (n_spikes, nearest_chans, n_pcs)
@@ -158,7 +159,7 @@ def run_kilosort(
     Wall : Tensor, shape (n_units, n_channels, n_pcs)
         Template of each unit.
     similar_templates : ndarray of float32, shape (n_units, n_units)
-        Largest correlation of the templates over lags.
+        Largest correlation of two templates over all lags.
     is_ref : ndarray of bool, shape (n_units,)
         Whether a unit is refractory ("good").
     est_contam_rate : ndarray of float64, shape (n_units,)
@@ -190,7 +191,7 @@ def run_kilosort(
     files = _files(places, needed=file_object is None)
     folder = _results_folder(places, files)
     recording = _open(files, file_object, of_recording, places)
-    if not do_CAR:  # the arguments' defaults leave alone what the settings say
+    if not do_CAR:  # the arguments' defaults do not override the settings
         values["do_CAR"] = False
     if invert_sign:
         values["invert_sign"] = True
@@ -209,16 +210,16 @@ def run_kilosort(
     jobs = [(_with_channels(recording, shank, bad_channels), folder / name) for shank, name in _shanks(shank_idx)]
     for number, (_, target) in enumerate(jobs):
         results = ResultsFolder.open(target, recording.files)
-        if number:  # the sort of the first shank announces its own
+        if number:  # the sort of the first shank announces its own folder
             announce(results)
     with ExitStack() as stack:
-        with silent():  # sort says it, where the log has it
+        with silent():  # sort warns of it, while it logs
             held = stack.enter_context(cached(recording, resources.cache_dir, resources.cache_bytes))
-        for one, target in jobs:  # all shanks and copies from what is fetched once
-            found = job.run(replace(one, source=held.source), target)
+        for of_shank, target in jobs:  # all shanks and copies read data that is fetched once
+            found = job.run(replace(of_shank, source=held.source), target)
         caches = ending(held, recording)
         client = client_for(resources)  # as the sorts did
-        if caches and client not in (None, "loop"):  # else it was kept on this machine only
+        if caches and client not in (None, "loop"):  # otherwise it was kept on this machine only
             forget_on_workers(client, caches)
     return found
 
@@ -256,7 +257,7 @@ def _as_kilosort(sorting: Sorting, ops: dict[str, Any]) -> KilosortResults:
 
 
 def _tensor(array: NDArray[Any]) -> torch.Tensor:
-    """The same memory as a tensor; a copy only where it is read-only, which torch does not know."""
+    """A tensor of the same memory, or of a copy if it is read-only, which torch does not support."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
@@ -264,7 +265,7 @@ def _tensor(array: NDArray[Any]) -> torch.Tensor:
 
 
 def _split_settings(settings: Mapping[str, Any] | Settings) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Parameters of the method, what belongs to the recording, and what names files and probes.
+    """Split Kilosort4's settings into the method's, the recording's, and those that name files and probes.
 
     Raises
     ------
@@ -276,15 +277,15 @@ def _split_settings(settings: Mapping[str, Any] | Settings) -> tuple[dict[str, A
     of_recording = {name: values.pop(name, None) for name in OF_RECORDING}
     if of_recording["n_chan_bin"] is None:
         raise SettingsError(
-            "n_chan_bin is missing; settings must say how many channels the file has, sorted or not: "
+            "n_chan_bin is missing; settings must give the number of channels in the file, sorted or not: "
             "run_kilosort(settings={'n_chan_bin': 385})."
         )
-    Settings.from_dict(values)  # a bad setting is told before a missing file
+    Settings.from_dict(values)  # so that a bad setting is reported before a missing file
     return values, of_recording, places
 
 
 def _given(**places: Any) -> dict[str, Any]:
-    """Those that are set; callers such as SpikeInterface say "not set" with an empty string."""
+    """The places that are set; callers such as SpikeInterface pass an empty string for "not set"."""
     return {name: value for name, value in places.items() if value is not None and not _is_blank(value)}
 
 
@@ -293,10 +294,10 @@ def _is_blank(value: Any) -> bool:
 
 
 def _files(places: Mapping[str, Any], *, needed: bool) -> list[PathLike]:
-    """The files to sort: those named, or the only one of the folder."""
-    named = places.get("filename")
-    if named is not None:
-        return list(named) if isinstance(named, list | tuple) else [named]
+    """The files to sort: those given by name, or the only one in the folder."""
+    files = places.get("filename")
+    if files is not None:
+        return list(files) if isinstance(files, list | tuple) else [files]
     if places.get("data_dir") is not None:
         return [_only_binary(Path(places["data_dir"]))] if needed else []
     if needed:
@@ -312,7 +313,7 @@ def _only_binary(folder: Path) -> Path:
         names = ", ".join(file.name for file in found) or "none"
         raise RecordingError(
             f"data_dir={folder} must hold exactly one file that ends in {', '.join(_BINARY_SUFFIXES)}; found: "
-            f"{names}. Name the file with filename."
+            f"{names}. Give the file as filename."
         )
     return found[0]
 
@@ -323,27 +324,30 @@ def _results_folder(places: Mapping[str, Any], files: Sequence[PathLike]) -> Pat
         if isinstance(folder, Path):
             return folder
         raise ResultsError(
-            f"run_kilosort writes into a folder, not to {folder}; ks4stream.sort(…, results_dir=…) can write there."
+            f"run_kilosort can only write into a folder, not to {folder}; use ks4stream.sort(…, results_dir=…)."
         )
     if files:
         return default_results_dir(files[0])
     if places.get("data_dir") is not None:
         return Path(places["data_dir"]) / "kilosort4"
-    raise SettingsError("A file_object does not say where results should go; give results_dir.")
+    raise SettingsError("With file_object there is no folder for the results; give results_dir.")
 
 
-def _open(files: Sequence[PathLike], file_object: Any, told: Mapping[str, Any], places: Mapping[str, Any]) -> Recording:
+def _open(
+    files: Sequence[PathLike], file_object: Any, known: Mapping[str, Any], places: Mapping[str, Any]
+) -> Recording:
     """Open the recording with its probe.
 
-    The rate is, in this order: what the recording itself tells (``fs`` of the settings must agree), ``fs``, 30 kHz.
+    The rate is that of the recording's metadata (with which ``fs`` of the settings must agree), else ``fs``, else
+    30 kHz.
 
     Raises
     ------
     SettingsError
-        If the recording has another rate or number of channels than the settings say: a rate by more than 1 part in
-        1000, as metadata hold what was measured (29999.95 Hz) and people what was meant (30000).
+        If rate or number of channels of the recording differ from the settings; the rate by more than 1 part in 1000,
+        as metadata hold measured rates (29999.95 Hz) and people give nominal ones (30000).
     """
-    fs, n_chan = told["fs"], told["n_chan_bin"]
+    fs, n_chan = known["fs"], known["n_chan_bin"]
     default_fs = fs
     if fs is None and (file_object is not None or not all(map(may_tell_rate, files))):
         default_fs = _DEFAULT_FS
@@ -356,11 +360,11 @@ def _open(files: Sequence[PathLike], file_object: Any, told: Mapping[str, Any], 
         raise SettingsError(f"fs={fs:g} Hz, but {recording.name} has {rate:g} Hz. Leave fs out of the settings.")
     if n_chan != recording.n_channels:
         raise SettingsError(
-            f"n_chan_bin={n_chan}, but {recording.name} has {recording.n_channels} channels. Give the right number."
+            f"n_chan_bin={n_chan}, but {recording.name} has {recording.n_channels} channels. Correct n_chan_bin."
         )
     if recording.probe is None:
         raise ProbeError(
-            f"{recording.name} does not say where its contacts are; give probe (a dictionary with chanMap, xc, yc "
+            f"The contact positions of {recording.name} are not known; give probe (a dictionary with chanMap, xc, yc "
             f"and kcoords, or a file), or probe_name (shipped: {', '.join(shipped_probes())})."
         )
     return recording
@@ -371,12 +375,12 @@ def _probe(places: Mapping[str, Any]) -> Any:
 
 
 def _shanks(shank_idx: float | Sequence[float] | None) -> list[tuple[int | None, str]]:
-    """The shanks to sort apart, each with its folder; all together is one job without a folder of its own."""
+    """The shanks to sort separately, each with its folder; all together is one job without a folder of its own."""
     if shank_idx is None:
         return [(None, "")]
     chosen = np.atleast_1d(np.asarray(shank_idx, np.float64)).ravel().tolist()
     if not chosen:
-        raise SettingsError("shank_idx is an empty list; name the shanks to sort, or None for all.")
+        raise SettingsError("shank_idx is an empty list; give the shanks to sort, or None for all.")
     if any(shank != int(shank) for shank in chosen):
         raise SettingsError(f"shank_idx={shank_idx} must be whole numbers, the values of kcoords.")
     return [(int(shank), f"shank_{int(shank)}") for shank in chosen]
@@ -394,7 +398,7 @@ def _with_channels(recording: Recording, shank: int | None, bad_channels: Sequen
         )
     if shank is not None:
         probe = probe.select_shanks(shank)
-    on_probe = np.intersect1d(bad, probe.chan_map)  # others are not sorted anyway
+    on_probe = np.intersect1d(bad, probe.chan_map)  # the others are not sorted anyway
     return recording.with_probe(probe.drop_channels(on_probe) if len(on_probe) else probe)
 
 
@@ -402,7 +406,7 @@ def _with_channels(recording: Recording, shank: int | None, bad_channels: Sequen
 
 
 def _progress(bar: Any) -> Progress | None:
-    """What :func:`ks4stream.sorter.sort` calls, for a progress bar of any of the usual kinds."""
+    """The callable that :func:`ks4stream.sorter.sort` wants, for a progress bar of any of the usual kinds."""
     if bar is None:
         return None
     show = getattr(bar, "emit", None) or getattr(bar, "setValue", None)  # a Qt signal, a Qt progress bar

@@ -1,9 +1,9 @@
-"""What a sort will need, said before it begins: from metadata alone, no sample is read.
+"""What a sort will need, estimated before it begins from metadata alone: no sample is read.
 
-How many spikes there are nobody knows before; their number, and what follows from it, is an assumption that the plan
+The number of spikes is not known in advance; it, and everything that follows from it, is an assumption that the plan
 states. All else follows from recording, probe and settings. Bytes are those of the arrays that the stages and kernels
-make, term by term, so that whoever changes a kernel finds the line to change here; the tests hold them against what
-processes really take.
+make, term by term, so that whoever changes a kernel finds the line to change; the tests compare them with what
+processes actually use.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ks4stream.stages.preprocessing import tiling_of
 
 CLIENT_BYTES = 600 << 20  # the calling process, with Zarr, xarray and Matplotlib and what plots take
 RESULT_COPIES = 2  # of the features among the results: Phy's and those of sorting.zarr
-RESULT_BYTES = 100  # of a spike in the results, besides
+RESULT_BYTES = 100  # per spike in the results, apart from features
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Shortfall:
     ----------
     text : str
     certain : bool
-        Whether the sort cannot work; otherwise that depends on the spikes there will be.
+        Whether the sort is bound to fail; otherwise that depends on the number of spikes.
     """
 
     text: str
@@ -60,38 +60,38 @@ class Plan:
     ----------
     recording : str
     duration_s : float
-        Of what is sorted.
+        Length of what is sorted.
     n_channels : int
-        That are sorted.
+        Number of channels that are sorted.
     n_batches, batches_per_task : int
     n_centres, n_regions : int
         Universal template centres, and regions that are clustered.
     spikes_per_channel_hz : float
-        Assumed.
+        Assumed spike rate.
     n_spikes, n_templates : int
-        That follow from what is assumed.
+        Numbers that follow from the assumed rate.
     n_passes : int
-        Over the recording, at most: with drift correction the detection runs twice.
+        Passes over the recording, at most: with drift correction, detection runs twice.
     stages : tuple of Needs
-        Of those that have tasks; each task's process needs :data:`PYTHON_BYTES` besides.
+        Needs of the stages that have tasks; each task's process needs :data:`PYTHON_BYTES` in addition.
     n_tasks : int
-        At most, all passes together.
+        Number of tasks in all passes together, at most.
     fetch_bytes : int
-        Of the recording, if each sample is fetched once.
+        Bytes of the recording, if each sample is fetched once.
     read_bytes : int
-        In all passes together, at most.
+        Bytes read in all passes together, at most.
     client_bytes : int
-        Memory of the process that calls.
+        Memory of the calling process.
     scratch_bytes, results_bytes : int
-        On disk: ``run``, which may be deleted when the sort is done, and the results beside it.
+        Disk space of ``run``, which may be deleted when the sort is done, and of the results next to it.
     n_workers : int
     memory_bytes : int
-        Of this machine.
+        Memory of this machine.
     workers_per_gpu : int
-        That share one, where one is used.
+        Number of workers that share a GPU, if one is used.
     worker_memory_bytes, gpu_memory_bytes, disk_bytes : int or None
-        What there is of each: for one task at a time, free on one GPU, free where the results go; None where not
-        known.
+        What is available: memory for one task at a time, free memory on one GPU, free disk space where the results go;
+        None if unknown.
     shortfalls : tuple of Shortfall
     """
 
@@ -123,12 +123,12 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether nothing was found that does not fit."""
+        """Whether no shortfall was found."""
         return not self.shortfalls
 
     @property
     def worker_bytes(self) -> int:
-        """Memory a worker needs at most, Python and torch included."""
+        """Memory that a worker needs at most, including Python and torch."""
         return PYTHON_BYTES + max(stage.memory_bytes for stage in self.stages)
 
     def check(self) -> None:
@@ -146,14 +146,14 @@ class Plan:
             warn(shortfall.text, MachineWarning, stacklevel=3)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain numbers, texts and lists, for JSON."""
+        """The plan as plain numbers, strings and lists, for JSON."""
         return asdict(self) | {"worker_bytes": self.worker_bytes, "fits": self.fits}
 
     def rows(self) -> list[tuple[str, str]]:
-        """What is said of each thing, in the order of the table."""
+        """Rows of the table: a label and its text."""
         hours, rest = divmod(round(self.duration_s), 3600)
-        there = {  # what there is, where it is known
-            name: "" if n_bytes is None else f" (there are {format_bytes(n_bytes)})"
+        available = {  # where it is known
+            name: "" if n_bytes is None else f" ({format_bytes(n_bytes)} available)"
             for name, n_bytes in (
                 ("worker", self.worker_memory_bytes),
                 ("gpu", self.gpu_memory_bytes),
@@ -177,13 +177,13 @@ class Plan:
             ),
             ("read", f"{format_bytes(self.fetch_bytes)} of recording, {format_bytes(self.read_bytes)} in all passes"),
             *((f"memory: {stage.name}", format_bytes(PYTHON_BYTES + stage.memory_bytes)) for stage in self.stages),
-            ("memory: a worker", f"{format_bytes(self.worker_bytes)} at most{there['worker']}"),
+            ("memory: a worker", f"{format_bytes(self.worker_bytes)} at most{available['worker']}"),
             (
                 "memory: this process",
-                f"{format_bytes(self.client_bytes)} (there are {format_bytes(self.memory_bytes)})",
+                f"{format_bytes(self.client_bytes)} ({format_bytes(self.memory_bytes)} available)",
             ),
-            *([("memory: GPU", f"{format_bytes(gpu)} at most{each}{there['gpu']}")] if gpu else []),
-            ("disk: run/", f"{format_bytes(self.scratch_bytes)}; may be deleted afterwards{there['disk']}"),
+            *([("memory: GPU", f"{format_bytes(gpu)} at most{each}{available['gpu']}")] if gpu else []),
+            ("disk: run/", f"{format_bytes(self.scratch_bytes)}; may be deleted afterwards{available['disk']}"),
             ("disk: results", format_bytes(self.results_bytes)),
         ]
 
@@ -195,7 +195,7 @@ class Plan:
 
 
 def format_bytes(n_bytes: float) -> str:
-    """Bytes as people read them.
+    """Format a number of bytes for people.
 
     >>> format_bytes(2_345_000_000)
     '2.3 GB'
@@ -219,7 +219,7 @@ def plan(
     device: str | torch.device | None = None,
     spikes_per_channel_hz: float = SPIKES_PER_CHANNEL_HZ,
 ) -> Plan:
-    """Say what a sort will need, and what of it does not fit, before anything but metadata is read.
+    """Estimate what a sort will need, and what does not fit, reading nothing but metadata.
 
     Parameters
     ----------
@@ -227,21 +227,21 @@ def plan(
         With a probe.
     settings : Settings, optional
     results_dir : path, optional
-        Where the results will go; the disk it lies on is looked at, if it is one.
+        Where the results will go; the free space of that disk is checked, unless it is an object store.
     n_workers : int, optional
-        Tasks at a time; by default as many as a sort on this machine would take.
+        Number of concurrent tasks; by default as many as a sort on this machine would use.
     worker_memory_bytes : float, optional
-        Memory for one task at a time; by default each worker's share of this machine's. Infinite: not known.
+        Memory for one task at a time; by default each worker's share of this machine's. Infinite means unknown.
     gpu_memory_bytes : float, optional
-        Of one GPU; by default what is free on the one of this machine's where that is least.
+        Memory of one GPU; by default the least that is free on any of this machine's.
     workers_per_gpu : int, optional
-        That share it; by default as many as `n_workers` makes on this machine's.
+        Number of workers that share it; by default that of `n_workers` on this machine's GPUs.
     block_batches : int, optional
         Batches per task; by default about a minute of recording.
     device : str or torch.device, optional
         As in :func:`ks4stream.sort`.
     spikes_per_channel_hz : float
-        Spikes to be expected. Memory of the final clustering and disk follow from it.
+        Expected spike rate. Memory of the final clustering and disk space follow from it.
 
     Returns
     -------
@@ -271,7 +271,7 @@ def plan(
     return replace(found, shortfalls=tuple(_Advice(load, found).shortfalls()))
 
 
-def _plan(load: Load, n_workers: int, **there: Any) -> Plan:
+def _plan(load: Load, n_workers: int, **available: Any) -> Plan:
     """Sum the needs of all stages."""
     needs, recording, n_batches = needs_of(load), load.recording, len(load.tiling)
     sample_bytes = recording.n_channels * recording.dtype.itemsize
@@ -298,23 +298,23 @@ def _plan(load: Load, n_workers: int, **there: Any) -> Plan:
         scratch_bytes=sum(need.passes * need.scratch_bytes for need in needs) + records_bytes,
         results_bytes=load.n_spikes * (RESULT_COPIES * 4 * load.n_features + RESULT_BYTES),
         n_workers=n_workers,
-        **there,
+        **available,
     )
 
 
 @dataclass(frozen=True)
 class _Advice:
-    """What of a plan does not fit, and which setting to change."""
+    """What does not fit in a plan, and which setting to change."""
 
     load: Load
     plan: Plan
 
     def shortfalls(self) -> Iterator[Shortfall]:
-        """All that does not fit."""
+        """Everything that does not fit."""
         plan = self.plan
         if plan.client_bytes > plan.memory_bytes:
             yield Shortfall(
-                f"This process may need {format_bytes(plan.client_bytes)}, and the machine has "
+                f"This process may need {format_bytes(plan.client_bytes)}, but the machine has "
                 f"{format_bytes(plan.memory_bytes)}. Sort a part with tmin and tmax, raise binning_depth (now "
                 f"{self.load.settings.binning_depth:g} µm) or Th_learned (fewer spikes).",
                 certain=False,
@@ -326,75 +326,76 @@ class _Advice:
         if plan.disk_bytes is not None:
             yield from self._on_disk(plan.disk_bytes)
 
-    def _in_memory(self, there: int) -> Iterator[Shortfall]:
+    def _in_memory(self, available: int) -> Iterator[Shortfall]:
         n_workers = self.plan.n_workers
-        if not self.load.on_gpu and self.load.least_tile_bytes() > there:
-            yield self._no_batch(f"a worker has {format_bytes(there)}", there, f"use fewer workers (now {n_workers})")
+        if not self.load.on_gpu and self.load.least_tile_bytes() > available:
+            yield self._no_batch(
+                f"a worker has {format_bytes(available)}", available, f"use fewer workers (now {n_workers})"
+            )
             return
         for need in self.plan.stages:
-            if PYTHON_BYTES + need.memory_bytes > there:
+            if PYTHON_BYTES + need.memory_bytes > available:
                 yield Shortfall(
-                    f"A task of {need.name} may need {format_bytes(PYTHON_BYTES + need.memory_bytes)}, and a worker "
-                    f"has {format_bytes(there)}. Use fewer workers (now {n_workers}), or lower "
+                    f"A task of {need.name} may need {format_bytes(PYTHON_BYTES + need.memory_bytes)}, but a worker "
+                    f"has {format_bytes(available)}. Use fewer workers (now {n_workers}), or lower "
                     f"{self._remedies(need, rows=True)}.",
                     certain=False,
                 )
 
-    def _on_gpu(self, there: int) -> Iterator[Shortfall]:
-        sharing, share = self.plan.workers_per_gpu, there // self.plan.workers_per_gpu
+    def _on_gpu(self, available: int) -> Iterator[Shortfall]:
+        sharing, share = self.plan.workers_per_gpu, available // self.plan.workers_per_gpu
         elsewhere = f"use fewer workers (now {self.plan.n_workers}), or " * (sharing > 1) + 'compute with device="cpu"'
-        if self.load.least_tile_bytes() > there:
-            yield self._no_batch(f"the GPU has {format_bytes(there)} free", there, 'compute with device="cpu"')
+        if self.load.least_tile_bytes() > available:
+            yield self._no_batch(f"the GPU has {format_bytes(available)} free", available, 'compute with device="cpu"')
             return
-        has = f"a worker's share is {format_bytes(share)}" if sharing > 1 else f"it has {format_bytes(there)} free"
+        has = f"a worker's share is {format_bytes(share)}" if sharing > 1 else f"it has {format_bytes(available)} free"
         for need in self.plan.stages:
             if need.gpu_bytes > share:
                 yield Shortfall(
-                    f"A task of {need.name} may need {format_bytes(need.gpu_bytes)} on the GPU, and {has}. "
+                    f"A task of {need.name} may need {format_bytes(need.gpu_bytes)} on the GPU, but {has}. "
                     f"Lower {self._remedies(need, rows=False)}, or {elsewhere}.",
                     certain=False,
                 )
 
-    def _on_disk(self, there: int) -> Iterator[Shortfall]:
+    def _on_disk(self, available: int) -> Iterator[Shortfall]:
         needed = self.plan.scratch_bytes + self.plan.results_bytes
-        if needed > there:
+        if needed > available:
             records = sum(stage.n_tasks for stage in self.plan.stages) * self.load.receipt_bytes
             yield Shortfall(
-                f"About {format_bytes(needed)} of disk will be needed for run/ and the results, and "
-                f"{format_bytes(there)} are free. Give a results_dir on a larger disk, sort a part with "
-                "tmin and tmax, or raise Th_universal and "
-                "Th_learned (fewer spikes).",
-                certain=records > there,
+                f"run/ and the results will need about {format_bytes(needed)} of disk space, but only "
+                f"{format_bytes(available)} are free. Give a results_dir on a larger disk, sort a part with "
+                "tmin and tmax, or raise Th_universal and Th_learned (fewer spikes).",
+                certain=records > available,
             )
 
     def _remedies(self, need: Needs, *, rows: bool) -> str:
-        """What to lower, with the rows of a block or beside them."""
+        """What to lower; `rows`: also what lowers the rows of a block."""
         if not need.n_tiles_read:
             return need.remedies
         smaller = f" or block_batches (now {self.plan.batches_per_task})" * (rows and need.writes_blocks)
         return f"batch_size (now {self.load.tiling.size}){smaller}{need.remedies}"
 
-    def _no_batch(self, there_is: str, there: int, elsewhere: str) -> Shortfall:
+    def _no_batch(self, has: str, available: int, elsewhere: str) -> Shortfall:
         load = self.load
 
         def fits(size: int) -> bool:
             beside = max(Detect.bytes_beside_tile(load, size), Match.bytes_beside_tile(load, size))
-            return CUDA_BYTES * load.on_gpu + load.tile_bytes(size) + beside <= there
+            return CUDA_BYTES * load.on_gpu + load.tile_bytes(size) + beside <= available
 
         size = load.longest_size(fits)
-        smaller = f"Lower batch_size (to {size}, say). " if size else ""
+        smaller = f"Lower batch_size (for instance to {size}). " if size else ""
         return Shortfall(
             f"One batch of {load.tiling.size} samples on {load.n_channels} channels takes "
-            f"{format_bytes(load.least_tile_bytes())} at least, and {there_is}. {smaller}Otherwise "
-            f"{elsewhere}, or sort shanks one by one.",
+            f"at least {format_bytes(load.least_tile_bytes())}, but {has}. {smaller}Otherwise "
+            f"{elsewhere}, or sort the shanks one at a time.",
             certain=True,
         )
 
 
 def _free_bytes(folder: Place) -> int:
-    """Free on the disk where a folder lies, or will lie; of what goes to an object store, where it is made ready."""
-    here = Path(tempfile.gettempdir()) if isinstance(folder, ObjectPath) else folder
-    return shutil.disk_usage(next(one for one in (here, *here.parents) if one.exists())).free
+    """Free bytes on the disk of a folder that may not exist yet; for an object store, on the disk where files wait."""
+    local = Path(tempfile.gettempdir()) if isinstance(folder, ObjectPath) else folder
+    return shutil.disk_usage(next(parent for parent in (local, *local.parents) if parent.exists())).free
 
 
 def _known(n_bytes: float | None) -> int | None:

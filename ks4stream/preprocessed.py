@@ -1,4 +1,4 @@
-"""Traces as the stages see them, for people: filtered, referenced, whitened and moved back."""
+"""Traces as the stages see them, for people: filtered, referenced, whitened and drift-corrected."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def preprocess(
     resources: Resources | None = None,
     **of_resources: Any,
 ) -> xarray.DataArray:
-    """Filter, reference and whiten a recording, and undo its drift, lazily: the traces that are sorted.
+    """Lazily filter, reference and whiten a recording and correct its drift: the traces that are sorted.
 
     Parameters
     ----------
@@ -45,14 +45,14 @@ def preprocess(
         With a probe.
     settings : Settings, optional
     whitening : Whitening, optional
-        Of a finished sorting (``sorting.whitening``); by default learned now, from a sample of the batches.
+        That of a finished sorting (``sorting.whitening``); by default estimated now from a sample of the batches.
     drift : Drift or "estimate", optional
-        Of a finished sorting (``sorting.drift``), or estimated now, which is a pass over the whole recording; by
-        default traces are not moved.
+        That of a finished sorting (``sorting.drift``), or "estimate" to estimate it now, which is a pass over the
+        whole recording; by default drift is not corrected.
     resources : Resources, optional
-        As in :func:`ks4stream.sort`: `client` and `workers` learn what is not given, on `device` traces are computed,
-        whenever that is. With a cache, samples that several batches see are fetched once; in the temporary folder it
-        stays until the array and all that was made of it are garbage.
+        As in :func:`ks4stream.sort`: `client` and `workers` estimate what is not given; `device` is where traces are
+        computed later. With a cache, samples that several batches see are fetched once; in the temporary folder
+        it is kept until the array and everything derived from it are garbage-collected.
     **of_resources
         Any field of :class:`~ks4stream.Resources`.
 
@@ -60,15 +60,15 @@ def preprocess(
     -------
     xarray.DataArray of float32
         dims ``time, channel``, in multiples of the noise's standard deviation; one Dask chunk per batch. ``time`` is
-        the sample of the recording, as spike times are; with tmin and tmax it is that of the crop. If whitening and
-        drift are given (or no drift is wanted) nothing has been read yet.
+        the sample of the recording, as spike times are; tmin and tmax limit its range. If whitening and drift are
+        given (or drift is not corrected), nothing has been read yet.
 
     Raises
     ------
     RecordingError, ProbeError, SettingsError
-        If the recording cannot be preprocessed, or what is given belongs to another one.
+        If the recording cannot be preprocessed, or `whitening` or `drift` belongs to another one.
     ResultsError
-        If `cache_dir` cannot be made.
+        If `cache_dir` cannot be created.
 
     Examples
     --------
@@ -80,7 +80,7 @@ def preprocess(
     from ks4stream.engine.lazy import whitened_traces
 
     if isinstance(drift, str) and drift != ESTIMATE:
-        raise SettingsError(f"drift={drift!r} is unknown; give a Drift, {ESTIMATE!r}, or None for none.")
+        raise SettingsError(f"drift={drift!r} is not valid; give a Drift, {ESTIMATE!r}, or None for no correction.")
     settings = settings or Settings()
     resources = Resources.given(resources, of_resources)
     recording = cached_while_held(recording, resources.cache_dir)
@@ -102,7 +102,7 @@ def preprocess(
 def _learned(
     tiles: Preprocessor, settings: Settings, resources: Resources, whitening: Whitening | None, *, with_drift: bool
 ) -> Preprocessor:
-    """Learn the whitening, unless given, and the drift, if wanted."""
+    """Estimate the whitening, unless given, and the drift, if requested."""
     with ExitStack() as stack:
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(tiles, None, fresh=True))
@@ -120,7 +120,7 @@ def _learned(
 def _check_whitening(tiles: Preprocessor, whitening: Whitening) -> None:
     if len(whitening.matrix) != tiles.probe.n_channels:
         raise ProbeError(
-            f"The whitening given is for {len(whitening.matrix)} channels, but {tiles.recording.name} has "
+            f"The given whitening is for {len(whitening.matrix)} channels, but {tiles.recording.name} has "
             f"{tiles.probe.n_channels} to be sorted. Give that of the same recording and probe, or none."
         )
 
@@ -128,7 +128,7 @@ def _check_whitening(tiles: Preprocessor, whitening: Whitening) -> None:
 def _check_drift(tiles: Preprocessor, drift: Drift) -> None:
     if len(drift.shift_um) != len(tiles.tiling):
         raise RecordingError(
-            f"The drift given is for {len(drift.shift_um)} batches, but {tiles.recording.name} has "
+            f"The given drift is for {len(drift.shift_um)} batches, but {tiles.recording.name} has "
             f"{len(tiles.tiling)} of batch_size={tiles.tiling.size}. Give that of the same recording and settings "
             "(batch_size, batch_downsampling, tmin, tmax), or drift='estimate'."
         )

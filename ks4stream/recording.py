@@ -1,9 +1,8 @@
 """The traces, read only when they are needed.
 
-A :class:`Recording` is a frozen description: where samples come from (a :class:`Source`), how fast they
-were taken, and where the contacts are. Making one reads nothing; :meth:`Recording.read` reads one stretch
-of time, and :attr:`Recording.traces` is the whole of it as a lazy array. Opening files is the business of
-:mod:`ks4stream.io.recordings`.
+A :class:`Recording` is a frozen description: where samples come from (a :class:`Source`), their sampling rate, and
+where the contacts are. Creating one reads nothing; :meth:`Recording.read` reads one stretch of time, and
+:attr:`Recording.traces` is all of it as a lazy array. Files are opened by :mod:`ks4stream.io.recordings`.
 """
 
 from __future__ import annotations
@@ -25,11 +24,12 @@ if TYPE_CHECKING:
 
 
 SAME_RATE = 1e-3
-"""Share by which two sampling rates may differ and be one: metadata hold measured ones, people say what was meant."""
+"""Share by which two sampling rates may differ and still be the same: metadata hold measured rates, people give
+nominal ones."""
 
 
 def is_same_rate(one_hz: float, other_hz: float) -> bool:
-    """Whether two sampling rates are one.
+    """Whether two sampling rates are the same.
 
     >>> is_same_rate(30_000, 29_999.95), is_same_rate(30_000, 25_000)
     (True, False)
@@ -39,7 +39,7 @@ def is_same_rate(one_hz: float, other_hz: float) -> bool:
 
 @dataclass(frozen=True)
 class FlatFile:
-    """Samples as they lie in a file or object: channels interleaved, one sample after the other, nothing between.
+    """Samples as they lie in a file or object: channels interleaved, one sample after the other, without gaps.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class Source(Protocol):
 
     @property
     def flat_files(self) -> tuple[FlatFile, ...] | str:
-        """The flat files the samples lie in, in order of time; or a sentence that says why they are not in any."""
+        """The flat files that hold the samples, in order of time; or a sentence that says why there are none."""
         ...
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
@@ -118,20 +118,20 @@ class Recording:
     sampling_rate_hz : float
         Samples per second.
     probe : Probe or None
-        The contacts of the channels to be sorted; None if they are not known (yet).
+        The contacts of the channels to be sorted; None if they are not (yet) known.
     gain_uv, offset_uv : float or None
-        µV = gain_uv · sample + offset_uv, the same for all sorted channels; None where not known.
+        µV = gain_uv · sample + offset_uv, the same for all sorted channels; None if unknown.
     name : str
         For messages and logs.
     files : tuple of str
-        The files the samples lie in, in order of time; empty for arrays in memory.
+        The files that hold the samples, in order of time; empty for arrays in memory.
 
     Raises
     ------
     RecordingError
         On construction, if it holds no samples or the rate is not a positive number.
     ProbeError
-        On construction, if the probe has channels that the source has not.
+        On construction, if the probe has channels that the source does not have.
     """
 
     source: Source
@@ -146,7 +146,9 @@ class Recording:
         """Check what can be checked without reading."""
         rate = self.sampling_rate_hz
         if not (math.isfinite(rate) and rate > 0):
-            raise RecordingError(f"{self.name}: fs={rate} is not a sampling rate; give samples per second, above 0.")
+            raise RecordingError(
+                f"{self.name}: fs={rate} is not a sampling rate; it must be a positive number of samples per second."
+            )
         if self.n_samples < 1 or self.n_channels < 1:
             raise RecordingError(
                 f"{self.name} is empty ({self.n_samples} samples of {self.n_channels} channels): "
@@ -182,10 +184,10 @@ class Recording:
         Returns
         -------
         xarray.DataArray
-            dims ``time, channel`` over a Dask array in chunks of about one second (where the file is stored in
-            chunks, of whole ones), in the file's dtype and units. Coordinates: ``channel`` (column in the file)
+            dims ``time, channel`` over a Dask array in chunks of about one second (of whole stored chunks, if the
+            file has any), in the file's dtype and units. Coordinates: ``channel`` (column in the file)
             and, where there is a probe, ``x_um``, ``y_um`` (NaN) and ``shank`` (-1, for channels that are not
-            sorted). Time has no coordinate, which for long recordings would be larger than memory: sample i is at
+            sorted). There is no coordinate for time, which would exceed memory for long recordings: sample i is at
             i / ``sampling_rate_hz``.
         """
         import xarray as xr
@@ -219,7 +221,7 @@ class Recording:
         start, stop = int(start), int(stop)
         if not 0 <= start <= stop <= self.n_samples:
             raise RecordingError(
-                f"{self.name}: samples {start} to {stop} were asked for, but it holds samples 0 to {self.n_samples}."
+                f"{self.name}: samples {start} to {stop} were requested, but it has samples 0 to {self.n_samples}."
             )
         return self.source.read(start, stop)
 
@@ -229,14 +231,14 @@ class Recording:
         Raises
         ------
         ProbeError
-            If the probe has channels that the file has not.
+            If the probe has channels that the file does not have.
         """
         return replace(self, probe=probe)
 
     def digest(self) -> str:
-        """Hash of the data: samples (for files by name, size and time of change), shape, type and rate.
+        """Hash of the data: samples (of files: name, size and time of change), shape, type and rate.
 
-        Neither the probe nor the gain enters; they have their own identity.
+        It includes neither probe nor gain, which have their own identity.
 
         Returns
         -------
@@ -266,14 +268,14 @@ class Recording:
 
 
 def _lazy_array(source: Source, rate_hz: float) -> dask.array.Array:
-    """A source in pieces of about a second, each of whole stored chunks, so that every chunk is read once."""
+    """A source in chunks of about a second, each made of whole stored chunks, so that every chunk is read once."""
     import dask.array as da
 
     array: dask.array.Array
-    if hasattr(source, "to_dask"):  # it is a Dask array already: no second graph around it
+    if hasattr(source, "to_dask"):  # it already is a Dask array: no second graph around it
         array = source.to_dask()
         return array
-    if hasattr(source, "sources"):  # parts are stored apart
+    if hasattr(source, "sources"):  # parts are stored separately
         concatenate: Any = da.concatenate  # untyped
         array = concatenate([_lazy_array(part, rate_hz) for part in source.sources])
         return array
@@ -282,7 +284,7 @@ def _lazy_array(source: Source, rate_hz: float) -> dask.array.Array:
     array = from_array(
         _Sliceable(source),
         chunks=(max(1, round(rate_hz / stored)) * stored, source.n_channels),
-        name=False,  # a name from the content would read it
+        name=False,  # Dask would read the content to derive a name from it
         asarray=False,
         fancy=False,
         inline_array=True,

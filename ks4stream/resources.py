@@ -1,4 +1,4 @@
-"""Where a sort computes, and with what: nothing of it changes a result."""
+"""Where a sort computes, and with what: none of it changes a result."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a sort may use. No result depends on any of it.
+    """What a sort may use. No result depends on it.
 
     Attributes
     ----------
     client : distributed.Client or str, optional
-        Where to compute, or the address of the scheduler ("tcp://host:8786"); by default the client that is active, as
-        for Dask's own functions, and where there is none the cores and GPUs of this machine. The string "loop" computes
-        in this thread, one task after the other.
+        Where to compute, or the address of the scheduler ("tcp://host:8786"); by default the active client, as for
+        Dask's own functions, or without one the cores and GPUs of this machine. The string "loop" computes in this
+        thread, one task after the other.
     workers : int, optional
-        How many of this machine's workers compute, whether or not a client is active; by default one for each GPU (of
-        long recordings up to four), or else for each core, as memory allows.
+        Number of workers on this machine, whether or not a client is active; by default one per GPU (up to four for
+        long recordings), or else one per core, as memory allows.
     device : str or torch.device, optional
         Where kernels run: "cpu", "cuda" or "cuda:1"; by default the GPU if this process sees one.
     block_batches : int, optional
-        Batches per task; by default a minute of recording, or less where that would make fewer than 32 tasks. With
-        another number a run does not find the blocks that an earlier one finished.
+        Batches per task; by default a minute of recording, or less if that would make fewer than 32 tasks. With a
+        different number, a run does not find the blocks that an earlier one finished.
     cache_dir : path, optional
-        Where the recording is kept, compressed, on each machine that computes: by default in the temporary folder
-        while it is sorted if it lies on an object store, and not at all otherwise; "off" fetches it again in every
-        pass. See :func:`ks4stream.io.tile_cache.cached`.
+        Where each machine that computes keeps a compressed copy of the recording. By default this is the temporary
+        folder, for the duration of the sort, if the recording lies on an object store; otherwise there is no copy.
+        "off" fetches the recording again in every pass. See :func:`ks4stream.io.tile_cache.cached`.
     cache_bytes : int, optional
-        What that may take on the disk of a machine; by default half of what is free.
+        Disk space that the cache may use on each machine; by default half of what is free.
 
     Raises
     ------
     SettingsError
-        If both a client and workers are given.
+        If both a client and a number of workers are given.
     """
 
     client: Any = None
@@ -55,17 +55,17 @@ class Resources:
     def __post_init__(self) -> None:
         if self.client is not None and self.workers is not None:
             raise SettingsError(
-                f"workers={self.workers} was given with a client, which brings its own. Leave one of them out."
+                f"workers={self.workers} was given with a client, which has its own workers. Leave one of them out."
             )
 
     @classmethod
     def given(cls, resources: Resources | None, changes: dict[str, Any]) -> Resources:
-        """The resources, or the default ones, with those of the changes that are not None.
+        """The resources, or the defaults, with those changes that are not None.
 
         Raises
         ------
         SettingsError
-            If a name is unknown, or that of a setting.
+            If a name is unknown or names a setting.
         """
         known = [spec.name for spec in fields(cls)]
         for name in changes:
@@ -74,5 +74,5 @@ class Resources:
                     raise SettingsError(f"{name} is a setting: pass it as settings=Settings({name}=…).")
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                 hint = f"Did you mean {near[0]!r}?" if near else f"The resources are {', '.join(known)}."
-                raise SettingsError(f"{name} is neither an argument nor one of the resources. {hint}")
+                raise SettingsError(f"{name} is neither an argument nor a resource. {hint}")
         return replace(resources or cls(), **{name: value for name, value in changes.items() if value is not None})

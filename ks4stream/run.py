@@ -1,4 +1,4 @@
-"""One run of the method: where its steps compute, where what they found is kept, and how long each took."""
+"""One run of the method: where its steps compute, where their results are kept, and how long each took."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger("ks4stream")
 
 @dataclass
 class Run:
-    """Computes steps, and remembers what their tasks found.
+    """Computes steps, and keeps the results of their tasks.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Run:
     store : RunStore
     sampling_rate_hz : float
     block_batches : int or None
-        Batches per task.
+        Batches per task; None chooses.
     progress : callable
     seconds : dict of float
         Wall time by step.
@@ -51,11 +51,11 @@ class Run:
 
     @property
     def scratch(self) -> Path:
-        """Folder on this machine for what is mapped into memory."""
+        """Folder on this machine for arrays that are mapped into memory."""
         return self.store.scratch
 
     def do(self, step: Step[Result]) -> Result:
-        """What a step finds."""
+        """Compute a step and return its result."""
         is_here = not isinstance(step, Stage)
         if is_here:
             self.progress(step.name, 0, 1)
@@ -66,42 +66,42 @@ class Run:
         return found
 
     def map(self, stage: Stage[Item, Part, Any], items: Sequence[Item]) -> Iterator[Part]:
-        """Results of the tasks in order: those of an earlier run from the store, the others computed and kept there."""
+        """Yield the tasks' results in order: recalled from an earlier run, or computed now and kept in the store."""
         store = self.store.stage(stage.name, key_of(stage, METHOD_VERSION, torch.__version__), stage.records)
         known = store.recall(items)
         if known:
-            logger.info("%s: %d of %d tasks were finished before", stage.name, len(known), len(items))
+            logger.info("%s: %d of %d tasks were already finished", stage.name, len(known), len(items))
         missing = [item for index, item in enumerate(items) if index not in known]
         task = Checkpointed(partial(stage.task, folder=store.folder), store)
         fresh = self.engine.map(task, missing, stage=stage.name, priority=stage.work(missing))
         for index in range(len(items)):
             yield known.pop(index) if index in known else next(fresh)
-        yield from fresh  # nothing is left of it, but its end
+        yield from fresh  # yields nothing more, but runs the generator to its end
 
     def blocks(self, tiling: Tiling, indices: Sequence[int] | None = None) -> list[Block]:
-        """Batches by task; cut alike on any machine, so that a run finds its blocks again wherever it goes on."""
+        """Batches by task; the same on any machine, so that a run finds its blocks again wherever it is resumed."""
         n_tiles = len(tiling) if indices is None else len(indices)
         per_task = self.block_batches or tiles_per_task(tiling, n_tiles, self.sampling_rate_hz)
         return tiling.blocks(per_task, indices)
 
     def retry_damaged(self, method: Callable[[], Sorting]) -> Sorting:
-        """What a method finds; where a file turns out to be damaged, its block is computed again, the rest recalled."""
+        """Run a method; if a file turns out to be damaged, compute its block again and recall the rest."""
         damaged: set[str] = set()
         while True:
             try:
                 return method()
             except DamagedFileError as error:
-                if error.path in damaged:  # for the second time: no chance
+                if error.path in damaged:  # for the second time: hopeless
                     raise
                 damaged.add(error.path)
-                logger.warning("%s It is computed again.", error)
+                logger.warning("%s Its block is computed again.", error)
                 with explain_write_errors(self.store.folder):
                     remove(place(error.path))
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
+        start = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         give_back_memory()
         logger.info("%s: %.2f s", name, self.seconds[name])

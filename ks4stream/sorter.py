@@ -1,4 +1,4 @@
-"""``sort``: a recording is checked, sorted by the method of :mod:`ks4stream.pipeline`, and its results are written."""
+"""``sort``: check a recording, sort it with the method of :mod:`ks4stream.pipeline`, and write the results."""
 
 from __future__ import annotations
 
@@ -61,22 +61,23 @@ def sort(
         Folder for the Phy files, plots and the native store, or an address in an object store
         (``s3://bucket/key``); None writes nothing.
     resources : Resources, optional
-        Where to compute and with what, which never changes the result: by default on the Dask client that is active,
-        or else the cores and GPUs of this machine.
+        Where to compute and with what, which never changes the result: by default on the active Dask client, or else
+        on the cores and GPUs of this machine.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
     resume : bool
-        Continue where an earlier run into `results_dir` stopped: what it finished, of the same recording and with the
-        same settings where they matter, is not computed again. False starts over. Only files, Zarr and arrays up to
-        256 MB are recognized as the same; others are always sorted again.
+        Continue where an earlier run into `results_dir` stopped: tasks that it finished, on the same recording and with
+        the same settings where they matter, are not computed again. False starts over. Only files, Zarr arrays and
+        arrays in memory up to 256 MB are recognized as the same; others are always sorted again.
     keep_run : bool
-        Keep what the tasks of this sort found, in the results folder's ``run``, when results are written: another
-        setting then redoes only the stages it touches. It takes about twice as much space as the results.
+        Keep what the tasks of this sort found, in ``run`` in the results folder, once results are written: a sort with
+        a changed setting then recomputes only the stages that the setting affects. It takes about twice as much space
+        as the results.
     save_extra_vars : bool
         Write Kilosort4's extra files too.
     save_features : bool
-        Write the features of all spikes into the results folder: of long recordings nine tenths of everything, and
-        only Phy's feature view and what works with features again needs them.
+        Write the features of all spikes into the results folder. They make up nine tenths of the results of a long
+        recording, and only Phy's feature view and later analyses of features need them.
     save_preprocessed_copy : bool
         Also write the whitened, drift-corrected traces to ``temp_wh.dat`` in the results folder, and let Phy show
         those.
@@ -91,11 +92,11 @@ def sort(
     Raises
     ------
     RecordingError, ProbeError, SettingsError, ResultsError, WorkerError
-        Before work starts, if the input cannot be sorted, the results not be written or a worker not compute.
+        Before work starts, if the input cannot be sorted, the results cannot be written or a worker cannot compute.
     MachineError
         Before work starts, if a batch needs more memory than a worker or GPU has, or the disk is full.
     ResultsError
-        At any time, if the disk is full or a write is refused; what was finished stays usable.
+        At any time, if the disk is full or a write is refused; finished tasks stay usable.
     """
     from ks4stream import report
 
@@ -104,9 +105,9 @@ def sort(
     resources = Resources.given(resources, of_resources)
     client = client_for(resources)
     device = gpus.chosen(resources.device, here=client in (None, "loop"))
-    # Each of these is closed after those below it: the log hears of all that happens, the cache is there as long as
-    # something reads, and the run's lock is held until no worker writes any more.
-    with recorded() as said, ExitStack() as stack:
+    # Each of these is closed after those below it: the log records everything, the cache exists as long as something
+    # reads from it, and the run's lock is held until no worker writes any more.
+    with recorded() as warned, ExitStack() as stack:
         if results_dir is not None:
             results_dir = place(results_dir)
             results, folder = stack.enter_context(report.results_folder(results_dir, recording.files))
@@ -125,7 +126,7 @@ def sort(
         _check_plan(recording, settings, resources, device, engine, results_dir)
         run = Run(engine, store, tiles.sampling_rate_hz, resources.block_batches, progress)
         sorting = run.retry_damaged(partial(find_units, run, tiles, settings))
-        sorting = replace(sorting, warnings=tuple(said), **origin)
+        sorting = replace(sorting, warnings=tuple(warned), **origin)
         if results_dir is not None:
             progress("results", 0, 1)
             report.finish(
@@ -136,16 +137,16 @@ def sort(
                 check=store.check,
                 preprocessed=_preprocessed(tiles, sorting) if save_preprocessed_copy else None,
             )
-            sorting = replace(sorting, warnings=tuple(said))  # with where somebody's results were moved to
+            sorting = replace(sorting, warnings=tuple(warned))  # now also with where somebody's results were moved to
             store.tidy(keep=keep_run)
             progress("results", 1, 1)
         if caches := ending(recording, given):
-            engine.everywhere(partial(forget, caches))
+            engine.run_on_workers(partial(forget, caches))
     return sorting
 
 
 def prepare(recording: Recording, settings: Settings, *, device: str = "cpu") -> Preprocessor:
-    """Check recording, probe and settings against each other, before work starts.
+    """Check that recording, probe and settings fit each other, before work starts.
 
     Raises
     ------
@@ -154,8 +155,8 @@ def prepare(recording: Recording, settings: Settings, *, device: str = "cpu") ->
     tiling = tiling_of(recording, settings)
     tiles = Preprocessor(recording, tiling, settings, device=device)
     tiles.probe.check_file(recording.n_channels)
-    still = check_traces(recording, scale=settings.scale, start=tiling.start, stop=tiling.stop)
-    dead = dead_channels(recording, tiles.probe, still)
+    constant = check_traces(recording, scale=settings.scale, start=tiling.start, stop=tiling.stop)
+    dead = dead_channels(recording, tiles.probe, constant)
     return replace(tiles, dead=dead)
 
 
@@ -183,7 +184,7 @@ def _check_plan(
 
 
 def _origin(tiles: Preprocessor) -> dict[str, Any]:
-    """What is sorted, where it lies and by which versions, as it is when the sort begins."""
+    """What is sorted, where it lies and with which versions, as of the start of the sort."""
     from ks4stream.report.log import version_of
 
     recording = tiles.recording
@@ -205,17 +206,19 @@ def _origin(tiles: Preprocessor) -> dict[str, Any]:
 def run_store(
     tiles: Preprocessor, results_dir: str | os.PathLike[str] | ObjectPath | None, *, fresh: bool
 ) -> Iterator[RunStore]:
-    """Where a run keeps what its tasks find: in the results folder, or else in a temporary one."""
+    """The store for what a run's tasks find: in the results folder, or else in a temporary one."""
     with ExitStack() as stack:
         folder = place(results_dir or stack.enter_context(scratch_folder()))
         data = tiles.recording.digest() if results_dir else ""
-        recall = tiles.recording.source.digest_is_exact  # else nobody can tell what it was then
+        recall = tiles.recording.source.digest_is_exact  # otherwise it may not be the same recording
         yield stack.enter_context(open_store(folder / "run", data=data, fresh=fresh, recall=recall))
 
 
 def _preprocessed(tiles: Preprocessor, sorting: Sorting) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Whitened and drift-corrected traces, batch by batch: first sample and (time, channel)."""
-    device = tiles.device if gpus.visible(tiles.device) else "cpu"  # of a client without GPU only the workers had one
+    device = (
+        tiles.device if gpus.visible(tiles.device) else "cpu"
+    )  # the workers of a client may have had a GPU that this process lacks
     tiles = replace(tiles, device=device).with_results(whitening=sorting.whitening, drift=sorting.drift)
     for tile in tiles.tiling:
         traces, _ = tiles.whitened(tile)

@@ -109,12 +109,12 @@ def test_a_nan_where_nobody_looked_is_an_error_while_it_is_read() -> None:
 
 
 def test_samples_that_are_all_zero() -> None:
-    with pytest.raises(RecordingError, match=r"every sample looked at is zero, on all 10 channels.*Check n_chan"):
+    with pytest.raises(RecordingError, match=r"every sample checked is zero, on all 10 channels.*Check n_chan"):
         refuse(np.zeros((15_000, 10), np.int16))
 
 
 def test_samples_that_never_change() -> None:
-    with pytest.raises(RecordingError, match=r"none of the 10 channels changes.*channel map"):
+    with pytest.raises(RecordingError, match=r"each of the 10 channels is constant.*channel map"):
         refuse(np.full((15_000, 10), 7, np.int16))
 
 
@@ -139,10 +139,10 @@ def test_artifacts_everywhere() -> None:
 
 
 DEVICES = [
-    ("gpu", "device='gpu' is not possible; needed is 'cpu', 'cuda' .any GPU. or 'cuda:1'"),
-    ("mps", "device='mps' is not possible"),
-    ("cuda:x", "device='cuda:x' is not possible"),
-    ("", "device='' is not possible"),
+    ("gpu", "device='gpu' is not a valid device; it must be 'cpu', 'cuda' .any GPU. or 'cuda:1'"),
+    ("mps", "device='mps' is not a valid device"),
+    ("cuda:x", "device='cuda:x' is not a valid device"),
+    ("", "device='' is not a valid device"),
     ("cuda", "device='cuda', but this process sees no GPU .*device='cpu'"),
     ("cuda:7", "device='cuda:7', but this process sees no GPU"),
 ]

@@ -82,7 +82,7 @@ def test_a_demo_does_not_replace_what_is_not_of_a_demo(tmp_path: Path, name: str
     (tmp_path / name).write_text("{}")
     result = run("demo", "--out", tmp_path, "--seconds", "1")
     assert result.exit_code == 1
-    assert f"{name} is not of a demo" in " ".join(result.stderr.split())
+    assert f"{name} is not from a demo" in " ".join(result.stderr.split())
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "{}"
 
@@ -164,9 +164,9 @@ def test_every_setting_has_an_option_with_unit_bounds_and_default() -> None:
     for spec in fields(Settings):
         name = "--n-chan" if spec.name == "n_chan_bin" else "--" + spec.name.replace("_", "-")
         assert f"{name} " in text or f"{name}," in text
-    assert "[noise s.d.; > 0; default 9]" in text
-    assert "[≥ 1; ≤ 10000; default 100]" in text
-    assert "[default 0.5,0.5,0.5]" in text
+    assert "[noise s.d.; > 0; default: 9]" in text
+    assert "[≥ 1; ≤ 10000; default: 100]" in text
+    assert "[default: 0.5,0.5,0.5]" in text
     assert "--Th-universal, --th-universal NUMBER" in text
 
 
@@ -214,7 +214,7 @@ def test_a_rate_that_is_given_corrects_metadata(tmp_path: Path, asked: dict[str,
         result = run("sort", tmp_path / "a.zarr", "--fs", 25000, "--probe", "tetrode")
         assert result.exit_code == 0, result.output
         assert asked["recording"].sampling_rate_hz == used
-        is_told = "read at 25000 Hz, as --fs says, and not at the 30000 Hz" in " ".join(result.stderr.split())
+        is_told = "read at 25000 Hz, as --fs says, not at the 30000 Hz" in " ".join(result.stderr.split())
         assert is_told == (told == 30_000)
 
 

@@ -113,9 +113,11 @@ def test_a_batch_that_no_worker_can_hold_is_refused_with_a_length_that_fits():
     recording, memory = recording_of(64), 200e6
     settings = Settings(batch_size=1_200_000)
     found = plan(recording, settings, n_workers=4, worker_memory_bytes=memory)
-    with pytest.raises(MachineError, match=r"One batch of 1200000 samples .* batch_size \(to (\d+), say\)") as told:
+    with pytest.raises(
+        MachineError, match=r"One batch of 1200000 samples .* batch_size \(for instance to (\d+)\)"
+    ) as told:
         found.check()
-    shorter = int(str(told.value).split("Lower batch_size (to ")[1].split(",")[0])
+    shorter = int(str(told.value).split("Lower batch_size (for instance to ")[1].split(")")[0])
     again = plan(recording, settings.replace(batch_size=shorter), n_workers=4, worker_memory_bytes=memory)
     assert not any(shortfall.certain for shortfall in again.shortfalls)
 
@@ -149,7 +151,7 @@ def test_a_share_of_a_gpu_too_small_is_a_warning():
     for text in (str(one.message) for one in told):
         assert "use fewer workers (now 8)" in text
         assert "block_batches" not in text  # of which nothing lies on a GPU
-    assert "for each of 8 workers that share it (there are 6.0 GB)" in str(shared)
+    assert "for each of 8 workers that share it (6.0 GB available)" in str(shared)
 
 
 def test_the_gpu_of_this_machine_with_least_free_counts(monkeypatch: pytest.MonkeyPatch):
@@ -172,7 +174,7 @@ def test_what_a_gpu_fetches_from_lies_in_memory_beside_the_tile():
 
 def test_a_disk_too_small_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(planning, "_free_bytes", lambda folder: 10**6)
-    with pytest.warns(MachineWarning, match=r"of disk will be needed .* 1\.0 MB are free.*results_dir"):
+    with pytest.warns(MachineWarning, match=r"will need .* of disk space, but only 1\.0 MB are free.*results_dir"):
         plan(recording_of(), results_dir=".", **ROOMY).check()
     monkeypatch.setattr(planning, "_free_bytes", lambda folder: 0)
     with pytest.raises(MachineError, match="of disk"):

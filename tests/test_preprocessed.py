@@ -194,7 +194,7 @@ def test_what_does_not_belong_is_refused(recording: Recording, whitening: Whiten
         preprocess(recording, SETTINGS, whitening=Whitening(np.eye(5), np.zeros(0)))
     with pytest.raises(RecordingError, match="for 6 batches, but recording has 7 of batch_size=6000"):
         preprocess(recording, SETTINGS, whitening=whitening, drift=moving(6))
-    with pytest.raises(SettingsError, match="drift='guess' is unknown"):
+    with pytest.raises(SettingsError, match="drift='guess' is not valid"):
         preprocess(recording, SETTINGS, whitening=whitening, drift="guess")
     with pytest.raises(ProbeError, match="has no probe"):
         preprocess(recording.with_probe(None), SETTINGS, whitening=whitening)

@@ -89,9 +89,9 @@ def test_check_traces_names_the_sample_that_is_not_finite(value: float) -> None:
 
 
 def test_check_traces_refuses_silence() -> None:
-    with pytest.raises(RecordingError, match="every sample looked at is zero, on all 3 channels"):
+    with pytest.raises(RecordingError, match="every sample checked is zero, on all 3 channels"):
         check_traces(recording_of(np.zeros((300, 3), np.int16)))
-    with pytest.raises(RecordingError, match="none of the 3 channels changes"):
+    with pytest.raises(RecordingError, match="each of the 3 channels is constant"):
         check_traces(recording_of(np.full((300, 3), 4, np.uint16)))
 
 
@@ -215,7 +215,7 @@ REFUSED: dict[str, tuple[Callable[[NDArray[np.int16]], NDArray[Any]], str, str]]
     "bytes in the other order": (lambda x: x.astype(">i2"), "<i2", r"Set dtype='>i2'"),
     "float32 as int16": (lambda x: x * np.float32(0.195), "int16", r"written as float32\. Set dtype='float32'"),
     "float16 as int16": (lambda x: (0.195 * x).astype(np.float16), "int16", r"written as float16\. .*convert"),
-    "int16 as float32": (lambda x: x, "float32", r"read as float32, integers look like this\. Set dtype"),
+    "int16 as float32": (lambda x: x, "float32", r"integers read as float32 look like this\..* Set dtype"),
 }
 
 
@@ -227,7 +227,7 @@ def test_a_type_that_is_wrong_without_doubt_is_refused(traces, file_of, mistake)
 
 
 def test_an_array_is_judged_by_its_type_too(traces):
-    with pytest.raises(RecordingError, match=r"of an array, array\.view\('uint16'\)"):
+    with pytest.raises(RecordingError, match=r"for an array, array\.view\('uint16'\)"):
         check_traces(open_recording((traces.astype(np.int32) + 32768).astype(np.uint16).view(np.int16), fs=RATE))
 
 
@@ -242,7 +242,7 @@ def test_a_few_channels_around_the_middle_are_told_of(traces, file_of):
 
 @pytest.mark.parametrize("n_chan", [1, 2, 5, 8, 14, 15, 17, 18, 32, 48])
 def test_a_wrong_number_of_channels_is_told_with_the_right_one(traces, file_of, n_chan):
-    with pytest.warns(MisreadWarning, match=rf"seems to have 16 channels, and not {n_chan}: .*Check n_chan"):
+    with pytest.warns(MisreadWarning, match=rf"seems to have 16 channels, not {n_chan}: .*Check n_chan"):
         check_traces(file_of(traces, n_chan))
 
 
@@ -250,14 +250,14 @@ def test_a_forgotten_sync_channel_is_told(traces, file_of):
     """Also where the probe's channels alone are sorted: the number is that of the file."""
     with_sync = WELL_READ["with a sync channel"](traces)
     recording = file_of(with_sync, 16).with_probe(Probe.from_positions([(0, 20), (0, 40)]))
-    with pytest.warns(MisreadWarning, match="seems to have 17 channels, and not 16"):
+    with pytest.warns(MisreadWarning, match="seems to have 17 channels, not 16"):
         check_traces(recording)
 
 
 @pytest.mark.parametrize("n_chan", [2, 8, 17])
 def test_a_wrong_number_of_channels_is_told_beside_a_tone(traces, file_of, n_chan):
     """With the right one, or where the tone comes back after three samples, three times that."""
-    with pytest.warns(MisreadWarning, match=rf"seems to have (16|48) channels, and not {n_chan}: "):
+    with pytest.warns(MisreadWarning, match=rf"seems to have (16|48) channels, not {n_chan}: "):
         check_traces(file_of(tone(traces, 10_000), n_chan))
 
 
@@ -288,7 +288,7 @@ def test_files_that_are_joined_or_cached_are_flat_still(traces, file_of, tmp_pat
     joined = Recording(ConcatenatedSource((wrong.source, wrong.source)), RATE)
     with cached(joined, tmp_path / "cache") as kept:
         for recording in (joined, kept):
-            with pytest.warns(MisreadWarning, match="16 channels, and not 8"):
+            with pytest.warns(MisreadWarning, match="16 channels, not 8"):
                 check_traces(recording)
     mixed = Recording(ConcatenatedSource((wrong.source, ArraySource(traces.reshape(-1, 8)))), RATE)
     with warnings.catch_warnings():

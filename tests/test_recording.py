@@ -126,7 +126,7 @@ def test_read_is_bounded() -> None:
     np.testing.assert_array_equal(recording.read(248, 250), [[248, 249, 250, 251], [249, 250, 251, 252]])
     assert recording.read(250, 250).shape == (0, 4)
     for start, stop in [(-1, 5), (5, 251), (6, 5)]:
-        with pytest.raises(RecordingError, match=f"r: samples {start} to {stop} were asked for.* 0 to 250"):
+        with pytest.raises(RecordingError, match=f"r: samples {start} to {stop} were requested.* 0 to 250"):
             recording.read(start, stop)
 
 

@@ -1,8 +1,8 @@
 """Where work runs: a plain loop, or a Dask cluster. The only room that knows ``distributed``.
 
 An :class:`Engine` has one verb for work, ``map(function, items)``: the results of a picklable callable over small
-items, in the items' order. Callers never learn where, or in which order, they were computed. ``everywhere(function)``
-is for tidying up: what tasks have left on the workers' machines.
+items, in the items' order. Callers never learn where, or in which order, they were computed.
+``run_on_workers(function)`` tidies up what tasks have left on the workers' machines.
 """
 
 from ks4stream.engine.base import Engine, Progress, give_back_memory, no_progress, one_thread

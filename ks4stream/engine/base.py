@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, tasks done and tasks in all; first with 0 done."""
+"""Called with a stage's name, the number of tasks done and their total; first with 0 done."""
 
 
 class Engine(Protocol):
@@ -32,17 +32,17 @@ class Engine(Protocol):
 
     @property
     def n_workers(self) -> int:
-        """Tasks that run at a time."""
+        """Number of tasks that run at a time."""
         ...
 
     @property
     def worker_memory_bytes(self) -> float:
-        """Memory there is for each task that runs; infinite where that is not known."""
+        """Memory available to each running task; infinite if unknown."""
         ...
 
     @property
     def gpu_memory(self) -> GpuMemory | None:
-        """Of the GPU on which a worker has least; None where none is used, or nothing known. This starts CUDA."""
+        """Memory of the GPU on which a worker has least; None if no GPU is used or nothing is known. Starts CUDA."""
         ...
 
     def map(
@@ -50,8 +50,8 @@ class Engine(Protocol):
     ) -> Iterator[Result]:
         """Yield ``function(item)`` for every item, in the items' order.
 
-        What a task has to say it returns: what it warns of or logs in another process stays there. In a thread of this
-        one it is heard by those who listen here (:mod:`ks4stream.messages`).
+        A task must return whatever it has to report: warnings and log records of another process stay there. Those of
+        a thread of this process reach the current listeners (:mod:`ks4stream.messages`).
 
         Parameters
         ----------
@@ -62,17 +62,17 @@ class Engine(Protocol):
         stage : str
             For progress and error messages.
         priority : sequence of float, optional
-            Items with larger numbers are begun first. All results may then be held until the last is there.
+            Items with larger numbers start first. All results may then be held until the last one is there.
 
         Raises
         ------
         Exception
-            What the first failing task raised, with a note that names the stage; tasks not begun are dropped.
+            What the first failing task raised, with a note that names the stage; tasks not yet started are dropped.
         """
         ...
 
-    def everywhere(self, function: Callable[[], object]) -> None:
-        """Call a function once in each worker's process, to tidy up; what fails there is logged and no error.
+    def run_on_workers(self, function: Callable[[], object]) -> None:
+        """Call a function once in each worker's process, to tidy up; failures there are logged, not raised.
 
         Parameters
         ----------
@@ -83,35 +83,35 @@ class Engine(Protocol):
 
 
 def run(function: Callable[[Item], Result], item: Item) -> Result:
-    """One task, in this process.
+    """Run one task in this process.
 
     Raises
     ------
     GpuMemoryError
-        If the GPU's memory does not suffice.
+        If the GPU runs out of memory.
     """
     with one_thread():
         try:
             return function(item)
         except torch.cuda.OutOfMemoryError as error:
             raise GpuMemoryError(
-                f"The GPU is too small, even with all cut small that can be computed in pieces: {error} Use a smaller "
-                "batch_size (for clustering max_cluster_subset), fewer workers on this GPU (workers=), or device='cpu'."
+                f"Out of GPU memory even with the smallest chunks: {error} Use a smaller batch_size (for clustering, a "
+                "smaller max_cluster_subset), fewer workers on this GPU (workers=), or device='cpu'."
             ) from error
         finally:
             give_back_memory(at_most_every_s=GIVEN_BACK_S)
 
 
 GIVEN_BACK_S = 10.0
-"""How often a process that computes gives back what is free. After every tile a third of its time would go into fresh
-pages; never, and holes between tensors of many sizes would add up for hours."""
+"""How often a computing process returns free memory to the system. If it did so after every tile, a third of its time
+would go into fresh pages; if never, holes between tensors of many sizes would add up for hours."""
 
 _lock = threading.Lock()
-_given_back = 0.0  # when that was last
+_given_back = 0.0  # when that was last done
 _clock = time.monotonic
 _inside = 0
-_before = ExitStack()  # puts back what the first task to come has changed
-_threads_before = 1  # torch's, when that came
+_before = ExitStack()  # undoes what the first task to enter has changed
+_threads_before = 1  # torch's number of threads when that task entered
 
 
 class _OfThread(threading.local):
@@ -128,21 +128,22 @@ _own = _OfThread()
 def one_thread() -> Iterator[None]:
     """Run torch on one thread, in full precision, and keep the memory it frees for its next tensor.
 
-    On one thread sums are taken in one order, whatever the machine. With TF32 or bfloat16, which a program may have
-    allowed for its own products, detection's bounds would not hold. And a third of detection's time would go into
-    fresh memory: glibc returns large tensors to the system and has every page of the next one cleared anew.
-    All this belongs to the process: of the tasks that run at a time in it, the first to come sets it and the last to
-    go resets it and gives back what is free. Only the number of threads belongs to each thread, which puts back its
-    own: others that are still inside keep theirs. (That of threads to come belongs to the process, but whoever computes
-    comes in here.)
+    On one thread, sums are taken in one order on any machine. With TF32 or bfloat16, which a program may have
+    allowed for its own products, detection's bounds would not hold. And without keeping freed memory, a third of
+    detection's time would go into fresh pages: glibc returns large tensors to the system, which then clears every page
+    of the next one.
+    All this belongs to the process: of the tasks running in it at the same time, the first to enter sets it, and the
+    last to leave resets it and returns free memory. Only the number of threads belongs to each thread, which restores
+    its own: others that are still inside keep theirs. (The number for future threads belongs to the process, but every
+    thread that computes enters here.)
     """
     global _inside, _threads_before
     with _lock:
         if _own.inside == 0:
-            _own.n_threads = torch.get_num_threads()  # a thread that is never asked takes the number that others set
+            _own.n_threads = torch.get_num_threads()  # a thread that never asks takes the number that others set
             if _inside == 0:
                 _threads_before = _own.n_threads
-            elif _own.n_threads == 1:  # most likely from others who are inside, and a thread asks for the first time
+            elif _own.n_threads == 1:  # most likely set by other threads inside, as this thread asks for the first time
                 _own.n_threads = _threads_before
             torch.set_num_threads(1)
         if _inside == 0:
@@ -160,12 +161,12 @@ def one_thread() -> Iterator[None]:
                 torch.set_num_threads(_own.n_threads)
             if _inside == 0:
                 _before.close()
-                _as_at_rest()
+                _restore_malloc()
 
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Take float32 products in float32, whichever of torch's two interfaces was used to allow less."""
+    """Compute float32 products in float32, whichever of torch's two interfaces was used to allow less."""
     backends: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
     backends = [backend for backend in backends if hasattr(backend, "fp32_precision")]
     before = [backend.fp32_precision for backend in backends]
@@ -184,10 +185,10 @@ def _full_precision() -> Iterator[None]:
 
 _MALLOPT = {  # by the environment variable that sets it: number in glibc's malloc.h, value at work, value at rest
     "MALLOC_MMAP_MAX_": (-4, 0, 1 << 16),  # blocks, however large, that are not part of the heap
-    "MALLOC_MMAP_THRESHOLD_": (-3, 32 << 20, 32 << 20),  # bytes of those; glibc itself goes up to 32 MB by and by
+    "MALLOC_MMAP_THRESHOLD_": (-3, 32 << 20, 32 << 20),  # bytes of those; glibc itself raises it gradually up to 32 MB
     "MALLOC_TRIM_THRESHOLD_": (-1, (1 << 31) - 1, 64 << 20),  # bytes free at the heap's end before it shrinks
-    "MALLOC_ARENA_MAX": (-8, 1, 0),  # heaps; those of other threads than the main one end at 64 MB. 0: by the cores,
-    # but where a thread asked for its heap meanwhile, glibc keeps the limit it met
+    "MALLOC_ARENA_MAX": (-8, 1, 0),  # heaps; those of threads other than the main one end at 64 MB. 0: by the number
+    # of cores, but if a thread has asked for its heap in the meantime, glibc keeps the limit that held then
 }
 
 
@@ -204,7 +205,7 @@ def _keep_freed_memory() -> None:
             _glibc().mallopt(number, at_work)
 
 
-def _as_at_rest() -> None:
+def _restore_malloc() -> None:
     if _glibc():
         for name, (number, _, at_rest) in _MALLOPT.items():
             asked = os.environ.get(name, "")
@@ -213,7 +214,7 @@ def _as_at_rest() -> None:
 
 
 def give_back_memory(*, at_most_every_s: float = 0.0) -> None:
-    """Return to the system what of the heap is free, unless that was done only just now."""
+    """Return the free part of the heap to the system, unless that was done within the last `at_most_every_s`."""
     global _given_back
     if _glibc() and _clock() - _given_back >= at_most_every_s:
         _glibc().malloc_trim(0)
@@ -221,8 +222,8 @@ def give_back_memory(*, at_most_every_s: float = 0.0) -> None:
 
 
 @contextmanager
-def named(stage: str, index: int, total: int) -> Iterator[None]:
-    """Add to an error raised inside which task it came from."""
+def with_task_note(stage: str, index: int, total: int) -> Iterator[None]:
+    """Add a note to an error raised inside that names the task it came from."""
     try:
         yield
     except Exception as error:
@@ -231,11 +232,11 @@ def named(stage: str, index: int, total: int) -> Iterator[None]:
 
 
 def log_failures(answers: Mapping[str, object]) -> None:
-    """Say which workers, by address, an error came from instead of an answer."""
+    """Log the workers, by address, that raised an error instead of answering."""
     for address, answer in answers.items():
         if isinstance(answer, Exception):
             _log.warning("Tidying up failed at %s: %r", address, answer)
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
-    """Report nothing."""
+    """Ignore progress."""

@@ -41,43 +41,43 @@ from distributed.deploy.subprocess import SubprocessWorker
 from distributed.system import MEMORY_LIMIT
 
 from ks4stream.engine import gpus, workers
-from ks4stream.engine.base import Item, Progress, Result, log_failures, named, no_progress, run
+from ks4stream.engine.base import Item, Progress, Result, log_failures, no_progress, run, with_task_note
 from ks4stream.engine.gpus import GpuMemory
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, LostWorkerError, WorkerError
 from ks4stream.messages import heard_by, listeners, warn
 
 IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would only hold memory
-FREE_GPU_SHARE = 0.8  # of a GPU's free memory that workers share: each also keeps what it has freed, in pieces
-WORKERS_PER_GPU = 4  # at most: each by itself leaves it idle between one short kernel and the next
+FREE_GPU_SHARE = 0.8  # of a GPU's free memory that workers share: each also keeps freed memory, in fragments
+WORKERS_PER_GPU = 4  # at most: a single one leaves the GPU idle between short kernels
 WORKER_MEMORY_BYTES = 3 << 30  # what one worker needs of the machine's memory for itself, torch included
-MOST_LOSSES = 3  # times that all workers may die under one map, as scheduler.allowed-failures does for one task
+MOST_LOSSES = 3  # times that all workers may die during one map, like scheduler.allowed-failures for one task
 RESTART_SECONDS = 300  # that a dead worker may take to come back
-PATIENCE_SECONDS = 10  # without any worker before it is said that one is waited for
-LOOK_SECONDS = 5  # between looks at whether workers have joined
-SHARED_SECONDS = 5  # that a stage waits for the last workers to fetch its function; what is busy or hangs may be long
+PATIENCE_SECONDS = 10  # without any worker before we say that we are waiting for one
+LOOK_SECONDS = 5  # between checks whether workers have joined
+SHARED_SECONDS = 5  # that a stage waits for the last workers to fetch its function; busy or hanging ones may take long
 START_SECONDS = 300  # that a worker's process may take to load torch, or to tidy up
-ANSWER_SECONDS = 10  # that a worker may take to tell at which lines a task stands
-SLOW_SECONDS = 300.0  # that a task may take before it is held against what the others took
-SLOW_FACTOR = 10  # times as long as those is too long
-FEWEST_OTHERS = 3  # that tell how long a task takes
-ALONE_SLOW_SECONDS = 1800.0  # that one may take where fewer have ended
+ANSWER_SECONDS = 10  # that a worker may take to report the lines a task is at
+SLOW_SECONDS = 300.0  # that a task may take before it is compared with the others
+SLOW_FACTOR = 10  # times as long as the others is too long
+FEWEST_OTHERS = 3  # finished tasks that show how long one takes
+ALONE_SLOW_SECONDS = 1800.0  # that a task may take while fewer have finished
 LOCAL_CONFIG = {
-    "distributed.worker.profile.enabled": False,  # it asks for Python's lock 100 times a second and worker
-    "distributed.scheduler.worker-ttl": None,  # a worker in this process that is not heard of is busy, not lost
-    "distributed.scheduler.active-memory-manager.start": False,  # it takes the function from who is idle for a moment
+    "distributed.worker.profile.enabled": False,  # takes the GIL 100 times per second and worker
+    "distributed.scheduler.worker-ttl": None,  # a silent worker in this process is busy, not lost
+    "distributed.scheduler.active-memory-manager.start": False,  # it drops the function from briefly idle workers
 }
-WORKER_ENVIRONMENT = {  # of the local cluster's processes; Dask's own defaults give way to it
+WORKER_ENVIRONMENT = {  # of the local cluster's processes; overrides Dask's defaults
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "1",  # see ks4stream.engine.base.one_thread
-    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),  # Dask's 64 kB has the pages of every tensor cleared anew
+    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),  # with Dask's 64 kB the pages of every tensor are cleared again
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
-    "PYTHONSAFEPATH": "1",  # `python -m` would import from the current folder first: a torch.py among the data, say
+    "PYTHONSAFEPATH": "1",  # else `python -m` would import a torch.py in the current folder
 }
-QUIET_SCHEDULER = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}  # any port: several sorts may run at a time
+QUIET_SCHEDULER = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}  # any port: several sorts may run at once
 ADVICE = (
-    "Workers died {times} times while computing stage {stage!r}; mostly they run out of memory. "
+    "Workers died {times} times while computing stage {stage!r}; the usual cause is lack of memory. "
     "Use fewer workers per machine, a smaller block_batches or a smaller batch_size."
 )
 
@@ -94,42 +94,42 @@ class Cluster:
     client : distributed.Client
     progress : callable, optional
     device : str
-        Where tasks compute. Those on a GPU go only to workers that declare one as a resource, if any do, and run one
+        Where tasks compute. Tasks on a GPU go only to workers that declare one as a resource, if any do, and run one
         at a time in each worker.
     """
 
     def __init__(self, client: Client, progress: Progress | None = None, *, device: str = "cpu") -> None:
         self._client, self._progress, self._device = client, progress or no_progress, device
         self._uses_gpu = device.startswith("cuda")
-        self._known: set[str] = set()  # workers that were asked what they are
+        self._known: set[str] = set()  # workers whose facts were checked
 
     @property
     def n_workers(self) -> int:
-        """Tasks that run at a time: GPUs declared, else workers that have one, or else threads of all workers."""
+        """Number of concurrent tasks: declared GPUs, else one per worker on a GPU, or all workers' threads on CPUs."""
         found = self._workers()
         n_tasks = (1 if self._uses_gpu else worker["nthreads"] for worker in found.values())
         return max(self._gpus() or sum(n_tasks), 1)
 
     @property
     def worker_memory_bytes(self) -> float:
-        """The smallest worker's limit, or its share of this machine's memory, for each thread; else infinite."""
+        """Per thread, the smallest worker's limit, or else its share of this machine's memory; infinite if unknown."""
         workers = self._all_workers()
         are_here = all(address.startswith(("inproc://", "tcp://127.0.0.1:")) for address in workers)
         share = MEMORY_LIMIT / max(len(workers), 1) if are_here else math.inf
-        limits = [float(one["memory_limit"] or share) / one["nthreads"] for one in workers.values()]
+        limits = [float(worker["memory_limit"] or share) / worker["nthreads"] for worker in workers.values()]
         return min(limits, default=math.inf)
 
     @property
     def gpu_memory(self) -> GpuMemory | None:
-        """As its workers find it; see :class:`~ks4stream.engine.base.Engine`."""
+        """As the workers see it; see :class:`~ks4stream.engine.base.Engine`."""
         if not self._uses_gpu:
             return None
-        self._new_workers()  # which can compute, or this says why not
+        self._check_new_workers()  # raises if they cannot compute
         answers = self._ask(gpus.free, self._device, of=self._workers())
         return gpus.shared(answer for answer in answers.values() if isinstance(answer, gpus.Free))
 
     def workers_with_gpu(self) -> list[str]:
-        """Addresses of workers that see a GPU, were it not to be used; this does not start CUDA."""
+        """Addresses of workers that see a GPU, whether or not it is used; does not start CUDA."""
         answers = self._ask(gpus.visible, "cuda", of=self._all_workers())
         return sorted(address for address, answer in answers.items() if isinstance(answer, list) and answer)
 
@@ -138,22 +138,22 @@ class Cluster:
     ) -> Iterator[Result]:
         """Yield ``function(item)`` for every item, in order; see :class:`~ks4stream.engine.base.Engine`.
 
-        Results that arrive early are held until their turn. Without priorities items are begun in order and no
-        more results are held than tasks are in flight.
+        Results that arrive early are held until their turn. Without priorities, items start in order, and no more
+        results are held than tasks are in flight.
 
         Raises
         ------
         LostWorkerError
-            If workers die again and again, or the scheduler is gone.
+            If workers die repeatedly, or the scheduler is lost.
         """
         try:
             yield from self._map(function, items, stage, priority)
         except (OSError, RuntimeError, CancelledError) as error:
-            if isinstance(error, Ks4StreamError) or self._has_scheduler():  # a task's own
+            if isinstance(error, Ks4StreamError) or self._has_scheduler():  # raised by a task
                 raise
             raise LostWorkerError(
-                f"The scheduler was lost while computing stage {stage!r} ({str(error) or repr(error)}). Start it and "
-                "its workers again, and call the sort again: what was finished is not computed again."
+                f"The scheduler was lost while computing stage {stage!r} ({str(error) or repr(error)}). Restart it and "
+                "its workers, and run the same sort again: finished tasks are not recomputed."
             ) from error
 
     def _map(
@@ -163,7 +163,7 @@ class Cluster:
         if not len(items):
             return
         _first_worker(self._client)
-        self._new_workers()
+        self._check_new_workers()
         tasks = _Tasks(self._client, function, stage, alone=self._uses_gpu, on_gpu=self._gpus() > 0)
         begin = sorted(range(len(items)), key=lambda i: -priority[i]) if len(priority) else range(len(items))
         waiting, early, done, window = deque(begin), dict[int, Result](), 0, IN_FLIGHT_PER_WORKER * self.n_workers
@@ -192,24 +192,24 @@ class Cluster:
         finally:
             tasks.cancel()
 
-    def everywhere(self, function: Callable[[], object]) -> None:
+    def run_on_workers(self, function: Callable[[], object]) -> None:
         """Call a function once in each worker's process; see :class:`~ks4stream.engine.base.Engine`."""
         try:
-            answers = self._ask(_aside, function, listeners(), of=self._workers())
-        except Exception as error:  # the scheduler is gone, say
+            answers = self._ask(_in_thread, function, listeners(), of=self._workers())
+        except Exception as error:  # for instance, the scheduler is lost
             answers = {"the scheduler": error}
         log_failures(answers)
 
     def _workers(self) -> dict[str, dict[str, Any]]:
-        """What the scheduler tells of those workers that tasks may go to, by address."""
+        """The scheduler's information about the workers that tasks may go to, by address."""
         found = self._all_workers()
         declaring = {address: worker for address, worker in found.items() if worker["resources"].get("GPU")}
         return declaring if self._uses_gpu and declaring else found
 
     def _all_workers(self) -> dict[str, dict[str, Any]]:
-        """What the scheduler tells of each worker; none where it does not answer.
+        """The scheduler's information about each worker; none if it does not answer.
 
-        ``Client.scheduler_info`` may have no workers: every two seconds the client replaces what that asked for.
+        ``Client.scheduler_info`` may lack workers: every two seconds the client overwrites what it asked for.
         """
         scheduler: Any = self._client.scheduler
         try:
@@ -219,50 +219,54 @@ class Cluster:
         return found
 
     def _ask(self, function: Callable[..., Any], *given: Any, of: Iterable[str]) -> dict[str, Any]:
-        """What each of these workers answers, or what asking it raised; one that hangs is given up after a while."""
+        """Each worker's answer, or what asking it raised; a worker that hangs is given up after a while."""
         addresses = list(of)
 
         async def answers() -> list[Any]:
-            asked = (self._client._run(function, *given, workers=[one], on_error="return") for one in addresses)
+            asked = (self._client._run(function, *given, workers=[address], on_error="return") for address in addresses)
             limited = (asyncio.wait_for(answer, START_SECONDS) for answer in asked)
             return await asyncio.gather(*limited, return_exceptions=True)
 
         found = zip(addresses, self._client.sync(answers), strict=True)
-        return {one: answer[one] if isinstance(answer, dict) else answer for one, answer in found if answer != {}}
+        return {
+            address: answer[address] if isinstance(answer, dict) else answer
+            for address, answer in found
+            if answer != {}
+        }
 
     def _has_scheduler(self) -> bool:
         scheduler: Any = self._client.scheduler
         try:
             self._client.sync(scheduler.identity, n_workers=0, callback_timeout=ANSWER_SECONDS)
-        except Exception:  # of many kinds, by where it is lost
+        except Exception:  # of many types, depending on where it is lost
             return False
         return True
 
     def _gpus(self) -> int:
-        """GPUs that workers declare, if they are wanted."""
+        """Number of GPUs that workers declare; 0 if tasks run on CPUs."""
         return self._uses_gpu * int(sum(worker["resources"].get("GPU", 0) for worker in self._workers().values()))
 
     def _take_in_new_workers(self) -> bool:
-        """Whether those that have joined during a stage, if any, can compute."""
+        """Whether the workers that joined during a stage, if any, can compute."""
         try:
-            self._new_workers()
-        except WorkerError as error:  # at the next stage's beginning it is one
-            warn(f"{error} This stage goes on with the others.", Ks4StreamWarning, stacklevel=3)
+            self._check_new_workers()
+        except WorkerError as error:  # raised at the start of the next stage
+            warn(f"{error} This stage continues with the other workers.", Ks4StreamWarning, stacklevel=3)
             return False
         return True
 
-    def _new_workers(self) -> None:
-        """Ask workers that were not there before whether they can compute, and compute as this process does."""
+    def _check_new_workers(self) -> None:
+        """Check that workers that have joined since the last call can compute, and compute as this process does."""
         new = [address for address in self._workers() if address not in self._known]
         if not new:
             return
         ask = partial(workers.facts, gpu=self._uses_gpu, device=self._device)
-        # first by a function of Python's own, which arrives everywhere and brings back the error itself
+        # first with a function of the standard library, which every worker can unpickle, so that the error comes back
         answers = self._ask(import_module, workers.__name__, of=new)
         able = [address for address, answer in answers.items() if not isinstance(answer, BaseException)]
         answers |= self._ask(ask, of=able)
         left = self._workers()
-        answers = {  # those that died meanwhile are no matter
+        answers = {  # workers that died in the meantime do not matter
             address: answer
             for address, answer in answers.items()
             if address in left and not isinstance(answer, CommClosedError)
@@ -272,7 +276,7 @@ class Cluster:
 
 
 class _Begun(NamedTuple):
-    """A task in flight: its item, the constants and the time it was sent with, and how much there is to do."""
+    """A task in flight: its item's number, its constants, the time it was sent, and how much work it is."""
 
     number: int
     constants: Any
@@ -281,19 +285,19 @@ class _Begun(NamedTuple):
 
 
 class _Tasks:
-    """The tasks of one map that are in flight, and the function they share, which travels to each worker once."""
+    """The tasks of one map that are in flight, and their shared function, which travels to each worker once."""
 
     def __init__(
         self, client: Client, function: Callable[[Any], Any], stage: str, *, alone: bool = False, on_gpu: bool = False
     ) -> None:
         self._client, self._function, self._stage, self._alone = client, function, stage, alone
         self._resources = {"GPU": 1} if on_gpu else None
-        self._shared: dict[str, Future[Any]] = {}  # by worker: what has it fetch the function
+        self._shared: dict[str, Future[Any]] = {}  # by worker: the task that makes it fetch the function
         self._index: dict[Future[Any], _Begun] = {}
-        self._took: list[float] = []  # seconds from a task's sending to its end, for a unit of its work
-        self._running: dict[tuple[Any, str], float] = {}  # by key and worker: when it was first seen to run there
-        self._said: set[int] = set()  # items that take too long
-        self._ended = as_completed(loop=client.loop)  # else that of the latest client this process has made
+        self._took: list[float] = []  # seconds from sending a task to its end, per unit of work
+        self._running: dict[tuple[Any, str], float] = {}  # by key and worker: when it was first seen running there
+        self._reported: set[int] = set()  # items that were reported as slow
+        self._ended = as_completed(loop=client.loop)  # by default the loop of the latest client of this process
         self._losses = 0
         self._send()
 
@@ -302,7 +306,7 @@ class _Tasks:
 
     def begin(self, index: int, item: Any, work: float = 1.0) -> None:
         """Submit one item; `work` is how much there is to do, in any unit."""
-        key = (f"{self._stage}-{uuid4().hex}", index)  # never one used before: a known key is not computed again
+        key = (f"{self._stage}-{uuid4().hex}", index)  # never one used before: Dask would not compute it again
         future = self._client.submit(
             _run, self._constants, item, self._alone, listeners(), key=key, pure=False, resources=self._resources
         )
@@ -310,39 +314,40 @@ class _Tasks:
         self._ended.add(future)
 
     def finished(self, total: int) -> tuple[dict[int, Any], list[int]]:
-        """What has ended: results by index, and indices of tasks that must begin again. Waits a moment for one.
+        """Tasks that have ended: results by index, and indices of tasks that must be restarted. Waits briefly.
 
-        A task is begun anew on another worker by Dask itself, but where no worker is left that holds the function
-        it is cancelled. The function is then sent again to the workers that have been started in the meantime.
+        Dask itself restarts a task on another worker, but cancels it if no worker is left that holds the function.
+        The function is then sent again to the workers that have started in the meantime.
         """
-        results, lost, gone = {}, [], False
+        results, lost, is_function_lost = {}, [], False
         for future in self._next_batch():
             task = self._index[future]
             try:
-                with named(self._stage, task.number, total):
+                with with_task_note(self._stage, task.number, total):
                     results[task.number] = future.result()
                 self._took.append((_clock() - task.sent) / task.work)
             except CancelledError:
                 lost.append(task.number)
-                gone |= task.constants is self._constants  # else they have been sent again since
+                is_function_lost |= task.constants is self._constants  # otherwise they have been sent again since
             except KilledWorker as error:
                 raise LostWorkerError(ADVICE.format(stage=self._stage, times=MOST_LOSSES + 1)) from error
             del self._index[future]
-        if gone:
+        if is_function_lost:
             self._start_over()
         return results, sorted(lost, reverse=True)
 
     def _next_batch(self) -> list[Future[Any]]:
         if not self._ended.has_ready():
-            with self._ended.thread_condition:  # the notice may have come just before, so not for long
+            with self._ended.thread_condition:  # not for long: the notification may have come just before
                 self._ended.thread_condition.wait(timeout=0.1)
         return list(self._ended.next_batch(block=False))
 
     def look_for_slow_ones(self, workers: Mapping[str, Mapping[str, Any]], total: int) -> None:
-        """Say of tasks that run much longer than others of this stage took, in proportion to their work.
+        """Warn of tasks that run much longer than others of this stage took, in proportion to their work.
 
-        Of what a worker was sent, it runs what was sent first, one task in each of its threads. It runs it since it
-        was first asked at which lines it stands and could tell, or did not answer: another sort may keep it busy.
+        Of the tasks sent to it, a worker runs those sent first, one in each of its threads. A task counts as running
+        from when the worker was first asked for its lines and could report them, or did not answer: until then another
+        sort may have kept the worker busy.
         """
         usual = statistics.median(self._took) if len(self._took) >= FEWEST_OTHERS else math.inf
         now, in_flight = _clock(), {future.key: task for future, task in self._index.items()}
@@ -354,18 +359,18 @@ class _Tasks:
             if asked:
                 ask[address] = asked
         for (address, keys), answer in zip(ask.items(), self._stacks(list(ask.values())), strict=True):
-            if isinstance(answer, KeyError):  # one has ended
+            if isinstance(answer, KeyError):  # one of the tasks has ended
                 continue
             lines = (
                 answer.get(address, {})
                 if isinstance(answer, dict)
-                else {key: [f"The worker does not tell: {answer!r}"] for key in keys}
+                else {key: [f"The worker did not answer: {answer!r}"] for key in keys}
             )
             for key in lines.keys() & in_flight.keys():
                 ran = (key, address) in self._running
                 since = self._running.setdefault((key, address), now)
                 if ran:
-                    self._say_slow(in_flight[key], address, now - since, usual, total)
+                    self._warn_slow(in_flight[key], address, now - since, usual, total)
                     _log.info(
                         "Stage %r, task %d, at %s:\n%s",
                         self._stage,
@@ -375,42 +380,42 @@ class _Tasks:
                     )
 
     def _is_slow(self, task: _Begun, address: str, key: Any, usual: float, now: float) -> bool:
-        """Whether a task has run for too long, or it is not known yet whether it runs."""
+        """Whether a task has run for too long, or is not yet known to run."""
         longest = ALONE_SLOW_SECONDS if usual == math.inf else max(SLOW_SECONDS, SLOW_FACTOR * usual * task.work)
         since = self._running.get((key, address), -math.inf)
-        return task.number not in self._said and now - since > longest
+        return task.number not in self._reported and now - since > longest
 
     def _stacks(self, keys: Sequence[list[Any]]) -> list[Any]:
-        """At which lines tasks stand, by worker and key, or what asking raised; all workers are asked side by side."""
+        """The lines that tasks are at, by worker and key, or what asking raised; all workers are asked at once."""
         scheduler: Any = self._client.scheduler
 
         async def answers() -> list[Any]:
-            asked = (asyncio.wait_for(scheduler.call_stack(keys=those), ANSWER_SECONDS) for those in keys)
+            asked = (asyncio.wait_for(scheduler.call_stack(keys=of_worker), ANSWER_SECONDS) for of_worker in keys)
             return await asyncio.gather(*asked, return_exceptions=True)
 
         found: list[Any] = self._client.sync(answers) if keys else []
         return found
 
-    def _say_slow(self, task: _Begun, address: str, ran_s: float, usual: float, total: int) -> None:
-        self._said.add(task.number)
-        others = "too few others have ended to tell how long one takes"
+    def _warn_slow(self, task: _Begun, address: str, ran_s: float, usual: float, total: int) -> None:
+        self._reported.add(task.number)
+        others = "too few others have finished to know how long one should take"
         if usual < math.inf:
-            others = f"others as large took {usual * task.work:.2g} s (median)"
+            others = f"others of this size took {usual * task.work:.2g} s (median)"
         warn(
-            f"Task {task.number + 1} of {total} of stage {self._stage!r} has run on the worker at {address} for "
-            f"{ran_s:.0f} s and has not come back; {others}. If that worker hangs, as its disk, network or GPU does "
-            "not answer, end its process: another one then gets the task. Or stop the sort and call it again: what is "
-            "finished is not computed again. The log has the lines at which the task stands.",
+            f"Task {task.number + 1} of {total} of stage {self._stage!r} has been running on the worker at {address} "
+            f"for {ran_s:.0f} s; {others}. If that worker hangs because its disk, network or GPU does not respond, "
+            "kill its process: another worker then gets the task. Or stop the sort and run it again: finished tasks "
+            "are not recomputed. The log shows the lines the task is at.",
             Ks4StreamWarning,
             stacklevel=4,
         )
 
     def cancel(self) -> None:
-        """Let go of everything: tasks not begun will not be, results not asked for are dropped."""
+        """Release everything: tasks not yet started are cancelled, results not yet fetched are dropped."""
         self._ended.clear()
-        if self._client.status != "running":  # a map abandoned and found only after its client was closed
+        if self._client.status != "running":  # an abandoned map, collected only after its client was closed
             return
-        # also the one that failed: its error holds on to it
+        # also the task that failed: its error keeps a reference to it
         self._client.cancel([*self._index, *self._shared.values()], force=True)
         self._index.clear()
         self._shared.clear()
@@ -425,10 +430,10 @@ class _Tasks:
         self._send()
 
     def _send(self) -> None:
-        """Give the function to one worker, the first that answers, and have the others copy it from there.
+        """Send the function to one worker, the first that answers, and have the others copy it from there.
 
-        ``scatter(broadcast=True)`` does so too, but if a worker dies meanwhile, the scheduler goes on trying to reach
-        it and never answers.
+        ``scatter(broadcast=True)`` does so too, but if a worker dies in the meantime, the scheduler keeps trying to
+        reach it and never answers.
         """
         try:
             first = _first_worker(self._client)
@@ -441,17 +446,17 @@ class _Tasks:
                 ):
                     if fetching.cancelled():
                         raise CancelledError(fetching.key)
-        except (OSError, KeyError, CancelledError):  # the one that had it has just died
+        except (OSError, KeyError, CancelledError):  # the worker that had it has just died
             self._start_over()
 
     def share_with(self, addresses: Iterable[str]) -> None:
-        """Have workers fetch the function that lack it, as tasks go first to those that have it.
+        """Make workers that lack the function fetch it, as Dask prefers workers that have it.
 
-        Those that joined lack it, and those that Dask's active memory manager has found idle for a moment.
+        New workers lack it, and so do those that Dask's active memory manager has found briefly idle.
         """
         try:
             having = self._client.who_has([self._constants]).get(self._constants.key, ())
-        except CancelledError:  # the last that had it has died
+        except CancelledError:  # the last worker that had it has died
             self._start_over()
             return
         for address in addresses:
@@ -463,16 +468,16 @@ class _Tasks:
 
 
 def _first_worker(client: Client, timeout_s: float = math.inf) -> str | None:
-    """Address of the worker that first answers to a task, for which an adaptive cluster starts one.
+    """Address of the first worker that answers a task; an adaptive cluster starts one for it.
 
-    One that hangs, or another sort keeps busy, is passed over. Wait as long as it takes: a cluster whose jobs still
-    wait for their turn is no error. But say so. None if the time is up.
+    A worker that hangs or is kept busy by another sort is passed over. Waits as long as it takes, with a warning: it is
+    not an error if a cluster's jobs are still queued. None if the time is up.
     """
     asked: dict[str, Future[Any]] = {}
-    waited_s, is_said = 0.0, False
+    waited_s, has_warned = 0.0, False
     while waited_s < timeout_s:
-        there = list(client.nthreads())
-        for address in there or [""]:  # to any that comes
+        known = list(client.nthreads())
+        for address in known or [""]:  # "": any worker that joins
             if address not in asked:
                 where = {"workers": [address], "allow_other_workers": True} if address else {}
                 asked[address] = client.submit(int, pure=False, **where)
@@ -480,43 +485,43 @@ def _first_worker(client: Client, timeout_s: float = math.inf) -> str | None:
             answered = next(as_completed(list(asked.values()), loop=client.loop, timeout=PATIENCE_SECONDS))
             return next((address for found in client.who_has([answered]).values() for address in found), None)
         waited_s += PATIENCE_SECONDS
-        if is_said or (there and waited_s < SLOW_SECONDS):
+        if has_warned or (known and waited_s < SLOW_SECONDS):
             continue
-        is_said = True
+        has_warned = True
         address = client.scheduler_info(n_workers=0)["address"]
         text = (
-            f"The scheduler at {address} has no worker yet; the sort goes on when the first one joins. Start one with "
-            f"`dask worker {address}`, or look after your jobs in the queue."
+            f"The scheduler at {address} has no workers yet; the sort continues when the first one joins. Start one "
+            f"with `dask worker {address}`, or check your jobs in the queue."
         )
-        if there:
+        if known:
             text = (
-                f"None of the {len(there)} workers of the scheduler at {address} has begun anything for "
-                f"{waited_s:.0f} s: another sort keeps them busy, or they hang. This one waits for the first."
+                f"None of the {len(known)} workers of the scheduler at {address} has started a task for "
+                f"{waited_s:.0f} s: another sort keeps them busy, or they hang. This sort waits for the first free one."
             )
         warn(text, Ks4StreamWarning, stacklevel=2)
     return None
 
 
-async def _aside(function: Callable[[], object], said_to: tuple[str, ...]) -> None:
-    """Call a function beside the worker's event loop, which goes on answering meanwhile."""
-    with heard_by(said_to):
+async def _in_thread(function: Callable[[], object], heard: tuple[str, ...]) -> None:
+    """Call a function in a thread, while the worker's event loop keeps answering."""
+    with heard_by(heard):
         await asyncio.to_thread(function)
 
 
 def _has(function: Callable[[Any], Any]) -> None:
-    """Nothing but a reason to have the function."""
+    """Do nothing: submitted only to make a worker fetch the function."""
 
 
-_gpu = threading.Lock()  # of this process, which may be a worker of several threads
+_gpu = threading.Lock()  # of this process, which may be a worker with several threads
 
 
-def _run(function: Callable[[Any], Any], item: Any, alone: bool, said_to: tuple[str, ...]) -> Any:
-    with _gpu if alone else nullcontext(), heard_by(said_to):
+def _run(function: Callable[[Any], Any], item: Any, alone: bool, heard: tuple[str, ...]) -> Any:
+    with _gpu if alone else nullcontext(), heard_by(heard):
         return run(function, item)
 
 
 def active_client() -> Client | None:
-    """The client that Dask itself would compute with here, if there is one; none within a task, which must not wait."""
+    """The client that Dask itself would compute with here, if any; None within a task, which must not wait."""
     try:
         get_worker()
     except ValueError:
@@ -540,25 +545,25 @@ def connected(address: str) -> Iterator[Client]:
         If no scheduler answers there.
     """
     try:
-        client = Client(address, set_as_default=False)  # else another sort would take it for its caller's
-    except (OSError, ValueError, TypeError) as error:  # the last of tls:// without certificates
+        client = Client(address, set_as_default=False)  # otherwise another sort would take it for its caller's
+    except (OSError, ValueError, TypeError) as error:  # TypeError: tls:// without certificates
         raise LostWorkerError(
             f"No Dask scheduler answers at {address!r} ({error}). Give the address that `dask scheduler` prints, "
-            "like tcp://host:8786, or none to compute on this machine."
+            "like tcp://host:8786, or leave it out to compute on this machine."
         ) from error
     with client:
         yield client
 
 
 class Share(NamedTuple):
-    """What a worker may need of this machine, beside others.
+    """What each of several workers on this machine may need.
 
     Attributes
     ----------
     memory_bytes : int
-        Of the machine's memory, itself included.
+        The machine's memory, including that of the process itself.
     gpu_bytes : int
-        Of a GPU's.
+        A GPU's memory.
     """
 
     memory_bytes: int
@@ -569,17 +574,17 @@ class Share(NamedTuple):
 def local_client(
     *, n_workers: int | None = None, processes: bool | None = None, device: str = "cuda"
 ) -> Iterator[Client]:
-    """A cluster of this machine for the duration of one sort.
+    """A cluster on this machine for the duration of one sort.
 
     Parameters
     ----------
     n_workers : int, optional
-        As :func:`local_workers` has it by default.
+        By default that of :func:`local_workers`.
     processes : bool, optional
-        Whether workers are processes, which take some seconds to load torch, rather than threads of this one, which
-        wait for each other's Python. By default where there are several. On Windows they are always threads.
+        Whether workers are processes, which take some seconds to load torch, rather than threads of this process, which
+        share its GIL. By default True if there are several workers. On Windows they are always threads.
     device : str
-        Where tasks are going to compute: on "cuda" processes get one each of the GPUs this one sees, in turn.
+        Where tasks will compute: with "cuda", each process gets one of the GPUs this one sees, in turn.
 
     Raises
     ------
@@ -602,23 +607,23 @@ def local_client(
             client.wait_for_workers(n_workers, timeout=START_SECONDS)
         except TimeoutError:
             raise LostWorkerError(
-                f"Of {n_workers} worker processes {len(client.nthreads())} were there after {START_SECONDS} s. "
-                "What they said is above; with fewer workers less memory is needed."
+                f"Only {len(client.nthreads())} of {n_workers} worker processes had started after {START_SECONDS} s. "
+                "Their output is above; fewer workers need less memory."
             ) from None
         yield client
 
 
 def local_workers(device: str = "cuda", *, sharing: Share | None = None) -> int:
-    """Workers that a sort on this machine takes.
+    """Number of workers for a sort on this machine.
 
     Parameters
     ----------
     device : str
-        Where they compute. On GPUs, where there are any, there is one for each; else one for each core, as far as
-        memory reaches. On Windows, where they are threads, they would take turns on the first GPU, so there is one.
+        Where they compute. There is one for each GPU, if there are any; otherwise one for each core, as memory
+        allows. On Windows, where workers are threads, they would take turns on the first GPU, so there is one.
     sharing : Share, optional
-        What each may need, if several may share a GPU: as many as its free memory, cores and the machine's memory
-        carry, at most :data:`WORKERS_PER_GPU`.
+        What each may need, if several may share a GPU: as many as the GPU's free memory, the cores and the machine's
+        memory allow, at most :data:`WORKERS_PER_GPU`.
     """
     most = max(1, min(CPU_COUNT, MEMORY_LIMIT // WORKER_MEMORY_BYTES))
     n_gpus = len(gpus.visible(device))
@@ -643,20 +648,20 @@ def _threads(n_workers: int) -> SpecCluster:
 
 
 class _Program(SubprocessWorker):
-    """A worker's process. It may end by itself while it is being ended, which Dask's own takes for an error."""
+    """A worker's process. It may exit by itself while it is being closed, which Dask's own class takes for an error."""
 
     async def close(self) -> None:
         while True:
             try:
                 return await super().close()
-            except psutil.NoSuchProcess:  # a child of it ended after it was listed; it will not be listed again
+            except psutil.NoSuchProcess:  # one of its children ended after it was listed; next time it is not listed
                 await asyncio.sleep(0.01)
 
 
 def _processes(n_workers: int, on_gpus: Sequence[str]) -> SpecCluster:
-    """Workers as programs of their own: unlike multiprocessing's they do not run the caller's script again.
+    """Workers as programs of their own: unlike those of multiprocessing, they do not run the caller's script again.
 
-    Each has a nanny, which starts it anew when it dies, and one of the GPUs, where there are any.
+    Each has a nanny, which restarts it when it dies, and one of the GPUs, if there are any.
     """
     options = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.ERROR, "preload": [workers.__name__]}
     own: list[dict[str, Any]] = [
@@ -673,12 +678,12 @@ def _processes(n_workers: int, on_gpus: Sequence[str]) -> SpecCluster:
     )
 
 
-_starting = threading.Lock()  # of those that change this process's settings for their workers' start, and put them back
+_starting = threading.Lock()  # held while this process's settings are changed to start workers, and then restored
 
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """This process's environment with these values, for what is started meanwhile."""
+    """Set these values in this process's environment, for programs that are started inside."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -1,4 +1,4 @@
-"""The GPUs that a process sees, and what is free of their memory."""
+"""The GPUs that a process sees, and how much of their memory is free."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class GpuMemory(NamedTuple):
     Attributes
     ----------
     n_bytes : int
-        Free on it before the sort.
+        Bytes free on it before the sort.
     n_workers : int
-        That share it.
+        Number of workers that share it.
     """
 
     n_bytes: int
@@ -33,11 +33,11 @@ class Free(NamedTuple):
     Attributes
     ----------
     gpu : str
-        Which one it is, of all machines.
+        Identifies it among all machines.
     n_bytes : int
-        Free on it.
+        Bytes free on it.
     kept_bytes : int
-        That this process holds and does not use.
+        Bytes that this process holds and does not use.
     """
 
     gpu: str
@@ -46,28 +46,30 @@ class Free(NamedTuple):
 
 
 def chosen(device: str | torch.device | None, *, here: bool = True) -> str:
-    """The device to compute on: what was asked for, or by default the GPU if this process sees one.
+    """The device to compute on: the one that was asked for, or by default the GPU if this process sees one.
 
     Parameters
     ----------
     device : str, torch.device or None
     here : bool
-        Whether it is this process, or one of this machine, that computes: it must see the GPU. Else workers are asked
-        (:func:`ks4stream.engine.workers.check`).
+        Whether this process, or another of this machine, computes: it must see the GPU. Otherwise the workers are
+        asked (:func:`ks4stream.engine.workers.check`).
 
     Raises
     ------
     SettingsError
-        If it is not a CPU or NVIDIA GPU, or there is none of that number.
+        If it is not a CPU or an NVIDIA GPU, or no GPU has that number.
     """
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         asked = torch.device(device)
     except (RuntimeError, TypeError):
-        asked = torch.device("meta")  # not to be computed on
+        asked = torch.device("meta")  # refused below
     if asked.type not in ("cpu", "cuda"):
-        raise SettingsError(f"device={str(device)!r} is not possible; needed is 'cpu', 'cuda' (any GPU) or 'cuda:1'.")
+        raise SettingsError(
+            f"device={str(device)!r} is not a valid device; it must be 'cpu', 'cuda' (any GPU) or 'cuda:1'."
+        )
     if asked.type == "cpu":
         return "cpu"
     if here:
@@ -81,27 +83,27 @@ def _check_seen(device: str) -> None:
     count = torch.cuda.device_count()
     if count:
         raise SettingsError(
-            f"device={device!r}, but this process sees {count} GPU(s), 'cuda:0' to 'cuda:{count - 1}'. Name one of "
-            "those, or look at CUDA_VISIBLE_DEVICES."
+            f"device={device!r}, but this process sees {count} GPU(s), 'cuda:0' to 'cuda:{count - 1}'. Choose one of "
+            "those, or check CUDA_VISIBLE_DEVICES."
         )
     why = f"torch {torch.__version__} was built without CUDA" if torch.version.cuda is None else "CUDA finds none"
     raise SettingsError(
         f"device={device!r}, but this process sees no GPU ({why}). Pass device='cpu', install a torch with CUDA, or "
-        "give a client whose workers have one."
+        "pass a client whose workers have a GPU."
     )
 
 
 def visible(device: str) -> list[int]:
-    """Numbers of the GPUs that a device stands for here: of "cuda" all, of "cuda:1" one, of "cpu" none."""
+    """Numbers of the GPUs that a device stands for here: all for "cuda", one for "cuda:1", none for "cpu"."""
     asked = torch.device(device)
-    there = range(torch.cuda.device_count()) if asked.type == "cuda" else ()
-    return [number for number in there if asked.index in (None, number)]
+    numbers = range(torch.cuda.device_count()) if asked.type == "cuda" else ()
+    return [number for number in numbers if asked.index in (None, number)]
 
 
 def for_processes(device: str) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES has to be in a process for each GPU, so that `device` is that one there.
+    """For each GPU, the CUDA_VISIBLE_DEVICES of a process in which `device` is that GPU.
 
-    One that is asked for by its number has the same number there; else it is the only one.
+    A GPU that was asked for by number keeps its number in that process; otherwise it is the only one there.
     """
     numbers, asked = visible(device), os.environ.get("CUDA_VISIBLE_DEVICES")
     names = asked.split(",") if asked else [str(number) for number in range(torch.cuda.device_count())]
@@ -109,7 +111,7 @@ def for_processes(device: str) -> list[str]:
 
 
 def free(device: str) -> Free | None:
-    """What is free on the GPU that `device` is in this process; None where it has none. This starts CUDA."""
+    """Free memory of the GPU that `device` is in this process; None if there is none. Starts CUDA."""
     if not visible(device):
         return None
     which = torch.device(device)
@@ -119,18 +121,18 @@ def free(device: str) -> Free | None:
 
 
 def free_here(device: str) -> int | None:
-    """Bytes free on the one of the GPUs that `device` stands for where there are fewest; None where there is none."""
+    """Fewest bytes free on any of the GPUs that `device` stands for; None if there is none."""
     found = [free(f"cuda:{number}") for number in visible(device)]
-    return min((one.n_bytes + one.kept_bytes for one in found if one), default=None)
+    return min((gpu.n_bytes + gpu.kept_bytes for gpu in found if gpu), default=None)
 
 
 def shared(found: Iterable[Free]) -> GpuMemory | None:
-    """Of what all processes see, the GPU on which each has least; None of no process."""
+    """Of the GPUs that all processes see, the one on which each process has least; None if there are no processes."""
     by_gpu: dict[str, list[Free]] = {}
-    for one in found:
-        by_gpu.setdefault(one.gpu, []).append(one)
+    for view in found:
+        by_gpu.setdefault(view.gpu, []).append(view)
     memory = [
-        GpuMemory(min(one.n_bytes for one in those) + sum(one.kept_bytes for one in those), len(those))
-        for those in by_gpu.values()
+        GpuMemory(min(view.n_bytes for view in views) + sum(view.kept_bytes for view in views), len(views))
+        for views in by_gpu.values()
     ]
-    return min(memory, key=lambda one: one.n_bytes / one.n_workers, default=None)
+    return min(memory, key=lambda gpu: gpu.n_bytes / gpu.n_workers, default=None)

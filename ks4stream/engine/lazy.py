@@ -46,7 +46,7 @@ def whitened_traces(tiles: Preprocessor) -> xr.DataArray:
     )
     if tiling.step == 1:
         time = found.get_index("time") + tiling.start  # a range, which needs no memory
-    else:  # some batches are left out
+    else:  # some batches are skipped
         time = np.concatenate([np.arange(tile.start, tile.stop) for tile in tiling])
     return found.assign_coords(time=time)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from ks4stream.engine import gpus
-from ks4stream.engine.base import Item, Progress, Result, log_failures, named, no_progress, run
+from ks4stream.engine.base import Item, Progress, Result, log_failures, no_progress, run, with_task_note
 
 
 class Loop:
@@ -15,7 +15,7 @@ class Loop:
 
     @property
     def worker_memory_bytes(self) -> float:
-        """All memory there is."""
+        """All of this machine's memory."""
         from distributed.system import MEMORY_LIMIT
 
         return float(MEMORY_LIMIT)
@@ -35,12 +35,12 @@ class Loop:
         """Yield ``function(item)`` for every item, in order; see :class:`~ks4stream.engine.base.Engine`."""
         self._progress(stage, 0, len(items))
         for index, item in enumerate(items):
-            with named(stage, index, len(items)):
+            with with_task_note(stage, index, len(items)):
                 result = run(function, item)
             self._progress(stage, index + 1, len(items))
             yield result
 
-    def everywhere(self, function: Callable[[], object]) -> None:
+    def run_on_workers(self, function: Callable[[], object]) -> None:
         """Call a function here; see :class:`~ks4stream.engine.base.Engine`."""
         try:
             function()

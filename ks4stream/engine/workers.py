@@ -1,6 +1,6 @@
-"""What computes, and whether it computes the same everywhere: versions, processor and GPUs of a process.
+"""Whether all workers compute the same: versions, processor and GPUs of each process.
 
-Results are the same to the last bit only where code, libraries, processor and, where it is used, model of GPU are.
+Results are the same to the last bit only if the code, the libraries, the processor and (if used) the GPU model are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-import ks4stream.stages.units  # noqa: F401  with it a worker has loaded all that tasks need
+import ks4stream.stages.units  # noqa: F401  so that a worker has loaded all that tasks need
 from ks4stream.engine.base import one_thread
 from ks4stream.engine.gpus import visible
 from ks4stream.errors import VersionWarning, WorkerError
@@ -32,15 +32,15 @@ _for_life = ExitStack()
 def dask_setup(worker: object) -> None:
     """Called by Dask in a local worker process when it starts.
 
-    What a task sets for its time is set for good, as the process does nothing else: otherwise it would give back its
-    memory after every task, and have it cleared page by page for the next.
+    What a task otherwise sets while it runs is set for good, as the process does nothing else. It would return its
+    memory to the system after every task, and the system would clear it page by page for the next.
     """
     _for_life.enter_context(one_thread())
 
 
 @functools.cache
 def code_digest() -> str:
-    """Hash of this package's code: versions are the same while code is being worked on."""
+    """Hash of this package's code: versions do not change while code is being worked on."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
@@ -53,9 +53,9 @@ def facts(*, gpu: bool, device: str = "cuda") -> Facts:
     Parameters
     ----------
     gpu : bool
-        Whether the GPU is used, and its model to be told: asking starts CUDA.
+        Whether the GPU is used and its model matters: asking for it starts CUDA.
     device : str
-        Which of them: "cuda" is any.
+        Which GPU: "cuda" is any.
     """
     found = {"Python": platform.python_version(), "ks4stream": f"{_version('ks4stream')} (code {code_digest()})"}
     found |= {name: _version(name) for name in LIBRARIES}
@@ -75,22 +75,22 @@ def _version(package: str) -> str:
 
 @functools.cache
 def _processor() -> str:
-    """Vendor, family and model as far as the system tells, and the instructions that torch uses."""
+    """Vendor, family and model if the system says, and the instruction set that torch uses."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    told = [known[name] for name in ("vendor_id", "cpu family", "model") if name in known]
-    return " ".join([*(told or [platform.machine(), platform.processor()]), torch.backends.cpu.get_cpu_capability()])
+    model = [known[name] for name in ("vendor_id", "cpu family", "model") if name in known]
+    return " ".join([*(model or [platform.machine(), platform.processor()]), torch.backends.cpu.get_cpu_capability()])
 
 
 def check(here: Facts, workers: Mapping[str, Facts | BaseException]) -> None:
-    """Hold what workers are against what this process is.
+    """Compare the workers with this process.
 
     Parameters
     ----------
     here : dict of str
         Facts of this process.
-    workers : dict of str to dict of str, or to what asking them raised
-        By address.
+    workers : dict of str to dict of str, or to an exception
+        By address: each worker's facts, or what asking for them raised.
 
     Raises
     ------
@@ -100,40 +100,40 @@ def check(here: Facts, workers: Mapping[str, Facts | BaseException]) -> None:
     Warns
     -----
     VersionWarning
-        If what results depend on is not the same everywhere.
+        If something that results depend on differs between workers.
     """
     for address, answer in workers.items():
-        if isinstance(answer, ImportError | AttributeError):  # the latter: of a version without this function
+        if isinstance(answer, ImportError | AttributeError):  # the latter from a version without this function
             raise WorkerError(
-                f"The worker at {address} cannot compute: {answer}. Install on all workers what this process has: "
+                f"The worker at {address} cannot compute: {answer}. Install this process's versions on all workers: "
                 + ", ".join(f"{name} {here[name]}" for name in ("ks4stream", "torch", "numpy"))
                 + "."
             ) from answer
         if isinstance(answer, Exception):
-            raise WorkerError(f"The worker at {address} did not answer: {answer!r}. Start it anew.") from answer
+            raise WorkerError(f"The worker at {address} did not answer: {answer!r}. Restart it.") from answer
     known = {address: answer for address, answer in workers.items() if isinstance(answer, dict)}
     for address, answer in known.items():
         if answer.get("GPU") == NO_GPU:
             raise WorkerError(
-                f"The worker at {address} sees no GPU, or none of the number asked for, but the device is 'cuda', "
-                "which is the default where this process sees a GPU. Pass device='cpu' to use the workers' processors, "
+                f"The worker at {address} sees no GPU, or none with the number asked for, but the device is 'cuda', "
+                "which is the default if this process sees a GPU. Pass device='cpu' to use the workers' CPUs, "
                 "or workers= to compute on this machine. Or start the workers that have a GPU with --resources GPU=1: "
-                "tasks then go nowhere else."
+                "tasks then go only to those."
             )
-    if here.get("GPU") == NO_GPU:  # nothing here runs on one, so they need only be alike among themselves
+    if here.get("GPU") == NO_GPU:  # nothing here runs on a GPU, so the workers' need only be alike among themselves
         here = here | {"GPU": next((answer["GPU"] for answer in known.values()), NO_GPU)}
     differences = [line for name in here for line in _differences(name, here[name], known)]
     if differences:
         warn(
-            "Workers are not alike. Results are the same from run to run, to the last bit, only where versions, "
-            "processors and, where they are used, models of GPU are. " + "; ".join(differences) + ".",
+            "The workers differ. Results are identical from run to run, to the last bit, only if versions, processors "
+            "and (if used) GPU models are. " + "; ".join(differences) + ".",
             VersionWarning,
             stacklevel=2,
         )
 
 
 def _differences(name: str, here: str, workers: Mapping[str, Facts]) -> list[str]:
-    """For each other value than ours one worker that has it."""
+    """For each value that differs from ours, one worker that has it."""
     others = {answer.get(name, "unknown"): address for address, answer in workers.items()}
     others.pop(here, None)
     return [f"{name}: {here} here, {value} at {address}" for value, address in sorted(others.items())]

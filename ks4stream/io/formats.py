@@ -1,14 +1,14 @@
-"""What a file is that is not a flat binary, told by its first bytes or its name, and how to open it.
+"""Formats that are not flat binaries: recognized by first bytes or name, with advice how to open them.
 
-A flat file has no header, so that any file can be read as one, and becomes noise. Three kinds of evidence count:
+A flat file has no header, so any file can be read as one, and becomes noise. Three kinds of evidence count:
 
-- *first bytes* that cannot be a coincidence. Samples may hold any bytes, and whoever owns a flat file that is taken for
-  another one cannot help it. Therefore eight bytes have to agree (one in 10¹⁹ for random ones), and where a format
-  begins with fewer, `proof` has to hold too: what follows them has to make sense;
+- *first bytes* that cannot be a coincidence. Samples may hold any bytes, and there would be no remedy for a flat file
+  that is mistaken for another format. Therefore eight bytes must agree (one in 10¹⁹ for random ones), and if a format
+  begins with fewer, `proof` must hold too: what follows them must make sense;
 - *text*: a whole kilobyte of readable characters, of several kinds, with line breaks. Small samples have 0 or 255 in
   every other byte, which text never has;
-- a *suffix* that is used for one thing only. Such a file may be flat all the same; then it is enough to rename it, and
-  the message says so.
+- a *suffix* that is used for one thing only. Such a file may still be flat; then it is enough to rename it, and the
+  message says so.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from itertools import islice
 
 from ks4stream.io.objects import is_remote, name_of
 
-HEAD_BYTES = 4096  # of a file's beginning that are looked at
-_TEXT_BYTES = 1024  # of which this many decide whether it is text
+HEAD_BYTES = 4096  # of a file's beginning that are examined
+_TEXT_BYTES = 1024  # of these that decide whether it is text
 _LEAST_TEXT_BYTES = 64  # shorter files are not judged
-_LEAST_CHARACTERS = 8  # that differ: samples that hardly change are not text
-_ENOUGH_BYTES = 8  # of agreement, without more proof
+_LEAST_CHARACTERS = 8  # different ones in a text: samples that hardly change are not text
+_ENOUGH_BYTES = 8  # that agree, to need no further proof
 _RANDOM_BITS = 7.5  # of entropy per byte: 4096 random bytes have 7.95, samples that use ten of their 16 bits 6
 _FOLDERS_LOOKED_INTO = 200
 
@@ -47,13 +47,13 @@ class Format:
     how : str
         How to open it; ``{path}`` and ``{folder}`` are filled in.
     suffixes : tuple of str
-        Of names, in lower case.
+        Suffixes of its names, in lower case.
     magic : tuple of (int, bytes)
-        Bytes at offsets, any of which is evidence.
+        Bytes at offsets, each of which is evidence.
     proof : callable, optional
-        From the first bytes, whether a magic number of fewer than eight bytes is more than a coincidence.
+        Takes the first bytes and returns whether a magic number of fewer than eight bytes is more than a coincidence.
     is_container : bool
-        Others' formats are made of it, so that a name that is known says more.
+        Whether other formats are built on it, so that a known suffix says more.
     """
 
     what: str
@@ -64,7 +64,7 @@ class Format:
     is_container: bool = False
 
     def begins(self, head: bytes) -> bool:
-        """Whether these are the first bytes of such a file, beyond coincidence."""
+        """Whether these are, beyond coincidence, the first bytes of such a file."""
         return any(
             head.startswith(magic, offset)
             and (len(magic) >= _ENOUGH_BYTES or (self.proof is not None and self.proof(head)))
@@ -73,17 +73,17 @@ class Format:
 
 
 def is_npy(head: bytes) -> bool:
-    """Whether a file begins as ``numpy.save`` begins one."""
+    """Whether a file begins like one written by ``numpy.save``."""
     return _NPY.match(head) is not None
 
 
 def is_hdf5(head: bytes) -> bool:
-    """Whether a file is HDF5, and not one of MATLAB's, which holds arrays transposed."""
-    return next((one for one in FORMATS if one.begins(head)), None) is HDF5
+    """Whether a file is HDF5, but not one of MATLAB's, which hold transposed arrays."""
+    return next((entry for entry in FORMATS if entry.begins(head)), None) is HDF5
 
 
 def refusal(path: str, head: bytes) -> str | None:
-    """Return why a file cannot be read as a flat binary, and how to open it; None if nothing speaks against that.
+    """Return why a file cannot be read as a flat binary, and how to open it; None if it may be one.
 
     Parameters
     ----------
@@ -94,16 +94,16 @@ def refusal(path: str, head: bytes) -> str | None:
     """
     suffix = os.path.splitext(name_of(path))[1].lower()
     by_name = _OF_SUFFIX.get(suffix)
-    found = next((one for one in FORMATS if one.begins(head)), None)
+    found = next((entry for entry in FORMATS if entry.begins(head)), None)
     if found is not None and by_name is not None and found.is_container:
         found = by_name  # an .nwb is an HDF5 file, and an .npz a ZIP archive
     if found is not None:
-        return _told(path, found, "by its first bytes")
+        return _message(path, found, "by its first bytes")
     if is_text(head):
-        return _told(path, by_name or TEXT, "its first bytes are readable")  # not shown, for they may be a secret
+        return _message(path, by_name or TEXT, "its first bytes are readable")  # not shown, as they may be secret
     if by_name is not None:
-        return _told(path, by_name, f"by its suffix {suffix}") + (
-            " If it is a flat binary all the same, give it a name that ends with .bin."
+        return _message(path, by_name, f"by its suffix {suffix}") + (
+            " If it is a flat binary after all, rename it to end in .bin."
         )
     return None
 
@@ -119,16 +119,16 @@ def folder_refusal(folder: str) -> str:
         if found := [name for name in names if f"{os.sep}{name}".endswith(ending.replace("/", os.sep))]:
             files = ", ".join(sorted(found)[:4]) + (", …" if len(found) > 4 else "")
             return f"{folder} is a folder ({what}); {_filled(how, folder, folder).replace('{files}', files)}."
-    return f"{folder} is a folder, and not a Zarr array or group; give the file that holds the samples."
+    return f"{folder} is a folder, but not a Zarr array or group; give the file that holds the samples."
 
 
 def is_text(head: bytes) -> bool:
-    """Whether a file's first kilobyte is text beyond doubt."""
+    """Whether a file's first kilobyte is certainly text."""
     sample = head[:_TEXT_BYTES]
     try:
         text = sample.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if error.start < len(sample) - 3 or len(head) <= _TEXT_BYTES:  # else a character that was cut
+        if error.start < len(sample) - 3 or len(head) <= _TEXT_BYTES:  # otherwise a truncated character
             return False
         text = sample[: error.start].decode("utf-8-sig")
     return (
@@ -140,7 +140,7 @@ def is_text(head: bytes) -> bool:
     )
 
 
-def _told(path: str, found: Format, evidence: str) -> str:
+def _message(path: str, found: Format, evidence: str) -> str:
     shown = name_of(path) if is_remote(path) else path
     how = _filled(found.how, shown, os.path.dirname(shown) or ".")
     return f"{path} cannot be read as samples: it is {found.what} ({evidence}); {how}."
@@ -154,7 +154,7 @@ def _filled(how: str, path: str, folder: str) -> str:
 
 
 def _is_gzip(head: bytes) -> bool:
-    """All that follows decompresses, and is as random as compressed data or ends with the right checksum."""
+    """The rest decompresses, and is as random as compressed data or ends with the right checksum."""
     stream = zlib.decompressobj(wbits=31)
     try:
         stream.decompress(head)
@@ -164,7 +164,7 @@ def _is_gzip(head: bytes) -> bool:
 
 
 def _is_zip(head: bytes) -> bool:
-    """A known version and way of compression, and a name of readable characters."""
+    """A known version and compression method, and a name of readable characters."""
     if len(head) < 32:
         return False
     version, _, method = struct.unpack_from("<3H", head, 4)
@@ -174,7 +174,7 @@ def _is_zip(head: bytes) -> bool:
 
 
 def _is_zstd(head: bytes) -> bool:
-    """No reserved bit, a first block of a possible type and size, and what follows is as random as compressed data."""
+    """No reserved bit set, a first block of valid type and size, and a rest that is as random as compressed data."""
     if not _is_random(head):
         return False
     flags = head[4]
@@ -185,13 +185,13 @@ def _is_zstd(head: bytes) -> bool:
 
 
 def _is_random(head: bytes) -> bool:
-    """Whether bytes are as random as compressed ones: of 16-bit samples, the upper ones are alike."""
+    """Whether bytes are as random as compressed data; the upper bytes of 16-bit samples are not."""
     shares = [count / len(head) for count in Counter(head).values()]
     return len(head) == HEAD_BYTES and -sum(share * math.log2(share) for share in shares) >= _RANDOM_BITS
 
 
 def _is_intan(head: bytes) -> bool:
-    """A possible version, and in its place a possible sampling rate."""
+    """A valid version, and a valid sampling rate at its position."""
     if len(head) < 12:
         return False
     major, minor, rate_hz = struct.unpack_from("<2hf", head, 4)
@@ -199,7 +199,7 @@ def _is_intan(head: bytes) -> bool:
 
 
 def _is_plexon(head: bytes) -> bool:
-    """A possible version, and a comment of text and zeros."""
+    """A valid version, and a comment of text and zeros."""
     version, comment = int.from_bytes(head[4:8], "little"), head[8:136]
     return len(head) > 136 and 100 <= version <= 120 and comment.isascii()
 
@@ -219,12 +219,12 @@ def _spikeinterface(reader: str, target: str = "{path}") -> str:
 
 
 _DATASET = "open it with h5py and pass its dataset of shape (time, channel), h5py.File({path})['NAME']"
-_DECOMPRESS = "decompress it first, and give the file that comes out"
+_DECOMPRESS = "decompress it first, and give the resulting file"
 _SAMPLES = "give the file that holds the samples"
 
-# The first that fits counts: containers and text, of which other formats are made, come last.
+# The first match counts: containers and text, on which other formats are built, come last.
 FORMATS = (
-    # What acquisition systems write
+    # Files of acquisition systems
     Format(
         "a Blackrock or Ripple file",
         _spikeinterface("read_blackrock"),
@@ -233,25 +233,25 @@ FORMATS = (
     ),
     Format(
         "a file of events and snippets",
-        "give the recording beside it (.ns5, .ns6, .ncs)",
+        "give the recording next to it (.ns5, .ns6, .ncs)",
         (".nev", ".nse", ".ntt"),
         ((0, b"NEURALEV"), (0, b"BREVENTS")),
     ),
     Format(
-        "a Neuralynx file, one per channel, with a header and time stamps",
+        "a Neuralynx file (one per channel) with a header and time stamps",
         _spikeinterface("read_neuralynx", "{folder}"),
         (".ncs", ".nrd"),
         ((0, b"######## Neuralynx"),),
     ),
     Format(
-        "an Intan file, with a header and samples in blocks",
+        "an Intan file with a header and samples in blocks",
         _spikeinterface("read_intan"),
         (".rhd", ".rhs"),
         ((0, b"\x02\x27\x91\xc6"), (0, b"\xac\x27\x91\xd6")),
         _is_intan,
     ),
     Format(
-        "an Open Ephys file of the older format, one per channel, with a header",
+        "an Open Ephys file in the older format (one per channel), with a header",
         _spikeinterface("read_openephys", "{folder}"),
         (".continuous", ".openephys"),
         ((0, b"header.format = 'Open Ephys"),),
@@ -272,26 +272,26 @@ FORMATS = (
     ),
     Format("an Alpha Omega file", _spikeinterface("read_alphaomega", "{folder}"), (".mpx", ".lsx")),
     Format(
-        "a SpikeGadgets file, with settings before the samples",
+        "a SpikeGadgets file with settings before the samples",
         _spikeinterface("read_spikegadgets"),
         (),
         ((0, b"<?xml"),),
         _is_spikegadgets,
     ),
     Format(
-        "a Multi Channel Systems file, with a header",
+        "a Multi Channel Systems file with a header",
         _spikeinterface("read_mcsraw"),
         (),
         ((0, b"MC_DataTool binary conversion"),),
     ),
     Format(
         "a Multi Channel Systems file",
-        "export it as HDF5 (the maker's Data Manager), and " + _spikeinterface("read_mcsh5", "'FILE.h5'"),
+        "export it as HDF5 (with the vendor's Data Manager), and " + _spikeinterface("read_mcsh5", "'FILE.h5'"),
         (".mcd", ".msrd"),
     ),
     Format(
         "a NeuroNexus Allego file of float32 samples",
-        "give it a name that ends with .dat, dtype='float32', and n_chan and fs from its .xdat.json; or "
+        "rename it to end in .dat, and give dtype='float32', n_chan and fs from its .xdat.json; or "
         + _spikeinterface("read_neuronexus"),
         (".xdat",),
     ),
@@ -309,27 +309,27 @@ FORMATS = (
         (".vhdr", ".vmrk"),
         ((0, b"Brain Vision Data Exchange"), (0, b"BrainVision Data Exchange")),
     ),
-    # What takes a file's place
+    # Placeholders for a file
     Format(
-        "a pointer of Git LFS, and not the file itself",
+        "a pointer of Git LFS, not the file itself",
         "fetch it: git lfs pull",
         (),
         ((0, b"version https://git-lfs.github.com/spec/"),),
     ),
     Format(
-        "a pointer of git-annex, and not the file itself",
+        "a pointer of git-annex, not the file itself",
         "fetch it: git annex get, or datalad get",
         (),
         ((0, b"/annex/objects/"),),
     ),
     Format(
-        "a web page, and not the file itself",
+        "a web page, not the file itself",
         "download it again (it may need a login)",
         (),
         ((0, b"<!DOCTYPE html"), (0, b"<!doctype html"), (0, b"<html"), (0, b"<HTML")),
         is_text,
     ),
-    # What analysis programs write
+    # Files of analysis programs
     Format("an NWB file", f"{_spikeinterface('read_nwb_recording')}; or {_DATASET}", (".nwb",)),
     Format(
         "a MATLAB file",
@@ -371,8 +371,8 @@ FORMATS = (
     Format("a 7-Zip archive", "unpack it first", (".7z",), ((0, b"7z\xbc\xaf\x27\x1c\x00\x04"),)),
     Format("a RAR archive", "unpack it first", (".rar",), ((0, b"Rar!\x1a\x07\x01\x00"),)),
     # Metadata
-    Format("metadata", "pass the .bin file beside it", (".meta",)),
-    Format("the index of a .cbin file", "pass the .cbin file beside it", (".ch",)),
+    Format("metadata", "pass the .bin file next to it", (".meta",)),
+    Format("the index of a .cbin file", "pass the .cbin file next to it", (".ch",)),
     Format("a probe", "pass it as probe", (".prb", ".imro")),
     Format("settings or a probe", f"pass a probe as probe, and {_SAMPLES}", (".json",)),
     Format("XML", _SAMPLES, (".xml",)),
@@ -386,7 +386,7 @@ FORMATS = (
     ),
     Format(
         "a ZIP archive",
-        "unpack it, and give what holds the samples",
+        "unpack it, and give the file that holds the samples",
         (".zip",),
         ((0, b"PK\x03\x04"),),
         _is_zip,
@@ -399,32 +399,32 @@ FORMATS = (
     ),
 )
 TEXT = FORMATS[-1]
-HDF5 = next(one for one in FORMATS if ".hdf5" in one.suffixes)
-_OF_SUFFIX = {suffix: one for one in FORMATS for suffix in one.suffixes}
+HDF5 = next(entry for entry in FORMATS if ".hdf5" in entry.suffixes)
+_OF_SUFFIX = {suffix: entry for entry in FORMATS for suffix in entry.suffixes}
 
-# How a name within a folder ends (a leading slash: the whole name), what the folder is, what to give instead.
+# The end of a file name within a folder (a leading slash: the whole name), what the folder is, what to give instead.
 _FOLDERS = (
     ("/.zmetadata", "a Zarr group whose .zgroup or zarr.json is missing", "copy it again, completely"),
     (
         "/structure.oebin",
         "an Open Ephys recording",
-        "give the continuous.dat of the stream to sort, with n_chan and fs as structure.oebin has them; or "
+        "give the continuous.dat of the stream to sort, with n_chan and fs from structure.oebin; or "
         + _spikeinterface("read_openephys"),
     ),
-    (".continuous", "an Open Ephys recording of the older format", _spikeinterface("read_openephys")),
+    (".continuous", "an Open Ephys recording in the older format", _spikeinterface("read_openephys")),
     (".ap.bin", "a SpikeGLX run", "give its .ap.bin files in order of time ({files})"),
     (".cbin", "a recording compressed by mtscomp", "give its .cbin files in order of time ({files})"),
     (
         "/binary.json",
-        "what SpikeInterface writes",
-        "give its traces_cached_seg0.raw, one file for each segment, with n_chan, fs and dtype as binary.json has them",
+        "a recording saved by SpikeInterface",
+        "give its traces_cached_seg0.raw, one file for each segment, with n_chan, fs and dtype from binary.json",
     ),
     ("/info.rhd", "an Intan recording in several files", "give its amplifier.dat, with n_chan and fs"),
     (".ncs", "a Neuralynx recording", _spikeinterface("read_neuralynx")),
     (".tsq", "a Tucker-Davis block", _spikeinterface("read_tdt")),
     (".mda", "a MountainSort recording", _spikeinterface("read_mda_recording")),
-    ("/.zarray", "with Zarr arrays in it", "give the array's own path ({files}, without .zarray)"),
-    ("/zarr.json", "with Zarr arrays in it", "give the array's own path ({files}, without zarr.json)"),
-    (".bin", "with flat binaries in it", "give the files themselves ({files})"),
-    (".dat", "with flat binaries in it", "give the files themselves ({files})"),
+    ("/.zarray", "containing Zarr arrays", "give the array's own path ({files}, without .zarray)"),
+    ("/zarr.json", "containing Zarr arrays", "give the array's own path ({files}, without zarr.json)"),
+    (".bin", "containing flat binaries", "give the files themselves ({files})"),
+    (".dat", "containing flat binaries", "give the files themselves ({files})"),
 )

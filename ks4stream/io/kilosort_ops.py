@@ -1,4 +1,4 @@
-"""A sorting in Kilosort4's words: the dictionary ``ops``, the file ``ops.npy``, and the table of spikes ``st``.
+"""A sorting in Kilosort4's terms: the dictionary ``ops``, the file ``ops.npy``, and the table of spikes ``st``.
 
 ``ops.npy`` is a pickle because its readers expect one. ks4stream writes it and never reads it, and nothing in ks4stream
 reads an ``ops``.
@@ -36,7 +36,7 @@ def spike_table(sorting: Sorting, rows: slice = slice(None)) -> NDArray[np.float
     Returns
     -------
     ndarray of float64, shape (n_spikes, 3)
-        Time in samples, counted from the first that was sorted; template; threshold amplitude.
+        Time in samples, counted from the first sorted sample; template; threshold amplitude.
     """
     return np.column_stack(
         [sorting.sample[rows] - sorting.tiling.start, sorting.template[rows], sorting.score[rows].astype(np.float64)]
@@ -46,24 +46,24 @@ def spike_table(sorting: Sorting, rows: slice = slice(None)) -> NDArray[np.float
 def write_ops(ops: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
     """Write ``ops.npy``: a pickle of NumPy arrays and plain values, for readers that expect one.
 
-    Paths become text and tuples lists, so that any system, and any reader without our classes, can load it.
+    Paths become strings and tuples lists, so that it can be loaded on any system and without our classes.
 
     Raises
     ------
     TypeError
-        If there is a value of another kind.
+        If there is a value of another type.
     """
     np.save(Path(folder) / OPS, np.array(_plain(ops), dtype=object), allow_pickle=True)
 
 
 def _plain(value: Any) -> Any:
-    """The same of dictionaries, lists, arrays, texts and numbers alone."""
+    """The same value made of dictionaries, lists, arrays, strings and numbers only."""
     if isinstance(value, Mapping):
         return {str(name): _plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufU":
-        return np.array(value)  # of memory maps, too
+        return np.array(value)  # also of memory maps
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, os.PathLike):
@@ -73,16 +73,16 @@ def _plain(value: Any) -> Any:
             return kind(value)  # a subclass would be pickled by its name
     if value is None:
         return None
-    raise TypeError(f"{value!r} ({type(value).__name__}) has no place in ops.npy.")
+    raise TypeError(f"{value!r} ({type(value).__name__}) cannot be stored in ops.npy.")
 
 
 def ops_from_sorting(
     sorting: Sorting, results_dir: Place | None = None, *, save_preprocessed_copy: bool = False
 ) -> dict[str, Any]:
-    """Describe a sorting the way Kilosort4's ``ops`` does, where the words mean the same in both.
+    """Describe a sorting the way Kilosort4's ``ops`` does, with the keys that mean the same in both.
 
-    Every setting stands in ``ops`` itself and in ``ops['settings']``; `do_CAR` and `invert_sign`, which are arguments
-    of Kilosort4 and not settings, in ``ops`` alone. Nothing in ks4stream reads an ``ops``.
+    Every setting is in ``ops`` itself and in ``ops['settings']``; `do_CAR` and `invert_sign`, which are arguments
+    of Kilosort4 and not settings, are only in ``ops``. Nothing in ks4stream reads an ``ops``.
 
     Parameters
     ----------
@@ -137,11 +137,11 @@ def ops_from_sorting(
 
 
 def _for_kilosort(sorting: Sorting) -> tuple[list[str], str]:
-    """Files that Kilosort4 reads as we did, from their first byte on, and their type; else no files."""
-    files, alike = sorting.flat_files, common_layout(sorting.flat_files)
-    if isinstance(files, str) or alike is None or alike[1] != 0 or any(is_remote(file.path) for file in files):
+    """Files that Kilosort4 would read as we did, from their first byte on, and their type; otherwise no files."""
+    files, layout = sorting.flat_files, common_layout(sorting.flat_files)
+    if isinstance(files, str) or layout is None or layout[1] != 0 or any(is_remote(file.path) for file in files):
         return [], sorting.dtype
-    return [file.path for file in files], dtype_name(alike[0])
+    return [file.path for file in files], dtype_name(layout[0])
 
 
 def _probe_ops(sorting: Sorting) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _probe_ops(sorting: Sorting) -> dict[str, Any]:
     same_shank = probe.shank[:, None] == probe.shank[None, :]
     near, _ = nearest(positions, positions, sorting.features.shape[1], same_shank)  # (c, j)
     own = sorting.template_channels
-    near[own[:, 0]] = own  # where there are spikes, exactly the channels that hold their features
+    near[own[:, 0]] = own  # for templates with spikes, exactly the channels that hold their features
     return words | {
         "probe": {**words, "n_chan": probe.n_channels},
         "dmin": sorting.settings.dmin or vertical_pitch_um(probe),
@@ -183,7 +183,7 @@ def _stage_ops(sorting: Sorting) -> dict[str, Any]:
 
 
 def _highpass(sorting: Sorting) -> NDArray[np.float32]:
-    """Kilosort4's ``fwav``: what the filter makes of a single 1 in the middle."""
+    """Kilosort4's ``fwav``: the filter's impulse response."""
     impulse = np.zeros(_HIGHPASS_SAMPLES)
     impulse[_HIGHPASS_SAMPLES // 2] = 1
     cutoff_hz = sorting.settings.highpass_cutoff
@@ -193,11 +193,11 @@ def _highpass(sorting: Sorting) -> NDArray[np.float32]:
     return impulse.astype(np.float32)
 
 
-# -- what the Phy folder says, too -------------------------------------------------------------------
+# -- also used by the Phy folder ---------------------------------------------------------------------
 
 
 def whitening_matrix(sorting: Sorting) -> NDArray[np.float32]:
-    """The whitening matrix (c, c); the identity where an empty sorting has none."""
+    """The whitening matrix (c, c); the identity if an empty sorting has none."""
     if sorting.whitening is None:
         return np.eye(sorting.n_channels, dtype=np.float32)
     return np.asarray(sorting.whitening.matrix, np.float32)
@@ -212,7 +212,7 @@ def common_layout(files: tuple[FlatFile, ...] | str) -> tuple[str, int, int] | N
 
 
 def dtype_name(dtype: str) -> str:
-    """A type by the name everybody knows ("int16"), or else with its byte order (">i2")."""
+    """A type by its common name ("int16"), or with its byte order (">i2") if it is big-endian."""
     kind = np.dtype(dtype)
     return kind.str if kind.str.startswith(">") else kind.name
 

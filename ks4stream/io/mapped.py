@@ -1,6 +1,6 @@
 """Arrays that are too large for memory: scratch arrays, and columns that grow on disk, both mapped from files.
 
-What was read of a mapped file counts as memory of the process that read it, until it gives the pages back.
+Pages read from a mapped file count as memory of the process that read them, until it releases them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.io.atomic import explain_write_errors
 
-HELD_BYTES = 128 << 20  # of one array that a task keeps in memory; a larger one is mapped from a file
-LARGE_MAP_BYTES = 16 << 20  # a private map beyond it is worth paging out
+HELD_BYTES = 128 << 20  # largest array that a task keeps in memory; a larger one is mapped from a file
+LARGE_MAP_BYTES = 16 << 20  # a larger private map is worth paging out
 _PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4; Python has no name for it
 
 Columns = Mapping[str, NDArray[Any]]
@@ -30,19 +30,19 @@ Columns = Mapping[str, NDArray[Any]]
 def scratch_array(
     shape: tuple[int, ...], dtype: DTypeLike, folder: Path | None = None, *, held_bytes: int | None = None
 ) -> NDArray[Any]:
-    """An array of zeros: in memory if it is small, else in a file without a name, which goes with the array.
+    """An array of zeros: in memory if it is small, otherwise in an unnamed file that is deleted with the array.
 
     Parameters
     ----------
     folder : path, optional
         Where such a file lies; by default in the system's temporary folder.
     held_bytes : int, optional
-        What is small; by default :data:`HELD_BYTES`.
+        Size up to which an array is kept in memory; by default :data:`HELD_BYTES`.
 
     Raises
     ------
     ResultsError
-        If there is no room for it.
+        If the disk has no room for it.
     """
     n_bytes = math.prod(shape) * np.dtype(dtype).itemsize
     if n_bytes <= (HELD_BYTES if held_bytes is None else held_bytes):
@@ -51,21 +51,21 @@ def scratch_array(
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with explain_write_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):  # a disk that is found to be full only when the array is filled is a crash
+        if hasattr(os, "posix_fallocate"):  # otherwise a full disk would crash the process when the array is filled
             os.posix_fallocate(file.fileno(), 0, n_bytes)
         return np.memmap(file, dtype, mode="r+" if os.fstat(file.fileno()).st_size else "w+", shape=shape)
 
 
 def release_pages(values: NDArray[Any]) -> None:
-    """Give the pages of a mapped array back to the system, where it takes them; they are read again when needed.
+    """Release the pages of a mapped array to the system, if it supports that; they are read again when needed.
 
-    Until then, what was read of a mapped file counts as this process's memory. Nothing is lost: not even what was
-    changed in a private map, which is only offered for paging out. That takes pages out of the system's cache, too, so
-    small private maps are left alone, as are arrays in memory.
+    Until then, pages read from a mapped file count as this process's memory. Nothing is lost, not even changes in a
+    private map, whose pages are only offered for paging out. As that also drops pages from the system's cache, small
+    private maps are left alone, as are arrays in memory.
     """
     owner: Any = values
     while isinstance(owner, np.ndarray) and not isinstance(owner.base, mmap.mmap):
-        owner = owner.base  # of a view, or of a map that was made a plain array
+        owner = owner.base  # of a view, or of a map that was turned into a plain array
     if not isinstance(owner, np.memmap) or sys.platform != "linux":
         return
     is_private = owner.mode == "c"
@@ -98,7 +98,7 @@ class ColumnWriter:
     Parameters
     ----------
     folder : path
-        Where their files lie, made if need be; it may be removed while the arrays are in use.
+        Folder for the files, created if necessary; it may be removed while the arrays are in use.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -117,7 +117,7 @@ class ColumnWriter:
         self._length += len(next(iter(columns.values())))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All rows, by column; they may be changed in memory, which the files never see."""
+        """All rows, by column; changes stay in memory and never reach the files."""
         return {
             name: np.memmap(self._path(name), dtype, mode="c", shape=(self._length, *shape))
             if self._length * math.prod(shape)

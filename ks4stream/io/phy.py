@@ -1,7 +1,7 @@
 """The folder that Phy, SpikeInterface and scripts written for Kilosort4 read.
 
 Format only, no science: names, types and shapes are those of Kilosort4's results folder. Phy's arrays
-hold the kept spikes; ``kept_spikes.npy`` says which of all they are.
+hold the kept spikes; ``kept_spikes.npy`` says which of all spikes these are.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from ks4stream.results import Sorting
 __all__ = ["export_phy", "params_text", "write_extra_vars", "write_preprocessed_copy"]
 
 PARAMS = "params.py"
-PREPROCESSED_SCALE = 200.0  # it holds whitened traces times this, as int16
+PREPROCESSED_SCALE = 200.0  # the preprocessed copy holds whitened traces times this, as int16
 _SPIKES_AT_ONCE = 16_384
 _UNITS_AT_ONCE = 256
-_PHY_SUFFIXES = (".bin", ".dat", ".raw")  # of flat files; Phy goes by the name, to the letter
+_PHY_SUFFIXES = (".bin", ".dat", ".raw")  # by which Phy recognizes flat files, in exactly this spelling
 
 
 def export_phy(
@@ -51,16 +51,16 @@ def export_phy(
     save_features: bool = True,
     preprocessed: Iterable[tuple[int, NDArray[Any]]] | None = None,
 ) -> Path:
-    """Write all files of the results folder; what they replace, and what else lies there, is the caller's business.
+    """Write all files of the results folder; the caller takes care of files that are already there.
 
     Parameters
     ----------
     sorting : Sorting
-        What to write; may be empty.
+        The sorting to write; may be empty.
     folder : path
-        Results folder; made if need be.
+        Results folder; created if necessary.
     home : Path or ObjectPath, optional
-        The results folder, if the files are going to be moved there.
+        The final results folder, if the files will be moved there.
     save_extra_vars : bool, optional
         Also write tF, Wall, full_st, full_clu and full_amp: all spikes, duplicates included.
     save_features : bool, optional
@@ -116,7 +116,7 @@ def _write_spikes(sorting: Sorting, path: Path) -> None:
 
 
 def _amplitudes(sorting: Sorting, rows: slice) -> NDArray[np.float32]:
-    """Norm of the features of some spikes."""
+    """Norms of the features of these spikes."""
     features = sorting.features[rows]
     return np.asarray(np.sqrt(np.einsum("njq,njq->n", features, features)))
 
@@ -130,7 +130,7 @@ def _write_features(sorting: Sorting, path: Path) -> None:
         for rows in _spikes_in_turn(sorting):
             kept = sorting.kept[rows]
             template, unit = sorting.template[rows][kept], sorting.unit[rows][kept]
-            wanted = slot[template[:, None], channels[unit]]  # (n, j), −1: not there
+            wanted = slot[template[:, None], channels[unit]]  # (n, j), −1: missing
             features = np.take_along_axis(sorting.features[rows][kept], np.maximum(wanted, 0)[:, :, None], axis=1)
             features[wanted < 0] = 0
             yield features.transpose(0, 2, 1)
@@ -152,7 +152,7 @@ def _unit_channels(sorting: Sorting) -> NDArray[np.int64]:
 
 
 def _slots(template_channels: NDArray[np.int64], n_channels: int) -> NDArray[np.int16]:
-    """Where a template keeps the features of a channel (v, c); −1 where it does not."""
+    """Position (v, c) of a channel's features within a template's; −1 where the template lacks the channel."""
     n_templates, n_slots = template_channels.shape
     slot = np.full((n_templates, n_channels + 1), -1, np.int16)  # the last column takes the padding
     np.put_along_axis(slot, template_channels, np.arange(n_slots, dtype=np.int16)[None, :], axis=1)
@@ -176,11 +176,13 @@ def _write_units(sorting: Sorting, path: Path) -> None:
 
 
 def _components(sorting: Sorting) -> NDArray[np.float32]:
-    """The waveform components (q, w); zeros where an empty sorting has none."""
+    """The waveform components (q, w); zeros if an empty sorting has none."""
     if sorting.waveforms is not None:
         return np.asarray(sorting.waveforms.components, np.float32)
     if sorting.n_units:
-        raise ResultsError(f"The sorting has {sorting.n_units} units but no waveforms to draw their templates with.")
+        raise ResultsError(
+            f"The sorting has {sorting.n_units} units but no waveform components, from which their templates are made."
+        )
     return np.zeros((sorting.features.shape[2], sorting.settings.nt), np.float32)
 
 
@@ -205,7 +207,7 @@ def _inverse(matrix: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
 
 
 def _write_tables(sorting: Sorting, path: Path) -> None:
-    """One table per property of units. The group repeats the label, under its name, as Kilosort4 writes it."""
+    """One table per property of units. The group repeats the label under another name, as Kilosort4 does."""
     label = np.where(sorting.refractory, "good", "mua")
     norm = np.linalg.norm(sorting.unit_features, axis=(1, 2))
     _write_table(path / "cluster_KSLabel.tsv", "KSLabel", label)
@@ -225,10 +227,10 @@ def _write_table(path: Path, column: str, values: Sequence[str] | NDArray[np.str
 def params_text(
     sorting: Sorting, home: Place, files: tuple[FlatFile, ...] | str | None = None, *, hp_filtered: bool = False
 ) -> str:
-    """Compose ``params.py``, from which Phy learns where the raw traces are.
+    """Compose ``params.py``, which tells Phy where the raw traces are.
 
-    Phy knows one type, one offset and one number of channels for all files. They are named only where that, and what
-    else Phy needs, holds for all of them, so that what it shows is what was sorted; otherwise ``dat_path`` is empty,
+    Phy supports one type, one offset and one number of channels for all files. The files are named only if they share
+    these and meet Phy's other requirements, so that Phy shows what was sorted; otherwise ``dat_path`` is empty,
     with the reason as a comment, and readers work without traces.
 
     Paths are relative to the folder, with forward slashes, so that data and results can be moved or
@@ -237,26 +239,28 @@ def params_text(
     Parameters
     ----------
     sorting : Sorting
-        Gives the sampling rate and, where no file does, type and number of channels.
+        Supplies the sampling rate and, if there are no files, type and number of channels.
     home : Path or ObjectPath
-        The results folder. On an object store, paths are absolute: right wherever the file system of this machine is
-        mounted, for whoever downloads the results.
+        The results folder. On an object store, paths are absolute: valid for downloaded results wherever the file
+        system of this machine is mounted.
     files : tuple of FlatFile or str, optional
         The files of the traces in order of time, or why there are none; by default those of the sorting.
     hp_filtered : bool, optional
-        Whether the files are filtered already.
+        Whether the files are already filtered.
     """
     files = sorting.flat_files if files is None else files
     why_not = _unknown_to_phy(files)
-    named: list[str] = []
+    dat_path: list[str] = []
     if isinstance(files, tuple) and not why_not:
-        there = [Path(file.path).parent.resolve() / Path(file.path).name for file in files]  # a link keeps its name
-        named = [_portable(file, home) if isinstance(home, Path) else file.as_posix() for file in there]
-    alike = common_layout(files)
-    dtype, offset_bytes, n_channels = alike or (sorting.dtype, 0, n_chan_file(sorting))
+        absolute = [
+            Path(file.path).parent.resolve() / Path(file.path).name for file in files
+        ]  # a symbolic link keeps its name
+        dat_path = [_portable(file, home) if isinstance(home, Path) else file.as_posix() for file in absolute]
+    layout = common_layout(files)
+    dtype, offset_bytes, n_channels = layout or (sorting.dtype, 0, n_chan_file(sorting))
     lines = [f"# dat_path is empty, as {ascii(why_not)[1:-1]}."] if why_not else []  # no line break gets out of it
     lines += [
-        f"dat_path = [{', '.join(ascii(file) for file in named)}]",
+        f"dat_path = [{', '.join(ascii(file) for file in dat_path)}]",
         f"n_channels_dat = {n_channels}",
         f"dtype = {dtype_name(dtype)!r}",
         f"offset = {offset_bytes}",
@@ -267,14 +271,14 @@ def params_text(
 
 
 def _unknown_to_phy(files: tuple[FlatFile, ...] | str) -> str:
-    """Why Phy could not show the samples that these files are said to hold; an empty text if it can."""
+    """Why Phy could not show the samples of these files; an empty string if it can."""
     if isinstance(files, str):
         return files
     for file in files:
         if is_remote(file.path):
-            return f"{file.path} is on no disk; copy it to one and name the copy in dat_path"
+            return f"{file.path} is not on a disk; copy it to one and give the copy in dat_path"
         if not Path(file.path).is_file():
-            return f"{file.path} is not there"
+            return f"{file.path} does not exist"
     if common_layout(files) is None:
         return "the files differ in type, offset or number of channels: " + ", ".join(
             f"{file.path} ({dtype_name(file.dtype)}, {file.offset_bytes} bytes, {file.n_channels} channels)"
@@ -283,21 +287,21 @@ def _unknown_to_phy(files: tuple[FlatFile, ...] | str) -> str:
     for file in files:
         suffix, size_bytes = Path(file.path).suffix, Path(file.path).stat().st_size
         if suffix == ".npy" and len(files) > 1:
-            return "Phy opens a single .npy file only; write one with all samples, or a flat file, and name it"
+            return "Phy opens only a single .npy file; write one with all samples, or a flat file, and give that"
         if suffix not in (*_PHY_SUFFIXES, ".npy"):
             return (
-                f"Phy does not open {file.path}, whose name does not end in {', '.join(_PHY_SUFFIXES)}; rename it, or "
-                "make a link with such a name, and name that in dat_path"
+                f"Phy does not open {file.path}, as its name does not end in {', '.join(_PHY_SUFFIXES)}; rename it, or "
+                "make a link with such a name, and give that in dat_path"
             )
         if size_bytes != file.end_bytes:
-            return f"{file.path} has {size_bytes} bytes, but the samples that were sorted end at byte {file.end_bytes}"
+            return f"{file.path} has {size_bytes} bytes, but the sorted samples end at byte {file.end_bytes}"
         if suffix == ".npy" and not _is_by_header(file):
-            return f"the header of {file.path} describes other samples than those that were sorted"
+            return f"the header of {file.path} describes samples other than those that were sorted"
     return ""
 
 
 def _is_by_header(file: FlatFile) -> bool:
-    """Whether the header of a ``.npy`` file, by which Phy reads it, says the same."""
+    """Whether the header of a ``.npy`` file, which Phy reads, describes the same samples."""
     try:
         (found,) = BinarySource.open_npy(file.path).flat_files
     except RecordingError:
@@ -322,13 +326,13 @@ def write_preprocessed_copy(
 ) -> Path:
     """Write the whitened, drift-corrected traces to ``temp_wh.dat`` and let Phy show them.
 
-    The file is int16, traces times 200, as long and as wide as the original, so that spike times and
-    ``channel_map`` hold for both. What was not sorted (other channels, time outside the crop) is 0.
+    The file holds traces times 200 as int16 and has the shape of the original, so that spike times and
+    ``channel_map`` hold for both. Whatever was not sorted (other channels, time outside tmin and tmax) is 0.
 
     Parameters
     ----------
     sorting : Sorting
-        Gives the channels and the length.
+        Supplies the channels and the length.
     folder : path
         Results folder, exported before.
     pieces : iterable of (start, traces)
@@ -400,7 +404,7 @@ def _save_stream(path: Path, shape: tuple[int, ...], dtype: DTypeLike, pieces: I
 
 
 def _spikes_in_turn(sorting: Sorting) -> Iterator[slice]:
-    """Slices of the spikes; what was read of columns that are mapped from files does not stay in memory."""
+    """Slices of the spikes; after each, the pages of columns mapped from files are released."""
     columns = [getattr(sorting, spec.name) for spec in fields(sorting) if spec.metadata.get("dims", ())[:1] == ("n",)]
     for rows in _slices(sorting.n_spikes, _SPIKES_AT_ONCE):
         yield rows

@@ -1,12 +1,12 @@
-"""What a klusta ``.prb`` file says: Python source, evaluated without executing any of it.
+"""Klusta's ``.prb`` files: Python source, evaluated without executing any of it.
 
-Such files are written by hand and by programs, in a small part of Python: literals, names used before, arithmetic,
-``range``, comprehensions, loops that fill a dictionary. This part is evaluated here on the syntax tree. Values are
-numbers, strings, None, lists, tuples, dictionaries and sets; functions and methods are those named in this file.
+Such files are written by hand and by programs, in a small subset of Python: literals, names assigned before,
+arithmetic, ``range``, comprehensions, loops that fill a dictionary. This subset is evaluated here on the syntax tree.
+Values are numbers, strings, None, lists, tuples, dictionaries and sets; functions and methods are those listed here.
 
-Time and memory are bounded, whatever the file says: a step costs 1 of a budget, and so does every element of what is
-made, walked or compared. Integers have 64 bits. Only what is flat is compared or hashed, for a nested list that holds
-another one twice, which does so again, would unfold without end.
+Time and memory are bounded, whatever the file contains: each step costs 1 of a budget, and so does each element that
+is created, visited or compared. Integers have 64 bits. Only flat values are compared or hashed, as a list that holds
+another one twice, which in turn does the same, would unfold exponentially.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 from ks4stream.errors import ProbeError
 from ks4stream.io.records import ONE_AT_A_TIME
 
-_BUDGET = 2_000_000  # steps and elements: a file that write_prb makes of 1000 contacts takes 15 000
-_LONGEST_FILE = 500_000  # characters: as many statements parsed take some 300 MB for a moment
+_BUDGET = 2_000_000  # steps and elements: a file written by write_prb for 1000 contacts takes 15 000
+_LONGEST_FILE = 500_000  # characters: parsing as many statements briefly takes some 300 MB
 _LARGEST_INTEGER = 2**63 - 1
 _LARGEST_EXPONENT = 64
 
@@ -57,7 +57,7 @@ _OF_SCALARS: dict[str, Callable[..., Any]] = {
     "float": float,
     "int": int,
     "str": str,
-    "round": lambda number, digits=None: round(float(number), digits),  # that of integers takes powers of ten
+    "round": lambda number, digits=None: round(float(number), digits),  # round() of integers computes powers of ten
 }
 _OF_ITEMS: dict[str, Callable[..., Any]] = {
     "list": list,
@@ -65,7 +65,7 @@ _OF_ITEMS: dict[str, Callable[..., Any]] = {
     "len": len,
     "enumerate": lambda items, start=0: list(enumerate(items, start)),
     "reversed": lambda items: items[::-1],
-    "zip": lambda *columns: list(zip(*columns, strict=False)),  # as in Python, the shortest ends it
+    "zip": lambda *columns: list(zip(*columns, strict=False)),  # as in Python, the shortest one ends it
 }
 _OF_FLAT_ITEMS: dict[str, Callable[..., Any]] = {
     "max": max,
@@ -90,20 +90,20 @@ def evaluate(source: str, wanted: Sequence[str], what: str) -> dict[str, Any]:
     source : str
         The file's text.
     wanted : sequence of str
-        Names whose values are asked for.
+        Names whose values are wanted.
     what : str
         The file, for messages.
 
     Returns
     -------
     dict of str to value
-        Values of those wanted names that the file assigns.
+        Values of the wanted names that the file assigns.
 
     Raises
     ------
     ProbeError
-        If the file is not Python, uses more of it than is evaluated here, or needs too many steps. What is outside
-        and assigned to a name that nothing else depends on does no harm.
+        If the file is not Python, uses more than the subset evaluated here, or needs too many steps. Other Python does
+        no harm if it is assigned to a name that nothing else depends on.
 
     Examples
     --------
@@ -112,7 +112,7 @@ def evaluate(source: str, wanted: Sequence[str], what: str) -> dict[str, Any]:
     """
     try:
         if len(source) > _LONGEST_FILE:
-            raise ValueError(f"it has {len(source)} characters, and {_LONGEST_FILE} are the most that are read")
+            raise ValueError(f"it has {len(source)} characters; at most {_LONGEST_FILE} are read")
         with ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of backslashes in strings: "C:\probes"
             module = ast.parse(source)
@@ -133,13 +133,13 @@ def evaluate(source: str, wanted: Sequence[str], what: str) -> dict[str, Any]:
     program = f"import probeinterface as p; p.write_probeinterface('probe.json', p.read_prb({what!r}))"
     raise ProbeError(
         f"{what}, line {line}: {text!r} cannot be evaluated: {reason}. .prb files are not executed here; literals, "
-        "arithmetic, range, comprehensions and loops are understood. Write the numbers out, or, if you trust the "
-        f"file, let probeinterface run it once and save the probe as JSON: python -c {shlex.quote(program)}"
+        "arithmetic, range, comprehensions and loops are supported. Write the numbers out, or, if you trust the file, "
+        f"let probeinterface run it once and save the probe as JSON: python -c {shlex.quote(program)}"
     )
 
 
 class _Outside(Exception):
-    """What cannot be evaluated: a node of the syntax tree, and why."""
+    """A node of the syntax tree that cannot be evaluated, and why."""
 
     def __init__(self, node: ast.AST, reason: str) -> None:
         super().__init__(reason)
@@ -147,14 +147,14 @@ class _Outside(Exception):
 
 
 class _Evaluator(ast.NodeVisitor):
-    """Visits statements for what they assign and expressions for their values; of the rest it knows nothing."""
+    """Evaluates statements for what they assign, and expressions for their values; knows no other nodes."""
 
     def __init__(self) -> None:
         self.names: dict[str, Any] = {"np": _NUMPY, "numpy": _NUMPY}  # write_prb imports neither
         self.budget = _BUDGET
 
     def visit(self, node: ast.AST) -> Any:
-        """Visit a node; what goes wrong is reported of the innermost one."""
+        """Visit a node; errors are reported for the innermost one."""
         try:
             self.pay(1)
             return _bounded(super().visit(node))
@@ -162,11 +162,11 @@ class _Evaluator(ast.NodeVisitor):
             raise _Outside(node, f"{error}" if type(error) is ValueError else f"{error!r}") from None
 
     def generic_visit(self, node: ast.AST) -> Any:
-        """Refuse every kind of node that has no method here."""
-        raise ValueError(f"{type(node).__name__} is not understood here")
+        """Refuse every type of node that has no method here."""
+        raise ValueError(f"{type(node).__name__} is not supported here")
 
     def pay(self, cost: int) -> None:
-        """Take the cost of what is about to be done from the budget."""
+        """Deduct the cost of the next operation from the budget."""
         if cost > self.budget:
             raise ValueError(f"the file needs more than {_BUDGET} steps and elements")
         self.budget -= cost
@@ -183,13 +183,13 @@ class _Evaluator(ast.NodeVisitor):
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
             name = alias.asname or alias.name.partition(".")[0]
-            self.names[name] = _NUMPY if alias.name == "numpy" else _Outside(node, "nothing is imported here")
+            self.names[name] = _NUMPY if alias.name == "numpy" else _Outside(node, "nothing can be imported here")
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         for alias in node.names:
             if alias.name == "*":
-                raise ValueError("nothing is imported here")
-            self.names[alias.asname or alias.name] = _Outside(node, "nothing is imported here")
+                raise ValueError("nothing can be imported here")
+            self.names[alias.asname or alias.name] = _Outside(node, "nothing can be imported here")
 
     def visit_Expr(self, node: ast.Expr) -> None:
         match node.value:
@@ -210,9 +210,9 @@ class _Evaluator(ast.NodeVisitor):
         if not isinstance(before, list):
             self.bind(node.target, self.combined(node.op, before, change))
         elif isinstance(node.op, ast.Add):
-            before += self.items(change)  # in place, as in Python: other names may stand for the same list
+            before += self.items(change)  # in place, as in Python: other names may refer to the same list
         else:
-            raise ValueError("the operator is not known for a list")
+            raise ValueError("the operator is not supported for a list")
 
     def visit_For(self, node: ast.For) -> None:
         for item in self.items(self.visit(node.iter)):
@@ -224,7 +224,7 @@ class _Evaluator(ast.NodeVisitor):
         self.run(node.body if self.visit(node.test) else node.orelse)
 
     def assign(self, targets: Sequence[ast.expr], expression: ast.expr) -> None:
-        """Bind a value, or where it is outside and nobody may need it, the reason why there is none."""
+        """Bind a value, or if it cannot be evaluated and may not be needed, the reason why not."""
         try:
             value = self.visit(expression)
         except _Outside as outside:
@@ -235,7 +235,7 @@ class _Evaluator(ast.NodeVisitor):
             self.bind(target, value)
 
     def may_change_values(self, expression: ast.expr) -> bool:
-        """Whether Python, executing an expression, might change a value of the file, now or by a method bound to it."""
+        """Whether executing an expression in Python might change a value of the file, now or through a bound method."""
         calls = names_holder = False
         for node in ast.walk(expression):
             self.pay(1)
@@ -255,18 +255,18 @@ class _Evaluator(ast.NodeVisitor):
             case ast.Subscript(value=holder, slice=index):
                 container, key = self.visit(holder), self.visit(index)
                 if not isinstance(container, dict | list):
-                    raise ValueError(f"a {type(container).__name__} has no items that can be set")
+                    raise ValueError(f"items of a {type(container).__name__} cannot be assigned")
                 self.pay(_weight(key))
                 container[key] = value
             case _:
-                raise ValueError("a value can be given to names and items only")
+                raise ValueError("only names and items can be assigned")
 
     # -- expressions --
 
     def look_up(self, name: str) -> Any:
         value = self.names[name]
         if isinstance(value, _Outside):
-            raise value.with_traceback(None)  # or all frames that it ever passed would be kept
+            raise value.with_traceback(None)  # otherwise all frames that it ever passed would be kept
         return value
 
     def visit_Name(self, node: ast.Name) -> Any:
@@ -276,7 +276,7 @@ class _Evaluator(ast.NodeVisitor):
 
     def visit_Constant(self, node: ast.Constant) -> Any:
         if not isinstance(node.value, _SCALARS):
-            raise ValueError(f"{type(node.value).__name__} is not a type known here")
+            raise ValueError(f"{type(node.value).__name__} is not a supported type")
         return node.value
 
     def visit_List(self, node: ast.List) -> list[Any]:
@@ -311,7 +311,7 @@ class _Evaluator(ast.NodeVisitor):
         return made
 
     def comprehend(self, generators: Sequence[ast.comprehension], make: Callable[[], Any]) -> list[Any]:
-        """Make an element for each turn; names that the turns bind are known within only."""
+        """Create an element in each iteration; the loop variables are known only inside."""
         self.pay(len(self.names))
         outside, self.names = self.names, dict(self.names)
         try:
@@ -347,7 +347,7 @@ class _Evaluator(ast.NodeVisitor):
         return self.combined(node.op, self.visit(node.left), self.visit(node.right))
 
     def combined(self, op: ast.AST, *operands: Any) -> Any:
-        """Arithmetic on numbers; sums of sequences, and sequences repeated."""
+        """Arithmetic on numbers; concatenation and repetition of sequences."""
         kind, types = type(op), {type(operand) for operand in operands}
         if kind in _ARITHMETIC and all(isinstance(operand, _NUMBERS) for operand in operands):
             if kind is ast.Pow and abs(operands[1]) > _LARGEST_EXPONENT:
@@ -358,7 +358,7 @@ class _Evaluator(ast.NodeVisitor):
             sequence, times = sorted(operands, key=lambda operand: isinstance(operand, int))
             self.pay(len(sequence) * max(times, 0))
         else:
-            raise ValueError("the operator is not known for these values")
+            raise ValueError("the operator is not supported for these values")
         return _bounded(_ARITHMETIC[kind](*operands))
 
     def visit_Compare(self, node: ast.Compare) -> bool:
@@ -369,7 +369,7 @@ class _Evaluator(ast.NodeVisitor):
                 self.pay(_weight(left) * len(self.items(right)))
                 holds = (left in right) == isinstance(op, ast.In)
             elif type(op) not in _COMPARISONS:
-                raise ValueError("'is' is not understood here; use == or !=")
+                raise ValueError("'is' is not supported here; use == or !=")
             else:
                 left, right = self.flat([left, right])
                 holds = _COMPARISONS[type(op)](left, right)
@@ -397,7 +397,7 @@ class _Evaluator(ast.NodeVisitor):
         for keyword in node.keywords:
             value = self.visit(keyword.value)
             if keyword.arg is None and not (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
-                raise ValueError("only a dictionary with strings as keys can stand after **")
+                raise ValueError("only a dictionary with strings as keys can follow **")
             self.update(keywords, value if keyword.arg is None else [(keyword.arg, value)])
         match node.func:
             case ast.Name(id=name) if name not in self.names:
@@ -407,7 +407,7 @@ class _Evaluator(ast.NodeVisitor):
                     return self.of_scalars(_OF_NUMPY[attribute], arguments)
             case ast.Attribute(value=holder, attr=attribute) if not keywords:
                 return self.method(self.visit(holder), attribute, *arguments)
-        raise ValueError("the function is not known here")
+        raise ValueError("the function is not supported here")
 
     def called(self, name: str, arguments: list[Any], keywords: dict[str, Any]) -> Any:
         if name == "dict":
@@ -418,7 +418,7 @@ class _Evaluator(ast.NodeVisitor):
         if name == "print":
             return None
         if keywords:
-            raise ValueError("the function is known here without keywords only")
+            raise ValueError("the function is supported only without keyword arguments")
         if name in ("range", "xrange"):
             numbers = range(*arguments)
             self.pay(len(numbers))
@@ -432,12 +432,12 @@ class _Evaluator(ast.NodeVisitor):
             return _OF_FLAT_ITEMS[name](*listed)
         if name in _OF_ITEMS:
             return _OF_ITEMS[name](*listed)
-        raise ValueError("the function is not known here")
+        raise ValueError("the function is not supported here")
 
     def of_scalars(self, function: Callable[..., Any], arguments: list[Any]) -> Any:
         self.flat(arguments)
         if not all(isinstance(argument, _SCALARS) for argument in arguments):
-            raise ValueError("the function is known here for numbers only")
+            raise ValueError("the function is supported only for numbers")
         return function(*arguments)
 
     def method(self, holder: Any, name: str, *arguments: Any) -> Any:
@@ -455,9 +455,9 @@ class _Evaluator(ast.NodeVisitor):
             case dict(), "items", ():
                 return [(key, holder[key]) for key in self.items(holder)]
             case _:
-                raise ValueError("the method is not known here")
+                raise ValueError("the method is not supported here")
 
-    # -- what costs by its size --
+    # -- operations that cost by size --
 
     def elements(self, nodes: Sequence[ast.expr]) -> list[Any]:
         """Values of expressions, starred ones unpacked."""
@@ -470,7 +470,7 @@ class _Evaluator(ast.NodeVisitor):
         return made
 
     def items(self, container: Any) -> list[Any]:
-        """Items of a container (keys of a dictionary) as a list of their own."""
+        """Items of a container (keys of a dictionary) as a new list."""
         if not isinstance(container, _CONTAINERS):
             raise ValueError(f"a {type(container).__name__} has no items")
         self.pay(len(container))
@@ -491,7 +491,7 @@ class _Evaluator(ast.NodeVisitor):
 
 
 def _bounded(value: Any) -> Any:
-    """Return a value as it is, if it is not a number of a size or kind unknown here."""
+    """Return a value unchanged; refuse integers that are too large, and complex numbers."""
     if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
         raise ValueError("an integer has more than 64 bits")
     if isinstance(value, complex):
@@ -503,5 +503,5 @@ def _weight(value: Any) -> int:
     """Cost of comparing or hashing a number, a string or a tuple of these."""
     parts = value if isinstance(value, tuple) else (value,)
     if not all(isinstance(part, _SCALARS) for part in parts):
-        raise ValueError("only numbers, strings and tuples of these are compared here, or used as keys")
+        raise ValueError("only numbers, strings and tuples of these can be compared here or used as keys")
     return sum(len(part) if isinstance(part, str) else 1 for part in parts)

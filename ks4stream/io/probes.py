@@ -1,4 +1,4 @@
-"""Probe files in and out: Kilosort JSON and ``.mat``, klusta ``.prb``, probeinterface JSON, SpikeGLX ``.meta``.
+"""Read and write probe files: Kilosort JSON and ``.mat``, klusta ``.prb``, probeinterface JSON, SpikeGLX ``.meta``.
 
 Nothing in a probe file is ever executed.
 """
@@ -32,7 +32,7 @@ def load_probe(probe: Probe | Mapping[str, Any] | str | os.PathLike[str]) -> Pro
     Parameters
     ----------
     probe : Probe, mapping or path
-        A :class:`~ks4stream.probe.Probe` (returned as it is); a mapping with Kilosort's keys ``chanMap``,
+        A :class:`~ks4stream.probe.Probe` (returned unchanged); a mapping with Kilosort's keys ``chanMap``,
         ``xc``, ``yc``, ``kcoords``; a file (Kilosort ``.json`` or ``.mat``, klusta ``.prb``, probeinterface
         ``.json``, SpikeGLX ``.meta``); or the name of a shipped probe (see :func:`shipped_probes`).
 
@@ -40,7 +40,7 @@ def load_probe(probe: Probe | Mapping[str, Any] | str | os.PathLike[str]) -> Pro
     -------
     Probe
         The contacts. Kilosort's ``n_chan`` counts the contacts, not the channels of the file, so
-        ``n_chan_file`` is known only from ``.prb`` and ``.meta`` files that tell it.
+        ``n_chan_file`` is known only from ``.prb`` and ``.meta`` files that have it.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def load_probe(probe: Probe | Mapping[str, Any] | str | os.PathLike[str]) -> Pro
         reader = _READERS.get(path.suffix.lower())
         if reader is None:
             raise ProbeError(
-                f"{path}: probe files end in {', '.join(_READERS)}, not in {path.suffix or 'nothing'!r}. "
+                f"{path} has the suffix {path.suffix or 'nothing'!r}; probe files end in {', '.join(_READERS)}. "
                 "Convert it, or pass a dict with chanMap, xc, yc and kcoords."
             )
         return reader(path)
@@ -73,9 +73,9 @@ def load_probe(probe: Probe | Mapping[str, Any] | str | os.PathLike[str]) -> Pro
         return _read_json(shipped[name])
     near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.5)
     raise ProbeError(
-        f"There is no probe file {probe}, and no shipped probe of that name."
+        f"There is no probe file {probe}, nor a shipped probe with that name."
         + (f" Did you mean {near[0]!r}?" if near else "")
-        + f" Shipped are: {', '.join(shipped) or 'none'}."
+        + f" Shipped probes: {', '.join(shipped) or 'none'}."
     )
 
 
@@ -85,9 +85,9 @@ def save_probe(probe: Probe, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     probe : Probe
-        What to write; its name and ``n_chan_file`` have no place in the format.
+        The probe; the format does not store its name and ``n_chan_file``.
     path : path
-        Where; ends in ``.json``.
+        The file to write, with a name that ends in ``.json``.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def save_probe(probe: Probe, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     if path.suffix.lower() != ".json":
-        raise ProbeError(f"{path}: probes are written as JSON; let the name end in .json.")
+        raise ProbeError(f"{path}: probes are written as JSON; give a name that ends in .json.")
     values = {
         "chanMap": probe.chan_map.tolist(),
         "xc": probe.x_um.tolist(),
@@ -109,7 +109,7 @@ def save_probe(probe: Probe, path: str | os.PathLike[str]) -> None:
 
 
 def shipped_probes() -> dict[str, Path]:
-    """Return the probes that come with ks4stream, name to file.
+    """Return the probes that come with ks4stream, with the file of each name.
 
     Returns
     -------
@@ -137,7 +137,7 @@ def _content(path: Path) -> bytes:
 
 def _read_json(path: Path) -> Probe:
     try:
-        content = json.loads(_content(path))  # finds out whether it is UTF-8 or UTF-16, with or without a mark
+        content = json.loads(_content(path))  # detects UTF-8 and UTF-16, with or without a byte order mark
     except (ValueError, RecursionError) as error:
         raise ProbeError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
@@ -148,14 +148,14 @@ def _read_json(path: Path) -> Probe:
 
 
 def _read_mat(path: Path) -> Probe:
-    """Kilosort's channel map for MATLAB: channels from 1, ``connected`` false for what is not sorted."""
+    """Kilosort's channel map for MATLAB: channels from 1, ``connected`` false for channels that are not sorted."""
     import scipy.io
 
     try:
         content = scipy.io.loadmat(path)
     except NotImplementedError as error:
-        raise ProbeError(f'{path} is a MATLAB 7.3 file; in MATLAB save it again with save(…, "-v7").') from error
-    except Exception as error:  # scipy raises many types for a damaged file
+        raise ProbeError(f'{path} is a MATLAB 7.3 file; save it again in MATLAB with save(…, "-v7").') from error
+    except Exception as error:  # scipy raises exceptions of many types for a damaged file
         raise ProbeError(f"{path} cannot be read as a MATLAB file: {error}.") from error
     _need(content, ("xcoords", "ycoords"), str(path))
     n_contacts = np.size(content["xcoords"])
@@ -188,13 +188,15 @@ def _mat_chan_map(content: Mapping[str, Any], path: Path) -> NDArray[Any]:
 
 
 def _read_prb(path: Path) -> Probe:
-    """Klusta's probe file: Python source, which is evaluated and never executed."""
+    """Klusta's probe file: Python source, which is evaluated but never executed."""
     content = _content(path)
-    text = content.decode(json.detect_encoding(content), errors="replace")  # what is not ASCII stands in comments
+    text = content.decode(
+        json.detect_encoding(content), errors="replace"
+    )  # only comments hold other characters than ASCII
     values = evaluate(text, ("channel_groups", "total_nb_channels"), str(path))
     groups = values.get("channel_groups")
     if not isinstance(groups, dict) or not groups:
-        raise ProbeError(f"{path} assigns no channel_groups = {{0: {{'channels': […], 'geometry': {{…}}}}}}.")
+        raise ProbeError(f"{path} must assign channel_groups = {{0: {{'channels': […], 'geometry': {{…}}}}}}.")
     chan_map: list[int] = []
     positions: list[Any] = []
     shank: list[int] = []
@@ -211,24 +213,24 @@ def _read_prb(path: Path) -> Probe:
         n_chan_file=n_chan_file if isinstance(n_chan_file, int) else None,
         name=path.stem,
     )
-    return _told_if_from_one(probe)
+    return _warn_if_from_one(probe)
 
 
 def _prb_group(group: Any, what: str) -> tuple[list[int], list[tuple[float, float]]]:
     if not isinstance(group, dict) or "channels" not in group or "geometry" not in group:
-        raise ProbeError(f"{what} needs 'channels' and 'geometry'.")
+        raise ProbeError(f"{what} must have 'channels' and 'geometry'.")
     channels, geometry = group["channels"], group["geometry"]
     if not isinstance(channels, list | tuple | set) or not all(isinstance(number, int | float) for number in channels):
         raise ProbeError(f"{what}: 'channels' must be a list of numbers.")
     if isinstance(geometry, list | tuple):  # in the order of the channels
         if len(geometry) != len(channels):
-            raise ProbeError(f"{what} has {len(channels)} channels and {len(geometry)} positions.")
+            raise ProbeError(f"{what} has {len(channels)} channels but {len(geometry)} positions.")
         geometry = dict(zip(channels, geometry, strict=True))
     if not isinstance(geometry, dict):
         raise ProbeError(f"{what}: 'geometry' must give a position for each channel.")
     missing = [channel for channel in channels if channel not in geometry]
     if missing:
-        raise ProbeError(f"{what} gives no position for channel {', '.join(map(str, missing))}.")
+        raise ProbeError(f"{what}: 'geometry' lacks a position for channel {', '.join(map(str, missing))}.")
     try:
         return list(channels), [(float(x), float(y)) for x, y in (geometry[channel] for channel in channels)]
     except (TypeError, ValueError) as error:
@@ -238,7 +240,7 @@ def _prb_group(group: Any, what: str) -> tuple[list[int], list[tuple[float, floa
 def _read_meta(path: Path) -> Probe:
     probe = spikeglx.read_meta(path).probe()
     if probe is None:
-        raise ProbeError(f"{path} describes no probe geometry (~snsGeomMap, ~snsShankMap or ~imroTbl).")
+        raise ProbeError(f"{path} does not describe a probe geometry (~snsGeomMap, ~snsShankMap or ~imroTbl).")
     return probe
 
 
@@ -259,16 +261,16 @@ def _from_kilosort(content: Mapping[str, Any], name: str) -> Probe:
         shank=_vector(content.get("kcoords", np.zeros(len(chan_map), np.int64))),
         name=name,
     )
-    return _told_if_from_one(probe)
+    return _warn_if_from_one(probe)
 
 
-def _told_if_from_one(probe: Probe) -> Probe:
-    """Warn of a channel map that seems to count from 1; only the user knows, so it is never changed."""
+def _warn_if_from_one(probe: Probe) -> Probe:
+    """Warn of a channel map that seems to count from 1; only the user can know, so it is never changed."""
     n = probe.n_channels
     if n > 1 and np.array_equal(np.sort(probe.chan_map), np.arange(1, n + 1)):
         warn(
             f"{probe.name}: the channel map of {n} contacts has the numbers 1 to {n}. Channels are counted from 0: if "
-            "yours are counted from 1, subtract 1. If the file's channel 0 is left out on purpose, all is well.",
+            "yours are counted from 1, subtract 1. If you left out channel 0 of the file on purpose, ignore this.",
             Ks4StreamWarning,
             stacklevel=2,
         )
@@ -285,7 +287,7 @@ def _from_probeinterface(content: dict[str, Any], name: str) -> Probe:
 
     try:
         probes = probeinterface.ProbeGroup.from_dict(content).probes
-    except Exception as error:  # the library checks little: a wrong file fails anywhere in it
+    except Exception as error:  # the library checks little: a wrong file may fail anywhere in it
         raise ProbeError(f"{name} cannot be read by probeinterface: {error!r}.") from error
     columns: list[NDArray[np.float64]] = [np.empty((4, 0))]
     next_shank = next_contact = 0
@@ -294,19 +296,21 @@ def _from_probeinterface(content: dict[str, Any], name: str) -> Probe:
         next_shank = int(columns[-1][3].max(initial=next_shank - 1)) + 1
         next_contact += probe.get_contact_count()
     chan_map, x_um, y_um, shank = np.concatenate(columns, axis=1)
-    return _told_if_from_one(Probe(chan_map.astype(np.int64), x_um, y_um, shank.astype(np.int64), name=name))
+    return _warn_if_from_one(Probe(chan_map.astype(np.int64), x_um, y_um, shank.astype(np.int64), name=name))
 
 
 def _probeinterface_columns(probe: Any, first_shank: int, first_contact: int, name: str) -> NDArray[np.float64]:
     """Channel, x, y and shank of one probe's connected contacts, shape (4, contact)."""
     if probe.ndim != 2:
-        raise ProbeError(f"{name} has {probe.ndim}-dimensional positions; project it with to_2d() and save it again.")
+        raise ProbeError(
+            f"{name} has {probe.ndim}-dimensional positions; project them with to_2d() and save the probe again."
+        )
     positions_um = np.asarray(probe.contact_positions, np.float64) * _UM_PER_UNIT[probe.si_units]
     channels = probe.device_channel_indices
     if channels is None:
         warn(
-            f"{name} has no wiring (device_channel_indices): contact i is taken to be channel i of the file. "
-            "Wire it with probeinterface if it is not.",
+            f"{name} has no wiring (device_channel_indices): contact i is assumed to be channel i of the file. "
+            "If that is wrong, set the wiring with probeinterface.",
             Ks4StreamWarning,
             stacklevel=2,
         )
@@ -319,7 +323,7 @@ def _probeinterface_columns(probe: Any, first_shank: int, first_contact: int, na
 
 
 def _shank_numbers(shank_ids: NDArray[Any]) -> NDArray[np.int64]:
-    """Return shank ids as the numbers they are, or else numbered 0, 1, … in alphabetical order."""
+    """Return shank ids as numbers, or numbered 0, 1, … in alphabetical order if they are not numbers."""
     try:
         return shank_ids.astype(np.int64)
     except ValueError:
@@ -327,7 +331,7 @@ def _shank_numbers(shank_ids: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _vector(values: Any) -> NDArray[Any]:
-    """Flatten the (n, 1) and (1, n) columns and rows that MATLAB makes of vectors; leave tables alone."""
+    """Flatten the (n, 1) columns and (1, n) rows that MATLAB makes of vectors; leave tables unchanged."""
     array = np.asarray(values)
     return array.reshape(-1) if array.size == max(array.shape, default=0) else array
 
@@ -336,4 +340,4 @@ def _need(content: Mapping[str, Any], keys: tuple[str, ...], what: str) -> None:
     missing = [key for key in keys if key not in content]
     if missing:
         present = ", ".join(str(key) for key in content if not str(key).startswith("__"))
-        raise ProbeError(f"{what} has no {' or '.join(missing)}; it has: {present or 'nothing'}.")
+        raise ProbeError(f"{what} lacks {', '.join(missing)}; it has: {present or 'nothing'}.")

@@ -1,4 +1,4 @@
-"""Recordings in: whatever holds the samples becomes a :class:`~ks4stream.recording.Recording`."""
+"""Open recordings: whatever holds the samples becomes a :class:`~ks4stream.recording.Recording`."""
 
 from __future__ import annotations
 
@@ -51,34 +51,35 @@ def open_recording(
     ----------
     source : path, URL, list, array or Recording
         - path or URL of a flat binary file (``.bin``, ``.dat``, …; channels interleaved). A SpikeGLX ``.meta``
-          beside a ``.bin`` supplies channels, rate, gain and contacts, without sync channel and reference. A
-          ``.cbin``, compressed by mtscomp, with its ``.ch`` is read alike;
+          next to a ``.bin`` supplies channels, rate, gain and contacts, without sync channel and reference. A
+          ``.cbin``, compressed by mtscomp, with its ``.ch`` is read in the same way;
         - path or URL of a ``.npy`` file; path of an NWB file with one electrical series, or of an HDF5 file with one
           table (with the extra ``hdf5``);
-        - path or URL of a Zarr array, version 2 or 3, of a group that holds one, or of what SpikeInterface writes;
-        - a NumPy array or memory map, a Dask array, or anything with a shape, a dtype and slices
+        - path or URL of a Zarr array, version 2 or 3, of a group that holds one, or of a Zarr folder written by
+          SpikeInterface;
+        - a NumPy array or memory map, a Dask array, or anything with a shape, a dtype and slicing
           (``h5py.Dataset``, ``zarr.Array``), of shape (time, channel);
         - an ``xarray.DataArray`` with dims ``time`` and ``channel``, in any order; best with Dask chunks;
         - a list of these, joined in time.
 
-        URLs are ``s3://bucket/key``, ``gs://bucket/key``, ``az://container/key`` and ``https://…``, keys as they
-        are and not percent-encoded (in ``https://`` as web servers want them). Credentials are found in the
-        environment of each process that reads, never in URLs.
+        URLs are ``s3://bucket/key``, ``gs://bucket/key``, ``az://container/key`` and ``https://…``. Keys are not
+        percent-encoded (in ``https://`` they are as the web server requires). Each process that reads takes
+        credentials from its environment, never from URLs.
     n_chan : int, optional
-        Channels in the file, sorted or not. Needed for flat files without metadata.
+        Number of channels in the file, sorted or not. Required for flat files without metadata.
     fs : float, optional
-        Samples per second. Needed where no metadata tell it; beats them where they do.
+        Samples per second. Required if the metadata do not give it; overrides them if they do.
     dtype : dtype-like, optional
         Type of the samples of flat files; by default int16.
     probe : Probe, mapping, path or name, optional
-        The contacts, as :func:`~ks4stream.io.probes.load_probe` takes them; beats the metadata's.
+        The contacts, in any form that :func:`~ks4stream.io.probes.load_probe` takes; overrides the metadata.
     default_fs : float, optional
-        Samples per second where neither `fs` nor metadata tell them.
+        Samples per second if neither `fs` nor the metadata give them.
 
     Returns
     -------
     Recording
-        With ``probe`` None where nothing tells the contacts.
+        With ``probe`` None if the contacts are not known.
 
     Raises
     ------
@@ -86,7 +87,7 @@ def open_recording(
         If there is no such file, it is empty or does not fit its description, the samples' type is not
         supported, time is not the first axis, or arguments are missing or contradict the metadata.
     ProbeError
-        If the probe cannot be loaded or has channels that the file has not.
+        If the probe cannot be loaded or has channels that the file does not have.
 
     Examples
     --------
@@ -100,7 +101,7 @@ def open_recording(
     rate_hz = next((rate for rate in rates if rate is not None), None)
     if rate_hz is None:
         raise RecordingError(
-            f"{found.name} does not give its sampling rate; give it as fs, in samples per second (fs=30000)."
+            f"The sampling rate of {found.name} is not known; give fs in samples per second (fs=30000)."
         )
     return Recording(
         source=found.source,
@@ -114,7 +115,7 @@ def open_recording(
 
 
 def may_tell_rate(path: str | os.PathLike[str]) -> bool:
-    """Whether a recording may bring metadata that tell its rate, as SpikeGLX files, Zarr, ``.cbin`` and NWB do."""
+    """Whether a recording may have metadata with its rate, as SpikeGLX files, Zarr, ``.cbin`` and NWB do."""
     location = locate(path)
     if find_meta(location) is not None or os.path.isdir(location) or zarr_metadata(location) is not None:
         return True
@@ -122,7 +123,7 @@ def may_tell_rate(path: str | os.PathLike[str]) -> bool:
 
 
 def default_results_dir(path: str | os.PathLike[str]) -> Path:
-    """Where results of a recording go unless somebody says so: beside a file; for what lies elsewhere, here."""
+    """Default folder for the results of a recording: next to a file, or the current folder if it is remote."""
     return (Path() if is_remote(os.fspath(path)) else Path(path).parent) / "kilosort4"
 
 
@@ -145,15 +146,15 @@ def _look_at(source: Any, n_chan: int | None, dtype: DTypeLike | None) -> Opened
         found = Opened(array, "array", (array.path,) if isinstance(array, BinarySource) else ())
     else:
         raise RecordingError(
-            f"A recording cannot be made of {type(source).__name__}; give a path, a list of paths, or a NumPy, "
-            "Dask or xarray array of shape (time, channel)."
+            f"A recording cannot be opened from an object of type {type(source).__name__}; give a path, a list of "
+            "paths, or a NumPy, Dask or xarray array of shape (time, channel)."
         )
     found.check(n_chan, dtype)
     return found
 
 
 def _refuse(file: File) -> None:
-    """Raise for what is known and not read."""
+    """Raise for formats that are recognized but not supported."""
     reason = refusal(file.path, file.head)
     if reason is not None:
         raise RecordingError(reason)
@@ -167,7 +168,7 @@ FORMATS: tuple[Callable[[File], Opened | None], ...] = (
     spikeglx.opens,
     cbin.opens,
 )
-"""The first that knows a file opens it; one that none knows is flat."""
+"""The first format that recognizes a file opens it; a file that none recognizes is flat."""
 
 
 def _look_at_path(path: str | os.PathLike[str], n_chan: int | None, dtype: DTypeLike | None) -> Opened:
@@ -184,7 +185,7 @@ def _look_at_list(sources: Sequence[Any], n_chan: int | None, dtype: DTypeLike |
         raise RecordingError("The list of recordings is empty; give at least one file or array.")
     if any(isinstance(item, int | float | list | tuple) for item in sources):
         raise RecordingError(
-            "A list of recordings was expected, of paths or arrays. Make numbers an array (numpy.array)."
+            "The list must hold paths or arrays. To sort a list of numbers, convert it to an array (numpy.array)."
         )
     parts = [_look_at(item, n_chan, dtype) for item in sources]
     rates = {part.sampling_rate_hz for part in parts if part.sampling_rate_hz is not None}
@@ -206,7 +207,7 @@ def _look_at_list(sources: Sequence[Any], n_chan: int | None, dtype: DTypeLike |
             if probe != probes[0]:
                 raise ProbeError(
                     f"{parts[0].name} and {part.name} cannot be joined in time: their probes differ. Sort them "
-                    "apart, or give the probe they share (probe)."
+                    "separately, or give the probe they share (probe)."
                 )
         return probes[0]
 
@@ -222,14 +223,14 @@ def _look_at_list(sources: Sequence[Any], n_chan: int | None, dtype: DTypeLike |
 
 
 def _warn_of_repeated(parts: Sequence[Opened]) -> None:
-    """Warn if samples of a file are joined more than once."""
+    """Warn if a file is joined more than once."""
     seen = set()
     for part in parts:
         places = tuple(file if is_remote(file) else os.path.realpath(file) for file in part.files)
         same = (places, part.source.n_samples, getattr(part.source, "offset_bytes", 0))
         if places and same in seen:
             warn(
-                f"{part.files[0]} is given more than once; its spikes will be found as often.",
+                f"{part.files[0]} was given more than once; its spikes will be found that many times.",
                 Ks4StreamWarning,
                 stacklevel=4,
             )
@@ -255,7 +256,7 @@ def _look_at_xarray(array: Any) -> Opened:
         raise RecordingError(f"An xarray {type(array).__name__} holds several arrays; give the one with the traces.")
     if set(array.dims) != {"time", "channel"}:
         raise RecordingError(
-            f"The DataArray has dims {array.dims}; 'time' and 'channel' are needed. Rename them (rename)."
+            f"The DataArray has dims {array.dims}; they must be 'time' and 'channel'. Rename them (rename)."
         )
     array = array.transpose("time", "channel")
     source: Source = DaskSource(array.data) if array.chunks is not None else ArraySource.open(array.data)

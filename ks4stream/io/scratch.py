@@ -1,4 +1,4 @@
-"""Folders for a process's own time, on this machine, that go with it; also if it is killed."""
+"""Temporary folders on this machine that are removed when their process ends, later if it was killed."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ LOCK, CONTENTS = "lock", "contents"
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A new folder in the system's temporary one (``TMPDIR``), removed at the end.
+    """A new folder in the system's temporary folder (``TMPDIR``), removed at the end.
 
-    Those whose process was killed go, too: they are of this machine and user, and nobody holds their lock. Of other
-    machines that share the temporary folder locks may not be seen, so that theirs are left alone.
+    Also removes folders whose process was killed: those of this machine and user whose lock nobody holds. Locks of
+    other machines that share the temporary folder may not be visible, so their folders are left alone.
 
     Raises
     ------
     ResultsError
-        If it cannot be made, or not be locked.
+        If it cannot be created or locked.
     """
-    ours, there = f"ks4stream-{platform.node()}", Path(tempfile.gettempdir())
-    with explain_write_errors(there):
+    ours, temporary = f"ks4stream-{platform.node()}", Path(tempfile.gettempdir())
+    with explain_write_errors(temporary):
         folder = Path(tempfile.mkdtemp(prefix=f"{ours}-"))
     lock = FileLock(folder / LOCK)
     try:
-        with explain_write_errors(there):
+        with explain_write_errors(temporary):
             lock.acquire()
-            (folder / CONTENTS).mkdir()  # not before the lock is held: what has contents and no lock may go
-        for other in there.glob("ks4stream-*"):
+            (folder / CONTENTS).mkdir()  # only once the lock is held: a folder with contents but no lock may be removed
+        for other in temporary.glob("ks4stream-*"):
             if other.name.rpartition("-")[0] == ours:
                 _remove_unless_held(other, folder.stat().st_uid)
         yield folder / CONTENTS
     finally:
         lock.release()
-        shutil.rmtree(folder, ignore_errors=True)  # what is mapped stays until it is not
+        shutil.rmtree(folder, ignore_errors=True)  # mapped files stay on disk until they are unmapped
 
 
 def _remove_unless_held(folder: Path, user: int) -> None:
-    with suppress(OSError):  # of another user or gone, or the lock is held
+    with suppress(OSError):  # another user's, already removed, or locked
         if folder.lstat().st_uid == user and (folder / CONTENTS).is_dir():
             with FileLock(folder / LOCK, timeout=0):
-                pass  # nobody takes it again
+                pass  # nobody will lock it again
             shutil.rmtree(folder)

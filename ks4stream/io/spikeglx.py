@@ -1,12 +1,12 @@
-"""SpikeGLX: what the ``.meta`` file beside a ``.bin`` says about it.
+"""SpikeGLX: what the ``.meta`` file next to a ``.bin`` says about it.
 
-Written after SpikeGLX's public description of its metadata tags. Newer files (2023 on) give every saved
-channel's place in ``~snsGeomMap``; older ones give column and row on the shank in ``~snsShankMap``, or only
-the electrode in ``~imroTbl``, and need the makers' dimensions, which probeinterface has per part number.
+Written from SpikeGLX's public description of its metadata tags. Newer files (from 2023) give the position of every
+saved channel in ``~snsGeomMap``; older ones give column and row on the shank in ``~snsShankMap``, or only
+the electrode in ``~imroTbl``, and need the manufacturer's dimensions, which probeinterface has for each part number.
 
 probeinterface's own reader of ``.meta`` files is not used: it needs both ``~imroTbl`` and a part number, and, at 0.4.2,
-fails on LF files and on phase 3A's option 4, takes reference sites for contacts, and raises whatever a wrong table
-leads to. Nor does it check its readout tables, so that only the one it alone understands (NP1110's) is left to it.
+fails on LF files and on phase 3A's option 4, takes reference sites for contacts, and raises arbitrary errors for a
+wrong table. Nor does it check readout tables, so it only reads the one that nothing else understands (NP1110's).
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from ks4stream.io.objects import is_remote, locate, name_of, read_metadata, stat
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
 
-# Files of the first years name a type and no part number. A type stands for its first part: NP and its number, but for
-# these.
+# Files of the first years give a type and no part number. The type then stands for its first part, NP and the type's
+# number, except for these.
 _PART_OF_TYPE = {"0": "NP1000", "21": "NP2000", "24": "NP2010"}
-_TYPES_OF_SEVERAL_LAYOUTS = ("0", "1020", "1030", "2003", "2020")  # their parts differ in stagger or pitch
+_TYPES_OF_SEVERAL_LAYOUTS = ("0", "1020", "1030", "2003", "2020")  # whose parts differ in stagger or pitch
 
-# Channels with an on-shank reference and no signal, by the beginnings of part numbers. SpikeGLX's maps leave them out.
+# Channels with an on-shank reference and no signal, by prefixes of part numbers. SpikeGLX's maps leave them out.
 _REFERENCE_CHANNEL = {"NP10": 191, "NP13": 191, "NP14": 191, "PRB_1": 191, "NP2000": 127, "NP2010": 127, "PRB2": 127}
 _PHASE_3A_REFERENCES = (36, 75, 112, 151, 188, 227, 264, 303, 340, 379)  # its option 4 has 276 channels
 
-_NP2_AP_GAIN = {"21": 80.0, "24": 80.0}  # fixed in the prototypes; 100 in what is sold since
+_NP2_AP_GAIN = {"21": 80.0, "24": 80.0}  # fixed in the prototypes; 100 in the probes sold since
 _MOST_CHANNELS = 100_000  # in a file
 _LARGEST_NUMBER = 2**53  # in a table of contacts
 _JOINTS_SHOWN = 4
 _RUN = re.compile(r"([^/\\]+)_g\d+_t[^/\\]*$")  # in the name that a file had: run_g0_t0.imec0.ap.bin
-# Files are begun when they are written first, some seconds after their first sample; runs are minutes apart.
+# Files are created when they are first written, some seconds after their first sample; runs are minutes apart.
 _CLOCK_TOLERANCE_S = 60.0
 _DEFAULT_MAX_INT = {"21": 8192.0, "24": 8192.0, "2003": 2048.0, "2013": 2048.0}  # 512 elsewhere
 
@@ -56,19 +56,19 @@ class SpikeGLXMeta:
     Attributes
     ----------
     path : PurePath
-        The file; of an object, its name alone.
+        The file; for an object, only its name.
     stream : str
         ``imec`` (a Neuropixels probe), ``nidq`` or ``obx``.
     n_channels : int
         Channels in the ``.bin``, sync channels included.
     n_neural : int
-        How many of them, the first ones, are channels of a probe.
+        How many of them are channels of a probe; these come first.
     sampling_rate_hz : float
         Samples per second.
     gain_uv : float or None
-        µV per bit; None where it is not the same for all channels, or not told.
+        µV per bit; None if it is unknown or differs between channels.
     file_size_bytes : int or None
-        Size the ``.bin`` had when it was written.
+        Size of the ``.bin`` when it was written.
     tags : mapping of str to str
         Every tag, without the leading ``~``.
     """
@@ -89,12 +89,12 @@ class SpikeGLXMeta:
 
     @property
     def first_sample(self) -> int | None:
-        """The file's first sample, counted from the start of the acquisition; None if that is not told."""
+        """The file's first sample, counted from the start of the acquisition; None if unknown."""
         return _whole(self.tags.get("firstSample", ""))
 
     @property
     def duration_s(self) -> float | None:
-        """How long the file was when it was written; None if that is not told."""
+        """Length of the file when it was written; None if unknown."""
         try:
             duration_s = float(self.tags["fileTimeSecs"])
         except (KeyError, ValueError):
@@ -103,12 +103,12 @@ class SpikeGLXMeta:
 
     @property
     def serial_number(self) -> str | None:
-        """The probe's, None if it is not told."""
+        """The probe's serial number; None if unknown."""
         return self.tags.get("imDatPrb_sn") or self.tags.get("imProbeSN")
 
     @property
     def created(self) -> datetime | None:
-        """When the file was begun, None if that is not told."""
+        """When the file was created; None if unknown."""
         try:
             return datetime.fromisoformat(self.tags["fileCreateTime"]).replace(tzinfo=None)
         except (KeyError, ValueError):
@@ -123,12 +123,12 @@ class SpikeGLXMeta:
         Returns
         -------
         Probe or None
-            None for streams that have no probe, and if the file does not describe its geometry.
+            None for streams without a probe, and if the file does not describe the geometry.
 
         Raises
         ------
         ProbeError
-            If the geometry is of a kind that is not known here, or contradicts the number of channels.
+            If the geometry is not of a known kind, or contradicts the number of channels.
         """
         if not self.n_neural:
             return None
@@ -199,15 +199,15 @@ class SpikeGLXMeta:
         return self._sites(contacts_um, shank[saved], row, column, ~np.isin(channel[saved], references))
 
     def _electrodes_of_groups(self) -> NDArray[np.int64]:
-        """Electrode of each channel of a probe (NP1110) that is wired by groups of channels."""
+        """Electrode of each channel of a probe (NP1110) that is wired in groups of channels."""
         from probeinterface import read_imro
 
-        with TemporaryDirectory() as folder:  # the library reads files only
+        with TemporaryDirectory() as folder:  # the library only reads files
             path = Path(folder, "table.imro")
             path.write_text(self.tags["imroTbl"], encoding="utf-8")
             try:
                 names = read_imro(path).contact_ids
-            except Exception as error:  # the library checks little: a wrong table fails anywhere in it
+            except Exception as error:  # the library checks little: a wrong table may fail anywhere in it
                 raise self._unknown_geometry(f"~imroTbl cannot be read by probeinterface ({error!r})") from error
         return np.array([name.removeprefix("e") for name in names], np.int64)
 
@@ -219,10 +219,10 @@ class SpikeGLXMeta:
         column: NDArray[np.int64],
         is_used: NDArray[np.bool_],
     ) -> _Sites:
-        """Sites by their place on the probe; ``contacts_um`` is what :meth:`_contacts_um` returns."""
+        """Sites from their positions on the probe; ``contacts_um`` is the result of :meth:`_contacts_um`."""
         numbers = np.stack([shank, row, column])
         if (numbers < 0).any() or (contacts_um.shape[:3] <= numbers.T).any():
-            raise self._unknown_geometry(f"contacts are named that probe part {self._part_number()} does not have")
+            raise self._unknown_geometry(f"it lists contacts that probe part {self._part_number()} does not have")
         x_um, y_um = contacts_um[shank, row, column].T
         return _Sites(shank, x_um, y_um, is_used)
 
@@ -237,8 +237,8 @@ class SpikeGLXMeta:
             raise self._unknown_geometry(f"the dimensions of probe part {part} are not known") from None
         if self._named_part() is None and kind in _TYPES_OF_SEVERAL_LAYOUTS:
             warn(
-                f"{self.path} names no part number (imDatPrb_pn). Its contacts are taken to lie as on {part}, but on "
-                f"some probes of type {kind} they lie otherwise. If yours is one of those, give the probe (probe).",
+                f"{self.path} does not give a part number (imDatPrb_pn). The contacts are assumed to lie as on {part}, "
+                f"but some probes of type {kind} have another layout. If yours is one of them, give the probe (probe).",
                 Ks4StreamWarning,
                 stacklevel=2,
             )
@@ -259,20 +259,20 @@ class SpikeGLXMeta:
                 first, _, last = item.partition(":")
                 numbers = range(int(first), int(last or first) + 1)
                 if numbers.stop - numbers.start + len(saved) > self.n_channels:
-                    raise self._unknown_geometry(f"snsSaveChanSubset names more than {self.n_channels} channels")
+                    raise self._unknown_geometry(f"snsSaveChanSubset lists more than {self.n_channels} channels")
                 saved.extend(numbers)
             n_ap, n_lf = (int(count) for count in self.tags["acqApLfSy"].split(",")[:2])
         except ProbeError:
             raise
         except (KeyError, ValueError):
-            raise self._unknown_geometry("snsSaveChanSubset and acqApLfSy do not tell the channels") from None
+            raise self._unknown_geometry("snsSaveChanSubset and acqApLfSy do not identify the channels") from None
         # LF channels are numbered after the AP channels and lie on the same contacts.
         channels = [channel % n_acquired for channel in saved if channel < n_ap + n_lf]
         return np.array(channels, np.int64)
 
     def _named_part(self) -> str | None:
-        """Part number, by the tag of its own or, since 2026, where readout tables named the type before."""
-        if "imProbeOpt" in self.tags:  # phase 3A names none; in all its options contacts lie as on what was sold later
+        """Part number from its own tag or, since 2026, from the readout table, where the type used to be."""
+        if "imProbeOpt" in self.tags:  # phase 3A gives none; all its options have the layout of the probes sold later
             return "NP1000"
         in_table = self.tags.get("imroTbl", "").lstrip("(").partition(",")[0].strip()
         return self.tags.get("imDatPrb_pn") or (in_table if in_table.startswith("NP") else None)
@@ -295,21 +295,21 @@ class SpikeGLXMeta:
             or not (np.abs(table) < _LARGEST_NUMBER).all()  # nor nan
         ):
             raise ProbeError(
-                f"{self.path}: ~{tag} cannot be read: expected entries of {n_fields or 'equally many'} numbers. "
+                f"{self.path}: ~{tag} cannot be read: all entries must have {n_fields or 'equally many'} numbers. "
                 "Give the probe explicitly (probe)."
             )
         return header.split(","), table
 
     def _unknown_geometry(self, reason: str) -> ProbeError:
         return ProbeError(
-            f"{self.path} does not give the contacts' positions in a way known here: {reason}. Give the probe "
-            "explicitly (probe), or let SpikeGLX 20230202 or later export the file again, which adds ~snsGeomMap."
+            f"{self.path} does not give the positions of the contacts in a supported form: {reason}. Give the probe "
+            "explicitly (probe), or export the file again with SpikeGLX 20230202 or later, which adds ~snsGeomMap."
         )
 
 
 @dataclass(frozen=True)
 class _Sites:
-    """Place of each saved probe channel; arrays of shape (channel,)."""
+    """Position of each saved probe channel; arrays of shape (channel,)."""
 
     shank: NDArray[np.int64]
     x_um: NDArray[np.float64]
@@ -318,7 +318,7 @@ class _Sites:
 
 
 def find_meta(path: str | os.PathLike[str]) -> str | None:
-    """Return the location of the ``.meta`` beside a ``.bin`` or ``.cbin``, or None if there is none."""
+    """Return the location of the ``.meta`` next to a ``.bin`` or ``.cbin``, or None if there is none."""
     stem, suffix = os.path.splitext(locate(path))
     if suffix.lower() not in (".bin", ".cbin"):
         return None
@@ -337,12 +337,12 @@ def read_meta(path: str | os.PathLike[str]) -> SpikeGLXMeta:
     Returns
     -------
     SpikeGLXMeta
-        What it says.
+        Its contents.
 
     Raises
     ------
     RecordingError
-        If it cannot be read or lacks what every SpikeGLX file has.
+        If it cannot be read or lacks tags that every SpikeGLX file has.
     """
     location = locate(path)
     found = status(location)
@@ -361,9 +361,7 @@ def read_meta(path: str | os.PathLike[str]) -> SpikeGLXMeta:
     rate_tag = {"nidq": "niSampRate", "obx": "obSampRate"}.get(stream, "imSampRate")
     n_channels = int(_number(tags, "nSavedChans", path))
     if not 1 <= n_channels <= _MOST_CHANNELS:
-        raise RecordingError(
-            f"{path}: nSavedChans={tags['nSavedChans']}; a file has at least one channel, and {_MOST_CHANNELS} at most."
-        )
+        raise RecordingError(f"{path}: nSavedChans={tags['nSavedChans']}; it must be between 1 and {_MOST_CHANNELS}.")
     return SpikeGLXMeta(
         path=path,
         stream=stream,
@@ -385,14 +383,14 @@ def _number(tags: Mapping[str, str], tag: str, path: PurePath) -> float:
     except KeyError:
         raise RecordingError(
             f"{path} is not SpikeGLX metadata: it has no line {tag}=…. Remove or rename it to open the file "
-            "without, giving n_chan and fs."
+            "without it, and give n_chan and fs."
         ) from None
     except ValueError:
         raise RecordingError(f"{path}: {tag}={tags[tag]} is not a number.") from None
 
 
 def _whole(text: str) -> int | None:
-    """A number of at least 0, of decimal digits; None if it is something else, or has more than 64 bits."""
+    """A non-negative integer in decimal digits; None if it is something else or has more than 64 bits."""
     return int(text) if text.isdecimal() and len(text) < 19 else None
 
 
@@ -401,10 +399,10 @@ def _n_neural(tags: Mapping[str, str], n_channels: int, path: PurePath) -> int:
     try:
         n_ap, n_lf, _ = (int(count) for count in tags["snsApLfSy"].split(","))
     except (KeyError, ValueError):
-        raise RecordingError(f"{path}: snsApLfSy={tags.get('snsApLfSy')}; expected three channel counts.") from None
+        raise RecordingError(f"{path}: snsApLfSy={tags.get('snsApLfSy')}; it must be three channel counts.") from None
     if n_ap + n_lf > n_channels:
         raise RecordingError(
-            f"{path} contradicts itself: snsApLfSy={tags['snsApLfSy']} are more than nSavedChans={n_channels}."
+            f"{path} contradicts itself: snsApLfSy={tags['snsApLfSy']} exceeds nSavedChans={n_channels}."
         )
     return n_ap or n_lf
 
@@ -422,7 +420,7 @@ def _imec_gain_uv(tags: Mapping[str, str]) -> float | None:
 
 
 def _amplification(tags: Mapping[str, str], probe_type: str) -> float | None:
-    """Amplification of the saved band; None where channels differ."""
+    """Amplification of the saved band; None if channels differ."""
     is_lf = tags["snsApLfSy"].split(",")[0] == "0"
     if probe_type.startswith(("2", "30")):  # 2.0 and later: one band, one fixed gain
         return float(tags.get("imChan0apGain") or _NP2_AP_GAIN.get(probe_type, 100.0))
@@ -438,9 +436,9 @@ def _amplification(tags: Mapping[str, str], probe_type: str) -> float | None:
 
 
 def warn_of_lf(path: str) -> None:
-    """Say of a file that it holds no spikes."""
+    """Warn that a file holds no spikes."""
     warn(
-        f"{path} holds the LF band, which is too slow for spikes: they are in the .ap.bin of the same run.",
+        f"{path} holds the LF band, which is too slow for spikes; those are in the .ap.bin of the same run.",
         Ks4StreamWarning,
         stacklevel=5,
     )
@@ -458,7 +456,7 @@ class Part:
     path : str
     meta : SpikeGLXMeta
     n_samples : int
-        That the file really holds.
+        Number of samples that the file really holds.
     """
 
     path: str
@@ -472,21 +470,21 @@ class Part:
 
     @property
     def start(self) -> int:
-        """First sample of the acquisition, 0 if that is not told."""
+        """First sample, counted from the start of the acquisition; 0 if unknown."""
         return self.meta.first_sample or 0
 
 
 def check_joined(parts: Sequence[Part]) -> None:
-    """Compare what files that are joined in time say of when they begin.
+    """Check that files that are joined in time follow each other.
 
-    Samples are counted from the start of an acquisition, so that only files of one can be compared to the sample; of
-    others, the times at which they were made.
+    Samples are counted from the start of an acquisition, so only files of the same one can be compared by sample; the
+    others are compared by the times at which they were created.
 
     Warns
     -----
     Ks4StreamWarning
-        If there are gaps or overlaps between files, they come from different probes, or one was made before the one
-        it follows.
+        If there are gaps or overlaps between files, they come from different probes, or one was created before the one
+        that precedes it.
 
     Raises
     ------
@@ -496,12 +494,12 @@ def check_joined(parts: Sequence[Part]) -> None:
     joints = []
     for first, second in itertools.pairwise(parts):
         if first.path == second.path:
-            continue  # which is reported elsewhere
+            continue  # reported elsewhere
         gap_samples = second.start - first.start - first.n_samples
         if not _of_one_acquisition(first.meta, second.meta):
             _check_acquisitions(first, second)
         elif _differ_in_probe(first, second) and gap_samples < 0:
-            raise RecordingError(f"{_of_two_probes(first, second)}, at the same time. Sort them apart.")
+            raise RecordingError(f"{_of_two_probes(first, second)}, at the same time. Sort them separately.")
         elif second.start < first.start:
             raise RecordingError(_wrong_order(parts, first, second))
         elif gap_samples:
@@ -516,18 +514,18 @@ def check_joined(parts: Sequence[Part]) -> None:
             "Files that are joined in time do not follow each other: "
             + "; ".join(joints[:_JOINTS_SHOWN])
             + f"; and {len(joints) - _JOINTS_SHOWN} more" * (len(joints) > _JOINTS_SHOWN)
-            + ". Spike times count the samples of the files, as if there were neither gaps nor overlaps."
+            + ". Spike times count the samples of the files as if there were neither gaps nor overlaps."
         )
 
 
 def _of_one_acquisition(first: SpikeGLXMeta, second: SpikeGLXMeta) -> bool:
-    """Whether samples of two files are counted, and, by their metadata, from the same moment."""
+    """Whether the metadata of two files count samples, and count them from the same moment."""
     if first.first_sample is None or second.first_sample is None:
         return False
     runs = {match[1] for meta in (first, second) if (match := _RUN.search(meta.tags.get("fileName", "")))}
     if len(runs) > 1:
         return False
-    if first.created and second.created and first.created != second.created:  # alike where both were cut from one file
+    if first.created and second.created and first.created != second.created:  # equal if both were cut from one file
         later_s = (second.created - first.created).total_seconds()
         counted_s = (second.first_sample - first.first_sample) / first.sampling_rate_hz
         return abs(later_s - counted_s) < _CLOCK_TOLERANCE_S
@@ -537,12 +535,12 @@ def _of_one_acquisition(first: SpikeGLXMeta, second: SpikeGLXMeta) -> bool:
 def _check_acquisitions(first: Part, second: Part) -> None:
     """Warn of files of different acquisitions that do not seem to follow each other."""
     if _differ_in_probe(first, second):
-        _warn(f"{_of_two_probes(first, second)}: units do not go on from one to the other. Sort them apart.")
+        _warn(f"{_of_two_probes(first, second)}: units cannot continue from one to the other. Sort them separately.")
     before, after = first.meta.created, second.meta.created
     if before is not None and after is not None and after < before:
         _warn(
-            f"{second.name} was made at {after}, and {first.name}, which it follows here, at {before}. Are the files "
-            "in order of time?"
+            f"{second.name} was created at {after}, but {first.name}, which precedes it here, at {before}. Are the "
+            "files in order of time?"
         )
 
 
@@ -565,8 +563,8 @@ def _wrong_order(parts: Sequence[Part], first: Part, second: Part) -> str:
         else f"{second.name} before {first.name}"
     )
     return (
-        f"Files to be joined are not in order of time: {second.name} begins at sample {second.start} of the "
-        f"acquisition, and {first.name}, which it follows here, at {first.start}. The right order is {right}."
+        f"The files to join are not in order of time: {second.name} begins at sample {second.start} of the "
+        f"acquisition, but {first.name}, which precedes it here, at {first.start}. The right order is {right}."
     )
 
 

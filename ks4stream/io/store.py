@@ -60,7 +60,7 @@ _DIM_NAMES = {
 
 
 def save_sorting(sorting: Sorting, path: str | os.PathLike[str], *, features: bool = True) -> Path:
-    """Write a sorting as a Zarr group, replacing what is there.
+    """Write a sorting as a Zarr group, replacing an existing one.
 
     The store appears under its name only when it is complete.
 
@@ -69,7 +69,7 @@ def save_sorting(sorting: Sorting, path: str | os.PathLike[str], *, features: bo
     sorting : Sorting
         What to write.
     path : path
-        Directory of the store, ``sorting.zarr`` by custom.
+        Directory of the store, ``sorting.zarr`` by convention.
     features : bool
         Whether to write the features of all spikes, by far the largest part.
 
@@ -92,7 +92,7 @@ def save_sorting(sorting: Sorting, path: str | os.PathLike[str], *, features: bo
 
 
 def without_features(sorting: Sorting) -> Sorting:
-    """Return the same with features on no channels: shape (n, 0, q)."""
+    """Return the same sorting with features on no channels: shape (n, 0, q)."""
     return replace(sorting, features=sorting.features[:, :0])
 
 
@@ -109,7 +109,7 @@ def load_sorting(path: str | os.PathLike[str], *, features: bool = True) -> Sort
     Returns
     -------
     Sorting
-        All of it in memory; features on no channels, shape (n, 0, q), where they were not saved or not asked for.
+        The sorting, in memory; features are on no channels, shape (n, 0, q), if they were not saved or not requested.
 
     Raises
     ------
@@ -117,16 +117,18 @@ def load_sorting(path: str | os.PathLike[str], *, features: bool = True) -> Sort
         If there is no such store, or it was written by something else.
     """
     given = place(path)
-    store = next((one for one in (given / "sorting.zarr", given) if size_of(one / ".zgroup") is not None), None)
+    store = next(
+        (folder for folder in (given / "sorting.zarr", given) if size_of(folder / ".zgroup") is not None), None
+    )
     if store is None:
         raise ResultsError(
-            f"{path} holds no sorting. Give a sorting.zarr, or the results folder that one was written to."
+            f"{path} does not hold a sorting. Give a sorting.zarr, or the results folder that it was written to."
         )
     group = zarr.open_group(without_pickle(str(store)), mode="r")
     written_as = group.attrs.get("format")
     if written_as != FORMAT:
         raise ResultsError(
-            f"{store} is of format {written_as!r}; this version of ks4stream reads {FORMAT!r}. "
+            f"{store} has format {written_as!r}; this version of ks4stream reads {FORMAT!r}. "
             "Open it with the version that wrote it, or sort again."
         )
     found = _read(group, Sorting, leave_out=() if features else ("features",))
@@ -146,8 +148,8 @@ def to_dataset(sorting: Sorting) -> xarray.Dataset:
     -------
     xarray.Dataset
         Variables by the names of :class:`~ks4stream.results.Sorting`, along spike, unit, channel, sample …
-        Those of spikes have ``spike_`` in front (``spike_unit``, as ``unit`` is an axis), those of nested
-        results their name (``drift_shift_um``). Each says its unit and meaning. Where a matrix has the same
+        Those of spikes have the prefix ``spike_`` (``spike_unit``, as ``unit`` is an axis), those of nested
+        results the result's name (``drift_shift_um``). Attributes give unit and meaning. If a matrix has the same
         axis twice, the second is called ``other_unit`` and so on.
     """
     import xarray as xr
@@ -174,7 +176,7 @@ def to_dataset(sorting: Sorting) -> xarray.Dataset:
 
 
 def _variables(result: Any, dim_names: dict[str, str] | None = None) -> dict[str, tuple[Any, ...]]:
-    """The declared arrays of one result, as xarray takes them."""
+    """The declared arrays of one result, in the form that xarray takes."""
     found: dict[str, tuple[Any, ...]] = {}
     for spec in fields(result):
         if "dims" in spec.metadata:
@@ -211,7 +213,7 @@ def _write(group: Any, result: Any) -> None:
 
 
 def _read(group: Any, kind: type, leave_out: Collection[str] = ()) -> Any:
-    """Make a result from its group; fields that the store does not have keep their defaults."""
+    """Create a result from its group; fields that the store does not have keep their defaults."""
     values = {name: _from_json(value) for name, value in dict(group.attrs)["values"].items()}
     known = {spec.name for spec in fields(kind)}
     for name in known & set(group.keys()):
@@ -220,7 +222,7 @@ def _read(group: Any, kind: type, leave_out: Collection[str] = ()) -> Any:
         else:
             values[name] = _read(group[name], _NESTED[name]) if name in _NESTED else np.asarray(group[name][...])
     found = {name: _MADE_OF.get(name, _as_it_is)(value) for name, value in values.items() if name in known}
-    if kind is Sorting and "tiling" not in found:  # of a version that kept none
+    if kind is Sorting and "tiling" not in found:  # written by a version that did not store it
         found["tiling"] = Tiling.by_settings(
             found["settings"], n_samples=found["n_samples"], sampling_rate_hz=found["sampling_rate_hz"]
         )
@@ -228,7 +230,7 @@ def _read(group: Any, kind: type, leave_out: Collection[str] = ()) -> Any:
 
 
 def _known(kind: type, values: dict[str, Any]) -> Any:
-    """A small value of its fields; those that a later version added are left out."""
+    """Create a small value from its fields, ignoring those added by a later version."""
     names = {spec.name for spec in fields(kind)}
     return kind(**{name: value for name, value in values.items() if name in names})
 
@@ -241,7 +243,7 @@ _MADE_OF: dict[str, Callable[[Any], Any]] = {
     "files": tuple,
     "warnings": tuple,
 }
-"""How values are made of their JSON that are not as they are there."""
+"""How to create values from their JSON, for fields that are not plain JSON."""
 
 
 def _as_it_is(value: Any) -> Any:
@@ -249,7 +251,7 @@ def _as_it_is(value: Any) -> Any:
 
 
 def _array_attrs(metadata: Any, value: NDArray[Any]) -> dict[str, Any]:
-    """Dims under the name xarray reads them by, unit and meaning."""
+    """Dims under the name that xarray reads, unit and meaning."""
     if "dims" not in metadata:
         return {"_ARRAY_DIMENSIONS": [f"axis_{axis}" for axis in range(value.ndim)]}
     dims = _distinct([_DIM_NAMES.get(dim, dim) for dim in metadata["dims"]])
@@ -257,7 +259,7 @@ def _array_attrs(metadata: Any, value: NDArray[Any]) -> dict[str, Any]:
 
 
 def _to_json(value: Any) -> Any:
-    """Plain JSON: infinity, which JSON has no word for, becomes ``"Infinity"``."""
+    """Convert to plain JSON; infinity, which JSON lacks, becomes ``"Infinity"``."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, dict):
@@ -270,7 +272,7 @@ def _to_json(value: Any) -> Any:
         return "Infinity" if value > 0 else "-Infinity" if value < 0 else "NaN"
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"{value!r} ({type(value).__name__}) has no place in JSON.")
+    raise TypeError(f"{value!r} ({type(value).__name__}) cannot be stored as JSON.")
 
 
 def _from_json(value: Any) -> Any:
@@ -285,13 +287,13 @@ def _from_json(value: Any) -> Any:
 
 
 def _new_group(path: Path) -> Any:
-    """Make an empty group of Zarr format 2, whichever zarr is installed."""
+    """Create an empty group in Zarr format 2, whichever version of zarr is installed."""
     about: dict[str, Any] = {"zarr_format": 2} if hasattr(zarr.Group, "create_array") else {}
     return zarr.open_group(str(path), mode="w", **about)
 
 
 def _new_array(group: Any, name: str, value: NDArray[Any]) -> Any:
-    """Write an array in chunks of whole rows; as the array may be a memory map, a few rows at a time."""
+    """Write an array in chunks of whole rows, a few rows at a time, as the array may be a memory map."""
     row_bytes = max(1, value.itemsize * math.prod(value.shape[1:]))
     rows = max(1, min(_CHUNK_BYTES // row_bytes, len(value)))
     chunks = (rows, *(max(1, length) for length in value.shape[1:]))
@@ -317,19 +319,19 @@ def _is_sorting(path: Path) -> bool:
 
 @contextmanager
 def _complete_or_nothing(path: Path) -> Iterator[Path]:
-    """Write to a sibling and take its name at the end; on an error nothing of it stays.
+    """Write to a sibling folder and rename it at the end; after an error nothing is left of it.
 
     Raises
     ------
     ResultsError
-        If something that is not a sorting has that name.
+        If something other than a sorting already has that name.
     """
     if path.exists() and not _is_sorting(path):
         raise ResultsError(f"{path} is not a stored sorting and will not be replaced. Choose another path.")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft_name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}(\.old)?")
     for left in path.parent.iterdir():
-        if draft_name.fullmatch(left.name):  # by a process that was killed
+        if draft_name.fullmatch(left.name):  # left by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:

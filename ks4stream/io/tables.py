@@ -1,9 +1,9 @@
 """Tables on disk while a sort runs: one file per block, rows grouped by region, read back by region.
 
-What a block found is written once, by the worker that found it; only a small receipt travels. A region's
+The rows of a block are written once, by the worker that found them; only a small receipt travels. A region's
 task reads its own rows of every block, so no process ever holds them all. The receipt has a checksum of every
-column of every region, and what is read is compared with it. (The same file holds the spikes of one region, grouped by
-unit, after they were clustered.)
+column of every region, with which the rows are compared when they are read. (After clustering, a file of the same kind
+holds the spikes of one region, grouped by unit.)
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ ALIGNED = 64  # bytes; columns begin at multiples of this, for mapped arrays
 
 @dataclass(frozen=True, eq=False)
 class Receipt:
-    """What one block wrote, and how to read it: its columns, one after the other, are all that the file holds.
+    """What one block wrote, and how to read it: the file holds nothing but its columns, one after the other.
 
     Attributes
     ----------
     path : str
-        Of the file, or address of the object.
+        Path of the file, or address of the object.
     start : ndarray of int64, shape (r + 1,)
         Where the rows of each region begin.
     kind : dict
-        By column, in their order in the file, dtype and shape of a row: ``["<f4", 10, 6]``.
+        For each column, in the order of the file, dtype and shape of a row: ``["<f4", 10, 6]``.
     crc : dict of ndarray, shape (r,), int64
-        By column, the CRC-32 of each region's rows.
+        For each column, the CRC-32 of each region's rows.
     """
 
     path: str
@@ -50,7 +50,7 @@ class Receipt:
 
     @property
     def n_rows(self) -> int:
-        """Rows in the file."""
+        """Number of rows in the file."""
         return int(self.start[-1])
 
     @property
@@ -72,25 +72,25 @@ class Receipt:
         return sum(self.column_bytes(before) for before in names[: names.index(name)])
 
     def column_bytes(self, name: str) -> int:
-        """What a column takes in the file, which the next one begins at a multiple of :data:`ALIGNED`."""
+        """Bytes of a column in the file, padded so that the next one begins at a multiple of :data:`ALIGNED`."""
         n_bytes = self.n_rows * self.row_bytes(name)
         return -(-n_bytes // ALIGNED) * ALIGNED
 
     def row_bytes(self, name: str) -> int:
-        """What one row of a column takes."""
+        """Bytes of one row of a column."""
         return self.dtype(name).itemsize * math.prod(self.row_shape(name))
 
     def digest(self) -> str:
-        """Hash of what was written, wherever it lies."""
+        """Hash of what was written, regardless of where it lies."""
         return key_of(self.start, self.crc)
 
     def is_there(self, size_of: Callable[[Place], int | None] = size_of) -> bool:
-        """Whether the file is, and of the size it was written with; who has a list of sizes need not ask for it."""
+        """Whether the file exists with the size it was written with; `size_of` may look it up in a list of sizes."""
         return size_of(place(self.path)) == self.n_bytes
 
 
 def write_block(path: Place, columns: Columns, region: NDArray[np.int64], n_regions: int) -> Receipt:
-    """Write one block's rows, grouped by region and otherwise in their order; atomic.
+    """Write one block's rows atomically, grouped by region and otherwise in their order.
 
     Parameters
     ----------
@@ -112,23 +112,23 @@ def write_block(path: Place, columns: Columns, region: NDArray[np.int64], n_regi
 
 
 def read_column(receipt: Receipt, name: str) -> NDArray[Any]:
-    """One column of a block, all its rows.
+    """Read all rows of one column of a block.
 
     Raises
     ------
     DamagedFileError
-        If they are not what was written.
+        If the file is corrupt.
     """
     return _read(receipt, name, 0, len(receipt.start) - 1)
 
 
 def read_region(receipts: Sequence[Receipt], name: str, region: int) -> NDArray[Any]:
-    """One column of a region's rows, block after block; nothing else is read.
+    """Read one column of a region's rows, block after block; nothing else is read.
 
     Raises
     ------
     DamagedFileError
-        If they are not what was written.
+        If the file is corrupt.
     """
     return np.concatenate([_read(receipt, name, region) for receipt in receipts])
 
@@ -136,19 +136,19 @@ def read_region(receipts: Sequence[Receipt], name: str, region: int) -> NDArray[
 def pick_region(
     receipts: Sequence[Receipt], name: str, region: int, wanted: NDArray[np.int64], *, scratch: Path | None = None
 ) -> NDArray[Any]:
-    """Some of the rows that :func:`read_region` returns, in the order wanted; only one block's are held beside them.
+    """Read some of the rows of :func:`read_region`, in any order, holding only one block's rows in addition.
 
     Parameters
     ----------
     wanted : ndarray of int64, shape (n,)
-        Which rows of the region, counted through all blocks.
+        Rows of the region, counted through all blocks, in the order of the result.
     scratch : path, optional
         Folder for the rows if they are too many for memory; see :func:`scratch_array`.
 
     Raises
     ------
     DamagedFileError
-        If they are not what was written.
+        If the file is corrupt.
     """
     found = scratch_array((len(wanted), *receipts[0].row_shape(name)), receipts[0].dtype(name), scratch)
     in_turn = np.argsort(wanted, kind="stable")
@@ -163,12 +163,12 @@ def pick_region(
 
 
 def open_columns(receipt: Receipt) -> dict[str, NDArray[Any]]:
-    """Map a block's file, once for all columns, without reading it. Nothing is compared with checksums.
+    """Map a block's file, once for all columns, without reading it. Checksums are not checked.
 
     Raises
     ------
     DamagedFileError
-        If the file is gone or too short.
+        If the file is missing or too short.
     """
     content = np.zeros(0, np.uint8)
     if receipt.n_bytes:
@@ -183,12 +183,12 @@ def open_columns(receipt: Receipt) -> dict[str, NDArray[Any]]:
 
 
 def localize(receipt: Receipt, folder: Path) -> Receipt:
-    """The same receipt with its file on this machine, copied into a folder if it lies elsewhere; every byte is checked.
+    """The same receipt with its file on this machine, copied into a folder if it lies elsewhere, and fully checked.
 
     Raises
     ------
     DamagedFileError
-        If it is not what was written.
+        If the file is corrupt.
     """
     with explain_read_errors(receipt.path), explain_write_errors(folder):
         near = replace(receipt, path=str(copy_here(place(receipt.path), folder)))
@@ -197,20 +197,20 @@ def localize(receipt: Receipt, folder: Path) -> Receipt:
             try:
                 _read(near, name, region)
             except DamagedFileError:
-                raise DamagedFileError(receipt.path) from None  # and not its copy
+                raise DamagedFileError(receipt.path) from None  # naming the original, not its copy
     return near
 
 
 def _read(receipt: Receipt, name: str, region: int, last_region: int | None = None) -> NDArray[Any]:
-    """Rows of a region, or of those up to another, as a copy."""
+    """Rows of a region, or of several regions up to (not including) `last_region`, as a copy."""
     stop = region + 1 if last_region is None else last_region
     first, last = int(receipt.start[region]), int(receipt.start[stop])
     row_bytes, offset = receipt.row_bytes(name), receipt.offset(name)
     with explain_read_errors(receipt.path):
         found = read_range(place(receipt.path), offset + first * row_bytes, offset + last * row_bytes)
     rows = np.ndarray((last - first, *receipt.row_shape(name)), receipt.dtype(name), bytearray(found))
-    for one in range(region, stop):
-        if _crc(rows[receipt.start[one] - first : receipt.start[one + 1] - first]) != receipt.crc[name][one]:
+    for number in range(region, stop):
+        if _crc(rows[receipt.start[number] - first : receipt.start[number + 1] - first]) != receipt.crc[name][number]:
             raise DamagedFileError(receipt.path)
     return rows
 

@@ -1,8 +1,8 @@
 """``kilosort4.log``: what was sorted, how, with which versions, on what machine, and how long it took.
 
 ks4stream logs to the logger ``ks4stream``. :func:`run_log` sends it to a file (and to the console, if asked)
-for the length of one sort and leaves the logger as it was. Of several sorts in one process each log gets what its own
-sort says (:mod:`ks4stream.messages`).
+for the duration of one sort and leaves the logger as it was. If several sorts run in one process, each log gets the
+messages of its own sort (:mod:`ks4stream.messages`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _EVERYTHING = 1  # a level below DEBUG, for what is logged in the innermost loop
 _logger = logging.getLogger("ks4stream")
 _lock = threading.Lock()
 _attached: dict[logging.Handler, int] = {}  # handlers of all sorts of this process, and the level each wants to see
-_level_before = logging.NOTSET  # the logger's, when the first of them came
+_level_before = logging.NOTSET  # the logger's level before the first of them was attached
 
 
 @contextmanager
@@ -43,18 +43,18 @@ def run_log(
 ) -> Iterator[logging.Logger]:
     """Log a sort to ``kilosort4.log``.
 
-    Used again inside itself for the same folder it changes nothing, so that every level of the interface can
-    ask for it. An error that ends the sort is logged with its traceback, and goes on.
+    Nested for the same folder it changes nothing, so that every level of the interface can use it. An error that ends
+    the sort is logged with its traceback and raised again.
 
     Parameters
     ----------
     folder : path
-        Results folder; made if need be. A log that lies there goes on: a run that was resumed is told as a whole, and
-        a run that is refused, as another one is writing, does that one's log no harm.
+        Results folder; created if necessary. An existing log is appended to: the log of a resumed run is complete, and
+        a run that is refused because another one is writing there does not damage the other's log.
     verbose_console : bool, optional
-        None: nothing on the console. False: what is worth knowing while it runs. True: all that the file gets.
+        None: nothing on the console. False: main messages. True: everything that goes to the file.
     verbose_log : bool, optional
-        Also write what is logged below the level DEBUG, for finding errors; slower.
+        Also write records below the level DEBUG, for debugging; slower.
 
     Yields
     ------
@@ -90,9 +90,9 @@ def run_log(
 
 
 def length_before(folder: Path, now_bytes: int) -> int:
-    """Bytes of a folder's log before this sort began to write to it, if it has; else those it has now."""
+    """Size of a folder's log in bytes before this sort began to write to it; its present size if it has not."""
     path = folder.absolute() / LOG_NAME
-    logs = [one for one in tuple(_logger.handlers) if isinstance(one, _LogFile) and one.is_of(path)]
+    logs = [log for log in tuple(_logger.handlers) if isinstance(log, _LogFile) and log.is_of(path)]
     return min((log.bytes_before for log in logs), default=now_bytes)
 
 
@@ -131,7 +131,7 @@ def _console_handler() -> logging.Handler:
 
 
 class _OfOneSort(logging.Filter):
-    """Passes what is said where a listener hears it."""
+    """Passes records that are logged where a listener is active."""
 
     def __init__(self, listener: str) -> None:
         super().__init__()
@@ -142,16 +142,16 @@ class _OfOneSort(logging.Filter):
 
 
 class _LogFile(logging.FileHandler):
-    """A log that keeps silent where the disk is full: what is to be said of it, and how, the sort knows."""
+    """A log that ignores a full disk, which the sort itself reports."""
 
     def __init__(self, path: Path) -> None:
         self.bytes_before = path.stat().st_size if path.exists() else 0
         super().__init__(path, encoding="utf-8")
 
     def is_of(self, path: Path) -> bool:
-        """Whether what is said here goes to the file of this path by this handler."""
-        own = [one.listener for one in self.filters if isinstance(one, _OfOneSort)]
-        return self.baseFilename == str(path) and any(one in listeners() for one in own)
+        """Whether this handler writes the current sort's records to the file at this path."""
+        own = [each.listener for each in self.filters if isinstance(each, _OfOneSort)]
+        return self.baseFilename == str(path) and any(name in listeners() for name in own)
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exception(), OSError):
@@ -163,7 +163,7 @@ class _LogFile(logging.FileHandler):
 
 
 def _attach(handler: logging.Handler, level: int) -> None:
-    """Have the logger pass to a handler what it wants to see."""
+    """Add a handler to the logger, and lower the logger's level to what the handler wants."""
     global _level_before
     handler.setLevel(level)
     with _lock:
@@ -175,7 +175,7 @@ def _attach(handler: logging.Handler, level: int) -> None:
 
 
 def _detach(handler: logging.Handler) -> None:
-    """Take that back; sorts may end in any order."""
+    """Undo :func:`_attach`; sorts may end in any order."""
     with _lock:
         _logger.removeHandler(handler)
         del _attached[handler]
@@ -202,7 +202,7 @@ def version_of(package: str) -> str:
 
 
 def _n_cores() -> int:
-    """Cores this process may use, where the system tells."""
+    """Number of cores that this process may use, if the system says."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -216,7 +216,7 @@ def _memory() -> str:
 
 
 def _gpus() -> list[str]:
-    """Names of the visible GPUs; none where torch is not loaded, as it is too slow to load for a log."""
+    """Names of the visible GPUs; none if torch is not loaded, as loading it only for a log is too slow."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return []

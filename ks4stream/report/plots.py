@@ -2,7 +2,7 @@
 
 Each ``plot_…`` draws one figure of a :class:`~ks4stream.results.Sorting`; :func:`write_plots` writes all as
 PNG under Kilosort4's names. Figures are matplotlib objects of their own (no pyplot, no global state), so
-they can be drawn anywhere. Of long recordings an even sample of the spikes is drawn.
+they can be drawn anywhere. For long recordings, an evenly spaced sample of the spikes is drawn.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_POINTS = 100_000
 _DPI = 150
 _INK, _PALE = "#222222", "#d9d9d9"
 _GOOD, _MUA = "#1b6ca8", "#c8963e"
-_GOLDEN_TURN = 0.618_033_988_75  # hues this far apart on the circle stay different however many there are
+_GOLDEN_TURN = 0.618_033_988_75  # hues this far apart on the circle stay distinct, however many there are
 
 
 def write_plots(sorting: Sorting, folder: str | os.PathLike[str]) -> list[Path]:
@@ -45,7 +45,7 @@ def write_plots(sorting: Sorting, folder: str | os.PathLike[str]) -> list[Path]:
     Returns
     -------
     list of Path
-        What was written.
+        The files written.
     """
     plots = {
         "drift_amount.png": plot_drift_amount if sorting.drift is not None else None,
@@ -101,7 +101,7 @@ def plot_drift_amount(sorting: Sorting) -> Figure:
 
 
 def plot_drift_scatter(sorting: Sorting) -> Figure:
-    """Draw detections of the first pass by time and depth, darker the larger they are."""
+    """Draw detections of the first pass by time and depth; larger ones are darker."""
     figure, axes = _figure(10.0, 6.0)
     _label(axes, "Detections before drift correction", "Time", "Depth (µm)")
     peaks = sorting.peaks
@@ -130,7 +130,7 @@ def plot_drift_scatter(sorting: Sorting) -> Figure:
 
 
 def plot_diagnostics(sorting: Sorting) -> Figure:
-    """Draw the waveforms learned, where each unit's template is strong, and amplitude against spike count."""
+    """Draw the learned waveforms, where each unit's template is strong, and amplitude against spike count."""
     figure = Figure(figsize=(10.0, 7.5))
     _margins(figure)
     panels = figure.subplots(2, 2)
@@ -144,7 +144,7 @@ def plot_diagnostics(sorting: Sorting) -> Figure:
 
 
 def plot_spike_positions(sorting: Sorting) -> Figure:
-    """Draw where spikes are on the probe, each unit in a colour of its own; units that are not good paler."""
+    """Draw where spikes are on the probe, each unit in its own colour; units that are not good are paler."""
     figure, axes = _figure(_width(sorting), 9.0)
     _label(axes, f"{sorting.n_units} units, {int(sorting.refractory.sum())} good", "x (µm)", "Depth (µm)")
     if sorting.probe is not None:
@@ -290,14 +290,14 @@ def _colour_bar(figure: Figure, axes: Axes, dots: Any, label: str, norm: LogNorm
 
 
 def _greys() -> Any:
-    """Greys without the near-white end, which paper swallows."""
+    """Greys without the near-white end, which is lost on white paper."""
     from matplotlib.colors import ListedColormap
 
     return ListedColormap(colormaps["Greys"](np.linspace(0.22, 1.0, 256)))
 
 
 def _unit_colours(sorting: Sorting) -> NDArray[np.float64]:
-    """RGBA per unit (u, 4): neighbours in depth get hues far apart."""
+    """RGBA per unit (u, 4); neighbours in depth get very different hues."""
     rank = np.empty(sorting.n_units, np.int64)
     rank[_by_depth(sorting)] = np.arange(sorting.n_units)
     rgb = [colorsys.hls_to_rgb((at * _GOLDEN_TURN) % 1, 0.42 + 0.16 * (at % 2), 0.72) for at in rank]
@@ -313,7 +313,7 @@ def _by_depth(sorting: Sorting) -> NDArray[np.int64]:
 
 
 def _width(sorting: Sorting) -> float:
-    """Inches: wider for arrays that are wide."""
+    """Width in inches, larger for wide arrays of contacts."""
     if sorting.probe is None:
         return 5.0
     across, along = np.ptp(sorting.probe.x_um), max(np.ptp(sorting.probe.y_um), 1.0)
@@ -321,7 +321,7 @@ def _width(sorting: Sorting) -> float:
 
 
 def _thin(n: int) -> NDArray[np.int64]:
-    """At most MAX_POINTS of `n` indices, evenly spread."""
+    """At most MAX_POINTS of `n` indices, evenly spaced."""
     if n <= MAX_POINTS:
         return np.arange(n)
     return (np.arange(MAX_POINTS, dtype=np.int64) * n) // MAX_POINTS
@@ -333,7 +333,7 @@ def _dot(n: int) -> float:
 
 
 def _time(sample: NDArray[Any], sorting: Sorting) -> tuple[NDArray[np.float64], str]:
-    """Samples in the unit of time that suits the recording's length."""
+    """Convert samples to the unit of time that suits the recording's length."""
     seconds = np.asarray(sample, np.float64) / sorting.sampling_rate_hz
     whole = max(sorting.n_samples / sorting.sampling_rate_hz, float(seconds.max(initial=0.0)))
     for unit, length in (("h", 3600.0), ("min", 60.0)):

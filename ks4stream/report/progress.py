@@ -1,4 +1,4 @@
-"""Progress for people: one bar per stage with the time left, or one line per finished stage.
+"""Progress display: one bar per stage with the time left, or one line per finished stage.
 
 Both are what :func:`ks4stream.sorter.sort` calls as ``progress(stage, done, total)``.
 """
@@ -25,12 +25,12 @@ def shown_progress(console: Console) -> Iterator[ReportProgress]:
     Parameters
     ----------
     console : rich.console.Console
-        On a terminal there is a bar per stage; in a file, or a batch job's log, a line when a stage ends.
+        On a terminal, one bar per stage; in a file or a batch job's log, one line when a stage ends.
 
     Yields
     ------
     callable
-        To be called as ``progress(stage, done, total)``. A stage that begins anew gets a bar of its own.
+        To be called as ``progress(stage, done, total)``. A stage that starts over gets a new bar.
     """
     if not console.is_terminal:
         yield _Lines(console)
@@ -65,7 +65,7 @@ class _Bars:
 
 
 class _TimeLeft(ProgressColumn):
-    """Time left, from the mean time per task so far; of a finished stage the time it took."""
+    """Time left, from the mean time per task so far; for a finished stage, the time it took."""
 
     def render(self, task: Task) -> Text:
         if task.finished:
@@ -92,7 +92,7 @@ class _Lines:
 
 
 def _duration(seconds: float) -> str:
-    """Write a time as people say it.
+    """Format a duration for people.
 
     >>> [_duration(seconds) for seconds in (3.21, 75, 7500)]
     ['3.2 s', '1 min 15 s', '2 h 05 min']

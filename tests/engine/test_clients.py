@@ -100,11 +100,11 @@ def test_sorts_and_preprocessing_go_to_the_active_client_and_say_so(
     with caplog.at_level(logging.INFO, "ks4stream"):
         sort(recording(), SETTINGS, device="cpu")
     assert seen == [active]
-    assert "The active Dask client computes" in caplog.text
+    assert "Computing on the active Dask client" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, "ks4stream"):
         preprocess(recording(), SETTINGS, device="cpu")
-    assert "The active Dask client computes" in caplog.text
+    assert "Computing on the active Dask client" in caplog.text
     assert seen == [active, active]
     sort(recording(), SETTINGS, device="cpu", workers=1)
     assert len(seen) == 3 and seen[2] is not active
@@ -129,7 +129,7 @@ def test_run_kilosort_tidies_up_where_the_active_client_computed(
 def test_a_gpu_that_only_workers_have_is_used_if_asked_for(active: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """This process need not see one: whether a worker does is asked there."""
     see_gpus(monkeypatch)
-    with pytest.raises(WorkerError, match="sees no GPU, or none of the number asked for"):
+    with pytest.raises(WorkerError, match="sees no GPU, or none with the number asked for"):
         sort(recording(), SETTINGS, client=active, device="cuda")
 
 
@@ -138,7 +138,7 @@ def test_a_gpu_of_a_number_that_a_worker_lacks_is_an_error_before_work(
 ) -> None:
     see_gpus(monkeypatch, 80)
     assert workers.facts(gpu=True, device="cuda:0")["GPU"] == "H200"
-    with pytest.raises(WorkerError, match="sees no GPU, or none of the number asked for"):
+    with pytest.raises(WorkerError, match="sees no GPU, or none with the number asked for"):
         sort(recording(), SETTINGS, client=active, device="cuda:7")
 
 

@@ -417,7 +417,7 @@ def test_a_worker_that_joins_and_cannot_compute_ends_no_stage(monkeypatch: pytes
             if number == 0:
                 monkeypatch.setattr(cluster_module.workers, "check", _unfit)
                 client.cluster.scale(2)
-                expected = pytest.warns(Ks4StreamWarning, match="lacks torch.*goes on with the others")
+                expected = pytest.warns(Ks4StreamWarning, match="lacks torch.*continues with the other workers")
                 expected.__enter__()
                 client.wait_for_workers(2, timeout=300)
         expected.__exit__(None, None, None)
@@ -439,7 +439,7 @@ def test_workers_that_join_are_seen_while_a_task_takes_its_time(
         if looks[0] == 3:
             looked.set()
 
-    monkeypatch.setattr(Cluster, "_new_workers", look)
+    monkeypatch.setattr(Cluster, "_check_new_workers", look)
     assert list(Cluster(client).map(lambda _: looked.wait(300), [1], stage="long")) == [True]
 
 
@@ -494,8 +494,8 @@ def test_a_task_that_hangs_is_told_once(
         engine = Cluster(client, lambda stage, n, total: done.__setitem__(0, n))
         assert list(engine.map(hangs_on_the_last, list(range(n_items)), stage="hung")) == list(range(n_items))
     (text,) = said
-    assert f"Task 12 of 12 of stage 'hung' has run on the worker at {of_which[0]} for 101 s" in text
-    assert "end its process" in text
+    assert f"Task 12 of 12 of stage 'hung' has been running on the worker at {of_which[0]} for 101 s" in text
+    assert "kill its process" in text
     assert "in hangs_on_the_last" in caplog.text
 
 
@@ -517,7 +517,7 @@ def test_what_is_slow_is_held_against_how_much_there_is_to_do(client: Client, mo
                     warnings.simplefilter("ignore")
                     tasks.look_for_slow_ones({}, 1)
                 assert len(said) == n_said
-        assert "others as large took 10 s" in said[0]
+        assert "others of this size took 10 s" in said[0]
     finally:
         may_end.set()
         tasks.cancel()
@@ -559,7 +559,7 @@ def test_a_task_that_waits_behind_another_sorts_is_not_slow(monkeypatch: pytest.
                 tasks.look_for_slow_ones({}, 1)
             assert not said
             clock.now += 2
-            with pytest.warns(Ks4StreamWarning, match="has run on the worker at .* for 301 s"):
+            with pytest.warns(Ks4StreamWarning, match="has been running on the worker at .* for 301 s"):
                 tasks.look_for_slow_ones({}, 1)
         finally:
             may_end.set()
@@ -579,7 +579,7 @@ def test_a_task_that_hangs_without_others_is_told_later(client: Client, monkeypa
         clock.now += 1799  # half an hour, but for a second; a warning would be an error
         tasks.look_for_slow_ones({}, 1)
         clock.now += 2
-        with pytest.warns(Ks4StreamWarning, match="for 1801 s and has not come back; too few others"):
+        with pytest.warns(Ks4StreamWarning, match="for 1801 s; too few others"):
             tasks.look_for_slow_ones({}, 1)
     finally:
         may_end.set()
@@ -614,7 +614,7 @@ def test_workers_that_hang_are_asked_side_by_side(
         clock.now += 10_000
         with pytest.warns(Ks4StreamWarning) as said:
             tasks.look_for_slow_ones({}, 2)
-        assert len(said) == 2 and caplog.text.count("The worker does not tell: TimeoutError()") == 2
+        assert len(said) == 2 and caplog.text.count("The worker did not answer: TimeoutError()") == 2
         assert asked == [0, 2]
     finally:
         may_end.set()
@@ -671,7 +671,7 @@ def test_a_scheduler_that_is_lost_is_told_wherever_that_shows(when: str, monkeyp
             assert list(engine.map(function, [1], stage="lost")) == [1]
             client.sync(cluster.scheduler.close)
         try:
-            with pytest.raises(LostWorkerError, match=r"scheduler was lost.*'lost'.*not computed again"):
+            with pytest.raises(LostWorkerError, match=r"scheduler was lost.*'lost'.*not recomputed"):
                 list(engine.map(function, list(range(50)), stage="lost"))
         finally:
             may_end.set()
@@ -689,7 +689,7 @@ def test_a_scheduler_that_is_lost_is_told() -> None:
             may_end.wait(300)
 
         try:
-            with pytest.raises(LostWorkerError, match=r"scheduler was lost.*'lost'.*not computed again"):
+            with pytest.raises(LostWorkerError, match=r"scheduler was lost.*'lost'.*not recomputed"):
                 list(Cluster(client).map(function, [1], stage="lost"))
         finally:
             may_end.set()
@@ -731,7 +731,7 @@ def test_tidying_up_is_told_to_the_sort_it_belongs_to(engine: Engine, tmp_path: 
         (tmp_path / f"{time.monotonic_ns()}").write_text(" ".join(messages.listeners()))
 
     with messages.listening() as own:
-        engine.everywhere(speak)
+        engine.run_on_workers(speak)
     assert [path.read_text() for path in tmp_path.iterdir()] == [own] * engine.n_workers
 
 
@@ -751,7 +751,7 @@ def test_tidying_up_does_not_wait_for_a_worker_that_hangs(
     client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cluster_module, "START_SECONDS", 1.0)
-    Cluster(client).everywhere(HangsOnce.hang)
+    Cluster(client).run_on_workers(HangsOnce.hang)
     HangsOnce.may_end.set()
     assert HangsOnce.called == 2
     assert caplog.text.count("Tidying up failed at inproc://") == caplog.text.count("TimeoutError()") == 1
@@ -763,7 +763,7 @@ def test_a_scheduler_without_workers_is_waited_for_and_said_so(monkeypatch: pyte
         client.cluster.scale(0)
         while client.nthreads():
             time.sleep(0.05)
-        with pytest.warns(Ks4StreamWarning, match="has no worker yet.*dask worker inproc://") as said:
+        with pytest.warns(Ks4StreamWarning, match="has no workers yet.*dask worker inproc://") as said:
             later = threading.Thread(target=lambda: (_wait_until(lambda: len(said) > 0), client.cluster.scale(1)))
             later.start()
             assert list(Cluster(client).map(Squares(), [1, 2, 3], stage="late")) == [1, 4, 9]
@@ -1101,10 +1101,10 @@ class Visits:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_everywhere_is_once_in_each_worker_and_failures_are_told_only(
+def test_run_on_workers_is_once_in_each_worker_and_failures_are_told_only(
     engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, fails: bool
 ) -> None:
-    engine.everywhere(Visits(tmp_path, fails=fails))
+    engine.run_on_workers(Visits(tmp_path, fails=fails))
     assert len(list(tmp_path.iterdir())) == engine.n_workers
     told = [record for record in caplog.records if record.name.startswith("ks4stream")]
     assert len(told) == fails * engine.n_workers and all("no way" in record.getMessage() for record in told)
@@ -1113,7 +1113,7 @@ def test_everywhere_is_once_in_each_worker_and_failures_are_told_only(
 @pytest.mark.slow
 def test_everywhere_is_in_every_process(processes: Client, tmp_path: Path) -> None:
     processes.wait_for_workers(2, timeout=300)
-    Cluster(processes).everywhere(Visits(tmp_path))
+    Cluster(processes).run_on_workers(Visits(tmp_path))
     pids = [int(path.name.split("-")[0]) for path in tmp_path.iterdir()]
     assert sorted(pids) == sorted(processes.run(os.getpid).values())
 
@@ -1121,7 +1121,7 @@ def test_everywhere_is_in_every_process(processes: Client, tmp_path: Path) -> No
 def test_tidying_up_without_a_scheduler_is_no_error(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     with local_client(n_workers=1, processes=False) as own:
         engine = Cluster(own)
-    engine.everywhere(Visits(tmp_path))
+    engine.run_on_workers(Visits(tmp_path))
     assert "Tidying up failed" in caplog.text and not list(tmp_path.iterdir())
 
 

@@ -120,7 +120,7 @@ def test_what_a_file_holds_is_told_under_any_name(kind: str, tmp_path: Path) -> 
 def test_what_a_file_is_called_is_told_and_renaming_helps(suffix: str, tmp_path: Path) -> None:
     for name in (f"x{suffix}", f"X{suffix.upper()}"):
         (tmp_path / name).write_bytes(FLAT)
-        with pytest.raises(RecordingError, match=rf"by its suffix \{suffix}\); .*name that ends with \.bin"):
+        with pytest.raises(RecordingError, match=rf"by its suffix \{suffix}\); .*rename it to end in \.bin"):
             open_recording(tmp_path / name, n_chan=4, fs=30000)
         (tmp_path / name).rename(tmp_path / "x.bin")
         assert open_recording(tmp_path / "x.bin", n_chan=4, fs=30000).n_samples == 4000
@@ -133,7 +133,7 @@ def test_what_a_file_is_called_is_told_and_renaming_helps(suffix: str, tmp_path:
         ("x.npz", "npz", r"an archive of NumPy arrays.*numpy\.load"),
         ("x.ns5", "gzip", "compressed by gzip"),  # and not a Blackrock file yet
         ("x.npy", "gzip", "compressed by gzip"),
-        ("x.meta", "csv", r"metadata \(its first bytes are readable\).*pass the \.bin file beside it"),
+        ("x.meta", "csv", r"metadata \(its first bytes are readable\).*pass the \.bin file next to it"),
         ("x.nwb", "git lfs", "a pointer of Git LFS"),
     ],
 )
@@ -238,7 +238,7 @@ def test_a_npy_file_is_read_as_one_under_any_name(name: str, tmp_path: Path) -> 
         ([".zmetadata", "traces_seg0/.zarray"], r"\.zgroup or zarr\.json is missing.*copy it again"),
         (["g/.zarray"], r"the array's own path \(g.\.zarray"),
         (["a.bin", "b.bin", "c.bin", "d.bin", "e.bin"], r"\(a\.bin, b\.bin, c\.bin, d\.bin, …\)"),
-        (["notes.md"], "is a folder, and not a Zarr array or group"),
+        (["notes.md"], "is a folder, but not a Zarr array or group"),
     ],
 )
 def test_a_folder_is_told_by_what_lies_in_it(files: list[str], message: str, tmp_path: Path) -> None:

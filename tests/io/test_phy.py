@@ -177,7 +177,7 @@ def test_an_empty_sorting_that_stopped_early_exports(make_sorting, tmp_path):
 
 
 def test_units_without_waveforms_or_probe_are_refused(make_sorting, tmp_path):
-    with pytest.raises(ResultsError, match="no waveforms"):
+    with pytest.raises(ResultsError, match="no waveform components"):
         export_phy(make_sorting(waveforms=None), tmp_path)
     with pytest.raises(ResultsError, match="no probe"):
         export_phy(make_sorting(probe=None), tmp_path)
@@ -384,7 +384,7 @@ def test_a_file_that_has_grown_or_gone_is_not_named(make_sorting, tmp_path):
     assert params(tmp_path)["dat_path"] == [] and "has 52 bytes" in (tmp_path / "params.py").read_text()
     data.unlink()
     write_params(make_sorting(flat_files=(flat(data),)), tmp_path)
-    assert params(tmp_path)["dat_path"] == [] and "is not there" in (tmp_path / "params.py").read_text()
+    assert params(tmp_path)["dat_path"] == [] and "does not exist" in (tmp_path / "params.py").read_text()
 
 
 def test_preprocessed_copy_keeps_columns_and_times_of_the_file(make_sorting, tmp_path):

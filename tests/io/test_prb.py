@@ -192,16 +192,18 @@ def test_what_is_outside_is_an_error_and_is_not_executed(
 
 
 def test_the_error_shows_the_expression_and_its_line() -> None:
-    with pytest.raises(ProbeError, match=r"^p\.prb, line 3: 'get\(1\)' cannot be evaluated: the function is not known"):
+    with pytest.raises(
+        ProbeError, match=r"^p\.prb, line 3: 'get\(1\)' cannot be evaluated: the function is not supported"
+    ):
         evaluate("a = 1\nx = [a,\n  get(1)]", ["x"], "p.prb")
     with pytest.raises(ProbeError, match="line 1: 'b' cannot be evaluated: name 'b' is not defined"):
         evaluate("x = 1 + b", ["x"], "p.prb")
 
 
 def test_what_is_outside_is_named_in_words() -> None:
-    with pytest.raises(ProbeError, match="'is' is not understood here; use == or !="):
+    with pytest.raises(ProbeError, match="'is' is not supported here; use == or !="):
         evaluate("x = None is None", ["x"], "p.prb")
-    with pytest.raises(ProbeError, match="only a dictionary with strings as keys can stand after"):
+    with pytest.raises(ProbeError, match="only a dictionary with strings as keys can follow"):
         evaluate("x = dict(**{0: 1})", ["x"], "p.prb")
 
 

@@ -57,7 +57,7 @@ def test_saved_probes_come_back(tmp_path: Path) -> None:
     assert load_probe(tmp_path / "p.json") == PROBE
     content = json.loads((tmp_path / "p.json").read_text())
     assert content == KILOSORT
-    with pytest.raises(ProbeError, match=r"let the name end in \.json"):
+    with pytest.raises(ProbeError, match=r"give a name that ends in \.json"):
         save_probe(PROBE, tmp_path / "p.prb")
 
 
@@ -67,8 +67,8 @@ def test_saved_probes_come_back(tmp_path: Path) -> None:
         ("{", "is not valid JSON"),
         ("[" * 100_000, "is not valid JSON"),
         ("[1, 2]", "holds a list"),
-        ('{"chanMap": [0], "xc": [0]}', r"has no yc; it has: chanMap, xc"),
-        ("{}", "has no chanMap or xc or yc; it has: nothing"),
+        ('{"chanMap": [0], "xc": [0]}', r"lacks yc; it has: chanMap, xc"),
+        ("{}", "lacks chanMap, xc, yc; it has: nothing"),
         ('{"chanMap": [0, 1], "xc": [0], "yc": [0, 1]}', "lengths differ"),
     ],
 )
@@ -106,8 +106,8 @@ def test_mat_without_shanks_and_connections(tmp_path: Path) -> None:
     [
         ({"chanMap": [0, 1, 2, 3]}, "in .mat files it counts from 1"),
         ({"chanMap0ind": [1, 4, 3, 2]}, "chanMap is not chanMap0ind \\+ 1"),
-        ({"chanMap": None}, "has no chanMap"),
-        ({"ycoords": None}, "has no ycoords; it has: chanMap"),
+        ({"chanMap": None}, "lacks chanMap"),
+        ({"ycoords": None}, "lacks ycoords; it has: chanMap"),
         ({"connected": [1, 1]}, "lengths differ: chan_map 4, .*connected 2"),
         ({"connected": [0, 0, 0, 0]}, "has no contacts"),
     ],
@@ -156,14 +156,14 @@ def test_prb_with_named_groups_numbers_them(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("x = (", "cannot be parsed"),
-        ("x = 1", "assigns no channel_groups"),
-        ("channel_groups = {}", "assigns no channel_groups"),
-        ("channel_groups = {0: {'channels': [0]}}", "channel group 0 needs 'channels' and 'geometry'"),
+        ("x = 1", "must assign channel_groups"),
+        ("channel_groups = {}", "must assign channel_groups"),
+        ("channel_groups = {0: {'channels': [0]}}", "channel group 0 must have 'channels' and 'geometry'"),
         ("channel_groups = {0: {'channels': 3, 'geometry': {}}}", "'channels' must be a list of numbers"),
         ("channel_groups = {0: {'channels': ['a'], 'geometry': {}}}", "'channels' must be a list of numbers"),
         ("channel_groups = {0: {'channels': [0], 'geometry': 3}}", "'geometry' must give a position for each channel"),
-        ("channel_groups = {0: {'channels': [0, 1], 'geometry': {0: (0, 0)}}}", "no position for channel 1"),
-        ("channel_groups = {0: {'channels': [0, 1], 'geometry': [(0, 0)]}}", "2 channels and 1 positions"),
+        ("channel_groups = {0: {'channels': [0, 1], 'geometry': {0: (0, 0)}}}", "lacks a position for channel 1"),
+        ("channel_groups = {0: {'channels': [0, 1], 'geometry': [(0, 0)]}}", "2 channels but 1 positions"),
         ("channel_groups = {0: {'channels': [0], 'geometry': {0: (0, 0, 0)}}}", "must be two numbers"),
         ("channel_groups = {0: {'channels': [0], 'geometry': {0: 'ab'}}}", "must be two numbers"),
         ("channel_groups = get_groups()", r"p\.prb, line 1: 'get_groups\(\)' cannot be evaluated"),
@@ -300,7 +300,7 @@ def test_probeinterface_errors(tmp_path: Path) -> None:
         load_probe(write_json(tmp_path / "pi.json", {"specification": "probeinterface", "probes": []}))
     probe = probeinterface.generate_linear_probe(3, 25).to_3d()
     probeinterface.write_probeinterface(tmp_path / "pi.json", probe)
-    with pytest.raises(ProbeError, match="3-dimensional positions; project it with to_2d"):
+    with pytest.raises(ProbeError, match="3-dimensional positions; project them with to_2d"):
         load_probe(tmp_path / "pi.json")
 
 
@@ -333,12 +333,14 @@ def test_shipped_probes_are_what_the_script_makes(tmp_path: Path) -> None:
 
 
 def test_unknown_names_are_an_error_that_suggests(tmp_path: Path) -> None:
-    with pytest.raises(ProbeError, match=r"no probe file neuropixel1.*Did you mean 'neuropixels_1'\? Shipped are: lin"):
+    with pytest.raises(
+        ProbeError, match=r"no probe file neuropixel1.*Did you mean 'neuropixels_1'\? Shipped probes: lin"
+    ):
         load_probe("neuropixel1")
     with pytest.raises(ProbeError, match="There is no probe file"):
         load_probe(tmp_path / "tetrode.json")  # a path, not a name
     (tmp_path / "p.csv").write_text("0,0")
-    with pytest.raises(ProbeError, match=r"probe files end in \.json, \.mat, \.prb, \.meta, not in '\.csv'"):
+    with pytest.raises(ProbeError, match=r"has the suffix '\.csv'; probe files end in \.json, \.mat, \.prb, \.meta"):
         load_probe(tmp_path / "p.csv")
 
 
@@ -348,7 +350,7 @@ def test_spikeglx_metadata_are_a_probe_file(tmp_path: Path) -> None:
     probe = load_probe(tmp_path / "run.meta")
     assert probe.positions_um.tolist() == [[27, 0], [59, 0]] and probe.n_chan_file == 3
     (tmp_path / "run.meta").write_text(head)
-    with pytest.raises(ProbeError, match="describes no probe geometry"):
+    with pytest.raises(ProbeError, match="does not describe a probe geometry"):
         load_probe(tmp_path / "run.meta")
 
 

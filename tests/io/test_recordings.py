@@ -149,7 +149,7 @@ def test_a_group_with_one_table(zarr_format: int, tmp_path: Path) -> None:
     assert recording.sampling_rate_hz == 100.0 and recording.gain_uv == 0.5
     np.testing.assert_array_equal(recording.read(0, 30), SAMPLES)
     write_zarr(path / "lf", SAMPLES, zarr_format=zarr_format)
-    with pytest.raises(RecordingError, match=r"2 two-dimensional arrays.*NAME being one of ap, lf"):
+    with pytest.raises(RecordingError, match=r"2 two-dimensional arrays.*where NAME is one of ap, lf"):
         open_recording(path)
     np.testing.assert_array_equal(open_recording(path / "ap").read(0, 30), SAMPLES)
 
@@ -191,7 +191,7 @@ def test_spikeinterface_probe(tmp_path: Path) -> None:
 
 def test_a_stored_probe_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     path = write_spikeinterface(tmp_path / "si.zarr", {"probes": [{"x": 1}]})
-    with pytest.warns(Ks4StreamWarning, match="The probe stored in .* is left out"):
+    with pytest.warns(Ks4StreamWarning, match="The probe stored in .* is ignored"):
         assert open_recording(path).probe is None
 
 
@@ -202,9 +202,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     SAMPLES.tofile(tmp_path / "a.bin")
     with pytest.raises(RecordingError, match=r"its number of channels; give n_chan .*n_chan_bin"):
         open_recording(tmp_path / "a.bin", fs=100)
-    with pytest.raises(ValueError, match=r"a\.bin does not give its sampling rate; give it as fs"):
+    with pytest.raises(ValueError, match=r"sampling rate of a\.bin is not known; give fs"):
         open_recording(tmp_path / "a.bin", n_chan=3)
-    with pytest.raises(RecordingError, match="array does not give its sampling rate"):
+    with pytest.raises(RecordingError, match="sampling rate of array is not known"):
         open_recording(SAMPLES)
     for fs in ("fast", [1, 2]):
         with pytest.raises(RecordingError, match="is not a sampling rate"):
@@ -216,7 +216,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 def test_files_that_cannot_be_samples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="There is no file"):
         open_recording(tmp_path / "none.bin", n_chan=3, fs=100)
-    with pytest.raises(RecordingError, match="is a folder, and not a Zarr"):
+    with pytest.raises(RecordingError, match="is a folder, but not a Zarr"):
         open_recording(tmp_path, fs=100)
     for name, reason in [("a.nwb", "open it with h5py"), ("a.gz", "decompress"), ("a.meta", r"pass the \.bin")]:
         SAMPLES.tofile(tmp_path / name)
@@ -251,11 +251,11 @@ def test_time_must_come_first(tmp_path: Path) -> None:
         (SAMPLES[:, :0], {}, r"empty \(30 samples of 0 channels\)"),
         (SAMPLES.astype(np.int8), {}, "holds int8 samples; supported are"),
         ([], {}, "list of recordings is empty"),
-        ([[1, 2], [3, 4]], {}, "of paths or arrays. Make numbers an array"),
+        ([[1, 2], [3, 4]], {}, "must hold paths or arrays. To sort a list of numbers"),
         ([SAMPLES, SAMPLES[:, :2]], {}, "part 1 has 2 channels"),
-        (12, {}, "cannot be made of int"),
-        (None, {}, "cannot be made of NoneType"),
-        (xr.DataArray(SAMPLES, dims=("t", "c")), {}, r"has dims \('t', 'c'\); 'time' and 'channel' are needed"),
+        (12, {}, "object of type int"),
+        (None, {}, "object of type NoneType"),
+        (xr.DataArray(SAMPLES, dims=("t", "c")), {}, r"has dims \('t', 'c'\); they must be 'time' and 'channel'"),
         (xr.Dataset({"a": ("time", SAMPLES[:, 0])}), {}, "xarray Dataset holds several arrays"),
     ],
 )

@@ -214,7 +214,9 @@ def test_the_part_number_may_stand_in_the_readout_table(tmp_path: Path) -> None:
 
 def test_a_layout_taken_by_the_type_alone_is_told(tmp_path: Path) -> None:
     meta = read_meta(write_meta(tmp_path / "run.meta", neural_tags(None, np1_table("(0,384)"), imDatPrb_type="0")))
-    with pytest.warns(Ks4StreamWarning, match=r"no part number \(imDatPrb_pn\).*as on NP1000, but .*type 0") as told:
+    with pytest.warns(
+        Ks4StreamWarning, match=r"does not give a part number \(imDatPrb_pn\).*as on NP1000, but .*type 0"
+    ) as told:
         probe = meta.probe()
     assert len(told) == 1
     assert probe is not None and probe.x_um[:4].tolist() == [27, 59, 11, 43]
@@ -261,7 +263,7 @@ def test_references_and_types_are_those_of_the_catalogue() -> None:
         ({"_snsGeomMap": None, "_snsShankMap": "(4,2,640)" + 6 * "(3:2:0:1)"}, "probe part NP2010 does not have"),
         ({"_snsGeomMap": None, "_snsShankMap": "(4,2,640)" + 6 * "(-1:0:0:1)"}, "probe part NP2010 does not have"),
         ({"_snsGeomMap": "(NP2010,4,250,70)(2:27:720:1)"}, "describes 1 contacts, but the file has 6"),
-        ({"_snsGeomMap": "(NP2010,4,250,70)(2:27:720)"}, "expected entries of 4 numbers"),
+        ({"_snsGeomMap": "(NP2010,4,250,70)(2:27:720)"}, "all entries must have 4 numbers"),
         ({"_snsGeomMap": "(NP2010,4,250,70)(2:27:x:1)"}, "~snsGeomMap cannot be read"),
         ({"_snsGeomMap": "(NP2010)(2:27:720:1)"}, "no distance between shanks"),
         ({"_snsGeomMap": ""}, "~snsGeomMap cannot be read"),
@@ -269,7 +271,7 @@ def test_references_and_types_are_those_of_the_catalogue() -> None:
         ({"_snsGeomMap": None, "_snsShankMap": None, "_imroTbl": "(24,2,0,1,1,1)(0 1 2)"}, "read by probeinterface"),
         (
             {"_snsGeomMap": None, "_snsShankMap": None, "_imroTbl": "(24,1)(0 1 0 0 2)", "snsSaveChanSubset": "a"},
-            "do not tell the channels",
+            "do not identify the channels",
         ),
     ],
 )
@@ -282,7 +284,7 @@ def test_geometry_that_cannot_be_read_is_an_error(changes: dict[str, str | None]
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"snsSaveChanSubset": "0:99999999999"}, "snsSaveChanSubset names more than 7 channels"),
+        ({"snsSaveChanSubset": "0:99999999999"}, "snsSaveChanSubset lists more than 7 channels"),
         ({"_imroTbl": "(24,6)(0 nan 0 0 2)(1 1 0 0 3)"}, "imroTbl cannot be read"),
         ({"_imroTbl": "(24,6)(0 1e300 0 0 2)(1 1 0 0 3)"}, "imroTbl cannot be read"),
     ],
@@ -300,7 +302,7 @@ def test_numbers_of_no_sense_are_not_told(tmp_path: Path) -> None:
     digits = "9" * 5000
     meta = read_meta(write_meta(tmp_path / "run.meta", NP2, firstSample=digits, fileSizeBytes=digits))
     assert meta.first_sample is None and meta.file_size_bytes is None
-    with pytest.raises(RecordingError, match=r"nSavedChans=1e12; a file has at least one channel"):
+    with pytest.raises(RecordingError, match=r"nSavedChans=1e12; it must be between 1 and"):
         read_meta(write_meta(tmp_path / "run.meta", NP2, nSavedChans="1e12"))
 
 
@@ -318,12 +320,12 @@ def test_nidq_streams_have_no_probe(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"nSavedChans": None}, "has no line nSavedChans="),
-        ({"nSavedChans": "0"}, "nSavedChans=0; a file has at least one"),
+        ({"nSavedChans": "0"}, "nSavedChans=0; it must be between 1 and"),
         ({"nSavedChans": "nan"}, "nSavedChans=nan is not a number"),
         ({"nSavedChans": "inf"}, "nSavedChans=inf is not a number"),
         ({"imSampRate": "fast"}, "imSampRate=fast is not a number"),
-        ({"snsApLfSy": "6"}, "snsApLfSy=6; expected three"),
-        ({"snsApLfSy": "8,0,1"}, "are more than nSavedChans=7"),
+        ({"snsApLfSy": "6"}, "snsApLfSy=6; it must be three"),
+        ({"snsApLfSy": "8,0,1"}, "exceeds nSavedChans=7"),
     ],
 )
 def test_unreadable_metadata_are_an_error(changes: dict[str, str | None], message: str, tmp_path: Path) -> None:
@@ -369,7 +371,7 @@ def test_arguments_that_contradict_the_file_are_refused(tmp_path: Path) -> None:
     path = write_run(tmp_path)
     with pytest.raises(RecordingError, match=r"n_chan=14, but .*run\.meta says that run\.bin has 7 channels"):
         open_recording(path, n_chan=14)
-    with pytest.raises(RecordingError, match="dtype=int32, but SpikeGLX writes int16"):
+    with pytest.raises(RecordingError, match="dtype=int32, but SpikeGLX files hold int16"):
         open_recording(path, dtype="int32")
 
 
@@ -447,7 +449,7 @@ def test_a_file_cut_short_leaves_a_gap(tmp_path: Path) -> None:
 
 def test_a_wrong_order_is_an_error_with_the_right_one(tmp_path: Path) -> None:
     a, b, c = (write_part(tmp_path, name, start) for name, start in [("a", 7), ("b", 17), ("c", 27)])
-    message = r"b\.bin begins at sample 17 .*, and c\.bin, .* at 27\. The right order is a\.bin, b\.bin, c\.bin\."
+    message = r"b\.bin begins at sample 17 .*, but c\.bin, .* at 27\. The right order is a\.bin, b\.bin, c\.bin\."
     with pytest.raises(RecordingError, match=message):
         open_recording([a, c, b])
     flat = tmp_path / "flat.dat"
@@ -459,7 +461,9 @@ def test_a_wrong_order_is_an_error_with_the_right_one(tmp_path: Path) -> None:
         write_part(tmp_path, f"day{n}_g0_t0", 100 - n, fileName=f"day{n}_g0_t0.bin", fileCreateTime=time)
         for n, time in enumerate(times)
     ]
-    with pytest.warns(Ks4StreamWarning, match=r"day1_g0_t0\.bin was made at .* 09:00:00, and day0.*in order of time"):
+    with pytest.warns(
+        Ks4StreamWarning, match=r"day1_g0_t0\.bin was created at .* 09:00:00, but day0.*in order of time"
+    ):
         open_recording(days)
 
 
@@ -469,7 +473,9 @@ def test_different_probes_are_not_one_recording(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match=r"different probes \(serial numbers 111 and 222\), at the same time"):
         open_recording([first, second])
     write_part(tmp_path, "run_g0_t0.imec1.ap", 4, imDatPrb_sn="222", fileName="later_g0_t0.bin")
-    with pytest.warns(Ks4StreamWarning, match=r"different probes \(serial numbers 111 and 222\): units do not go on"):
+    with pytest.warns(
+        Ks4StreamWarning, match=r"different probes \(serial numbers 111 and 222\): units cannot continue"
+    ):
         open_recording([first, second])
 
 
@@ -477,14 +483,16 @@ def test_the_same_file_twice_is_told_of(tmp_path: Path) -> None:
     path = write_part(tmp_path, "run_g0_t0", 5)
     (tmp_path / "sub").mkdir()
     for again in (path, str(path), tmp_path / "sub" / ".." / path.name):
-        with pytest.warns(Ks4StreamWarning, match="given more than once; its spikes will be found as") as caught:
+        with pytest.warns(
+            Ks4StreamWarning, match="given more than once; its spikes will be found that many times"
+        ) as caught:
             assert open_recording([path, again]).n_samples == 20
         assert len(caught) == 1
     np.save(tmp_path / "a.npy", np.zeros((30, 2), np.int16))
-    with pytest.warns(Ks4StreamWarning, match=r"a\.npy is given more than once"):
+    with pytest.warns(Ks4StreamWarning, match=r"a\.npy was given more than once"):
         open_recording([tmp_path / "a.npy"] * 2, fs=100)
     (tmp_path / "link.npy").symlink_to(tmp_path / "a.npy")
-    with pytest.warns(Ks4StreamWarning, match=r"link\.npy is given more than once"):
+    with pytest.warns(Ks4StreamWarning, match=r"link\.npy was given more than once"):
         open_recording([tmp_path / "a.npy", tmp_path / "link.npy"], fs=100)
     halves = np.load(tmp_path / "a.npy", mmap_mode="r")
     assert open_recording([halves[:15], halves[15:]], fs=100).n_samples == 30  # two stretches of one file
@@ -505,7 +513,7 @@ def test_the_lf_band_is_told_of(tmp_path: Path) -> None:
 def test_a_duration_that_does_not_fit_is_told_of(tmp_path: Path) -> None:
     for right in ("0.000333", "0.0003333", None, "", "nan", "0"):
         open_recording(write_run(tmp_path, fileSizeBytes="140", fileTimeSecs=right))
-    with pytest.warns(Ks4StreamWarning, match=r"has 10 samples of 7 channels, but run\.meta says .* 20 samples"):
+    with pytest.warns(Ks4StreamWarning, match=r"has 10 samples of 7 channels, but run\.meta gives .* 20 samples"):
         open_recording(write_run(tmp_path, fileSizeBytes="140", fileTimeSecs="0.000667"))
 
 

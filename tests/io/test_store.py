@@ -130,7 +130,7 @@ def test_a_failed_save_leaves_the_old_store(make_sorting, tmp_path, monkeypatch)
 
 
 def test_what_is_no_sorting_is_refused(make_sorting, tmp_path):
-    with pytest.raises(ResultsError, match="holds no sorting"):
+    with pytest.raises(ResultsError, match="does not hold a sorting"):
         load_sorting(tmp_path)
     path = save_sorting(make_sorting(), tmp_path / "sorting.zarr")
     attrs = json.loads((path / ".zattrs").read_text())

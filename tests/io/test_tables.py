@@ -76,7 +76,7 @@ def test_what_is_not_as_it_was_written_is_refused(tmp_path: Path, damage: str) -
     else:
         path.unlink()
     assert receipt.is_there() == (damage == "flip")
-    with pytest.raises(DamagedFileError, match=r"a\.rows is not as it was written"):
+    with pytest.raises(DamagedFileError, match=r"a\.rows is corrupt"):
         read_region([receipt], "score", 1)
 
 

@@ -1,10 +1,10 @@
 """Where samples come from: one file per format, all behind :class:`~ks4stream.recording.Source`.
 
-Each is a frozen value that checks itself when made, reads only what it is asked for, and delivers native
-int16, uint16, int32 or float32. Those that lie in files hold the path and not the data, so that they can
+Each is a frozen value that checks itself on construction, reads only what it is asked for, and delivers native
+int16, uint16, int32 or float32. Those that read files hold the path and not the data, so that they can
 be sent to any worker that sees the file or the store.
 
-The module of a format also has ``opens(file)``, which returns what a file holds, or None if it is of another format;
+The module of a format also has ``opens(file)``, which returns what a file holds, or None if it has another format;
 :func:`~ks4stream.io.recordings.open_recording` asks them in turn.
 """
 

@@ -1,4 +1,4 @@
-"""Samples in an array, or in anything that has a shape, a dtype and slices like one."""
+"""Samples in an array, or in anything that has a shape and a dtype and can be sliced like one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ks4stream.io.sources.base import DIGEST_SAMPLES, OfArray, check_rank, content_hash, delivered_dtype
 from ks4stream.io.sources.binary import BinarySource, binary_of_memmap
 
-_DIGEST_WHOLE_BYTES = 2**28  # an array in memory up to this size enters its digest as a whole, …
-_DIGEST_SPOTS = 32  # … a larger one with this many stretches
+_DIGEST_WHOLE_BYTES = 2**28  # an array in memory up to this size is hashed completely, …
+_DIGEST_SPOTS = 32  # … a larger one in this many places
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class ArraySource(OfArray):
 
     @classmethod
     def open(cls, array: Any) -> ArraySource | BinarySource:
-        """Describe the samples of an array; those of a memory map by the file they lie in.
+        """Describe the samples of an array; those of a memory map by the file that holds them.
 
         Parameters
         ----------
@@ -47,7 +47,7 @@ class ArraySource(OfArray):
         Raises
         ------
         RecordingError
-            If it is not two-dimensional, or samples of its type are not supported.
+            If it is not two-dimensional, or its type is not supported.
         """
         source = cls(array)
         return binary_of_memmap(array) or source
@@ -65,11 +65,11 @@ class ArraySource(OfArray):
         return np.array(self.array[start:stop, :], dtype=self.dtype)
 
     def digest(self) -> str:
-        """Hash of shape, type and all samples; beyond 256 MB of samples from 32 places."""
+        """Hash of shape, type and all samples; of arrays over 256 MB, of samples from 32 places."""
         n_spots = -(-self.n_samples // DIGEST_SAMPLES) if self.digest_is_exact else _DIGEST_SPOTS
         return content_hash("array", self, n_spots)
 
     @property
     def digest_is_exact(self) -> bool:
-        """Whether all samples enter."""
+        """Whether all samples are hashed."""
         return self.n_samples * self.n_channels * self.dtype.itemsize <= _DIGEST_WHOLE_BYTES

@@ -1,4 +1,4 @@
-"""What all formats share: what a file is opened as, the types sources deliver, checks, and hashes of what they hold."""
+"""What all formats share: files and opened sources, the types that sources deliver, checks, and hashes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ks4stream.io.spikeglx import SpikeGLXMeta
 from ks4stream.probe import Probe
 from ks4stream.recording import Source
 
-DIGEST_SAMPLES = 1024  # length of the stretches that enter a digest
+DIGEST_SAMPLES = 1024  # length of the stretches that are hashed
 _DTYPES = ("int16", "uint16", "int32", "float32")
 _TRANSPOSE = " Time must be the first axis: transpose the array (array.T)."
 _RATE_NAMES = ("sampling_rate_hz", "sampling_frequency", "fs")  # ours, SpikeInterface's, Kilosort's
@@ -29,7 +29,7 @@ AnySource = TypeVar("AnySource", bound=Source)
 
 @dataclass(frozen=True)
 class File:
-    """A file, a folder or an object that may hold a recording, and what was said of it.
+    """A file, a folder or an object that may hold a recording, and what the caller said about it.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class File:
         Raises
         ------
         RecordingError
-            If it is a folder, or is not there.
+            If it is a folder, or does not exist.
         """
         if os.path.isdir(self.path):
             raise RecordingError(folder_refusal(self.path))
@@ -58,7 +58,7 @@ class File:
         if found is None:
             raise RecordingError(
                 f"There is no {'object, Zarr array or Zarr group' if is_remote(self.path) else 'file'} {self.path}."
-                + " Check bucket and key; keys are written as they are, not percent-encoded." * is_remote(self.path)
+                + " Check bucket and key; keys must not be percent-encoded." * is_remote(self.path)
             )
         return bytes(read_bytes(self.path, 0, min(HEAD_BYTES, found.size_bytes)))
 
@@ -69,7 +69,7 @@ def _no_probe() -> Probe | None:
 
 @dataclass(frozen=True)
 class Opened:
-    """A source, and what is told of it where it lies.
+    """A source, and its metadata.
 
     Attributes
     ----------
@@ -77,11 +77,11 @@ class Opened:
     name : str
         For messages.
     files : tuple of str
-        Where the samples lie.
+        The files that hold the samples.
     sampling_rate_hz, gain_uv, offset_uv : float or None
-        None where they are not told, or differ between channels.
+        None if the metadata do not give them, or they differ between channels.
     find_probe : callable
-        Returns the probe, or None; only called where no other one is given.
+        Returns the probe, or None; only called if no other one is given.
     meta : SpikeGLXMeta or None
     """
 
@@ -95,7 +95,7 @@ class Opened:
     meta: SpikeGLXMeta | None = None
 
     def check(self, n_chan: int | None, dtype: DTypeLike | None) -> None:
-        """Compare the source with what was said of it.
+        """Compare the source with what the caller said about it.
 
         Raises
         ------
@@ -127,7 +127,7 @@ def delivered_dtype(dtype: DTypeLike, what: str = "the recording") -> np.dtype[A
     Returns
     -------
     numpy.dtype
-        The same in native byte order; float32 for float64, whose extra digits no amplifier fills.
+        The same in native byte order; float32 for float64, whose extra precision no amplifier has.
 
     Raises
     ------
@@ -137,19 +137,19 @@ def delivered_dtype(dtype: DTypeLike, what: str = "the recording") -> np.dtype[A
     try:
         native = np.dtype(dtype).newbyteorder("=")
     except TypeError as error:
-        raise RecordingError(f"dtype={dtype!r} is not known to NumPy; use one of {', '.join(_DTYPES)}.") from error
+        raise RecordingError(f"dtype={dtype!r} is not a NumPy dtype; use one of {', '.join(_DTYPES)}.") from error
     if native == np.float64:
         return np.dtype(np.float32)
     if native.name not in _DTYPES:
         raise RecordingError(
             f"{what} holds {native} samples; supported are {', '.join(_DTYPES)} (and float64, read as float32). "
-            "Convert it, or name the type the samples really have (dtype)."
+            "Convert it, or give the type that the samples really have (dtype)."
         )
     return native
 
 
 def status_of(path: str) -> Status:
-    """Look at the file or object that a source lies in.
+    """Size and version of the file or object that holds a source.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def status_of(path: str) -> Status:
 
 
 class OfArray:
-    """What every source with an ``array`` of shape (time, channel) knows from it."""
+    """Shape and type of a source with an ``array`` of shape (time, channel)."""
 
     array: Any
 
@@ -193,13 +193,13 @@ def check_rank(shape: tuple[int, ...], what: str = "the array") -> None:
     """
     if len(shape) != 2:
         raise RecordingError(
-            f"{what} has shape {tuple(shape)}; two dimensions are needed, (time, channel)."
-            + (" A single channel is array[:, None]." if len(shape) == 1 else "")
+            f"{what} has shape {tuple(shape)}; it must have two dimensions, (time, channel)."
+            + (" For a single channel, use array[:, None]." if len(shape) == 1 else "")
         )
 
 
 def content_hash(label: str, source: Source, n_spots: int) -> str:
-    """Hash shape, type and evenly spaced stretches, from the first sample to the last (all, if they suffice)."""
+    """Hash shape, type and evenly spaced stretches from the first sample to the last (everything, if it is short)."""
     content = hashlib.sha256(repr((label, source.n_samples, source.n_channels, source.dtype.str)).encode())
     last = max(0, source.n_samples - DIGEST_SAMPLES)
     for start in sorted({last * spot // max(1, n_spots - 1) for spot in range(n_spots)}):
@@ -214,7 +214,7 @@ def hash_of(*facts: Any) -> str:
 
 
 def time_first(source: AnySource, name: str) -> AnySource:
-    """Return the source if it is longer than wide: arrays come transposed, flat files cannot."""
+    """Return the source if it has more samples than channels: unlike a flat file, an array may come transposed."""
     if 0 < source.n_samples < source.n_channels:
         raise RecordingError(
             f"{name} has shape ({source.n_samples}, {source.n_channels}): more channels than samples." + _TRANSPOSE
@@ -228,16 +228,18 @@ def checked_rate(fs: float) -> float:
     Raises
     ------
     RecordingError
-        If it is none.
+        If it is not a number.
     """
     try:
         return float(fs)
     except (TypeError, ValueError):
-        raise RecordingError(f"fs={fs!r} is not a sampling rate; give a number of samples per second.") from None
+        raise RecordingError(
+            f"fs={fs!r} is not a sampling rate; it must be a positive number of samples per second."
+        ) from None
 
 
 def rate_of(attrs: Mapping[Any, Any]) -> float | None:
-    """Sampling rate by the attributes of an array; None if they do not tell it."""
+    """Sampling rate from the attributes of an array; None if they do not have one."""
     for name in _RATE_NAMES:
         if attrs.get(name) is not None:
             return checked_rate(attrs[name])

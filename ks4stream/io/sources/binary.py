@@ -19,7 +19,7 @@ from ks4stream.io.spikeglx import warn_of_lf
 from ks4stream.recording import FlatFile
 
 _NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_NPY_HEADER_BYTES = 1 << 14  # more than NumPy takes for a safe header
+_NPY_HEADER_BYTES = 1 << 14  # more than the longest header that NumPy considers safe
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,17 @@ class BinarySource:
         Raises
         ------
         RecordingError
-            If there is no such file, it holds no samples, its size does not fit the channels, or samples of
-            this type are not supported.
+            If there is no such file, it holds no samples, its size does not fit the number of channels, or the
+            type is not supported.
         """
         path = locate(path)
         size_bytes = status_of(path).size_bytes
         delivered_dtype(dtype, path)
         file_dtype = np.dtype(dtype)
         if n_channels < 1:
-            raise RecordingError(f"n_chan={n_channels}: a file has at least one channel.")
+            raise RecordingError(
+                f"n_chan={n_channels} is not possible; give the number of channels in the file, 1 or more."
+            )
         if offset_bytes < 0:
             raise RecordingError(f"offset_bytes={offset_bytes} lies before the start of {path}; give 0 or more.")
         n_bytes = size_bytes - offset_bytes
@@ -83,8 +85,8 @@ class BinarySource:
             raise RecordingError(
                 f"{path} has {n_bytes} bytes of samples, which is not a multiple of {n_channels} channels × "
                 f"{file_dtype.itemsize} bytes ({file_dtype}): {remainder} bytes are left over after {n_samples} "
-                "samples. Check the number of channels (n_chan; all in the file, sync channels too) and dtype; "
-                "a file that was cut short can be trimmed to a whole number of samples."
+                "samples. Check the number of channels (n_chan; all in the file, including sync channels) and dtype; "
+                "a truncated file can be trimmed to a whole number of samples."
             )
         return cls(path, int(n_channels), n_samples, file_dtype, int(offset_bytes))
 
@@ -96,7 +98,7 @@ class BinarySource:
         ------
         RecordingError
             If it is not a ``.npy`` file or is shorter than its header says, it is not two-dimensional, time is not
-            stored first, or samples of its type are not supported.
+            stored first, or its type is not supported.
         """
         path = locate(path)
         size_bytes = status_of(path).size_bytes
@@ -104,17 +106,17 @@ class BinarySource:
         try:
             version = npy.read_magic(head)
             if version not in _NPY_HEADERS:
-                raise ValueError(f"it is of version {version}, known are {', '.join(map(str, _NPY_HEADERS))}")
+                raise ValueError(f"its version is {version}; supported are {', '.join(map(str, _NPY_HEADERS))}")
             shape, is_fortran, dtype = _NPY_HEADERS[version](head)
             if size_bytes < (needed := head.tell() + math.prod(shape) * dtype.itemsize):
-                raise ValueError(f"it has {size_bytes} bytes, by its header {needed}")
+                raise ValueError(f"it has {size_bytes} bytes, but its header says {needed}")
         except ValueError as error:
             raise RecordingError(f"{path} cannot be read as a .npy file: {error}.") from error
         check_rank(shape, path)
         delivered_dtype(dtype, path)
         if is_fortran:
             raise RecordingError(
-                f"{path} holds one channel after the other (Fortran order), so that no stretch of time can be read by "
+                f"{path} holds one channel after the other (Fortran order), so a stretch of time cannot be read by "
                 "itself. Save it in C order (numpy.ascontiguousarray), or as Zarr."
             )
         return cls(path, shape[1], shape[0], dtype, head.tell())
@@ -131,16 +133,16 @@ class BinarySource:
 
     @property
     def is_flat(self) -> bool:
-        """Whether the file itself does not tell its shape, so that somebody has said it."""
-        return self.offset_bytes == 0  # a header tells
+        """Whether the file does not store its shape, so that the caller gave it."""
+        return self.offset_bytes == 0  # otherwise a header has it
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Read samples ``start`` to ``stop``, shape (time, channel); the file is open only meanwhile."""
+        """Read samples ``start`` to ``stop``, shape (time, channel); the file is not kept open."""
         row_bytes = self.n_channels * self.file_dtype.itemsize
         content = read_bytes(self.path, self.offset_bytes + start * row_bytes, self.offset_bytes + stop * row_bytes)
         if len(content) < (stop - start) * row_bytes:
             raise RecordingError(
-                f"{self.path} ends before sample {stop}: it has become shorter since it was opened, when it held "
+                f"{self.path} ends before sample {stop}: it has been truncated since it was opened, when it held "
                 f"{self.n_samples} samples."
             )
         return np.frombuffer(content, self.file_dtype).reshape(-1, self.n_channels).astype(self.dtype, copy=False)
@@ -166,13 +168,13 @@ class BinarySource:
 
 
 def binary_of_memmap(array: Any) -> BinarySource | None:
-    """Describe a memory map by its file; None if it is none, or its samples do not lie there in order."""
+    """Describe a memory map by its file; None if it is not one, or its samples are not in order in the file."""
     if not isinstance(array, np.memmap) or not array.flags.c_contiguous or not array.size:
         return None
     mapping = array
     while isinstance(mapping.base, np.memmap):
         mapping = mapping.base
-    # In mode "c" changes stay in memory; a mapping without a name has no file to open again.
+    # In mode "c" changes stay in memory; an anonymous mapping has no file to open again.
     if mapping.filename is None or mapping.mode == "c":
         return None
     offset_bytes = mapping.offset + _address(array) - _address(mapping)
@@ -186,12 +188,12 @@ def _address(array: NDArray[Any]) -> int:
 
 
 def opens(file: File) -> Opened:
-    """Open any file as what was said of it."""
+    """Open any file as what the caller said it is."""
     path = file.path
     if file.n_chan is None:
         raise RecordingError(
             f"{path} is a flat binary file and does not give its number of channels; give n_chan (all in the "
-            "file, sync channels too; n_chan_bin in run_kilosort)."
+            "file, including sync channels; n_chan_bin in run_kilosort)."
         )
     source = BinarySource.open(path, file.n_chan, "int16" if file.dtype is None else file.dtype)
     if path.lower().endswith(".lf.bin"):

@@ -1,7 +1,8 @@
-"""Recordings compressed by mtscomp: ``.cbin``, with the index ``.ch`` beside it.
+"""Recordings compressed by mtscomp: ``.cbin``, with the index ``.ch`` next to it.
 
-Written after mtscomp's description of its format: chunks of time, each zlib-compressed by itself; within a chunk each
-sample is stored as its difference to the one before it, and perhaps to the channel before it; the index is JSON.
+Written from mtscomp's description of its format: chunks of time, each compressed separately by zlib; within a chunk,
+each sample is stored as the difference from the previous one, and optionally from the previous channel; the index is
+JSON.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class CbinSource:
     order : str
         "F" if a chunk holds one channel after the other, "C" if it holds one sample after the other.
     is_time_diff, is_channel_diff : bool
-        Whether differences to the sample, and to the channel, before are stored.
+        Whether differences from the previous sample, and from the previous channel, are stored.
     sampling_rate_hz : float
     """
 
@@ -55,22 +56,22 @@ class CbinSource:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> CbinSource:
-        """Read the index beside a ``.cbin``.
+        """Read the index of a ``.cbin``.
 
         Raises
         ------
         RecordingError
-            If there is none, it is damaged, it belongs to another file, or samples of its type are not supported.
+            If there is none, it is damaged, it belongs to another file, or the type is not supported.
         """
         path = locate(path)
         index_path = os.path.splitext(path)[0] + ".ch"
         found, index_found = status(path), status(index_path)
         if found is None or index_found is None:
-            raise RecordingError(f"There is no {index_path if found else path}; a .cbin is read by the .ch beside it.")
+            raise RecordingError(f"There is no {index_path if found else path}; a .cbin needs the .ch next to it.")
         try:
             index = json.loads(read_metadata(index_path, index_found.size_bytes))
             if index["algorithm"] != "zlib" or index["chunk_order"] not in ("C", "F"):
-                raise ValueError(f"algorithm {index['algorithm']}, order {index['chunk_order']} is not known")
+                raise ValueError(f"algorithm {index['algorithm']}, order {index['chunk_order']} is not supported")
             source = cls(
                 path,
                 int(index["n_channels"]),
@@ -82,12 +83,12 @@ class CbinSource:
                 bool(index["do_spatial_diff"]),
                 float(index["sample_rate"]),
             )
-            places = source.bounds, source.offsets
-            if len(places[0]) != len(places[1]) or any(one[:1] != (0,) or sorted(one) != [*one] for one in places):
-                raise ValueError("its chunks do not follow each other")
+            edges = source.bounds, source.offsets
+            if len(edges[0]) != len(edges[1]) or any(each[:1] != (0,) or sorted(each) != [*each] for each in edges):
+                raise ValueError("its chunks are not contiguous")
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise RecordingError(
-                f"{index_path} is not an index of mtscomp ({type(error).__name__}: {error}). Copy it again."
+                f"{index_path} is not a valid mtscomp index ({type(error).__name__}: {error}). Copy it again."
             ) from error
         delivered_dtype(source.file_dtype, path)
         if found.size_bytes != source.offsets[-1]:
@@ -133,17 +134,17 @@ class CbinSource:
         n_bytes = n_samples * self.n_channels * self.file_dtype.itemsize
         try:
             stream = zlib.decompressobj()
-            unpacked = stream.decompress(content, n_bytes + 1)  # a few bytes may hold gigabytes
+            unpacked = stream.decompress(content, n_bytes + 1)  # a few bytes may unpack to gigabytes
             if len(unpacked) != n_bytes or not stream.eof:
-                raise ValueError(f"they are not {n_bytes} bytes")
+                raise ValueError(f"they should unpack to {n_bytes} bytes")
             values = np.frombuffer(unpacked, self.file_dtype)
             chunk = values.reshape((n_samples, self.n_channels), order=self.order)  # type: ignore[call-overload]
         except (zlib.error, ValueError) as error:
             raise RecordingError(
                 f"Samples {self.bounds[number]} to {self.bounds[number + 1]} of {self.path} are damaged ({error}). "
-                "Copy it again, or leave this time out (tmin, tmax)."
+                "Copy it again, or exclude this time (tmin, tmax)."
             ) from error
-        # Differences and sums wrap alike, so that nothing overflows.
+        # Differences and sums wrap in the same way, so overflow does no harm.
         for axis, is_diff in ((1, self.is_channel_diff), (0, self.is_time_diff)):
             if is_diff:
                 chunk = np.cumsum(chunk, axis=axis, dtype=self.file_dtype)
@@ -163,7 +164,7 @@ class CbinSource:
 
 
 def opens(file: File) -> Opened | None:
-    """Open a ``.cbin`` by its index, which tells the rate but no contacts."""
+    """Open a ``.cbin`` by its index, which has the sampling rate but no contacts."""
     if not file.path.lower().endswith(".cbin"):
         return None
     source = CbinSource.open(file.path)

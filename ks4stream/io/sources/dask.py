@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class DaskSource(OfArray):
-    """Samples of a Dask array; what is read is computed where it is read.
+    """Samples of a Dask array; they are computed by the process that reads them.
 
     Attributes
     ----------
     array : dask.array.Array, shape (time, channel)
-        The samples. The graph is sent to other processes with the source, so it should hold recipes rather
-        than data.
+        The samples. The graph is sent to other processes with the source, so it should not contain the data
+        itself.
     """
 
     array: dask.array.Array
@@ -44,12 +44,12 @@ class DaskSource(OfArray):
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Compute samples ``start`` to ``stop``, shape (time, channel), in this thread."""
-        # Not on the ambient scheduler: inside a task that would wait for a worker which may be this one.
+        # Not on the active scheduler: inside a task, that would wait for a worker, which may be this one.
         block = self.array[start:stop].compute(scheduler="synchronous")
         return np.asarray(block).astype(self.dtype, copy=False)
 
     def to_dask(self) -> dask.array.Array:
-        """Return the array itself, in the type that is delivered."""
+        """Return the array itself, in the type in which samples are delivered."""
         array: Any = self.array  # Dask's methods are untyped
         lazy: dask.array.Array = array.astype(self.dtype)
         return lazy
@@ -60,5 +60,5 @@ class DaskSource(OfArray):
 
     @property
     def digest_is_exact(self) -> bool:
-        """No: some samples only."""
+        """No: only some samples are hashed."""
         return False

@@ -1,6 +1,6 @@
 """Recordings in HDF5 files: any dataset of shape (time, channel), and the electrical series of NWB.
 
-Files are opened by each process at each read, as what h5py has opened cannot be sent to others.
+Each process opens the file at each read, as open h5py objects cannot be sent to other processes.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ks4stream.messages import warn
 from ks4stream.probe import Probe
 from ks4stream.recording import is_same_rate
 
-_FEWEST_SAMPLES = 1000  # of a table that may be a recording; others hold positions or times of events
-_TIMESTAMPS = 100_000  # that tell the rate: rounded to milliseconds, to 3 parts in 10 000 at 30 kHz
+_FEWEST_SAMPLES = 1000  # of a table that may be a recording; shorter ones hold positions or times of events
+_TIMESTAMPS = 100_000  # that give the rate: if rounded to milliseconds, to 3 parts in 10 000 at 30 kHz
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Hdf5Source:
 
     @staticmethod
     def can_be_opened_again(dataset: Any) -> bool:
-        """Whether what h5py has opened is a dataset in a file that others can open too, and that nobody changes."""
+        """Whether an open h5py object is a dataset in a read-only file that other processes can open too."""
         return hasattr(dataset, "shape") and dataset.file.mode == "r" and os.path.isfile(dataset.file.filename)
 
     @classmethod
@@ -61,7 +61,7 @@ class Hdf5Source:
         Raises
         ------
         RecordingError
-            If it is not two-dimensional, or samples of its type are not supported.
+            If it is not two-dimensional, or its type is not supported.
         """
         path = os.path.abspath(os.fsdecode(dataset.file.filename))
         what = f"{dataset.name} of {path}"
@@ -80,7 +80,7 @@ class Hdf5Source:
         return f"{self.path} is an HDF5 file"
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Read samples ``start`` to ``stop``, shape (time, channel); the file is open only meanwhile."""
+        """Read samples ``start`` to ``stop``, shape (time, channel); the file is not kept open."""
         import h5py
 
         try:
@@ -96,7 +96,7 @@ class Hdf5Source:
         except Exception as error:  # h5py raises many types for a damaged file
             raise RecordingError(
                 f"Samples {start} to {stop} of {self.dataset} in {self.path} cannot be read ({error}). The file is "
-                "damaged, or has changed since it was opened. Copy it again, or leave this time out (tmin, tmax)."
+                "damaged, or has changed since it was opened. Copy it again, or exclude this time (tmin, tmax)."
             ) from error
 
     def _check_filters(self, dataset: Any) -> None:
@@ -107,8 +107,8 @@ class Hdf5Source:
         if missing := [str(number) for number in numbers if not h5py.h5z.filter_avail(number)]:
             raise RecordingError(
                 f"{self.dataset} in {self.path} is compressed by a filter that is not installed here (number "
-                f"{', '.join(missing)}). Install it wherever the recording is read, on workers too: pip install "
-                "hdf5plugin, and let HDF5_PLUGIN_PATH name its folder (hdf5plugin.PLUGIN_PATH)."
+                f"{', '.join(missing)}). Install it wherever the recording is read, including workers: pip install "
+                "hdf5plugin, and set HDF5_PLUGIN_PATH to its folder (hdf5plugin.PLUGIN_PATH)."
             )
 
     def digest(self) -> str:
@@ -125,7 +125,7 @@ class Hdf5Source:
 
 
 def opens(file: File) -> Opened | None:
-    """Open the only electrical series (NWB), or the only table of samples, of a file on a disk."""
+    """Open the only electrical series (NWB) or the only table of samples of a file on a disk."""
     path = file.path
     if is_remote(path) or not is_hdf5(file.head):
         return None
@@ -135,7 +135,7 @@ def opens(file: File) -> Opened | None:
         time_first(found.source, found.name)
         return found
     except ImportError as error:
-        raise RecordingError(f"{reason} Or install what reads it: pip install 'ks4stream[hdf5]'.") from error
+        raise RecordingError(f"{reason} Or install the reader: pip install 'ks4stream[hdf5]'.") from error
     except (Ks4StreamError, MemoryError):
         raise
     except Exception as error:  # h5py raises many types for a damaged file
@@ -150,7 +150,7 @@ def read_series(path: str) -> Opened:
     OSError
         If it cannot be opened as HDF5.
     RecordingError
-        If it holds none, or more than one.
+        If it does not hold exactly one.
     """
     import h5py
 
@@ -160,7 +160,7 @@ def read_series(path: str) -> Opened:
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
             if len(item.shape or ()) == 2 and max(item.shape) >= _FEWEST_SAMPLES and min(item.shape) > 0:
-                with suppress(RecordingError):  # of another type than samples have
+                with suppress(RecordingError):  # not of a type that samples have
                     delivered_dtype(item.dtype)
                     tables.append(name)
         elif item.attrs.get("neurodata_type") in ("ElectricalSeries", b"ElectricalSeries"):
@@ -168,16 +168,16 @@ def read_series(path: str) -> Opened:
 
     with h5py.File(path, "r") as file:
         file.visititems(visit)
-        # What was acquired; what was made of it is often the LF band.
+        # Acquired data only: processed data are often the LF band.
         series = [name for name in series if name.startswith("acquisition/")] or series
         found = [f"{name}/data" for name in series] or tables
         if len(found) != 1:
             raise RecordingError(
                 f"{path} is an HDF5 file with {len(found)} "
                 + ("electrical series" if series else f"tables of {_FEWEST_SAMPLES} samples or more")
-                + "; one is needed. Open it with h5py and pass the dataset with the traces, "
+                + "; it must have exactly one. Open it with h5py and pass the dataset with the traces, "
                 + f"h5py.File({path!r})['NAME']"
-                + (f", NAME being one of {', '.join(sorted(found)[:8])}." if found else ".")
+                + (f", where NAME is one of {', '.join(sorted(found)[:8])}." if found else ".")
             )
         source = Hdf5Source.of(file[found[0]])
         if series:
@@ -186,7 +186,7 @@ def read_series(path: str) -> Opened:
 
 
 def _described(source: Hdf5Source, group: Any) -> Opened:
-    """What NWB says of an electrical series: volts are data · conversion · channel_conversion + offset."""
+    """An electrical series with its NWB metadata: volts are data · conversion · channel_conversion + offset."""
     rate_hz = float(group["starting_time"].attrs["rate"]) if "starting_time" in group else None
     if rate_hz is None and "timestamps" in group:
         rate_hz = _rate_of(group["timestamps"], f"{group.name} of {source.path}")
@@ -205,18 +205,18 @@ def _described(source: Hdf5Source, group: Any) -> Opened:
 
 
 def _rate_of(timestamps: Any, what: str) -> float | None:
-    """Samples per second by their times, which may be rounded, of the first ones; None if these make no sense."""
+    """Samples per second from the first timestamps, which may be rounded; None if these make no sense."""
     first = np.asarray(timestamps[:_TIMESTAMPS], np.float64)
     lasts_s = float(first[-1] - first[0]) if len(first) > 1 else 0.0
     if not (math.isfinite(lasts_s) and lasts_s > 0):
         return None
     rate_hz = (len(first) - 1) / lasts_s
-    told_s, counted_s = float(timestamps[-1] - first[0]), (len(timestamps) - 1) / rate_hz
-    if not is_same_rate(told_s, counted_s):
+    stamped_s, counted_s = float(timestamps[-1] - first[0]), (len(timestamps) - 1) / rate_hz
+    if not is_same_rate(stamped_s, counted_s):
         warn(
             f"{what} has {len(timestamps)} samples, which last {counted_s:.3f} s at the {rate_hz:.6g} Hz of its first "
-            f"timestamps, but the last timestamp is {told_s:.3f} s after the first: there are gaps, or the rate "
-            "changes. Spike times count samples, as if they followed each other at one rate.",
+            f"timestamps, but the last timestamp is {stamped_s:.3f} s after the first: there are gaps, or the rate "
+            "changes. Spike times count samples as if they were contiguous, at one rate.",
             Ks4StreamWarning,
             stacklevel=6,
         )
@@ -231,13 +231,13 @@ def _find_probe(source: Hdf5Source, group: str) -> Probe | None:
             return _probe(file[group], file, source)
     except MemoryError:
         raise
-    except Exception as error:  # the samples are fine, and the probe can still be given
-        warn(f"The probe stored in {source.path} is left out: {error}", Ks4StreamWarning, stacklevel=3)
+    except Exception as error:  # the samples can be read, and another probe can be given
+        warn(f"The probe stored in {source.path} is ignored: {error}", Ks4StreamWarning, stacklevel=3)
         return None
 
 
 def _probe(group: Any, file: Any, source: Hdf5Source) -> Probe | None:
-    """Contacts of the electrodes' table (rel_x and rel_y, in µm); each group of electrodes is a shank."""
+    """Contacts from the electrodes table (rel_x and rel_y, in µm); each electrode group is a shank."""
     table = file.get("general/extracellular_ephys/electrodes")
     if table is None or "electrodes" not in group or not {"rel_x", "rel_y"} <= set(table):
         return None

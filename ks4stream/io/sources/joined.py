@@ -35,22 +35,22 @@ class ConcatenatedSource:
     _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Check that the parts fit together and find where each ends."""
+        """Check that the parts fit together, and compute where each ends."""
         object.__setattr__(self, "sources", tuple(self.sources))
         if not self.sources:
-            raise RecordingError("No parts were given to join; give at least one.")
+            raise RecordingError("The list of parts to join is empty; give at least one.")
         first = self.sources[0]
         for number, part in enumerate(self.sources[1:], start=1):
             if part.n_channels != first.n_channels or part.dtype != first.dtype:
                 raise RecordingError(
                     f"Parts cannot be joined in time: part {number} has {part.n_channels} channels of {part.dtype}, "
-                    f"part 0 has {first.n_channels} of {first.dtype}. Join parts of one recording only."
+                    f"but part 0 has {first.n_channels} of {first.dtype}. Only join parts of one recording."
                 )
         object.__setattr__(self, "_ends", tuple(itertools.accumulate(part.n_samples for part in self.sources)))
 
     @property
     def n_samples(self) -> int:
-        """Samples of all parts together."""
+        """Number of samples of all parts together."""
         return self._ends[-1]
 
     @property
@@ -65,7 +65,7 @@ class ConcatenatedSource:
 
     @property
     def flat_files(self) -> tuple[FlatFile, ...] | str:
-        """Those of all parts, or why one of them has none."""
+        """The flat files of all parts, or why one of them has none."""
         files: tuple[FlatFile, ...] = ()
         for part in self.sources:
             found = part.flat_files if part.n_samples else ()
@@ -76,7 +76,7 @@ class ConcatenatedSource:
 
     @property
     def is_flat(self) -> bool:
-        """Whether all parts are."""
+        """Whether all parts are flat."""
         return all(getattr(part, "is_flat", False) for part in self.sources)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
@@ -99,11 +99,11 @@ class ConcatenatedSource:
 
     @property
     def digest_is_exact(self) -> bool:
-        """Whether those of all parts are."""
+        """Whether the digests of all parts are exact."""
         return all(part.digest_is_exact for part in self.sources)
 
 
 def join(sources: Iterable[Source]) -> Source:
-    """Return sources joined in time; a single one as it is."""
+    """Return sources joined in time; a single one is returned unchanged."""
     parts = tuple(sources)
     return parts[0] if len(parts) == 1 else ConcatenatedSource(parts)

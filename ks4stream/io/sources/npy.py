@@ -13,7 +13,7 @@ from ks4stream.io.sources.binary import BinarySource
 
 
 def opens(file: File) -> Opened | None:
-    """Open a file by its header; files on a disk as memory maps, whose samples may lie in any order."""
+    """Open a file by its header; files on a disk as memory maps, whose samples may be in any order."""
     path, name = file.path, name_of(file.path)
     if not (path.lower().endswith(".npy") or is_npy(file.head)):
         return None

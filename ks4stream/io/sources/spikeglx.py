@@ -1,4 +1,4 @@
-"""What SpikeGLX wrote: a ``.bin``, or a ``.cbin`` that was made of one, with its ``.meta``."""
+"""SpikeGLX recordings: a ``.bin``, or a ``.cbin`` made from one, with its ``.meta``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ks4stream.io.spikeglx import find_meta, read_meta, warn_of_lf
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
 
-_DURATION_TOLERANCE = 0.01  # rates are corrected later by some ppm; a wrong number of channels is much more
+_DURATION_TOLERANCE = 0.01  # rates are later corrected by some ppm; a wrong number of channels has a larger effect
 
 
 def opens(file: File) -> Opened | None:
-    """Open a file by the ``.meta`` beside it."""
+    """Open a file by the ``.meta`` next to it."""
     path, n_chan, dtype = file.path, file.n_chan, file.dtype
     meta_path = find_meta(path)
     if meta_path is None:
@@ -26,10 +26,10 @@ def opens(file: File) -> Opened | None:
     if n_chan is not None and n_chan != meta.n_channels:
         raise RecordingError(
             f"n_chan={n_chan}, but {meta.path} says that {name_of(path)} has {meta.n_channels} channels. Leave n_chan "
-            "out, or remove the .meta file if it belongs to another file."
+            "out, or remove the .meta file if it belongs to another recording."
         )
     if dtype is not None and delivered_dtype(dtype, "dtype") != np.int16:
-        raise RecordingError(f"dtype={dtype}, but SpikeGLX writes int16 (there is {meta.path}). Leave dtype out.")
+        raise RecordingError(f"dtype={dtype}, but SpikeGLX files hold int16 (found {meta.path}). Leave dtype out.")
     source: BinarySource | CbinSource
     if path.lower().endswith(".cbin"):
         source = CbinSource.open(path)
@@ -43,12 +43,12 @@ def opens(file: File) -> Opened | None:
             Ks4StreamWarning,
             stacklevel=4,
         )
-    n_told = 0.0 if meta.duration_s is None else meta.duration_s * meta.sampling_rate_hz
-    if meta.file_size_bytes == n_bytes and abs(source.n_samples - n_told) > _DURATION_TOLERANCE * n_told > 0:
+    n_expected = 0.0 if meta.duration_s is None else meta.duration_s * meta.sampling_rate_hz
+    if meta.file_size_bytes == n_bytes and abs(source.n_samples - n_expected) > _DURATION_TOLERANCE * n_expected > 0:
         warn(
-            f"{path} has {source.n_samples} samples of {source.n_channels} channels, but {meta.path.name} says that it "
-            f"lasts {meta.duration_s:g} s, which are {n_told:.0f} samples at {meta.sampling_rate_hz:g} Hz: are its "
-            "number of channels (nSavedChans) and its sampling rate right?",
+            f"{path} has {source.n_samples} samples of {source.n_channels} channels, but {meta.path.name} gives a "
+            f"length of {meta.duration_s:g} s, which is {n_expected:.0f} samples at {meta.sampling_rate_hz:g} Hz: are "
+            "its number of channels (nSavedChans) and its sampling rate correct?",
             Ks4StreamWarning,
             stacklevel=4,
         )
@@ -58,7 +58,7 @@ def opens(file: File) -> Opened | None:
     def find_probe() -> Probe | None:
         try:
             return meta.probe()
-        except ProbeError as error:  # the samples are fine, and the probe can still be given
+        except ProbeError as error:  # the samples can be read, and another probe can be given
             warn(str(error), Ks4StreamWarning, stacklevel=3)
             return None
 

@@ -44,11 +44,11 @@ class ZarrSource:
     file_dtype : numpy.dtype
         Type of the stored samples.
     chunk_samples : int
-        Samples that are stored together; of sharded arrays, those of one chunk within a shard.
+        Number of samples per chunk; for sharded arrays, per chunk within a shard.
     version : str
-        Tag of the array's metadata when it was described.
+        Version tag of the array's metadata when the source was created.
     is_complete : bool
-        Whether all its chunks were stored then, so that one that is not there is an error, and not fill value.
+        Whether all its chunks were stored then, so that a missing one is an error and not the fill value.
     """
 
     path: str
@@ -71,7 +71,7 @@ class ZarrSource:
         Raises
         ------
         RecordingError
-            If there is no such array, it is damaged or not two-dimensional, or samples of its type are not supported.
+            If there is no such array, it is damaged or not two-dimensional, or its type is not supported.
         """
         path = locate(path)
         version = zarr_metadata(path)
@@ -79,10 +79,10 @@ class ZarrSource:
             raise RecordingError(f"{path} is not a Zarr array: it has neither zarr.json nor .zarray.")
         array = open_zarr(path)
         if not hasattr(array, "shape"):
-            raise RecordingError(f"{path} is a Zarr group; name the array within it.")
+            raise RecordingError(f"{path} is a Zarr group; give the path of the array within it.")
         check_rank(array.shape, path)
         delivered_dtype(array.dtype, path)
-        with translate_zarr_errors(path, f"{path} has metadata that are damaged", "Copy it again."):
+        with translate_zarr_errors(path, f"The metadata of {path} are damaged", "Copy it again."):
             n_samples, n_channels = map(operator.index, array.shape)
             if min(n_samples, n_channels) < 0:
                 raise ValueError(f"shape {array.shape}")
@@ -109,20 +109,20 @@ class ZarrSource:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel)."""
         array = _opened_zarr(self.path, self.version, self.is_complete, credentials_key())
-        advice = "A chunk is damaged, or the disk fails. Copy the recording again, or leave this time out (tmin, tmax)."
+        advice = "A chunk is damaged, or the disk is failing. Copy it again, or exclude this time (tmin, tmax)."
         with translate_zarr_errors(self.path, f"Samples {start} to {stop} of {self.path} cannot be read", advice):
             block = np.asarray(array[start:stop, :]).astype(self.dtype, copy=False)
             if len(block) < stop - start:
                 raise RecordingError(
-                    f"{self.path} ends before sample {stop}: it has become shorter since it was opened, when it held "
+                    f"{self.path} ends before sample {stop}: it has been truncated since it was opened, when it held "
                     f"{self.n_samples} samples."
                 )
             return block
 
     def digest(self) -> str:
-        """Hash of names, sizes and times of change (of objects: ETags) of all that the array consists of.
+        """Hash of names, sizes and times of change (of objects: ETags) of all files of the array.
 
-        Where they cannot be listed, on web servers, of the metadata and of samples from a few places.
+        If they cannot be listed, as on web servers: hash of the metadata and of samples from a few places.
         """
         if self.digest_is_exact:
             return hash_of("zarr", name_of(self.path), listing(self.path))
@@ -130,7 +130,7 @@ class ZarrSource:
 
     @property
     def digest_is_exact(self) -> bool:
-        """Whether chunks can be listed; otherwise one may be rewritten without a trace in the metadata."""
+        """Whether chunks can be listed; otherwise one may be rewritten without changing the metadata."""
         return can_list(self.path)
 
 
@@ -140,17 +140,17 @@ def _opened_zarr(path: str, version: str, is_complete: bool, _: Hashable) -> Any
 
 
 def opens(file: File) -> Opened | None:
-    """Open an array, a group that holds one, or what SpikeInterface writes."""
+    """Open an array, a group that holds one, or a Zarr folder written by SpikeInterface."""
     path = file.path
     if zarr_metadata(path) is None:
         return None
     node = open_zarr(path)
-    with translate_zarr_errors(path, f"What {path} holds cannot be read", "Copy it again, it may be damaged."):
+    with translate_zarr_errors(path, f"{path} cannot be read", "It may be damaged; copy it again."):
         names = [] if hasattr(node, "shape") else _trace_arrays(node, path)
         attrs = dict(node.attrs) | (dict(node[names[0]].attrs) if names else {})
         gain_uv, offset_uv = attrs.get("gain_uv"), attrs.get("offset_uv")
         if names and gain_uv is None:
-            gain_uv = _common_value(node, "gain_to_uV") or None  # no amplifier has a gain of 0
+            gain_uv = _common_value(node, "gain_to_uV") or None  # a gain of 0 is not valid
             offset_uv = _common_value(node, "offset_to_uV")
     source = join(ZarrSource.open(child(path, name)) for name in names) if names else ZarrSource.open(path)
     name = name_of(path)
@@ -168,7 +168,7 @@ def opens(file: File) -> Opened | None:
 def _trace_arrays(group: Any, path: str) -> list[str]:
     """Names of the arrays that hold traces: SpikeInterface's segments in order, or the only 2-D array."""
     n_segments = group.attrs.get("num_segments")
-    if n_segments:  # SpikeInterface says, so that nothing need be listed
+    if n_segments:  # given by SpikeInterface, so nothing need be listed
         if not isinstance(n_segments, int):
             raise RecordingError(f"{path}: num_segments={n_segments!r} is not a whole number. Copy it again.")
         names: list[str] = []
@@ -186,15 +186,15 @@ def _trace_arrays(group: Any, path: str) -> list[str]:
     tables = [name for name, array in arrays.items() if len(array.shape) == 2]
     if len(tables) != 1:
         raise RecordingError(
-            f"{path} is a Zarr group with {len(tables)} two-dimensional arrays; one is needed, with the traces. Give "
-            f"the array's own path, {path}/NAME"
-            + (f", NAME being one of {', '.join(sorted(tables))}." if tables else ".")
+            f"{path} is a Zarr group with {len(tables)} two-dimensional arrays; it must have exactly one. Give the "
+            f"path of the array with the traces, {path}/NAME"
+            + (f", where NAME is one of {', '.join(sorted(tables))}." if tables else ".")
         )
     return tables
 
 
 def _common_value(group: Any, name: str) -> float | None:
-    """Value of a SpikeInterface channel property, None if channels differ or it is not there."""
+    """Value of a SpikeInterface channel property; None if channels differ or it is missing."""
     if f"properties/{name}" not in group:
         return None
     values = np.unique(np.asarray(group[f"properties/{name}"][:], np.float64))
@@ -202,12 +202,12 @@ def _common_value(group: Any, name: str) -> float | None:
 
 
 def _probe_of_attrs(attrs: Mapping[str, Any], path: str) -> Probe | None:
-    """Probe that SpikeInterface stored with its recording."""
+    """The probe that SpikeInterface stored with its recording."""
     content = attrs.get("probegroup") or attrs.get("probe")
     if not isinstance(content, Mapping):
         return None
     try:
         return replace(load_probe(content), name=os.path.splitext(name_of(path))[0])
-    except ProbeError as error:  # the samples are fine, and the probe can still be given
-        warn(f"The probe stored in {path} is left out: {error}", Ks4StreamWarning, stacklevel=3)
+    except ProbeError as error:  # the samples can be read, and another probe can be given
+        warn(f"The probe stored in {path} is ignored: {error}", Ks4StreamWarning, stacklevel=3)
         return None

@@ -1,10 +1,10 @@
-"""The recording's way from a store to the kernels, past a cache on the disk of the machine that computes.
+"""A cache for recordings on remote stores, on the disk of each machine that computes.
 
 A sort passes over the recording several times, and tiles overlap. :class:`CachedSource` cuts time into *pieces*, as
-long as the source's chunks or a few megabytes. A piece that is read for the first time stays on the disk of that
-machine, compressed, in a folder named after the recording's digest, and all processes of the machine share it. Pieces
-of one read are fetched side by side, and where a thread reads on from where its last read ended, as in a block of
-tiles, what comes next is fetched meanwhile.
+long as the source's chunks or a few megabytes. When a piece is first read, it is stored on the disk of that machine,
+compressed, in a folder named after the recording's digest, and shared by all processes of the machine. The pieces of
+one read are fetched concurrently, and if a thread continues where its last read ended, as in a block of tiles, the
+next pieces are fetched ahead.
 """
 
 from ks4stream.io.tile_cache.lifetime import cached, cached_while_held, ending, forget

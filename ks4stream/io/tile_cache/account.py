@@ -1,4 +1,4 @@
-"""How much of a disk a cache may take: an account in its folder, which all processes of the machine share."""
+"""How much disk space a cache may use: an account in its folder, shared by all processes of the machine."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from filelock import FileLock
 
-SHARE_OF_FREE = 0.5  # of what is free on the disk, that a cache may take
-ROOM, _ROOM_FORMAT = "room", struct.Struct("<qq")  # the file that counts bytes: allowed, taken
+SHARE_OF_FREE = 0.5  # of the free disk space that a cache may use
+ROOM, _ROOM_FORMAT = "room", struct.Struct("<qq")  # the file that counts bytes: allowed, used
 
 
 def take(folder: Path, n_bytes: int, limit_bytes: int | None) -> bool:
-    """Whether a cache has room for so many bytes more, which are taken then.
+    """Reserve this many more bytes in a cache, if it has room; returns whether it has.
 
-    What is taken is counted again if the account is empty, or cut short: it is new, or a crash or a full disk came
-    between its emptying and its writing.
+    Used bytes are counted again if the account is empty or truncated: it is new, or a crash or a full disk prevented
+    its rewriting.
 
     Raises
     ------
@@ -24,7 +24,7 @@ def take(folder: Path, n_bytes: int, limit_bytes: int | None) -> bool:
         If there is no account: the cache was removed.
     """
     account = folder / ROOM
-    if not account.exists():  # before the lock, which would make the folder
+    if not account.exists():  # before the lock, which would create the folder
         raise FileNotFoundError(account)
     with FileLock(folder / f"{ROOM}.lock"):
         content = account.read_bytes()

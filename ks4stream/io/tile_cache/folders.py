@@ -1,4 +1,4 @@
-"""Folders for caches that are this user's alone, and who uses what lies in them."""
+"""Private cache folders of this user, and lock files that show which caches are in use."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from ks4stream.errors import ResultsError
 from ks4stream.io.tile_cache.account import ROOM
 
 _log = logging.getLogger(__name__)
-STALE_DAYS = 7.0  # after which a cache in a temporary folder that nobody used is removed
-TEMPORARY_NAMES = 10  # that are tried in the temporary folder, where others have made folders of our name
-USE = ".use"  # ends names of files that sorts lock, beside the caches they use
+STALE_DAYS = 7.0  # after which an unused cache in a temporary folder is removed
+TEMPORARY_NAMES = 10  # to try in the temporary folder, if others have created folders with our name
+USE = ".use"  # suffix of the files that sorts lock, next to the caches they use
 
 
 def was_left(use: Path) -> bool:
-    """Whether nobody holds a lock file, which goes then."""
+    """Whether nobody holds a lock file; if so, it is removed."""
     lock = FileLock(use)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         return False
-    except OSError:  # it has just gone
+    except OSError:  # it has just been removed
         return True
     remove_lock(lock)
     return True
 
 
 def remove_lock(lock: BaseFileLock) -> None:
-    with suppress(OSError):  # where a file that is open cannot be removed it stays for the next one
+    with suppress(OSError):  # on systems where an open file cannot be removed, it stays
         os.unlink(lock.lock_file)
     lock.release()
 
 
 def temporary_folder() -> Path:
-    """The folder for this user's caches in the temporary one, made if need be.
+    """The folder for this user's caches in the temporary folder, created if necessary.
 
-    All may write there, and make a folder of our name before us: one that is another user's, or that others may write
-    to, is left alone, and so is a symbolic link. A number is added to the name then, so that all processes of this user
-    take the same folder nevertheless.
+    Any user may write to the temporary folder and create a folder with our name first. Folders that belong to another
+    user or that others may write to are left alone, and so are symbolic links. Then a number is added to the name,
+    chosen so that all processes of this user take the same folder.
 
     Raises
     ------
     ResultsError
-        If there can be none.
+        If it cannot be created.
     """
     user = str(os.geteuid()) if hasattr(os, "geteuid") else os.environ.get("USERNAME", "")
     first = Path(tempfile.gettempdir(), f"ks4stream-cache-{user}")
@@ -61,27 +61,27 @@ def temporary_folder() -> Path:
             folder.mkdir(mode=0o700)
         except FileExistsError:
             pass
-        except OSError as error:  # as it would for other names
-            raise ResultsError(f"{folder} cannot be made: {error.strerror or error}.") from error
+        except OSError as error:  # other names would fail too
+            raise ResultsError(f"{folder} cannot be created: {error.strerror or error}.") from error
         if is_ours(folder):
             return folder
-        _say_not_ours(folder)
+        _warn_not_ours(folder)
     raise ResultsError(
-        f"The recording cannot be kept in {first}, nor in {TEMPORARY_NAMES - 1} more of its name: they are links, "
-        "other users', or others may write to them. Name another folder (cache_dir, --cache, or TMPDIR)."
+        f"The recording cannot be cached in {first}, nor in {TEMPORARY_NAMES - 1} folders with similar names: they are "
+        "links, belong to other users, or others may write to them. Give another folder (cache_dir, --cache or TMPDIR)."
     )
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder in the temporary one is this user's alone; on Windows that one is.
+    """Whether a folder in the temporary folder is private to this user; on Windows, the temporary folder itself is.
 
-    Others may have been allowed to read it, by an earlier version; they are no longer.
+    Takes away read permissions of others, which an earlier version gave.
     """
     if not hasattr(os, "geteuid"):
         return folder.is_dir()
     try:
         opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:  # it is a link or a file, or others may not look into it
+    except OSError:  # a link, a file, or a folder of another user
         return False
     try:
         found = os.fstat(opened)
@@ -95,16 +95,16 @@ def is_ours(folder: Path) -> bool:
 
 
 @lru_cache
-def _say_not_ours(folder: Path) -> None:
+def _warn_not_ours(folder: Path) -> None:
     _log.warning(
-        "%s is a link, or another user's folder, or others may write to it. The cache goes to another folder, whose "
+        "%s is a link, belongs to another user, or others may write to it. The cache goes to another folder, whose "
         "name ends in a number.",
         folder,
     )
 
 
 def remove_stale(root: Path) -> None:
-    """Remove caches that sorts have left here and nobody has used for days."""
+    """Remove caches that sorts have left here and that have not been used for days."""
     oldest = time.time() - STALE_DAYS * 86400
     for use in root.glob(f"*{USE}"):
         was_left(use)

@@ -1,4 +1,4 @@
-"""Which recordings are cached, where, and until when."""
+"""Which recordings are cached, where, and for how long."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from ks4stream.recording import Recording, Source
 
 _log = logging.getLogger(__name__)
 OFF = "off"
-PIECE_BYTES = 4 << 20  # of samples, at least, in a piece: enough for a store to be quick, little to fetch in vain
+PIECE_BYTES = 4 << 20  # of samples, at least, in a piece: large enough for fast requests, small enough to waste little
 
 
 @contextmanager
 def cached(
     recording: Recording, cache_dir: str | os.PathLike[str] | None = None, cache_bytes: int | None = None
 ) -> Iterator[Recording]:
-    """A recording that is fetched once, for the duration of a sort, or of what a caller does around one.
+    """A recording that is fetched once, for the duration of a sort or of whatever a caller does around it.
 
     Parameters
     ----------
     recording : Recording
     cache_dir : path, optional
-        Folder for the cache, on each machine that computes; what is kept there stays, for later sorts. By default
-        recordings on object stores and web servers are kept in the temporary folder, and removed from this machine
-        when a sort has ended well and no other one here uses them (from its workers' machines, the sort has them call
-        :func:`forget`). After errors, and where workers died, caches go when they have not been used for a week and a
-        sort begins there. Other recordings are not kept. "off" keeps nothing.
+        Folder for the cache on each machine that computes; what is cached there stays for later sorts. By default,
+        recordings on object stores and web servers are cached in the temporary folder, and removed from this machine
+        when a sort has succeeded and no other sort here uses them (on its workers' machines, the sort makes them call
+        :func:`forget`). After errors, and where workers died, caches are removed when a sort begins there and they
+        have not been used for a week. Other recordings are not cached. "off" caches nothing.
     cache_bytes : int, optional
-        What the cache may take on the disk of a machine; by default half of what is free. The rest of the recording is
-        fetched in every pass.
+        Disk space that the cache may use on each machine; by default half of what is free. The rest of the recording
+        is fetched in every pass.
 
     Raises
     ------
     ResultsError
-        If `cache_dir` cannot be made here.
+        If `cache_dir` cannot be created on this machine.
     """
     folder, limit_bytes = _folder(cache_dir), 0 if cache_dir == OFF else cache_bytes
     source = _wrapped(recording.source, folder, limit_bytes)
@@ -64,7 +64,7 @@ def cached(
     except BaseException:
         if parts:
             where = folder or tempfile.gettempdir()
-            _log.info("What was fetched of the recording stays in %s, for the same call again.", where)
+            _log.info("The part of the recording that was fetched stays in %s, for when the sort is run again.", where)
         for cache in passing:
             cache.end_use()
         raise
@@ -72,13 +72,13 @@ def cached(
 
 
 def ending(recording: Recording, given: Recording) -> list[CachedSource]:
-    """Caches that are of no use any more when the sort of a recording ends, which it does with this call.
+    """End the use of a recording's caches by its sort, and return those that are no longer needed.
 
-    They lie in temporary folders, are not those it was given with, and no other sort on this machine uses them: the
-    last one to end has them. They are cheap to pickle.
+    They lie in temporary folders, were not part of the recording that was given, and are not used by any other sort on
+    this machine: the last sort to end gets them. They are cheap to pickle.
     """
     caches = _passing(recording, given)
-    for cache in caches:  # all before any is looked at: the same source may be there twice
+    for cache in caches:  # for all caches before any is checked: the same source may occur twice
         cache.end_use()
     return [cache for cache in caches if not cache.is_used()]
 
@@ -91,25 +91,26 @@ def _passing(recording: Recording, given: Recording) -> list[CachedSource]:
 
 
 def forget(caches: Iterable[CachedSource]) -> None:
-    """Remove from this machine what caches keep here."""
+    """Remove the contents of these caches from this machine."""
     for cache in caches:
         cache.forget()
 
 
 def cached_while_held(recording: Recording, cache_dir: str | os.PathLike[str] | None = None) -> Recording:
-    """A recording that is fetched once, for as long as somebody holds what is returned; a lazy array, say.
+    """A recording that is fetched once, for as long as the returned object is referenced, for instance by a lazy array.
 
     Parameters
     ----------
     recording : Recording
     cache_dir : path, optional
-        As in :func:`cached`, but by default what is kept is shared with no other call, on this machine only, and
-        removed when the recording returned is garbage or the program ends. Other processes find it until then.
+        As in :func:`cached`, but by default the cache is not shared with other calls, is on this machine only, and is
+        removed when the returned recording is garbage-collected or the program ends. Until then other processes can
+        use it.
 
     Raises
     ------
     ResultsError
-        If `cache_dir` cannot be made here.
+        If `cache_dir` cannot be created on this machine.
     """
     folder = _folder(cache_dir)
     source = _wrapped(recording.source, folder, 0 if cache_dir == OFF else None, is_private=folder is None)
@@ -121,19 +122,19 @@ def cached_while_held(recording: Recording, cache_dir: str | os.PathLike[str] | 
 
 
 def _folder(cache_dir: str | os.PathLike[str] | None) -> str | None:
-    """The user's own folder for caches, made if need be."""
+    """The folder for caches that the user gave, created if necessary."""
     if cache_dir is None or cache_dir == OFF:
         return None
     folder = os.path.abspath(cache_dir)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResultsError(f"cache_dir={folder} cannot be made ({error}). Choose another.") from error
+        raise ResultsError(f"cache_dir={folder} cannot be created ({error}). Choose another folder.") from error
     return folder
 
 
 def _wrapped(source: Source, folder: str | None, limit_bytes: int | None, *, is_private: bool = False) -> Source:
-    """The source with every part that is far away, or all but arrays in memory where a folder was named, cached."""
+    """The source with its remote parts cached; if a folder was given, all parts that are not arrays in memory."""
     if isinstance(source, ConcatenatedSource):
         return join(_wrapped(part, folder, limit_bytes, is_private=is_private) for part in source.sources)
     near = isinstance(source, ArraySource) if folder else not is_remote(getattr(source, "path", ""))
@@ -143,7 +144,7 @@ def _wrapped(source: Source, folder: str | None, limit_bytes: int | None, *, is_
     chunk = max(min(getattr(source, "chunk_samples", 1), source.n_samples), 1)
     length = chunk * max(-(-PIECE_BYTES // (chunk * row_bytes)), 1)
     is_private &= limit_bytes != 0
-    is_shared = source.digest_is_exact and not is_private  # what may have changed is not found again
+    is_shared = source.digest_is_exact and not is_private  # data that may have changed are never recognized
     return CachedSource(source, source.digest() if is_shared else uuid4().hex, length, folder, limit_bytes, is_private)
 
 
@@ -154,18 +155,18 @@ def _parts(source: Source) -> tuple[Source, ...]:
 
 
 def _warn_of_little_room(parts: list[CachedSource], folder: str | None, limit_bytes: int | None) -> None:
-    """Say beforehand if the cache will hardly hold the recording; compressed, samples take about half their size."""
+    """Warn in advance if the recording will hardly fit the cache; compressed, samples take about half their size."""
     needed = sum(part.n_samples * part.n_channels * part.dtype.itemsize for part in parts) // 2
     try:
         place = temporary_folder() if folder is None else Path(folder)
     except ResultsError as error:
-        warn(f"{error} Until then it is fetched in every pass.", Ks4StreamWarning, stacklevel=4)
+        warn(f"{error} Until then the recording is fetched in every pass.", Ks4StreamWarning, stacklevel=4)
         return
     room = limit_bytes if limit_bytes is not None else int(SHARE_OF_FREE * shutil.disk_usage(place).free)
     if needed > room:
         warn(
-            f"The cache in {place} may take {room / 1e9:.3g} GB, but the recording needs about {needed / 1e9:.3g} GB: "
-            "what does not fit is fetched in every pass. Give a larger disk (cache_dir, --cache) if fetching is slow.",
+            f"The cache in {place} may use {room / 1e9:.3g} GB, but the recording needs about {needed / 1e9:.3g} GB: "
+            "what does not fit is fetched in every pass. If that is slow, give a larger disk (cache_dir, --cache).",
             Ks4StreamWarning,
             stacklevel=4,
         )

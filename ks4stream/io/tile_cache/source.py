@@ -31,15 +31,15 @@ from ks4stream.io.tile_cache.account import ROOM, take
 from ks4stream.io.tile_cache.folders import USE, is_ours, remove_lock, remove_stale, temporary_folder, was_left
 from ks4stream.recording import FlatFile, Source
 
-FETCHES = 16  # of pieces at a time, in one process
-LOCKS = 64  # files by which processes agree on who fetches a piece
+FETCHES = 16  # concurrent fetches of pieces in one process
+LOCKS = 64  # lock files with which processes agree on who fetches a piece
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class _State:
-    """What belongs to one process: pieces that somebody holds, and what each thread read last."""
+    """State of one process: pieces that are in use, and what each thread read last."""
 
     pieces: WeakValueDictionary[int, Future[NDArray[Any]]] = field(default_factory=WeakValueDictionary)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -62,12 +62,13 @@ class CachedSource:
     piece_samples : int
         Length of a piece.
     folder : str or None
-        Where caches lie; None: in the temporary folder (``TMPDIR``) of whichever machine reads.
+        Where caches lie; None: in the temporary folder (``TMPDIR``) of the machine that reads.
     limit_bytes : int or None
-        What the cache may take on one machine's disk; None: half of what was free there. What is beyond is fetched
-        whenever it is needed. 0 keeps nothing.
+        Disk space that the cache may use on one machine; None: half of what was free there. Pieces beyond it are
+        fetched whenever they are needed. 0 caches nothing.
     is_private : bool
-        Whether the cache belongs to one object, which makes and removes it; copies in other processes use it meanwhile.
+        Whether the cache belongs to one object, which creates and removes it; until then, copies of the object in
+        other processes use it.
     """
 
     source: Source
@@ -79,7 +80,7 @@ class CachedSource:
     _state: _State = field(default_factory=_State, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Leave out what belongs to one process."""
+        """Pickle without the state of this process."""
         return type(self), (self.source, self.key, self.piece_samples, self.folder, self.limit_bytes, self.is_private)
 
     @property
@@ -104,11 +105,11 @@ class CachedSource:
 
     @property
     def is_flat(self) -> bool:
-        """Whether the source is."""
+        """Whether the source is flat."""
         return getattr(self.source, "is_flat", False)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Read samples ``start`` to ``stop``, shape (time, channel), and begin to fetch what is likely to be next."""
+        """Read samples ``start`` to ``stop``, shape (time, channel), and start to fetch what is likely to come next."""
         length, thread = self.piece_samples, self._state.thread
         wanted = range(start // length, -(-stop // length))
         reads_on = start <= getattr(thread, "stop", -1) < stop
@@ -119,24 +120,24 @@ class CachedSource:
         return np.concatenate(parts) if parts else np.empty((0, self.n_channels), self.dtype)
 
     def digest(self) -> str:
-        """The source's, as it was when the sort began."""
+        """The source's digest when the sort began."""
         return self.key
 
     @property
     def digest_is_exact(self) -> bool:
-        """Whether the source's is."""
+        """Whether the source's digest is exact."""
         return self.source.digest_is_exact
 
     def pin(self) -> None:
-        """Make the cache on this machine; it is removed when this object is garbage-collected, or the program ends."""
+        """Create the cache on this machine; it is removed when this object is garbage-collected or the program ends."""
         with self._state.lock:
             self._state.folder, self._state.is_ready = self._make_folder(), True
         if self._state.folder is not None:
             weakref.finalize(self, _remove_own, self._state.folder, os.getpid())
 
     def begin_use(self) -> None:
-        """Say to other sorts on this machine that the cache is in use, until the end of it or of this process."""
-        with suppress(OSError):  # then nothing can be kept either
+        """Mark the cache as in use on this machine, until :meth:`end_use` or the end of the process."""
+        with suppress(OSError):  # then nothing can be cached either
             use = self._place()
             use = use.with_name(f"{use.name}-{uuid4().hex}{USE}")
             use.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +145,7 @@ class CachedSource:
             self._state.use.acquire()
 
     def end_use(self) -> None:
-        """Take that back."""
+        """Undo :meth:`begin_use`."""
         if self._state.use is not None:
             remove_lock(self._state.use)
             self._state.use = None
@@ -153,12 +154,12 @@ class CachedSource:
         """Whether a sort on this machine uses the cache."""
         try:
             here = self._place()
-        except ResultsError:  # then nothing was kept either
+        except ResultsError:  # then nothing was cached either
             return False
         return not all(was_left(use) for use in here.parent.glob(f"{here.name}-*{USE}"))
 
     def forget(self) -> None:
-        """Remove what is kept on this machine."""
+        """Remove the cache from this machine."""
         with suppress(ResultsError):
             shutil.rmtree(self._place(), ignore_errors=True)
 
@@ -168,13 +169,13 @@ class CachedSource:
         Raises
         ------
         ResultsError
-            If that is the temporary folder, and this user can have none of his own there.
+            If that is the temporary folder, and this user cannot have a private folder in it.
         """
         root = temporary_folder() if self.folder is None else Path(self.folder)
         return root / f"{self.key[:32]}-{self.piece_samples}"
 
     def _begun(self, index: int) -> Future[NDArray[Any]]:
-        """A piece that is on its way, or here; several threads that want it share it."""
+        """A piece that is being fetched or already here, shared by all threads that want it."""
         with self._state.lock:
             piece = self._state.pieces.get(index)
             if piece is None or (piece.done() and piece.exception() is not None):
@@ -189,7 +190,7 @@ class CachedSource:
         piece = self._kept(path)
         if piece is None:
             with _alone(folder / f"{index % LOCKS}.lock"):
-                piece = self._kept(path)  # another process may have been quicker
+                piece = self._kept(path)  # another process may have been faster
                 if piece is None:
                     piece = self._fetch(index)
                     self._keep(path, piece)
@@ -200,7 +201,7 @@ class CachedSource:
         return self.source.read(start, min(start + self.piece_samples, self.n_samples))
 
     def _kept(self, path: Path) -> NDArray[Any] | None:
-        """A piece from the disk; None if it is not there, or not as it was written."""
+        """A piece from the disk; None if it is missing or corrupt."""
         try:
             content = memoryview(path.read_bytes())
         except OSError:
@@ -219,19 +220,19 @@ class CachedSource:
                 with atomic_write(path) as file:
                     file.write(zlib.crc32(packed).to_bytes(4, "little"))
                     file.write(packed)
-        except OSError as error:  # the disk is full, or the folder was removed: the sort goes on without
-            _log.warning("The recording is not cached any longer: %s", error)
+        except OSError as error:  # the disk is full, or the folder was removed: the sort continues without
+            _log.warning("The recording is no longer cached: %s", error)
             self._state.folder = None
 
     def _ready_folder(self) -> Path | None:
-        """Where pieces lie on this machine, made if need be; None if nothing is kept."""
+        """The folder for pieces on this machine, created if necessary; None if nothing is cached."""
         with self._state.lock:
             if not self._state.is_ready:
                 self._state.folder = None if self.limit_bytes == 0 else self._make_folder(only_found=self.is_private)
                 self._state.is_ready = True
             folder = self._state.folder
             if folder is not None and self.folder is None and not is_ours(folder.parent):
-                _log.warning("%s is not this user's alone any more; the recording is not cached.", folder.parent)
+                _log.warning("%s is no longer private to this user; the recording is not cached.", folder.parent)
                 self._state.folder = None
             return self._state.folder
 
@@ -252,18 +253,18 @@ class CachedSource:
 
 
 def _remove_own(folder: Path, process_id: int) -> None:
-    if os.getpid() == process_id:  # and not a fork of the process that made it
+    if os.getpid() == process_id:  # not in a fork of the process that created it
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @lru_cache(maxsize=1)
-def _pool(process_id: int) -> ThreadPoolExecutor:  # by process: threads are not inherited by a forked one
+def _pool(process_id: int) -> ThreadPoolExecutor:  # per process: a fork does not inherit threads
     return ThreadPoolExecutor(FETCHES, thread_name_prefix="ks4stream-fetch")
 
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock file, where there can be one; a folder that was removed is not made again for it."""
+    """Hold a lock file, if possible; a folder that was removed is not created again for it."""
     if not path.parent.is_dir():
         yield
         return

@@ -14,7 +14,7 @@ from ks4stream.io.sources import ArraySource, BinarySource
 
 @pytest.mark.parametrize("shape", [(12,), (2, 3, 4)])
 def test_other_ranks_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(RecordingError, match=r"two dimensions are needed, \(time, channel\)"):
+    with pytest.raises(RecordingError, match=r"must have two dimensions, \(time, channel\)"):
         ArraySource(np.zeros(shape, np.int16))
 
 

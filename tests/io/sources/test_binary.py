@@ -23,7 +23,7 @@ def test_a_size_that_is_no_multiple_is_refused_with_all_numbers(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_channels": 0}, "n_chan=0: a file has at least one channel"),
+        ({"n_channels": 0}, "n_chan=0 is not possible; give the number of channels"),
         ({"n_channels": 3, "offset_bytes": -2}, "offset_bytes=-2"),
         ({"n_channels": 3, "offset_bytes": 180}, r"holds no samples \(180 bytes\)"),
     ],
@@ -45,7 +45,7 @@ def test_a_file_that_shrinks_or_goes_is_an_error_when_read(tmp_path: Path) -> No
     source = BinarySource.open(path, 3)
     write(path, SAMPLES[:20])
     np.testing.assert_array_equal(source.read(0, 20), SAMPLES[:20])
-    with pytest.raises(RecordingError, match="ends before sample 30: it has become shorter"):
+    with pytest.raises(RecordingError, match="ends before sample 30: it has been truncated"):
         source.read(15, 30)
     path.unlink()
     with pytest.raises(RecordingError, match=r"a\.bin cannot be read"):

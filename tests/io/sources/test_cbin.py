@@ -89,10 +89,10 @@ def test_what_is_missing_or_damaged_is_an_error(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "a.ch").read_text())
     for change in ({"algorithm": "lz4"}, {"chunk_bounds": [0, 200, 100, 250]}, {"chunk_offsets": [0]}, {"dtype": "x"}):
         (tmp_path / "a.ch").write_text(json.dumps(index | change))
-        with pytest.raises(RecordingError, match=r"a\.ch is not an index of mtscomp"):
+        with pytest.raises(RecordingError, match=r"a\.ch is not a valid mtscomp index"):
             open_recording(path)
     (tmp_path / "a.ch").write_text("{")
-    with pytest.raises(RecordingError, match="is not an index of mtscomp"):
+    with pytest.raises(RecordingError, match="is not a valid mtscomp index"):
         open_recording(path)
     (tmp_path / "a.ch").write_text(json.dumps(index))
     content = path.read_bytes()
@@ -105,7 +105,7 @@ def test_what_is_missing_or_damaged_is_an_error(tmp_path: Path) -> None:
         source.read(20, 30)
     np.testing.assert_array_equal(source.read(100, 250), SAMPLES[100:])
     (tmp_path / "a.ch").unlink()
-    with pytest.raises(RecordingError, match=r"There is no .*a\.ch; a \.cbin is read by the \.ch beside it"):
+    with pytest.raises(RecordingError, match=r"There is no .*a\.ch; a \.cbin needs the \.ch next to it"):
         open_recording(path)
 
 
@@ -141,7 +141,7 @@ def test_a_chunk_that_holds_more_or_less_is_damaged_and_no_more_is_unpacked(
 def test_an_index_of_nonsense_is_an_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.cbin").write_bytes(b"x")
     (tmp_path / "a.ch").write_text(text)
-    with pytest.raises(RecordingError, match=r"a\.ch is not an index of mtscomp"):
+    with pytest.raises(RecordingError, match=r"a\.ch is not a valid mtscomp index"):
         CbinSource.open(tmp_path / "a.cbin")
 
 

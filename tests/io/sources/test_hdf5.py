@@ -96,7 +96,9 @@ def test_shanks_gains_and_missing_positions(tmp_path: Path) -> None:
 
 def test_more_than_one_and_none_are_an_error(tmp_path: Path) -> None:
     path = write_nwb(tmp_path / "a.nwb", ("ElectricalSeriesAP", "ElectricalSeriesLF"))
-    with pytest.raises(RecordingError, match=r"2 electrical series.*NAME being one of acquisition/ElectricalSeriesAP"):
+    with pytest.raises(
+        RecordingError, match=r"2 electrical series.*where NAME is one of acquisition/ElectricalSeriesAP"
+    ):
         open_recording(path)
     with h5py.File(path, "r") as file:
         assert open_recording(file["acquisition/ElectricalSeriesAP/data"], fs=30000).n_samples == 1000
@@ -174,7 +176,7 @@ def test_a_series_may_be_named_by_bytes_and_lie_in_processing(tmp_path: Path) ->
 def test_a_probe_that_is_given_takes_the_place_of_one_that_is_not_right(tmp_path: Path) -> None:
     path = write_nwb(tmp_path / "a.nwb", rel_x=[0.0] * 5, rel_y=[9.0, 0, 0, 20, 20])  # contacts in one place
     assert open_recording(path, probe="tetrode").probe is not None  # warnings are errors
-    with pytest.warns(Ks4StreamWarning, match="The probe stored in .* is left out"):
+    with pytest.warns(Ks4StreamWarning, match="The probe stored in .* is ignored"):
         assert open_recording(path).probe is None
 
 

@@ -11,11 +11,11 @@ from ks4stream.io.sources import ArraySource, ConcatenatedSource, join
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(RecordingError, match="part 1 has 2 channels of int16, part 0 has 3 of int16"):
+    with pytest.raises(RecordingError, match="part 1 has 2 channels of int16, but part 0 has 3 of int16"):
         ConcatenatedSource((ArraySource(SAMPLES), ArraySource(SAMPLES[:, :2])))
     with pytest.raises(RecordingError, match="part 1 has 3 channels of int32"):
         ConcatenatedSource((ArraySource(SAMPLES), ArraySource(SAMPLES.astype(np.int32))))
-    with pytest.raises(RecordingError, match="No parts"):
+    with pytest.raises(RecordingError, match="parts to join is empty"):
         ConcatenatedSource(())
 
 

@@ -98,5 +98,5 @@ def test_other_types_are_refused(stored: str, tmp_path: Path) -> None:
 
 
 def test_unknown_type_names_are_refused() -> None:
-    with pytest.raises(RecordingError, match="'int17' is not known to NumPy"):
+    with pytest.raises(RecordingError, match="'int17' is not a NumPy dtype"):
         delivered_dtype("int17")

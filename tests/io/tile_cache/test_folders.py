@@ -80,7 +80,7 @@ def test_a_folder_of_our_name_that_is_not_ours_alone_is_left_alone(
     assert not pieces_in(temporary)
     assert second.stat().st_mode & 0o777 == 0o700
     assert not list((tmp_path / "elsewhere").iterdir()) and (how == "a file" or not list(first.iterdir()))
-    assert caplog.text.count(f"{first} is a link, or another user's folder") == 1
+    assert caplog.text.count(f"{first} is a link, belongs to another user") == 1
 
 
 @OF_OURS
@@ -121,7 +121,7 @@ def test_a_folder_that_is_exchanged_meanwhile_is_used_no_longer(
         root.symlink_to(tmp_path / "before")
         np.testing.assert_array_equal(found.read(0, 1000), SAMPLES)
         assert len(pieces_in(tmp_path / "before")) == n_kept < N_PIECES
-    assert "is not this user's alone any more" in caplog.text
+    assert "is no longer private to this user" in caplog.text
 
 
 @OF_OURS
@@ -129,7 +129,7 @@ def test_where_all_names_are_taken_it_is_told_and_nothing_is_kept(temporary: Pat
     for number in range(folders.TEMPORARY_NAMES):
         (temporary / f"ks4stream-cache-{os.geteuid()}{f'-{number}' if number else ''}").touch()
     with (
-        pytest.warns(Ks4StreamWarning, match=r"cannot be kept in .*-cache-\d+, nor in 9 more .*cache_dir"),
+        pytest.warns(Ks4StreamWarning, match=r"cannot be cached in .*-cache-\d+, nor in 9 .*cache_dir"),
         cached(recording_of(FarSource())) as found,
     ):
         np.testing.assert_array_equal(found.read(0, 1000), SAMPLES)

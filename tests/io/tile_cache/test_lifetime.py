@@ -165,7 +165,7 @@ def test_what_somebody_holds_in_a_folder_of_his_own_stays(tmp_path: Path) -> Non
     assert far.fetched == Counter(range(N_PIECES)) and len(pieces_in(tmp_path / "cache")) == N_PIECES
     cached_while_held(recording_of(far), "off").read(0, 1000)
     assert far.fetched == Counter([*range(N_PIECES)] * 2)
-    with pytest.raises(ResultsError, match=r"cache_dir=.* cannot be made"):
+    with pytest.raises(ResultsError, match=r"cache_dir=.* cannot be created"):
         cached_while_held(recording_of(far), "/dev/null/cache")
 
 
@@ -179,9 +179,9 @@ def test_off_keeps_nothing(temporary: Path) -> None:
 def test_too_little_room_is_told_beforehand(tmp_path: Path) -> None:
     recording = recording_of(FarSource())
     with (
-        pytest.warns(Ks4StreamWarning, match=r"may take 1e-06 GB, but the recording needs about 3e-06 GB.*--cache"),
+        pytest.warns(Ks4StreamWarning, match=r"may use 1e-06 GB, but the recording needs about 3e-06 GB.*--cache"),
         cached(recording, cache_bytes=1000),
     ):
         pass
-    with pytest.raises(ResultsError, match=r"cache_dir=.* cannot be made"), cached(recording, "/dev/null/cache"):
+    with pytest.raises(ResultsError, match=r"cache_dir=.* cannot be created"), cached(recording, "/dev/null/cache"):
         pass
