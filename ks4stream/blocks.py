@@ -171,7 +171,7 @@ class Tiling:
     def evenly(self, every: int, *, least: int = 25, most: int = 200) -> list[int]:
         """Every `every`-th tile, but at least `least` of them where there are, at most `most`, evenly spaced.
 
-        >>> Tiling.of(n_samples=100_000, size=1000, halo=0, shortest=1).evenly(50, least=4)
+        >>> Tiling.of(n_samples=100_000, size=1000, halo=0, shortest=1).evenly(50, min_tiles=4)
         [0, 25, 50, 75]
         """
         wanted = min(max(-(-self.n_tiles // every), least), most, self.n_tiles)
@@ -186,7 +186,7 @@ class Tiling:
 
 
 BLOCK_SECONDS = 60.0  # of recording per task, at most
-FEWEST_BLOCKS = 32  # where the recording has as many batches, so that no worker waits long for the last
+MIN_BLOCKS = 32  # where the recording has as many batches, so that no worker waits long for the last
 
 
 def tiles_per_task(tiling: Tiling, n_tiles: int, sampling_rate_hz: float) -> int:
@@ -195,4 +195,4 @@ def tiles_per_task(tiling: Tiling, n_tiles: int, sampling_rate_hz: float) -> int
     Alike on any machine, so that a run finds its blocks again wherever it goes on.
     """
     longest = max(int(BLOCK_SECONDS * sampling_rate_hz / tiling.size), 1)
-    return min(longest, -(-n_tiles // FEWEST_BLOCKS))
+    return min(longest, -(-n_tiles // MIN_BLOCKS))

@@ -22,7 +22,7 @@ from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Match
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.templates import LearnTemplates
-from ks4stream.stages.units import Merge, SortRegions, fewest_spikes
+from ks4stream.stages.units import Merge, SortRegions, min_unit_spikes
 from ks4stream.stages.waveforms import LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
 
@@ -66,7 +66,7 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
 
     # Cluster the peaks of each region of the probe; the clusters' means are templates, with which all spikes are found.
     probe, rate = tiles.probe, tiles.sampling_rate_hz
-    cluster, fewest = GraphClustering(settings, tiles.device), fewest_spikes(tiles.tiling, rate)
+    cluster, fewest = GraphClustering(settings, tiles.device), min_unit_spikes(tiles.tiling, rate)
     templates = run.do(LearnTemplates(settings, peaks, waveforms, probe, centres, regions, cluster, fewest))
     spikes = run.do(Match(settings, tiles, waveforms, templates, regions))
 

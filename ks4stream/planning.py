@@ -328,7 +328,7 @@ class _Advice:
 
     def _in_memory(self, there: int) -> Iterator[Shortfall]:
         n_workers = self.plan.n_workers
-        if not self.load.on_gpu and self.load.least_tile_bytes() > there:
+        if not self.load.on_gpu and self.load.min_tile_bytes() > there:
             yield self._no_batch(f"a worker has {format_bytes(there)}", there, f"use fewer workers (now {n_workers})")
             return
         for need in self.plan.stages:
@@ -343,7 +343,7 @@ class _Advice:
     def _on_gpu(self, there: int) -> Iterator[Shortfall]:
         sharing, share = self.plan.workers_per_gpu, there // self.plan.workers_per_gpu
         elsewhere = f"use fewer workers (now {self.plan.n_workers}), or " * (sharing > 1) + 'compute with device="cpu"'
-        if self.load.least_tile_bytes() > there:
+        if self.load.min_tile_bytes() > there:
             yield self._no_batch(f"the GPU has {format_bytes(there)} free", there, 'compute with device="cpu"')
             return
         has = f"a worker's share is {format_bytes(share)}" if sharing > 1 else f"it has {format_bytes(there)} free"
@@ -385,7 +385,7 @@ class _Advice:
         smaller = f"Lower batch_size (to {size}, say). " if size else ""
         return Shortfall(
             f"One batch of {load.tiling.size} samples on {load.n_channels} channels takes "
-            f"{format_bytes(load.least_tile_bytes())} at least, and {there_is}. {smaller}Otherwise "
+            f"{format_bytes(load.min_tile_bytes())} at least, and {there_is}. {smaller}Otherwise "
             f"{elsewhere}, or sort shanks one by one.",
             certain=True,
         )

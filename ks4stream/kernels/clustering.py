@@ -27,21 +27,21 @@ from ks4stream.kernels.tree import APART_BELOW, BIMODAL_FROM, flatten, leaf_sums
 __all__ = ["DenseRows", "FeatureRows", "ScatteredRows", "cluster_region"]
 
 N_SEEDS = 200  # clusters the sweeps start from, at most (step 3)
-SPIKES_PER_SEED, FEWEST_SEEDS = 20, 10
+SPIKES_PER_SEED, MIN_SEEDS = 20, 10
 """Where there are few spikes, fewer seeds do the same in less time: a cluster of 20 is about the least that a split can
 be told from."""
 
 N_CANDIDATES = 100  # among which each seed is the best (step 3)
-SEEDS_AT_ONCE = 16  # for which random numbers are drawn, and until it is asked whether there are enough
-MOST_SWEEPS = 200  # step 4
+SEEDS_PER_CHUNK = 16  # for which random numbers are drawn, and until it is asked whether there are enough
+MAX_SWEEPS = 200  # step 4
 LANDMARK_NULL = 1 / 10  # weight of expected links in the landmark step (step 4)
 SPIKE_NULL = 1 / 200  # and in the spike step
 
-LEAST_LANDMARKS = 500
+MIN_LANDMARKS = 500
 """Landmarks at least. One spike in 20 of a few hundred leaves a quiet unit without landmarks of its own. Beyond
 the published method."""
 
-FEWEST_SPIKES = 50
+MIN_SPIKES = 50
 """Spikes of a region at least, or they are one cluster. The published 1000 is more than most regions of a short
 recording have."""
 
@@ -71,8 +71,8 @@ def seed_labels(points: Tensor, *, seed: int, n_seeds: int = N_SEEDS, n_candidat
     energy = (points * points).sum(1)
     explained = torch.zeros_like(energy)
     label = torch.zeros(m, dtype=torch.int64, device=points.device)
-    for first in range(0, n_seeds, SEEDS_AT_ONCE):
-        noise = torch.empty(min(SEEDS_AT_ONCE, n_seeds - first), m, dtype=torch.float64)
+    for first in range(0, n_seeds, SEEDS_PER_CHUNK):
+        noise = torch.empty(min(SEEDS_PER_CHUNK, n_seeds - first), m, dtype=torch.float64)
         for clocks in noise:  # each by itself: how many are drawn together does not change what is drawn
             clocks.exponential_(generator=generator)
         before = explained.clone()
@@ -158,7 +158,7 @@ def _sum_by_label(values: Tensor, label: Tensor, n_labels: int) -> Tensor:
 
 
 def sweep(
-    graph: SpikeGraph, landmark_label: Tensor, n_labels: int, *, resolution: float = 1.0, most_sweeps: int = MOST_SWEEPS
+    graph: SpikeGraph, landmark_label: Tensor, n_labels: int, *, resolution: float = 1.0, max_sweeps: int = MAX_SWEEPS
 ) -> tuple[Tensor, Tensor]:
     """Let spikes and landmarks take each other's labels until nothing changes (step 4).
 
@@ -170,7 +170,7 @@ def sweep(
     n_labels : int
     resolution : float
         λ.
-    most_sweeps : int
+    max_sweeps : int
 
     Returns
     -------
@@ -179,7 +179,7 @@ def sweep(
     landmark_label : Tensor, shape (m,), int64
     """
     spike_label = spike_step(graph, landmark_label, n_labels, resolution=resolution)
-    for _ in range(most_sweeps):
+    for _ in range(max_sweeps):
         landmark_label = landmark_step(graph, spike_label, n_labels, resolution=resolution)
         before, spike_label = spike_label, spike_step(graph, landmark_label, n_labels, resolution=resolution)
         if torch.equal(before, spike_label):
@@ -199,8 +199,8 @@ def cluster_region(
     max_landmarks: int = 25_000,
     seed: int = 5,
     ccg_threshold: float = 0.25,
-    min_spikes: int = FEWEST_SPIKES,
-    least_landmarks: int = LEAST_LANDMARKS,
+    min_spikes: int = MIN_SPIKES,
+    min_landmarks: int = MIN_LANDMARKS,
 ) -> NDArray[np.int64]:
     """Cluster the spikes of one region.
 
@@ -218,7 +218,7 @@ def cluster_region(
         ``ccg_threshold`` of the settings.
     min_spikes : int
         Fewer are one cluster (section 5).
-    least_landmarks : int
+    min_landmarks : int
         Landmarks there are at least, or as many as spikes.
 
     Returns
@@ -230,9 +230,11 @@ def cluster_region(
         return np.zeros(rows.n, np.int64)
     if final and sample is None:
         raise ValueError("The final clustering looks at spike times: pass `sample`.")
-    landmark = choose_landmarks(rows.n, downsampling=downsampling, least=least_landmarks, most=max_landmarks)
+    landmark = choose_landmarks(
+        rows.n, downsampling=downsampling, min_landmarks=min_landmarks, max_landmarks=max_landmarks
+    )
     graph = join_to_landmarks(rows, landmark, n_neighbors=n_neighbors)
-    n_seeds = min(N_SEEDS, max(FEWEST_SEEDS, rows.n // SPIKES_PER_SEED))
+    n_seeds = min(N_SEEDS, max(MIN_SEEDS, rows.n // SPIKES_PER_SEED))
     start = seed_labels(rows.take(graph.landmark), seed=seed, n_seeds=n_seeds)
     spike_label, landmark_label = sweep(graph, start, n_seeds)
     n_leaves = int(spike_label.max()) + 1

@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ks4stream.kernels.memory import AtOnce
+from ks4stream.kernels.memory import ChunkSize
 
 SEGMENT = 32  # output samples of one matrix row; 16 … 64 measure alike
-ROWS_AT_ONCE = AtOnce(cpu=1 << 10, gpu=1 << 17)  # segments of one product
+ROWS_PER_CHUNK = ChunkSize(cpu=1 << 10, gpu=1 << 17)  # segments of one product
 
 
 def correlate(traces: Tensor, kernels: Tensor, *, layout: Literal["cpt", "ctp"] = "cpt") -> Tensor:
@@ -49,7 +49,7 @@ def correlate(traces: Tensor, kernels: Tensor, *, layout: Literal["cpt", "ctp"] 
     out = traces.new_empty((c, p, t) if layout == "cpt" else (c, t, p))
     time = layout.index("t")
     whole, rest = torch.split(out, [n_whole * SEGMENT, tail], dim=time)
-    step = max(1, ROWS_AT_ONCE.on(traces.device) // max(n_whole, 1))
+    step = max(1, ROWS_PER_CHUNK.on(traces.device) // max(n_whole, 1))
     for first in range(0, c, step):
         _fill(whole[first : first + step], segments[first : first + step, :n_whole], bands, layout)
     _fill(rest, segments[:, n_whole:], bands.narrow(time, 0, tail), layout)

@@ -16,10 +16,10 @@ Samples = NDArray[np.int64]
 
 REACH_MS = 500  # lags that enter, on either side (section 7)
 REFRACTORY_MS = 10  # windows of ±1 … ±10 ms are tried
-FEWEST_SPIKES = 11  # an auto-correlogram of fewer says nothing
-MOST_PAIRS = 100_000_000  # beyond this a sample of the reference spikes is enough
+MIN_SPIKES = 11  # an auto-correlogram of fewer says nothing
+MAX_PAIRS = 100_000_000  # beyond this a sample of the reference spikes is enough
 PAIR_CHANCE = 0.002  # of an empty correlogram between unrelated trains; measured, see `is_refractory_pair`
-PAIR_CHUNK = 1 << 18  # pairs held at a time
+PAIRS_PER_CHUNK = 1 << 18  # pairs held at a time
 
 
 class Refractoriness(NamedTuple):
@@ -44,7 +44,7 @@ def correlogram(
     *,
     sampling_rate_hz: float,
     reach_ms: int = REACH_MS,
-    most_pairs: int = MOST_PAIRS,
+    max_pairs: int = MAX_PAIRS,
 ) -> NDArray[np.int64]:
     """Count pairs of spikes by lag in bins of 1 ms.
 
@@ -57,7 +57,7 @@ def correlogram(
     sampling_rate_hz : float
     reach_ms : int
         Largest lag, in bins.
-    most_pairs : int
+    max_pairs : int
         Where there are more pairs, only evenly spaced spikes of `times_a` are used, so that about this many
         are counted.
 
@@ -79,8 +79,8 @@ def correlogram(
     b = times_a if times_b is None else times_b
     first, last = np.searchsorted(b, a - reach), np.searchsorted(b, a + reach, side="right")
     n_pairs = int((last - first).sum())
-    if n_pairs > most_pairs:
-        step = -(-n_pairs // most_pairs)
+    if n_pairs > max_pairs:
+        step = -(-n_pairs // max_pairs)
         a, first, last = a[::step], first[::step], last[::step]
     # The bin of every possible lag, so that rounding is decided once. Two more bins take what lies beyond.
     bin_of = np.rint(np.arange(-reach, reach + 1) / bin_samples).astype(np.int64)
@@ -99,7 +99,7 @@ def _count_lags(a: Samples, b: Samples, first: Samples, last: Samples, reach: in
     start = 0
     while start < len(a):
         before = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + PAIR_CHUNK, side="right")))
+        stop = max(start + 1, int(np.searchsorted(ends, before + PAIRS_PER_CHUNK, side="right")))
         n_of = last[start:stop] - first[start:stop]
         # Positions in b: first[i], first[i] + 1, … for each spike i of a.
         offset = np.repeat(first[start:stop] - (ends[start:stop] - n_of), n_of)
@@ -160,7 +160,7 @@ def refractoriness_of(counts: NDArray[np.int64]) -> Refractoriness:
 
 
 def refractoriness(
-    times_a: Samples, times_b: Samples | None = None, *, sampling_rate_hz: float, most_pairs: int = MOST_PAIRS
+    times_a: Samples, times_b: Samples | None = None, *, sampling_rate_hz: float, max_pairs: int = MAX_PAIRS
 ) -> Refractoriness:
     """Measure how refractory a train, or a pair of trains, is.
 
@@ -169,7 +169,7 @@ def refractoriness(
     times_a, times_b : ndarray, int64, samples
         Sorted spike times; without `times_b` the auto-correlogram is used.
     sampling_rate_hz : float
-    most_pairs : int
+    max_pairs : int
         See :func:`correlogram`.
 
     Returns
@@ -179,14 +179,14 @@ def refractoriness(
     """
     if min(len(times_a), len(times_a if times_b is None else times_b)) == 0:
         return Refractoriness(1.0, 1.0)
-    return refractoriness_of(correlogram(times_a, times_b, sampling_rate_hz=sampling_rate_hz, most_pairs=most_pairs))
+    return refractoriness_of(correlogram(times_a, times_b, sampling_rate_hz=sampling_rate_hz, max_pairs=max_pairs))
 
 
 def is_refractory_unit(
     times: Samples, *, sampling_rate_hz: float, acg_threshold: float = 0.2, q_threshold: float = 0.2
 ) -> bool:
     """Whether a unit fires like one neuron ("good", section 7)."""
-    if len(times) < FEWEST_SPIKES or times[0] == times[-1]:
+    if len(times) < MIN_SPIKES or times[0] == times[-1]:
         return False
     found = refractoriness(times, sampling_rate_hz=sampling_rate_hz)
     return found.ratio < acg_threshold and found.probability < q_threshold

@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from ks4stream.kernels.convolution import SEGMENT, correlate
-from ks4stream.kernels.memory import AtOnce, in_pieces
+from ks4stream.kernels.memory import ChunkSize, in_chunks
 
 BIN = 8  # samples; a bin is evaluated whole; a power of 2
-PIECE = AtOnce(cpu=1 << 14, gpu=1 << 16)  # samples of a tile detected at a time, multiples of BIN and SEGMENT
-PAIRS_AT_ONCE = AtOnce(cpu=1 << 13, gpu=1 << 16)  # (centre, bin) pairs evaluated at a time
-ROWS_AT_ONCE = AtOnce(cpu=1 << 13, gpu=1 << 20)  # (channel, bin) pairs searched for their maximum at a time
-CENTRES_AT_ONCE = AtOnce(cpu=32, gpu=256)  # bounded by one product; neighbours, so that they share most channels
+SAMPLES_PER_CHUNK = ChunkSize(
+    cpu=1 << 14, gpu=1 << 16
+)  # samples of a tile detected at a time, multiples of BIN and SEGMENT
+PAIRS_PER_CHUNK = ChunkSize(cpu=1 << 13, gpu=1 << 16)  # (centre, bin) pairs evaluated at a time
+ROWS_PER_CHUNK = ChunkSize(cpu=1 << 13, gpu=1 << 20)  # (channel, bin) pairs searched for their maximum at a time
+CENTRES_PER_CHUNK = ChunkSize(cpu=32, gpu=256)  # bounded by one product; neighbours, so that they share most channels
 SUMMIT_CENTRES = 32  # neighbours among which one is taken to have the largest score
 SHARPENED_ABOVE = 0.04  # share of the pairs of some centres above threshold; elsewhere a sharper bound costs more
 ROUNDING = 1e-5  # share by which bounds are raised
@@ -62,7 +64,7 @@ class UniversalTemplates(NamedTuple):
     weights : Tensor, shape (k, s, j)
         Spatial Gaussians of unit norm.
     spreads : tuple of Spread
-        The same, :data:`CENTRES_AT_ONCE` centres at a time.
+        The same, :data:`CENTRES_PER_CHUNK` centres at a time.
     neighbours : Tensor of int64, shape (k, m)
         Centres among which a detection must be the largest, itself included.
     sees : Tensor of bool, shape (k, k)
@@ -102,7 +104,7 @@ def universal_templates(
     n_centres = len(channels)
     sees = torch.zeros(n_centres, n_centres, dtype=torch.bool, device=channels.device)
     spreads = []
-    at_once = CENTRES_AT_ONCE.on(channels.device)
+    at_once = CENTRES_PER_CHUNK.on(channels.device)
     for some, heavy in zip(known.split(at_once), weights.split(at_once), strict=True):
         used, slot = some.unique(return_inverse=True)
         matrix = heavy.new_zeros(heavy.shape[1], len(some), len(used))
@@ -176,7 +178,7 @@ def detect(
         part = _detect_piece(piece, templates, threshold, reach, margin, margin + stop - start)
         found.append(part._replace(sample=part.sample + low))
 
-    in_pieces(detect_piece, torch.arange(first, last, SEGMENT), size=PIECE.on(traces.device) // SEGMENT)
+    in_chunks(detect_piece, torch.arange(first, last, SEGMENT), size=SAMPLES_PER_CHUNK.on(traces.device) // SEGMENT)
     return Peaks(*(torch.cat(column) for column in zip(*found, strict=True)))
 
 
@@ -184,9 +186,9 @@ def _detect_piece(
     traces: Tensor, templates: UniversalTemplates, threshold: float, reach: int, first: int, last: int
 ) -> Peaks:
     matches = correlate(traces, templates.shapes, layout="ctp")  # (c, t, p)
-    search = _Search(matches, templates, threshold, reach)
+    search = _PeakSearch(matches, templates, threshold, reach)
     search.evaluate(search.summits())
-    search.evaluate(search.not_outshone())
+    search.evaluate(search.undominated())
     centre, sample, value = search.candidates(first, last)
     search.evaluate(search.rivals(centre, sample, value))
     largest = search.are_largest(centre, sample, value)
@@ -195,7 +197,7 @@ def _detect_piece(
     return _describe(matches, templates, centre[order], sample[order])
 
 
-class _Search:
+class _PeakSearch:
     """Branch and bound for the local maxima of the score in one piece.
 
     A *pair* is a centre and a bin of time, numbered ``centre · n_bins + bin``. Every pair has an upper
@@ -228,7 +230,7 @@ class _Search:
 
     def evaluate(self, pairs: Tensor) -> None:
         """Fill in the scores of the given pairs."""
-        in_pieces(self._evaluate, pairs, size=PAIRS_AT_ONCE.on(pairs.device))
+        in_chunks(self._evaluate, pairs, size=PAIRS_PER_CHUNK.on(pairs.device))
 
     def _evaluate(self, some: Tensor) -> None:
         centre = some // self.n_bins
@@ -254,7 +256,7 @@ class _Search:
         pairs = members.clamp_(max=len(bounds) - 1) * self.n_bins + bin_[:, None]
         return pairs.gather(1, _look_up(self.bound, pairs).argmax(dim=1, keepdim=True))[:, 0]
 
-    def not_outshone(self) -> Tensor:
+    def undominated(self) -> Tensor:
         """Pairs not evaluated that may still hold a local maximum.
 
         A pair that sees a score larger than its bound within reach of all its samples holds none.
@@ -332,7 +334,7 @@ def _folded(rows: Tensor, n_left: int, prepare: Callable[[Tensor], Tensor]) -> T
     Halved again and again, which is several times faster than amax.
     """
     parts = []
-    for part in rows.split(ROWS_AT_ONCE.on(rows.device)):
+    for part in rows.split(ROWS_PER_CHUNK.on(rows.device)):
         part = prepare(part)
         while part.shape[1] > n_left:
             half = n_left * -(-part.shape[1] // (2 * n_left))  # of an odd number the middle counts twice

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 N_AMPLITUDE_BINS = 20
-LARGEST_SCORE = 99.0  # larger scores count as this
+MAX_SCORE = 99.0  # larger scores count as this
 REFERENCE_BATCH = 300  # the first reference, or the middle of a shorter recording
 RIGID_ITERATIONS = 10  # the last only compares
 RIGID_REACH = 15  # bins tried in one iteration
 SEGMENT_REACH = 5  # bins tried per segment, after the rigid shift
 UPSAMPLING = 10  # steps per bin of the final shift
-FEWEST_BINS = 16  # with fewer depth bins a shift cannot be told
-BINS_AT_ONCE = 1 << 19  # of the fingerprints that are compared at a time: some megabytes
+MIN_DEPTH_BINS = 16  # with fewer depth bins a shift cannot be told
+BINS_PER_CHUNK = 1 << 19  # of the fingerprints that are compared at a time: some megabytes
 
 
 def n_depth_bins(span_um: float, bin_um: float) -> int:
@@ -50,7 +50,7 @@ def fingerprint_bins(
         Depth bin and amplitude bin.
     """
     z = np.floor((depth_um.astype(float) - (lowest_um - 1)) / bin_um).astype(np.int64).clip(0, n_bins - 1)
-    level = np.log(np.minimum(score.astype(float), LARGEST_SCORE) / threshold) / math.log(100 / threshold)
+    level = np.log(np.minimum(score.astype(float), MAX_SCORE) / threshold) / math.log(100 / threshold)
     return z, (level * N_AMPLITUDE_BINS).astype(np.int64).clip(0, N_AMPLITUDE_BINS - 1)
 
 
@@ -122,14 +122,14 @@ def _prints(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
     return np.asarray(prints - prints.mean(axis=1, keepdims=True))
 
 
-def rows_at_once(n_bins: int) -> int:
+def batches_per_chunk(n_bins: int) -> int:
     """Batches that are compared at a time, by the depth bins of their fingerprints."""
-    return max(BINS_AT_ONCE // (n_bins * N_AMPLITUDE_BINS), 1)
+    return max(BINS_PER_CHUNK // (n_bins * N_AMPLITUDE_BINS), 1)
 
 
 def _chunks(counts: Counts) -> list[slice]:
     n_batches, _, n_bins, _ = counts.shape
-    some = rows_at_once(n_bins)
+    some = batches_per_chunk(n_bins)
     return [slice(at, at + some) for at in range(0, n_batches, some)]
 
 

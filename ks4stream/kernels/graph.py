@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ks4stream.kernels.memory import in_pieces
+from ks4stream.kernels.memory import in_chunks
 
 CHUNK = 16_384  # spikes fetched from a store, or swept over, at a time (section 6, cost)
 INNER_CHUNK = 1024  # spikes whose distances to all landmarks are held at a time
@@ -156,9 +156,9 @@ def choose_landmarks(n: int, *, downsampling: int, least: int, most: int) -> Ten
 
     Examples
     --------
-    >>> choose_landmarks(10, downsampling=4, least=1, most=100).tolist()
+    >>> choose_landmarks(10, downsampling=4, min_landmarks=1, max_landmarks=100).tolist()
     [0, 3, 6]
-    >>> choose_landmarks(4, downsampling=4, least=100, most=100).tolist()
+    >>> choose_landmarks(4, downsampling=4, min_landmarks=100, max_landmarks=100).tolist()
     [0, 1, 2, 3]
     """
     wanted = min(max(-(-n // downsampling), least), most, n)
@@ -236,7 +236,7 @@ def join_to_landmarks(
 
     for start in range(0, rows.n, chunk):
         x = rows.chunk(start, min(start + chunk, rows.n))
-        in_pieces(fill, x, neighbor[start : start + len(x)], size=inner)
+        in_chunks(fill, x, neighbor[start : start + len(x)], size=inner)
     return graph_of(neighbor, landmark)
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ks4stream.kernels.convolution import correlate
-from ks4stream.kernels.memory import AtOnce, in_pieces
+from ks4stream.kernels.memory import ChunkSize, in_chunks
 from ks4stream.kernels.templates import lagged_products
 
 DROPPED_ENERGY = 1e-4
@@ -33,10 +33,10 @@ DROPPED_ENERGY = 1e-4
 noise standard deviations (rms, in noise) and by less than ε of itself (on the unit's own spikes)."""
 
 GROUP_SIZE = 16  # units that are scored together, at most
-SAMPLES_AT_ONCE = AtOnce(cpu=1 << 11, gpu=1 << 15)
+SAMPLES_PER_CHUNK = ChunkSize(cpu=1 << 11, gpu=1 << 15)
 """Samples of all components held while scoring; blocks or spikes held elsewhere."""
 
-ROWS_AT_ONCE = AtOnce(cpu=1 << 15, gpu=1 << 16)  # windows of 2·nt − 1 samples held while subtracting: 50 MB
+ROWS_PER_CHUNK = ChunkSize(cpu=1 << 15, gpu=1 << 16)  # windows of 2·nt − 1 samples held while subtracting: 50 MB
 
 
 class Spikes(NamedTuple):
@@ -360,19 +360,19 @@ class _Search:
             self.top_sample[group, block] = block * nt + at[:, 0]
             self.top_row[group, block] = rows.gather(1, there.argmax(dim=1, keepdim=True))[:, 0]  # the lowest unit
 
-        size = SAMPLES_AT_ONCE.on(dirty.device)  # at 16 units a group 16 MB on a CPU
-        in_pieces(refresh, *torch.nonzero(dirty, as_tuple=True), size=size)
+        size = SAMPLES_PER_CHUNK.on(dirty.device)  # at 16 units a group 16 MB on a CPU
+        in_chunks(refresh, *torch.nonzero(dirty, as_tuple=True), size=size)
 
     def peaks(self, threshold: float) -> _Peaks:
         """Return the tops above `threshold` that no score of a group nearby within ±nt samples exceeds or precedes."""
         group, block = torch.nonzero(self.top > threshold, as_tuple=True)
-        stands = ~self._beaten_by_a_top(group, block)
+        stands = ~self._exceeded_by_bin_maximum(group, block)
         group, block = group[stands], block[stands]
         stands = ~self._beaten(group, block)
         group, block = group[stands], block[stands]
         return _Peaks(group, self.top_sample[group, block], self.top_row[group, block], self.top[group, block])
 
-    def _beaten_by_a_top(self, group: Tensor, block: Tensor) -> Tensor:
+    def _exceeded_by_bin_maximum(self, group: Tensor, block: Tensor) -> Tensor:
         """Tell which tops are beaten by the top of a block nearby: cheap, and settles most, equal scores included."""
         unit_of = self.matcher.unit_of
         near = self.matcher.near[group][:, :, None]  # (n, x, 1)
@@ -402,7 +402,7 @@ class _Search:
             limit = score[:, None, None]
             beaten |= (around > limit).flatten(1).any(1) | (around[:, :, :nt] == limit).flatten(1).any(1)
 
-        in_pieces(compare, group, sample, score, beaten, size=SAMPLES_AT_ONCE.on(group.device))
+        in_chunks(compare, group, sample, score, beaten, size=SAMPLES_PER_CHUNK.on(group.device))
         return beaten
 
     def subtract(self, peaks: _Peaks) -> None:
@@ -421,7 +421,7 @@ class _Search:
             # peaks that do not touch each other may touch the same scores: sums in order, never float atomics
             flat.index_put_((origin[:, None] + reach,), fall, accumulate=True)
 
-        in_pieces(subtract, peak, pair, size=ROWS_AT_ONCE.on(peak.device))
+        in_chunks(subtract, peak, pair, size=ROWS_PER_CHUNK.on(peak.device))
         self._refresh(self._reached(peaks))
 
     def _reached(self, peaks: _Peaks) -> Tensor:
@@ -436,7 +436,7 @@ class _Search:
 
 def _score(traces: Tensor, matcher: Matcher, first: int, out: Tensor) -> None:
     """Fill `out` (row, t) with the scores of all units from sample `first` on."""
-    half, step = matcher.nt // 2, SAMPLES_AT_ONCE.on(traces.device)
+    half, step = matcher.nt // 2, SAMPLES_PER_CHUNK.on(traces.device)
     for start in range(0, out.shape[1], step):
         stop = min(start + step, out.shape[1])
         left = max(first + start - half, 0)
@@ -475,7 +475,7 @@ def subtract(traces: Tensor, spikes: Spikes, matcher: Matcher) -> Tensor:
     padded = torch.cat([matcher.features, matcher.features.new_zeros(matcher.n_units, 1, matcher.features.shape[2])], 1)
     on_channels = padded.gather(1, channels[:, :, None].expand(-1, -1, padded.shape[2]))  # (u, x, q)
     flat = residual.view(-1)
-    step = max(1, ROWS_AT_ONCE.on(traces.device) // max(channels.shape[1], 1))
+    step = max(1, ROWS_PER_CHUNK.on(traces.device) // max(channels.shape[1], 1))
     for some in torch.split(torch.arange(len(spikes.unit), device=traces.device), step):
         unit = spikes.unit[some]
         spike, slot = torch.nonzero(channels[unit] < c, as_tuple=True)
@@ -505,7 +505,7 @@ def features(residual: Tensor, spikes: Spikes, matcher: Matcher) -> Tensor:
     windows = residual.unfold(1, matcher.nt, 1)
     found = residual.new_empty(*channels.shape, len(matcher.components))
     # pieces of one size: with so few columns a row's sums depend on how many rows are multiplied at a time
-    for some in torch.split(torch.arange(len(channels), device=residual.device), SAMPLES_AT_ONCE.on(residual.device)):
+    for some in torch.split(torch.arange(len(channels), device=residual.device), SAMPLES_PER_CHUNK.on(residual.device)):
         at = spikes.sample_index[some, None] - matcher.nt // 2
         left = windows[channels[some].clamp_min(0), at] @ matcher.components.T
         own = matcher.features[spikes.unit[some, None], channels[some].clamp_min(0)]

@@ -8,17 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SMALLEST = 16
+MIN_ROWS = 16
 """Rows of a piece at least: fewer free no memory worth having, and products of one or two rows may be summed in
 another order than those of many."""
 
 
-class AtOnce(NamedTuple):
+class ChunkSize(NamedTuple):
     """Rows of a piece: few on a CPU, whose cache holds them; many on a GPU, which waits for each kernel's launch.
 
     Examples
     --------
-    >>> AtOnce(cpu=2, gpu=8).on("cuda:1")
+    >>> ChunkSize(cpu=2, gpu=8).on("cuda:1")
     8
     """
 
@@ -30,7 +30,7 @@ class AtOnce(NamedTuple):
         return self.cpu if torch.device(device).type == "cpu" else self.gpu
 
 
-def in_pieces(function: Callable[..., None], *columns: Tensor, size: int) -> None:
+def in_chunks(function: Callable[..., None], *columns: Tensor, size: int) -> None:
     """Call a function on some rows after the other of all columns.
 
     Parameters
@@ -45,11 +45,11 @@ def in_pieces(function: Callable[..., None], *columns: Tensor, size: int) -> Non
     Raises
     ------
     torch.OutOfMemoryError
-        If not even a few times :data:`SMALLEST` rows fit.
+        If not even a few times :data:`MIN_ROWS` rows fit.
 
     Examples
     --------
-    >>> in_pieces(lambda some: print(some.tolist()), torch.arange(5), size=2)
+    >>> in_chunks(lambda some: print(some.tolist()), torch.arange(5), size=2)
     [0, 1]
     [2, 3]
     [4]
@@ -59,9 +59,9 @@ def in_pieces(function: Callable[..., None], *columns: Tensor, size: int) -> Non
         try:
             function(*piece)
         except torch.cuda.OutOfMemoryError:
-            if n < 2 * SMALLEST:
+            if n < 2 * MIN_ROWS:
                 raise
         else:
             continue
         torch.cuda.empty_cache()  # here the error is gone, and with it the tensors of its frames
-        in_pieces(function, *piece, size=-(-n // 2))
+        in_chunks(function, *piece, size=-(-n // 2))

@@ -114,7 +114,7 @@ def subtract_reference(traces: Tensor, groups: list[tuple[Tensor, Tensor]]) -> T
 
 
 def artifact_mask(
-    traces: Tensor, *, threshold: float, margin: int, voters: Tensor, first: int = 0, last: int | None = None
+    traces: Tensor, *, threshold: float, margin: int, artifact_channels: Tensor, first: int = 0, last: int | None = None
 ) -> Tensor:
     """Samples within `margin` of one where any channel reaches `threshold`, or where most channels are beyond noise.
 
@@ -124,14 +124,14 @@ def artifact_mask(
     threshold : float
         In the unit of the traces; may be infinite.
     margin : int
-    voters, first, last
+    artifact_channels, first, last
         See :func:`on_most_channels`.
 
     Returns
     -------
     Tensor of bool, shape (t,)
     """
-    beyond = on_most_channels(traces, voters, first, traces.shape[1] if last is None else last)
+    beyond = on_most_channels(traces, artifact_channels, first, traces.shape[1] if last is None else last)
     if not math.isinf(threshold):
         beyond |= (traces.abs() >= threshold).any(dim=0)
     return widen(beyond, margin)
@@ -146,7 +146,7 @@ COMMON_PARTS, COMMON_RANK = 16, 12
 filled with zeros in eleven of them tell."""
 
 
-def on_most_channels(traces: Tensor, voters: Tensor, first: int, last: int) -> Tensor:
+def on_most_channels(traces: Tensor, artifact_channels: Tensor, first: int, last: int) -> Tensor:
     """Samples at which most channels are far beyond their noise, which no neuron does.
 
     The standard deviation of a channel is taken as √(π/2) times its mean absolute value in a part of the tile.
@@ -154,7 +154,7 @@ def on_most_channels(traces: Tensor, voters: Tensor, first: int, last: int) -> T
     Parameters
     ----------
     traces : Tensor, shape (c, t)
-    voters : Tensor of int64, shape (v,)
+    artifact_channels : Tensor of int64, shape (v,)
         Channels that carry a signal; nothing is found where there are fewer than :data:`COMMON_CHANNELS`.
     first, last : int
         Samples that were recorded, half open; the others are padding.
@@ -165,14 +165,14 @@ def on_most_channels(traces: Tensor, voters: Tensor, first: int, last: int) -> T
     """
     found = torch.zeros(traces.shape[1], dtype=torch.bool, device=traces.device)
     length = (last - first) // (COMMON_STEP * COMMON_PARTS) * COMMON_PARTS  # samples looked at for the noise
-    if len(voters) < COMMON_CHANNELS or length == 0:
+    if len(artifact_channels) < COMMON_CHANNELS or length == 0:
         return found
     some = traces[:, first:last:COMMON_STEP].abs()
-    if len(voters) < len(traces):
-        some = some.index_select(0, voters)
+    if len(artifact_channels) < len(traces):
+        some = some.index_select(0, artifact_channels)
     parts = some[:, :length].reshape(len(some), COMMON_PARTS, -1).mean(dim=2)
     level = parts.sort(dim=1).values[:, COMMON_RANK - 1, None] * (COMMON_DEVIATIONS * math.sqrt(math.pi / 2))
-    found[first:last:COMMON_STEP] = (some > level).float().sum(dim=0) > COMMON_SHARE * len(voters)
+    found[first:last:COMMON_STEP] = (some > level).float().sum(dim=0) > COMMON_SHARE * len(artifact_channels)
     return found
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PAIRS_AT_ONCE = 1 << 16  # pairs of templates held over all lags: 32 MB at nt = 61
+PAIRS_PER_CHUNK = 1 << 16  # pairs of templates held over all lags: 32 MB at nt = 61
 
 
 class Similarity(NamedTuple):
@@ -70,7 +70,7 @@ def similarity(features: Tensor, components: Tensor) -> Similarity:
     unit = _of_unit_norm(features)
     value = features.new_empty(u, u)
     lag = torch.zeros((u, u), dtype=torch.int64, device=features.device)
-    step = max(1, PAIRS_AT_ONCE // max(u, 1))
+    step = max(1, PAIRS_PER_CHUNK // max(u, 1))
     for first in range(0, u, step):  # the lower triangle only: the rest mirrors it
         last = min(first + step, u)
         value[first:last, :last], lag[first:last, :last] = _most_alike(unit[first:last], unit[:last], components)
@@ -94,7 +94,7 @@ def similarity_to(one: Tensor, others: Tensor, components: Tensor) -> tuple[Tens
         Moves each of the others later so that it lines up with the one.
     """
     unit = _of_unit_norm(one[None])
-    parts = [_most_alike(_of_unit_norm(some), unit, components) for some in others.split(PAIRS_AT_ONCE)]
+    parts = [_most_alike(_of_unit_norm(some), unit, components) for some in others.split(PAIRS_PER_CHUNK)]
     return torch.cat([value[:, 0] for value, _ in parts]), -torch.cat([lag[:, 0] for _, lag in parts])
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ks4stream.kernels.memory import AtOnce, in_pieces
+from ks4stream.kernels.memory import ChunkSize, in_chunks
 
 PEAK_REACH = 5  # samples on either side within which a snippet's peak is the largest
 ALONE_REACH = 30  # samples on either side within which it is the only one
-CHANNELS_AT_ONCE = AtOnce(cpu=8, gpu=32)  # whose samples above threshold are listed: all of them may be
-WINDOWS_AT_ONCE = AtOnce(cpu=512, gpu=16_384)  # neighbourhoods that are looked at
+CHANNELS_PER_CHUNK = ChunkSize(cpu=8, gpu=32)  # whose samples above threshold are listed: all of them may be
+WINDOWS_PER_CHUNK = ChunkSize(cpu=512, gpu=16_384)  # neighbourhoods that are looked at
 WINDOW_BYTES = 10  # of a sample in them: its mark, and the same as it is summed
 ABOVE_BYTES = 45  # of a sample of these channels that is above threshold: its size, and twice where it is
 KMEANS_RESTARTS = 10
 KMEANS_SWEEPS = 100
-KMEANS_MOST = 50_000  # snippets that enter k-means; the centres of six shapes need no more
+KMEANS_MAX_SNIPPETS = 50_000  # snippets that enter k-means; the centres of six shapes need no more
 
 
 def find_clean_peaks(
@@ -51,7 +51,7 @@ def find_clean_peaks(
     def look(channel: Tensor, sample: Tensor, alone: Tensor) -> None:
         alone[:] = _windows(marks, wide[channel], sample, ALONE_REACH).sum(dim=(1, 2)) == _repeats(wide, channel)
 
-    in_pieces(look, channel, sample, alone, size=WINDOWS_AT_ONCE.on(traces.device))
+    in_chunks(look, channel, sample, alone, size=WINDOWS_PER_CHUNK.on(traces.device))
     return channel[alone], sample[alone] + low
 
 
@@ -66,12 +66,12 @@ def _largest(traces: Tensor, near: Tensor, threshold: float) -> tuple[Tensor, Te
         windows = _windows(traces, near[channel], sample, PEAK_REACH).abs_()
         largest[:] = windows.amax(dim=(1, 2)) <= traces[channel, sample].abs()
 
-    at_once = CHANNELS_AT_ONCE.on(traces.device)
+    at_once = CHANNELS_PER_CHUNK.on(traces.device)
     for at, some in enumerate(traces[:, PEAK_REACH:-PEAK_REACH].split(at_once)):
         channel, sample = (some.abs() > threshold).nonzero(as_tuple=True)
         channel, sample = channel + at * at_once, sample + PEAK_REACH
         largest = torch.empty_like(channel, dtype=torch.bool)
-        in_pieces(look, channel, sample, largest, size=WINDOWS_AT_ONCE.on(traces.device))
+        in_chunks(look, channel, sample, largest, size=WINDOWS_PER_CHUNK.on(traces.device))
         found.append((channel[largest], sample[largest]))
     channels, samples = zip(*found, strict=True)
     return torch.cat(channels), torch.cat(samples)
@@ -131,7 +131,9 @@ def typical_shapes(snippets: Tensor, count: int, *, seed: int) -> Tensor:
     -------
     Tensor of float32, shape (p, w)
     """
-    chosen = torch.arange(min(len(snippets), KMEANS_MOST)) * len(snippets) // min(len(snippets), KMEANS_MOST)
+    chosen = (
+        torch.arange(min(len(snippets), KMEANS_MAX_SNIPPETS)) * len(snippets) // min(len(snippets), KMEANS_MAX_SNIPPETS)
+    )
     points = snippets.cpu()[chosen]
     generator = torch.Generator().manual_seed(seed)
     runs = [_lloyd(points, _spread_start(points, count, generator)) for _ in range(KMEANS_RESTARTS)]

@@ -30,7 +30,7 @@ class ClusterMethod(Protocol):
         ...
 
     @property
-    def most_peaks(self) -> int:
+    def max_peaks(self) -> int:
         """Peaks of a region beyond which only a sample need be clustered."""
         ...
 
@@ -103,7 +103,7 @@ class GraphClustering(Portable):
         )
 
     @property
-    def most_peaks(self) -> int:
+    def max_peaks(self) -> int:
         """See :class:`ClusterMethod`: as many as landmarks may be drawn from."""
         return self.settings.cluster_downsampling * self.settings.landmark_limit
 
@@ -111,7 +111,7 @@ class GraphClustering(Portable):
     def n_bytes(load: Load, n: int) -> int:
         """A graph of n spikes and its tree, beside the features."""
         d, settings = load.region_features, load.settings
-        m = min(max(n // settings.cluster_downsampling, clustering.LEAST_LANDMARKS), settings.landmark_limit, n)
+        m = min(max(n // settings.cluster_downsampling, clustering.MIN_LANDMARKS), settings.landmark_limit, n)
         return int(
             GRAPH_BYTES * n
             + 8 * d * m

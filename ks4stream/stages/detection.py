@@ -137,7 +137,7 @@ class Detect(Stage[Block, Receipt, Peaks]):
         """One piece of a tile, and the peaks' waveforms."""
         settings, c, k = load.settings, load.n_channels, len(load.centres)
         p, (_, s, j) = settings.n_templates, load.centres.weights.shape
-        samples = min(kernels.PIECE.on(load.device), load.tiling.size) + 2 * (settings.nt + kernels.BIN)
+        samples = min(kernels.SAMPLES_PER_CHUNK.on(load.device), load.tiling.size) + 2 * (settings.nt + kernels.BIN)
         size = size or load.tiling.size
         peaks = load.spikes_in(size / load.recording.sampling_rate_hz)
         in_piece = peaks * min(1.0, samples / size)
@@ -145,7 +145,7 @@ class Detect(Stage[Block, Receipt, Peaks]):
             4 * c * p * samples  # matches with every waveform
             + c * p * samples  # the largest of each bin, by waveform and sign
             + 8 * k * samples  # scores, and maps of centres and bins: bounds, best, sight, pairs
-            + 4 * kernels.PAIRS_AT_ONCE.on(load.device) * kernels.BIN * p * (j + 2 * s)  # pairs that are evaluated
+            + 4 * kernels.PAIRS_PER_CHUNK.on(load.device) * kernels.BIN * p * (j + 2 * s)  # pairs that are evaluated
             + 24 * in_piece * settings.nearest_templates * (2 * settings.nt // kernels.BIN)  # their rivals
             + 8 * peaks * j * settings.nt  # waveforms of which features are taken
         )

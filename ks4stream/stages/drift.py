@@ -19,7 +19,7 @@ from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.registration import Registration, rank_within
 
-MOST_PLOTTED = 100_000  # peaks kept for the drift scatter plot
+MAX_PLOTTED = 100_000  # peaks kept for the drift scatter plot
 
 
 class Moved(NamedTuple):
@@ -65,7 +65,7 @@ class EstimateDrift(Step[Moved]):
         """Show all peaks to the estimator."""
         tiling = self.tiles.tiling
         estimator = self.estimator(self.settings, tiling, self.tiles.probe, run.scratch)
-        most = -(-MOST_PLOTTED // len(tiling))
+        most = -(-MAX_PLOTTED // len(tiling))
         plotted = []
         for sample, depth_um, score in self.peaks.in_time():
             estimator.add(sample, depth_um, score)

@@ -23,8 +23,8 @@ from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.units import Units
 
 SORTED_BYTES = 30  # of a spike in order of time, beside its features, while results are written
-ROWS_AT_ONCE = 16_384
-BLOCKS_AT_ONCE = 256  # whose spans within all trains are found together: 2 KB a cluster
+ROWS_PER_CHUNK = 16_384
+BLOCKS_PER_CHUNK = 256  # whose spans within all trains are found together: 2 KB a cluster
 BLOCKS_HELD = 3  # features of a span lie in its own block and, where spikes were moved, in its neighbours
 
 
@@ -98,8 +98,8 @@ def _spans(units: Units, first: NDArray[np.int64]) -> Iterator[dict[str, NDArray
     columns = [open_columns(receipt) for receipt in clusters.receipts]
     least, most = np.iinfo(np.int64).min // 2, np.iinfo(np.int64).max // 2
     edges = np.concatenate([[least], first[1:], [most]])
-    for at in range(0, len(edges) - 1, BLOCKS_AT_ONCE):
-        some = edges[at : at + BLOCKS_AT_ONCE + 1]
+    for at in range(0, len(edges) - 1, BLOCKS_PER_CHUNK):
+        some = edges[at : at + BLOCKS_PER_CHUNK + 1]
         bounds = np.empty((len(numbers), len(some)), np.int64)
         for row, number in enumerate(numbers.tolist()):
             region, unit = clusters.place[number].tolist()
@@ -168,8 +168,8 @@ def positions(
     near = np.linalg.norm(place - place[:, :1], axis=2) < max(limit_um, 1e-9)
     near &= template_channels >= 0
     found = np.zeros((len(template), 2), np.float32)
-    for first in range(0, len(template), ROWS_AT_ONCE):
-        rows = slice(first, first + ROWS_AT_ONCE)
+    for first in range(0, len(template), ROWS_PER_CHUNK):
+        rows = slice(first, first + ROWS_PER_CHUNK)
         weight = np.linalg.norm(features[rows], axis=2) * near[template[rows]]
         total = np.maximum(weight.sum(axis=1), 1e-12)
         found[rows] = (weight[:, :, None] * place[template[rows]]).sum(axis=1) / total[:, None]

@@ -201,8 +201,8 @@ class Match(Stage[Block, Matched, Spikes]):
             4 * (u + groups) * (load.fft_samples(size) + 2 * w)  # scores, and the best of each group
             + 8 * u * c * q
             + sharing * (4 * q * q + 8)  # templates, by unit and by group, and their products
-            + 8 * c * q * kernels.SAMPLES_AT_ONCE.on(load.device)  # projections
-            + 2 * kernels.ROWS_AT_ONCE.on(load.device) * (4 * q * q + 24 * w)  # what is subtracted at a time
+            + 8 * c * q * kernels.SAMPLES_PER_CHUNK.on(load.device)  # projections
+            + 2 * kernels.ROWS_PER_CHUNK.on(load.device) * (4 * q * q + 24 * w)  # what is subtracted at a time
         )
 
     @classmethod

@@ -191,7 +191,7 @@ class Load:
         """A tile as it lies in the file."""
         return self.fft_samples(size) * self.recording.dtype.itemsize * self.recording.n_channels
 
-    def least_tile_bytes(self, size: int | None = None) -> int:
+    def min_tile_bytes(self, size: int | None = None) -> int:
         """What no tile of `size` can do without: the filter's input, spectrum and output."""
         return 12 * self.n_channels * self.fft_samples(size)
 

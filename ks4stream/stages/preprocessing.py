@@ -135,7 +135,7 @@ class Preprocessor(Portable):
             traces,
             threshold=self.settings.artifact_threshold,
             margin=margin,
-            voters=self._voters,
+            artifact_channels=self._artifact_channels,
             first=max(self.tiling.start - tile.first, 0),
             last=min(self.tiling.stop - tile.first, tile.length),
         )
@@ -219,7 +219,7 @@ class Preprocessor(Portable):
         return [(torch.from_numpy(a).to(self.device), torch.from_numpy(b).to(self.device)) for a, b in groups]
 
     @cached_property
-    def _voters(self) -> Tensor:
+    def _artifact_channels(self) -> Tensor:
         """Channels that say whether something is an artifact; none where one neuron could reach most of them."""
         alive = np.setdiff1d(np.arange(self.probe.n_channels), self.dead)
         positions = self.probe.positions_um[alive]

@@ -19,7 +19,7 @@ from ks4stream.settings import Settings
 from ks4stream.stages.needs import Load, Needs
 
 HELD_BYTES = 8 << 20  # of fingerprints; more lie in a file and are read some batches at a time
-LEAST_RELIABILITY = 0.5  # correlation of the shifts told by the two halves of the peaks, below which they are noise
+MIN_RELIABILITY = 0.5  # correlation of the shifts told by the two halves of the peaks, below which they are noise
 STILL_BINS = 1.0  # noise in the shifts up to which a recording is called still without a warning
 
 
@@ -62,7 +62,7 @@ class Registration:
             self._lowest_um - 1 + settings.binning_depth * np.array([(first + last) / 2 for first, last in segments])
         )
         none = Drift(shift_um=np.zeros((counts.shape[0], len(segments))), centre_um=centre)
-        if self._n_bins < kernels.FEWEST_BINS:  # nothing to tell it from: not worth a warning on every tetrode
+        if self._n_bins < kernels.MIN_DEPTH_BINS:  # nothing to tell it from: not worth a warning on every tetrode
             return none
         if counts.shape[0] < 2:
             return none
@@ -73,7 +73,7 @@ class Registration:
 
         shift = register(slice(None))
         reliability = _correlation(*(register(slice(half, half + 1)) for half in (0, 1)))
-        if reliability < LEAST_RELIABILITY:
+        if reliability < MIN_RELIABILITY:
             if shift.std() <= STILL_BINS:
                 return none
             return _undecided(
@@ -88,7 +88,7 @@ class Registration:
         depth_bins = kernels.n_depth_bins(float(np.ptp(load.probe.y_um)), load.settings.binning_depth)
         bins = depth_bins * kernels.N_AMPLITUDE_BINS
         fingerprints = 4 * n * bins  # two halves of 16 bits
-        some = min(kernels.rows_at_once(depth_bins), n)
+        some = min(kernels.batches_per_chunk(depth_bins), n)
         # Logarithms of some fingerprints, and their likeness at 101 shifts; that of all at 11, in every segment.
         registering = 24 * some * bins + 8 * (101 * some + 3 * 11 * n) * segments
         return Needs(

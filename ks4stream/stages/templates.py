@@ -65,7 +65,7 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         receipts = self.peaks.receipts
         centre = read_region(receipts, "centre", item).astype(np.int64)
         sample = read_region(receipts, "sample", item)
-        chosen, weight = bounded_sample(sample, centre, most=self.cluster.most_peaks)
+        chosen, weight = bounded_sample(sample, centre, max_peaks=self.cluster.max_peaks)
         features = pick_region(receipts, "features", item, chosen)
         own = self.centres.channels[self.regions.of_centre == item]
         union = np.unique(own[own >= 0])

@@ -30,18 +30,18 @@ from ks4stream.stages.matching import Spikes
 from ks4stream.stages.needs import Load, Needs
 
 UNIT_SPIKE_BYTES = 24  # of a spike of a region's units: sample, template, score, and where its features are
-LEAST_MARGIN = 1.5
+MIN_MARGIN = 1.5
 """Mean score of a unit's spikes above ``Th_learned``, in noise standard deviations. Beyond the published method
 (section 9.3): clusters closer to the threshold are the summit of a distribution that reaches below it, more than a
 tenth of it cut off (scores have unit noise), which is what background activity looks like; they are not units."""
-SECONDS_PER_SPIKE, FEWEST_SPIKES, ENOUGH_SPIKES = 3.0, 5, 20
+SECONDS_PER_SPIKE, MIN_SPIKES, ENOUGH_SPIKES = 3.0, 5, 20
 """A template or a unit has at least a spike in three seconds of recording, but 5 in any, and 20 always suffice."""
 
 
-def fewest_spikes(tiling: Tiling, sampling_rate_hz: float) -> int:
+def min_unit_spikes(tiling: Tiling, sampling_rate_hz: float) -> int:
     """Spikes that make a unit; clusters of fewer are chance collisions, not neurons."""
     seconds = tiling.n_tiles * tiling.size / sampling_rate_hz
-    return int(np.clip(seconds / SECONDS_PER_SPIKE, FEWEST_SPIKES, ENOUGH_SPIKES))
+    return int(np.clip(seconds / SECONDS_PER_SPIKE, MIN_SPIKES, ENOUGH_SPIKES))
 
 
 class RegionUnits(NamedTuple):
@@ -285,5 +285,5 @@ def is_neuron(
         return False
     close = np.diff(sample) < impossible_samples
     in_burst = np.append(close, False) | np.insert(close, 0, False)
-    clear = float(score.mean(dtype=np.float64)) > threshold + LEAST_MARGIN
+    clear = float(score.mean(dtype=np.float64)) > threshold + MIN_MARGIN
     return bool(clear and 2 * in_burst.sum() <= len(sample))

@@ -24,10 +24,10 @@ from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
 
 EVERY_BATCH = 25
-FEWEST_SNIPPETS = 1000
-MOST_SNIPPETS = 500_000
-LOWEST_THRESHOLD, THRESHOLD_STEP = 4.0, 0.5
-FEWEST_PER_SHAPE = 10  # below this many snippets per universal waveform nothing can be learned
+MIN_SNIPPETS = 1000
+MAX_SNIPPETS = 500_000
+MIN_THRESHOLD, THRESHOLD_STEP = 4.0, 0.5
+MIN_SNIPPETS_PER_SHAPE = 10  # below this many snippets per universal waveform nothing can be learned
 SEED = 1  # of the k-means starts; the method has no setting for it
 SHIPPED_RATE_HZ, SHIPPED_PEAK = 30_000.0, 20  # of the waveforms in the package
 
@@ -45,7 +45,7 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
     ----------
     threshold : float
         Of the peaks, in standard deviations of the noise; set by :meth:`run` for each attempt.
-    most_per_tile : int
+    max_per_tile : int
         Snippets that a tile hands over, evenly thinned; likewise.
     """
 
@@ -54,7 +54,7 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
 
     tiles: Preprocessor
     threshold: float = 0.0
-    most_per_tile: int = 0
+    max_per_tile: int = 0
 
     def run(self, run: Run) -> Waveforms:
         """Look at more batches, and lower, until there are enough snippets."""
@@ -63,7 +63,7 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
         for attempt, chosen in self._attempts():
             parts = list(run.map(attempt, run.blocks(self.tiles.tiling, chosen)))
             n_snippets = sum(len(snippets) for part in parts for snippets in part)
-            if n_snippets >= FEWEST_SNIPPETS:
+            if n_snippets >= MIN_SNIPPETS:
                 break
         return attempt.combine(parts, run)
 
@@ -73,12 +73,12 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
         tries = [(self.settings.Th_single_ch, some)] if len(some) < len(every) else []
         tries += [(threshold, every) for threshold in self.thresholds()]
         for threshold, chosen in tries:
-            yield replace(self, threshold=threshold, most_per_tile=-(-MOST_SNIPPETS // len(chosen))), chosen
+            yield replace(self, threshold=threshold, max_per_tile=-(-MAX_SNIPPETS // len(chosen))), chosen
 
     def thresholds(self) -> list[float]:
         """Thresholds to try in turn until there are enough snippets."""
         highest = self.settings.Th_single_ch
-        steps = np.arange(highest, LOWEST_THRESHOLD - 1e-9, -THRESHOLD_STEP)
+        steps = np.arange(highest, MIN_THRESHOLD - 1e-9, -THRESHOLD_STEP)
         return [float(step) for step in steps] or [highest]
 
     def task(self, item: Block, folder: Place) -> Snippets:
@@ -95,7 +95,7 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
         )
         allowed = self.tiles.away_from_edges(tile, sample, blank, nt)
         channel, sample = channel[allowed], sample[allowed]
-        kept = torch.arange(min(len(channel), self.most_per_tile), device=channel.device)
+        kept = torch.arange(min(len(channel), self.max_per_tile), device=channel.device)
         kept = kept * len(channel) // max(len(kept), 1)
         snippets = kernels.cut_snippets(
             traces, channel[kept], sample[kept], nt=nt, peak_sample=self.settings.peak_sample
@@ -116,11 +116,11 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
         """Learn from the snippets; with a warning where they are few."""
         snippets = [one for part in parts for one in part]
         n_snippets = sum(map(len, snippets))
-        joined = torch.from_numpy(np.concatenate(snippets)[:MOST_SNIPPETS])
-        if len(joined) < FEWEST_PER_SHAPE * max(self.settings.n_templates, self.settings.n_pcs):
+        joined = torch.from_numpy(np.concatenate(snippets)[:MAX_SNIPPETS])
+        if len(joined) < MIN_SNIPPETS_PER_SHAPE * max(self.settings.n_templates, self.settings.n_pcs):
             self._warn_of_few(n_snippets, "the waveforms shipped with ks4stream are used instead")
             return self.shipped()
-        if n_snippets < FEWEST_SNIPPETS:
+        if n_snippets < MIN_SNIPPETS:
             self._warn_of_few(n_snippets, "they were learned from those")
         return self._learned(joined, n_snippets=len(joined), threshold=self.threshold)
 
@@ -160,15 +160,15 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
         c, t, nt = load.n_channels, load.tiling.size, load.settings.nt
         n_tiles = len(load.tiling.evenly(EVERY_BATCH))  # all, where there are too few clean spikes
         # Movement makes many more snippets than there are spikes: a tile's share, or as many as can stand alone.
-        of_tile = min(-(-MOST_SNIPPETS // n_tiles), c * -(-t // (kernels.ALONE_REACH + 1)))
+        of_tile = min(-(-MAX_SNIPPETS // n_tiles), c * -(-t // (kernels.ALONE_REACH + 1)))
         near = geometry.ALONE_NEIGHBOURS * (2 * kernels.ALONE_REACH + 1)
         beside = (
             c * t
-            + kernels.ABOVE_BYTES * min(c, kernels.CHANNELS_AT_ONCE.on(load.device)) * t
-            + kernels.WINDOW_BYTES * near * kernels.WINDOWS_AT_ONCE.on(load.device)
+            + kernels.ABOVE_BYTES * min(c, kernels.CHANNELS_PER_CHUNK.on(load.device)) * t
+            + kernels.WINDOW_BYTES * near * kernels.WINDOWS_PER_CHUNK.on(load.device)
             + 16 * nt * of_tile
         )
-        in_all = min(MOST_SNIPPETS, load.n_spikes) * nt
+        in_all = min(MAX_SNIPPETS, load.n_spikes) * nt
         return load.on_tiles(
             cls.name,
             int(beside),

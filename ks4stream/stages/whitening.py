@@ -20,7 +20,7 @@ from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
 
 Covariance = NDArray[np.float64] | None  # None: artifacts leave too little of the tile
-LEAST_LEFT = 0.5  # of a tile, after its artifacts were blanked
+MIN_KEPT_SHARE = 0.5  # of a tile, after its artifacts were blanked
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class LearnWhitening(Stage[Block, list[Covariance], Whitening]):
         core = self.tiles.core(tile)
         traces, kept = traces[:, core], ~blank[core]
         n_kept = int(kept.sum())
-        if n_kept < LEAST_LEFT * len(kept):
+        if n_kept < MIN_KEPT_SHARE * len(kept):
             return None
         return kernels.covariance(traces if n_kept == len(kept) else traces[:, kept]).cpu().numpy()
 

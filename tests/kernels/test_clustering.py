@@ -211,4 +211,4 @@ def test_only_landmarks_are_ever_held_densely(monkeypatch: pytest.MonkeyPatch) -
     dense, truth = blobs(1500, 700)
     rows = Watched(dense.chunk(0, 2200))
     checked: FeatureRows = rows
-    assert same_partition(cluster_region(checked, least_landmarks=100), truth)
+    assert same_partition(cluster_region(checked, min_landmarks=100), truth)

@@ -12,7 +12,7 @@ from ks4stream import geometry, simulate
 from ks4stream.kernels import detection as kernels
 from ks4stream.kernels.convolution import correlate
 from ks4stream.kernels.detection import UniversalTemplates, detect, features, universal_templates
-from ks4stream.kernels.memory import AtOnce
+from ks4stream.kernels.memory import ChunkSize
 from ks4stream.probe import Probe
 from ks4stream.settings import Settings
 
@@ -206,7 +206,7 @@ def test_where_pieces_are_cut_does_not_matter(monkeypatch: pytest.MonkeyPatch) -
     templates = universal(probe, shapes)
     traces = planted(probe, shapes, 2500, 120, seed=7)
     whole = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
-    monkeypatch.setattr(kernels, "PIECE", AtOnce(cpu=256, gpu=256))
+    monkeypatch.setattr(kernels, "SAMPLES_PER_CHUNK", ChunkSize(cpu=256, gpu=256))
     pieces = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
     assert len(whole.sample) > 50
     for one, other in zip(whole, pieces, strict=True):

@@ -107,7 +107,7 @@ def test_parts_of_the_counts_are_summed() -> None:
 def test_many_batches_are_compared_two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = fingerprints([-3.0, 0, 0, 2, 0, 1, 0])
     whole = register(counts, n_blocks=2, smoothing=(0.5, 0.5, 0.5))
-    monkeypatch.setattr(drift, "BINS_AT_ONCE", 2 * 60 * 20 + 1)
+    monkeypatch.setattr(drift, "BINS_PER_CHUNK", 2 * 60 * 20 + 1)
     assert register(counts, n_blocks=2, smoothing=(0.5, 0.5, 0.5)).tolist() == whole.tolist()
 
 

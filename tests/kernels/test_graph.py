@@ -28,7 +28,7 @@ def test_scattered_rows_are_features_in_their_slots() -> None:
     [(0, []), (1, [0]), (6, [0, 1, 2, 3, 4, 5]), (40, [0, 6, 13, 20, 26, 33]), (1000, list(range(0, 1000, 100)))],
 )
 def test_landmarks_are_even_and_between_least_and_most(n: int, expected: list[int]) -> None:
-    assert choose_landmarks(n, downsampling=20, least=6, most=10).tolist() == expected
+    assert choose_landmarks(n, downsampling=20, min_landmarks=6, max_landmarks=10).tolist() == expected
 
 
 def test_neighbours_are_nearest_and_ties_go_to_the_first() -> None:

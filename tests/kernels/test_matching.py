@@ -8,7 +8,7 @@ import torch
 
 from ks4stream.kernels.convolution import correlate
 from ks4stream.kernels.matching import Matcher, Spikes, bisected, features, match, prepare, subtract, trimmed
-from ks4stream.kernels.memory import AtOnce
+from ks4stream.kernels.memory import ChunkSize
 
 NT = 21
 
@@ -256,8 +256,8 @@ def test_small_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     matcher = prepare(units, components(), near, positions, group_size=4)
     whole = match(traces, matcher)
     residual = subtract(traces, whole, matcher)
-    monkeypatch.setattr("ks4stream.kernels.matching.SAMPLES_AT_ONCE", AtOnce(cpu=100, gpu=100))
-    monkeypatch.setattr("ks4stream.kernels.matching.ROWS_AT_ONCE", AtOnce(cpu=7, gpu=7))
+    monkeypatch.setattr("ks4stream.kernels.matching.SAMPLES_PER_CHUNK", ChunkSize(cpu=100, gpu=100))
+    monkeypatch.setattr("ks4stream.kernels.matching.ROWS_PER_CHUNK", ChunkSize(cpu=7, gpu=7))
     pieces = match(traces, matcher)
     assert as_list(pieces) == as_list(whole)
     torch.testing.assert_close(pieces.score, whole.score, atol=1e-3, rtol=1e-5)

@@ -108,13 +108,19 @@ def test_an_artifact_on_any_channel_is_masked_with_its_margin(sign: int) -> None
     traces = torch.zeros(3, 20)
     traces[1, 8] = sign * 50.0
     traces[2, 15] = sign * 49.9
-    mask = artifact_mask(traces, threshold=50, margin=2, voters=torch.arange(3))
+    mask = artifact_mask(traces, threshold=50, margin=2, artifact_channels=torch.arange(3))
     assert mask.nonzero().ravel().tolist() == [6, 7, 8, 9, 10]
 
 
-def common(traces: Tensor, voters: Tensor | None = None, **options: int) -> Tensor:
+def common(traces: Tensor, artifact_channels: Tensor | None = None, **options: int) -> Tensor:
     everyone = torch.arange(len(traces))
-    return artifact_mask(traces, threshold=math.inf, margin=5, voters=everyone if voters is None else voters, **options)
+    return artifact_mask(
+        traces,
+        threshold=math.inf,
+        margin=5,
+        artifact_channels=everyone if artifact_channels is None else artifact_channels,
+        **options,
+    )
 
 
 def noise_of_any_size(n_samples: int) -> Tensor:

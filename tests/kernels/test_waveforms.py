@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ks4stream.kernels import waveforms
-from ks4stream.kernels.memory import AtOnce
+from ks4stream.kernels.memory import ChunkSize
 from ks4stream.kernels.waveforms import cut_snippets, find_clean_peaks, principal_components, typical_shapes
 
 NEAR = torch.tensor([[0, 1, 0], [1, 0, 2], [2, 1, 3], [3, 2, 3]])  # three nearest of a line of four; ends padded
@@ -95,8 +95,8 @@ def one_by_one(traces: Tensor, near: Tensor, wide: Tensor, first: int, last: int
 
 @pytest.mark.parametrize("at_once", [1, 3, 64])
 def test_pieces_find_what_is_found_one_by_one(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waveforms, "CHANNELS_AT_ONCE", AtOnce(cpu=at_once, gpu=1))
-    monkeypatch.setattr(waveforms, "WINDOWS_AT_ONCE", AtOnce(cpu=at_once, gpu=1))
+    monkeypatch.setattr(waveforms, "CHANNELS_PER_CHUNK", ChunkSize(cpu=at_once, gpu=1))
+    monkeypatch.setattr(waveforms, "WINDOWS_PER_CHUNK", ChunkSize(cpu=at_once, gpu=1))
     traces, near, wide = moved(seed=at_once)
     found = find_clean_peaks(traces, near, wide, threshold=6, first=40, last=2900)
     expected = one_by_one(traces, near, wide, 40, 2900)

@@ -107,7 +107,7 @@ def test_whether_anything_moves_does_not_depend_on_the_cut(source: Preprocessor,
 def test_peaks_for_the_plot_are_thinned_within_each_batch(
     source: Preprocessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drift, "MOST_PLOTTED", 3 * N_BATCHES)
+    monkeypatch.setattr(drift, "MAX_PLOTTED", 3 * N_BATCHES)
     peaks = faint(0)
     plotted = moved_by(source, cut(peaks, tmp_path, 7), tmp_path).peaks
     there = np.bincount(peaks["sample"].astype(np.int64) // SIZE, minlength=N_BATCHES)

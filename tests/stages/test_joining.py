@@ -106,7 +106,7 @@ def test_features_come_from_the_blocks_and_are_moved_with_the_spike(tmp_path: Pa
 
 @pytest.mark.parametrize("edges", [[500], [100, 101, 300, 700], list(range(10, 1000, 10))])
 def test_the_same_from_any_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edges: list[int]) -> None:
-    monkeypatch.setattr(joining, "BLOCKS_AT_ONCE", 3)
+    monkeypatch.setattr(joining, "BLOCKS_PER_CHUNK", 3)
     whole, cut = sorted_spikes(tmp_path, []), sorted_spikes(tmp_path, edges)
     for name, values in whole.items():
         assert values.dtype == cut[name].dtype
@@ -136,7 +136,7 @@ def test_missing_channels_do_not_count() -> None:
 
 
 def test_every_spike_has_the_channels_of_its_template(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ks4stream.stages.joining.ROWS_AT_ONCE", 2)  # and is computed in parts
+    monkeypatch.setattr("ks4stream.stages.joining.ROWS_PER_CHUNK", 2)  # and is computed in parts
     features, template = np.ones((5, 1, 1), np.float32), np.array([1, 0, 1, 2, 0], np.int32)
     x, y = positions(features, template, np.array([[0], [2], [3]]), LINE, 100)
     assert x.tolist() == [30, 0, 30, 0, 0]

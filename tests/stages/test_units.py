@@ -17,7 +17,7 @@ from ks4stream.settings import Settings
 from ks4stream.stages.clustering import GraphClustering
 from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Spikes
-from ks4stream.stages.units import Clusters, Merge, SortRegions, counted_rows, fewest_spikes, is_neuron
+from ks4stream.stages.units import Clusters, Merge, SortRegions, counted_rows, is_neuron, min_unit_spikes
 
 THRESHOLD, FEWEST, IMPOSSIBLE = 8.0, 5, 30.0
 
@@ -164,4 +164,4 @@ def test_clusters_are_numbered_through_all_regions(tmp_path: Path) -> None:
 )
 def test_a_unit_has_a_spike_in_three_seconds_but_five_in_any_and_twenty_suffice(seconds: int, fewest: int) -> None:
     tiling = Tiling.of(n_samples=seconds * 30_000, size=30_000, halo=0, shortest=61)
-    assert fewest_spikes(tiling, 30_000.0) == fewest
+    assert min_unit_spikes(tiling, 30_000.0) == fewest
