@@ -54,14 +54,14 @@ def fingerprint_bins(
     return z, (level * N_AMPLITUDE_BINS).astype(np.int64).clip(0, N_AMPLITUDE_BINS - 1)
 
 
-def segment_bounds(n_bins: int, n_blocks: int) -> list[tuple[int, int]]:
-    """Half-overlapping depth segments, 2·n_blocks − 1 of n_bins // n_blocks bins each.
+def segment_bounds(n_bins: int, nblocks: int) -> list[tuple[int, int]]:
+    """Half-overlapping depth segments, 2·nblocks − 1 of n_bins // nblocks bins each.
 
     >>> segment_bounds(100, 2)
     [(0, 50), (25, 75), (50, 100)]
     """
-    length = max(n_bins // n_blocks, 1)
-    starts = np.round(np.linspace(0, n_bins - length, 2 * n_blocks - 1)).astype(int)
+    length = max(n_bins // nblocks, 1)
+    starts = np.round(np.linspace(0, n_bins - length, 2 * nblocks - 1)).astype(int)
     return [(int(start), int(start) + length) for start in starts]
 
 
@@ -77,7 +77,7 @@ class Counts(Protocol):
 
 
 def register(
-    counts: Counts, parts: slice = slice(None), *, n_blocks: int, smoothing: tuple[float, float, float]
+    counts: Counts, parts: slice = slice(None), *, nblocks: int, smoothing: tuple[float, float, float]
 ) -> NDArray[np.float64]:
     """Align the fingerprints of all batches.
 
@@ -90,7 +90,7 @@ def register(
         It is read some batches at a time.
     parts : slice
         Of the second axis, those that are summed.
-    n_blocks : int
+    nblocks : int
         ``nblocks``.
     smoothing : tuple of float
         Widths over shift, batch and segment.
@@ -103,7 +103,7 @@ def register(
     n_batches, _, n_bins, _ = counts.shape
     rigid, reference = _register_rigidly(counts, parts)
     reach = min(SEGMENT_REACH, n_bins // 2)
-    segments = segment_bounds(n_bins, n_blocks)
+    segments = segment_bounds(n_bins, nblocks)
     similarity = np.zeros((2 * reach + 1, n_batches, len(segments)))
     for g, (first, last) in enumerate(segments):
         window = np.zeros_like(reference)

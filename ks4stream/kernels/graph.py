@@ -146,7 +146,7 @@ class SpikeGraph(NamedTuple):
         return self.landmark.shape[0]
 
 
-def choose_landmarks(n: int, *, downsampling: int, least: int, most: int) -> Tensor:
+def choose_landmarks(n: int, *, downsampling: int, min_landmarks: int, max_landmarks: int) -> Tensor:
     """Pick evenly spaced spikes: one in `downsampling`, at least `least` of them where there are, at most `most`.
 
     Returns
@@ -161,11 +161,11 @@ def choose_landmarks(n: int, *, downsampling: int, least: int, most: int) -> Ten
     >>> choose_landmarks(4, downsampling=4, min_landmarks=100, max_landmarks=100).tolist()
     [0, 1, 2, 3]
     """
-    wanted = min(max(-(-n // downsampling), least), most, n)
+    wanted = min(max(-(-n // downsampling), min_landmarks), max_landmarks, n)
     return torch.arange(wanted, dtype=torch.int64) * n // max(wanted, 1)
 
 
-def nearest(
+def nearest_landmarks(
     rows: Tensor, landmarks: Tensor, half_squared: Tensor, n_neighbors: int, *, out: Tensor | None = None
 ) -> Tensor:
     """Find each row's nearest landmarks; of equally near ones the first.
@@ -232,7 +232,7 @@ def join_to_landmarks(
         nonlocal held
         if len(held) < len(some):
             held = points.new_empty(len(some), len(points))
-        joined.copy_(nearest(some, points, half_squared, n_links, out=held[: len(some)]))
+        joined.copy_(nearest_landmarks(some, points, half_squared, n_links, out=held[: len(some)]))
 
     for start in range(0, rows.n, chunk):
         x = rows.chunk(start, min(start + chunk, rows.n))

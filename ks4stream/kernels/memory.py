@@ -1,4 +1,4 @@
-"""How much is computed at a time: pieces of a size that suits the device, and smaller ones where memory is out."""
+"""Computing in chunks: as large as suits the device, and smaller if it runs out of memory."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 MIN_ROWS = 16
-"""Rows of a piece at least: fewer free no memory worth having, and products of one or two rows may be summed in
-another order than those of many."""
+"""Minimum number of rows in a chunk: fewer would hardly free any memory, and products of one or two rows may be summed
+in a different order than products of many."""
 
 
 class ChunkSize(NamedTuple):
-    """Rows of a piece: few on a CPU, whose cache holds them; many on a GPU, which waits for each kernel's launch.
+    """Rows in a chunk: few on a CPU, so that they fit its cache; many on a GPU, where launching a kernel takes time.
 
     Examples
     --------
@@ -26,42 +26,42 @@ class ChunkSize(NamedTuple):
     gpu: int
 
     def on(self, device: torch.device | str) -> int:
-        """Rows of a piece on a device."""
+        """Rows in a chunk on the given device."""
         return self.cpu if torch.device(device).type == "cpu" else self.gpu
 
 
 def in_chunks(function: Callable[..., None], *columns: Tensor, size: int) -> None:
-    """Call a function on some rows after the other of all columns.
+    """Call a function on one chunk of rows after another, the same rows of all columns.
 
     Parameters
     ----------
     function : callable
-        Called with the same rows of each column. It changes nothing before the last of its memory is allocated, and
-        what it does to a row does not depend on which others come along.
+        Called with the same rows of each column. It must not change anything before it has allocated all its memory,
+        and what it does to a row must not depend on the other rows of the chunk.
     *columns : Tensor, shape (n, …)
     size : int
-        Rows at a time; half of them, and half of these, where the device is out of memory.
+        Rows in a chunk; halved, repeatedly if necessary, when the device is out of memory.
 
     Raises
     ------
     torch.OutOfMemoryError
-        If not even a few times :data:`MIN_ROWS` rows fit.
+        If not even the smallest chunks, of :data:`MIN_ROWS` rows or a few more, fit.
 
     Examples
     --------
-    >>> in_chunks(lambda some: print(some.tolist()), torch.arange(5), size=2)
+    >>> in_chunks(lambda rows: print(rows.tolist()), torch.arange(5), size=2)
     [0, 1]
     [2, 3]
     [4]
     """
-    for piece in zip(*(column.split(size) for column in columns), strict=True):
-        n = len(piece[0])
+    for chunk in zip(*(column.split(size) for column in columns), strict=True):
+        n = len(chunk[0])
         try:
-            function(*piece)
+            function(*chunk)
         except torch.cuda.OutOfMemoryError:
             if n < 2 * MIN_ROWS:
                 raise
         else:
             continue
-        torch.cuda.empty_cache()  # here the error is gone, and with it the tensors of its frames
-        in_chunks(function, *piece, size=-(-n // 2))
+        torch.cuda.empty_cache()  # outside the handler: the error, and the tensors its frames refer to, are gone
+        in_chunks(function, *chunk, size=-(-n // 2))

@@ -50,7 +50,7 @@ class MergedUnits(NamedTuple):
     lag_of: NDArray[np.int64]
 
 
-class _Unit:
+class _GrowingUnit:
     """A unit while it grows: the old units in it with their lags, its spikes and its template."""
 
     def __init__(self, number: int, trains: Trains, n_spikes: int, features: Tensor) -> None:
@@ -58,7 +58,7 @@ class _Unit:
         self.lags = {number: 0}
         self._trains = trains
 
-    def absorb(self, other: _Unit, lag: int, components: Tensor) -> None:
+    def absorb(self, other: _GrowingUnit, lag: int, components: Tensor) -> None:
         """Take over another unit, its waveform delayed by `lag` (so its spikes are earlier)."""
         n, m = self.n_spikes, other.n_spikes
         rolled = other.features @ roll_matrix(components, lag)
@@ -121,7 +121,7 @@ def merge_units(
     MergedUnits
     """
     n_units = len(n_spikes)
-    alive = {u: _Unit(u, trains, int(n_spikes[u]), features[u]) for u in range(n_units)}
+    alive = {u: _GrowingUnit(u, trains, int(n_spikes[u]), features[u]) for u in range(n_units)}
     absorbs = [
         is_refractory_unit(trains[u], sampling_rate_hz=sampling_rate_hz, acg_threshold=acg_threshold)
         for u in range(n_units)
@@ -145,7 +145,7 @@ def merge_units(
 
 def _partner(
     u: int,
-    alive: dict[int, _Unit],
+    alive: dict[int, _GrowingUnit],
     similarity: NDArray[np.float32],
     lag: NDArray[np.int64],
     sampling_rate_hz: float,
@@ -169,7 +169,7 @@ def _partner(
     return None
 
 
-def _are_twins(one: _Unit, other: _Unit, similarity: float) -> bool:
+def _are_twins(one: _GrowingUnit, other: _GrowingUnit, similarity: float) -> bool:
     """Whether two templates are so much alike that only a correlogram could tell them apart."""
     a, b = float(one.features.norm()), float(other.features.norm())
     return similarity > TWIN_SIMILARITY and 2 * abs(a - b) < TWIN_NORMS * (a + b)
@@ -177,7 +177,7 @@ def _are_twins(one: _Unit, other: _Unit, similarity: float) -> bool:
 
 def _renew_row(
     u: int,
-    alive: dict[int, _Unit],
+    alive: dict[int, _GrowingUnit],
     similarity: NDArray[np.float32],
     lag: NDArray[np.int64],
     similarity_row: SimilarityRow,

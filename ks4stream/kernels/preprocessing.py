@@ -234,9 +234,9 @@ class Mover:
         noise = INTERPOLATION_NOISE * torch.eye(len(shank), dtype=torch.float64, device=shank.device)
         self._factors = torch.linalg.lu_factor(self._kernel(positions_um) + noise)
 
-    def _kernel(self, places_um: Tensor) -> Tensor:
+    def _kernel(self, positions_um: Tensor) -> Tensor:
         """K between some places and the contacts: (c, 2) to (c, c)."""
-        apart_um = torch.cdist(places_um, self._positions_um)
+        apart_um = torch.cdist(positions_um, self._positions_um)
         return torch.exp(apart_um**2 / (-2 * self._sigma_um**2)) * self._together
 
     def matrix(self, shift_um: Tensor) -> Tensor:

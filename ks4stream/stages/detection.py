@@ -79,7 +79,7 @@ class Detect(Stage[Block, Receipt, Peaks]):
         """All blocks."""
         return Peaks(list(parts))
 
-    def peaks(self, tile: Tile) -> tuple[Tensor, kernels.Peaks]:
+    def peaks(self, tile: Tile) -> tuple[Tensor, kernels.TilePeaks]:
         """Whitened traces (c, t) and the peaks whose reported time lies in the tile's core.
 
         ``Peaks.sample`` is the centre of the window; :meth:`time_of` makes it the time in the recording.
@@ -97,7 +97,7 @@ class Detect(Stage[Block, Receipt, Peaks]):
             last=core.stop + to_centre,
         )
         allowed = self.tiles.away_from_edges(tile, peaks.sample, blank, settings.nt)
-        return traces, kernels.Peaks(*(column[allowed] for column in peaks))
+        return traces, kernels.TilePeaks(*(column[allowed] for column in peaks))
 
     def time_of(self, tile: Tile, sample: Tensor) -> Tensor:
         """Time of the waveform's peak in the recording, from the window's centre in the tile."""
@@ -134,25 +134,25 @@ class Detect(Stage[Block, Receipt, Peaks]):
 
     @staticmethod
     def bytes_beside_tile(load: Load, size: int | None = None) -> int:
-        """One piece of a tile, and the peaks' waveforms."""
+        """One chunk of a tile, and the peaks' waveforms."""
         settings, c, k = load.settings, load.n_channels, len(load.centres)
         p, (_, s, j) = settings.n_templates, load.centres.weights.shape
         samples = min(kernels.SAMPLES_PER_CHUNK.on(load.device), load.tiling.size) + 2 * (settings.nt + kernels.BIN)
         size = size or load.tiling.size
         peaks = load.spikes_in(size / load.recording.sampling_rate_hz)
-        in_piece = peaks * min(1.0, samples / size)
+        in_chunk = peaks * min(1.0, samples / size)
         return int(
             4 * c * p * samples  # matches with every waveform
             + c * p * samples  # the largest of each bin, by waveform and sign
-            + 8 * k * samples  # scores, and maps of centres and bins: bounds, best, sight, pairs
+            + 8 * k * samples  # scores, and maps of centres and bins: bounds, best, visible maxima, pairs
             + 4 * kernels.PAIRS_PER_CHUNK.on(load.device) * kernels.BIN * p * (j + 2 * s)  # pairs that are evaluated
-            + 24 * in_piece * settings.nearest_templates * (2 * settings.nt // kernels.BIN)  # their rivals
+            + 24 * in_chunk * settings.nearest_templates * (2 * settings.nt // kernels.BIN)  # their rivals
             + 8 * peaks * j * settings.nt  # waveforms of which features are taken
         )
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
-        """One piece of the tile, and the rows of a block."""
+        """One chunk of the tile, and the rows of a block."""
         return load.on_tiles(
             cls.name,
             cls.bytes_beside_tile(load),

@@ -102,7 +102,7 @@ def _spans(units: Units, first: NDArray[np.int64]) -> Iterator[dict[str, NDArray
         some = edges[at : at + BLOCKS_PER_CHUNK + 1]
         bounds = np.empty((len(numbers), len(some)), np.int64)
         for row, number in enumerate(numbers.tolist()):
-            region, unit = clusters.place[number].tolist()
+            region, unit = clusters.receipt_and_unit[number].tolist()
             start, stop = clusters.receipts[region].start[unit : unit + 2]
             times = columns[region]["sample"][start:stop]
             bounds[row] = start + np.searchsorted(times, some + units.lag_of[number])
@@ -123,7 +123,7 @@ def _span(
     clusters = units.clusters
     filled = np.flatnonzero(stop > start)
     numbers, start, stop = numbers[filled], start[filled], stop[filled]
-    region = clusters.place[numbers, 0]
+    region = clusters.receipt_and_unit[numbers, 0]
     parts = list(zip(region.tolist(), start.tolist(), stop.tolist(), strict=True))
 
     def column(name: str, dtype: str) -> NDArray[Any]:
@@ -133,7 +133,7 @@ def _span(
     before, lag = column("sample", "int64"), units.lag_of[number]
     offset = [
         clusters.first[n] - clusters.receipts[r].start[k]
-        for n, (r, k) in zip(numbers.tolist(), clusters.place[numbers].tolist(), strict=True)
+        for n, (r, k) in zip(numbers.tolist(), clusters.receipt_and_unit[numbers].tolist(), strict=True)
     ]
     kept = [units.kept[a + shift : b + shift] for (_, a, b), shift in zip(parts, offset, strict=True)]
     found: dict[str, NDArray[Any]] = {
@@ -164,13 +164,13 @@ def positions(
     -------
     x_um, y_um : ndarray of float32, shape (n,)
     """
-    place = probe.positions_um[template_channels.clip(0)]  # (v, j, 2)
-    near = np.linalg.norm(place - place[:, :1], axis=2) < max(limit_um, 1e-9)
+    position = probe.positions_um[template_channels.clip(0)]  # (v, j, 2)
+    near = np.linalg.norm(position - position[:, :1], axis=2) < max(limit_um, 1e-9)
     near &= template_channels >= 0
     found = np.zeros((len(template), 2), np.float32)
     for first in range(0, len(template), ROWS_PER_CHUNK):
         rows = slice(first, first + ROWS_PER_CHUNK)
         weight = np.linalg.norm(features[rows], axis=2) * near[template[rows]]
         total = np.maximum(weight.sum(axis=1), 1e-12)
-        found[rows] = (weight[:, :, None] * place[template[rows]]).sum(axis=1) / total[:, None]
+        found[rows] = (weight[:, :, None] * position[template[rows]]).sum(axis=1) / total[:, None]
     return found[:, 0], found[:, 1]

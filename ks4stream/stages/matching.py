@@ -103,21 +103,21 @@ class Match(Stage[Block, Matched, Spikes]):
 
     def _rows(self, tile: Tile, artifacts: list[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
         """Spikes of the core and of nt around it; those outside the core do not count unless settled so."""
-        settings, matcher = self.settings, self.matcher
+        settings, prepared = self.settings, self.prepared
         traces, blank = self.tiles.whitened(tile)
         artifacts.append(spans(blank[self.tiles.core(tile)].cpu().numpy()) + tile.start)
-        found = kernels.match(traces, matcher, threshold=settings.Th_learned, max_peels=settings.max_peels)
-        residual = kernels.subtract(traces, found, matcher)
+        found = kernels.match(traces, prepared, threshold=settings.Th_learned, max_peels=settings.max_peels)
+        residual = kernels.subtract(traces, found, prepared)
         time = found.sample_index + (tile.first - settings.nt // 2 + settings.peak_sample)
         near = (time >= tile.start - settings.nt) & (time < tile.stop + settings.nt)
         near &= self.tiles.away_from_edges(tile, found.sample_index, blank, settings.nt)
-        spikes = kernels.Spikes(*(column[near] for column in found))
+        spikes = kernels.TileSpikes(*(column[near] for column in found))
         sample = time[near].cpu().numpy()
         return {
             "sample": sample,
             "template": spikes.unit.cpu().numpy().astype(np.int32),
             "score": spikes.score.cpu().numpy(),
-            "features": kernels.features(residual, spikes, matcher).cpu().numpy(),
+            "features": kernels.features(residual, spikes, prepared).cpu().numpy(),
             "counts": (sample >= tile.start) & (sample < tile.stop),
         }
 
@@ -159,7 +159,7 @@ class Match(Stage[Block, Matched, Spikes]):
         )
 
     @cached_property
-    def matcher(self) -> kernels.Matcher:
+    def prepared(self) -> kernels.PreparedTemplates:
         """The templates made ready."""
         device = self.tiles.device
         return kernels.prepare(
@@ -189,7 +189,7 @@ class Match(Stage[Block, Matched, Spikes]):
         """Region of each template (v,): by the position of its largest channel."""
         features, probe = self.templates.features, self.tiles.probe
         largest = (features**2).sum(axis=2).argmax(axis=1) if len(features) else np.zeros(0, np.int64)
-        return self.regions.nearest(probe.positions_um[largest], probe.shank[largest])
+        return self.regions.region_at(probe.positions_um[largest], probe.shank[largest])
 
     @staticmethod
     def bytes_beside_tile(load: Load, size: int | None = None) -> int:

@@ -68,7 +68,7 @@ class Registration:
             return none
 
         def register(halves: slice) -> NDArray[np.float64]:
-            found = kernels.register(counts, halves, n_blocks=settings.nblocks, smoothing=settings.drift_smoothing)
+            found = kernels.register(counts, halves, nblocks=settings.nblocks, smoothing=settings.drift_smoothing)
             return found - np.median(found, axis=0)
 
         shift = register(slice(None))

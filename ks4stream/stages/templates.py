@@ -48,7 +48,7 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
     centres: Centres
     regions: Regions
     cluster: ClusterMethod
-    fewest: int
+    min_spikes: int
 
     def items(self, run: Run) -> Sequence[int]:
         """The regions that have peaks."""
@@ -84,7 +84,7 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
             return Templates(features=features.numpy(), count=count.numpy())
         components, shapes = (torch.from_numpy(of) for of in (self.waveforms.components, self.waveforms.shapes))
         merged = templates.merge_similar(templates.align(features, components, shapes), count, components)
-        stays = merged.n_spikes >= self.fewest
+        stays = merged.n_spikes >= self.min_spikes
         logger.info("%d peaks, %d learned templates", self.peaks.of_region.sum(), int(stays.sum()))
         return Templates(features=merged.features[stays].numpy(), count=merged.n_spikes[stays].numpy())
 
@@ -102,7 +102,7 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
 
 
 def bounded_sample(
-    sample: NDArray[np.int64], centre: NDArray[np.int64], *, most: int
+    sample: NDArray[np.int64], centre: NDArray[np.int64], *, max_peaks: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """At most `most` spikes: equal shares over time slices and, within a slice, over centres.
 
@@ -118,7 +118,7 @@ def bounded_sample(
     """
     n = len(sample)
     order = np.lexsort((centre, sample))
-    if n <= most:
+    if n <= max_peaks:
         return order, np.ones(n)
     span = max(int(sample.max() - sample.min()) + 1, 1)
     slices = (sample - sample.min()) * N_SLICES // span
@@ -127,7 +127,7 @@ def bounded_sample(
     slice_of_group[group_of] = slices
     size = np.bincount(group_of)
     share = np.zeros_like(size)
-    per_slice = _shares(np.bincount(slices, minlength=N_SLICES), most)
+    per_slice = _shares(np.bincount(slices, minlength=N_SLICES), max_peaks)
     for one in range(N_SLICES):
         groups = np.flatnonzero(slice_of_group == one)
         share[groups] = _shares(size[groups], int(per_slice[one]))

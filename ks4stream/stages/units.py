@@ -147,7 +147,7 @@ class Clusters:
 
     Attributes
     ----------
-    place : ndarray of int64, shape (k, 2)
+    receipt_and_unit : ndarray of int64, shape (k, 2)
         Of each cluster its region's receipt and its number within the region.
     n_spikes : ndarray of int64, shape (k,)
     first : ndarray of int64, shape (k,)
@@ -157,8 +157,10 @@ class Clusters:
     def __init__(self, receipts: Sequence[Receipt]) -> None:
         self.receipts = receipts
         counts = [np.diff(receipt.start) for receipt in receipts]
-        self.place = np.array([(i, k) for i, count in enumerate(counts) for k in range(len(count))], np.int64)
-        self.place = self.place.reshape(-1, 2)
+        self.receipt_and_unit = np.array(
+            [(i, k) for i, count in enumerate(counts) for k in range(len(count))], np.int64
+        )
+        self.receipt_and_unit = self.receipt_and_unit.reshape(-1, 2)
         self.n_spikes = np.concatenate([np.zeros(0, np.int64), *counts])
         self.first = np.cumsum(self.n_spikes) - self.n_spikes
 
@@ -168,7 +170,7 @@ class Clusters:
 
     def column(self, number: int, name: str) -> NDArray[Any]:
         """One column of a cluster's spikes."""
-        receipt, unit = self.place[number].tolist()
+        receipt, unit = self.receipt_and_unit[number].tolist()
         return read_region([self.receipts[receipt]], name, unit)
 
 
@@ -196,7 +198,7 @@ class Merge(Step[Units]):
     waveforms: Waveforms
     probe: Probe
     sampling_rate_hz: float
-    fewest: int
+    min_spikes: int
 
     def run(self, run: Run) -> Units:
         """Go through the units one after the other, their spikes on this machine's disk."""
@@ -226,7 +228,7 @@ class Merge(Step[Units]):
             train, score = _unit_train(
                 clusters, members, merged.lag_of, kept, min_samples=int(settings.duplicate_spike_ms * rate / 1000)
             )
-            stays[unit] = is_neuron(train, score, settings.Th_learned, self.fewest, impossible_samples=rate / 1000)
+            stays[unit] = is_neuron(train, score, settings.Th_learned, self.min_spikes, impossible_samples=rate / 1000)
             if stays[unit]:
                 refractory[unit] = correlograms.is_refractory_unit(
                     train, sampling_rate_hz=rate, acg_threshold=settings.acg_threshold
@@ -274,14 +276,19 @@ def _unit_train(
 
 
 def is_neuron(
-    sample: NDArray[np.int64], score: NDArray[np.float32], threshold: float, fewest: int, *, impossible_samples: float
+    sample: NDArray[np.int64],
+    score: NDArray[np.float32],
+    threshold: float,
+    min_spikes: int,
+    *,
+    impossible_samples: float,
 ) -> bool:
     """Whether a unit can be a neuron, by times (n,), ascending, and scores (n,) of its spikes.
 
-    It has at least `fewest` spikes, scores that stand clear of the threshold, and fires no more than half of
+    It has at least `min_spikes` spikes, scores that stand clear of the threshold, and fires no more than half of
     its spikes within `impossible_samples` of the last or the next, as what an artifact leaves behind does.
     """
-    if len(sample) < max(fewest, 1):
+    if len(sample) < max(min_spikes, 1):
         return False
     close = np.diff(sample) < impossible_samples
     in_burst = np.append(close, False) | np.insert(close, 0, False)

@@ -106,11 +106,11 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
     def _neighbours(self) -> tuple[Tensor, Tensor]:
         """Channels among which a peak must be the largest, and those on which it must be alone."""
 
-        def nearest(count: int) -> Tensor:
+        def channels(count: int) -> Tensor:
             lists = geometry.channel_neighbours(self.tiles.probe, count, dead=self.tiles.without_signal)
             return torch.from_numpy(geometry.padded(lists)).to(self.tiles.device)
 
-        return nearest(geometry.PEAK_NEIGHBOURS), nearest(geometry.ALONE_NEIGHBOURS)
+        return channels(geometry.PEAK_NEIGHBOURS), channels(geometry.ALONE_NEIGHBOURS)
 
     def combine(self, parts: Iterable[Snippets], run: Run) -> Waveforms:
         """Learn from the snippets; with a warning where they are few."""

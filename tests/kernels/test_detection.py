@@ -73,8 +73,8 @@ def planted(
     traces = noise * torch.randn(probe.n_channels, n_samples, generator=draw)
     for _ in range(n_spikes):
         sample = int(torch.randint(NT, n_samples - NT, (1,), generator=draw))
-        place = probe.positions_um[int(torch.randint(probe.n_channels, (1,), generator=draw))]
-        distance = torch.from_numpy(np.linalg.norm(probe.positions_um - place, axis=1))
+        position = probe.positions_um[int(torch.randint(probe.n_channels, (1,), generator=draw))]
+        distance = torch.from_numpy(np.linalg.norm(probe.positions_um - position, axis=1))
         size = (4 + 30 * torch.rand(1, generator=draw)) * (1 if torch.rand(1, generator=draw) < 0.7 else -1)
         shape = shapes[int(torch.randint(len(shapes), (1,), generator=draw))]
         spread = torch.exp(-((distance / 25) ** 2)).float()
@@ -184,13 +184,13 @@ def test_sharper_bounds_change_nothing_but_the_work(monkeypatch: pytest.MonkeyPa
     templates = universal(probe, shapes)
     traces = planted(probe, shapes, 1500, 60, seed=9)
     evaluated, found = [], []
-    evaluate = kernels._Search.evaluate
+    evaluate = kernels._PeakSearch.evaluate
 
-    def counting(search: kernels._Search, pairs: torch.Tensor) -> None:
+    def counting(search: kernels._PeakSearch, pairs: torch.Tensor) -> None:
         evaluated[-1] += len(pairs)
         evaluate(search, pairs)
 
-    monkeypatch.setattr(kernels._Search, "evaluate", counting)
+    monkeypatch.setattr(kernels._PeakSearch, "evaluate", counting)
     for share in (0.0, 1.0):  # always, never
         monkeypatch.setattr(kernels, "SHARPENED_ABOVE", share)
         evaluated.append(0)

@@ -27,9 +27,9 @@ def fingerprints(moves: list[float], n_bins: int = 60, within: tuple[float, floa
     return counts.round().astype(np.uint16)
 
 
-def shifts(counts: np.ndarray, n_blocks: int = 1, smoothing: tuple[float, float, float] = UNSMOOTHED) -> np.ndarray:
+def shifts(counts: np.ndarray, nblocks: int = 1, smoothing: tuple[float, float, float] = UNSMOOTHED) -> np.ndarray:
     """Registered shifts, relative to the middle batch, which is the first reference."""
-    found = register(counts, n_blocks=n_blocks, smoothing=smoothing)
+    found = register(counts, nblocks=nblocks, smoothing=smoothing)
     return found - found[len(found) // 2]
 
 
@@ -54,7 +54,7 @@ def test_slow_drift_survives_the_default_smoothing() -> None:
 def test_segments_move_on_their_own() -> None:
     low = fingerprints([0] * 8 + [2], within=(8, 40), n_bins=100)
     high = fingerprints([0] * 8 + [-2], within=(60, 92), n_bins=100)
-    found = shifts(low + high, n_blocks=2)
+    found = shifts(low + high, nblocks=2)
     assert found.shape == (9, 3)
     np.testing.assert_allclose(found[-1, [0, 2]], [-2, 2], atol=0.3)  # as above
     np.testing.assert_allclose(found[:-1], 0, atol=0.2)
@@ -63,17 +63,17 @@ def test_segments_move_on_their_own() -> None:
 @pytest.mark.parametrize("n_bins", [1, 2, 7, 15, 60])
 def test_a_recording_that_keeps_still_is_left_where_it_is(n_bins: int) -> None:
     counts = np.repeat(fingerprints([0.0], n_bins=n_bins, within=(0, n_bins)), 5, axis=0)
-    assert register(counts, n_blocks=1, smoothing=(0.5, 0.5, 0.5)).tolist() == [[0.0]] * 5
+    assert register(counts, nblocks=1, smoothing=(0.5, 0.5, 0.5)).tolist() == [[0.0]] * 5
 
 
 @pytest.mark.parametrize("n_bins", [7, 60])
 def test_segments_of_a_recording_that_keeps_still_do_not_move_over_time(n_bins: int) -> None:
     counts = np.repeat(fingerprints([0.0], n_bins=n_bins, within=(0, n_bins)), 5, axis=0)
-    assert shifts(counts, n_blocks=3, smoothing=(0.5, 0.5, 0.5)).tolist() == [[0.0] * 5] * 5
+    assert shifts(counts, nblocks=3, smoothing=(0.5, 0.5, 0.5)).tolist() == [[0.0] * 5] * 5
 
 
 def test_silence_does_not_move() -> None:
-    assert register(np.zeros((4, 1, 30, 20), np.uint16), n_blocks=1, smoothing=UNSMOOTHED).tolist() == [[0.0]] * 4
+    assert register(np.zeros((4, 1, 30, 20), np.uint16), nblocks=1, smoothing=UNSMOOTHED).tolist() == [[0.0]] * 4
 
 
 @pytest.mark.parametrize(("within", "move"), [((2, 8), 4.0), ((52, 57), -4.0)])
@@ -100,15 +100,15 @@ def test_the_rigid_shift_is_at_most_half_the_bins() -> None:
 def test_parts_of_the_counts_are_summed() -> None:
     counts = fingerprints([-3.0, 0, 0, 2, 0, 1, 0])
     parts = np.concatenate([counts // 3, counts - counts // 3], axis=1)
-    whole = register(counts, n_blocks=2, smoothing=UNSMOOTHED)
-    assert register(parts, n_blocks=2, smoothing=UNSMOOTHED).tolist() == whole.tolist()
+    whole = register(counts, nblocks=2, smoothing=UNSMOOTHED)
+    assert register(parts, nblocks=2, smoothing=UNSMOOTHED).tolist() == whole.tolist()
 
 
 def test_many_batches_are_compared_two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = fingerprints([-3.0, 0, 0, 2, 0, 1, 0])
-    whole = register(counts, n_blocks=2, smoothing=(0.5, 0.5, 0.5))
+    whole = register(counts, nblocks=2, smoothing=(0.5, 0.5, 0.5))
     monkeypatch.setattr(drift, "BINS_PER_CHUNK", 2 * 60 * 20 + 1)
-    assert register(counts, n_blocks=2, smoothing=(0.5, 0.5, 0.5)).tolist() == whole.tolist()
+    assert register(counts, nblocks=2, smoothing=(0.5, 0.5, 0.5)).tolist() == whole.tolist()
 
 
 @pytest.mark.parametrize(("span_um", "n_bins"), [(0, 2), (4, 2), (4.5, 3), (100, 22)])
@@ -137,7 +137,7 @@ def test_edges_of_the_amplitude_bins() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_bins", "n_blocks", "bounds"),
+    ("n_bins", "nblocks", "bounds"),
     [
         (100, 1, [(0, 100)]),
         (100, 2, [(0, 50), (25, 75), (50, 100)]),
@@ -145,8 +145,8 @@ def test_edges_of_the_amplitude_bins() -> None:
         (2, 3, [(0, 1), (0, 1), (0, 1), (1, 2), (1, 2)]),  # never empty
     ],
 )
-def test_segments_half_overlap(n_bins: int, n_blocks: int, bounds: list[tuple[int, int]]) -> None:
-    assert segment_bounds(n_bins, n_blocks) == bounds
+def test_segments_half_overlap(n_bins: int, nblocks: int, bounds: list[tuple[int, int]]) -> None:
+    assert segment_bounds(n_bins, nblocks) == bounds
 
 
 def test_shifts_are_interpolated_between_segments_and_extrapolated_beyond() -> None:

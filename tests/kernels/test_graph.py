@@ -8,9 +8,9 @@ import torch
 from ks4stream.kernels.graph import DenseRows, FeatureRows, ScatteredRows, choose_landmarks, graph_of, join_to_landmarks
 
 
-def on_a_line(*places: float) -> DenseRows:
+def on_a_line(*positions: float) -> DenseRows:
     """Spikes with one feature."""
-    return DenseRows(torch.tensor(places)[:, None])
+    return DenseRows(torch.tensor(positions)[:, None])
 
 
 def test_scattered_rows_are_features_in_their_slots() -> None:

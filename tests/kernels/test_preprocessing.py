@@ -226,10 +226,10 @@ Y = 20.0 * np.arange(30)
 
 
 def moved(shift_um: float, positions: np.ndarray | None = None, shank: list[int] | None = None) -> Tensor:
-    places = np.column_stack([np.zeros(len(Y)), Y]) if positions is None else positions
-    shanks = [0] * len(places) if shank is None else shank
-    shifts = torch.full((len(places),), shift_um, dtype=torch.float64)
-    return Mover(torch.from_numpy(places), torch.tensor(shanks), sigma_um=20).matrix(shifts)
+    positions = np.column_stack([np.zeros(len(Y)), Y]) if positions is None else positions
+    shanks = [0] * len(positions) if shank is None else shank
+    shifts = torch.full((len(positions),), shift_um, dtype=torch.float64)
+    return Mover(torch.from_numpy(positions), torch.tensor(shanks), sigma_um=20).matrix(shifts)
 
 
 def bump(centre_um: float) -> Tensor:
@@ -250,6 +250,6 @@ def test_a_positive_shift_moves_a_bump_to_larger_depth(shift_um: float) -> None:
 
 
 def test_shanks_never_mix() -> None:
-    places = np.array([[0.0, 0], [10, 0], [0, 20], [10, 20]])
-    matrix = moved(15, places, shank=[0, 1, 0, 1])
+    positions = np.array([[0.0, 0], [10, 0], [0, 20], [10, 20]])
+    matrix = moved(15, positions, shank=[0, 1, 0, 1])
     assert (matrix != 0).tolist() == [[True, False] * 2, [False, True] * 2] * 2

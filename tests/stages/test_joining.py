@@ -113,7 +113,7 @@ def test_the_same_from_any_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert np.array_equal(values, cut[name]), name
 
 
-def place(features: list[list[float]], channels: list[int], limit_um: float = 100) -> tuple[float, float]:
+def locate(features: list[list[float]], channels: list[int], limit_um: float = 100) -> tuple[float, float]:
     found = np.array([features], np.float32)
     x, y = positions(found, np.zeros(1, np.int32), np.array([channels]), LINE, limit_um)
     assert x.dtype == y.dtype == np.float32
@@ -121,18 +121,18 @@ def place(features: list[list[float]], channels: list[int], limit_um: float = 10
 
 
 def test_contacts_weigh_by_the_norm_of_their_features() -> None:
-    assert place([[3, 4], [0, -15]], [0, 1]) == (0, 15)  # norms 5 and 15
-    assert place([[1, 0], [0, 1]], [1, 2]) == (15, 20)
+    assert locate([[3, 4], [0, -15]], [0, 1]) == (0, 15)  # norms 5 and 15
+    assert locate([[1, 0], [0, 1]], [1, 2]) == (15, 20)
 
 
 def test_only_contacts_near_the_templates_first_count() -> None:
-    assert place([[2], [2], [9]], [0, 1, 3]) == (0, 10)
-    assert place([[2], [2]], [0, 1], limit_um=20) == (0, 0)  # 20 µm is not closer than 20 µm
-    assert place([[2], [2]], [1, 0], limit_um=0) == (0, 20)  # its own place at least
+    assert locate([[2], [2], [9]], [0, 1, 3]) == (0, 10)
+    assert locate([[2], [2]], [0, 1], limit_um=20) == (0, 0)  # 20 µm is not closer than 20 µm
+    assert locate([[2], [2]], [1, 0], limit_um=0) == (0, 20)  # its own position at least
 
 
 def test_missing_channels_do_not_count() -> None:
-    assert place([[2], [7]], [1, -1]) == (0, 20)
+    assert locate([[2], [7]], [1, -1]) == (0, 20)
 
 
 def test_every_spike_has_the_channels_of_its_template(monkeypatch: pytest.MonkeyPatch) -> None:

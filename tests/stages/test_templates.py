@@ -118,7 +118,7 @@ def test_a_region_without_peaks_has_no_templates(tmp_path: Path) -> None:
         Centres(np.zeros((1, 2)), one, one[:, None], np.ones((1, 1, 1), "f4"), one[:, None], 20.0),
         Regions(np.zeros((1, 2)), one, one),
         GraphClustering(settings),
-        fewest=5,
+        min_spikes=5,
     )
     found = stage.task(0, tmp_path)
     assert found.features.shape == (0, 3, 2)

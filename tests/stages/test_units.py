@@ -160,8 +160,8 @@ def test_clusters_are_numbered_through_all_regions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "fewest"), [(1, 5), (15, 5), (17, 5), (18, 6), (30, 10), (60, 20), (61, 20), (200 * 3600, 20)]
+    ("seconds", "min_spikes"), [(1, 5), (15, 5), (17, 5), (18, 6), (30, 10), (60, 20), (61, 20), (200 * 3600, 20)]
 )
-def test_a_unit_has_a_spike_in_three_seconds_but_five_in_any_and_twenty_suffice(seconds: int, fewest: int) -> None:
+def test_a_unit_has_a_spike_in_three_seconds_but_five_in_any_and_twenty_suffice(seconds: int, min_spikes: int) -> None:
     tiling = Tiling.of(n_samples=seconds * 30_000, size=30_000, halo=0, shortest=61)
-    assert min_unit_spikes(tiling, 30_000.0) == fewest
+    assert min_unit_spikes(tiling, 30_000.0) == min_spikes
