@@ -220,7 +220,7 @@ def test_the_threshold_is_strict_and_only_what_is_searched_counts() -> None:
     assert as_list(match(traces, templates, first=3, last=36)) == [(4, 0), (5, 0), (34, 0), (35, 0)]
     assert as_list(match(traces, templates, first=20, last=20)) == []
     for bad in ({"first": 1}, {"last": 39}):
-        with pytest.raises(ValueError, match="leave the traces"):
+        with pytest.raises(ValueError, match="extend beyond the 40 samples of the traces"):
             match(traces, templates, **bad)
 
 
