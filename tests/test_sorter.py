@@ -383,7 +383,7 @@ def test_one_unit_is_one_unit() -> None:
 
 def test_a_dead_channel_is_left_out_and_said() -> None:
     truth, recording = simulated(3.0, n_units=3, dead_channels=(4,))
-    with pytest.warns(BadChannelWarning, match=r"channels \[4\] of the file carry no signal"):
+    with pytest.warns(BadChannelWarning, match=r"channels \[4\] of the file have no signal"):
         found = quiet_sort(recording)
     assert found.whitening is not None
     assert found.whitening.dead.tolist() == [4]

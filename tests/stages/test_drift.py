@@ -46,7 +46,7 @@ def receipts(tmp_path: Path) -> list[Receipt]:
     return written
 
 
-def moved_by(tiles: Preprocessor, receipts: list[Receipt], scratch: Path) -> drift.Moved:
+def moved_by(tiles: Preprocessor, receipts: list[Receipt], scratch: Path) -> drift.DriftResult:
     return drift.EstimateDrift(Settings(), tiles, Peaks(receipts)).run(RunHere(scratch))
 
 
