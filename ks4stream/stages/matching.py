@@ -84,7 +84,7 @@ class Match(Stage[Block, Matched, Spikes]):
             if item[i - 1].stop == item[i].start:  # otherwise batches between the two are not sorted
                 left, right = tiles[i - 1], tiles[i]
                 reported = [Reported(side["sample"], side["template"], side["counts"]) for side in (left, right)]
-                left["counts"], right["counts"] = self._settle(*reported, item[i].start)
+                left["counts"], right["counts"] = self._settle(reported[0], reported[1], item[i].start)
         columns = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
         nt, first, last = self.settings.nt, item[0].start, item[-1].stop
         outer = (columns["sample"] < first + nt) | (columns["sample"] >= last - nt)

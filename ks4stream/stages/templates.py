@@ -104,10 +104,10 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
 def bounded_sample(
     sample: NDArray[np.int64], centre: NDArray[np.int64], *, max_peaks: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """At most `most` spikes: equal shares over time slices and, within a slice, over centres.
+    """Choose at most `max_peaks` peaks: equal shares for time slices and, within a slice, for centres.
 
-    Unused shares go to the others. Within a share the smallest hashes of (time, centre) are taken, so the
-    choice does not depend on the order of the spikes.
+    What a share does not use goes to the others. Within a share, the peaks with the smallest hashes of (time, centre)
+    are chosen, so the choice does not depend on the order of the peaks.
 
     Returns
     -------

@@ -191,7 +191,7 @@ class Units(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Merge(Step[Units]):
-    """Merge units of the same neuron, drop those that are not neurons, find duplicates, and label the remaining ones."""
+    """Merge units of the same neuron, drop those that are not neurons, find duplicates, and label what remains."""
 
     name = "merging"
     reads = ("n_pcs", "Th_learned", "acg_threshold", "ccg_threshold", "duplicate_spike_ms")
