@@ -36,8 +36,8 @@ def settings(**changes: Any) -> Settings:
 
 
 def test_neighbours_come_by_distance_and_ties_go_to_the_lower_index() -> None:
-    found = [row.tolist() for row in channel_neighbours(linear(5), 3)]
-    assert found == [[0, 1, 2], [1, 0, 2], [2, 1, 3], [3, 2, 4], [4, 3, 2]]
+    neighbours = [row.tolist() for row in channel_neighbours(linear(5), 3)]
+    assert neighbours == [[0, 1, 2], [1, 0, 2], [2, 1, 3], [3, 2, 4], [4, 3, 2]]
 
 
 def test_neighbours_hang_on_places_not_on_channel_numbers() -> None:
@@ -52,8 +52,8 @@ def test_neighbours_stay_on_the_shank_unless_told_otherwise() -> None:
 
 
 def test_dead_channels_are_nobodys_neighbours_and_have_none() -> None:
-    found = channel_neighbours(linear(4), 2, dead=np.array([1]))
-    assert [row.tolist() for row in found] == [[0, 2], [], [2, 3], [3, 2]]
+    neighbours = channel_neighbours(linear(4), 2, dead=np.array([1]))
+    assert [row.tolist() for row in neighbours] == [[0, 2], [], [2, 3], [3, 2]]
 
 
 def test_distances_that_differ_by_rounding_are_equal() -> None:
@@ -182,12 +182,12 @@ def test_a_wide_array_has_columns_of_regions() -> None:
 def test_positions_go_to_the_nearest_region_of_their_shank() -> None:
     regions = clustering_regions(template_centres(two_shanks(4, 4), settings()), settings())
     position = np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 500.0]])
-    found = regions.region_at(position, np.array([3, 7, 3]))
-    assert regions.shank[found].tolist() == [3, 7, 3]
-    assert regions.position_um[found].tolist() == [[0, 19], [250, 19], [0, 59]]
+    region = regions.region_at(position, np.array([3, 7, 3]))
+    assert regions.shank[region].tolist() == [3, 7, 3]
+    assert regions.position_um[region].tolist() == [[0, 19], [250, 19], [0, 59]]
 
 
 def test_a_region_has_the_channels_of_its_members() -> None:
     channels = np.array([[2, 1], [1, -1], [5, 2]])
-    found = region_channels(channels, np.array([0, 0, 2]), 3)
-    assert [one.tolist() for one in found] == [[1, 2], [], [2, 5]]
+    channels_of = region_channels(channels, np.array([0, 0, 2]), 3)
+    assert [row.tolist() for row in channels_of] == [[1, 2], [], [2, 5]]

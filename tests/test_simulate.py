@@ -281,9 +281,9 @@ def test_a_tetrode_s_units_are_seen_by_it_alone():
     recording = simulate(tetrode_probe(4), 5, seed=1, n_units=12)
     assert np.bincount(recording.units["shank"]).tolist() == [3, 3, 3, 3]
     size_uv = np.ptp(recording.templates_uv(), axis=1)  # (unit, channel)
-    here = recording.units["shank"][:, None] == recording.probe.shank
-    assert (size_uv[here].reshape(12, 4).max(axis=1) > 30).all()
-    assert size_uv[~here].max() < 1e-3
+    on_shank = recording.units["shank"][:, None] == recording.probe.shank
+    assert (size_uv[on_shank].reshape(12, 4).max(axis=1) > 30).all()
+    assert size_uv[~on_shank].max() < 1e-3
 
 
 def test_bad_channels():

@@ -102,10 +102,10 @@ def test_sweeps_stop_with_labels_from_zero() -> None:
 @pytest.mark.parametrize("sizes", [(1500, 800, 200), (400, 60), (90,), (2500,)])
 def test_clouds_are_found(sizes: tuple[int, ...]) -> None:
     rows, truth = blobs(*sizes)
-    found = cluster_region(rows)
-    assert same_partition(found, truth)
-    assert found.dtype == np.int64
-    assert set(found.tolist()) == set(range(len(sizes)))
+    label = cluster_region(rows)
+    assert same_partition(label, truth)
+    assert label.dtype == np.int64
+    assert set(label.tolist()) == set(range(len(sizes)))
 
 
 @pytest.mark.slow
@@ -134,16 +134,16 @@ def test_few_spikes_are_one_cluster(n: int) -> None:
 @pytest.mark.parametrize("n", [2, 3, 11, 60])
 @pytest.mark.parametrize("value", [0.0, 3.0])
 def test_identical_spikes_are_one_cluster(n: int, value: float) -> None:
-    found = cluster_region(DenseRows(torch.full((n, 6), value)), min_spikes=0)
-    assert found.tolist() == [0] * n
+    label = cluster_region(DenseRows(torch.full((n, 6), value)), min_spikes=0)
+    assert label.tolist() == [0] * n
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 12])
 def test_any_number_of_spikes_is_labelled(n: int) -> None:
     rows, _ = blobs(n // 2, n - n // 2)
-    found = cluster_region(rows, min_spikes=0)
-    assert len(found) == n
-    assert set(found.tolist()) == set(range(found.max() + 1))
+    label = cluster_region(rows, min_spikes=0)
+    assert len(label) == n
+    assert set(label.tolist()) == set(range(label.max() + 1))
 
 
 @pytest.mark.slow

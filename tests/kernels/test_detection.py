@@ -57,11 +57,11 @@ def oracle(
     outdone = ((seen > score[:, None]) | ((seen == score[:, None]) & lower)).any(dim=1)
     windows = seen.amax(dim=1).unfold(1, 2 * reach + 1, 1)  # (k, t − 2·reach, window)
     inner = slice(reach, -reach)
-    found = (score > threshold) & ~outdone
-    found[:, inner] &= (windows[..., :reach].amax(dim=2) < score[:, inner]) & (
+    is_peak = (score > threshold) & ~outdone
+    is_peak[:, inner] &= (windows[..., :reach].amax(dim=2) < score[:, inner]) & (
         windows[..., reach + 1 :].amax(dim=2) <= score[:, inner]
     )
-    sample, centre = found[:, first:last].T.nonzero(as_tuple=True)
+    sample, centre = is_peak[:, first:last].T.nonzero(as_tuple=True)
     return list(zip((sample + first).tolist(), centre.tolist(), strict=True))
 
 
@@ -183,7 +183,7 @@ def test_sharper_bounds_change_nothing_but_the_work(monkeypatch: pytest.MonkeyPa
     probe, shapes = PROBES["staggered"], smooth_shapes(3)
     templates = universal(probe, shapes)
     traces = planted(probe, shapes, 1500, 60, seed=9)
-    evaluated, found = [], []
+    evaluated, detected = [], []
     evaluate = kernels._PeakSearch.evaluate
 
     def counting(search: kernels._PeakSearch, pairs: torch.Tensor) -> None:
@@ -194,9 +194,9 @@ def test_sharper_bounds_change_nothing_but_the_work(monkeypatch: pytest.MonkeyPa
     for share in (0.0, 1.0):  # always, never
         monkeypatch.setattr(kernels, "SHARPENED_ABOVE", share)
         evaluated.append(0)
-        found.append(detect(traces, templates, threshold=4.0, reach=REACH, first=40, last=1460))
-    assert len(found[0].sample) > 30
-    for one, other in zip(*found, strict=True):
+        detected.append(detect(traces, templates, threshold=4.0, reach=REACH, first=40, last=1460))
+    assert len(detected[0].sample) > 30
+    for one, other in zip(*detected, strict=True):
         assert torch.equal(one, other)
     assert evaluated[0] < 0.7 * evaluated[1]
 
@@ -207,9 +207,9 @@ def test_where_pieces_are_cut_does_not_matter(monkeypatch: pytest.MonkeyPatch) -
     traces = planted(probe, shapes, 2500, 120, seed=7)
     whole = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
     monkeypatch.setattr(kernels, "SAMPLES_PER_CHUNK", ChunkSize(cpu=256, gpu=256))
-    pieces = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
+    chunked = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
     assert len(whole.sample) > 50
-    for one, other in zip(whole, pieces, strict=True):
+    for one, other in zip(whole, chunked, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-3)
 
 
@@ -229,10 +229,10 @@ def test_where_memory_is_out_pieces_are_halved(monkeypatch: pytest.MonkeyPatch) 
         return correlate(piece, *args, **options)
 
     monkeypatch.setattr(kernels, "correlate", with_little_room)
-    pieces = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
+    chunked = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
     assert max(lengths) > 2420 and len([length for length in lengths if length <= 700]) == 4
     assert len(whole.sample) > 50
-    for one, other in zip(whole, pieces, strict=True):
+    for one, other in zip(whole, chunked, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-3)  # products of fewer rows may sum otherwise
 
 
@@ -242,11 +242,11 @@ def test_padding_channels_are_of_no_account() -> None:
     templates = universal(probe, shapes, nearest_chans=10)
     assert (templates.present == 0).any()
     traces = planted(probe, shapes, 1500, 60, seed=8)
-    one = detect(traces, templates, threshold=8, reach=REACH, first=40, last=1460)
+    first = detect(traces, templates, threshold=8, reach=REACH, first=40, last=1460)
     padded = templates._replace(channels=torch.where(templates.present > 0, templates.channels, 7))
     other = detect(traces, padded, threshold=8, reach=REACH, first=40, last=1460)
-    assert len(one.sample) > 10
-    for a, b in zip(one, other, strict=True):
+    assert len(first.sample) > 10
+    for a, b in zip(first, other, strict=True):
         assert torch.equal(a, b)
 
 
@@ -259,9 +259,9 @@ def test_features_are_projections_of_the_window() -> None:
     components = torch.linalg.qr(torch.randn(NT, 4, generator=torch.Generator().manual_seed(1)))[0].T.contiguous()
     traces = torch.randn(probe.n_channels, 300, generator=torch.Generator().manual_seed(2))
     channels, sample = torch.tensor([[3, 0], [11, 5]]), torch.tensor([50, 200])
-    found = features(traces, components, channels, sample, present=torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
+    projected = features(traces, components, channels, sample, present=torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
     for n in range(2):
         for j in range(2):
             window = traces[channels[n, j], sample[n] - NT // 2 : sample[n] + NT // 2 + 1]
             expected = components @ window * (0 if (n, j) == (1, 1) else 1)
-            torch.testing.assert_close(found[n, j], expected, rtol=1e-4, atol=1e-5)  # float32
+            torch.testing.assert_close(projected[n, j], expected, rtol=1e-4, atol=1e-5)  # float32

@@ -29,8 +29,8 @@ def fingerprints(moves: list[float], n_bins: int = 60, within: tuple[float, floa
 
 def shifts(counts: np.ndarray, nblocks: int = 1, smoothing: tuple[float, float, float] = UNSMOOTHED) -> np.ndarray:
     """Registered shifts, relative to the middle batch, which is the first reference."""
-    found = register(counts, nblocks=nblocks, smoothing=smoothing)
-    return found - found[len(found) // 2]
+    estimate = register(counts, nblocks=nblocks, smoothing=smoothing)
+    return estimate - estimate[len(estimate) // 2]
 
 
 def test_whole_bins_are_recovered_and_undone() -> None:
@@ -47,17 +47,17 @@ def test_parts_of_bins_are_recovered() -> None:
 
 def test_slow_drift_survives_the_default_smoothing() -> None:
     moves = np.linspace(-5, 5, 41)
-    found = shifts(fingerprints(list(moves)), smoothing=(0.5, 0.5, 0.5))[:, 0]
-    np.testing.assert_allclose(found, -moves, atol=0.4)  # as above, plus a quarter of a bin between batches
+    estimate = shifts(fingerprints(list(moves)), smoothing=(0.5, 0.5, 0.5))[:, 0]
+    np.testing.assert_allclose(estimate, -moves, atol=0.4)  # as above, plus a quarter of a bin between batches
 
 
 def test_segments_move_on_their_own() -> None:
     low = fingerprints([0] * 8 + [2], within=(8, 40), n_bins=100)
     high = fingerprints([0] * 8 + [-2], within=(60, 92), n_bins=100)
-    found = shifts(low + high, nblocks=2)
-    assert found.shape == (9, 3)
-    np.testing.assert_allclose(found[-1, [0, 2]], [-2, 2], atol=0.3)  # as above
-    np.testing.assert_allclose(found[:-1], 0, atol=0.2)
+    estimate = shifts(low + high, nblocks=2)
+    assert estimate.shape == (9, 3)
+    np.testing.assert_allclose(estimate[-1, [0, 2]], [-2, 2], atol=0.3)  # as above
+    np.testing.assert_allclose(estimate[:-1], 0, atol=0.2)
 
 
 @pytest.mark.parametrize("n_bins", [1, 2, 7, 15, 60])
@@ -78,9 +78,9 @@ def test_silence_does_not_move() -> None:
 
 @pytest.mark.parametrize(("within", "move"), [((2, 8), 4.0), ((52, 57), -4.0)])
 def test_activity_at_one_end_only_is_followed(within: tuple[float, float], move: float) -> None:
-    found = shifts(fingerprints([0, 0, 0, 0, move, move], within=within)[[0, 1, 4, 2, 3, 5]])
+    estimate = shifts(fingerprints([0, 0, 0, 0, move, move], within=within)[[0, 1, 4, 2, 3, 5]])
     # Where the middle batch lies is 0.
-    np.testing.assert_allclose(found[:, 0], [0, 0, -move, 0, 0, -move], atol=0.2)
+    np.testing.assert_allclose(estimate[:, 0], [0, 0, -move, 0, 0, -move], atol=0.2)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_segments_half_overlap(n_bins: int, nblocks: int, bounds: list[tuple[int
 
 def test_shifts_are_interpolated_between_segments_and_extrapolated_beyond() -> None:
     depth = np.array([0.0, 20, 50, 80, 100, 110])
-    found = shift_at(depth, np.array([20, 80, 100], np.float32), np.array([0, 6, 4], np.float32))
-    np.testing.assert_allclose(found, [-2, 0, 3, 6, 4, 3], atol=1e-9)  # whole numbers, computed in float64
+    estimate = shift_at(depth, np.array([20, 80, 100], np.float32), np.array([0, 6, 4], np.float32))
+    np.testing.assert_allclose(estimate, [-2, 0, 3, 6, 4, 3], atol=1e-9)  # whole numbers, computed in float64
 
 
 def test_one_segment_moves_everything_alike() -> None:

@@ -83,7 +83,7 @@ def oracle(
             n_units, -1
         )
     residual = traces.double().clone()
-    found, scores = [], []
+    accepted, scores = [], []
     for _ in range(max_peels):
         padded = torch.nn.functional.pad(residual, (half, half)).unfold(1, nt, 1)  # (c, t, w)
         score = torch.einsum("ucq,qw,ctw->ut", units, pcs, padded) / norm.clamp_min(1e-30)[:, None]
@@ -92,20 +92,20 @@ def oracle(
         peaks = []
         for unit, sample in torch.nonzero(score > threshold).tolist():
             around = score[rivals[unit], sample - nt : sample + nt + 1]
-            here = score[unit, sample]
-            ties = torch.nonzero(score[:, sample - nt : sample + nt + 1] == here)
+            value = score[unit, sample]
+            ties = torch.nonzero(score[:, sample - nt : sample + nt + 1] == value)
             ties = ties[rivals[unit][ties[:, 0]]]
             first = min((lag, other) for other, lag in ties.tolist())
-            if here == around.max() and first == (nt, unit):
-                peaks.append((sample, unit, float(here)))
+            if value == around.max() and first == (nt, unit):
+                peaks.append((sample, unit, float(value)))
         if not peaks:
             break
-        for sample, unit, here in peaks:
-            residual[:, sample - half : sample + half + 1] -= here / norm[unit] * units[unit] @ pcs
-            found.append((sample, unit))
-            scores.append(here)
-    order = sorted(range(len(found)), key=lambda i: found[i])
-    return [found[i] for i in order], torch.tensor([scores[i] for i in order]), residual
+        for sample, unit, value in peaks:
+            residual[:, sample - half : sample + half + 1] -= value / norm[unit] * units[unit] @ pcs
+            accepted.append((sample, unit))
+            scores.append(value)
+    order = sorted(range(len(accepted)), key=lambda i: accepted[i])
+    return [accepted[i] for i in order], torch.tensor([scores[i] for i in order]), residual
 
 
 def as_list(spikes: TileSpikes) -> list[tuple[int, int]]:
@@ -128,10 +128,10 @@ def test_one_spike_is_found_where_it_is_and_nothing_is_left() -> None:
     assert spikes.score.item() == pytest.approx(1.5 * units[1].norm().item(), rel=1e-4)
     residual = subtract(traces, spikes, templates)
     assert residual.abs().max() < 1e-3
-    found = features(residual, spikes, templates)
+    projected = features(residual, spikes, templates)
     channels = templates.template_channels[1]
     assert channels[0] == units[1].square().sum(1).argmax()
-    torch.testing.assert_close(found[0], 1.5 * units[1][channels], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(projected[0], 1.5 * units[1][channels], atol=1e-3, rtol=1e-3)
 
 
 def test_overlapping_spikes_of_two_units_are_both_found() -> None:
@@ -242,9 +242,9 @@ def test_padded_channels_have_features_zero() -> None:
     templates = prepare(units, components(), near, np.zeros((3, 2)))
     traces = planted(units, templates.components, [60], [0], 150, [2.0])
     spikes = match(traces, templates)
-    found = features(subtract(traces, spikes, templates), spikes, templates)
-    assert (found[:, templates.template_channels[0] < 0] == 0).all()
-    assert (found[:, templates.template_channels[0] >= 0] != 0).any()
+    projected = features(subtract(traces, spikes, templates), spikes, templates)
+    assert (projected[:, templates.template_channels[0] < 0] == 0).all()
+    assert (projected[:, templates.template_channels[0] >= 0] != 0).any()
 
 
 @pytest.mark.slow

@@ -20,8 +20,8 @@ def peaks(*spikes: tuple[int, int, float], first: int = 50, last: int = 350) -> 
     traces = torch.zeros(4, 400)
     for channel, sample, height in spikes:
         traces[channel, sample] = height
-    found = find_clean_peaks(traces, NEAR, WIDE, threshold=6, first=first, last=last)
-    return list(zip(*(one.tolist() for one in found), strict=True))
+    peaks_found = find_clean_peaks(traces, NEAR, WIDE, threshold=6, first=first, last=last)
+    return list(zip(*(column.tolist() for column in peaks_found), strict=True))
 
 
 @pytest.mark.parametrize("height", [-10.0, 10.0])
@@ -98,10 +98,10 @@ def test_pieces_find_what_is_found_one_by_one(at_once: int, monkeypatch: pytest.
     monkeypatch.setattr(waveforms, "CHANNELS_PER_CHUNK", ChunkSize(cpu=at_once, gpu=1))
     monkeypatch.setattr(waveforms, "WINDOWS_PER_CHUNK", ChunkSize(cpu=at_once, gpu=1))
     traces, near, wide = moved(seed=at_once)
-    found = find_clean_peaks(traces, near, wide, threshold=6, first=40, last=2900)
+    peaks_found = find_clean_peaks(traces, near, wide, threshold=6, first=40, last=2900)
     expected = one_by_one(traces, near, wide, 40, 2900)
-    assert list(zip(*(one.tolist() for one in found), strict=True)) == expected
-    assert expected and all(one.dtype == torch.int64 for one in found)
+    assert list(zip(*(column.tolist() for column in peaks_found), strict=True)) == expected
+    assert expected and all(column.dtype == torch.int64 for column in peaks_found)
 
 
 def test_however_many_samples_are_above_threshold_few_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,20 +155,20 @@ def three_kinds(spread: float = 0.02) -> tuple[Tensor, Tensor]:
 
 def test_typical_shapes_are_found_most_numerous_first() -> None:
     snippets, shapes = three_kinds()
-    found = typical_shapes(snippets, 3, seed=1)
+    shapes_found = typical_shapes(snippets, 3, seed=1)
     # The mean of ten snippets with noise of 0.02 is off by 0.006 in each of 27 entries; five times that.
-    torch.testing.assert_close(found, shapes[[0, 2, 1]], atol=0.03, rtol=0)
+    torch.testing.assert_close(shapes_found, shapes[[0, 2, 1]], atol=0.03, rtol=0)
 
 
 @pytest.mark.slow
 def test_typical_shapes_have_unit_norm_and_follow_the_seed() -> None:
-    found = typical_shapes(noise(300), 6, seed=3)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(6), atol=1e-6, rtol=0)  # float32
-    assert torch.equal(typical_shapes(noise(300), 6, seed=3), found)
-    assert not torch.equal(typical_shapes(noise(300), 6, seed=4), found)
+    shapes_found = typical_shapes(noise(300), 6, seed=3)
+    torch.testing.assert_close(shapes_found.norm(dim=1), torch.ones(6), atol=1e-6, rtol=0)  # float32
+    assert torch.equal(typical_shapes(noise(300), 6, seed=3), shapes_found)
+    assert not torch.equal(typical_shapes(noise(300), 6, seed=4), shapes_found)
 
 
 def test_as_many_shapes_as_snippets_are_the_snippets() -> None:
     snippets = torch.eye(5)[:3]
-    found = typical_shapes(snippets, 3, seed=0)
-    assert sorted(found.tolist()) == sorted(snippets.tolist())
+    shapes_found = typical_shapes(snippets, 3, seed=0)
+    assert sorted(shapes_found.tolist()) == sorted(snippets.tolist())

@@ -93,9 +93,9 @@ def test_whether_anything_moves_does_not_depend_on_the_cut(source: Preprocessor,
     decided = set()
     for seed in range(6):
         peaks = faint(seed)
-        found = [moved_by(source, cut(peaks, tmp_path, n), tmp_path) for n in (1, 2, 5, N_BATCHES)]
-        first, plotted = found[0]
-        for moved, sample in found[1:]:
+        results = [moved_by(source, cut(peaks, tmp_path, n), tmp_path) for n in (1, 2, 5, N_BATCHES)]
+        first, plotted = results[0]
+        for moved, sample in results[1:]:
             assert moved.shift_um.tobytes() == first.shift_um.tobytes(), seed
             for name in ("sample", "depth_um", "score"):
                 assert getattr(sample, name).tobytes() == getattr(plotted, name).tobytes()
@@ -110,5 +110,5 @@ def test_peaks_for_the_plot_are_thinned_within_each_batch(
     monkeypatch.setattr(drift, "MAX_PLOTTED", 3 * N_BATCHES)
     peaks = faint(0)
     plotted = moved_by(source, cut(peaks, tmp_path, 7), tmp_path).peaks
-    there = np.bincount(peaks["sample"].astype(np.int64) // SIZE, minlength=N_BATCHES)
-    assert np.bincount(plotted.sample // SIZE, minlength=N_BATCHES).tolist() == np.minimum(there, 3).tolist()
+    n_in_tile = np.bincount(peaks["sample"].astype(np.int64) // SIZE, minlength=N_BATCHES)
+    assert np.bincount(plotted.sample // SIZE, minlength=N_BATCHES).tolist() == np.minimum(n_in_tile, 3).tolist()

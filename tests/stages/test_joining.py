@@ -44,20 +44,20 @@ def sorted_spikes(folder: Path, edges: list[int]) -> dict[str, np.ndarray]:
     bounds = [0, *edges, 1000]
     receipts, row = [], np.zeros(N_SPIKES, np.int64)
     for number, (first, last) in enumerate(pairwise(bounds)):
-        mine = np.flatnonzero((spikes["sample"] >= first) & (spikes["sample"] < last))
-        region = spikes["cluster"][mine] // 2
-        row[mine[np.argsort(region, kind="stable")]] = sum(r.n_rows for r in receipts) + np.arange(len(mine))
-        receipts.append(write_block(folder / f"block{number}.npz", {"features": spikes["features"][mine]}, region, 2))
+        rows = np.flatnonzero((spikes["sample"] >= first) & (spikes["sample"] < last))
+        region = spikes["cluster"][rows] // 2
+        row[rows[np.argsort(region, kind="stable")]] = sum(r.n_rows for r in receipts) + np.arange(len(rows))
+        receipts.append(write_block(folder / f"block{number}.npz", {"features": spikes["features"][rows]}, region, 2))
     of_regions = []
     for region in (0, 1):
-        mine = np.flatnonzero(spikes["cluster"] // 2 == region)
+        rows = np.flatnonzero(spikes["cluster"] // 2 == region)
         columns = {
-            "sample": spikes["sample"][mine],
-            "template": np.full(len(mine), region, np.int32),
-            "score": mine.astype(np.float32),
-            "row": row[mine],
+            "sample": spikes["sample"][rows],
+            "template": np.full(len(rows), region, np.int32),
+            "score": rows.astype(np.float32),
+            "row": row[rows],
         }
-        of_regions.append(write_block(folder / f"r{region}-{len(edges)}.npz", columns, spikes["cluster"][mine] % 2, 2))
+        of_regions.append(write_block(folder / f"r{region}-{len(edges)}.npz", columns, spikes["cluster"][rows] % 2, 2))
     kept = np.concatenate([spikes["kept"][spikes["cluster"] == number] for number in range(4)])
     units = Units(
         clusters=Clusters(of_regions),
@@ -69,7 +69,7 @@ def sorted_spikes(folder: Path, edges: list[int]) -> dict[str, np.ndarray]:
         contamination=np.zeros(2),
         similarity=np.eye(2, dtype=np.float32),
     )
-    found = Spikes(
+    block_spikes = Spikes(
         receipts=receipts,
         first=np.array(bounds[:-1]),
         dropped=[np.zeros(0, np.int64)] * len(receipts),
@@ -78,30 +78,30 @@ def sorted_spikes(folder: Path, edges: list[int]) -> dict[str, np.ndarray]:
         region_of=np.array([0, 1]),
         sampling_rate_hz=30_000.0,
     )
-    parts = list(Join(Settings(), units, found, WAVEFORMS, LINE).in_order())
+    parts = list(Join(Settings(), units, block_spikes, WAVEFORMS, LINE).in_order())
     assert len(parts) == len(edges) + 1  # a block's worth at a time
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def test_spikes_are_in_order_of_their_moved_times_then_of_units(tmp_path: Path) -> None:
-    found, spikes = sorted_spikes(tmp_path, []), all_spikes()
-    which = found["score"].astype(int)
+    columns, spikes = sorted_spikes(tmp_path, []), all_spikes()
+    which = columns["score"].astype(int)
     cluster = spikes["cluster"][which]
     assert sorted(which) == np.flatnonzero(spikes["cluster"] != 2).tolist()  # every spike of a unit once
-    assert np.array_equal(found["sample"], spikes["sample"][which] - LAG_OF[cluster])
-    assert np.array_equal(found["unit"], UNIT_OF[cluster])
-    assert np.array_equal(found["kept"], spikes["kept"][which])
-    assert np.array_equal(np.lexsort((found["unit"], found["sample"])), np.arange(len(which)))
+    assert np.array_equal(columns["sample"], spikes["sample"][which] - LAG_OF[cluster])
+    assert np.array_equal(columns["unit"], UNIT_OF[cluster])
+    assert np.array_equal(columns["kept"], spikes["kept"][which])
+    assert np.array_equal(np.lexsort((columns["unit"], columns["sample"])), np.arange(len(which)))
 
 
 def test_features_come_from_the_blocks_and_are_moved_with_the_spike(tmp_path: Path) -> None:
-    found, spikes = sorted_spikes(tmp_path, [500]), all_spikes()
-    which = found["score"].astype(int)
+    columns, spikes = sorted_spikes(tmp_path, [500]), all_spikes()
+    which = columns["score"].astype(int)
     late = spikes["cluster"][which] == 3
     own = spikes["features"][which]
-    assert np.array_equal(found["features"][~late], own[~late])
+    assert np.array_equal(columns["features"][~late], own[~late])
     rolled = own[late] @ roll_matrix(torch.from_numpy(WAVEFORMS.components), 4).numpy()
-    np.testing.assert_allclose(found["features"][late], rolled, atol=1e-6)  # float32
+    np.testing.assert_allclose(columns["features"][late], rolled, atol=1e-6)  # float32
 
 
 @pytest.mark.parametrize("edges", [[500], [100, 101, 300, 700], list(range(10, 1000, 10))])
@@ -114,8 +114,8 @@ def test_the_same_from_any_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def locate(features: list[list[float]], channels: list[int], limit_um: float = 100) -> tuple[float, float]:
-    found = np.array([features], np.float32)
-    x, y = positions(found, np.zeros(1, np.int32), np.array([channels]), LINE, limit_um)
+    rows = np.array([features], np.float32)
+    x, y = positions(rows, np.zeros(1, np.int32), np.array([channels]), LINE, limit_um)
     assert x.dtype == y.dtype == np.float32
     return float(x[0]), float(y[0])
 

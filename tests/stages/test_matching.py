@@ -66,9 +66,9 @@ def spikes(folder: Path, given: list[tuple[int, int, int, int]], tail: int, step
     waveforms = Waveforms(np.ones((1, NT)), np.ones((1, NT)))
     chosen = Settings(nt=NT, nt0min=PEAK, batch_size=SIZE, n_pcs=1)
     match = Reports(chosen, tiles, waveforms, Templates(each, np.ones(N_UNITS)), regions, tuple(given))
-    found = match.run(RunHere(folder, per_block))
+    matched = match.run(RunHere(folder, per_block))
     rows: list[Any] = []
-    for receipt, dropped in zip(found.receipts, found.dropped, strict=True):
+    for receipt, dropped in zip(matched.receipts, matched.dropped, strict=True):
         columns = [read_column(receipt, name) for name in ("sample", "template", "number")]
         rows += zip(*(np.delete(column, dropped).tolist() for column in columns), strict=True)
     return sorted(rows)
@@ -99,5 +99,5 @@ def test_what_tiles_place_differently_counts_once(folder: Path, places: set[int]
         (first + 9 * place, data.draw(st.integers(0, 1)), data.draw(late), data.draw(late)) for place in sorted(places)
     ]
     for per_block in (1, 3):
-        found = spikes(folder, given, SIZE, 1, per_block)
-        assert sorted(number for _, _, number in found) == list(range(len(given)))
+        matched = spikes(folder, given, SIZE, 1, per_block)
+        assert sorted(number for _, _, number in matched) == list(range(len(given)))

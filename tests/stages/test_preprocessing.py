@@ -149,8 +149,8 @@ def test_a_dead_channel_enters_nothing(samples: np.ndarray) -> None:
         source = source_of(broken)
     others = Probe.from_positions(np.delete(PROBE.positions_um, 3, axis=0))
     without = referenced(source_of(np.delete(samples, 3, axis=1), probe=others))
-    found = referenced(source)
-    assert torch.equal(found[[0, 1, 2, 4, 5, 6, 7]], without)
+    traces = referenced(source)
+    assert torch.equal(traces[[0, 1, 2, 4, 5, 6, 7]], without)
 
 
 @pytest.mark.parametrize("shift", [-13.0, 6.5])
@@ -166,10 +166,10 @@ def test_a_dead_channel_stays_silent_when_traces_are_moved(samples: np.ndarray, 
     others = Probe.from_positions(PROBE.positions_um[alive])
     without = source_of(broken[:, alive], probe=others)
     without = without.with_results(whitening=Whitening(np.eye(7) * 0.1, []), drift=drift)
-    found, _ = source.whitened(source.tiling[1])
+    traces, _ = source.whitened(source.tiling[1])
     expected, _ = without.whitened(without.tiling[1])
-    assert not found[3].any()
-    torch.testing.assert_close(found[alive], expected, rtol=1e-4, atol=1e-4)  # float32, other matrix shapes
+    assert not traces[3].any()
+    torch.testing.assert_close(traces[alive], expected, rtol=1e-4, atol=1e-4)  # float32, other matrix shapes
 
 
 def test_artifacts_are_blanked_on_all_channels(samples: np.ndarray) -> None:

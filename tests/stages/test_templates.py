@@ -120,9 +120,9 @@ def test_a_region_without_peaks_has_no_templates(tmp_path: Path) -> None:
         GraphClustering(settings),
         min_spikes=5,
     )
-    found = stage.task(0, tmp_path)
-    assert found.features.shape == (0, 3, 2)
-    assert stage.combine([found], run).features.shape == stage.combine([], run).features.shape == (0, 3, 2)
+    templates = stage.task(0, tmp_path)
+    assert templates.features.shape == (0, 3, 2)
+    assert stage.combine([templates], run).features.shape == stage.combine([], run).features.shape == (0, 3, 2)
     assert stage.run(run).features.shape == (0, 3, 2)
 
 

@@ -85,9 +85,9 @@ def in_blocks(receipts: list[Receipt], first: list[int], dropped: list[list[int]
     )
 
 
-def sorter_of(found: Spikes) -> SortRegions:
+def sorter_of(spikes: Spikes) -> SortRegions:
     settings = Settings(n_pcs=1)
-    return SortRegions(settings, found, simulate.linear_probe(1), GraphClustering(settings))
+    return SortRegions(settings, spikes, simulate.linear_probe(1), GraphClustering(settings))
 
 
 def two_blocks(folder: Path) -> Spikes:
@@ -102,11 +102,11 @@ def test_rows_that_were_dropped_do_not_count(tmp_path: Path) -> None:
 
 
 def test_a_regions_spikes_are_written_by_unit_with_their_place_in_the_blocks(tmp_path: Path) -> None:
-    found = sorter_of(two_blocks(tmp_path)).task(0, tmp_path)
-    assert found.unit_features.shape == (1, 1, 1)
-    assert read_column(found.receipt, "sample").tolist() == [5, 130]
-    assert read_column(found.receipt, "score").tolist() == [5, 130]
-    assert read_column(found.receipt, "row").tolist() == [0, 5]  # of 4 + 3 rows, grouped by region
+    units = sorter_of(two_blocks(tmp_path)).task(0, tmp_path)
+    assert units.unit_features.shape == (1, 1, 1)
+    assert read_column(units.receipt, "sample").tolist() == [5, 130]
+    assert read_column(units.receipt, "score").tolist() == [5, 130]
+    assert read_column(units.receipt, "row").tolist() == [0, 5]  # of 4 + 3 rows, grouped by region
 
 
 @pytest.mark.parametrize("n_regions", [1, 2])
@@ -119,14 +119,14 @@ def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, 
         "features": np.ones((2, 1, 1), np.float32),
     }
     receipt = write_block(tmp_path / "a.npz", columns, np.array([0, n_regions - 1]), n_regions)
-    found, run = in_blocks([receipt], [0], [[0, 1]]), RunHere(tmp_path)
-    regions = sorter_of(found).run(run)
+    spikes, run = in_blocks([receipt], [0], [[0, 1]]), RunHere(tmp_path)
+    regions = sorter_of(spikes).run(run)
     assert [region.unit_features.shape for region in regions] == [(0, 1, 1)] * n_regions
     waveforms = Waveforms(np.ones((1, 3)), np.ones((1, 3)))
     settings, probe = Settings(n_pcs=1), simulate.linear_probe(1)
     units = Merge(settings, regions, waveforms, probe, 30_000.0, FEWEST).run(run)
     assert units.features.shape == (0, 1, 1)
-    columns = Join(settings, units, found, waveforms, probe).run(run)
+    columns = Join(settings, units, spikes, waveforms, probe).run(run)
     assert columns["sample"].shape == (0,) and columns["features"].shape == (0, 1, 1)
 
 
