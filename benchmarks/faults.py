@@ -80,12 +80,12 @@ def note(journal: Path, event: str, task: Path) -> None:
 
 def serve(data: Path) -> None:
     """Sort as often as asked: lines of JSON in, a line out for each."""
-    from ks4stream import open_recording, sorter
+    from ks4stream import open_recording, run, sort
     from ks4stream.engine.cluster import local_client
     from ks4stream.settings import Settings
     from ks4stream.simulate import linear_probe
 
-    sorter.Checkpointed = Watched  # type: ignore[misc]
+    run.Checkpointed = Watched  # type: ignore[misc]  # in place of the tasks of every stage
     answer = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever else is printed goes to the log
     with local_client(n_workers=2, processes=True) as client:
@@ -97,9 +97,7 @@ def serve(data: Path) -> None:
             )
             settings = Settings(batch_size=30_000, nblocks=order["nblocks"])
             try:
-                sorter.sort(
-                    recording, settings, results_dir=order["folder"], client=client, block_batches=BLOCK_BATCHES
-                )
+                sort(recording, settings, results_dir=order["folder"], client=client, block_batches=BLOCK_BATCHES)
             except ResultsError as error:
                 print(json.dumps({"refused": str(error)}), file=answer)
             except Exception as error:

@@ -18,12 +18,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import outcome
 import recordings
 import torch
+from run_here import run_here
 from scenarios import SCENARIOS
 
 from ks4stream import Settings, geometry, load_probe, open_recording
@@ -32,22 +33,24 @@ from ks4stream.engine import one_thread
 from ks4stream.kernels import convolution, detection
 from ks4stream.kernels import preprocessing as filters
 from ks4stream.sorter import prepare
-from ks4stream.stages import preprocessing, waveforms, whitening
-from ks4stream.stages.detection import Detector
+from ks4stream.stages import preprocessing
+from ks4stream.stages.detection import Detect
+from ks4stream.stages.waveforms import LearnWaveforms
+from ks4stream.stages.whitening import LearnWhitening
 
 STEPS: tuple[tuple[str, Any, str], ...] = (  # label, owner, function: timed where detection calls them
-    ("read", preprocessing.Preprocessor, "_raw"),
+    ("read", preprocessing.Preprocessor, "raw"),
     ("filter", filters, "highpass"),
     ("reference", filters, "subtract_reference"),
     ("whiten", preprocessing.Preprocessor, "whitened"),
     ("convolve", detection, "correlate"),
-    ("bounds", detection._Search, "__init__"),
-    ("scores", detection._Search, "evaluate"),
-    ("maxima", detection._Search, "summits"),
-    ("maxima", detection._Search, "not_outshone"),
-    ("maxima", detection._Search, "candidates"),
-    ("maxima", detection._Search, "rivals"),
-    ("maxima", detection._Search, "are_largest"),
+    ("bounds", detection._PeakSearch, "__init__"),
+    ("scores", detection._PeakSearch, "evaluate"),
+    ("maxima", detection._PeakSearch, "summits"),
+    ("maxima", detection._PeakSearch, "undominated"),
+    ("maxima", detection._PeakSearch, "candidates"),
+    ("maxima", detection._PeakSearch, "rivals"),
+    ("maxima", detection._PeakSearch, "are_largest"),
     ("depth and template", detection, "_describe"),
     ("features", detection, "features"),
 )
@@ -109,47 +112,66 @@ def main(arguments: Sequence[str] | None = None) -> None:
         binary = options.recording
         if binary is None:
             binary, _ = recordings.make(options.scenario, options.seed, Path(folder), seconds=options.seconds)
-        detector = make_detector(binary, outcome.parse_settings(options.set))
-        found = measure(detector, n_tiles=options.tiles, n_repetitions=options.repetitions)
-    print(report(found, detector))
+        detect = make_stage(binary, outcome.parse_settings(options.set))
+        found = measure(detect, n_tiles=options.tiles, n_repetitions=options.repetitions)
+        print(report(found, detect))
     if options.json:
         options.json.write_text(json.dumps({"machine": outcome.machine(), **found}, indent=1))
 
 
-def make_detector(binary: Path, settings: dict[str, Any]) -> Detector:
-    """Whitening and waveforms learned from the file, as the detection pass of a sort has them."""
+def make_stage(binary: Path, settings: dict[str, Any]) -> Detect:
+    """Detection with whitening and waveforms learned from the file, as a sort has them in its first pass."""
     probe = binary.with_suffix(".probe.json")
     n_channels = json.loads(probe.read_text())["n_chan"]
     recording = open_recording(binary, n_chan=n_channels, fs=30_000.0, dtype="int16", probe=load_probe(probe))
     known = Settings.from_dict(settings)
-    source = prepare(recording, known)
-    some = tuple(source.tiling[i] for i in source.tiling.evenly(known.nskip))
-    source = source.with_results(whitening=whitening.combine(source, [whitening.Covariances(source)(some)]))
-    snippets = waveforms.Snippets(source, known.Th_single_ch, waveforms.MOST_SNIPPETS)(some)
-    shapes = waveforms.combine(known, [snippets], threshold=known.Th_single_ch)
-    centres = geometry.template_centres(source.probe, known)
-    return Detector(source, centres, shapes or waveforms.shipped(known, recording.sampling_rate_hz))
+    tiles = prepare(recording, known)
+    with run_here(tiles) as run:
+        tiles = tiles.with_results(whitening=run.do(LearnWhitening(known, tiles)))
+        waveforms = run.do(LearnWaveforms(known, tiles))
+    centres = geometry.template_centres(tiles.probe, known, tiles.without_signal)
+    return Detect(known, tiles, waveforms, centres, geometry.clustering_regions(centres, known))
 
 
-def measure(detector: Detector, *, n_tiles: int, n_repetitions: int) -> dict[str, Any]:
+class Floor(NamedTuple):
+    """What the floor computes with."""
+
+    response: torch.Tensor  # of the filter
+    whitening: torch.Tensor  # (c, c)
+    shapes: torch.Tensor  # (p, w) universal waveforms
+
+    @classmethod
+    def of(cls, detect: Detect) -> Floor:
+        """The same as detection."""
+        tiles = detect.tiles
+        response = filters.highpass_response(
+            tiles.tiling.size + 2 * tiles.tiling.halo,
+            sampling_rate_hz=tiles.sampling_rate_hz,
+            cutoff_hz=tiles.settings.highpass_cutoff,
+        )
+        assert tiles.whitening is not None
+        return cls(torch.from_numpy(response), torch.from_numpy(tiles.whitening.matrix), detect.templates.shapes)
+
+
+def measure(detect: Detect, *, n_tiles: int, n_repetitions: int) -> dict[str, Any]:
     """CPU and wall seconds of floor and pass, per tile and repetition, and the pass's steps."""
-    tiling = detector.source.tiling
+    tiling, least = detect.tiles.tiling, Floor.of(detect)
     chosen = np.unique(np.linspace(0, len(tiling) - 1, n_tiles + 2).astype(int)[1:-1])  # not the padded ends
     tiles = [tiling[int(index)] for index in chosen]
-    run_floor(detector, detector.source._raw(tiles[0]), Stopwatch())  # everything that is made on first use
-    run_pass(detector, tiles[0])
+    run_floor(least, detect.tiles.raw(tiles[0]), Stopwatch())  # everything that is made on first use
+    run_pass(detect, tiles[0])
     steps: dict[str, list[float]] = defaultdict(list)
     cpu, wall = (np.zeros((2, n_repetitions, len(tiles))) for _ in range(2))
     n_peaks = 0
     for repetition in range(n_repetitions):
         for at, tile in enumerate(tiles):
-            traces = detector.source._raw(tile)
+            traces = detect.tiles.raw(tile)
             floor, whole = Stopwatch(), Stopwatch()
             clocks = [(time.thread_time(), time.perf_counter())]
-            run_floor(detector, traces, floor)
+            run_floor(least, traces, floor)
             clocks.append((time.thread_time(), time.perf_counter()))
             with whole.watching(STEPS), whole.time("rest"):
-                n_peaks += run_pass(detector, tile)
+                n_peaks += run_pass(detect, tile)
             clocks.append((time.thread_time(), time.perf_counter()))
             cpu[:, repetition, at], wall[:, repetition, at] = np.diff(np.array(clocks), axis=0).T
             for begin, watch in (("floor: ", floor), ("", whole)):
@@ -163,37 +185,39 @@ def measure(detector: Detector, *, n_tiles: int, n_repetitions: int) -> dict[str
     }
 
 
-def run_floor(detector: Detector, traces: torch.Tensor, watch: Stopwatch) -> None:
+def run_floor(floor: Floor, traces: torch.Tensor, watch: Stopwatch) -> None:
     """Filter, whiten and convolve one tile, no more."""
     with watch.time("filter"):
-        traces = filters.highpass(traces, detector.source._constant("response"))
+        traces = filters.highpass(traces, floor.response)
     with watch.time("whiten"):
-        traces = detector.source._constant("whitening") @ traces
+        traces = floor.whitening @ traces
     with watch.time("convolve"):
-        for piece in traces.split(detection.PIECE.on(traces.device), dim=1):  # faster than the whole tile at once
-            convolution.correlate(piece, detector.templates.shapes, layout="ctp")
+        for piece in traces.split(
+            detection.SAMPLES_PER_CHUNK.on(traces.device), dim=1
+        ):  # faster than the whole tile at once
+            convolution.correlate(piece, floor.shapes, layout="ctp")
 
 
-def run_pass(detector: Detector, tile: Tile) -> int:
+def run_pass(detect: Detect, tile: Tile) -> int:
     """Detect one tile's peaks and take their features; return how many there are."""
-    traces, peaks = detector.peaks(tile)
-    known = detector.templates
+    traces, peaks = detect.peaks(tile)
+    known = detect.templates
     channels, present = known.channels[peaks.centre], known.present[peaks.centre]
     detection.features(traces, known.components, channels, peaks.sample, present)
     return len(peaks.sample)
 
 
-def report(found: dict[str, Any], detector: Detector) -> str:
+def report(found: dict[str, Any], detect: Detect) -> str:
     """The ratio and where the time goes, as text."""
-    source = detector.source
+    tiles = detect.tiles
     floor, whole = np.median(np.asarray(found["cpu_s"]), axis=1)  # (tile,) each
     wall_floor, wall_whole = np.median(np.asarray(found["wall_s"]), axis=1)
     steps, read = found["steps_cpu_s"], found["steps_cpu_s"].get("read", 0.0)
     ratio = whole / floor
     lines = [
         f"Machine: {outcome.describe(outcome.machine())}; torch {torch.__version__}, {torch.get_num_threads()} thread",
-        f"{source.probe.n_channels} channels, {len(detector.centres)} centres, tiles of {source.tiling.size} + 2 × "
-        f"{source.tiling.halo} samples, {found['peaks_per_tile']:.0f} peaks per tile",
+        f"{tiles.probe.n_channels} channels, {len(detect.centres)} centres, tiles of {tiles.tiling.size} + 2 × "
+        f"{tiles.tiling.halo} samples, {found['peaks_per_tile']:.0f} peaks per tile",
         f"floor {1e3 * np.median(floor):.1f} ms, pass {1e3 * np.median(whole):.1f} ms of CPU time per tile",
         f"ratio {np.median(ratio):.2f} (over tiles {ratio.min():.2f} to {ratio.max():.2f}); "
         f"of wall times {np.median(wall_whole / wall_floor):.2f}; "

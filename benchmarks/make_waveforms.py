@@ -9,14 +9,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from run_here import run_here
+from scenarios import SCENARIOS
 
-from benchmarks.scenarios import SCENARIOS
 from ks4stream.io.recordings import open_recording
 from ks4stream.settings import Settings
 from ks4stream.sorter import prepare
-from ks4stream.stages import waveforms, whitening
+from ks4stream.stages.waveforms import LearnWaveforms
+from ks4stream.stages.whitening import LearnWhitening
 
-PER_RECORDING = 200
+PER_RECORDING, MOST_PER_TILE = 200, 1000
+THRESHOLD = 8.0
 SEED = 7  # of the recordings; no benchmark uses it
 
 
@@ -26,10 +29,13 @@ def main() -> None:
     for name in ("static", "fourshank", "tetrodes"):
         simulated = SCENARIOS[name](SEED, duration_s=60.0)
         recording = open_recording(simulated.traces, fs=simulated.sampling_rate_hz, probe=simulated.probe)
-        source = prepare(recording, Settings())
-        tiles = tuple(source.tiling)
-        source = source.with_results(whitening=whitening.combine(source, [whitening.Covariances(source)(tiles)]))
-        found = np.concatenate(waveforms.Snippets(source, 8.0, 1000)(tiles))
+        settings = Settings(nskip=1)  # whitening from all batches
+        tiles = prepare(recording, settings)
+        with run_here(tiles) as run:
+            tiles = tiles.with_results(whitening=run.do(LearnWhitening(settings, tiles)))
+            learn = LearnWaveforms(settings, tiles, threshold=THRESHOLD, max_per_tile=MOST_PER_TILE)
+            parts = run.map(learn, run.blocks(tiles.tiling))
+            found = np.concatenate([snippets for part in parts for snippets in part])
         kept.append(found[np.linspace(0, len(found) - 1, PER_RECORDING).astype(int)])
     np.savez(Path(sys.argv[1]), snippets=np.concatenate(kept).astype(np.float32))
 

@@ -30,15 +30,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream import Settings, geometry, load_probe, report
-from ks4stream.engine import one_thread
-from ks4stream.io.mapped import ColumnWriter
+from ks4stream.engine import Loop, one_thread
 from ks4stream.io.records import read_record, write_record
 from ks4stream.io.results_folder import ResultsFolder
+from ks4stream.io.run_store import open_store
+from ks4stream.io.sources import ArraySource
 from ks4stream.io.tables import Receipt, write_block
+from ks4stream.kernels.graph import ScatteredRows
 from ks4stream.probe import Probe
+from ks4stream.recording import Recording
 from ks4stream.results import Sorting, Waveforms
-from ks4stream.stages import joining, matching, units
-from ks4stream.stages import waveforms as waveform_stage
+from ks4stream.run import Run
+from ks4stream.stages.clustering import ClusterMethod, GraphClustering
+from ks4stream.stages.detection import rows_of_region
+from ks4stream.stages.joining import Join
+from ks4stream.stages.matching import Spikes
+from ks4stream.stages.preprocessing import Preprocessor, tiling_of
+from ks4stream.stages.units import ENOUGH_SPIKES, Merge, SortRegions
+from ks4stream.stages.waveforms import LearnWaveforms
 
 RATE_HZ = 30_000.0
 BLOCK_S = 60.0
@@ -85,7 +94,7 @@ class Scene:
             settings,
             channels,
             shape.astype(np.float32),
-            regions.nearest(probe.positions_um[largest], probe.shank[largest]),
+            regions.region_at(probe.positions_um[largest], probe.shank[largest]),
             len(regions),
             rate * spikes_per_second / rate.sum(),
         )
@@ -113,22 +122,34 @@ class Scene:
             "features": features,
         }
 
-    def write(self, folder: Path, n_spikes: int) -> matching.Matches:
+    def write(self, folder: Path, n_spikes: int) -> Spikes:
         """Blocks of about as many spikes as wanted."""
         n_blocks = max(round(n_spikes / (self.rate_hz.sum() * BLOCK_S)), 1)
         receipts = []
         for index in range(n_blocks):
             columns = self.block(index)
             region = self.region_of[columns["template"]]
-            receipts.append(write_block(folder / f"spikes-{index:06d}.npz", columns, region, self.n_regions))
+            receipts.append(write_block(folder / f"spikes-{index:06d}.rows", columns, region, self.n_regions))
         first = (np.arange(n_blocks) * BLOCK_S * RATE_HZ).astype(np.int64)
-        return matching.Matches(receipts, first, [np.zeros(0, np.int64)] * n_blocks, np.zeros((0, 2), np.int64))
-
-    def sorter(self, matches: matching.Matches, folder: Path) -> units.RegionSorter:
-        """What clusters a region."""
-        return units.RegionSorter(
-            matches, self.channels, self.region_of, self.probe.n_channels, RATE_HZ, self.settings, "cpu", folder
+        return Spikes(
+            receipts=receipts,
+            first=first,
+            dropped=[np.zeros(0, np.int64)] * n_blocks,
+            artifacts=np.zeros((0, 2), np.int64),
+            template_channels=self.channels,
+            region_of=self.region_of,
+            sampling_rate_hz=RATE_HZ,
         )
+
+    def sorter(self, spikes: Spikes, cluster: ClusterMethod) -> SortRegions:
+        """The final clustering."""
+        return SortRegions(self.settings, spikes, self.probe, cluster)
+
+    def waveforms(self) -> Waveforms:
+        """Those of the package."""
+        silence = Recording(ArraySource.open(np.zeros((30_000, self.probe.n_channels), np.int16)), RATE_HZ, self.probe)
+        tiles = Preprocessor(silence, tiling_of(silence, self.settings), self.settings)
+        return LearnWaveforms(self.settings, tiles).shipped()
 
 
 def one_region(n_spikes: int) -> Scene:
@@ -184,67 +205,71 @@ def region(n_spikes: int, folder: Path, usage: Usage) -> dict[str, object]:
     """Cluster one region."""
     scene = one_region(n_spikes)
     with usage.of("making the spikes"):
-        matches = scene.write(folder, n_spikes)
+        spikes = scene.write(folder, n_spikes)
     with usage.of("final clustering"), one_thread():
-        found = scene.sorter(matches, folder)(0)
+        found = scene.sorter(spikes, GraphClustering(scene.settings)).task(0, folder)
     return {"spikes": found.receipt.n_rows, "clusters": len(found.unit_features), "true units": len(scene.rate_hz)}
+
+
+@dataclass(frozen=True)
+class Halves:
+    """In place of a clustering: two clusters per template, its spikes shared out by a fixed scramble."""
+
+    device: str = "cpu"
+    max_peaks: int = 0
+
+    def __call__(self, rows: ScatteredRows, **_: object) -> NDArray[np.int64]:
+        """The clusters of the spikes."""
+        number = np.unique(rows.kind.numpy(), return_inverse=True)[1]
+        half = (np.arange(rows.n) * np.int64(2654435761) >> 7) & 1
+        return np.unique(2 * number + half, return_inverse=True)[1]
 
 
 def cluster(n_spikes: int, folder: Path, usage: Usage) -> dict[str, object]:
     """Write every region's units: each true unit is cut in two at random, so that there is something to merge."""
     scene = Scene.of(load_probe("neuropixels_1"), N_UNITS, SPIKES_PER_SECOND)
     with usage.of("making the spikes"):
-        matches = scene.write(folder, n_spikes)
-    write_record(folder / "matches.npz", matches)
-    units.cluster_region = _halves
-    sizes = sum(np.diff(receipt.start) for receipt in matches.receipts)
-    with usage.of("regions, without their clustering"), one_thread():
-        for number, index in enumerate(np.flatnonzero(sizes).tolist()):
-            _template.clear()
-            write_record(folder / f"region-{number:04d}.npz", scene.sorter(matches, folder)(index))
+        spikes = scene.write(folder, n_spikes)
+    write_record(folder / "spikes.npz", spikes)
+    with open_run(folder) as run, usage.of("regions, without their clustering"), one_thread():
+        run.do(scene.sorter(spikes, Halves()))
+    sizes = rows_of_region(spikes.receipts)
     return {"spikes": int(sizes.sum()), "regions": int(np.count_nonzero(sizes)), "largest region": int(sizes.max())}
 
 
-_template: list[NDArray[np.int32]] = []
-
-
-def _halves(rows: object, **_: object) -> NDArray[np.int64]:
-    """Two clusters per template, its spikes shared out by a fixed scramble."""
-    template = rows.kind.numpy()  # type: ignore[attr-defined]
-    number = np.unique(template, return_inverse=True)[1]
-    half = (np.arange(len(template)) * np.int64(2654435761) >> 7) & 1
-    return np.unique(2 * number + half, return_inverse=True)[1]
+@contextmanager
+def open_run(folder: Path) -> Iterator[Run]:
+    """A run in this thread that keeps its files in a folder, where a later one finds them."""
+    with open_store(folder / "run", data="") as store:
+        yield Run(Loop(), store, RATE_HZ)
 
 
 def finish(n_spikes: int, folder: Path, usage: Usage) -> dict[str, object]:
     """Merge, join and write."""
     scene = Scene.of(load_probe("neuropixels_1"), N_UNITS, SPIKES_PER_SECOND)
-    matches = read_record(folder / "matches.npz", (matching.Matches, Receipt))
-    found = [read_record(path, (units.RegionUnits, Receipt)) for path in sorted(folder.glob("region-*.npz"))]
-    shapes: Waveforms = waveform_stage.shipped(scene.settings, RATE_HZ)
-    with usage.of("merging"):
-        merged = units.combine(found, shapes, scene.settings, RATE_HZ, 20, scratch=folder)
-    (folder / "sorted").mkdir()
-    columns = ColumnWriter(folder / "sorted")
-    with usage.of("joining"):
-        limit = scene.settings.position_limit
-        for part in joining.in_order(merged, matches, shapes, scene.channels, scene.probe, limit):
-            columns.append(part)
-    n_samples = int(len(matches.first) * BLOCK_S * RATE_HZ)
+    settings, probe, waveforms = scene.settings, scene.probe, scene.waveforms()
+    spikes = read_record(folder / "spikes.npz", (Spikes, Receipt))
+    with open_run(folder) as run:
+        regions = run.do(scene.sorter(spikes, Halves()))  # they are found there
+        with usage.of("merging"):
+            merged = run.do(Merge(settings, regions, waveforms, probe, RATE_HZ, ENOUGH_SPIKES))
+        with usage.of("joining"):
+            columns = run.do(Join(settings, merged, spikes, waveforms, probe))
+    n_samples = int(len(spikes.first) * BLOCK_S * RATE_HZ)
     sorting = Sorting(
-        **columns.arrays(),
+        **columns,
         template_channels=scene.channels,
         unit_features=merged.features,
         similarity=np.eye(len(merged.features)),
         refractory=merged.refractory,
         contamination=merged.contamination,
-        probe=scene.probe,
-        waveforms=shapes,
-        settings=scene.settings,
+        probe=probe,
+        waveforms=waveforms,
+        settings=settings,
         n_samples=n_samples,
         n_chan_file=385,
     )
-    for receipt in matches.receipts:  # room for the results
+    for receipt in spikes.receipts:  # room for the results
         Path(receipt.path).unlink()
     with usage.of("writing results"):
         report.finish(sorting, ResultsFolder.open(folder / "results"))

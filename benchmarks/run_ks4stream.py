@@ -27,7 +27,7 @@ def main() -> None:
     settings = outcome.parse_settings(options.set)
     bad = outcome.parse_channels(options.bad_channels)
     asked = outcome.request(options.recording, options.probe, settings, bad)
-    rate_hz, n_channels = settings.get("fs", 30_000.0), asked["probe"]["n_chan"]
+    rate_hz, n_channels = settings.pop("fs", 30_000.0), asked["probe"]["n_chan"]  # which Kilosort4 has as a setting
     began, cpu = time.perf_counter(), time.process_time()
     probe = load_probe(options.probe).drop_channels(bad)
     recording = open_recording(options.recording, n_chan=n_channels, fs=rate_hz, dtype="int16", probe=probe)

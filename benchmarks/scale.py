@@ -13,7 +13,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,30 +22,49 @@ import numpy as np
 import outcome
 import torch
 from endless import RATE_HZ, endless
+from run_here import run_here
 
 from ks4stream import Settings, geometry, simulate
-from ks4stream.blocks import Tile
-from ks4stream.engine import Engine, Loop, one_thread
+from ks4stream.blocks import Tiling
+from ks4stream.engine import Engine, Loop
 from ks4stream.engine.cluster import Cluster, local_client
+from ks4stream.io.places import Place
 from ks4stream.io.run_store import open_store
 from ks4stream.io.tables import Receipt
-from ks4stream.sorter import RECORDED, SortRun, prepare
-from ks4stream.stages import detection, templates, waveforms, whitening
+from ks4stream.run import Run
+from ks4stream.sorter import prepare
+from ks4stream.stages.base import Block, Stage
+from ks4stream.stages.detection import Detect
+from ks4stream.stages.preprocessing import tiling_of
+from ks4stream.stages.waveforms import LearnWaveforms
+from ks4stream.stages.whitening import LearnWhitening
 
 N_REGIONS = 96  # of a probe of 384 channels
 COLUMNS = ("sample", "centre", "depth_um", "score", "features")
 TILE_SAMPLES = 1000
 
 
-@dataclass(frozen=True)
-class Nothing:
-    """The least task there is: a receipt of no rows."""
+@dataclass(frozen=True, eq=False)
+class Nothing(Stage[Block, Receipt, int]):
+    """Tasks that do the least there is, a receipt of no rows, and are counted."""
 
+    name = "detection"
+
+    tiling: Tiling
     constants: np.ndarray  # as large as a whitening matrix of 384 channels
 
-    def __call__(self, block: tuple[Tile, ...]) -> Receipt:
+    def items(self, run: Run) -> Sequence[Block]:
+        """All batches."""
+        return run.blocks(self.tiling)
+
+    def task(self, item: Block, folder: Place) -> Receipt:
+        """A receipt of no rows, whose file is there."""
         start, crc = np.zeros(N_REGIONS + 1, np.int64), np.zeros(N_REGIONS, np.int64)
         return Receipt(__file__, start, dict.fromkeys(COLUMNS, crc), Path(__file__).stat().st_size)
+
+    def combine(self, parts: Iterable[Receipt], run: Run) -> int:
+        """Count the tasks."""
+        return sum(1 for _ in parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -85,12 +104,13 @@ def processes(n_workers: int) -> Iterator[Engine]:
 
 def overhead_s(engine: Engine, n_tasks: int) -> tuple[float, float, float]:
     """Seconds per task: of wall time, of CPU time in all processes, of CPU time in this one."""
-    with tempfile.TemporaryDirectory() as folder, open_store(Path(folder) / "run", RECORDED, data="") as store:
-        recording = endless(simulate.tetrode_probe(1), seconds=n_tasks * TILE_SAMPLES / RATE_HZ)
-        source = prepare(recording, Settings(batch_size=TILE_SAMPLES))
-        run = SortRun(source, engine, store, block_batches=1)
+    settings = Settings(batch_size=TILE_SAMPLES)
+    recording = endless(simulate.tetrode_probe(1), seconds=n_tasks * TILE_SAMPLES / RATE_HZ)
+    stage = Nothing(settings, tiling_of(recording, settings), np.zeros((384, 384), np.float32))
+    with tempfile.TemporaryDirectory() as folder, open_store(Path(folder) / "run", data="") as store:
+        run = Run(engine, store, RATE_HZ, block_batches=1)
         began, cpu, here = time.perf_counter(), _cpu_s(engine), time.process_time()
-        n_results = sum(1 for _ in run._map(Nothing(np.zeros((384, 384), np.float32)), run._blocks(), "detection"))
+        n_results = run.do(stage)
         wall_s = time.perf_counter() - began
         seconds = (wall_s, _cpu_s(engine) - cpu, time.process_time() - here)
     assert n_results == n_tasks
@@ -99,20 +119,18 @@ def overhead_s(engine: Engine, n_tasks: int) -> tuple[float, float, float]:
 
 def real_block_s(n_channels: int, seconds: float) -> float:
     """CPU seconds of one block's detection, the block computed once before."""
-    probe = simulate.staggered_probe(n_channels)
-    with one_thread(), tempfile.TemporaryDirectory() as folder:
-        recording = endless(probe, seconds=seconds + 4.0)
-        source = prepare(recording, Settings())
-        covariances = whitening.Covariances(source)((source.tiling[0],))
-        source = source.with_results(whitening=whitening.combine(source, [covariances]))
-        centres = geometry.template_centres(source.probe, source.settings)
-        regions = geometry.clustering_regions(centres, source.settings)
-        shapes = waveforms.shipped(source.settings, recording.sampling_rate_hz)
-        task = templates.PeakWriter(detection.Detector(source, centres, shapes), regions, Path(folder))
-        n_tiles = max(round(seconds * recording.sampling_rate_hz / source.tiling.size), 1)
-        task((source.tiling[0],))
+    recording = endless(simulate.staggered_probe(n_channels), seconds=seconds + 4.0)
+    settings = Settings()
+    tiles = prepare(recording, settings)
+    with run_here(tiles) as run:
+        tiles = tiles.with_results(whitening=run.do(LearnWhitening(settings, tiles)))
+        centres = geometry.template_centres(tiles.probe, settings)
+        regions = geometry.clustering_regions(centres, settings)
+        detect = Detect(settings, tiles, LearnWaveforms(settings, tiles).shipped(), centres, regions)
+        n_tiles = max(round(seconds * recording.sampling_rate_hz / tiles.tiling.size), 1)
+        detect.task((tiles.tiling[0],), run.scratch)
         began = time.process_time()
-        task(tuple(source.tiling[index] for index in range(n_tiles)))
+        detect.task(tuple(tiles.tiling[index] for index in range(n_tiles)), run.scratch)
         return time.process_time() - began
 
 

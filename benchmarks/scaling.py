@@ -17,7 +17,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,16 +33,25 @@ from scenarios import SCENARIOS
 from ks4stream import Recording, Settings, load_probe, open_recording, sort
 from ks4stream.engine import Engine, Loop, one_thread
 from ks4stream.engine.cluster import Cluster, local_client
-from ks4stream.sorter import SortRun, prepare, run_store
+from ks4stream.pipeline import find_units
+from ks4stream.run import Run
+from ks4stream.sorter import prepare, run_store
+from ks4stream.stages.base import Block, Stage
 
 STAGES = ("detection", "matching")
 
 
 class Tasks(NamedTuple):
-    """What one stage maps."""
+    """What one stage maps, without the records of a run, in which the results would be found again."""
 
-    function: Callable[[Any], Any]
-    items: Sequence[Any]
+    stage: Stage[Block, Any, Any]
+    items: Sequence[Block]
+    folder: Path
+
+    @property
+    def function(self) -> Callable[[Block], Any]:
+        """Computes one item."""
+        return partial(self.stage.task, folder=self.folder)
 
     @property
     def n_tiles(self) -> int:
@@ -57,18 +67,16 @@ class Took(NamedTuple):
     cpu_s: float
 
 
-class Keeping(Loop):
-    """A loop that cuts blocks for several workers and keeps the tasks of a stage."""
+@dataclass
+class Keeping(Run):
+    """A run that keeps the stages and their items."""
 
-    def __init__(self, n_workers: int) -> None:
-        super().__init__()
-        self.n_workers = n_workers
-        self.tasks: dict[str, Tasks] = {}
+    kept: dict[str, tuple[Stage[Any, Any, Any], Sequence[Any]]] = field(default_factory=dict)
 
-    def map(self, function: Any, items: Sequence[Any], *, stage: str, priority: Sequence[float] = ()) -> Iterator[Any]:
+    def map(self, stage: Stage[Any, Any, Any], items: Sequence[Any]) -> Iterator[Any]:
         """Run the tasks."""
-        self.tasks[stage] = Tasks(function.function, items)  # without the record, which would be found again
-        return super().map(function, items, stage=stage, priority=priority)
+        self.kept[stage.name] = stage, items  # where tissue moved, detection's second pass in place of its first
+        return super().map(stage, items)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -85,8 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recording = open_scenario(options.scenario, options.seed, folder, options.seconds)
-        tasks = tasks_of(recording, folder, options.workers)
-        found = {stage: measure(tasks[stage], folder, options) for stage in STAGES}
+        tasks = tasks_of(recording, folder)
+        found = {stage: measure(tasks[stage], options) for stage in STAGES}
         seconds = {count: whole_sort(recording, count) for count in (1, options.workers)}
     print(report(found, seconds, options.workers))
     if options.json:
@@ -106,23 +114,21 @@ def open_scenario(scenario: str, seed: int, folder: Path, seconds: float) -> Rec
     return open_recording(binary, n_chan=n_channels, fs=30_000.0, dtype="int16", probe=load_probe(probe))
 
 
-def tasks_of(recording: Recording, folder: Path, n_workers: int) -> dict[str, Tasks]:
+def tasks_of(recording: Recording, folder: Path) -> dict[str, Tasks]:
     """The tasks of detection and matching, which write what they find into a folder."""
-    engine = Keeping(n_workers)
-    source = prepare(recording, Settings())
-    with one_thread(), run_store(source, None, fresh=True) as store:
-        SortRun(source, engine, store, None).run()
-    return {
-        stage: engine.tasks[stage]._replace(function=replace(engine.tasks[stage].function, folder=folder))
-        for stage in STAGES
-    }
+    settings = Settings()
+    tiles = prepare(recording, settings)
+    with one_thread(), run_store(tiles, None, fresh=True) as store:
+        run = Keeping(Loop(), store, tiles.sampling_rate_hz)
+        find_units(run, tiles, settings)
+    return {name: Tasks(*run.kept[name], folder) for name in STAGES}
 
 
-def measure(tasks: Tasks, folder: Path, options: argparse.Namespace) -> dict[str, list[Took]]:
+def measure(tasks: Tasks, options: argparse.Namespace) -> dict[str, list[Took]]:
     """Repetitions of each way of computing the tasks of a stage, in turn."""
     ways: dict[str, Callable[[], Took]] = {}
     for count in dict.fromkeys((1, options.workers)):
-        ways[f"{count} loops"] = lambda count=count: side_by_side(tasks, folder, count)
+        ways[f"{count} loops"] = lambda count=count: side_by_side(tasks, count)
         ways[f"{count} processes"] = lambda count=count: by_workers(tasks, count, processes=True)
         if options.threads:
             ways[f"{count} threads"] = lambda count=count: by_workers(tasks, count, processes=False)
@@ -155,15 +161,15 @@ def cpu_seconds() -> float:
     return sum(one.user + one.system for one in times)
 
 
-def side_by_side(tasks: Tasks, folder: Path, count: int) -> Took:
+def side_by_side(tasks: Tasks, count: int) -> Took:
     """Run all tasks in each of several processes with a plain loop, begun at the same time."""
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(count), context.Queue()
     processes = []
     for number in range(count):
-        own = folder / str(number)
+        own = tasks.folder / str(number)
         own.mkdir(exist_ok=True)
-        some = tasks._replace(function=replace(tasks.function, folder=own))
+        some = tasks._replace(folder=own)
         processes.append(context.Process(target=_plain_loop, args=(some, barrier, answers)))
     for process in processes:
         process.start()

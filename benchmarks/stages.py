@@ -15,7 +15,6 @@ import argparse
 import functools
 import json
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,14 +24,14 @@ import numpy as np
 import outcome
 import recordings
 import torch
+from run_here import run_here
 from scenarios import SCENARIOS
 from scipy.optimize import linear_sum_assignment
 
-from ks4stream import Settings, geometry, load_probe, open_recording
-from ks4stream.blocks import Tile
-from ks4stream.engine import Loop, one_thread
+from ks4stream import Probe, Settings, geometry, load_probe, open_recording
+from ks4stream.blocks import Tile, Tiling
+from ks4stream.engine import one_thread
 from ks4stream.geometry import Centres
-from ks4stream.io.run_store import RunStore
 from ks4stream.io.tables import read_column, write_block
 from ks4stream.kernels import detection as detection_kernels
 from ks4stream.kernels import drift as drift_kernels
@@ -40,13 +39,19 @@ from ks4stream.kernels import matching as matching_kernels
 from ks4stream.kernels import preprocessing as filters
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels import waveforms as waveform_kernels
-from ks4stream.kernels.clustering import cluster_region
 from ks4stream.results import Drift, Templates, Waveforms, Whitening
 from ks4stream.scoring import score
-from ks4stream.sorter import RECORDED, SortRun, prepare
-from ks4stream.stages import detection, drift, joining, matching, units, waveforms, whitening
-from ks4stream.stages import templates as template_stage
+from ks4stream.sorter import prepare
+from ks4stream.stages.clustering import GraphClustering, scattered_rows
+from ks4stream.stages.detection import Detect
+from ks4stream.stages.joining import Join
+from ks4stream.stages.matching import Match, Spikes
 from ks4stream.stages.preprocessing import Preprocessor
+from ks4stream.stages.registration import Registration
+from ks4stream.stages.templates import LearnTemplates
+from ks4stream.stages.units import Merge, SortRegions, min_unit_spikes
+from ks4stream.stages.waveforms import EVERY_BATCH, MAX_SNIPPETS, LearnWaveforms
+from ks4stream.stages.whitening import LearnWhitening
 
 NEAR_SAMPLES = 6  # two detections this close in time …
 NEAR_UM = 40.0  # … and in depth are of the same spike
@@ -66,24 +71,29 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """What is compared: our source of traces, and what Kilosort4's stages returned."""
+    """What is compared: our tiles, and what Kilosort4's stages returned."""
 
-    source: Preprocessor  # knows neither whitening nor drift
+    tiles: Preprocessor  # knows neither whitening nor drift
+    settings: Settings
     theirs: Arrays
     truth: Arrays
 
     @property
-    def settings(self) -> Settings:
-        return self.source.settings
+    def probe(self) -> Probe:
+        return self.tiles.probe
+
+    @property
+    def tiling(self) -> Tiling:
+        return self.tiles.tiling
 
     @property
     def rate_hz(self) -> float:
-        return self.source.recording.sampling_rate_hz
+        return self.tiles.sampling_rate_hz
 
     @property
     def whitened(self) -> Preprocessor:
         """With Kilosort4's whitening."""
-        return self.source.with_results(whitening=Whitening(self.theirs["whitening"], dead=np.zeros(0)))
+        return self.tiles.with_results(whitening=Whitening(self.theirs["whitening"], dead=np.zeros(0)))
 
     @property
     def moved(self) -> Preprocessor:
@@ -124,7 +134,7 @@ class Pair:
     def batches(self, name: str) -> list[tuple[Tile, torch.Tensor]]:
         """Tiles whose traces were kept, with Kilosort4's traces of core and nt samples on either side."""
         kept = zip(self.theirs["batches"], self.theirs[name], strict=True)
-        return [(self.source.tiling[int(b)], torch.from_numpy(traces)) for b, traces in kept]
+        return [(self.tiling[int(b)], torch.from_numpy(traces)) for b, traces in kept]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -197,8 +207,9 @@ def load_pair(options: argparse.Namespace) -> Pair:
         dtype="int16",
         probe=load_probe(probe_file).drop_channels(bad) if bad else load_probe(probe_file),
     )
+    ours = Settings.from_dict(settings)
     with np.load(folder / "stages.npz") as file:
-        return Pair(prepare(recording, Settings.from_dict(settings)), dict(file), truth)
+        return Pair(prepare(recording, ours), ours, dict(file), truth)
 
 
 # --- the stages ---------------------------------------------------------------------------------------------
@@ -208,7 +219,7 @@ def compare_traces(pair: Pair) -> list[Line]:
     """Filter, reference and whitening of the same samples, with Kilosort4's matrix."""
     ours, alike = [], []
     for tile, whole in pair.batches("whitened"):
-        core = pair.source.core(tile)
+        core = pair.tiles.core(tile)
         n, nt = core.stop - core.start, pair.settings.nt
         theirs = whole[:, nt : nt + n]
         ours.append(_relative_difference(pair.whitened.whitened(tile)[0][:, core], theirs))
@@ -226,7 +237,7 @@ def _as_reference(pair: Pair, tile: Tile) -> torch.Tensor:
     Its filter is circular on the batch, so FILTER_ENDS samples at the ends are others.
     """
     nt = pair.settings.nt
-    raw = pair.source._raw(tile)[:, tile.halo - nt : tile.halo + tile.size + nt]
+    raw = pair.tiles.raw(tile)[:, tile.halo - nt : tile.halo + tile.size + nt]
     raw = raw - raw.mean(dim=1, keepdim=True)
     raw = raw - raw.median(dim=0).values
     cutoff, rate = pair.settings.highpass_cutoff, pair.rate_hz
@@ -237,13 +248,15 @@ def _as_reference(pair: Pair, tile: Tile) -> torch.Tensor:
 def compare_whitening(pair: Pair) -> list[Line]:
     """The whitening matrix, from the batches it takes and from those we take."""
     theirs, lines = pair.theirs["whitening"], []
-    same = range(0, len(pair.source.tiling), pair.settings.nskip)
+    learn = LearnWhitening(pair.settings, pair.tiles)
+    same = range(0, len(pair.tiling), pair.settings.nskip)
     for label, chosen, note in (
         ("from the same batches", same, "→ reference after the filter"),
-        ("from our choice of batches", pair.source.tiling.evenly(pair.settings.nskip), "→ at least 25 batches"),
+        ("from our choice of batches", pair.tiling.evenly(pair.settings.nskip), "→ at least 25 batches"),
     ):
-        tiles = tuple(pair.source.tiling[int(index)] for index in chosen)
-        ours = whitening.combine(pair.source, [whitening.Covariances(pair.source)(tiles)]).matrix
+        with run_here(pair.tiles) as run:
+            parts = run.map(learn, run.blocks(pair.tiling, chosen))
+            ours = learn.combine(parts, run).matrix
         correlation = (ours * theirs).sum(axis=1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
         size = np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
         lines.append(Line("whitening", f"least correlation of rows, {label}", float(correlation.min()), note))
@@ -253,32 +266,35 @@ def compare_whitening(pair: Pair) -> list[Line]:
 
 def compare_waveforms(pair: Pair) -> list[Line]:
     """Universal waveforms, learned from its own traces and from ours with its whitening (and shifts)."""
-    lines, settings = [], pair.settings
-    every = waveforms.EVERY_BATCH
-    tiles = tuple(pair.source.tiling[i] for i in range(0, len(pair.source.tiling), every))
-    for which, source, kept in (("_1", pair.whitened, "whitened"), ("", pair.moved, "moved")):
+    lines, threshold = [], pair.settings.Th_single_ch
+    for which, tiles, kept in (("_1", pair.whitened, "whitened"), ("", pair.moved, "moved")):
         if f"components{which}" not in pair.theirs:
             continue
         theirs = pair.their_waveforms(which)
         name = "waveforms, first pass" if which else "waveforms"
-        from_its = [_snippets_by_number(pair, traces) for tile, traces in pair.batches(kept) if tile.index % every == 0]
-        from_ours = waveforms.Snippets(source, settings.Th_single_ch, waveforms.MOST_SNIPPETS)(tiles)
-        from_all = waveforms.Snippets(source, settings.Th_single_ch, waveforms.MOST_SNIPPETS)(tuple(source.tiling))
-        for label, snippets, note in (
-            ("its traces, neighbours by number", from_its, "no departure: 1 is expected"),
-            ("our traces, neighbours by distance", from_ours, "→ by distance within the shank"),
-            ("our traces, all batches", from_all, "→ all batches where there are few snippets"),
-        ):
-            n_snippets = sum(map(len, snippets))
-            ours = waveforms.combine(settings, [snippets], threshold=settings.Th_single_ch)
-            if ours is None:
-                lines.append(Line(name, f"{label}: snippets", n_snippets, "too few to learn from"))
-                continue
-            overlap = np.linalg.svd(ours.components @ theirs.components.T, compute_uv=False)
-            alike = _assigned(ours.shapes @ theirs.shapes.T)
-            lines.append(Line(name, f"{label}: cosines of the component spaces", _range(overlap), note))
-            note = f"k-means of {n_snippets} snippets, paired one to one"
-            lines.append(Line(name, f"{label}: correlation of the shapes", _range(alike), note))
+        learn = LearnWaveforms(pair.settings, tiles, threshold=threshold, max_per_tile=MAX_SNIPPETS)
+        its = [traces for tile, traces in pair.batches(kept) if tile.index % EVERY_BATCH == 0]
+        with run_here(tiles) as run:
+            from_its = [[_snippets_by_number(pair, traces) for traces in its]]
+            from_some, from_all = (
+                list(run.map(learn, run.blocks(pair.tiling, range(0, len(pair.tiling), step))))
+                for step in (EVERY_BATCH, 1)
+            )
+            for label, parts, note in (
+                ("its traces, neighbours by number", from_its, "no departure: 1 is expected"),
+                ("our traces, neighbours by distance", from_some, "→ by distance within the shank"),
+                ("our traces, all batches", from_all, "→ all batches where there are few snippets"),
+            ):
+                n_snippets = sum(len(snippets) for part in parts for snippets in part)
+                ours = learn.combine(parts, run)
+                if not ours.n_snippets:
+                    lines.append(Line(name, f"{label}: snippets", n_snippets, "too few to learn from"))
+                    continue
+                overlap = np.linalg.svd(ours.components @ theirs.components.T, compute_uv=False)
+                alike = _assigned(ours.shapes @ theirs.shapes.T)
+                lines.append(Line(name, f"{label}: cosines of the component spaces", _range(overlap), note))
+                note = f"k-means of {n_snippets} snippets, paired one to one"
+                lines.append(Line(name, f"{label}: correlation of the shapes", _range(alike), note))
     return lines
 
 
@@ -305,8 +321,8 @@ def _channels_around(n_channels: int, reach: int) -> torch.Tensor:
 def compare_geometry(pair: Pair) -> list[Line]:
     """Centres, their channels and weights."""
     theirs = np.column_stack([pair.theirs["centre_x"], pair.theirs["centre_y"]])
-    ours = geometry.template_centres(pair.source.probe, pair.settings)
-    at, distance = geometry.nearest(ours.position_um, theirs, 1)
+    ours = geometry.template_centres(pair.probe, pair.settings)
+    at, distance = geometry.nearest_positions(ours.position_um, theirs, 1)
     same = distance[:, 0] < 0.01
     lines = [
         Line("geometry", "centres, ours and its", f"{len(ours)} and {len(theirs)}", "→ a grid per shank"),
@@ -326,7 +342,7 @@ def compare_geometry(pair: Pair) -> list[Line]:
 
 def _scattered(pair: Pair, channels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weights (k, s, j) on channels (k, j; −1 for none) as (k, s, c)."""
-    spread = np.zeros((*weights.shape[:2], pair.source.probe.n_channels + 1))
+    spread = np.zeros((*weights.shape[:2], pair.probe.n_channels + 1))
     np.put_along_axis(spread, np.broadcast_to(channels[:, None], weights.shape), weights, axis=2)
     return spread[:, :, :-1]
 
@@ -338,13 +354,13 @@ def compare_detection(pair: Pair) -> list[Line]:
     to_centre = pair.settings.nt // 2 - pair.settings.peak_sample
     seconds, depth, amplitude, template, batch = pair.theirs["peaks"].T[:5]
     their_sample = np.rint(seconds * pair.rate_hz).astype(np.int64) - to_centre  # it reports the window's centre
-    detector = detection.Detector(pair.whitened, their_centres(pair), pair.their_waveforms("_1"))
+    detect = _detection(pair, pair.whitened, pair.their_waveforms("_1"), their_centres(pair))
     lines = []
 
     nt = pair.settings.nt
     pairs, n_ours, n_theirs = [], 0, 0
     for tile, traces in pair.batches("whitened"):
-        found = _detect_in_batch(pair, detector, tile, traces)
+        found = _detect_in_batch(pair, detect, tile, traces)
         sample = found.sample.numpy() - nt + tile.start - to_centre
         rows = np.flatnonzero(batch == tile.index)
         i, j = _pair_up(sample, found.depth_um.numpy(), their_sample[rows], depth[rows])
@@ -364,43 +380,50 @@ def compare_detection(pair: Pair) -> list[Line]:
         Line("detection", "on its traces: difference in score", _range(size), "of pairs"),
     ]
 
-    sample, place = _detect(detector)
+    sample, place = _peaks(detect)
     i, j = _pair_up(sample, place, their_sample, depth)
     lines += [
         Line("detection", "on ours: of ours found by it", _share_of(len(i), len(sample))),
         Line("detection", "on ours: of its found by us", _share_of(len(j), len(their_sample))),
     ]
-    own = detection.Detector(
-        pair.whitened, geometry.template_centres(pair.source.probe, pair.settings), detector.waveforms
-    )
     lines += _against_truth("detection", pair, sample=sample, theirs=their_sample)
-    sample, _ = _detect(own)
+    sample, _ = _peaks(_detection(pair, pair.whitened, detect.waveforms, our_centres(pair)))
     return [
         *lines,
         Line("detection", "with our centres: detections, ours and its", f"{len(sample)} and {len(their_sample)}"),
     ]
 
 
+def our_centres(pair: Pair) -> Centres:
+    """Centres as a sort has them."""
+    return geometry.template_centres(pair.probe, pair.settings)
+
+
 def their_centres(pair: Pair) -> Centres:
     """Kilosort4's centres in the form of ours."""
     position = np.column_stack([pair.theirs["centre_x"], pair.theirs["centre_y"]])
-    near, _ = geometry.nearest(position, position, min(pair.settings.nearest_templates, len(position)))
+    near, _ = geometry.nearest_positions(position, position, min(pair.settings.nearest_templates, len(position)))
     return Centres(
         position_um=position,
         shank=np.zeros(len(position), np.int64),
         channels=pair.theirs["centre_channels"].T.copy(),
         weights=np.moveaxis(pair.theirs["centre_weights"], 2, 0).copy(),
         neighbours=near,
-        pitch_um=pair.settings.dmin or geometry.vertical_pitch_um(pair.source.probe),
+        pitch_um=pair.settings.dmin or geometry.vertical_pitch_um(pair.probe),
     )
 
 
-def _detect(detector: detection.Detector) -> tuple[np.ndarray, np.ndarray]:
+def _detection(pair: Pair, tiles: Preprocessor, waveforms: Waveforms, centres: Centres) -> Detect:
+    regions = geometry.clustering_regions(centres, pair.settings)
+    return Detect(pair.settings, tiles, waveforms, centres, regions)
+
+
+def _peaks(detect: Detect) -> tuple[np.ndarray, np.ndarray]:
     """Times and depths of all peaks of the recording."""
     times, depths = [], []
-    for tile in detector.source.tiling:
-        _, peaks = detector.peaks(tile)
-        times.append(detector.time_of(tile, peaks.sample).numpy())
+    for tile in detect.tiles.tiling:
+        _, peaks = detect.peaks(tile)
+        times.append(detect.time_of(tile, peaks.sample).numpy())
         depths.append(peaks.depth_um.numpy())
     return np.concatenate(times), np.concatenate(depths)
 
@@ -410,21 +433,22 @@ def compare_drift(pair: Pair) -> list[Line]:
     if "peaks" not in pair.theirs:
         return [Line("drift", "not compared", "–", "nblocks=0")]
     _, depth, amplitude, _, batch = pair.theirs["peaks"].T[:5]
-    settings, (lowest, n_bins) = pair.settings, drift.depth_range(pair.source)
+    settings, y_um = pair.settings, pair.probe.y_um
+    n_bins = drift_kernels.n_depth_bins(float(np.ptp(y_um)), settings.binning_depth)
     bins = drift_kernels.fingerprint_bins(
         depth,
         amplitude,
-        lowest_um=lowest,
+        lowest_um=float(y_um.min()),
         bin_um=settings.binning_depth,
         n_bins=n_bins,
         threshold=settings.Th_universal,
     )
-    counts = np.zeros((len(pair.source.tiling), 2, n_bins, drift_kernels.N_AMPLITUDE_BINS), np.uint16)
+    counts = np.zeros((len(pair.tiling), 2, n_bins, drift_kernels.N_AMPLITUDE_BINS), np.uint16)
     np.add.at(counts, (batch.astype(int), np.arange(len(batch)) % 2, *bins), 1)
-    ours = drift_kernels.register(counts, n_blocks=settings.nblocks, smoothing=settings.drift_smoothing)
+    ours = drift_kernels.register(counts, nblocks=settings.nblocks, smoothing=settings.drift_smoothing)
     ours, theirs = ours * settings.binning_depth, pair.theirs["drift_um"]
     difference = (ours - np.median(ours, axis=0)) - (theirs - np.median(theirs, axis=0))
-    decided = drift.estimate(pair.source, counts)
+    decided = Registration(settings, pair.tiling, pair.probe).of(counts)
     traces = [
         _relative_difference(
             pair.moved.whitened(tile)[0][:, tile.halo : tile.halo + tile.stop - tile.start],
@@ -449,16 +473,16 @@ def compare_drift(pair: Pair) -> list[Line]:
 
 def compare_clustering(pair: Pair) -> list[Line]:
     """First clustering of the very same detections; needs the traces of all its batches."""
-    if len(pair.theirs["batches"]) < len(pair.source.tiling):
+    if len(pair.theirs["batches"]) < len(pair.tiling):
         return [Line("first clustering", "not compared", "–", "needs --batches of at least as many as there are")]
     traces = pair.batches("moved" if "moved" in pair.theirs else "whitened")
     centres = their_centres(pair)
-    detector = detection.Detector(pair.moved, centres, pair.their_waveforms())
+    detect = _detection(pair, pair.moved, pair.their_waveforms(), centres)
     columns: dict[str, list[np.ndarray]] = {"sample": [], "centre": [], "features": []}
     for tile, whitened in traces:
-        peaks = _detect_in_batch(pair, detector, tile, whitened)
-        channels = detector.templates.channels[peaks.centre]
-        features = detection_kernels.features(whitened, detector.templates.components, channels, peaks.sample)
+        peaks = _detect_in_batch(pair, detect, tile, whitened)
+        channels = detect.templates.channels[peaks.centre]
+        features = detection_kernels.features(whitened, detect.templates.components, channels, peaks.sample)
         columns["sample"].append(peaks.sample.numpy() + tile.start - pair.settings.nt)
         columns["centre"].append(peaks.centre.numpy())
         columns["features"].append(features.numpy())
@@ -472,7 +496,7 @@ def compare_clustering(pair: Pair) -> list[Line]:
     spread = _feature_rows(pair, features, centres.channels[centre])
     means = np.stack([spread[label == one].mean(axis=0) for one in range(len(pair.theirs["templates"]))])
     away = np.linalg.norm(means - pair.theirs["templates"]) / np.linalg.norm(pair.theirs["templates"])
-    regions = geometry.clustering_regions(centres, pair.settings)
+    regions, cluster = detect.regions, GraphClustering(pair.settings)
     region = regions.of_centre[centre]
     lines = [
         Line(
@@ -487,22 +511,8 @@ def compare_clustering(pair: Pair) -> list[Line]:
         rows = np.flatnonzero(region == one)
         rows = rows[np.lexsort((centre[rows], sample[rows]))]
         union = geometry.region_channels(centres.channels, regions.of_centre, len(regions))[one]
-        spikes = template_stage.scattered_rows(
-            features[rows], centre[rows], centres.channels, union, pair.source.probe.n_channels, "cpu"
-        )
-        known = pair.settings
-        ours[rows] = (
-            ours.max()
-            + 1
-            + cluster_region(
-                spikes,
-                final=False,
-                n_neighbors=known.cluster_neighbors,
-                downsampling=known.cluster_downsampling,
-                max_landmarks=known.landmark_limit,
-                seed=known.cluster_init_seed,
-            )
-        )
+        spikes = scattered_rows(features[rows], centre[rows], centres.channels, union, pair.probe.n_channels, "cpu")
+        ours[rows] = ours.max() + 1 + cluster(spikes)
         sizes = " / ".join(
             ", ".join(str(n) for n in sorted(np.unique(labels[rows], return_counts=True)[1], reverse=True))
             for labels in (ours, label)
@@ -516,14 +526,12 @@ def compare_clustering(pair: Pair) -> list[Line]:
     return lines
 
 
-def _detect_in_batch(
-    pair: Pair, detector: detection.Detector, tile: Tile, traces: torch.Tensor
-) -> detection_kernels.Peaks:
+def _detect_in_batch(pair: Pair, detect: Detect, tile: Tile, traces: torch.Tensor) -> detection_kernels.TilePeaks:
     """Peaks of one of its batches, the traces of which have nt samples on either side of the core."""
     nt, to_centre = pair.settings.nt, pair.settings.nt // 2 - pair.settings.peak_sample
     return detection_kernels.detect(
         traces,
-        detector.templates,
+        detect.templates,
         threshold=pair.settings.Th_universal,
         reach=pair.settings.peak_sample,
         first=nt + to_centre,
@@ -535,13 +543,14 @@ def compare_templates(pair: Pair) -> list[Line]:
     """Learned templates from detection with its whitening, shifts and waveforms."""
     shapes, theirs = pair.their_waveforms(), pair.their_templates
     components = torch.from_numpy(shapes.components)
-    centres = geometry.template_centres(pair.source.probe, pair.settings)
-    regions = geometry.clustering_regions(centres, pair.settings)
-    with tempfile.TemporaryDirectory() as folder:
-        line = SortRun(pair.moved, Loop(), RunStore(Path(folder), RECORDED), None)
-        receipts = line.detect(pair.moved, centres, regions, shapes)
-        found = line.learn_templates(pair.moved, centres, regions, shapes, receipts)
-    ours, n_peaks = torch.from_numpy(found.features), sum(receipt.n_rows for receipt in receipts)
+    centres, cluster = our_centres(pair), GraphClustering(pair.settings)
+    detect = _detection(pair, pair.moved, shapes, centres)
+    fewest = min_unit_spikes(pair.tiling, pair.rate_hz)
+    with run_here(pair.moved) as run:
+        peaks = run.do(detect)
+        learn = LearnTemplates(pair.settings, peaks, shapes, pair.probe, centres, detect.regions, cluster, fewest)
+        found = run.do(learn)
+    ours, n_peaks = torch.from_numpy(found.features), int(peaks.of_region.sum())
     alike = template_kernels.similarity(torch.cat([ours, theirs]), components).value[: len(ours), len(ours) :].numpy()
     aligned = template_kernels.align(pair.their_means, components, torch.from_numpy(shapes.shapes))
     as_ours = template_kernels.merge_similar(aligned, pair.their_counts, components).features
@@ -555,7 +564,7 @@ def compare_templates(pair: Pair) -> list[Line]:
         Line("templates", "… largest on the same channels, in the same order", str(numbered_alike)),
         Line("templates", "… aligned before merging, as we do: difference / norm", order, "the reference merges first"),
         Line("templates", "detections, ours and its", f"{n_peaks} and {len(pair.theirs['clusters'])}"),
-        Line("templates", "regions, ours", len(regions)),
+        Line("templates", "regions, ours", len(detect.regions)),
         Line("templates", "templates, ours and its", f"{len(ours)} and {len(theirs)}", "→ no floor of 1000 spikes"),
         Line("templates", "of its, similar (> 0.9) to one of ours", _share(alike.max(axis=0, initial=0) > 0.9)),
         Line("templates", "of ours, similar (> 0.9) to one of its", _share(alike.max(axis=1, initial=0) > 0.9)),
@@ -568,14 +577,13 @@ def compare_matching(pair: Pair) -> list[Line]:
     their_sample, their_template = np.rint(their_sample).astype(np.int64), their_template.astype(np.int64)
     learned = Templates(pair.their_templates.numpy(), np.ones(len(pair.their_templates)))
     lines = []
-    with tempfile.TemporaryDirectory() as folder:
-        none = np.zeros(len(learned.features), np.int64)
-        matcher = matching.SpikeMatcher(pair.moved, pair.their_waveforms(), learned, none, 1, Path(folder))
-        if "moved" in pair.theirs:
-            lines += _match_their_traces(pair, matcher, their_sample, their_template)
-        matched = [matcher((tile,)) for tile in pair.source.tiling]
-        matches = matching.combine(pair.moved, matched)
-        ours = {name: _column(matches, name) for name in ("sample", "template", "score", "features")}
+    regions = geometry.clustering_regions(our_centres(pair), pair.settings)
+    match = Match(pair.settings, pair.moved, pair.their_waveforms(), learned, regions)
+    if "moved" in pair.theirs:
+        lines += _match_their_traces(pair, match, their_sample, their_template)
+    with run_here(pair.moved) as run:
+        spikes = run.do(match)
+        ours = {name: _column(spikes, name) for name in ("sample", "template", "score", "features")}
     i, j = _pair_up(ours["sample"], ours["template"] * 1e6, their_sample, their_template * 1e6)
     lines += [
         Line("matching", "spikes, ours and its", f"{len(ours['sample'])} and {len(their_sample)}"),
@@ -585,9 +593,7 @@ def compare_matching(pair: Pair) -> list[Line]:
         Line("matching", "on ours: score, ours / its", _range(ours["score"][i] / their_score[j])),
     ]
     same = ours["sample"][i] == their_sample[j]
-    spread = _feature_rows(
-        pair, ours["features"][i[same]], matcher.matcher.template_channels.numpy()[ours["template"][i[same]]]
-    )
+    spread = _feature_rows(pair, ours["features"][i[same]], spikes.template_channels[ours["template"][i[same]]])
     reference = _feature_rows(
         pair, pair.theirs["features"][j[same]], their_feature_channels(pair)[their_template[j[same]]]
     )
@@ -596,16 +602,14 @@ def compare_matching(pair: Pair) -> list[Line]:
     return [*lines, *_against_truth("matching", pair, sample=ours["sample"], theirs=their_sample)]
 
 
-def _match_their_traces(
-    pair: Pair, matcher: matching.SpikeMatcher, sample: np.ndarray, template: np.ndarray
-) -> list[Line]:
+def _match_their_traces(pair: Pair, match: Match, sample: np.ndarray, template: np.ndarray) -> list[Line]:
     """Spikes in the middle of its own batches, which see nothing beyond nt samples."""
     nt, shift = pair.settings.nt, pair.settings.peak_sample - pair.settings.nt // 2
     n_pairs, n_ours, n_theirs, exact = 0, 0, 0, 0
-    channels, away, scores = matcher.matcher.template_channels.numpy(), [np.zeros(0)], [np.zeros(0)]
+    channels, away, scores = match.template_channels, [np.zeros(0)], [np.zeros(0)]
     for tile, traces in pair.batches("moved"):
         found = matching_kernels.match(
-            traces, matcher.matcher, threshold=pair.settings.Th_learned, max_peels=pair.settings.max_peels
+            traces, match.prepared, threshold=pair.settings.Th_learned, max_peels=pair.settings.max_peels
         )
         time = found.sample_index.numpy() - nt + tile.start + shift
         inner = (tile.start + 2 * nt, tile.stop - 2 * nt)
@@ -615,8 +619,8 @@ def _match_their_traces(
         i, j = _pair_up(time[mine], unit * 1e6, sample[its], template[its] * 1e6)
         n_pairs, n_ours, n_theirs = n_pairs + len(i), n_ours + int(mine.sum()), n_theirs + int(its.sum())
         exact += int((time[mine][i] == sample[its][j]).sum())
-        residual = matching_kernels.subtract(traces, found, matcher.matcher)
-        features = matching_kernels.features(residual, found, matcher.matcher).numpy()[mine][i]
+        residual = matching_kernels.subtract(traces, found, match.prepared)
+        features = matching_kernels.features(residual, found, match.prepared).numpy()[mine][i]
         own = _feature_rows(pair, features, channels[unit[i]])
         at = np.flatnonzero(its)[j]
         reference = _feature_rows(pair, pair.theirs["features"][at], their_feature_channels(pair)[template[at]])
@@ -631,8 +635,8 @@ def _match_their_traces(
     ]
 
 
-def _column(matches: matching.Matches, name: str) -> np.ndarray:
-    blocks = zip(matches.receipts, matches.dropped, strict=True)
+def _column(spikes: Spikes, name: str) -> np.ndarray:
+    blocks = zip(spikes.receipts, spikes.dropped, strict=True)
     return np.concatenate([np.delete(read_column(receipt, name), dropped, axis=0) for receipt, dropped in blocks])
 
 
@@ -643,7 +647,7 @@ def their_feature_channels(pair: Pair) -> np.ndarray:
 
 def _feature_rows(pair: Pair, features: np.ndarray, channels: np.ndarray) -> np.ndarray:
     """Features (n, j, q) on channels (n, j; −1 for none) as (n, c, q)."""
-    spread = np.zeros((len(features), pair.source.probe.n_channels + 1, features.shape[2]))
+    spread = np.zeros((len(features), pair.probe.n_channels + 1, features.shape[2]))
     np.put_along_axis(spread, np.repeat(channels[:, :, None], features.shape[2], axis=2), features, axis=1)
     return spread[:, :-1]
 
@@ -657,41 +661,33 @@ def compare_units(pair: Pair) -> list[Line]:
     """Final clustering and merging of its spikes with its features."""
     sample, template, amplitude = pair.theirs["spikes"].T
     sample, template = np.rint(sample).astype(np.int64), template.astype(np.int32)
-    channels = their_feature_channels(pair)
-    centres = geometry.template_centres(pair.source.probe, pair.settings)
-    regions = geometry.clustering_regions(centres, pair.settings)
+    regions = geometry.clustering_regions(our_centres(pair), pair.settings)
     largest = pair.theirs["template_channel"]
-    region_of = regions.nearest(pair.source.probe.positions_um[largest], pair.source.probe.shank[largest])
+    region_of = regions.region_at(pair.probe.positions_um[largest], pair.probe.shank[largest])
     columns = {
         "sample": sample,
         "template": template,
         "score": amplitude.astype(np.float32),
         "features": pair.theirs["features"].astype(np.float32),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        receipt = write_block(Path(folder) / "spikes.npz", columns, region_of[template], len(regions))
-        nothing = np.zeros(0, np.int64)
-        matches = matching.Matches([receipt], np.zeros(1, np.int64), [nothing], nothing.reshape(0, 2))
-        sorter = units.RegionSorter(
-            matches,
-            channels,
-            region_of,
-            pair.source.probe.n_channels,
-            pair.rate_hz,
-            pair.settings,
-            "cpu",
-            folder=Path(folder),
+    settings, probe, shapes = pair.settings, pair.probe, pair.their_waveforms()
+    with run_here(pair.tiles) as run:
+        receipt = write_block(run.scratch / "spikes.rows", columns, region_of[template], len(regions))
+        spikes = Spikes(
+            receipts=[receipt],
+            first=np.zeros(1, np.int64),
+            dropped=[np.zeros(0, np.int64)],
+            artifacts=np.zeros((0, 2), np.int64),
+            template_channels=their_feature_channels(pair),
+            region_of=region_of,
+            sampling_rate_hz=pair.rate_hz,
         )
-        occupied = np.flatnonzero(np.diff(receipt.start)).tolist()
-        found = list(Loop().map(sorter, occupied, stage="final clustering"))
-        fewest = SortRun(pair.source, Loop(), RunStore(Path(folder), RECORDED), None)._fewest()
-        ours = units.combine(found, pair.their_waveforms(), pair.settings, pair.rate_hz, fewest)
-        parts = joining.in_order(
-            ours, matches, pair.their_waveforms(), channels, pair.source.probe, pair.settings.position_limit
-        )
-        joined = [(part["sample"], part["unit"]) for part in parts]
+        found = run.do(SortRegions(settings, spikes, probe, GraphClustering(settings)))
+        fewest = min_unit_spikes(pair.tiling, pair.rate_hz)
+        ours = run.do(Merge(settings, found, shapes, probe, pair.rate_hz, fewest))
+        joined = run.do(Join(settings, ours, spikes, shapes, probe))
+    our_sample, our_unit = joined["sample"], joined["unit"]
     before = sum(len(region.unit_features) for region in found)
-    our_sample, our_unit = (np.concatenate(column) for column in zip(*joined, strict=True))
     final = pair.theirs["final_spikes"][:, 0]
     held = score(np.rint(final), pair.theirs["final_unit"], our_sample, our_unit, sampling_rate_hz=pair.rate_hz)
     lines = [

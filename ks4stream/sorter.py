@@ -120,7 +120,7 @@ def sort(
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(tiles, results_dir, fresh=not resume))
         if results_dir is not None:
-            stack.enter_context(report.log_kept(folder, results_dir))
+            stack.enter_context(report.log_kept(folder, results_dir, store.check))
         engine = stack.enter_context(engine_for(recording, settings, resources, device, progress))
         _check_plan(recording, settings, resources, device, engine, results_dir)
         run = Run(engine, store, tiles.sampling_rate_hz, resources.block_batches, progress)

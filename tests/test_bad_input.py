@@ -134,7 +134,7 @@ def test_no_probe() -> None:
 
 
 def test_artifacts_everywhere() -> None:
-    with pytest.raises(RecordingError, match=r"Every one of the 3 batches.*artifact_threshold=10"):
+    with pytest.raises(RecordingError, match=r"In all 3 batches.*artifact_threshold=10"):
         sort(open_recording(noise(), fs=RATE, probe=PROBE), SETTINGS.replace(artifact_threshold=10), client="loop")
 
 

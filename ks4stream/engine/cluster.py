@@ -541,7 +541,7 @@ def connected(address: str) -> Iterator[Client]:
     """
     try:
         client = Client(address, set_as_default=False)  # else another sort would take it for its caller's
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # the last of tls:// without certificates
         raise LostWorkerError(
             f"No Dask scheduler answers at {address!r} ({error}). Give the address that `dask scheduler` prints, "
             "like tcp://host:8786, or none to compute on this machine."
@@ -590,7 +590,8 @@ def local_client(
         n_workers = local_workers(device)
     if processes is None:
         processes = n_workers > 1
-    environment = WORKER_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    paths = [path for path in sys.path if isinstance(path, str)]  # Python passes over what is not
+    environment = WORKER_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)}
     with ExitStack() as stack:
         with _starting, dask.config.set(LOCAL_CONFIG), _environment(environment):
             in_processes = processes and sys.platform != "win32"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import shutil
 import zipfile
 import zlib
@@ -34,7 +35,7 @@ NOT_AS_WRITTEN = (
 """What reading a file raises if it is gone, cut short or has other bits."""
 
 
-DRAFT = ".draft"  # how names of files end that are not complete
+DRAFT = re.compile(r".*\.[0-9a-f]{32}\.draft")  # name of a file that is not complete yet
 
 
 @contextmanager
@@ -101,7 +102,7 @@ def atomic_write(path: Place) -> Iterator[BinaryIO]:
         yield buffer
         write_bytes(path.location, buffer.getvalue())
         return
-    draft = path.with_suffix(f".{uuid4().hex}{DRAFT}")  # a task may be computed twice at a time, on two machines
+    draft = path.with_suffix(f".{uuid4().hex}.draft")  # a task may be computed twice at a time, on two machines
     with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

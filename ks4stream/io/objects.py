@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import stat
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -136,9 +137,11 @@ def status(location: str) -> Status | None:
         If a store cannot be asked.
     """
     if not is_remote(location):
-        if not os.path.isfile(location):
+        try:
+            found = os.stat(location)
+        except (OSError, ValueError):
             return None
-        return _status_of_file(os.stat(location))
+        return _status_of_file(found) if stat.S_ISREG(found.st_mode) else None
     store, key = _parent_store(location, False)
     import obstore
 
@@ -261,8 +264,8 @@ def write_if(location: str, content: bytes, version: Version | None) -> Version 
         return None
 
 
-def write_file(location: str, path: Path) -> None:
-    """Copy a file into an object, in parts where it is large.
+def write_file(location: str, path: Path) -> str:
+    """Copy a file into an object, in parts where it is large; returns the tag that it got.
 
     Raises
     ------
@@ -273,18 +276,20 @@ def write_file(location: str, path: Path) -> None:
     import obstore
 
     with translate_errors(location, writing=True):
-        obstore.put(store, key, path)
+        return obstore.put(store, key, path)["e_tag"] or ""
 
 
-def delete(location: str, paths: Sequence[str] = ()) -> None:
-    """Remove an object, or objects below a location, by their paths from there; what is not there need not be.
+def delete(location: str, paths: Sequence[str] | None = None) -> None:
+    """Remove an object, or, of a list, objects below a location by their paths from there; they need not be there.
 
     Raises
     ------
     ResultsError
         If the store refuses it.
     """
-    store, key = (_store(location, True), list(paths)) if paths else _parent_store(location, True)
+    if paths is not None and not paths:
+        return
+    store, key = _parent_store(location, True) if paths is None else (_store(location, True), list(paths))
     import obstore
 
     with suppress(_NowhereError), translate_errors(location, writing=True):
@@ -292,7 +297,7 @@ def delete(location: str, paths: Sequence[str] = ()) -> None:
 
 
 def copy(location: str, to: str, n_bytes: int) -> None:
-    """Copy an object of a known size to another location of the same bucket.
+    """Copy an object of a known size to another location of the same bucket; one that has gone is passed over.
 
     Raises
     ------
@@ -305,7 +310,7 @@ def copy(location: str, to: str, n_bytes: int) -> None:
     import obstore
 
     source, target = (address.removeprefix(f"{root}/") for address in (location, to))
-    with translate_errors(to, writing=True):
+    with suppress(_NowhereError), translate_errors(to, writing=True):
         if n_bytes <= _COPIED_BYTES:
             obstore.copy(store, source, target)
         else:
@@ -321,6 +326,8 @@ async def _stream(store: Any, source: str, target: str) -> None:
 def listing(location: str) -> list[tuple[str, Status]]:
     """List all files or objects below a location, with their paths from there, sorted.
 
+    Files that go meanwhile are left out, as are the empty objects that consoles make in place of folders.
+
     Raises
     ------
     RecordingError
@@ -332,11 +339,17 @@ def listing(location: str) -> list[tuple[str, Status]]:
 
     with translate_errors(location):
         pages = obstore.list(_store(location, True), chunk_size=1000)
-        return sorted((meta["path"], _status_of(meta)) for page in pages for meta in page)
+        found = {meta["path"]: _status_of(meta) for page in pages for meta in page}
+    if any(not status.size_bytes for status in found.values()):
+        folders = {"", *(path[:at] for path in found for at, letter in enumerate(path) if letter == "/")}
+        found = {path: status for path, status in found.items() if status.size_bytes or path not in folders}
+    return sorted(found.items())
 
 
 def entries(location: str) -> dict[str, Status | None]:
     """List what lies directly below a location, by name: files or objects, and folders, of which the status is None.
+
+    Files that go meanwhile are left out.
 
     Raises
     ------
@@ -347,7 +360,8 @@ def entries(location: str) -> dict[str, Status | None]:
         if not os.path.isdir(location):
             return {}
         with os.scandir(location) as entries_here:
-            return {one.name: None if one.is_dir() else _status_of_file(_stat(one.path)) for one in entries_here}
+            looks = [(one.name, _stat(one.path)) for one in entries_here]
+        return {name: None if stat.S_ISDIR(look.st_mode) else _status_of_file(look) for name, look in looks if look}
     import obstore
 
     with translate_errors(location):
@@ -453,8 +467,13 @@ def _status_of(meta: Any) -> Status:
     return Status(int(meta["size"]), meta["e_tag"] or str(meta["last_modified"]))
 
 
-def _stat(path: str) -> os.stat_result:
-    return os.stat(path) if os.path.exists(path) else os.lstat(path)  # of a link that leads nowhere
+def _stat(path: str) -> os.stat_result | None:
+    """Of a link that leads nowhere, or round in a circle, the link's own; None of what is not there."""
+    with suppress(OSError):
+        return os.stat(path)
+    with suppress(FileNotFoundError):
+        return os.lstat(path)
+    return None
 
 
 def _status_of_file(found: os.stat_result) -> Status:
@@ -469,7 +488,8 @@ def _walk(folder: str) -> Iterator[tuple[str, Status]]:
     for where, _, names in os.walk(folder):
         for name in names:
             path = Path(where, name)
-            yield path.relative_to(folder).as_posix(), _status_of_file(path.stat())
+            if look := _stat(str(path)):
+                yield path.relative_to(folder).as_posix(), _status_of_file(look)
 
 
 def _obstore() -> Any:

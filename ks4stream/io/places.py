@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ks4stream.errors import RecordingError, ResultsError
 from ks4stream.io import objects
+from ks4stream.io.objects import Status
 
 REQUESTS = 16  # to a store at a time
 FETCHED_BYTES = 1 << 26  # of an object that are held at a time while it is copied
@@ -65,9 +67,7 @@ def place(address: str | os.PathLike[str] | ObjectPath) -> Place:
 
 def size_of(where: Place) -> int | None:
     """Bytes of a file or an object; None if there is none."""
-    if isinstance(where, Path):
-        return where.stat().st_size if where.is_file() else None
-    found = objects.status(where.location)
+    found = objects.status(str(where))
     return None if found is None else found.size_bytes
 
 
@@ -134,17 +134,17 @@ def copy_here(where: Place, folder: Path) -> Path:
     return copy
 
 
-def copy_there(folder: Path, where: ObjectPath, *, last: str = "") -> None:
-    """Copy all files below a folder, one of them after all others."""
+def copy_there(folder: Path, where: ObjectPath, *, last: str = "") -> list[tuple[str, Status]]:
+    """Copy all files below a folder, one of them after all others; returns what is there then, as a listing would."""
 
-    def copy(name: str) -> None:
-        objects.write_file(objects.child(where.location, name), folder / name)
+    def copy(name: str) -> tuple[str, Status]:
+        tag = objects.write_file(objects.child(where.location, name), folder / name)
+        return name, Status((folder / name).stat().st_size, tag)
 
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     with ThreadPoolExecutor(REQUESTS) as pool:
-        list(pool.map(copy, sorted(names - {last})))
-    if last in names:
-        copy(last)
+        copied = list(pool.map(copy, sorted(names - {last})))
+    return sorted([*copied, *(copy(name) for name in names & {last})])
 
 
 def below(where: Place) -> Iterator[tuple[str, bool]]:
@@ -152,28 +152,61 @@ def below(where: Place) -> Iterator[tuple[str, bool]]:
     yield from ((name, status is None) for name, status in objects.entries(str(where)).items())
 
 
-def move(where: Place, to: Place, names: Sequence[str]) -> None:
-    """Move files and folders of one folder into another of the same file system or bucket, in their order.
+def move(where: Place, to: Place, names: Collection[str]) -> None:
+    """Move files and folders of one folder into another of the same file system or bucket, where nothing is replaced.
 
-    In a bucket nothing is removed before all has been copied.
+    In a bucket nothing is removed before all has been copied, nor what was written to meanwhile. What goes meanwhile is
+    passed over.
 
     Raises
     ------
+    FileExistsError
+        If something of such a name is there already, before anything is moved. In a bucket, an object with the same
+        bytes does not count: it is a copy that an interrupted move left.
     ResultsError
         If a store refuses it.
     """
     if isinstance(where, Path):
-        for name in names:
-            (where / name).rename(Path(str(to)) / name)
+        _check_free([name for name in names if os.path.lexists(Path(str(to)) / name)], to)
+        for name in sorted(names):
+            try:
+                (where / name).rename(Path(str(to)) / name)
+            except FileNotFoundError:
+                if os.path.lexists(where / name):
+                    raise
         return
-    n_bytes: dict[str, int] = {}
+    found, there = _objects_in(where, names), dict(objects.listing(str(to)))
+    twice = sorted(found.keys() & there.keys())
+    _check_free([path for path in twice if not _is_copy(where / path, found[path], to / path, there[path])], to)
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        new = found.keys() - there.keys()
+        list(pool.map(lambda path: objects.copy(str(where / path), str(to / path), found[path].size_bytes), new))
+    there, now = dict(objects.listing(str(to))), _objects_in(where, names)
+    objects.delete(str(where), [path for path in found if path in there and now.get(path) == found[path]])
+
+
+def _check_free(taken: Sequence[str], to: Place) -> None:
+    if taken:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(to / taken[0]))
+
+
+def _objects_in(where: Place, names: Collection[str]) -> dict[str, Status]:
+    """Objects of some names, and of all that lies in folders of such names, by path."""
+    found: dict[str, Status] = {}
     for name, status in objects.entries(str(where)).items():
         if name in names:
             inside = [("", status)] if status else objects.listing(str(where / name))
-            n_bytes |= {f"{name}/{path}".rstrip("/"): found.size_bytes for path, found in inside}
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        list(pool.map(lambda path: objects.copy(str(where / path), str(to / path), n_bytes[path]), n_bytes))
-    objects.delete(str(where), list(n_bytes))
+            found |= {f"{name}/{path}".rstrip("/"): one for path, one in inside}
+    return found
+
+
+def _is_copy(first: Place, of_first: Status, second: Place, of_second: Status) -> bool:
+    """Whether two objects hold the same bytes; many stores give a copy another tag."""
+    if of_first == of_second or of_first.size_bytes != of_second.size_bytes:
+        return of_first == of_second
+    size = of_first.size_bytes
+    ranges = [(at, min(at + FETCHED_BYTES, size)) for at in range(0, size, FETCHED_BYTES)]
+    return all(read_range(first, *part) == read_range(second, *part) for part in ranges)
 
 
 def remove(where: Place, *, folder: bool = False) -> None:

@@ -6,7 +6,10 @@ sorting is moved as a whole to a numbered folder beside this one before results 
 :data:`WRITTEN` are ever replaced or removed, in folders and in buckets alike, and never the recording's own files.
 
 Results are written to a *draft* first, and then moved into place, file by file. Meanwhile the record holds both the
-earlier and the new files, so that whatever a killed process leaves is still known as ours, and nothing else is.
+earlier and the new files, so that whatever a killed process leaves is still known as ours, and nothing else is. Each
+file is looked at once more just before another takes its place: what somebody saved meanwhile is moved, too. A move
+replaces nothing: one that was interrupted goes on into its numbered folder if nothing there is in its way, and else
+into another one.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from itertools import count
@@ -109,12 +112,15 @@ _FORMAT = "ks4stream.Results/1"
 _STATES: dict[str, dict[str, type]] = {
     "complete": {"key": str, "files": dict},
     "replacing": {"files": dict, "new": dict},
-    "moving": {"number": int, "within": bool, "before": dict},
+    "moving": {"home": str, "number": int, "within": bool, "before": dict},
 }  # of a record, and what it holds then
 _DRAFT = re.compile(r"\.ks4stream-[0-9a-f]{32}")
 
+_COMPLETE = ".zgroup"  # within the store, what comes last and goes first: without it the rest cannot be read
+
 Description = Mapping[str, Any]
-"""Of a file or the store: "bytes", "tag" (time of change, ETag), and "digest" (hash of its content)."""
+"""Of a file or the store: "bytes" (−1 if there is none), "tag" (time of change, ETag), and "digest" (hash of its
+content); of the store also "inside", the bytes of each file in it."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ class ResultsFolder:
         _check_writable(place)
         found = cls(place, recording, size_of(place / LOG) or 0)
         found._check_recording()
-        there = dict(below(place))
+        there = found._there()
         for name in [*WRITTEN, RECORD, LOG]:
             if name in there and there[name] != (name == STORE):
                 kind = "a folder" if there[name] else "a file"
@@ -164,22 +170,19 @@ class ResultsFolder:
 
     def somebodys(self) -> list[str]:
         """Names of what lies here and is not as a sort of ks4stream left it, sorted; empty if all may be replaced."""
-        record, there = self._record(), self._of_a_sorting() | self._strange()
-        if record.get("state") == "moving":
+        there = self._of_a_sorting() | self._strange()
+        if self._record().get("state") == "moving":
             return sorted(there)
-        known = [record.get("files", {}), record.get("new", {})]
-        return sorted(
-            name
-            for name in there - {RECORD, *_COMPANIONS}
-            if not any(name in files and self._is_as_written(name, files[name]) for files in known)
-        )
+        return sorted(there - {RECORD, *_COMPANIONS} - self._ours().keys())
 
     def missing(self, key: str, wanted: Iterable[str]) -> set[str] | None:
         """Those of some names that were not written here, or have gone; None if another result is here, or none."""
-        record = self._record()
+        record, there = self._record(), self._of_a_sorting()
         if record.get("state") != "complete" or record["key"] != key:
             return None
-        return {*wanted} - ({*record["files"]} & self._of_a_sorting())
+        if size_of(self.place / STORE / _COMPLETE) is None:
+            there -= {STORE}
+        return {*wanted} - ({*record["files"]} & there)
 
     @contextmanager
     def draft(self) -> Iterator[Path]:
@@ -198,43 +201,69 @@ class ResultsFolder:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def replace(self, draft: Path, key: str) -> None:
-        """Put the files of a draft in place of those of an earlier sort.
+    def replace(self, draft: Path, key: str) -> list[Place]:
+        """Put the files of a draft in place of those of an earlier sort; what is somebody's is moved before.
 
         Parameters
         ----------
         draft : Path
         key : str
             From :func:`fingerprint`.
-        """
-        new = {entry.name: _described(entry) for entry in draft.iterdir()}
-        self._write_record({"state": "replacing", "files": self._record().get("files", {}), "new": new})
-        there = self._of_a_sorting()
-        for name in {*WRITTEN} & there - {*new}:
-            remove(self.place / name, folder=name == STORE)
-        if _CACHE in there:
-            self._retire_cache()
-        self._install(draft)
-        self._write_record({"state": "complete", "key": key, "files": self._with_tags(new)})
 
-    def add(self, draft: Path, names: Collection[str]) -> set[str]:
-        """Put some files of a draft beside those of the same result; returns those that somebody's files keep out."""
-        record = self._record()
-        kept = {*names} & {*self.somebodys()}
-        for entry in list(draft.iterdir()):
-            if entry.name in kept or entry.name not in names:
-                remove(entry, folder=entry.is_dir())
-        new = {entry.name: _described(entry) for entry in draft.iterdir()}
-        self._write_record(record | {"new": new})
-        self._install(draft)
-        self._write_record(record | {"files": record["files"] | self._with_tags(new)})
+        Returns
+        -------
+        list of Path or ObjectPath
+            Numbered folders that somebody's files were moved to: what was found, and what came in the meantime.
+        """
+        new: dict[str, Description] = {entry.name: _described(entry) for entry in draft.iterdir()}  # takes its time
+        moved = [self.set_aside()] if self.somebodys() else []
+        late: list[Place] = []
+        ours = self._ours()
+        self._write_record({"state": "replacing", "files": ours, "new": new})
+        self._retire_cache()
+        for name in sorted(({*WRITTEN} & self._of_a_sorting()) | new.keys()):
+            if not self._may_go(name, ours):
+                late = late or [self._neighbour(*self._free_neighbour())]
+                move(self.place, late[0], [name])
+            elif name not in new:
+                remove(self.place / name, folder=name == STORE)
+            if name in new:
+                new[name] = self._install(draft / name, new[name])
+        self._write_record({"state": "complete", "key": key, "files": new})
+        return moved + late
+
+    def add(self, draft: Path, key: str, names: Collection[str]) -> set[str]:
+        """Put some files of a draft beside those of the same result; returns those that somebody's files keep out.
+
+        Raises
+        ------
+        ResultsError
+            If that result is not here any more.
+        """
+        new = {entry.name: _described(entry) for entry in draft.iterdir() if entry.name in names}
+        record, ours = self._record(), self._ours()
+        if record.get("state") != "complete" or record["key"] != key:
+            raise ResultsError(
+                f"The results in {self.place} were moved or replaced while others were to be added to them. The same "
+                "call with the same results_dir writes all of them."
+            )
+        files = {**record["files"], **ours}
+        self._write_record({**record, "files": files, "new": new})
+        kept = set()
+        for name in sorted(new):
+            if self._may_go(name, ours):
+                files[name] = self._install(draft / name, new[name])
+            else:
+                kept.add(name)
+        self._write_record({"state": "complete", "key": key, "files": files})
         return kept
 
     def set_aside(self) -> Place:
         """Move all in here that belongs to a sorting into a numbered folder: the first free one beside this folder.
 
         Where nothing can be put beside it (a whole bucket, a mounted volume), the numbered folder is made within. A
-        move that was interrupted goes on.
+        move that was interrupted goes on, if nothing has got in its way since; else what is left goes into another
+        folder.
 
         Raises
         ------
@@ -243,24 +272,19 @@ class ResultsFolder:
         """
         with explain_write_errors(self.place):
             record = self._record()
-            if record.get("state") == "moving":
-                aside = self._neighbour(record["number"], within=record["within"])
-                if isinstance(aside, Path):
-                    aside.mkdir(exist_ok=True)
-                record = record["before"]
-            else:
-                number, within = self._free_neighbour()
-                aside = self._neighbour(number, within=within)
-                self._write_record({"state": "moving", "number": number, "within": within, "before": record})
-            move(self.place, aside, sorted(self._of_a_sorting() - {RECORD}))
-            if self.log_bytes:
-                with atomic_write(aside / LOG) as file:
-                    file.write(read_range(self.place / LOG, 0, self.log_bytes))
-            if record:
-                with atomic_write(aside / RECORD) as file:
-                    file.write(json.dumps(record, indent=1).encode())
-            remove(self.place / RECORD)
-        return aside
+            is_begun = record.get("state") == "moving"
+            before = record["before"] if is_begun else record
+            if is_begun and record["home"] == str(self._home()):  # else it was renamed, and the neighbours are others'
+                aside = self._neighbour(record["number"], record["within"])
+                with suppress(FileExistsError):
+                    self._move(aside, before)
+                    return aside
+            number, within = self._free_neighbour()
+            moving = {"home": str(self._home()), "number": number, "within": within, "before": before}
+            self._write_record({"state": "moving", **moving})
+            aside = self._neighbour(number, within)
+            self._move(aside, before)
+            return aside
 
     # -- before work --
 
@@ -276,9 +300,7 @@ class ResultsFolder:
 
     def _check_permissions(self, place: Path) -> None:
         if self.somebodys():  # which are moved, and need not be writable
-            if self._record().get("state") != "moving":
-                number, within = self._free_neighbour()
-                Path(str(self._neighbour(number, within=within))).rmdir()
+            Path(str(self._neighbour(*self._free_neighbour()))).rmdir()
             return
         for name in (*WRITTEN, RECORD, LOG):
             if (place / name).exists() and not os.access(place / name, os.W_OK):
@@ -289,9 +311,18 @@ class ResultsFolder:
 
     # -- what lies here --
 
+    def _there(self) -> dict[str, bool]:
+        """Names of what lies here, and whether they are folders; in a bucket, empty objects may stand for folders."""
+        there = dict(below(self.place))
+        if isinstance(self.place, ObjectPath):
+            for name in (STORE, _CACHE):
+                if there.get(name) and not any(one.size_bytes for _, one in objects.listing(str(self.place / name))):
+                    del there[name]
+        return there
+
     def _of_a_sorting(self) -> set[str]:
         """Names in here that belong to a sorting, whosever it is; none if there is no sorting, nor the recording's."""
-        there = dict(below(self.place))
+        there = self._there()
         if not there.keys() & {*_SIGNS}:
             return set()
         return {name for name, is_folder in there.items() if self._belongs(name, is_folder)} - self._recordings_own()
@@ -299,7 +330,7 @@ class ResultsFolder:
     def _strange(self) -> set[str]:
         """Names in here that are those of results, where there is no sorting that they could belong to."""
         ours = {name.casefold() for name in WRITTEN}
-        there = {name for name, _ in below(self.place) if name.casefold() in ours}
+        there = {name for name in self._there() if name.casefold() in ours}
         return there - self._of_a_sorting() - self._recordings_own()
 
     def _belongs(self, name: str, is_folder: bool) -> bool:
@@ -323,70 +354,107 @@ class ResultsFolder:
         own = {path.removeprefix(base + mark).partition(mark)[0] for path in paths if path.startswith(base + mark)}
         return own | {"" for path in paths if base == path or base.startswith(path.rstrip(mark) + mark)}
 
-    def _is_as_written(self, name: str, about: Description) -> bool:
+    def _ours(self) -> dict[str, Description]:
+        """What lies here as a sort of ks4stream left it, by the record: descriptions, with the tags of now."""
+        record = self._record()
+        return {
+            name: found
+            for part in ("files", "new")
+            for name, about in record.get(part, {}).items()
+            if (found := self._as_written(name, about)) is not None
+        }
+
+    def _as_written(self, name: str, about: Description) -> Description | None:
+        """What was described, with the tag it has now, if it still lies here; of the store also a part."""
         now = _described(self.place / name, tag=about["tag"])
-        return all(now[word] == about[word] for word in ("bytes", "digest")) or (
-            now["bytes"] == about["bytes"] and now["tag"] == about["tag"]
-        )
+        is_same = now["bytes"] == about["bytes"] and (now["tag"] == about["tag"] or now["digest"] == about["digest"])
+        inside = now.get("inside", {_COMPLETE: 0})
+        is_part = _COMPLETE not in inside and inside.items() <= about.get("inside", {}).items()
+        return {**about, "tag": now["tag"]} if is_same or is_part else None
+
+    def _may_go(self, name: str, ours: Mapping[str, Description]) -> bool:
+        """Whether something may be put here under a name: there is nothing, or only what is still as it was."""
+        if name in ours and self._as_written(name, ours[name]) is not None:
+            return True
+        where = self.place / name
+        return not os.path.lexists(where) if isinstance(where, Path) else _described(where, tag=None)["bytes"] < 0
 
     # -- changes --
 
-    def _install(self, draft: Path) -> None:
-        if isinstance(self.place, ObjectPath):
-            if (draft / STORE).exists():  # it can be read when its last object is there
-                remove(self.place / STORE / ".zgroup")
-                remove(self.place / STORE, folder=True)
-            copy_there(draft, self.place, last=f"{STORE}/.zgroup")
-            return
-        for entry in sorted(draft.iterdir()):
-            target = self.place / entry.name
-            if target.is_dir() and not target.is_symlink():
-                target.rename(draft / f"{entry.name}.old")
-            elif entry.is_dir():
-                target.unlink(missing_ok=True)
-            entry.replace(target)  # of a link, the link, and not what it leads to
+    def _move(self, aside: Place, before: Mapping[str, Any]) -> None:
+        """Move a sorting, with its record and its log."""
+        if isinstance(aside, Path):
+            aside.mkdir(exist_ok=True)
+        move(self.place, aside, self._of_a_sorting() - {RECORD})
+        log = read_range(self.place / LOG, 0, min(self.log_bytes, size_of(self.place / LOG) or 0))
+        for name, content in {LOG: log, RECORD: json.dumps(before, indent=1).encode() if before else b""}.items():
+            if content and size_of(aside / name) is None:
+                with atomic_write(aside / name) as file:
+                    file.write(content)
+        remove(self.place / RECORD)
 
-    def _with_tags(self, files: Mapping[str, Description]) -> dict[str, Description]:
-        """Descriptions with the tags that files have here."""
-        return {name: {**about, "tag": _described(self.place / name, tag=None)["tag"]} for name, about in files.items()}
+    def _install(self, entry: Path, about: Description) -> Description:
+        """Put a file of a draft, or the store, in its place; returns its description with the tag it has there."""
+        target = self.place / entry.name
+        if isinstance(target, ObjectPath):
+            if entry.name != STORE:
+                return {**about, "tag": objects.write_file(str(target), entry)}
+            remove(target / _COMPLETE)
+            remove(target, folder=True)
+            return {**about, "tag": _tag_of(copy_there(entry, target, last=_COMPLETE))}
+        if target.is_dir() and not target.is_symlink():
+            target.rename(entry.with_name(f"{entry.name}.old"))
+        elif entry.is_dir():
+            target.unlink(missing_ok=True)
+        entry.replace(target)  # of a link, the link, and not what it leads to
+        return about
 
     def _retire_cache(self) -> None:
         """Rename what Phy has kept of spikes that go: it is not ours to remove, and Phy would show it."""
+        there = self._there()
+        if not there.get(_CACHE):
+            return
         old = self.place / _CACHE
-        new = next(new for n in count(1) if not any(below(new := self.place / f"{_CACHE}-{n}")))
+        new = self.place / next(name for n in count(1) if (name := f"{_CACHE}-{n}") not in there)
         if isinstance(old, Path):
             old.rename(Path(str(new)))
         else:
             move(old, new, [name for name, _ in below(old)])
 
-    def _neighbour(self, number: int, *, within: bool) -> Place:
-        if isinstance(self.place, ObjectPath):
-            return self.place / f"results-{number}" if within else ObjectPath(f"{self.place}-{number}")
-        home = Path(_real(str(self.place)))
-        return home / f"results-{number}" if within else home.with_name(f"{home.name}-{number}")
+    def _home(self) -> Place:
+        return self.place if isinstance(self.place, ObjectPath) else Path(_real(str(self.place)))
+
+    def _neighbour(self, number: int, within: bool) -> Place:
+        home = self._home()
+        if within:
+            return home / f"results-{number}"
+        return (
+            ObjectPath(f"{home}-{number}") if isinstance(home, ObjectPath) else home.with_name(f"{home.name}-{number}")
+        )
 
     def _free_neighbour(self) -> tuple[int, bool]:
         """The first number whose folder is free, which is made, and whether it lies within this one."""
         if isinstance(self.place, ObjectPath):
             within = "/" not in str(self.place).partition("://")[2]  # a bucket has nothing beside it
-            return next(n for n in count(1) if not any(below(self._neighbour(n, within=within)))), within
-        home = Path(_real(str(self.place)))
-        for within in (True,) if os.path.ismount(home) else (False, True):
-            for number in count(1):
-                aside = Path(str(self._neighbour(number, within=within)))
-                try:
-                    aside.mkdir()
-                except FileExistsError:
-                    continue
-                except OSError:
-                    if within:
-                        raise
-                    break
-                if aside.stat().st_dev == home.stat().st_dev:  # else nothing can be renamed into it
-                    return number, within
-                aside.rmdir()
-                break
-        raise AssertionError("within a folder its device is the same")
+            return next(n for n in count(1) if not any(below(self._neighbour(n, within)))), within
+        if not os.path.ismount(str(self._home())):
+            with suppress(OSError):
+                return self._made_neighbour(within=False), False
+        return self._made_neighbour(within=True), True
+
+    def _made_neighbour(self, *, within: bool) -> int:
+        """Make the first numbered folder that is free, and see that what lies here can be renamed into it."""
+        number = next(n for n in count(1) if _is_made(Path(str(self._neighbour(n, within)))))
+        aside, trial = Path(str(self._neighbour(number, within))), Path(str(self.place), f".ks4stream-{uuid4().hex}")
+        try:
+            trial.mkdir()
+            trial.rename(aside / trial.name).rmdir()
+        except OSError:  # another file system, also if it does not look like one, or another quota
+            for made in (trial, aside):
+                with suppress(OSError):
+                    made.rmdir()
+            raise
+        return number
 
     def _record(self) -> dict[str, Any]:
         try:
@@ -438,31 +506,49 @@ def _check_writable(place: Place) -> None:
         ) from error
 
 
+def _is_made(folder: Path) -> bool:
+    """Make a folder; False if there is something of its name."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
 def _real(path: str) -> str:
     return os.path.normcase(os.path.realpath(path))
 
 
 def _described(where: Place, *, tag: str | None = "") -> Description:
-    """Describe a file or the store; only the tag where that is the one asked for, or None is."""
-    if where.name != STORE:
+    """Describe a file or the store; without the digest where the tag is the one asked for, or None is."""
+    if where.name == STORE:
+        files = [(path, status) for path, status in objects.listing(str(where)) if status.size_bytes]
+        inside = {path: status.size_bytes for path, status in files}
+        n_bytes, now, more = sum(inside.values()) or -1, _tag_of(files), {"inside": inside}
+    else:
         status = objects.status(str(where))
         if status is None:
             return {"bytes": -1, "tag": "", "digest": ""}
-        found: dict[str, Any] = {"bytes": status.size_bytes, "tag": status.tag, "digest": ""}
-        if tag is not None and tag != status.tag:
-            found["digest"] = _digest(where, status.size_bytes)
-        return found
-    files = objects.listing(str(where))
-    tags = hashlib.sha256("".join(f"{path} {status}\n" for path, status in files).encode()).hexdigest()
-    found = {"bytes": sum(status.size_bytes for _, status in files), "tag": tags, "digest": ""}
-    if tag is not None and tag != tags:
-        state = hashlib.sha256()
-        for path, status in files:
-            state.update(f"{path} {status.size_bytes} ".encode())
-            if status.size_bytes <= _HASHED_BYTES:
-                state.update(read_range(where / path, 0, status.size_bytes))
-        found["digest"] = state.hexdigest()
-    return found
+        files, n_bytes, now, more = [], status.size_bytes, status.tag, {}
+    digest = ""
+    if tag is not None and tag != now:
+        with suppress(FileNotFoundError, EOFError):  # somebody writes to it just now: then it is as nobody described it
+            digest = _digest_of_store(where, files) if where.name == STORE else _digest(where, n_bytes)
+    return {"bytes": n_bytes, "tag": now, "digest": digest, **more}
+
+
+def _tag_of(files: Iterable[tuple[str, objects.Status]]) -> str:
+    return hashlib.sha256("".join(f"{path} {status}\n" for path, status in files).encode()).hexdigest()
+
+
+def _digest_of_store(where: Place, files: Iterable[tuple[str, objects.Status]]) -> str:
+    """Hash of the store: names and sizes of its files, and the content of small ones."""
+    state = hashlib.sha256()
+    for path, status in files:
+        state.update(f"{path} {status.size_bytes} ".encode())
+        if status.size_bytes <= _HASHED_BYTES:
+            state.update(read_range(where / path, 0, status.size_bytes))
+    return state.hexdigest()
 
 
 def _digest(where: Place, n_bytes: int) -> str:

@@ -96,7 +96,11 @@ class RunStore:
         with explain_write_errors(self.folder):
             for name, is_folder in below(self.folder):
                 if is_folder and _STAGE.fullmatch(name) and not (keep and name in self._used):
-                    remove(self.folder / name, folder=True)
+                    try:
+                        remove(self.folder / name, folder=True)
+                    except (OSError, Ks4StreamError) as error:
+                        # a task of a sort that was stopped may still write there
+                        _log.warning("%s is kept, as it could not be removed: %s", self.folder / name, error)
         if keep:
             kept_bytes = sum(found.size_bytes for _, found in listing(str(self.folder)))
             _log.info("%.1f MB are kept in %s; keep_run=False keeps nothing", kept_bytes / 1e6, self.folder)
@@ -195,6 +199,7 @@ def open_store(folder: Place, *, data: str, fresh: bool = False, recall: bool = 
         If another run is using it, or it is of other data, of another version of the method or no store at all; it is
         left as it is. Or if it cannot be written to.
     """
+    expected = {"format": FORMAT, "method": METHOD_VERSION, "data": data}
     with ExitStack() as stack:
         lock = None
         with explain_write_errors(folder):
@@ -202,21 +207,24 @@ def open_store(folder: Place, *, data: str, fresh: bool = False, recall: bool = 
             if isinstance(folder, Path):
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.callback(_locked(folder / LOCK).release)
+            else:
+                lock = stack.enter_context(ObjectLock(folder / LOCK))
+                scratch = stack.enter_context(scratch_folder())
+            if found := {} if fresh else _manifest(folder):
+                _check_manifest(folder, found, expected)
+            if fresh or not recall:
+                _empty(folder)
+            if not found:  # before anything else is made, so that the folder is known as a store from then on
+                with atomic_write(folder / MANIFEST) as file:
+                    file.write(json.dumps(expected, indent=1).encode())
+            if isinstance(folder, Path):
+                for draft in folder.rglob("*.draft"):  # of workers that were killed
+                    if DRAFT.fullmatch(draft.name):
+                        draft.unlink(missing_ok=True)
                 scratch = folder / SCRATCH
                 shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
                 scratch.mkdir(exist_ok=True)
                 stack.callback(shutil.rmtree, scratch, ignore_errors=True)  # what is mapped stays until it is not
-            else:
-                lock = stack.enter_context(ObjectLock(folder / LOCK))
-                scratch = stack.enter_context(scratch_folder())
-            if fresh:
-                _empty(folder)
-            for draft in folder.rglob(f"*{DRAFT}") if isinstance(folder, Path) else ():  # of workers that were killed
-                draft.unlink(missing_ok=True)
-        _check_manifest(folder, {"format": FORMAT, "method": METHOD_VERSION, "data": data})
-        if not recall:
-            _empty(folder)
-            _check_manifest(folder, {"format": FORMAT, "method": METHOD_VERSION, "data": data})
         yield RunStore(folder, scratch, lock)
 
 
@@ -355,7 +363,8 @@ class ObjectLock:
                     return False
             except Ks4StreamError as error:
                 failed = error
-            if time.monotonic() > until or self._ended.wait(self._looked_s):
+            pause = time.sleep if content == FREE else self._ended.wait  # a release is tried again, too, at the end
+            if time.monotonic() > until or pause(self._looked_s):
                 raise failed or ResultsError(f"{self._path} is still this run's, and cannot be written.")
 
     def _put(self, version: Version | None, content: bytes) -> bool:
@@ -465,18 +474,17 @@ def _locked(path: Path) -> BaseFileLock:
 
 def _check_kind(folder: Place) -> None:
     """Refuse a folder that is none of ours, before anything in it is touched."""
-    if not any(name not in (LOCK, SCRATCH) and not name.endswith(DRAFT) for name, _ in below(folder)):
+    if all(name == LOCK or DRAFT.fullmatch(name) for name, _ in below(folder)):  # of a run that was killed as it began
         return
     if not str(_manifest(folder).get("format", "")).startswith("ks4stream.Run/"):
         raise ResultsError(f"{folder} is not the store of a run of ks4stream. Give another results_dir.")
 
 
 def _empty(folder: Place) -> None:
-    """Remove the stages, and then the manifest, without which the folder would not be known as a store."""
+    """Remove all stages; the manifest stays, by which the folder is known as a store."""
     for name, is_folder in below(folder):
         if is_folder and _STAGE.fullmatch(name):
             remove(folder / name, folder=True)
-    remove(folder / MANIFEST)
 
 
 def _manifest(folder: Place) -> dict[str, Any]:
@@ -487,13 +495,8 @@ def _manifest(folder: Place) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _check_manifest(folder: Place, expected: dict[str, Any]) -> None:
-    """Write the manifest of a new store, or hold that of an old one against what is expected."""
-    found = _manifest(folder)
-    if not found:
-        with atomic_write(folder / MANIFEST) as file:
-            file.write(json.dumps(expected, indent=1).encode())
-        return
+def _check_manifest(folder: Place, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Compare the manifest of a store with what is expected."""
     if found.get("format") != expected["format"] or found.get("method") != expected["method"]:
         why = "was left by another version of ks4stream"
     elif found.get("data") != expected["data"]:

@@ -76,13 +76,17 @@ def _some(names: list[str]) -> str:
 
 
 @contextmanager
-def log_kept(folder: Path, target: Place) -> Iterator[None]:
-    """Bring the log where results are to be, however a sort ends; nothing to do where it was written there."""
+def log_kept(folder: Path, target: Place, check: Callable[[], None]) -> Iterator[None]:
+    """Bring the log where results are to be, however a sort ends; nothing to do where it was written there.
+
+    Nothing is brought where `check` raises: results are not this run's to write any more, and another's log is there.
+    """
     try:
         yield
     finally:
         if isinstance(target, ObjectPath):
             with suppress(Ks4StreamError):  # an error that ended the sort is worth more
+                check()
                 write_file(str(target / LOG_NAME), folder / LOG_NAME)
 
 
@@ -139,7 +143,7 @@ def finish(
     if missing == set():
         _log.info("%s holds this result already; nothing in it was touched.", home)
         return None
-    aside = None
+    moved: list[Place] = []
     with explain_write_errors(home), results.draft() as draft:
         export_phy(
             sorting,
@@ -152,19 +156,17 @@ def finish(
         save_sorting(sorting, draft / STORE, features=save_features)
         write_plots(sorting, draft)
         check()
-        if missing is not None:
-            if kept := results.add(draft, missing):
-                warn(
-                    f"{_some(sorted(kept))} in {home} were changed by somebody since they were written, and stay as "
-                    "they are. To have them written again, move them away.",
-                    CurationWarning,
-                    stacklevel=3,
-                )
-        else:
-            aside = results.set_aside() if results.somebodys() else None
-            results.replace(draft, key)
-    if aside is not None:
-        warn(f"The earlier results in {home} were moved to {aside}.", CurationWarning, stacklevel=3)
+        if missing is None:
+            moved = results.replace(draft, key)
+        elif kept := results.add(draft, key, missing):
+            warn(
+                f"{_some(sorted(kept))} in {home} were changed by somebody since they were written, and stay as "
+                "they are. To have them written again, move them away.",
+                CurationWarning,
+                stacklevel=3,
+            )
+    for aside in moved:
+        warn(f"Earlier results or edits in {home} were moved to {aside}.", CurationWarning, stacklevel=3)
     _log.info(
         "%d units (%d good), %d spikes (%d kept) written to %s in %.1f s",
         sorting.n_units,
@@ -174,7 +176,7 @@ def finish(
         home,
         time.perf_counter() - began,
     )
-    return aside
+    return moved[0] if moved else None
 
 
 def plot_names(sorting: Sorting) -> set[str]:

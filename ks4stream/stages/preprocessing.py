@@ -125,9 +125,30 @@ class Preprocessor(Portable):
         """Tiles being read ahead, by index."""
         return {}
 
+    def raw(self, tile: Tile) -> Tensor:
+        """Traces of the file in the probe's channel order (c, t): scaled, shifted and inverted according to settings."""
+        reading = self._ahead.pop(tile.index, None)
+        samples = (reading.result() if reading else self._read(tile)).to(self.device, non_blocking=True)
+        mapped = self._chan_map
+        samples = (samples[:, mapped] if isinstance(mapped, slice) else samples.index_select(1, mapped)).T
+        if self.recording.dtype == np.uint16:  # less 2¹⁵
+            samples = samples ^ -(2**15)
+        traces = samples.contiguous().float()  # three times as fast as .float().contiguous()
+        if samples.is_floating_point() and not bool(torch.isfinite(traces).all()):
+            channel, sample = (~torch.isfinite(traces)).nonzero()[0].tolist()
+            raise RecordingError(
+                f"{self.recording.name}: channel {self.probe.chan_map[channel]} is not a number near sample "
+                f"{tile.first + sample}. Replace such samples, or exclude them with tmin, tmax or bad_channels."
+            )
+        if self.settings.scale is not None:
+            traces = traces * self.settings.scale  # not in place: with one channel, this may be a view of the recording
+        if self.settings.shift is not None:
+            traces = traces + self.settings.shift
+        return traces.neg() if self.settings.invert_sign else traces
+
     def referenced(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Filtered, referenced and blanked traces (c, t), and a mask of the blanked samples (t,)."""
-        traces = kernels.highpass(self._raw(tile), self._response)
+        traces = kernels.highpass(self.raw(tile), self._response)
         if self.settings.do_CAR:
             traces = kernels.subtract_reference(traces, self._groups)
         margin = artifact_margin(self.sampling_rate_hz)
@@ -168,27 +189,6 @@ class Preprocessor(Portable):
         matrix = torch.zeros(self.probe.n_channels, self.probe.n_channels, device=self.device)
         matrix[alive[:, None], alive] = moving
         return matrix
-
-    def _raw(self, tile: Tile) -> Tensor:
-        """A tile as it is stored in the file, channels in the order of the probe: (c, t)."""
-        reading = self._ahead.pop(tile.index, None)
-        samples = (reading.result() if reading else self._read(tile)).to(self.device, non_blocking=True)
-        mapped = self._chan_map
-        samples = (samples[:, mapped] if isinstance(mapped, slice) else samples.index_select(1, mapped)).T
-        if self.recording.dtype == np.uint16:  # less 2¹⁵
-            samples = samples ^ -(2**15)
-        traces = samples.contiguous().float()  # three times as fast as .float().contiguous()
-        if samples.is_floating_point() and not bool(torch.isfinite(traces).all()):
-            channel, sample = (~torch.isfinite(traces)).nonzero()[0].tolist()
-            raise RecordingError(
-                f"{self.recording.name}: channel {self.probe.chan_map[channel]} is not a number near sample "
-                f"{tile.first + sample}. Replace such samples, or exclude them with tmin, tmax or bad_channels."
-            )
-        if self.settings.scale is not None:
-            traces = traces * self.settings.scale  # not in place: with one channel, this may be a view of the recording
-        if self.settings.shift is not None:
-            traces = traces + self.settings.shift
-        return traces.neg() if self.settings.invert_sign else traces
 
     def _read(self, tile: Tile) -> Tensor:
         """A tile of the file, (time, channel in file), in pinned memory for a GPU; uint16 is viewed as int16."""

@@ -13,6 +13,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ks4stream.errors.FewSpikesWarning")  # eight seconds have few spikes
 def test_every_step_of_the_pass_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setenv("PYTHONPATH", str(Path(ks4stream.__file__).parents[1]))

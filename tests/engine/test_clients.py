@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from ks4stream import kilosort, simulate, sorter
 from ks4stream.deploy import client_for
 from ks4stream.engine import workers
 from ks4stream.engine.cluster import Cluster, active_client, connected, local_client
-from ks4stream.errors import MachineWarning, WorkerError
+from ks4stream.errors import LostWorkerError, MachineWarning, WorkerError
 from ks4stream.io.recordings import open_recording
 from ks4stream.preprocessed import preprocess
 from ks4stream.recording import Recording
@@ -150,6 +151,18 @@ def test_gpus_of_workers_that_are_not_used_are_told_of(active: Client, monkeypat
         sort(recording(), SETTINGS, client=active)
     with pytest.raises(Stopped):  # warnings are errors
         sort(recording(), SETTINGS, client=active, device="cpu")
+
+
+@pytest.mark.parametrize("address", ["tls://127.0.0.1:9", "no-port", "foo://x:1"])
+def test_an_address_that_leads_nowhere_is_told(address: str) -> None:
+    with pytest.raises(LostWorkerError, match="No Dask scheduler answers at"), connected(address):
+        pass
+
+
+def test_a_path_that_python_passes_over_is_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, Path("anywhere")])
+    with local_client(n_workers=1, processes=False) as own:
+        assert own.submit(int).result() == 0
 
 
 class Stopped(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import re
 import subprocess
@@ -211,6 +212,58 @@ def test_other_surroundings_open_another_store(
     monkeypatch.setenv("AWS_ENDPOINT_URL", object_store.proxy.url)
     recording.read(0, 10)
     assert object_store.proxy.sent_bytes.total()
+
+
+# -- what lies below a location ------------------------------------------------------------------------
+
+
+def test_links_that_lead_nowhere_are_listed_as_such(tmp_path: Path) -> None:
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link").symlink_to("sub")
+    found = objects.entries(str(tmp_path))
+    assert {name: status is None for name, status in found.items()} == {
+        "gone": False,
+        "circle": False,
+        "sub": True,
+        "link": True,
+    }
+    assert [path for path, _ in objects.listing(str(tmp_path))] == ["circle", "gone"]
+    assert objects.status(str(tmp_path / "circle")) is None
+
+
+def test_files_that_go_while_they_are_listed_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts of other processes, say."""
+    (tmp_path / "stays").write_bytes(b"1")
+    (tmp_path / "goes").write_bytes(b"2")
+    for look in ("stat", "lstat"):
+        real = getattr(os, look)
+
+        def gone(path: Any, *given: Any, real: Any = real, **options: Any) -> Any:
+            if str(path).endswith("goes"):
+                raise FileNotFoundError
+            return real(path, *given, **options)
+
+        monkeypatch.setattr(os, look, gone)
+    assert [*objects.entries(str(tmp_path))] == ["stays"]
+    assert [path for path, _ in objects.listing(str(tmp_path))] == ["stays"]
+    assert objects.status(str(tmp_path / "goes")) is None
+
+
+def test_the_empty_objects_that_stand_for_folders_are_no_objects(object_store: Any) -> None:
+    for name in ("", "deep/", "deep/a"):
+        object_store.put(b"", f"folders/{name}")
+    assert [path for path, _ in objects.listing("s3://recordings/folders")] == ["deep/a"]
+    assert [*objects.entries("s3://recordings/folders")] == ["deep"]
+
+
+def test_of_an_empty_list_nothing_is_deleted(object_store: Any) -> None:
+    url = object_store.put(b"a person's", "deleted/a")
+    objects.delete(url, [])
+    assert objects.status(url) is not None
+    objects.delete(url)
+    assert objects.status(url) is None
 
 
 # -- failures ------------------------------------------------------------------------------------------

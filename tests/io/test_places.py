@@ -23,6 +23,7 @@ from ks4stream.io.places import (
     below,
     copy_here,
     copy_there,
+    move,
     place,
     read_range,
     read_whole,
@@ -101,6 +102,36 @@ def test_a_write_that_fails_leaves_nothing(where: Place) -> None:
         file.write(b"half")
         raise ZeroDivisionError
     assert size_of(where / "a") is None
+
+
+def test_a_move_replaces_nothing(where: Place) -> None:
+    home, aside = where / "home", where / "aside"
+    for name in ("a", "b", "deep/c"):
+        write(home / name, name.encode())
+    write(aside / "deep" / "c", b"another")
+    with pytest.raises(FileExistsError):
+        move(home, aside, ["a", "deep"])
+    assert read_whole(aside / "deep" / "c") == b"another" and size_of(aside / "a") is None
+    assert read_whole(home / "deep" / "c") == b"deep/c"
+    move(home, aside, ["a", "gone"])
+    assert sorted(below(home)) == [("b", False), ("deep", True)] and read_whole(aside / "a") == b"a"
+
+
+def test_copies_that_a_move_left_are_in_nobodys_way(object_store: Any) -> None:
+    """Also if the copy has another tag, as that of an object which was written in parts."""
+    home, aside = ObjectPath("s3://recordings/left/home"), ObjectPath("s3://recordings/left/aside")
+    of = {"Bucket": "recordings", "Key": "left/home/same"}
+    begun = object_store.client.create_multipart_upload(**of)["UploadId"]
+    part = object_store.client.upload_part(**of, UploadId=begun, PartNumber=1, Body=b"12345")
+    parts = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+    object_store.client.complete_multipart_upload(**of, UploadId=begun, MultipartUpload=parts)
+    write(aside / "same", b"12345")
+    assert dict(listing(str(home))) != dict(listing(str(aside)))
+    move(home, aside, ["same"])
+    assert not any(below(home)) and read_whole(aside / "same") == b"12345"
+    write(home / "same", b"54321")
+    with pytest.raises(FileExistsError):
+        move(home, aside, ["same"])
 
 
 def test_copies(where: Place, tmp_path: Path) -> None:

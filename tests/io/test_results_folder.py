@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ks4stream.errors import CurationWarning, ResultsError
+from ks4stream.io import objects
+from ks4stream.io import results_folder as results_folder_module
 from ks4stream.io.atomic import atomic_write
 from ks4stream.io.objects import listing
 from ks4stream.io.places import ObjectPath, Place, below, place, read_whole, remove
@@ -311,7 +315,7 @@ def test_half_a_result_is_replaced_and_what_somebody_puts_there_is_not(
     assert not [name for name in names(where) if name.startswith(".ks4stream-")], "drafts go"
 
 
-@pytest.mark.parametrize("number", [1, 2, 9])
+@pytest.mark.parametrize("number", [2, 3, 10])
 @pytest.mark.parametrize("theirs", [False, True])
 def test_a_move_that_was_interrupted_goes_on(
     write: Any, make_sorting: MakeSorting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, theirs: bool
@@ -327,6 +331,300 @@ def test_a_move_that_was_interrupted_goes_on(
         assert write(make_sorting(n_spikes=50), where) == tmp_path / "kilosort4-1"
     assert contents(tmp_path / "kilosort4-1") == before
     assert names(tmp_path) == {"kilosort4", "kilosort4-1"}
+
+
+def stop_moving(monkeypatch: pytest.MonkeyPatch, where: Place, act: Callable[[], Any]) -> None:
+    """Die when some of a sorting has been moved; in a bucket, when all has been copied and some has been deleted."""
+    if isinstance(where, Path):
+        killed_at(monkeypatch, 12, act)
+        return
+
+    def delete(location: str, paths: Any = None) -> None:
+        objects.delete(location, paths[:20] if paths else paths)
+        if paths:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ks4stream.io.places.objects", SimpleNamespace(**{**vars(objects), "delete": delete}))
+        with pytest.raises(Killed):
+            act()
+
+
+def everything(where: Place) -> set[bytes]:
+    """All that lies in a place and in its neighbours."""
+    return {*contents(where.parent).values()}
+
+
+def test_a_move_that_goes_on_replaces_nothing(
+    write: Any, make_sorting: MakeSorting, where: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another sorter wrote into the folder since, or Phy that was still open."""
+    write(make_sorting(), where)
+    CURATIONS["labels"](where)
+    (where / ".phy").mkdir() if isinstance(where, Path) else None
+    put(where / ".phy" / "state.json", "1")
+    before = everything(where) - {read_whole(where / RECORD)}
+    stop_moving(monkeypatch, where, ResultsFolder.open(where).set_aside)
+    (where / ".phy").mkdir() if isinstance(where, Path) else None
+    theirs = {".phy/state.json": b"2", "amplitudes.npy": b"theirs", "cluster_group.tsv": b"cluster_id\tgroup\n"}
+    for name, content in theirs.items():
+        put(where / name, content)
+    with pytest.warns(CurationWarning, match="kilosort4-2"):
+        write(make_sorting(n_spikes=50), where)
+    assert everything(where) >= before | {*theirs.values()}
+    assert (
+        contents(ObjectPath(f"{where}-2") if isinstance(where, ObjectPath) else Path(f"{where}-2")).items()
+        >= theirs.items()
+    )
+    assert n_spikes_in(where) == 50 and not ResultsFolder.open(where).somebodys()
+
+
+def test_a_folder_that_was_renamed_has_other_neighbours(
+    write: Any, make_sorting: MakeSorting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(make_sorting(), tmp_path / "new")
+    CURATIONS["labels"](tmp_path / "new")
+    stop_moving(monkeypatch, tmp_path / "new", ResultsFolder.open(tmp_path / "new").set_aside)
+    (tmp_path / "new").rename(tmp_path / "old")
+    put(tmp_path / "old-1" / "somebodys.npy", b"from a year ago")
+    with pytest.warns(CurationWarning, match="old-2"):
+        write(make_sorting(n_spikes=50), tmp_path / "old")
+    assert names(tmp_path / "old-1") == {"somebodys.npy"}
+
+
+def test_a_move_within_a_bucket_goes_on_with_the_copies_it_made(
+    write: Any, make_sorting: MakeSorting, object_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = place("s3://recordings/copied/kilosort4")
+    write(make_sorting(), where)
+    CURATIONS["labels"](where)
+    before, left, real = contents(where), [5], objects.copy
+
+    def killed(*given: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        real(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("ks4stream.io.places.objects.copy", killed)
+        ResultsFolder.open(where).set_aside()
+    assert contents(where).items() >= {name: before[name] for name in {*before} - {RECORD}}.items()
+    assert ResultsFolder.open(where).set_aside() == ObjectPath(f"{where}-1")
+    assert contents(ObjectPath(f"{where}-1")) == before and not names(where)
+
+
+def test_what_is_written_to_while_it_is_copied_is_not_deleted(
+    write: Any, make_sorting: MakeSorting, object_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, real = place("s3://recordings/edited/kilosort4"), objects.copy
+    write(make_sorting(), where)
+    CURATIONS["labels"](where)
+
+    def edited(location: str, *given: Any) -> None:
+        real(location, *given)
+        if location.endswith("cluster_group.tsv"):
+            put(where / "cluster_group.tsv", "saved meanwhile")
+
+    monkeypatch.setattr("ks4stream.io.places.objects.copy", edited)
+    with pytest.warns(CurationWarning) as said:
+        write(make_sorting(n_spikes=50), where)
+    assert len(said) == 2, "a folder each"
+    assert b"saved meanwhile" in everything(where) and n_spikes_in(where) == 50
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_move_of_which_only_the_record_is_left_goes_on(
+    write: Any, make_sorting: MakeSorting, object_store: Any, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    if whole:
+        object_store.client.create_bucket(Bucket="left")
+    else:
+        object_store.put(b"a person's", "left/kilosort4")  # an object of the name of the prefix
+    where = place("s3://left" if whole else "s3://recordings/left/kilosort4")
+    put(where / "spike_times.npy", b"of another sorter")
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    results = ResultsFolder.open(where)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("ks4stream.io.results_folder.remove", killed)
+        results.set_aside()
+    assert names(where) - {"results-1"} == {RECORD}
+    with pytest.warns(CurationWarning):
+        aside = write(make_sorting(), where)
+    assert contents(aside) == {"spike_times.npy": b"of another sorter"}
+    assert whole or read_whole(place("s3://recordings/left/kilosort4")) == b"a person's"
+
+
+MOMENTS = ["_described", "_retire_cache", "_write_record"]
+
+
+@pytest.mark.parametrize("curated_before", [False, True])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_what_is_saved_while_results_are_replaced_is_moved(
+    write: Any,
+    make_sorting: MakeSorting,
+    where: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    curated_before: bool,
+) -> None:
+    """Hashes of many GB take minutes, as does copying them to a bucket."""
+    if isinstance(where, ObjectPath) and curated_before:
+        pytest.skip("is no different from a folder")
+    write(make_sorting(), where)
+    if curated_before:
+        CURATIONS["labels"](where)
+    at = results_folder_module if moment == "_described" else ResultsFolder
+    real, saved = getattr(at, moment), []
+
+    def saving(*given: Any, **options: Any) -> Any:
+        found = real(*given, **options)
+        if not saved and (moment != "_described" or ".ks4stream-" in str(given[0]) or "contents" in str(given[0])):
+            saved.append(put(where / "cluster_group.tsv", "saved meanwhile"))
+        return found
+
+    results = ResultsFolder.open(where)
+    with monkeypatch.context() as patch, pytest.warns(CurationWarning):
+        patch.setattr(at, moment, saving)
+        finish(make_sorting(n_spikes=50), results)
+    assert saved and b"saved meanwhile" in everything(where)
+    assert n_spikes_in(where) == 50 and not ResultsFolder.open(where).somebodys()
+
+
+def test_what_is_saved_as_soon_as_it_is_written_is_not_ours(
+    write: Any, make_sorting: MakeSorting, where: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge, which leaves a file as long as before."""
+    put_file, move_file, chunk = objects.write_file, Path.replace, where / STORE / "sample" / "0"
+
+    def uploaded(location: str, path: Path) -> Any:
+        found = put_file(location, path)
+        merge_two_units(where) if path.name == "spike_clusters.npy" else None
+        put(chunk, b"a chunk!") if location == str(chunk) else None
+        return found
+
+    def moved(path: Path, target: Path) -> Any:
+        found = move_file(path, target)
+        if path.name in ("spike_clusters.npy", STORE):
+            merge_two_units(where) if path.name == "spike_clusters.npy" else put(chunk, b"a chunk!")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "write_file", uploaded)
+        patch.setattr(Path, "replace", moved)
+        write(make_sorting(), where)
+    assert ResultsFolder.open(where).somebodys() == [STORE, "spike_clusters.npy"]
+
+
+def test_what_is_saved_while_something_is_added_stays(
+    write: Any, make_sorting: MakeSorting, where: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(make_sorting(), where, save_features=False)
+    results, real = ResultsFolder.open(where), ResultsFolder._write_record
+
+    def saving(results: ResultsFolder, content: Any) -> None:
+        real(results, content)
+        put(where / STORE / "my_analysis.json", "saved meanwhile")
+
+    monkeypatch.setattr(ResultsFolder, "_write_record", saving)
+    with pytest.warns(CurationWarning, match=r"sorting.zarr .*stay as they are"):
+        finish(make_sorting(), results)
+    assert read_whole(where / STORE / "my_analysis.json") == b"saved meanwhile"
+    assert names(where) >= {*FEATURES}
+
+
+@pytest.mark.parametrize("numbers", [(12, 1), (12, 8), (30, 20)])
+def test_of_two_kills_in_a_row_all_that_is_left_is_ours(
+    write: Any, make_sorting: MakeSorting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, int]
+) -> None:
+    where = tmp_path / "kilosort4"
+    write(make_sorting(), where)
+    for n_spikes, number in zip((50, 60), numbers, strict=True):
+        killed_at(monkeypatch, number, lambda n_spikes=n_spikes: write(make_sorting(n_spikes=n_spikes), where))
+        assert not ResultsFolder.open(where).somebodys()
+    assert write(make_sorting(n_spikes=70), where) is None
+    assert names(tmp_path) == {"kilosort4"}
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_part_of_the_store_is_ours(
+    write: Any, make_sorting: MakeSorting, object_store: Any, monkeypatch: pytest.MonkeyPatch, adds: bool
+) -> None:
+    where, real = place(f"s3://recordings/part-{adds}/kilosort4"), objects.write_file
+
+    def killed(location: str, path: Path) -> str:
+        if location.endswith(".zgroup"):
+            raise Killed
+        return real(location, path)
+
+    write(make_sorting(), where, save_features=not adds)
+    again = make_sorting(n_spikes=400 if adds else 50)
+    for _ in range(1 + adds):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr("ks4stream.io.results_folder.objects.write_file", killed)
+            write(again, where)
+        assert names(where / STORE) == {"sample"} and not ResultsFolder.open(where).somebodys()
+    put(where / STORE / "my_analysis.json", "{}")
+    assert ResultsFolder.open(where).somebodys() == [STORE]
+    remove(where / STORE / "my_analysis.json")
+    assert write(again, where) is None
+    assert names(where / STORE) == {"sample", ".zgroup"} and names(where) >= {*FEATURES}
+    assert not ResultsFolder.open(where).somebodys() and names(where.parent) == {"kilosort4"}
+
+
+def test_the_empty_objects_that_stand_for_folders_are_in_nobodys_way(
+    write: Any, make_sorting: MakeSorting, object_store: Any
+) -> None:
+    """Consoles and other tools make them; they cannot be asked for or removed."""
+    where = place("s3://recordings/markers/kilosort4")
+    for name in ("", ".phy/", ".phy/deep/", f"{STORE}/", f"{STORE}/sample/", f"{STORE}/mine/"):
+        object_store.put(b"", f"markers/kilosort4/{name}")
+    for name in (".phy/state.json", f"{STORE}/.zgroup", "spike_times.npy"):
+        object_store.put(b"of another sorter", f"markers/kilosort4/{name}")
+    with pytest.warns(CurationWarning, match="kilosort4-1"):
+        aside = write(make_sorting(), where)
+    assert {*contents(aside)} == {".phy/state.json", f"{STORE}/.zgroup", "spike_times.npy"}
+    assert not ResultsFolder.open(where).somebodys()
+    assert write(make_sorting(n_spikes=50), where) is None and n_spikes_in(where) == 50
+
+
+@pytest.mark.parametrize("content", [None, "", "short"])
+def test_a_log_that_is_cut_while_it_is_sorted_is_no_error(
+    make_sorting: MakeSorting, write: Any, tmp_path: Path, content: str | None
+) -> None:
+    where = tmp_path / "kilosort4"
+    put(where / LOG, "of another sorter")
+    put(where / "spike_times.npy", b"of another sorter")
+    results = ResultsFolder.open(where)
+    remove(where / LOG)
+    if content is not None:
+        put(where / LOG, content)
+    with pytest.warns(CurationWarning):
+        aside = finish(make_sorting(), results)
+    assert contents(aside) == {"spike_times.npy": b"of another sorter"} | ({LOG: b"short"} if content else {})
+
+
+def test_results_that_go_while_others_are_added_are_told(
+    write: Any, make_sorting: MakeSorting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = tmp_path / "kilosort4"
+    write(make_sorting(), where, save_features=False)
+
+    def moved(sorting: Sorting, folder: Path) -> None:
+        draw_nothing(sorting, folder)
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        for name in names(where) - {folder.name}:
+            (where / name).rename(tmp_path / "mine" / name)
+
+    with monkeypatch.context() as patch, pytest.raises(ResultsError, match=r"moved or replaced.*writes all of them"):
+        patch.setattr("ks4stream.report.plots.write_plots", moved)
+        write(make_sorting(), where)
+    assert not names(where)
+    write(make_sorting(), where)
+    assert names(where) >= {"spike_times.npy", *FEATURES}
 
 
 def test_what_was_not_asked_for_is_added_to_a_curated_result(
@@ -367,6 +665,15 @@ def test_params_follow_a_recording_that_was_moved(write: Any, make_sorting: Make
     assert "new.bin" in (where / "params.py").read_text(), "of what was curated nothing is touched"
 
 
+def test_the_cache_is_renamed_to_what_is_free(write: Any, make_sorting: MakeSorting, where: Place) -> None:
+    write(make_sorting(), where)
+    put(where / ".phy-1", "not a folder")
+    (where / ".phy").mkdir() if isinstance(where, Path) else None
+    put(where / ".phy" / "state.json", "looked")
+    assert write(make_sorting(n_spikes=50), where) is None
+    assert read_whole(where / ".phy-2" / "state.json") == b"looked" and read_whole(where / ".phy-1") == b"not a folder"
+
+
 # -- links ------------------------------------------------------------------------------------------------
 
 
@@ -385,6 +692,22 @@ def test_what_links_lead_to_is_left_alone(write: Any, make_sorting: MakeSorting,
     with pytest.warns(CurationWarning, match="temp_wh.dat"):
         write(make_sorting(n_spikes=50), where, preprocessed=[])
     assert (tmp_path / "raw.bin").read_bytes() == b"raw"
+
+
+def test_links_that_lead_nowhere_are_moved_like_files(write: Any, make_sorting: MakeSorting, tmp_path: Path) -> None:
+    """What they led to lies on a disk that is not mounted, say."""
+    where = tmp_path / "kilosort4"
+    links = ("cluster_info.tsv", "templates.npy", f"{STORE}/gone", "circle.tsv")
+    for number, name in enumerate(links, 1):
+        write(make_sorting(n_spikes=50 * number), where)
+        remove(where / name)
+        (where / name).symlink_to(where / name if name == "circle.tsv" else tmp_path / "nowhere")
+        if name == "circle.tsv":  # it cannot be told that it is a table of units
+            assert not ResultsFolder.open(where).somebodys()
+            continue
+        with pytest.warns(CurationWarning, match=f"kilosort4-{number}"):
+            aside = write(make_sorting(n_spikes=10), where)
+        assert aside is not None and (aside / name).is_symlink()
 
 
 def test_copies_that_share_their_bytes_do_not_change(write: Any, make_sorting: MakeSorting, tmp_path: Path) -> None:
@@ -518,7 +841,8 @@ def test_what_appears_while_it_is_sorted_is_moved(make_sorting: MakeSorting, wri
         "",
         "[]",
         '{"format": "ks4stream.Results/1"}',
-        '{"format": "ks4stream.Results/1", "state": "moving", "number": "/../../x", "within": false, "before": {}}',
+        '{"format": "ks4stream.Results/1", "state": "moving", "home": "", "number": "/../../x", "within": false, '
+        '"before": {}}',
     ],
 )
 def test_a_record_that_is_not_understood_makes_nothing_ours(
@@ -567,6 +891,25 @@ def test_where_nothing_can_be_put_beside_it_the_numbered_folder_lies_within(
     assert contents(aside) == {"spike_times.npy": b"of another sorter"}
 
 
+def test_where_nothing_can_be_renamed_out_of_it_the_numbered_folder_lies_within(
+    write: Any, make_sorting: MakeSorting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bind mounts and quotas do not look like other file systems."""
+    where, real = tmp_path / "volume", Path.rename
+    put(where / "spike_times.npy", b"of another sorter")
+
+    def rename(path: Path, target: Path) -> Path:
+        if path.is_relative_to(where) and not target.is_relative_to(where):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.warns(CurationWarning, match="results-1"):
+        aside = write(make_sorting(), where)
+    assert contents(where / "results-1") == {"spike_times.npy": b"of another sorter"}
+    assert aside == where / "results-1" and names(tmp_path) == {"volume"}
+
+
 def test_a_whole_bucket_holds_the_numbered_folder(write: Any, make_sorting: MakeSorting, object_store: Any) -> None:
     object_store.client.create_bucket(Bucket="whole")
     where = place("s3://whole")
@@ -577,8 +920,6 @@ def test_a_whole_bucket_holds_the_numbered_folder(write: Any, make_sorting: Make
 
 
 def test_large_objects_are_copied_as_well(object_store: Any, monkeypatch: pytest.MonkeyPatch, where: Place) -> None:
-    from ks4stream.io import objects
-
     if isinstance(where, Path):
         pytest.skip("files are renamed")
     put(where / "a", b"content")

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -154,9 +155,10 @@ def test_drafts_of_killed_workers_go(tmp_path: Path) -> None:
     with open_store(tmp_path, data="a") as store:
         Checkpointed(squares, store.stage("x", "0" * 64))(3)
     folder = store.stage("x", "0" * 64).folder
-    (folder / "b.0123.draft").write_bytes(b"half")
+    (folder / f"b.{'01' * 16}.draft").write_bytes(b"half")
+    (folder / "letter.draft").write_text("of a person")
     with open_store(tmp_path, data="a") as store:
-        assert [path.name for path in folder.iterdir()] == [record_path(folder, 3).name]
+        assert {path.name for path in folder.iterdir()} == {record_path(folder, 3).name, "letter.draft"}
 
 
 def test_what_the_last_sort_did_not_use_goes(tmp_path: Path) -> None:
@@ -170,16 +172,60 @@ def test_what_the_last_sort_did_not_use_goes(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("x-*"))
 
 
+def test_a_task_that_still_writes_while_others_tidy_up_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that a sort which was stopped left running on its user's cluster."""
+    store = RunStore(tmp_path)
+    for name in "ab":
+        write_record(record_path(RunStore(tmp_path).stage(name, "0" * 64).folder, 1), 1)
+
+    def still_filled(where: Path, *, folder: bool) -> None:
+        if where.name.startswith("a"):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        remove(where, folder=folder)
+
+    monkeypatch.setattr(run_store, "remove", still_filled)
+    store.tidy(keep=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a-" + "0" * 20] and "could not be removed" in caplog.text
+
+
 @pytest.mark.parametrize("fresh", [False, True])
-def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path, fresh: bool) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "data.bin").write_text("precious")
+@pytest.mark.parametrize("name", ["data.bin", "scratch/thesis.txt", "letter.draft"])
+def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path, name: str, fresh: bool) -> None:
+    file = tmp_path / "run" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("precious")
     with (
         pytest.raises(ResultsError, match="not the store of a run"),
         open_store(tmp_path / "run", data="a", fresh=fresh),
     ):
         pass
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["data.bin"]
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [file]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("step", ["mkdir", "replace"])
+def test_a_store_is_known_however_its_beginning_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, fresh: bool
+) -> None:
+    left, real = [0], getattr(Path, step)
+
+    def killed(*given: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(*given, **options)
+
+    for name, number in [("new", 0), ("new", 1), ("new", 2), ("new", 3), ("old", 99), ("old", 0), ("old", 1)]:
+        folder = tmp_path / name / str(number if name == "new" else "")
+        left[0] = number
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(Path, step, killed)
+            with open_store(folder, data="x", fresh=fresh):
+                pass
+        with open_store(folder, data="x", fresh=fresh):
+            pass
 
 
 def test_a_store_may_be_moved(tmp_path: Path) -> None:
@@ -233,9 +279,10 @@ def test_a_store_is_known_however_its_emptying_ended(tmp_path: Path, monkeypatch
         pass
     assert run_store.MANIFEST not in removed
     monkeypatch.undo()
-    (tmp_path / "run" / "manifest.0123.draft").write_text("{")
+    draft = tmp_path / "run" / f"manifest.{'01' * 16}.draft"
+    draft.write_text("{")
     with open_store(tmp_path / "run", data="y", fresh=True) as store:
-        assert not (tmp_path / "run" / "manifest.0123.draft").exists()
+        assert not draft.exists()
 
 
 def test_what_may_have_changed_is_not_recalled_but_what_is_another_recordings_is_left(tmp_path: Path) -> None:
@@ -546,6 +593,21 @@ def test_a_store_that_fails_at_the_end_is_no_error_of_the_run(
     def fail(*_: Any) -> None:
         raise ResultsError("no answer")
 
-    with ObjectLock(ObjectPath("s3://recordings/failing/run/lock"), renewed_s=NEVER_S):
+    with ObjectLock(ObjectPath("s3://recordings/failing/run/lock"), lease_s=0.0, renewed_s=NEVER_S):
         monkeypatch.setattr(run_store, "write_if", fail)
-    assert "could not be released, and stays for 120 s: no answer" in caplog.text
+    assert "could not be released, and stays for 0 s: no answer" in caplog.text
+
+
+def test_a_release_that_fails_once_is_tried_again(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = [1]
+
+    def fail_once(location: str, content: bytes, version: Version | None) -> Version | None:
+        if left:
+            left.pop()
+            raise ResultsError("no answer")
+        return objects.write_if(location, content, version)
+
+    lock = ObjectPath("s3://recordings/released/run/lock")
+    with ObjectLock(lock, renewed_s=NEVER_S, looked_s=0.01):
+        monkeypatch.setattr(run_store, "write_if", fail_once)
+    assert read_whole(lock) == FREE
