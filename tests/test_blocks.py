@@ -1,4 +1,4 @@
-"""Every sample is owned once, and knows its true time."""
+"""Every sample belongs to one tile, and times are those of the recording."""
 
 from __future__ import annotations
 

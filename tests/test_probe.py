@@ -1,4 +1,4 @@
-"""A probe checks itself, and its small operations return new probes."""
+"""A probe is checked on construction, and its operations return new probes."""
 
 from __future__ import annotations
 

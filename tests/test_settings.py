@@ -1,4 +1,4 @@
-"""Every setting has its bounds, and every refusal names the setting."""
+"""Every setting has bounds, and every error names the setting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ks4stream.settings import Settings
 NUMBERS = [spec for spec in fields(Settings) if spec.metadata["kind"] in (int, float)]
 WHOLE = [spec for spec in NUMBERS if spec.metadata["kind"] is int]
 ALONGSIDE: dict[str, dict[str, Any]] = {"nt": {"n_pcs": 1}, "batch_size": {"nt": 1, "n_pcs": 1, "batch_size": 4}}
-"""What must change with a setting that is put at its bound, for the settings to agree."""
+"""Other settings that must change for settings to be consistent when one is at its bound."""
 
 
 def named(spec: Field[Any]) -> str:
@@ -205,7 +205,7 @@ def test_what_belongs_to_the_recording_is_said_where_it_is_opened(make: Any, nam
 
 
 def test_a_dictionary_holds_plain_numbers() -> None:
-    """Whoever stores it, or reads it elsewhere, needs nothing of ours."""
+    """It can be stored, and read elsewhere, without this package."""
     assert {type(value) for value in Settings().to_dict().values()} <= {int, float, bool, tuple, type(None)}
 
 

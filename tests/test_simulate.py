@@ -1,4 +1,4 @@
-"""The simulator: the same values however they are read, and levels that are what was asked for."""
+"""The simulator: values do not depend on how they are read, and levels are as requested."""
 
 from __future__ import annotations
 

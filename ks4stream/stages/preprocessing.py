@@ -126,7 +126,7 @@ class Preprocessor(Portable):
         return {}
 
     def raw(self, tile: Tile) -> Tensor:
-        """Traces of the file in the probe's channel order (c, t): scaled, shifted and inverted according to settings."""
+        """Traces of the file in the probe's channel order (c, t): scaled, shifted and inverted as the settings say."""
         reading = self._ahead.pop(tile.index, None)
         samples = (reading.result() if reading else self._read(tile)).to(self.device, non_blocking=True)
         mapped = self._chan_map

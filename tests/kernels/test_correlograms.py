@@ -1,4 +1,4 @@
-"""Correlograms and refractoriness, against answers one can count."""
+"""Correlograms and refractoriness, on examples small enough to count."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RATE = 30_000.0
 
 
 def poisson_train(n: int, seconds: float, seed: int, refractory_ms: float = 0.0) -> np.ndarray:
-    """Random spike times, those too soon after the last one left out."""
+    """Random spike times, without those too soon after the previous one."""
     draw = np.random.default_rng(seed)
     times = np.sort(draw.integers(0, int(seconds * RATE), n))
     if refractory_ms:
@@ -107,7 +107,7 @@ def test_halves_of_a_train_avoid_each_other_and_strangers_do_not() -> None:
 
 
 def test_an_empty_middle_of_few_pairs_is_no_evidence() -> None:
-    """The published conditions are met by chance; at 0.6 pairs per bin strangers look alike in one of fifty."""
+    """The published conditions are met by chance; at 0.6 pairs per bin one of fifty unrelated pairs passes."""
     verdicts = [
         is_refractory_pair(poisson_train(600, 120, seed), poisson_train(150, 120, 1000 + seed), sampling_rate_hz=RATE)
         for seed in range(200)

@@ -1,4 +1,4 @@
-"""Universal detection against a dense and obvious version of itself."""
+"""Detection with universal templates, compared with a dense and obvious implementation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def smooth_shapes(n_shapes: int, nt: int = NT) -> torch.Tensor:
 
 
 def universal(probe: Probe, shapes: torch.Tensor, **settings: float) -> UniversalTemplates:
-    """Templates as the stage makes them."""
+    """Templates as made by the stage."""
     options = {"nearest_chans": min(10, probe.n_channels), "nearest_templates": 12} | settings
     centres = geometry.template_centres(probe, Settings(**options))
     return universal_templates(
@@ -215,7 +215,7 @@ def test_where_pieces_are_cut_does_not_matter(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 def test_where_memory_is_out_pieces_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU that has room for 700 samples and what they see finds what one does that has room for all."""
+    """A GPU with memory for 700 samples and their margins finds the same peaks as one with memory for all."""
     probe, shapes = PROBES["staggered"], smooth_shapes(3)
     templates = universal(probe, shapes)
     traces = planted(probe, shapes, 2500, 120, seed=7)
@@ -237,7 +237,7 @@ def test_where_memory_is_out_pieces_are_halved(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_padding_channels_are_of_no_account() -> None:
-    """A tetrode has four channels for ten slots: what fills the others up changes nothing."""
+    """A tetrode has four channels for ten slots: the padding of the others does not matter."""
     probe, shapes = PROBES["tetrodes"], smooth_shapes(3)
     templates = universal(probe, shapes, nearest_chans=10)
     assert (templates.present == 0).any()

@@ -1,4 +1,4 @@
-"""Known movements of known fingerprints."""
+"""Registration of fingerprints with known shifts."""
 
 from __future__ import annotations
 

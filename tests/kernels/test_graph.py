@@ -1,4 +1,4 @@
-"""The graph of spikes and landmarks, against answers one can count."""
+"""The graph of spikes and landmarks, on examples small enough to count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matching pursuit, against a dense and obvious version of itself."""
+"""Matching pursuit, compared with a dense and obvious implementation."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def random_units(n_units: int, n_channels: int, draw: torch.Generator, reach: in
 def planted(
     units: torch.Tensor, pcs: torch.Tensor, samples: list[int], which: list[int], length: int, sizes: list[float]
 ) -> torch.Tensor:
-    """Traces that hold the given spikes and nothing else."""
+    """Traces that contain only the given spikes."""
     traces = torch.zeros(units.shape[1], length)
     half = pcs.shape[1] // 2
     for sample, unit, size in zip(samples, which, sizes, strict=True):

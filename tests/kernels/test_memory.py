@@ -1,4 +1,4 @@
-"""The same in smaller pieces, each row once."""
+"""Smaller chunks give the same result, and each row is computed once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ks4stream.kernels.memory import MIN_ROWS, ChunkSize, in_chunks
 
 
 class Device:
-    """Remembers the pieces it was given; has no room for more than some rows."""
+    """Records the chunks it is given, and runs out of memory above a number of rows."""
 
     def __init__(self, room: int) -> None:
         self.room = room

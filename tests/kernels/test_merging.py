@@ -92,7 +92,7 @@ def test_parts_of_a_neuron_are_merged_and_strangers_are_not() -> None:
 
 
 def test_what_is_absorbed_is_moved_in_time() -> None:
-    """Detected three samples late, the waveform lies three samples early in its window."""
+    """If spikes are detected three samples late, the waveform is three samples early in its window."""
     train = one_neuron(3000, 2)
     early, late = train[np.arange(3000) % 3 > 0], train[::3]
     units = merged([early, late + 3], [template(1), template(1, lag=-3)])
@@ -122,7 +122,7 @@ def test_units_that_are_no_neuron_absorb_nothing_but_may_be_absorbed() -> None:
     draw = np.random.default_rng(5)
     noise = np.sort(draw.integers(0, 3_000_000, 4000))
     train = one_neuron(3000, 6)
-    # the noise is the larger unit, and avoids nothing: nobody is merged
+    # the noise is the larger unit, and is not refractory: nothing is merged
     assert merged([noise, train], [template(0), template(0, size=23)]).unit_of.tolist() == [0, 1]
 
 
@@ -135,7 +135,7 @@ def test_numbers_are_kept_in_order_and_templates_follow() -> None:
 
 
 def test_twins_of_few_spikes_are_merged() -> None:
-    """Too few coincidences to be expected for a test, but the same waveform."""
+    """Too few expected coincidences for a test, but the same waveform."""
     train = one_neuron(100, 9) * 30
     assert merged([train[::2], train[1::2]], [template(0), template(0, size=21)]).unit_of.tolist() == [0, 0]
     assert merged([train[::2], train[1::2]], [template(0), template(0, size=29)]).unit_of.tolist() == [0, 1]

@@ -18,7 +18,7 @@ def components(q: int = 4) -> torch.Tensor:
 
 
 def shifted(waveforms: torch.Tensor, by: int) -> torch.Tensor:
-    """Move later by `by` samples, zeros coming in."""
+    """Shift later by `by` samples, filling with zeros."""
     out = torch.zeros_like(waveforms)
     if by >= 0:
         out[..., by:] = waveforms[..., : waveforms.shape[-1] - by]

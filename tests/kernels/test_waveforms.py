@@ -1,4 +1,4 @@
-"""Which peaks teach the waveforms, and what is learned from them."""
+"""Which peaks waveforms are learned from, and what is learned."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDE = torch.tensor([[0, 1, 2], [1, 0, 2], [2, 1, 3], [3, 2, 1]])
 
 
 def peaks(*spikes: tuple[int, int, float], first: int = 50, last: int = 350) -> list[tuple[int, int]]:
-    """Clean peaks of four silent channels with `spikes` (channel, sample, height)."""
+    """Isolated peaks of four silent channels with `spikes` (channel, sample, height)."""
     traces = torch.zeros(4, 400)
     for channel, sample, height in spikes:
         traces[channel, sample] = height
@@ -60,7 +60,7 @@ def test_peaks_come_by_channel_and_sample() -> None:
 
 
 def moved(seed: int, n_channels: int = 11, n_samples: int = 3000) -> tuple[Tensor, Tensor, Tensor]:
-    """Traces of which every fiftieth sample is above threshold, many of them equal, and who is near whom."""
+    """Traces with one sample in fifty above threshold, many of them equal, and the neighbours of each channel."""
     rng = np.random.default_rng(seed)
     traces = rng.normal(size=(n_channels, n_samples)).clip(-4, 4)
     above = rng.uniform(size=traces.shape) < 0.02
@@ -72,7 +72,7 @@ def moved(seed: int, n_channels: int = 11, n_samples: int = 3000) -> tuple[Tenso
 
 
 def one_by_one(traces: Tensor, near: Tensor, wide: Tensor, first: int, last: int) -> list[tuple[int, int]]:
-    """What `find_clean_peaks` says it finds at a threshold of 6, asked of every sample by itself."""
+    """The definition of `find_clean_peaks` at a threshold of 6, applied sample by sample."""
     size = traces.abs().numpy()
     peaks = {
         (channel, sample)

@@ -1,4 +1,4 @@
-"""The drift stage: fingerprints in memory and in a file tell the same."""
+"""The drift stage: fingerprints in memory and in a file give the same result."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def cut(peaks: dict[str, NDArray[np.generic]], folder: Path, tiles_per_block: in
 
 
 def faint(seed: int) -> dict[str, NDArray[np.generic]]:
-    """So few peaks that move so little that it is just about to be told whether anything does."""
+    """Few peaks that move little, so that the decision whether there is drift is close."""
     rng = np.random.default_rng(seed)
     n = N_BATCHES * 11
     sample, patch = np.sort(rng.integers(0, SIZE * N_BATCHES, n)), rng.integers(0, 12, n)

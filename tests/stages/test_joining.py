@@ -1,4 +1,4 @@
-"""All spikes in order of time, and where each was."""
+"""All spikes in time order, and their positions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ks4stream.stages.units import Clusters, Units
 LINE = Probe.from_positions([(0, 0), (0, 20), (30, 20), (0, 400)])
 WAVEFORMS = Waveforms(components=np.linalg.qr(np.random.default_rng(0).normal(size=(61, 3)))[0].T, shapes=np.eye(2))
 
-# Clusters 0, 1 and 3 are the final units 1, 0 and 1; cluster 2 is no neuron. Spikes of cluster 3 are 4 samples late.
+# Clusters 0, 1 and 3 are the final units 1, 0 and 1; cluster 2 is not a neuron. Spikes of cluster 3 are 4 samples late.
 UNIT_OF, LAG_OF = np.array([1, 0, -1, 1]), np.array([0, 0, 0, 4])
 N_SPIKES = 400
 

@@ -1,4 +1,4 @@
-"""A tile made ready: whatever the file's type, wherever the crop ends, whichever channels are dead."""
+"""Preprocessing a tile: any file type, any crop, any dead channels."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_types_of_the_file_say_the_same(samples: np.ndarray) -> None:
 
 
 class Noted:
-    """A source that notes what is read by which thread, and fails from some sample on."""
+    """A source that records which thread reads what, and fails from a given sample on."""
 
     def __init__(self, samples: np.ndarray, broken_from: int) -> None:
         self.samples, self.broken_from = samples, broken_from
@@ -116,7 +116,7 @@ def test_the_channel_map_picks_and_orders(samples: np.ndarray) -> None:
 
 @pytest.mark.slow
 def test_tiles_agree_where_they_overlap(samples: np.ndarray) -> None:
-    """Nothing the cut into batches did is left beyond the reach of the filter."""
+    """Beyond the reach of the filter, division into batches has no effect."""
     source = source_of(samples)
     whole = referenced(source)
     for size in (3000, 7000, 20_000):
@@ -191,7 +191,7 @@ def test_artifacts_are_blanked_on_all_channels(samples: np.ndarray) -> None:
 
 
 def test_a_short_last_batch_is_not_taken_for_an_artifact() -> None:
-    """Beyond the recording's end a tile holds padding, which is no measure of the noise."""
+    """Beyond the end of the recording a tile contains padding, which must not affect the noise estimate."""
     probe = simulate.staggered_probe(32)
     source = source_of(np.random.default_rng(0).normal(0, 30, (6300, 32)).astype(np.int16), probe=probe)
     assert [tile.stop - tile.start for tile in source.tiling] == [6000, 300]

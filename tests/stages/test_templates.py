@@ -1,4 +1,4 @@
-"""Which spikes enter a clustering, and what a cluster's mean is."""
+"""Which peaks are clustered, and means of clusters."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_spikes_that_all_fall_on_one_sample_can_be_bounded() -> None:
         ([1, 10, 10], 9, [1, 4, 4]),
         ([10, 1, 10], 9, [4, 1, 4]),
         ([5, 5], 10, [5, 5]),
-        ([5, 5], 99, [5, 5]),  # nobody gets more than its size
+        ([5, 5], 99, [5, 5]),  # no share is larger than its size
         ([5, 5], 7, [3, 4]),  # what does not divide goes to the last
         ([5, 5, 5], 2, [0, 1, 1]),
         ([0, 3], 2, [0, 2]),

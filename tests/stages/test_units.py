@@ -111,7 +111,7 @@ def test_a_regions_spikes_are_written_by_unit_with_their_place_in_the_blocks(tmp
 
 @pytest.mark.parametrize("n_regions", [1, 2])
 def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, n_regions: int) -> None:
-    """A lone spike beyond its tile's core that the neighbouring tile does not report, say."""
+    """For example, a single spike outside its tile's core that the neighbouring tile does not report."""
     columns = {
         "sample": np.array([5, 9]),
         "template": np.zeros(2, np.int32),
@@ -139,7 +139,7 @@ def test_where_there_was_no_spike_there_are_no_units(tmp_path: Path) -> None:
 
 
 def test_a_region_too_large_for_memory_comes_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its features lie in a file in the folder of its stage, which the task may be the first to make."""
+    """Its features are in a file in the folder of its stage, which may not exist before the task."""
     sorter = sorter_of(two_blocks(tmp_path))
     held = sorter.task(0, tmp_path)
     monkeypatch.setattr(spikes, "HELD_BYTES", 0)
