@@ -32,7 +32,7 @@ SPIKES_PER_SEED, MIN_SEEDS = 20, 10
 than 20 spikes."""
 
 N_CANDIDATES = 100  # each seed is the best of this many points (step 3)
-SEEDS_PER_CHUNK = 16  # for which random numbers are drawn, and until it is asked whether there are enough
+SEEDS_PER_CHUNK = 16  # random numbers are drawn for this many, then it is tested whether more are needed
 MAX_SWEEPS = 200  # step 4
 LANDMARK_NULL = 1 / 10  # weight of the expected links in the landmark step (step 4)
 SPIKE_NULL = 1 / 200  # the same in the spike step

@@ -21,9 +21,7 @@ from ks4stream.kernels.convolution import SEGMENT, correlate
 from ks4stream.kernels.memory import ChunkSize, in_chunks
 
 BIN = 8  # samples, a power of 2; bins are evaluated as a whole
-SAMPLES_PER_CHUNK = ChunkSize(
-    cpu=1 << 14, gpu=1 << 16
-)  # samples of a tile detected at a time, multiples of BIN and SEGMENT
+SAMPLES_PER_CHUNK = ChunkSize(cpu=1 << 14, gpu=1 << 16)  # searched at a time; multiples of BIN and SEGMENT
 PAIRS_PER_CHUNK = ChunkSize(cpu=1 << 13, gpu=1 << 16)  # (centre, bin) pairs evaluated at a time
 ROWS_PER_CHUNK = ChunkSize(cpu=1 << 13, gpu=1 << 20)  # (channel, bin) pairs searched for their maximum at a time
 CENTRES_PER_CHUNK = ChunkSize(cpu=32, gpu=256)  # whose bounds are one product; neighbours, which share most channels

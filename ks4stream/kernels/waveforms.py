@@ -9,9 +9,7 @@ from ks4stream.kernels.memory import ChunkSize, in_chunks
 
 PEAK_REACH = 5  # samples on either side among which the peak of a snippet is the largest
 ALONE_REACH = 30  # samples on either side among which it is the only peak
-CHANNELS_PER_CHUNK = ChunkSize(
-    cpu=8, gpu=32
-)  # whose samples above threshold are listed at a time: it may be all samples
+CHANNELS_PER_CHUNK = ChunkSize(cpu=8, gpu=32)  # searched at a time; all their samples may be above threshold
 WINDOWS_PER_CHUNK = ChunkSize(cpu=512, gpu=16_384)  # neighbourhoods examined at a time
 WINDOW_BYTES = 10  # per sample in a window: its mark, and the same while it is summed
 ABOVE_BYTES = 45  # per sample above threshold on these channels: its size, and two copies of its index
