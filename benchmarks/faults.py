@@ -349,7 +349,7 @@ class Outcome:
             *(
                 f"unclear: {error}"
                 for error in self.errors
-                if "cannot be written to" not in error or "goes on where" not in error or "MB are free" not in error
+                if "cannot be written to" not in error or "continue where" not in error or "MB are free" not in error
             ),
             *([f"{self.again} finished tasks were computed again"] if self.again > self.damaged else []),
             *([f"{self.orphans} processes were left"] if self.orphans else []),

@@ -214,7 +214,7 @@ def test_a_disk_that_fills_up_stops_a_run_that_goes_on(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ResultsError, match=r"/run/.* cannot be written to: .*No space left.* MB are free.* goes on"):
+    with pytest.raises(ResultsError, match=r"/run/.* cannot be written to: .*No space left.* MB are free.*continue"):
         run(recording, tmp_path)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     assert_same(run(recording, tmp_path), undisturbed[1])
@@ -308,7 +308,7 @@ def test_a_worker_that_dies_changes_nothing(
 def test_another_recording_is_refused(recording: Recording, tmp_path: Path, undisturbed: tuple[Path, Sorting]) -> None:
     other = tmp_path / "other.bin"
     simulate.simulate(PROBE, 2.0, seed=4, n_units=2).write_binary(other)
-    with pytest.raises(ResultsError, match=r"of another recording.*resume=False"):
+    with pytest.raises(ResultsError, match=r"to another recording.*resume=False"):
         run(open_recording(other, n_chan=8, fs=30_000, dtype="int16", probe=PROBE), undisturbed[0])
 
 
@@ -317,5 +317,5 @@ def test_a_file_written_to_since_is_another_recording(tmp_path: Path) -> None:
     simulate.simulate(PROBE, 2.0, seed=4, n_units=2).write_binary(path)
     run(open_recording(path, n_chan=8, fs=30_000, dtype="int16", probe=PROBE), tmp_path / "results")
     os.utime(path, (time.time() + 10,) * 2)
-    with pytest.raises(ResultsError, match="of another recording"):
+    with pytest.raises(ResultsError, match="to another recording"):
         run(open_recording(path, n_chan=8, fs=30_000, dtype="int16", probe=PROBE), tmp_path / "results")

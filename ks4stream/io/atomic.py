@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and errors of the system told with where they were and what to do."""
+"""Files that appear complete or not at all, and system errors that say where they occurred and what to do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NOT_AS_WRITTEN = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What reading a file raises if it is gone, cut short or has other bits."""
+"""What reading a file raises if it is missing, truncated or modified."""
 
 
 DRAFT = re.compile(r".*\.[0-9a-f]{32}\.draft")  # name of a file that is not complete yet
@@ -40,12 +40,12 @@ DRAFT = re.compile(r".*\.[0-9a-f]{32}\.draft")  # name of a file that is not com
 
 @contextmanager
 def explain_write_errors(folder: Place) -> Iterator[None]:
-    """Explain a write that the system refuses: where it was, how much is free there, and what to do.
+    """Explain a write that the system refuses: where it was, how much space is free there, and what to do.
 
     Raises
     ------
     ResultsError
-        For any other error of the system: a full disk, a quota, a file system or folder that is read-only.
+        For any other OSError: a full disk, an exceeded quota, a read-only file system or folder.
     """
     try:
         yield
@@ -53,8 +53,8 @@ def explain_write_errors(folder: Place) -> Iterator[None]:
         raise
     except OSError as error:
         raise ResultsError(
-            f"{folder} cannot be written to: {error.strerror or error}.{_free(folder)} Make room there, or see to its "
-            "quota and permissions; the same call with the same results_dir then goes on where this one stopped."
+            f"{folder} cannot be written to: {error.strerror or error}.{_free(folder)} Make room there, or check its "
+            "quota and permissions; then repeat the same call with the same results_dir to continue where it stopped."
         ) from error
 
 
@@ -70,39 +70,40 @@ def _free(folder: Place) -> str:
 
 @contextmanager
 def explain_read_errors(path: str | Place) -> Iterator[None]:
-    """Report a file that cannot be parsed as damaged; errors of the system itself pass.
+    """Report a file that cannot be parsed as damaged; other system errors are not caught.
 
     Raises
     ------
     DamagedFileError
+        If the file is missing, truncated or modified.
     """
     try:
         yield
-    except RecordingError:  # of a store that does not answer
+    except RecordingError:  # from a store that does not answer
         raise
     except NOT_AS_WRITTEN as error:
         raise DamagedFileError(str(path)) from error
     except OSError as error:
-        if error.errno != errno.EINVAL:  # which is asking for a place before the file's beginning
+        if error.errno != errno.EINVAL:  # which means seeking to before the start of the file
             raise
         raise DamagedFileError(str(path)) from error
 
 
 @contextmanager
 def atomic_write(path: Place) -> Iterator[BinaryIO]:
-    """Open a file or an object for writing; it appears under its name only when it is complete. Its folder is made.
+    """Open a file or an object for writing; it appears under its name only when complete. Its folder is made.
 
     Raises
     ------
     ResultsError
-        If the system refuses it.
+        If it cannot be written.
     """
     if isinstance(path, ObjectPath):
         buffer = io.BytesIO()
         yield buffer
         write_bytes(path.location, buffer.getvalue())
         return
-    draft = path.with_suffix(f".{uuid4().hex}.draft")  # a task may be computed twice at a time, on two machines
+    draft = path.with_suffix(f".{uuid4().hex}.draft")  # two machines may compute the same task at the same time
     with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -113,4 +114,4 @@ def atomic_write(path: Place) -> Iterator[BinaryIO]:
             draft.replace(path)
         finally:
             with suppress(OSError):
-                draft.unlink()  # of a write that failed
+                draft.unlink()  # left by a failed write

@@ -1,9 +1,9 @@
-"""Files, and objects in stores that are reached by HTTP, by one set of names.
+"""One interface to files and to objects in stores that are reached over HTTP.
 
-A *location* is a text: the absolute path of a file or folder, or a URL (``s3://``, ``gs://``, ``az://``, ``https://``,
-``http://``). It is all that travels to workers: each process opens stores itself, with the credentials it finds in its
-own surroundings, and nothing secret is ever part of a location. What fails for a moment is tried again, with pauses
-that grow and are partly random; what fails for good becomes a :class:`~ks4stream.errors.RecordingError`.
+A *location* is a string: the absolute path of a file or folder, or a URL (``s3://``, ``gs://``, ``az://``,
+``https://``, ``http://``). Only locations travel to workers: each process opens stores itself, with the credentials in
+its own environment, and a location never contains a secret. Requests that fail temporarily are retried, with pauses
+that grow and are partly random; a permanent failure becomes a :class:`~ks4stream.errors.RecordingError`.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ SCHEMES = ("s3", "gs", "az", "https", "http")
 
 CONNECTION = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "15min", "allow_http": True}
 BACKOFF = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2}
-HASTY = {"max_retries": 4, "retry_timeout": timedelta(seconds=15), "backoff": BACKOFF}  # to tell mistakes soon
+HASTY = {"max_retries": 4, "retry_timeout": timedelta(seconds=15), "backoff": BACKOFF}  # to report mistakes soon
 PATIENT = {"max_retries": 10, "retry_timeout": timedelta(minutes=5), "backoff": BACKOFF}  # hours of work are at stake
-LARGEST_METADATA_BYTES = 1 << 25  # a file that describes recordings or probes and has more is something else
-_COPIED_BYTES = 5 << 30  # that stores copy themselves by one request; S3 no more
+LARGEST_METADATA_BYTES = 1 << 25  # no file that describes a recording or a probe is larger
+_COPIED_BYTES = 5 << 30  # what a store copies in one request, at most (the limit of S3)
 _ADVICE = {
-    "s3": "Check bucket, AWS_REGION, and AWS_ENDPOINT_URL where the store is not Amazon's",
-    "gs": "Check the bucket; one that is public needs GOOGLE_SKIP_SIGNATURE=true",
-    "az": "Check the container and AZURE_STORAGE_ACCOUNT_NAME; one that is public needs AZURE_SKIP_SIGNATURE=true",
+    "s3": "Check the bucket, AWS_REGION, and AWS_ENDPOINT_URL if the store is not Amazon's",
+    "gs": "Check the bucket; a public one needs GOOGLE_SKIP_SIGNATURE=true",
+    "az": "Check the container and AZURE_STORAGE_ACCOUNT_NAME; a public one needs AZURE_SKIP_SIGNATURE=true",
 }
 _CREDENTIALS = {
-    "s3": "Check AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws; where anybody may read, set "
+    "s3": "Check AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws; for public data, set "
     "AWS_SKIP_SIGNATURE=true",
-    "gs": "Check GOOGLE_APPLICATION_CREDENTIALS; where anybody may read, set GOOGLE_SKIP_SIGNATURE=true",
-    "az": "Check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY; where anybody may read, set "
+    "gs": "Check GOOGLE_APPLICATION_CREDENTIALS; for public data, set GOOGLE_SKIP_SIGNATURE=true",
+    "az": "Check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY; for public data, set "
     "AZURE_SKIP_SIGNATURE=true",
 }
-# What obstore says, as an error of no kind, where listing is refused, no credentials were found, or a key is none.
+# Texts of obstore's generic errors where listing is refused, no credentials were found, or a key is not valid.
 _REFUSALS = re.compile("status code: 40[13]|token request|Invalid Access Key")
 
 
 @dataclass(frozen=True)
 class Status:
-    """What is known of a file or an object without reading it.
+    """What is known about a file or an object without reading it.
 
     Attributes
     ----------
     size_bytes : int
     tag : str
-        Changes when the content does: time of change of a file, ETag of an object.
+        Changes when the content does: modification time of a file, ETag of an object.
     """
 
     size_bytes: int
@@ -66,24 +66,24 @@ class Status:
 
 
 Version = dict[str, str]
-"""By what a store tells the contents that an object has had: their ETags, or their generations."""
+"""How a store identifies the successive contents of an object: by ETags or generations."""
 
 
 class Versioned(NamedTuple):
-    """What an object holds, and which of its versions that is."""
+    """The content of an object, and which version of the object it is."""
 
     content: bytes
     version: Version
 
 
 def locate(path: str | os.PathLike[str]) -> str:
-    """Return where something lies, in the same words for every process: an absolute path, or a URL as it was given.
+    """Return a location that means the same in every process: an absolute path, or a URL as it was given.
 
     Raises
     ------
     RecordingError
-        If a URL is of an unknown scheme, or carries a user, a password or a query: those may be secrets, and a
-        location is shown in logs and sent to workers.
+        If a URL has an unknown scheme, or contains a user, a password or a query: these may be secrets, and
+        locations are shown in logs and sent to workers.
     """
     text = os.fspath(path)
     scheme, mark, rest = text.partition("://")
@@ -93,12 +93,12 @@ def locate(path: str | os.PathLike[str]) -> str:
         return os.path.abspath(url2pathname(urlsplit(text).path))
     if scheme not in SCHEMES:
         known = ", ".join(f"{one}://" for one in (*SCHEMES, "file"))
-        raise RecordingError(f"Recordings cannot be read from {scheme}://; known are {known}, and paths.")
+        raise RecordingError(f"Recordings cannot be read from {scheme}://. Give a path, or one of {known}.")
     host, _, key = rest.partition("/")
     if "@" in host or (scheme in ("https", "http") and "?" in key):
         raise RecordingError(
-            f"The {scheme}:// address carries a user, a password or a query (after '?'), which would be shown in logs "
-            "and sent to workers. Leave them out, and give credentials in the environment (for s3://, gs://, az://)."
+            f"The {scheme}:// address contains a user, a password or a query (after '?'), which would be shown in logs "
+            "and sent to workers. Leave them out, and set credentials in the environment (for s3://, gs://, az://)."
         )
     if not host or "//" in rest.rstrip("/"):
         raise RecordingError(
@@ -113,28 +113,28 @@ def is_remote(location: str) -> bool:
 
 
 def name_of(location: str) -> str:
-    """Return the last part of a location, for messages and for what is called after it."""
+    """Return the last part of a location, for messages and for names derived from it."""
     name = PurePosixPath(location).name if is_remote(location) else os.path.basename(location)
     return unquote(name) if location.startswith("http") else name
 
 
 def child(location: str, name: str) -> str:
-    """Return the location of what lies below another; `name` may have several parts."""
+    """Return a location below another one; `name` may have several parts."""
     return f"{location}/{name}" if is_remote(location) else os.path.join(location, name)
 
 
 def status(location: str) -> Status | None:
-    """Look at a file or an object.
+    """Return the size and the tag of a file or an object.
 
     Returns
     -------
     Status or None
-        None if there is none.
+        None if it does not exist.
 
     Raises
     ------
     RecordingError
-        If a store cannot be asked.
+        If the store refuses the request or cannot be reached.
     """
     if not is_remote(location):
         try:
@@ -159,7 +159,7 @@ def read_bytes(location: str, start: int, stop: int) -> memoryview:
     Returns
     -------
     memoryview
-        Fewer than asked for where it ends before. What is made of it may be written to.
+        Shorter than requested if the file or object ends before `stop`. Arrays made from it are writable.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def read_bytes(location: str, start: int, stop: int) -> memoryview:
         try:
             with open(location, "rb") as file:
                 file.seek(start)
-                content = np.empty(max(stop - start, 0), np.uint8).data  # a bytearray would be cleared first
+                content = np.empty(max(stop - start, 0), np.uint8).data  # a bytearray would be zeroed first
                 return content[: file.readinto(content)]
         except OSError as error:
             raise RecordingError(f"{location} cannot be read: {error}.") from error
@@ -184,23 +184,23 @@ def read_bytes(location: str, start: int, stop: int) -> memoryview:
 
 
 def read_metadata(location: str, size_bytes: int) -> bytes:
-    """Read all of a file or an object that describes others.
+    """Read a whole file or object that describes a recording or a probe.
 
     Raises
     ------
     RecordingError
-        If it cannot be read, or is larger than any description is.
+        If it cannot be read, or is larger than any such description.
     """
     if size_bytes > LARGEST_METADATA_BYTES:
         raise RecordingError(
-            f"{location} has {size_bytes} bytes; of what describes a recording or a probe, {LARGEST_METADATA_BYTES} "
-            "are read at most. Is it another file?"
+            f"{location} has {size_bytes} bytes; a file that describes a recording or a probe may have at most "
+            f"{LARGEST_METADATA_BYTES}. Check that it is the right file."
         )
     return bytes(read_bytes(location, 0, size_bytes))
 
 
 def read_versioned(location: str) -> Versioned | None:
-    """Read a small object, with its version; None if there is none.
+    """Read a small object and its version; None if it does not exist.
 
     Raises
     ------
@@ -234,20 +234,20 @@ def write_bytes(location: str, content: bytes) -> None:
 
 
 def write_if(location: str, content: bytes, version: Version | None) -> Version | None:
-    """Write an object if it is still of a version, or, of None, if there is none; the store decides, in one step.
+    """Write an object only if it still has a version (None: if it does not exist); the store decides atomically.
 
     Returns
     -------
     dict or None
-        The object's version now; None if it was not written. That may also be said where it was: a first answer
-        was lost, and what was asked again then found the object written.
+        The object's new version; None if it was not written. It may be None although the object was written: if the
+        store's answer is lost, the request is retried and then finds the object changed.
 
     Raises
     ------
     UnconditionalError
-        If the store says that it cannot decide that.
+        If the store reports that it does not support conditional writes.
     ResultsError
-        If it refuses it.
+        If the store refuses it.
     """
     store, key = _parent_store(location, True)
     import obstore
@@ -259,13 +259,13 @@ def write_if(location: str, content: bytes, version: Version | None) -> Version 
     except _ChangedError:
         return None
     except _NowhereError:
-        if version is None:  # there is no bucket
+        if version is None:  # the bucket does not exist
             raise
         return None
 
 
 def write_file(location: str, path: Path) -> str:
-    """Copy a file into an object, in parts where it is large; returns the tag that it got.
+    """Copy a file into an object, in parts if it is large; returns the tag of the object.
 
     Raises
     ------
@@ -280,7 +280,7 @@ def write_file(location: str, path: Path) -> str:
 
 
 def delete(location: str, paths: Sequence[str] | None = None) -> None:
-    """Remove an object, or, of a list, objects below a location by their paths from there; they need not be there.
+    """Remove an object, or the objects at some paths below a location; they need not exist.
 
     Raises
     ------
@@ -297,7 +297,7 @@ def delete(location: str, paths: Sequence[str] | None = None) -> None:
 
 
 def copy(location: str, to: str, n_bytes: int) -> None:
-    """Copy an object of a known size to another location of the same bucket; one that has gone is passed over.
+    """Copy an object of known size to another location in the same bucket; an object that is gone is skipped.
 
     Raises
     ------
@@ -324,14 +324,14 @@ async def _stream(store: Any, source: str, target: str) -> None:
 
 
 def listing(location: str) -> list[tuple[str, Status]]:
-    """List all files or objects below a location, with their paths from there, sorted.
+    """List all files or objects below a location, with their relative paths, sorted.
 
-    Files that go meanwhile are left out, as are the empty objects that consoles make in place of folders.
+    Files that disappear in the meantime are left out, as are the empty objects that consoles create as folders.
 
     Raises
     ------
     RecordingError
-        If a store cannot be asked; web servers (``https://``) never can.
+        If the store cannot be listed; web servers (``https://``) never can.
     """
     if not is_remote(location):
         return sorted(_walk(location))
@@ -347,14 +347,14 @@ def listing(location: str) -> list[tuple[str, Status]]:
 
 
 def entries(location: str) -> dict[str, Status | None]:
-    """List what lies directly below a location, by name: files or objects, and folders, of which the status is None.
+    """List what lies directly below a location, by name: files or objects with their status, folders with None.
 
-    Files that go meanwhile are left out.
+    Files that disappear in the meantime are left out.
 
     Raises
     ------
     RecordingError
-        If a store cannot be asked.
+        If the store cannot be listed.
     """
     if not is_remote(location):
         if not os.path.isdir(location):
@@ -373,18 +373,18 @@ def entries(location: str) -> dict[str, Status | None]:
 
 
 def can_list(location: str) -> bool:
-    """Whether one can ask what lies below a location."""
+    """Whether the store of a location can be listed."""
     return not location.startswith("http")
 
 
 def zarr_store(location: str, *, patient: bool = False) -> Any:
-    """Return what ``zarr.open`` takes for a location: a path, or a store.
+    """Return what ``zarr.open`` accepts for a location: a path or a store.
 
     Parameters
     ----------
     location : str
     patient : bool
-        Try for minutes where a store does not answer, instead of seconds.
+        Retry for minutes instead of seconds if a store does not answer.
     """
     if not is_remote(location):
         return location
@@ -399,17 +399,17 @@ def zarr_store(location: str, *, patient: bool = False) -> Any:
 
 
 def credentials_key() -> Hashable:
-    """Return what an open store depends on: credentials and endpoints may be changed, and processes be forked."""
+    """Return what an open store depends on: credentials and endpoints may change, and a process may be forked."""
     names = sorted(name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "AZURE_")))
     return os.getpid(), tuple((name, os.environ[name]) for name in names)
 
 
 @contextmanager
 def translate_errors(location: str, *, writing: bool = False) -> Iterator[None]:
-    """Turn what obstore raises into errors that name the location and the remedy, and no secrets.
+    """Turn obstore's errors into ours, which name the location and the remedy and contain no secrets.
 
-    The errors it turns are dropped on purpose: their texts may hold whole requests. Of recordings they are
-    RecordingErrors, of what is written ResultsErrors.
+    The original errors are dropped on purpose: their texts may contain whole requests. Errors of reading become
+    RecordingErrors, those of writing ResultsErrors.
     """
     if not is_remote(location):
         yield
@@ -420,45 +420,47 @@ def translate_errors(location: str, *, writing: bool = False) -> Iterator[None]:
     try:
         yield
     except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
-        raise _ChangedError(f"{location} is not what it was.") from None
+        raise _ChangedError(f"{location} has changed.") from None
     except NotImplementedError:
-        raise UnconditionalError(f"{location} cannot be written on conditions.") from None
+        raise UnconditionalError(f"{location} does not support conditional writes.") from None
     except (FileNotFoundError, exceptions.NotFoundError):
         missing = _NowhereError if writing else _MissingError
         raise missing(f"There is nothing at {location}, or there is no such bucket. Check both.") from None
     except (PermissionError, exceptions.BaseError) as error:
         said = str(error).partition("\n")[0]
         if writing and "501 Not Implemented" in said:
-            raise UnconditionalError(f"{location} cannot be written on conditions.") from None
+            raise UnconditionalError(f"{location} does not support conditional writes.") from None
         refusals = (PermissionError, exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
         if isinstance(error, refusals) or _REFUSALS.search(said):
-            advice = _CREDENTIALS.get(scheme, "Only what anybody may read can be read from web servers")
+            advice = _CREDENTIALS.get(scheme, "Only public files can be read from web servers")
             raise refused(
                 f"{location} may not be {verb} with the credentials found, if any (or does not exist, which some "
-                f"stores do not tell apart). {advice}."
+                f"stores do not distinguish). {advice}."
             ) from None
         advice = _ADVICE.get(scheme, "Check the address")
-        raise refused(f"{location} cannot be {verb} ({_without_secrets(said)}). {advice}, and the network.") from None
+        raise refused(
+            f"{location} cannot be {verb} ({_without_secrets(said)}). {advice}. Also check the network."
+        ) from None
 
 
 class _MissingError(RecordingError):
-    """There is no such object."""
+    """The object does not exist."""
 
 
 class _NowhereError(ResultsError):
-    """There is no such object, or no bucket to write to."""
+    """The object, or the bucket to write to, does not exist."""
 
 
 class _ChangedError(ResultsError):
-    """There is such an object already, or it is of another version."""
+    """The object exists already, or has another version."""
 
 
 class UnconditionalError(ResultsError):
-    """The store does not write on conditions."""
+    """The store does not support conditional writes."""
 
 
 def _without_secrets(text: str) -> str:
-    """First line of an error's text, without bodies of answers, queries and users of URLs."""
+    """First line of an error's text, without response bodies and without queries and users in URLs."""
     line = text.partition("\n")[0].partition("<")[0]
     return re.sub(r"://[^/\s]*@", "://", re.sub(r"\?\S*", "", line)).strip(" -:")[:300]
 
@@ -468,7 +470,7 @@ def _status_of(meta: Any) -> Status:
 
 
 def _stat(path: str) -> os.stat_result | None:
-    """Of a link that leads nowhere, or round in a circle, the link's own; None of what is not there."""
+    """Status of a path; of a broken or circular link, the link's own; None if it does not exist."""
     with suppress(OSError):
         return os.stat(path)
     with suppress(FileNotFoundError):
@@ -504,15 +506,15 @@ def _obstore() -> Any:
 
 
 def _parent_store(location: str, patient: bool) -> tuple[Any, str]:
-    """The store of what lies beside an object, and the object's name in it."""
+    """The store of an object's parent, and the object's name in it."""
     parent, _, _ = location.rpartition("/")
     if parent.endswith("/"):
-        raise RecordingError(f"{location} names a whole store; give what lies in it ({location}/NAME).")
+        raise RecordingError(f"{location} is a whole bucket or server; give what lies in it ({location}/NAME).")
     return _store(parent, patient), name_of(location)
 
 
 def _store(location: str, patient: bool) -> Any:
-    """A store whose root is the location, with this process's credentials."""
+    """A store with its root at the location, with this process's credentials."""
     return _opened_store(location, patient, credentials_key())
 
 
@@ -536,13 +538,13 @@ def _opened_store(location: str, patient: bool, _: Hashable) -> Any:
 
 
 def _s3_credentials() -> dict[str, Any]:
-    """Where S3's credentials come from: all places that Amazon's own tools look at; none means anonymous."""
+    """S3 credentials from all places that Amazon's own tools search; anonymous if there are none."""
     try:
         import boto3
         from obstore.auth.boto3 import Boto3CredentialProvider
     except ImportError as error:
         raise MissingDependencyError(
-            "Recordings on s3:// need boto3, which knows where credentials are; install it with: pip install "
+            "Recordings on s3:// need boto3, which finds the credentials; install it with: pip install "
             "'ks4stream[cloud]'."
         ) from error
     asked = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true", "yes", "on")
@@ -553,13 +555,13 @@ def _s3_credentials() -> dict[str, Any]:
 
 
 def _for_zarr_2(store: Any) -> Any:
-    """A store as version 2 of zarr takes it: a mapping, that fetches chunks of one read together."""
+    """A store as zarr 2 accepts it: a mapping that fetches the chunks of one read together."""
     from concurrent.futures import ThreadPoolExecutor
 
     import obstore
     import zarr.storage
 
-    base: Any = zarr.storage.Store  # type: ignore[attr-defined] # as types version 3 is known
+    base: Any = zarr.storage.Store  # type: ignore[attr-defined] # the type checker knows version 3
 
     class Objects(base):  # type: ignore[misc]
         def __getitem__(self, key: str) -> bytes:
@@ -585,9 +587,9 @@ def _for_zarr_2(store: Any) -> Any:
             return sum(1 for _ in self)
 
         def __setitem__(self, key: str, value: Any) -> None:
-            raise PermissionError("This store is read only.")
+            raise PermissionError("This store is read-only.")
 
         def __delitem__(self, key: str) -> None:
-            raise PermissionError("This store is read only.")
+            raise PermissionError("This store is read-only.")
 
     return Objects()

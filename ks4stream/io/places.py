@@ -1,6 +1,6 @@
-"""Places where a run keeps what it finds: folders of this machine's file systems, or prefixes of an object store.
+"""Places where a run keeps what it finds: folders on this machine's file systems, or prefixes in an object store.
 
-:class:`ObjectPath` has those of :class:`pathlib.Path`'s names that are needed here; the functions know both.
+:class:`ObjectPath` has the attributes of :class:`pathlib.Path` that are used here; the functions take both.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ks4stream.errors import RecordingError, ResultsError
 from ks4stream.io import objects
 from ks4stream.io.objects import Status
 
-REQUESTS = 16  # to a store at a time
-FETCHED_BYTES = 1 << 26  # of an object that are held at a time while it is copied
+REQUESTS = 16  # sent to a store at the same time
+FETCHED_BYTES = 1 << 26  # of an object, held in memory at a time while it is copied
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ObjectPath:
 
     @property
     def parent(self) -> ObjectPath:
-        """What it lies in."""
+        """The prefix that contains it."""
         return ObjectPath(self.location.rpartition("/")[0])
 
 
@@ -48,12 +48,12 @@ Place = Path | ObjectPath
 
 
 def place(address: str | os.PathLike[str] | ObjectPath) -> Place:
-    """What an address or a path names; paths become absolute.
+    """The place that an address or a path names; paths are made absolute.
 
     Raises
     ------
     ResultsError
-        If nothing can be written there: web servers only give.
+        If it is on a web server, where nothing can be written.
     """
     if isinstance(address, ObjectPath):
         return address
@@ -66,7 +66,7 @@ def place(address: str | os.PathLike[str] | ObjectPath) -> Place:
 
 
 def size_of(where: Place) -> int | None:
-    """Bytes of a file or an object; None if there is none."""
+    """Size of a file or an object in bytes; None if it does not exist."""
     found = objects.status(str(where))
     return None if found is None else found.size_bytes
 
@@ -77,7 +77,7 @@ def read_range(where: Place, start: int, stop: int) -> bytes:
     Raises
     ------
     FileNotFoundError, EOFError
-        If it is gone, or ends before.
+        If it does not exist, or ends before `stop`.
     """
     if stop <= start:
         return b""
@@ -89,7 +89,7 @@ def read_range(where: Place, start: int, stop: int) -> bytes:
         try:
             found = bytes(objects.read_bytes(where.location, start, stop))
         except RecordingError:
-            if (size_of(where) or 0) < stop:  # else the store fails, and not the object
+            if (size_of(where) or 0) < stop:  # otherwise the store failed, and the object is long enough
                 raise EOFError(f"{where} ends before byte {stop}") from None
             raise
     if len(found) < stop - start:
@@ -98,12 +98,12 @@ def read_range(where: Place, start: int, stop: int) -> bytes:
 
 
 def read_whole(where: Place, size: int | None = None) -> bytes:
-    """All bytes of a file or an object; of an object whose size is known, with one request.
+    """All bytes of a file or an object; an object of known size takes one request.
 
     Raises
     ------
     FileNotFoundError, EOFError
-        If there is none, or fewer bytes than `size`.
+        If it does not exist, or has fewer bytes than `size`.
     """
     if isinstance(where, Path):
         return where.read_bytes()
@@ -115,12 +115,12 @@ def read_whole(where: Place, size: int | None = None) -> bytes:
 
 
 def copy_here(where: Place, folder: Path) -> Path:
-    """A file as it is; an object as a copy in a folder of this machine.
+    """The path of a file, or of a copy of an object, which is made in a folder on this machine.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If it does not exist.
     """
     if isinstance(where, Path):
         return where
@@ -135,7 +135,7 @@ def copy_here(where: Place, folder: Path) -> Path:
 
 
 def copy_there(folder: Path, where: ObjectPath, *, last: str = "") -> list[tuple[str, Status]]:
-    """Copy all files below a folder, one of them after all others; returns what is there then, as a listing would."""
+    """Copy all files below a folder, `last` after all others; returns what is there afterwards, as a listing would."""
 
     def copy(name: str) -> tuple[str, Status]:
         tag = objects.write_file(objects.child(where.location, name), folder / name)
@@ -148,23 +148,23 @@ def copy_there(folder: Path, where: ObjectPath, *, last: str = "") -> list[tuple
 
 
 def below(where: Place) -> Iterator[tuple[str, bool]]:
-    """What lies directly in a folder: names, and whether they are folders."""
+    """Names of what lies directly in a folder, and whether each is a folder."""
     yield from ((name, status is None) for name, status in objects.entries(str(where)).items())
 
 
 def move(where: Place, to: Place, names: Collection[str]) -> None:
-    """Move files and folders of one folder into another of the same file system or bucket, where nothing is replaced.
+    """Move files and folders into another folder of the same file system or bucket, without replacing anything.
 
-    In a bucket nothing is removed before all has been copied, nor what was written to meanwhile. What goes meanwhile is
-    passed over.
+    In a bucket, nothing is removed until everything has been copied, and objects that were changed in the meantime are
+    kept. Names that disappear in the meantime are skipped.
 
     Raises
     ------
     FileExistsError
-        If something of such a name is there already, before anything is moved. In a bucket, an object with the same
-        bytes does not count: it is a copy that an interrupted move left.
+        If one of the names exists there already; nothing is moved in that case. In a bucket, an object with the same
+        bytes does not count: it is a copy left by an interrupted move.
     ResultsError
-        If a store refuses it.
+        If the store refuses it.
     """
     if isinstance(where, Path):
         _check_free([name for name in names if os.path.lexists(Path(str(to)) / name)], to)
@@ -191,7 +191,7 @@ def _check_free(taken: Sequence[str], to: Place) -> None:
 
 
 def _objects_in(where: Place, names: Collection[str]) -> dict[str, Status]:
-    """Objects of some names, and of all that lies in folders of such names, by path."""
+    """Objects with one of the names, and all objects in folders with one of the names, by path."""
     found: dict[str, Status] = {}
     for name, status in objects.entries(str(where)).items():
         if name in names:
@@ -201,7 +201,7 @@ def _objects_in(where: Place, names: Collection[str]) -> dict[str, Status]:
 
 
 def _is_copy(first: Place, of_first: Status, second: Place, of_second: Status) -> bool:
-    """Whether two objects hold the same bytes; many stores give a copy another tag."""
+    """Whether two objects hold the same bytes; many stores give a copy a new tag."""
     if of_first == of_second or of_first.size_bytes != of_second.size_bytes:
         return of_first == of_second
     size = of_first.size_bytes
@@ -210,7 +210,7 @@ def _is_copy(first: Place, of_first: Status, second: Place, of_second: Status) -
 
 
 def remove(where: Place, *, folder: bool = False) -> None:
-    """Remove a file or an object, or all that lies in a folder; what is not there need not be."""
+    """Remove a file or an object, which need not exist, or a folder with everything in it."""
     if isinstance(where, Path):
         if folder and not where.is_symlink():
             shutil.rmtree(where)

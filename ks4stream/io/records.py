@@ -1,8 +1,9 @@
-"""Results of tasks as files, and what a task depends on as a number.
+"""Results of tasks as files, and what a task depends on as a hash.
 
-A *record* is one value made of arrays, numbers, texts, lists and the named tuples and dataclasses of the stages, in one
-``.npz`` file: the arrays as they are, all else as JSON. Nothing is pickled, and only classes the reader names are made.
-A *key* is a hash of everything a computation depends on, found by walking the same kinds of values.
+A *record* is one value made of arrays, numbers, strings, lists and the named tuples and dataclasses of the stages, in
+one ``.npz`` file: arrays as they are, everything else as JSON. Nothing is pickled, and only classes that the reader
+names are instantiated. A *key* is a hash of everything a computation depends on, found by walking the same kinds of
+values.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ks4stream.settings import Settings
 _SKELETON = "skeleton"
 
 ONE_AT_A_TIME = threading.Lock()
-"""For reading headers of arrays: CPython 3.11's parser now and then raises SystemError where threads parse together."""
+"""Held while array headers are read: CPython 3.11's parser sometimes raises SystemError if threads parse together."""
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -38,9 +39,9 @@ def write_record(path: Place, value: Any) -> None:
     Raises
     ------
     TypeError
-        If the value holds what a record cannot.
+        If the value contains something that a record cannot hold.
     ResultsError
-        If the system refuses it.
+        If the file cannot be written.
     """
     arrays: list[NDArray[Any]] = []
     skeleton = json.dumps(_encode(value, arrays))
@@ -50,12 +51,12 @@ def write_record(path: Place, value: Any) -> None:
 
 
 def read_record(path: Place, classes: Iterable[type], *, size: int | None = None) -> Any:
-    """Read a value back, comparing every byte with the file's checksums. Knowing an object's size saves a request.
+    """Read a value back, comparing every byte with the file's checksums. Giving an object's size saves a request.
 
     Raises
     ------
     DamagedFileError
-        If the file is not as it was written, or holds classes other than `classes`.
+        If the file is corrupt (truncated or modified), or holds classes other than `classes`.
     """
     known = {cls.__name__: cls for cls in classes}
     with explain_read_errors(path), zipfile.ZipFile(io.BytesIO(read_whole(path, size))) as archive:
@@ -69,7 +70,7 @@ def read_record(path: Place, classes: Iterable[type], *, size: int | None = None
 
 
 def _encode(value: Any, arrays: list[NDArray[Any]]) -> Any:
-    """JSON that says how a value is built of arrays, which are collected."""
+    """JSON that says how a value is built from arrays, which are appended to `arrays`."""
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, np.ndarray):
@@ -81,7 +82,7 @@ def _encode(value: Any, arrays: list[NDArray[Any]]) -> Any:
         return {"class": type(value).__name__, "of": {n: _encode(entry, arrays) for n, entry in named.items()}}
     if isinstance(value, list | tuple):
         return {type(value).__name__: [_encode(entry, arrays) for entry in value]}
-    raise TypeError(f"A record cannot hold a {type(value).__name__}.")
+    raise TypeError(f"A record cannot hold a value of type {type(value).__name__}.")
 
 
 def _decode(part: Any, array: Callable[[int], NDArray[Any]], known: Mapping[str, type]) -> Any:
@@ -101,14 +102,14 @@ def _decode(part: Any, array: Callable[[int], NDArray[Any]], known: Mapping[str,
 def key_of(*values: Any) -> str:
     """Hash of values: 64 hexadecimal digits, the same in every process.
 
-    Fields whose name begins with an underscore do not count, nor do paths: where a file lies is no matter. What has a
-    method ``digest()`` is what that says; of a recording, its probe counts too. Of
-    settings that are only a part, that part counts.
+    Fields whose name begins with an underscore do not count, nor do paths: it does not matter where a file lies. A
+    value with a method ``digest()`` counts by what it returns, together with its probe if it has one. Of settings that
+    are only a part of all, only that part counts.
 
     Raises
     ------
     TypeError
-        If a value is of a kind nothing is known of.
+        If a value has a type that cannot be hashed.
     """
     state = hashlib.sha256()
     for value in values:
@@ -146,7 +147,7 @@ def _feed(state: Any, value: Any) -> None:
             _feed(state, name)
             _feed(state, entry)
     else:
-        raise TypeError(f"Nothing is known of what a {type(value).__name__} depends on.")
+        raise TypeError(f"A value of type {type(value).__name__} cannot be hashed: it is not known what it depends on.")
 
 
 def _named_fields(value: Any) -> dict[str, Any]:

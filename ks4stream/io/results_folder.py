@@ -1,15 +1,16 @@
-"""Whose files lie in a results folder: ours, which a sort may replace, and somebody's work, which it may not.
+"""Which files in a results folder are ours and may be replaced, and which are not.
 
-A sort leaves a *record* of the files it wrote, by their content. What differs from it was written by a person or by
-another program: labels and merges of a curation, tables of quality metrics, the results of another sorter. Such a
-sorting is moved as a whole to a numbered folder beside this one before results are written. Only names of the list
-:data:`WRITTEN` are ever replaced or removed, in folders and in buckets alike, and never the recording's own files.
+A sort leaves a *record* of the files it wrote, with hashes of their content. Whatever differs from the record was
+written by a person or by another program: labels and merges of a curation, tables of quality metrics, the results of
+another sorter. Such a sorting is moved as a whole to a numbered folder beside this one before results are written.
+Only the names in :data:`WRITTEN` are ever replaced or removed, in folders and in buckets alike, and never the
+recording's own files.
 
-Results are written to a *draft* first, and then moved into place, file by file. Meanwhile the record holds both the
-earlier and the new files, so that whatever a killed process leaves is still known as ours, and nothing else is. Each
-file is looked at once more just before another takes its place: what somebody saved meanwhile is moved, too. A move
-replaces nothing: one that was interrupted goes on into its numbered folder if nothing there is in its way, and else
-into another one.
+Results are first written to a *draft* and then moved into place, file by file. Meanwhile the record lists both the
+earlier and the new files, so that whatever a killed process leaves is still recognised as ours, and nothing else is.
+Each file is checked again just before another takes its place, and is moved, too, if it was changed in the meantime. A
+move never replaces anything: an interrupted move continues into its numbered folder if nothing there is in its way, and
+otherwise into a new one.
 """
 
 from __future__ import annotations
@@ -82,11 +83,11 @@ EXTRA = ("Wall.npy", "full_amp.npy", "full_clu.npy", "full_st.npy", "tF.npy")
 PREPROCESSED_COPY = "temp_wh.dat"
 PLOTS = ("diagnostics.png", "spike_positions.png", "drift_amount.png", "drift_scatter.png")
 WRITTEN = (*PHY, *EXTRA, PREPROCESSED_COPY, *PLOTS, STORE)
-"""All that a sort writes into its results folder, beside the record and the log."""
+"""Everything a sort writes into its results folder, apart from the record and the log."""
 
-_SIGNS = ("spike_times.npy", RECORD)  # by which a folder is known to hold a sorting
-_CACHE = ".phy"  # Phy's own, of the spikes that lie beside it
-_COMPANIONS = (_CACHE, "phy.log")  # left by looking at a sorting; they go along, and are nobody's work
+_SIGNS = ("spike_times.npy", RECORD)  # a folder that contains one of these holds a sorting
+_CACHE = ".phy"  # Phy's cache of the spikes in the same folder
+_COMPANIONS = (_CACHE, "phy.log")  # left by viewing a sorting; moved with it, but not a user's work
 _OF_A_SORTING = (
     *(name.casefold() for name in (*WRITTEN, RECORD, *_COMPANIONS)),
     "cluster_*.tsv",
@@ -100,40 +101,40 @@ _OF_A_SORTING = (
     "rez.mat",
     "rez2.mat",
 )
-"""What belongs to a sorting by its name, if there is one: ours, Kilosort's, Phy's, those of tools that add to it."""
+"""Names that belong to a sorting, if there is one: ours, Kilosort's, Phy's, and those of tools that add to it."""
 
 _TABLES = (".tsv", ".csv")
 _HEADER_BYTES = 1 << 12
-_WHOLE_BYTES = 1 << 32  # of a larger file, slices are hashed instead of everything
+_WHOLE_BYTES = 1 << 32  # larger files are hashed in slices only
 _SLICES, _SLICE_BYTES = 1024, 1 << 20
-_HASHED_BYTES = 1 << 20  # of a file within the store, up to which its content is hashed, and not only its size
+_HASHED_BYTES = 1 << 20  # of larger files in the store, only the size is hashed, not the content
 _ROWS_AT_ONCE = 1 << 20
 _FORMAT = "ks4stream.Results/1"
 _STATES: dict[str, dict[str, type]] = {
     "complete": {"key": str, "files": dict},
     "replacing": {"files": dict, "new": dict},
     "moving": {"home": str, "number": int, "within": bool, "before": dict},
-}  # of a record, and what it holds then
+}  # states of a record, and the fields it has in each
 _DRAFT = re.compile(r"\.ks4stream-[0-9a-f]{32}")
 
-_COMPLETE = ".zgroup"  # within the store, what comes last and goes first: without it the rest cannot be read
+_COMPLETE = ".zgroup"  # in the store, written last and removed first: the rest cannot be read without it
 
 Description = Mapping[str, Any]
-"""Of a file or the store: "bytes" (−1 if there is none), "tag" (time of change, ETag), and "digest" (hash of its
-content); of the store also "inside", the bytes of each file in it."""
+"""Describes a file or the store: "bytes" (−1 if it does not exist), "tag" (modification time or ETag) and "digest"
+(hash of the content); for the store also "inside", the size of each file in it in bytes."""
 
 
 @dataclass(frozen=True)
 class ResultsFolder:
-    """A folder, or a prefix of an object store, that results are going to be written to.
+    """A folder, or a prefix in an object store, that results will be written to.
 
     Attributes
     ----------
     place : Path or ObjectPath
     recording : collection of str
-        Locations of the recording's files; those that lie in here are left alone.
+        Locations of the recording's files; those in this folder are left alone.
     log_bytes : int
-        Length of the log as it was found: what comes after is this sort's.
+        Length of the log when the folder was opened: whatever comes after it was written by this sort.
     """
 
     place: Place
@@ -142,13 +143,13 @@ class ResultsFolder:
 
     @classmethod
     def open(cls, place: Place, recording: Collection[str] = ()) -> ResultsFolder:
-        """Make the folder if need be, and see that results can be written there, before hours of work are spent.
+        """Make the folder if needed, and check that results can be written there before hours of work are spent.
 
         Raises
         ------
         ResultsError
-            If it is not a folder, cannot be made or written to, or something is in the way of a file that is going
-            to be written: one that is read-only or does not belong to a sorting, a folder of its name, or the
+            If it is not a folder, cannot be made or written to, or something is in the way of a file that will be
+            written: a file that is read-only or does not belong to a sorting, a folder of the same name, or the
             recording itself.
         """
         _check_writable(place)
@@ -158,7 +159,9 @@ class ResultsFolder:
         for name in [*WRITTEN, RECORD, LOG]:
             if name in there and there[name] != (name == STORE):
                 kind = "a folder" if there[name] else "a file"
-                raise ResultsError(f"{place / name} is {kind}, in the way of a result. Choose another results_dir.")
+                raise ResultsError(
+                    f"{place / name} is {kind}, in the way of the result of that name. Choose another results_dir."
+                )
         if strange := found._strange():
             raise ResultsError(
                 f"{place / min(strange)} does not belong to a sorting, and would be replaced by the result of that "
@@ -169,14 +172,14 @@ class ResultsFolder:
         return found
 
     def somebodys(self) -> list[str]:
-        """Names of what lies here and is not as a sort of ks4stream left it, sorted; empty if all may be replaced."""
+        """Names of files here that are not as a ks4stream sort left them, sorted; empty if all may be replaced."""
         there = self._of_a_sorting() | self._strange()
         if self._record().get("state") == "moving":
             return sorted(there)
         return sorted(there - {RECORD, *_COMPANIONS} - self._ours().keys())
 
     def missing(self, key: str, wanted: Iterable[str]) -> set[str] | None:
-        """Those of some names that were not written here, or have gone; None if another result is here, or none."""
+        """Which of `wanted` were not written here or are gone; None if this place holds another result or none."""
         record, there = self._record(), self._of_a_sorting()
         if record.get("state") != "complete" or record["key"] != key:
             return None
@@ -186,13 +189,13 @@ class ResultsFolder:
 
     @contextmanager
     def draft(self) -> Iterator[Path]:
-        """A folder of this machine to write results to; it goes in the end."""
+        """Make a folder on this machine to write results to; it is removed at the end."""
         if isinstance(self.place, ObjectPath):
             with scratch_folder() as folder:
                 yield folder
             return
         for name, is_folder in below(self.place):
-            if is_folder and _DRAFT.fullmatch(name):  # of a process that was killed
+            if is_folder and _DRAFT.fullmatch(name):  # left by a process that was killed
                 shutil.rmtree(self.place / name, ignore_errors=True)
         folder = self.place / f".ks4stream-{uuid4().hex}"
         folder.mkdir()
@@ -202,7 +205,7 @@ class ResultsFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def replace(self, draft: Path, key: str) -> list[Place]:
-        """Put the files of a draft in place of those of an earlier sort; what is somebody's is moved before.
+        """Replace the files of an earlier sort by those of a draft; files that are not ours are moved away first.
 
         Parameters
         ----------
@@ -213,9 +216,9 @@ class ResultsFolder:
         Returns
         -------
         list of Path or ObjectPath
-            Numbered folders that somebody's files were moved to: what was found, and what came in the meantime.
+            Numbered folders that files were moved to: those that were there, and those saved in the meantime.
         """
-        new: dict[str, Description] = {entry.name: _described(entry) for entry in draft.iterdir()}  # takes its time
+        new: dict[str, Description] = {entry.name: _described(entry) for entry in draft.iterdir()}  # may take a while
         moved = [self.set_aside()] if self.somebodys() else []
         late: list[Place] = []
         ours = self._ours()
@@ -233,19 +236,19 @@ class ResultsFolder:
         return moved + late
 
     def add(self, draft: Path, key: str, names: Collection[str]) -> set[str]:
-        """Put some files of a draft beside those of the same result; returns those that somebody's files keep out.
+        """Add some files of a draft to the same result; returns the names that a user has changed, which are kept.
 
         Raises
         ------
         ResultsError
-            If that result is not here any more.
+            If that result is no longer here.
         """
         new = {entry.name: _described(entry) for entry in draft.iterdir() if entry.name in names}
         record, ours = self._record(), self._ours()
         if record.get("state") != "complete" or record["key"] != key:
             raise ResultsError(
-                f"The results in {self.place} were moved or replaced while others were to be added to them. The same "
-                "call with the same results_dir writes all of them."
+                f"The results in {self.place} were moved or replaced while files were being added to them. Repeat the "
+                "same call with the same results_dir to write all of them."
             )
         files = {**record["files"], **ours}
         self._write_record({**record, "files": files, "new": new})
@@ -259,22 +262,23 @@ class ResultsFolder:
         return kept
 
     def set_aside(self) -> Place:
-        """Move all in here that belongs to a sorting into a numbered folder: the first free one beside this folder.
+        """Move everything here that belongs to a sorting into a numbered folder: the first free one beside this one.
 
-        Where nothing can be put beside it (a whole bucket, a mounted volume), the numbered folder is made within. A
-        move that was interrupted goes on, if nothing has got in its way since; else what is left goes into another
-        folder.
+        If nothing can be put beside this folder (a whole bucket, a mounted volume), the numbered folder is made inside
+        it. An interrupted move continues, unless something has got in its way since; in that case the rest is moved
+        into a new folder.
 
         Raises
         ------
         ResultsError
-            If it cannot be moved; nothing is lost then.
+            If it cannot be moved; nothing is lost in that case.
         """
         with explain_write_errors(self.place):
             record = self._record()
             is_begun = record.get("state") == "moving"
             before = record["before"] if is_begun else record
-            if is_begun and record["home"] == str(self._home()):  # else it was renamed, and the neighbours are others'
+            # if the folder was renamed since, the numbered folders beside it may have nothing to do with it
+            if is_begun and record["home"] == str(self._home()):
                 aside = self._neighbour(record["number"], record["within"])
                 with suppress(FileExistsError):
                     self._move(aside, before)
@@ -294,25 +298,25 @@ class ResultsFolder:
             raise ResultsError(f"{self.place} is the recording, or lies within it. Choose another results_dir.")
         if in_the_way := own & {*WRITTEN, RECORD, LOG}:
             raise ResultsError(
-                f"{self.place / min(in_the_way)} is the recording, and results have a file of that name. Choose "
+                f"{self.place / min(in_the_way)} is the recording, and a result has the same name. Choose "
                 "another results_dir."
             )
 
     def _check_permissions(self, place: Path) -> None:
-        if self.somebodys():  # which are moved, and need not be writable
+        if self.somebodys():  # these are moved, so they need not be writable
             Path(str(self._neighbour(*self._free_neighbour()))).rmdir()
             return
         for name in (*WRITTEN, RECORD, LOG):
             if (place / name).exists() and not os.access(place / name, os.W_OK):
                 raise ResultsError(
-                    f"{place / name} is read-only, and cannot be replaced by the result of that name. Choose another "
-                    "results_dir, or make its files writable."
+                    f"{place / name} is read-only and cannot be replaced by the result of that name. Choose another "
+                    "results_dir, or make the files in this one writable."
                 )
 
     # -- what lies here --
 
     def _there(self) -> dict[str, bool]:
-        """Names of what lies here, and whether they are folders; in a bucket, empty objects may stand for folders."""
+        """Names of what is here, and whether each is a folder; in a bucket, empty objects may stand for folders."""
         there = dict(below(self.place))
         if isinstance(self.place, ObjectPath):
             for name in (STORE, _CACHE):
@@ -321,14 +325,14 @@ class ResultsFolder:
         return there
 
     def _of_a_sorting(self) -> set[str]:
-        """Names in here that belong to a sorting, whosever it is; none if there is no sorting, nor the recording's."""
+        """Names here that belong to a sorting, ours or not, without the recording's; empty if there is no sorting."""
         there = self._there()
         if not there.keys() & {*_SIGNS}:
             return set()
         return {name for name, is_folder in there.items() if self._belongs(name, is_folder)} - self._recordings_own()
 
     def _strange(self) -> set[str]:
-        """Names in here that are those of results, where there is no sorting that they could belong to."""
+        """Names of results that exist here although there is no sorting they could belong to."""
         ours = {name.casefold() for name in WRITTEN}
         there = {name for name in self._there() if name.casefold() in ours}
         return there - self._of_a_sorting() - self._recordings_own()
@@ -336,26 +340,26 @@ class ResultsFolder:
     def _belongs(self, name: str, is_folder: bool) -> bool:
         if is_folder:
             return name in (STORE, _CACHE)
-        # as on some disks Params.py and params.py are one file
+        # on some disks Params.py and params.py are the same file
         if any(fnmatchcase(name.casefold(), pattern) for pattern in _OF_A_SORTING):
             return True
         return name.lower().endswith(_TABLES) and _is_table_of_units(self.place / name)
 
     def _recordings_own(self) -> set[str]:
-        """Names in here that are, or hold, files of the recording; an empty one if this place lies within it."""
+        """Names here that are, or contain, files of the recording; one is empty if this place lies within it."""
         if isinstance(self.place, ObjectPath):
             base, mark, paths = str(self.place), "/", {*self.recording}
         else:
             base, mark = _real(str(self.place)), os.sep
             here = [path for path in self.recording if not objects.is_remote(path)]
-            paths = {_real(path) for path in here} | {  # and where a link to it lies
+            paths = {_real(path) for path in here} | {  # and the location of a link to it
                 os.path.join(_real(os.path.dirname(path)), os.path.basename(path)) for path in here
             }
         own = {path.removeprefix(base + mark).partition(mark)[0] for path in paths if path.startswith(base + mark)}
         return own | {"" for path in paths if base == path or base.startswith(path.rstrip(mark) + mark)}
 
     def _ours(self) -> dict[str, Description]:
-        """What lies here as a sort of ks4stream left it, by the record: descriptions, with the tags of now."""
+        """Descriptions, with current tags, of the recorded files that are still as a ks4stream sort left them."""
         record = self._record()
         return {
             name: found
@@ -365,7 +369,7 @@ class ResultsFolder:
         }
 
     def _as_written(self, name: str, about: Description) -> Description | None:
-        """What was described, with the tag it has now, if it still lies here; of the store also a part."""
+        """The description with the current tag if the file is unchanged (or a part of the store is left), else None."""
         now = _described(self.place / name, tag=about["tag"])
         is_same = now["bytes"] == about["bytes"] and (now["tag"] == about["tag"] or now["digest"] == about["digest"])
         inside = now.get("inside", {_COMPLETE: 0})
@@ -373,7 +377,7 @@ class ResultsFolder:
         return {**about, "tag": now["tag"]} if is_same or is_part else None
 
     def _may_go(self, name: str, ours: Mapping[str, Description]) -> bool:
-        """Whether something may be put here under a name: there is nothing, or only what is still as it was."""
+        """Whether a name may be written here: it does not exist, or is still as a sort left it."""
         if name in ours and self._as_written(name, ours[name]) is not None:
             return True
         where = self.place / name
@@ -382,7 +386,7 @@ class ResultsFolder:
     # -- changes --
 
     def _move(self, aside: Place, before: Mapping[str, Any]) -> None:
-        """Move a sorting, with its record and its log."""
+        """Move a sorting with its record and its log."""
         if isinstance(aside, Path):
             aside.mkdir(exist_ok=True)
         move(self.place, aside, self._of_a_sorting() - {RECORD})
@@ -394,7 +398,7 @@ class ResultsFolder:
         remove(self.place / RECORD)
 
     def _install(self, entry: Path, about: Description) -> Description:
-        """Put a file of a draft, or the store, in its place; returns its description with the tag it has there."""
+        """Move a file of a draft, or the store, into place; returns its description with its tag there."""
         target = self.place / entry.name
         if isinstance(target, ObjectPath):
             if entry.name != STORE:
@@ -406,11 +410,11 @@ class ResultsFolder:
             target.rename(entry.with_name(f"{entry.name}.old"))
         elif entry.is_dir():
             target.unlink(missing_ok=True)
-        entry.replace(target)  # of a link, the link, and not what it leads to
+        entry.replace(target)  # replaces a link itself, not its target
         return about
 
     def _retire_cache(self) -> None:
-        """Rename what Phy has kept of spikes that go: it is not ours to remove, and Phy would show it."""
+        """Rename Phy's cache of the replaced spikes: Phy would show it, and it is not ours to remove."""
         there = self._there()
         if not there.get(_CACHE):
             return
@@ -433,7 +437,7 @@ class ResultsFolder:
         )
 
     def _free_neighbour(self) -> tuple[int, bool]:
-        """The first number whose folder is free, which is made, and whether it lies within this one."""
+        """The first number whose folder is free, and whether it lies within this one; on a disk, it is also made."""
         if isinstance(self.place, ObjectPath):
             within = "/" not in str(self.place).partition("://")[2]  # a bucket has nothing beside it
             return next(n for n in count(1) if not any(below(self._neighbour(n, within)))), within
@@ -443,13 +447,13 @@ class ResultsFolder:
         return self._made_neighbour(within=True), True
 
     def _made_neighbour(self, *, within: bool) -> int:
-        """Make the first numbered folder that is free, and see that what lies here can be renamed into it."""
+        """Make the first free numbered folder, and check that what is here can be renamed into it."""
         number = next(n for n in count(1) if _is_made(Path(str(self._neighbour(n, within)))))
         aside, trial = Path(str(self._neighbour(number, within))), Path(str(self.place), f".ks4stream-{uuid4().hex}")
         try:
             trial.mkdir()
             trial.rename(aside / trial.name).rmdir()
-        except OSError:  # another file system, also if it does not look like one, or another quota
+        except OSError:  # on another file system, even if it does not look so, or under another quota
             for made in (trial, aside):
                 with suppress(OSError):
                     made.rmdir()
@@ -470,9 +474,9 @@ class ResultsFolder:
 
 
 def fingerprint(sorting: Sorting) -> str:
-    """Hash of what a sort found; run times, versions and places do not count.
+    """Hash of what a sort found; run times, versions and paths do not count.
 
-    Features follow from everything else, and are by far the most.
+    Features do not count either: they follow from everything else, and are by far the largest part.
     """
     parts: list[Any] = [sorting.settings.to_dict()]
     for spec in fields(sorting):
@@ -489,7 +493,7 @@ def fingerprint(sorting: Sorting) -> str:
 
 
 def _check_writable(place: Place) -> None:
-    """Make a folder and write a file there; of an object store, an object."""
+    """Make a folder and write a file there; in an object store, write an object."""
     if isinstance(place, ObjectPath):
         trial = place / f".ks4stream-{uuid4().hex}"
         objects.write_bytes(str(trial), b"")
@@ -507,7 +511,7 @@ def _check_writable(place: Place) -> None:
 
 
 def _is_made(folder: Path) -> bool:
-    """Make a folder; False if there is something of its name."""
+    """Make a folder; False if its name is taken."""
     try:
         folder.mkdir()
     except FileExistsError:
@@ -520,7 +524,7 @@ def _real(path: str) -> str:
 
 
 def _described(where: Place, *, tag: str | None = "") -> Description:
-    """Describe a file or the store; without the digest where the tag is the one asked for, or None is."""
+    """Describe a file or the store; without its digest if it has the given tag, or if None is given."""
     if where.name == STORE:
         files = [(path, status) for path, status in objects.listing(str(where)) if status.size_bytes]
         inside = {path: status.size_bytes for path, status in files}
@@ -532,7 +536,7 @@ def _described(where: Place, *, tag: str | None = "") -> Description:
         files, n_bytes, now, more = [], status.size_bytes, status.tag, {}
     digest = ""
     if tag is not None and tag != now:
-        with suppress(FileNotFoundError, EOFError):  # somebody writes to it just now: then it is as nobody described it
+        with suppress(FileNotFoundError, EOFError):  # being written to right now: it fits no description
             digest = _digest_of_store(where, files) if where.name == STORE else _digest(where, n_bytes)
     return {"bytes": n_bytes, "tag": now, "digest": digest, **more}
 
@@ -542,7 +546,7 @@ def _tag_of(files: Iterable[tuple[str, objects.Status]]) -> str:
 
 
 def _digest_of_store(where: Place, files: Iterable[tuple[str, objects.Status]]) -> str:
-    """Hash of the store: names and sizes of its files, and the content of small ones."""
+    """Hash of the store: names and sizes of its files, and the content of the small ones."""
     state = hashlib.sha256()
     for path, status in files:
         state.update(f"{path} {status.size_bytes} ".encode())
@@ -552,7 +556,7 @@ def _digest_of_store(where: Place, files: Iterable[tuple[str, objects.Status]]) 
 
 
 def _digest(where: Place, n_bytes: int) -> str:
-    """Hash of a file: of all of it, or of evenly spaced slices where it is very large."""
+    """Hash of a file: of all of it, or of evenly spaced slices if it is very large."""
     is_whole = n_bytes <= _WHOLE_BYTES
     step, length = (FETCHED_BYTES, FETCHED_BYTES) if is_whole else (n_bytes // _SLICES, _SLICE_BYTES)
     state = hashlib.sha256()
@@ -562,7 +566,7 @@ def _digest(where: Place, n_bytes: int) -> str:
 
 
 def _is_table_of_units(where: Place) -> bool:
-    """Whether a table has a column of units: tools read all that do, as tables of the units that lie beside them."""
+    """Whether a table has a column of units: tools take any such table as one of the units in its folder."""
     try:
         head = read_range(where, 0, min(_HEADER_BYTES, size_of(where) or 0)).partition(b"\n")[0]
     except (OSError, EOFError):

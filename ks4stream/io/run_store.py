@@ -1,10 +1,10 @@
 """The store of a run: what its tasks found, so that nothing that was finished is computed again.
 
-It lies in a folder, or under a prefix of an object store. A folder per stage and per key of what the stage depends on,
-in it a record per task and what tasks write beside it. A record appears when its task is done, all at once, written by
-the worker: whatever dies afterwards, it is there. Another setting makes other keys for the stages it touches, and
-leaves the others their records. When a sort has ended, what it did not use goes: the store holds what the last finished
-sort needed, and what was found since.
+It is a folder, or a prefix in an object store, with one folder per stage and key of what the stage depends on. Each of
+these holds a record per task, and the files that tasks write beside it. A record is written by the worker and appears
+all at once when its task is done: whatever dies afterwards, the record remains. A changed setting changes the keys of
+the stages that depend on it; the other stages keep their records. When a sort has ended, the stages that it did not use
+are removed: the store holds what the last finished sort needed, and what was found since.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from ks4stream.messages import hand_on, listeners, warn
 
 FORMAT = "ks4stream.Run/1"
 METHOD_VERSION = 4
-"""Counts changes of the method that change any result: records of another number are of no use."""
+"""Raised with each change of the method that changes a result: records with another number cannot be used."""
 
 MANIFEST, LOCK, SCRATCH = "manifest.json", "lock", "scratch"
 RENEWED_S, LOOKED_S, LEASE_S, SETTLED_S = 20.0, 2.0, 120.0, 3.0  # see ObjectLock
-RELEASED_S = 10.0  # that the end of a sort waits for its lock to be released
-FREE = b"free"  # what a lock holds that nobody does
+RELEASED_S = 10.0  # how long the end of a sort waits for its lock to be released
+FREE = b"free"  # content of a lock that nobody holds
 _STAGE = re.compile("[a-z-]+-[0-9a-f]{20}")  # name of a stage's folder: nothing else is ever removed
-READS = 16  # of records at a time, from an object store
+READS = 16  # records read from an object store at the same time
 
 Size = Callable[[Place], int | None]
-"""Tells the bytes of a file or an object; None if there is none."""
+"""Returns the size of a file or an object in bytes; None if it does not exist."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,9 +62,9 @@ class RunStore:
     ----------
     folder : Path or ObjectPath
     scratch : Path
-        Folder on this machine for what is mapped into memory; it goes with the run.
+        Folder on this machine for files that are mapped into memory; removed with the run.
     lock : ObjectLock or None
-        What says that no other run writes here, where no system does.
+        Keeps other runs from writing to an object store; None for a folder, which is locked by the system.
     """
 
     folder: Place
@@ -73,7 +73,7 @@ class RunStore:
     _used: set[str] = field(default_factory=set)
 
     def check(self) -> None:
-        """Make sure that the store is still this run's, before anything is begun or written that others would share.
+        """Make sure that the store still belongs to this run, before it starts or writes anything that others share.
 
         Raises
         ------
@@ -84,14 +84,14 @@ class RunStore:
             self.lock.renew()
 
     def stage(self, name: str, key: str, classes: tuple[type, ...] = ()) -> StageStore:
-        """The part of a stage with this key, whose records may hold these classes."""
+        """The part of the store for a stage with this key, whose records may hold these classes."""
         self.check()
         folder = self.folder / f"{name.replace(' ', '-')}-{key[:20]}"
         self._used.add(folder.name)
         return StageStore(folder, classes)
 
     def tidy(self, *, keep: bool) -> None:
-        """When a sort has ended, remove the stages it did not use, those of other settings; or all, unless `keep`."""
+        """When a sort has ended, remove the stages it did not use, those of other settings; without `keep`, all."""
         self.check()
         with explain_write_errors(self.folder):
             for name, is_folder in below(self.folder):
@@ -99,11 +99,11 @@ class RunStore:
                     try:
                         remove(self.folder / name, folder=True)
                     except (OSError, Ks4StreamError) as error:
-                        # a task of a sort that was stopped may still write there
-                        _log.warning("%s is kept, as it could not be removed: %s", self.folder / name, error)
+                        # a task of a stopped sort may still be writing there
+                        _log.warning("%s is kept because it could not be removed: %s", self.folder / name, error)
         if keep:
             kept_bytes = sum(found.size_bytes for _, found in listing(str(self.folder)))
-            _log.info("%.1f MB are kept in %s; keep_run=False keeps nothing", kept_bytes / 1e6, self.folder)
+            _log.info("%.1f MB are kept in %s; keep_run=False would remove them", kept_bytes / 1e6, self.folder)
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ class StageStore:
     classes: tuple[type, ...]
 
     def recall(self, items: Sequence[Any]) -> dict[int, Any]:
-        """What is known of some of the items, by index; what is damaged is removed.
+        """What is known of some of the items, by index; damaged records are removed.
 
-        An object store takes its time for every request, but answers many at a time: of several items, it is asked
-        once for all sizes, and records are read side by side.
+        An object store answers slowly, but can answer many requests at the same time: for several items, all sizes
+        come from one listing, and records are read in parallel.
         """
         size = size_of if isinstance(self.folder, Path) or len(items) <= 1 else _sizes_in(self.folder)
 
@@ -129,7 +129,7 @@ class StageStore:
             try:
                 return [self._read(path, n_bytes, size)]
             except DamagedFileError as error:
-                _log.warning("%s It is computed anew.", error)
+                _log.warning("%s It is computed again.", error)
                 with explain_write_errors(self.folder):
                     remove(path)
                 return []
@@ -153,7 +153,7 @@ class StageStore:
 class Checkpointed:
     """A task that leaves a record of what it found, and looks for one first.
 
-    A worker may die between leaving the record and handing over what it found; the task then comes a second time.
+    A worker may die after it has left the record and before it has returned the result; the task then runs again.
     """
 
     function: Callable[[Any], Any]
@@ -174,7 +174,7 @@ def _sizes_in(folder: ObjectPath) -> Size:
 
 
 def record_path(folder: Place, item: Any) -> Place:
-    """Where the record of an item lies."""
+    """Path of the record of an item."""
     return folder / f"{key_of(item)[:24]}.record.npz"
 
 
@@ -185,19 +185,19 @@ def open_store(folder: Place, *, data: str, fresh: bool = False, recall: bool = 
     Parameters
     ----------
     folder : Path or ObjectPath
-        Made if need be.
+        Made if needed.
     data : str
         Hash of what is sorted.
     fresh : bool
-        Begin with an empty store, whatever is there.
+        Start with an empty store, whatever is there.
     recall : bool
-        Whether equal hashes are equal data; if not, a store of the same hash is emptied, too.
+        Whether equal hashes mean equal data; if not, a store with the same hash is emptied, too.
 
     Raises
     ------
     ResultsError
-        If another run is using it, or it is of other data, of another version of the method or no store at all; it is
-        left as it is. Or if it cannot be written to.
+        If another run is using it, or it belongs to other data or another version of the method, or is not a store
+        at all (it is left as it is in these cases), or if it cannot be written to.
     """
     expected = {"format": FORMAT, "method": METHOD_VERSION, "data": data}
     with ExitStack() as stack:
@@ -214,43 +214,43 @@ def open_store(folder: Place, *, data: str, fresh: bool = False, recall: bool = 
                 _check_manifest(folder, found, expected)
             if fresh or not recall:
                 _empty(folder)
-            if not found:  # before anything else is made, so that the folder is known as a store from then on
+            if not found:  # before anything else, so that the folder is recognised as a store from then on
                 with atomic_write(folder / MANIFEST) as file:
                     file.write(json.dumps(expected, indent=1).encode())
             if isinstance(folder, Path):
-                for draft in folder.rglob("*.draft"):  # of workers that were killed
+                for draft in folder.rglob("*.draft"):  # left by workers that were killed
                     if DRAFT.fullmatch(draft.name):
                         draft.unlink(missing_ok=True)
                 scratch = folder / SCRATCH
-                shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+                shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed
                 scratch.mkdir(exist_ok=True)
-                stack.callback(shutil.rmtree, scratch, ignore_errors=True)  # what is mapped stays until it is not
+                stack.callback(shutil.rmtree, scratch, ignore_errors=True)  # mapped files live until they are unmapped
         yield RunStore(folder, scratch, lock)
 
 
 class ObjectLock:
-    """A lock that is an object: its holder's name, and a number that the holder raises as long as it lives.
+    """A lock that is an object: it contains its holder's name, and a number that the holder raises as long as it lives.
 
-    No clock is compared with another. Each write is on the condition that the object is still as it was last seen,
-    which the store decides, so that of several that claim a lock one gets it. A lock that somebody holds is claimed
-    only after it was looked at again and again for the length of the lease, and stayed as it was, or if its holder was
-    a process of this machine that is dead; a holder whose lock
-    was claimed so learns it when it next renews it. A lock that is let go of stays, as an object that says so: stores
-    do not remove on conditions.
+    Clocks of different machines are never compared. Each write is conditional on the object being as it was last seen,
+    which the store decides, so only one of several processes that claim a lock gets it. A lock that is held can be
+    claimed only if it has not changed for the length of the lease, or if its holder was a process of this machine that
+    is dead; a holder that has lost its lock in this way learns it at the next renewal. A released lock remains as an
+    object that says so, because stores do not support conditional removal.
 
-    Where a store does not write on conditions, which is tried, a warning says so, and a claim is written, and read back
-    after some seconds: of those who begin within them two might hold the lock.
+    If a store does not support conditional writes, which is tested, a warning says so. A claim is then written, and
+    read back after some seconds: two runs that start within these seconds might both hold the lock.
 
     Parameters
     ----------
     path : ObjectPath
     lease_s, renewed_s, looked_s : float
-        How long a lock stays its holder's that is not renewed, between renewals, and between looks at another's lock.
+        How long a lock remains held without being renewed, the time between renewals, and the time between looks at a
+        lock that another process holds.
 
     Raises
     ------
     ResultsError
-        When it is entered while another process holds it.
+        If another process holds the lock when it is entered.
     """
 
     def __init__(
@@ -280,11 +280,11 @@ class ObjectLock:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._renewing.join(RELEASED_S)
-        if self._renewing.is_alive():  # a store out of reach, which is tried for minutes; that goes on behind us
+        if self._renewing.is_alive():  # the store is out of reach; the thread keeps trying for minutes
             self._not_released("the store has not answered yet")
 
     def renew(self) -> None:
-        """Tell others that the lock is still held.
+        """Show others that the lock is still held.
 
         Raises
         ------
@@ -293,32 +293,33 @@ class ObjectLock:
         """
         with self._turn:
             if not self._is_lost and not self._write(self._version):
-                there_is_none = self._look() is None  # somebody has cleared up
+                there_is_none = self._look() is None  # the object was deleted
                 self._is_lost = not (there_is_none and self._write(None))
         if self._is_lost:
             raise ResultsError(
-                f"{self._path.parent.parent} was taken over by another run{_by(self._look())}, as this one did not "
-                f"renew its lock for {self._lease_s:.0f} s: its machine was suspended, say, or the store out of reach. "
-                "No results are written. Wait for the other's end, or give another results_dir."
+                f"{self._path.parent.parent} was taken over by another run{_by(self._look())}, because this one did "
+                f"not renew its lock for {self._lease_s:.0f} s: its machine may have been suspended, or the store was "
+                "out of reach. No results are written. Wait until the other run has ended, or choose another "
+                "results_dir."
             )
 
     def _unheld(self) -> Version | None:
-        """The version of a lock that nobody holds; of one that is held, after it was not renewed for a lease."""
+        """Wait until nobody holds the lock, or it has not been renewed for a lease; returns its version."""
         first = found = self._look()
-        waited_s = 0.0  # sleeps are counted and no clock is asked, which may be set meanwhile
+        waited_s = 0.0  # counted in sleeps, because a clock may be set in the meantime
         while found is not None and first is not None and found.content != FREE:
             if found.content != first.content:
                 raise self._held(found)
             if _is_dead(found):
-                _log.info("%s was held by a process of this machine that is dead, and is taken over", self._path)
+                _log.info("%s was held by a dead process of this machine and is taken over", self._path)
                 break
             if waited_s >= self._lease_s:
                 _log.info("%s was not renewed for %.0f s and is taken over", self._path, waited_s)
                 break
             if not waited_s:
                 warn(
-                    f"Another run{_by(found)} holds {self._path}. Waiting up to {self._lease_s:.0f} s, to see whether "
-                    "it is still there: if it was killed, this one goes on where it stopped.",
+                    f"Another run{_by(found)} holds {self._path}. Waiting up to {self._lease_s:.0f} s to see whether "
+                    "it is still alive: if it was killed, this run continues where it stopped.",
                     Ks4StreamWarning,
                     stacklevel=2,
                 )
@@ -331,10 +332,10 @@ class ObjectLock:
         return read_versioned(self._path.location)
 
     def _write(self, version: Version | None, content: bytes | None = None) -> bool:
-        """Write the name, or `content`, in place of a version; whether it now stands there.
+        """Write the name, or `content`, in place of a version; returns whether it is there now.
 
-        Of a write that failed nobody knows whether it was done, so the lock is looked at, and for half of the lease it
-        is tried again. What stands there under our own name is ours, also if it is of an earlier write.
+        After a write has failed, it is unknown whether it was done, so the lock is read, and the write is retried for
+        half of the lease. Content with our own name is ours, even if it comes from an earlier write.
         """
         self._count += 1
         content = content or f"{self._name} {self._count}".encode()
@@ -363,12 +364,12 @@ class ObjectLock:
                     return False
             except Ks4StreamError as error:
                 failed = error
-            pause = time.sleep if content == FREE else self._ended.wait  # a release is tried again, too, at the end
+            pause = time.sleep if content == FREE else self._ended.wait  # a release is retried, too, after the end
             if time.monotonic() > until or pause(self._looked_s):
-                raise failed or ResultsError(f"{self._path} is still this run's, and cannot be written.")
+                raise failed or ResultsError(f"{self._path} still belongs to this run, but cannot be written.")
 
     def _put(self, version: Version | None, content: bytes) -> bool:
-        """Write once; False where only a look can tell whether it was done."""
+        """Write once; False if only reading the lock can tell whether it was done."""
         if self._is_conditional:
             now = write_if(self._path.location, content, version)
             self._version = now or self._version
@@ -381,7 +382,7 @@ class ObjectLock:
         return False
 
     def _is_ours_after_trying(self) -> bool:
-        """Try the store, some of which take conditions and write nevertheless; whether the lock is still ours."""
+        """Test the store, as some accept conditions and ignore them; returns whether the lock is still ours."""
         before = self._version
         is_held = self._write(before)
         if not is_held or not self._is_conditional:
@@ -395,23 +396,23 @@ class ObjectLock:
     def _do_without_conditions(self) -> None:
         self._is_conditional = False
         warn(
-            f"The store of {self._path} does not write on conditions (If-Match, If-None-Match), so that two runs that "
-            f"begin within the same {SETTLED_S:.0f} s are not told from each other. Begin them one after the other.",
+            f"The store of {self._path} does not support conditional writes (If-Match, If-None-Match), so two runs "
+            f"that start within the same {SETTLED_S:.0f} s cannot be kept apart. Start them one after the other.",
             Ks4StreamWarning,
             stacklevel=2,
         )
 
     def _held(self, by: Versioned | None) -> ResultsError:
         return ResultsError(
-            f"Another run is writing to {self._path.parent.parent}{_by(by)}. Wait for its end, or give another "
-            "results_dir."
+            f"Another run is writing to {self._path.parent.parent}{_by(by)}. Wait until it has ended, or choose "
+            "another results_dir."
         )
 
     def _keep_renewing(self) -> None:
         while not self._ended.wait(self._renewed_s):
             try:
                 self.renew()
-            except Exception as error:  # whatever it is, the lock lasts some minutes
+            except Exception as error:  # whatever it is, the lock lasts for some minutes
                 if self._is_lost:
                     _log.error("%s", error)
                     return
@@ -419,24 +420,24 @@ class ObjectLock:
         try:
             if not self._is_lost:
                 self._write(self._version, FREE)
-        except Ks4StreamError as error:  # what the lock was for has ended, well or not
+        except Ks4StreamError as error:  # the work under the lock has ended in any case
             self._not_released(error)
 
     def _not_released(self, why: object) -> None:
-        _log.warning("%s could not be released, and stays for %.0f s: %s", self._path, self._lease_s, why)
+        _log.warning("%s could not be released and stays for %.0f s: %s", self._path, self._lease_s, why)
 
 
 def _where() -> str:
-    """What process numbers are unique in, with a colon: this start of this machine, and this container of it."""
+    """Where process numbers are unique, with a colon: this boot of this machine, and this container on it."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}:"
-    except OSError:  # another system than Linux
+    except OSError:  # not on Linux
         return ""
 
 
 def _is_dead(found: Versioned) -> bool:
-    """Whether a lock's holder is known to be dead, as it was a process of this machine."""
+    """Whether a lock's holder was a process of this machine that is known to be dead."""
     words = found.content.decode(errors="replace").split()
     if len(words) < 3 or not _where() or not words[2].startswith(_where()):
         return False
@@ -444,7 +445,7 @@ def _is_dead(found: Versioned) -> bool:
         os.kill(int(words[1]), 0)
     except ProcessLookupError:
         return True
-    except (ValueError, OSError):  # of another user
+    except (ValueError, OSError):  # owned by another user
         return False
     return False
 
@@ -456,32 +457,32 @@ def _by(found: Versioned | None) -> str:
 
 
 def _locked(path: Path) -> BaseFileLock:
-    """A lock that is held, on a file that stays: removed, two processes could hold two files of its name.
+    """Lock a file, which is never removed: otherwise two processes could hold two files of the same name.
 
-    The system lets go of it when its process dies. On file systems without locks the file's existence counts instead;
-    of a process that died on the same machine it is known that it does no more.
+    The system releases the lock when its process dies. On file systems without locks, the file's existence counts
+    instead, unless the process that made it was on this machine and is dead.
     """
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ResultsError(
-            f"Another run is writing to {path.parent.parent}. Wait for its end, or give another results_dir. If none "
-            f"is, as it died on another machine, delete {path}."
+            f"Another run is writing to {path.parent.parent}. Wait until it has ended, or choose another results_dir. "
+            f"If it died on another machine, delete {path}."
         ) from None
     return lock
 
 
 def _check_kind(folder: Place) -> None:
-    """Refuse a folder that is none of ours, before anything in it is touched."""
-    if all(name == LOCK or DRAFT.fullmatch(name) for name, _ in below(folder)):  # of a run that was killed as it began
+    """Refuse a folder that is not ours, before anything in it is touched."""
+    if all(name == LOCK or DRAFT.fullmatch(name) for name, _ in below(folder)):  # of a run killed at its start
         return
     if not str(_manifest(folder).get("format", "")).startswith("ks4stream.Run/"):
-        raise ResultsError(f"{folder} is not the store of a run of ks4stream. Give another results_dir.")
+        raise ResultsError(f"{folder} is not the store of a ks4stream run. Choose another results_dir.")
 
 
 def _empty(folder: Place) -> None:
-    """Remove all stages; the manifest stays, by which the folder is known as a store."""
+    """Remove all stages; the manifest, by which the folder is recognised as a store, stays."""
     for name, is_folder in below(folder):
         if is_folder and _STAGE.fullmatch(name):
             remove(folder / name, folder=True)
@@ -500,9 +501,9 @@ def _check_manifest(folder: Place, found: dict[str, Any], expected: dict[str, An
     if found.get("format") != expected["format"] or found.get("method") != expected["method"]:
         why = "was left by another version of ks4stream"
     elif found.get("data") != expected["data"]:
-        why = "is of another recording (or its file was written to since)"
+        why = "belongs to another recording (or its file has changed since)"
     else:
         return
     raise ResultsError(
-        f"{folder} {why}. Sort into another results_dir, or begin anew there with resume=False (--fresh)."
+        f"{folder} {why}. Choose another results_dir, or start over in this one with resume=False (--fresh)."
     )

@@ -1,4 +1,4 @@
-"""What a finished sort leaves behind for people: files, plots and a log."""
+"""What a finished sort leaves for people: files, plots and a log."""
 
 from __future__ import annotations
 
@@ -41,31 +41,42 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def results_folder(target: Place, files: Collection[str] = ()) -> Iterator[tuple[ResultsFolder, Path]]:
-    """Where results are going to be, beside files of the recording, if any, and the folder of this machine where the
-    log is written.
+    """Open the folder that results will be written to, before work starts.
+
+    Parameters
+    ----------
+    target : Path or ObjectPath
+    files : collection of str, optional
+        Locations of the recording's files, which are left alone if they lie there.
+
+    Yields
+    ------
+    results : ResultsFolder
+    folder : Path
+        Folder on this machine where the log is written.
 
     Raises
     ------
     ResultsError
-        If nothing can be written there, before work begins.
+        If nothing can be written there.
     """
     results = ResultsFolder.open(target, files)
     if isinstance(target, Path):
         yield replace(results, log_bytes=length_before(target, results.log_bytes)), target
         return
     with scratch_folder() as folder:
-        if results.log_bytes:  # it goes on
+        if results.log_bytes:  # the earlier log is continued
             copy_here(target / LOG_NAME, folder)
         yield results, folder
 
 
 def announce(results: ResultsFolder) -> None:
-    """Say before work starts that a curation, or the results of another sorter, are going to be moved."""
+    """Warn before work starts that a curation, or the results of another sorter, will be moved."""
     if somebodys := results.somebodys():
         warn(
             f"{results.place} holds results that were curated, or that another sorter or an earlier version of "
             f"ks4stream wrote ({_some(somebodys)}). They will be moved into a numbered folder beside it when new "
-            "results are written; if they are of the same result, nothing is touched.",
+            "results are written; if the new results are the same, nothing is touched.",
             CurationWarning,
             stacklevel=3,
         )
@@ -77,15 +88,15 @@ def _some(names: list[str]) -> str:
 
 @contextmanager
 def log_kept(folder: Path, target: Place, check: Callable[[], None]) -> Iterator[None]:
-    """Bring the log where results are to be, however a sort ends; nothing to do where it was written there.
+    """Copy the log to the results, however a sort ends; there is nothing to do if it was written there.
 
-    Nothing is brought where `check` raises: results are not this run's to write any more, and another's log is there.
+    Nothing is copied if `check` raises: the results no longer belong to this run, and another run's log is there.
     """
     try:
         yield
     finally:
         if isinstance(target, ObjectPath):
-            with suppress(Ks4StreamError):  # an error that ended the sort is worth more
+            with suppress(Ks4StreamError):  # which must not hide the error that ended the sort
                 check()
                 write_file(str(target / LOG_NAME), folder / LOG_NAME)
 
@@ -101,36 +112,37 @@ def finish(
 ) -> Place | None:
     """Write everything a sorting leaves: the Phy folder, the native store ``sorting.zarr`` and the plots.
 
-    Where the same result was written before, nothing is touched, as it may have been curated since; what was not
-    asked for then is added. Where another result was curated, or is not ours, it is moved into a numbered folder.
+    If the same result was written before, nothing is touched, as it may have been curated since; only files that were
+    not requested then are added. If another result is there and was curated, or is not ours, it is moved into a
+    numbered folder.
 
     Parameters
     ----------
     sorting : Sorting
         A finished sorting; may be empty.
     results : ResultsFolder
-        Where it is to be.
+        Where to write it.
     save_extra_vars : bool, optional
         Also write tF, Wall, full_st, full_clu and full_amp.
     save_features : bool, optional
-        Write the features of all spikes, nine tenths of everything.
+        Write the features of all spikes, nine tenths of all bytes.
     preprocessed : iterable of (start, traces), optional
         For a preprocessed copy: see :func:`ks4stream.io.phy.write_preprocessed_copy`.
     check : callable, optional
-        Called before anything is moved or replaced; raises if the results are not this run's to write any more.
+        Called before anything is moved or replaced; raises if the results no longer belong to this run.
 
     Returns
     -------
     Path, ObjectPath or None
-        Where somebody's results were moved to, if there were any.
+        Where results that were curated or not ours were moved to, if there were any.
 
     Raises
     ------
     ResultsError
-        If the folder cannot be written to, its disk is full, or the store refuses it; the same call writes all of it
-        then.
+        If the folder cannot be written to, its disk is full, or the store refuses it; repeating the call then writes
+        everything.
     """
-    from ks4stream.report.plots import write_plots  # matplotlib: only when there is something to draw
+    from ks4stream.report.plots import write_plots  # imports matplotlib: only if there is something to draw
 
     began, home = time.perf_counter(), results.place
     key = fingerprint(sorting)
@@ -141,7 +153,7 @@ def finish(
         missing |= {PARAMS, OPS} if PREPROCESSED_COPY in missing or _is_elsewhere(sorting, results) else set()
         missing |= {STORE} if missing & {*FEATURES} else set()
     if missing == set():
-        _log.info("%s holds this result already; nothing in it was touched.", home)
+        _log.info("%s already holds this result; nothing in it was touched.", home)
         return None
     moved: list[Place] = []
     with explain_write_errors(home), results.draft() as draft:
@@ -160,8 +172,8 @@ def finish(
             moved = results.replace(draft, key)
         elif kept := results.add(draft, key, missing):
             warn(
-                f"{_some(sorted(kept))} in {home} were changed by somebody since they were written, and stay as "
-                "they are. To have them written again, move them away.",
+                f"{_some(sorted(kept))} in {home} were changed since they were written, and stay as they are. To have "
+                "them written again, move them away.",
                 CurationWarning,
                 stacklevel=3,
             )
@@ -186,7 +198,7 @@ def plot_names(sorting: Sorting) -> set[str]:
 
 
 def _is_elsewhere(sorting: Sorting, results: ResultsFolder) -> bool:
-    """Whether the recording has been moved since its result was written, and ``params.py`` may be written again."""
+    """Whether the recording was moved after its result was written, and ``params.py`` may be rewritten."""
     params = results.place / PARAMS
     if size_of(results.place / PREPROCESSED_COPY) is not None or size_of(params) is None or results.somebodys():
         return False

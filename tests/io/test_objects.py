@@ -306,10 +306,10 @@ def test_what_fails_for_good_is_an_error_that_names_it(
     [
         ("s3://recordings/none.zarr", r"no object, Zarr array or Zarr group s3://recordings/none\.zarr.*percent-enc"),
         ("s3://no-such-bucket/a.dat", r"no object.* s3://no-such-bucket/a\.dat\. Check bucket and key"),
-        ("s3://recordings", "names a whole store"),
+        ("s3://recordings", "is a whole bucket or server"),
         ("s3:///a", "expected s3://BUCKET/KEY"),
         ("s3://a//b", "with single slashes"),
-        ("ftp://host/a.dat", r"cannot be read from ftp://; known are s3://, gs://, az://, https://"),
+        ("ftp://host/a.dat", r"cannot be read from ftp://\. Give a path, or one of s3://, gs://, az://, https://"),
     ],
 )
 def test_wrong_addresses(url: str, message: str, object_store: Any) -> None:
@@ -385,7 +385,7 @@ def test_no_secret_leaves_the_process(object_store: Any, tmp_path: Path) -> None
     "url", ["https://me:SeCrEt@host/a.dat", "https://host/a.dat?X-Amz-Signature=SeCrEt", "s3://key:SeCrEt@bucket/a.dat"]
 )
 def test_addresses_with_secrets_are_refused_unseen(url: str) -> None:
-    with pytest.raises(RecordingError, match=r"carries a user, a password or a query.*in the environment") as caught:
+    with pytest.raises(RecordingError, match=r"contains a user, a password or a query.*in the environment") as caught:
         open_recording(url, n_chan=4, fs=1000)
     assert "SeCrEt" not in str(caught.value) and caught.value.__context__ is None
 

@@ -145,7 +145,7 @@ def test_a_folder_is_copied_with_all_that_is_in_it(object_store: Any, tmp_path: 
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_text("b")
-    there = ObjectPath("s3://recordings/copied")
+    there = ObjectPath(f"s3://recordings/places/{tmp_path.name}-copied")
     copy_there(tmp_path, there)
     assert read_whole(there / "deep" / "a.txt") == b"a"
     assert sorted(below(there)) == [("b.txt", False), ("deep", True)]

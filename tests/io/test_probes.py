@@ -357,5 +357,5 @@ def test_a_probe_as_large_as_a_recording_is_not_read(suffix, tmp_path):
     path = tmp_path / f"large{suffix}"
     with path.open("wb") as file:
         file.truncate(2**40)  # sparse
-    with pytest.raises(Ks4StreamError, match=r"has 1099511627776 bytes.*Is it another file"):
+    with pytest.raises(Ks4StreamError, match=r"has 1099511627776 bytes.*Check that it is the right file"):
         load_probe(path)

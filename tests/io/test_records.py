@@ -63,7 +63,7 @@ def test_only_classes_that_were_named_are_made(tmp_path: Path) -> None:
 
 
 def test_what_has_no_arrays_in_it_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="cannot hold a object"):
+    with pytest.raises(TypeError, match="cannot hold a value of type object"):
         write_record(tmp_path / "a.npz", [object()])
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):
         write_record(tmp_path / "a.npz", np.array([object()]))
@@ -128,7 +128,7 @@ def test_keys_tell_values_apart_and_are_the_same_again() -> None:
     assert len({key_of(value) for value in values}) == len(values)
     assert key_of(array.reshape(2, 3)) == key_of(np.asfortranarray(array.reshape(2, 3)))
     assert key_of(1, 2) != key_of(2, 1)
-    with pytest.raises(TypeError, match="of what a object depends on"):
+    with pytest.raises(TypeError, match="value of type object cannot be hashed"):
         key_of(object())
 
 

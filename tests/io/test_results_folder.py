@@ -619,7 +619,7 @@ def test_results_that_go_while_others_are_added_are_told(
         for name in names(where) - {folder.name}:
             (where / name).rename(tmp_path / "mine" / name)
 
-    with monkeypatch.context() as patch, pytest.raises(ResultsError, match=r"moved or replaced.*writes all of them"):
+    with monkeypatch.context() as patch, pytest.raises(ResultsError, match=r"moved or replaced.*write all of them"):
         patch.setattr("ks4stream.report.plots.write_plots", moved)
         write(make_sorting(), where)
     assert not names(where)

@@ -197,7 +197,7 @@ def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path, name: str, fres
     file.parent.mkdir(parents=True)
     file.write_text("precious")
     with (
-        pytest.raises(ResultsError, match="not the store of a run"),
+        pytest.raises(ResultsError, match="not the store of a ks4stream run"),
         open_store(tmp_path / "run", data="a", fresh=fresh),
     ):
         pass
@@ -243,7 +243,7 @@ def test_a_store_may_be_moved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"data": "b"}, "of another recording"),
+        ({"data": "b"}, "belongs to another recording"),
         ({"method": -1}, "another version"),
         ({"format": "ks4stream.Run/0"}, "another version"),
     ],
@@ -527,7 +527,7 @@ def test_the_end_does_not_wait_for_a_store_out_of_reach(
     lock = ObjectPath("s3://recordings/late/run/lock")
     with ObjectLock(lock, renewed_s=NEVER_S) as held:
         monkeypatch.setattr(run_store, "write_if", late)
-    assert "could not be released, and stays for 120 s: the store has not answered yet" in caplog.text
+    assert "could not be released and stays for 120 s: the store has not answered yet" in caplog.text
     answers.set()
     held._renewing.join(300)
     assert read_whole(lock) == FREE
@@ -581,7 +581,7 @@ def test_of_two_who_claim_without_conditions_the_last_to_write_has_it(
     lock = ObjectPath("s3://recordings/settled/run/lock")
     monkeypatch.setattr(time, "sleep", lambda _: objects.write_bytes(str(lock), b"node 2 another 1"))
     with (
-        pytest.warns(Ks4StreamWarning, match="does not write on conditions"),
+        pytest.warns(Ks4StreamWarning, match="does not support conditional writes"),
         pytest.raises(ResultsError, match=r"Another run is writing to .* \(process 2 on node\)"),
     ):
         ObjectLock(lock).__enter__()
@@ -595,7 +595,7 @@ def test_a_store_that_fails_at_the_end_is_no_error_of_the_run(
 
     with ObjectLock(ObjectPath("s3://recordings/failing/run/lock"), lease_s=0.0, renewed_s=NEVER_S):
         monkeypatch.setattr(run_store, "write_if", fail)
-    assert "could not be released, and stays for 0 s: no answer" in caplog.text
+    assert "could not be released and stays for 0 s: no answer" in caplog.text
 
 
 def test_a_release_that_fails_once_is_tried_again(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:

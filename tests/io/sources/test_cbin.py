@@ -149,5 +149,5 @@ def test_an_index_as_large_as_a_recording_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "a.cbin").write_bytes(b"x")
     with (tmp_path / "a.ch").open("wb") as file:
         file.truncate(2**40)  # sparse
-    with pytest.raises(RecordingError, match=r"a\.ch has 1099511627776 bytes.*Is it another file"):
+    with pytest.raises(RecordingError, match=r"a\.ch has 1099511627776 bytes.*Check that it is the right file"):
         CbinSource.open(tmp_path / "a.cbin")
