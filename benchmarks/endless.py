@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ks4stream import Probe, simulate
 from ks4stream.recording import Recording
-from ks4stream.simulate import BLOCK_SAMPLES
+from ks4stream.simulate import EPOCH_SAMPLES
 from ks4stream.simulate.scene import Scene
 from ks4stream.simulate.trains import Spikes, draw_trains
 from ks4stream.simulate.units import Unit
@@ -58,9 +58,9 @@ class Endless:
     flat_files = "the samples are simulated as they are read"
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        blocks = range(start // BLOCK_SAMPLES, -(-stop // BLOCK_SAMPLES))
+        blocks = range(start // EPOCH_SAMPLES, -(-stop // EPOCH_SAMPLES))
         parts = [_block(self.scene, index) for index in blocks]
-        first = blocks.start * BLOCK_SAMPLES
+        first = blocks.start * EPOCH_SAMPLES
         samples = np.concatenate([np.zeros((0, self.n_channels), self.dtype), *parts])
         return samples[start - first : stop - first]
 
@@ -70,7 +70,7 @@ class Endless:
 
 @lru_cache(maxsize=BLOCKS_KEPT)
 def _block(scene: Scene, index: int) -> NDArray[np.int16]:
-    return scene.read(index * BLOCK_SAMPLES, (index + 1) * BLOCK_SAMPLES)
+    return scene.read(index * EPOCH_SAMPLES, (index + 1) * EPOCH_SAMPLES)
 
 
 def endless(probe: Probe, *, seconds: float, seed: int = 1) -> Recording:

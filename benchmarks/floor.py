@@ -44,13 +44,13 @@ STEPS: tuple[tuple[str, Any, str], ...] = (  # label, owner, function: timed whe
     ("reference", filters, "subtract_reference"),
     ("whiten", preprocessing.Preprocessor, "whitened"),
     ("convolve", detection, "correlate"),
-    ("bounds", detection._Search, "__init__"),
-    ("scores", detection._Search, "evaluate"),
-    ("maxima", detection._Search, "summits"),
-    ("maxima", detection._Search, "not_outshone"),
-    ("maxima", detection._Search, "candidates"),
-    ("maxima", detection._Search, "rivals"),
-    ("maxima", detection._Search, "are_largest"),
+    ("bounds", detection._PeakSearch, "__init__"),
+    ("scores", detection._PeakSearch, "evaluate"),
+    ("maxima", detection._PeakSearch, "summits"),
+    ("maxima", detection._PeakSearch, "undominated"),
+    ("maxima", detection._PeakSearch, "candidates"),
+    ("maxima", detection._PeakSearch, "rivals"),
+    ("maxima", detection._PeakSearch, "are_largest"),
     ("depth and template", detection, "_describe"),
     ("features", detection, "features"),
 )
@@ -192,7 +192,9 @@ def run_floor(floor: Floor, traces: torch.Tensor, watch: Stopwatch) -> None:
     with watch.time("whiten"):
         traces = floor.whitening @ traces
     with watch.time("convolve"):
-        for piece in traces.split(detection.PIECE.on(traces.device), dim=1):  # faster than the whole tile at once
+        for piece in traces.split(
+            detection.SAMPLES_PER_CHUNK.on(traces.device), dim=1
+        ):  # faster than the whole tile at once
             convolution.correlate(piece, floor.shapes, layout="ctp")
 
 

@@ -33,7 +33,7 @@ def main() -> None:
         tiles = prepare(recording, settings)
         with run_here(tiles) as run:
             tiles = tiles.with_results(whitening=run.do(LearnWhitening(settings, tiles)))
-            learn = LearnWaveforms(settings, tiles, threshold=THRESHOLD, most_per_tile=MOST_PER_TILE)
+            learn = LearnWaveforms(settings, tiles, threshold=THRESHOLD, max_per_tile=MOST_PER_TILE)
             parts = run.map(learn, run.blocks(tiles.tiling))
             found = np.concatenate([snippets for part in parts for snippets in part])
         kept.append(found[np.linspace(0, len(found) - 1, PER_RECORDING).astype(int)])

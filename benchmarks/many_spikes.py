@@ -94,7 +94,7 @@ class Scene:
             settings,
             channels,
             shape.astype(np.float32),
-            regions.nearest(probe.positions_um[largest], probe.shank[largest]),
+            regions.region_at(probe.positions_um[largest], probe.shank[largest]),
             len(regions),
             rate * spikes_per_second / rate.sum(),
         )
@@ -216,7 +216,7 @@ class Halves:
     """In place of a clustering: two clusters per template, its spikes shared out by a fixed scramble."""
 
     device: str = "cpu"
-    most_peaks: int = 0
+    max_peaks: int = 0
 
     def __call__(self, rows: ScatteredRows, **_: object) -> NDArray[np.int64]:
         """The clusters of the spikes."""

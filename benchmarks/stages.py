@@ -49,8 +49,8 @@ from ks4stream.stages.matching import Match, Spikes
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.registration import Registration
 from ks4stream.stages.templates import LearnTemplates
-from ks4stream.stages.units import Merge, SortRegions, fewest_spikes
-from ks4stream.stages.waveforms import EVERY_BATCH, MOST_SNIPPETS, LearnWaveforms
+from ks4stream.stages.units import Merge, SortRegions, min_unit_spikes
+from ks4stream.stages.waveforms import EVERY_BATCH, MAX_SNIPPETS, LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
 
 NEAR_SAMPLES = 6  # two detections this close in time …
@@ -272,7 +272,7 @@ def compare_waveforms(pair: Pair) -> list[Line]:
             continue
         theirs = pair.their_waveforms(which)
         name = "waveforms, first pass" if which else "waveforms"
-        learn = LearnWaveforms(pair.settings, tiles, threshold=threshold, most_per_tile=MOST_SNIPPETS)
+        learn = LearnWaveforms(pair.settings, tiles, threshold=threshold, max_per_tile=MAX_SNIPPETS)
         its = [traces for tile, traces in pair.batches(kept) if tile.index % EVERY_BATCH == 0]
         with run_here(tiles) as run:
             from_its = [[_snippets_by_number(pair, traces) for traces in its]]
@@ -322,7 +322,7 @@ def compare_geometry(pair: Pair) -> list[Line]:
     """Centres, their channels and weights."""
     theirs = np.column_stack([pair.theirs["centre_x"], pair.theirs["centre_y"]])
     ours = geometry.template_centres(pair.probe, pair.settings)
-    at, distance = geometry.nearest(ours.position_um, theirs, 1)
+    at, distance = geometry.nearest_positions(ours.position_um, theirs, 1)
     same = distance[:, 0] < 0.01
     lines = [
         Line("geometry", "centres, ours and its", f"{len(ours)} and {len(theirs)}", "→ a grid per shank"),
@@ -402,7 +402,7 @@ def our_centres(pair: Pair) -> Centres:
 def their_centres(pair: Pair) -> Centres:
     """Kilosort4's centres in the form of ours."""
     position = np.column_stack([pair.theirs["centre_x"], pair.theirs["centre_y"]])
-    near, _ = geometry.nearest(position, position, min(pair.settings.nearest_templates, len(position)))
+    near, _ = geometry.nearest_positions(position, position, min(pair.settings.nearest_templates, len(position)))
     return Centres(
         position_um=position,
         shank=np.zeros(len(position), np.int64),
@@ -445,7 +445,7 @@ def compare_drift(pair: Pair) -> list[Line]:
     )
     counts = np.zeros((len(pair.tiling), 2, n_bins, drift_kernels.N_AMPLITUDE_BINS), np.uint16)
     np.add.at(counts, (batch.astype(int), np.arange(len(batch)) % 2, *bins), 1)
-    ours = drift_kernels.register(counts, n_blocks=settings.nblocks, smoothing=settings.drift_smoothing)
+    ours = drift_kernels.register(counts, nblocks=settings.nblocks, smoothing=settings.drift_smoothing)
     ours, theirs = ours * settings.binning_depth, pair.theirs["drift_um"]
     difference = (ours - np.median(ours, axis=0)) - (theirs - np.median(theirs, axis=0))
     decided = Registration(settings, pair.tiling, pair.probe).of(counts)
@@ -526,7 +526,7 @@ def compare_clustering(pair: Pair) -> list[Line]:
     return lines
 
 
-def _detect_in_batch(pair: Pair, detect: Detect, tile: Tile, traces: torch.Tensor) -> detection_kernels.Peaks:
+def _detect_in_batch(pair: Pair, detect: Detect, tile: Tile, traces: torch.Tensor) -> detection_kernels.TilePeaks:
     """Peaks of one of its batches, the traces of which have nt samples on either side of the core."""
     nt, to_centre = pair.settings.nt, pair.settings.nt // 2 - pair.settings.peak_sample
     return detection_kernels.detect(
@@ -545,7 +545,7 @@ def compare_templates(pair: Pair) -> list[Line]:
     components = torch.from_numpy(shapes.components)
     centres, cluster = our_centres(pair), GraphClustering(pair.settings)
     detect = _detection(pair, pair.moved, shapes, centres)
-    fewest = fewest_spikes(pair.tiling, pair.rate_hz)
+    fewest = min_unit_spikes(pair.tiling, pair.rate_hz)
     with run_here(pair.moved) as run:
         peaks = run.do(detect)
         learn = LearnTemplates(pair.settings, peaks, shapes, pair.probe, centres, detect.regions, cluster, fewest)
@@ -609,7 +609,7 @@ def _match_their_traces(pair: Pair, match: Match, sample: np.ndarray, template: 
     channels, away, scores = match.template_channels, [np.zeros(0)], [np.zeros(0)]
     for tile, traces in pair.batches("moved"):
         found = matching_kernels.match(
-            traces, match.matcher, threshold=pair.settings.Th_learned, max_peels=pair.settings.max_peels
+            traces, match.prepared, threshold=pair.settings.Th_learned, max_peels=pair.settings.max_peels
         )
         time = found.sample_index.numpy() - nt + tile.start + shift
         inner = (tile.start + 2 * nt, tile.stop - 2 * nt)
@@ -619,8 +619,8 @@ def _match_their_traces(pair: Pair, match: Match, sample: np.ndarray, template: 
         i, j = _pair_up(time[mine], unit * 1e6, sample[its], template[its] * 1e6)
         n_pairs, n_ours, n_theirs = n_pairs + len(i), n_ours + int(mine.sum()), n_theirs + int(its.sum())
         exact += int((time[mine][i] == sample[its][j]).sum())
-        residual = matching_kernels.subtract(traces, found, match.matcher)
-        features = matching_kernels.features(residual, found, match.matcher).numpy()[mine][i]
+        residual = matching_kernels.subtract(traces, found, match.prepared)
+        features = matching_kernels.features(residual, found, match.prepared).numpy()[mine][i]
         own = _feature_rows(pair, features, channels[unit[i]])
         at = np.flatnonzero(its)[j]
         reference = _feature_rows(pair, pair.theirs["features"][at], their_feature_channels(pair)[template[at]])
@@ -663,7 +663,7 @@ def compare_units(pair: Pair) -> list[Line]:
     sample, template = np.rint(sample).astype(np.int64), template.astype(np.int32)
     regions = geometry.clustering_regions(our_centres(pair), pair.settings)
     largest = pair.theirs["template_channel"]
-    region_of = regions.nearest(pair.probe.positions_um[largest], pair.probe.shank[largest])
+    region_of = regions.region_at(pair.probe.positions_um[largest], pair.probe.shank[largest])
     columns = {
         "sample": sample,
         "template": template,
@@ -683,7 +683,7 @@ def compare_units(pair: Pair) -> list[Line]:
             sampling_rate_hz=pair.rate_hz,
         )
         found = run.do(SortRegions(settings, spikes, probe, GraphClustering(settings)))
-        fewest = fewest_spikes(pair.tiling, pair.rate_hz)
+        fewest = min_unit_spikes(pair.tiling, pair.rate_hz)
         ours = run.do(Merge(settings, found, shapes, probe, pair.rate_hz, fewest))
         joined = run.do(Join(settings, ours, spikes, shapes, probe))
     our_sample, our_unit = joined["sample"], joined["unit"]

@@ -167,9 +167,9 @@ def draw_search(example: Example) -> Figure:
     options: dict[str, Any] = dict(threshold=settings.Th_universal, reach=settings.peak_sample)
     peaks = detection.detect(traces, templates, first=margin, last=margin + n_shown, **options)
     matches = correlate(traces, templates.shapes, layout="ctp")
-    search = detection._Search(matches, templates, **options)
+    search = detection._PeakSearch(matches, templates, **options)
     search.evaluate(search.summits())
-    search.evaluate(search.not_outshone())
+    search.evaluate(search.undominated())
     search.evaluate(search.rivals(*search.candidates(margin, margin + n_shown)))
     bound, best = (values.view(len(centres), -1).numpy() for values in (search.bound, search.best))
     score = torch.stack(
@@ -245,7 +245,7 @@ class Decision:
 def draw_tree(example: Example) -> Figure:
     """Landmarks of one region, the tree over its clusters, and the test of two nodes."""
     rows = _rows_of_region(example.sorting)
-    landmark = graph.choose_landmarks(rows.n, downsampling=5, least=1, most=25_000)  # few, to be seen
+    landmark = graph.choose_landmarks(rows.n, downsampling=5, min_landmarks=1, max_landmarks=25_000)  # few, to be seen
     joined = graph.join_to_landmarks(rows, landmark, n_neighbors=10)
     start = clustering.seed_labels(rows.take(landmark), seed=5, n_seeds=N_SEEDS)
     label, landmark_label = clustering.sweep(joined, start, N_SEEDS)

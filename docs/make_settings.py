@@ -89,7 +89,7 @@ INTRODUCTIONS = {
     "drift": "How the movement of the tissue along the probe is estimated, and how traces are moved back.",
     "matching": "The second pass: learned templates are matched and subtracted, round by round.",
     "clustering": "Both clusterings, the labels of units and the merging of pairs.",
-    "results": "What is said of single spikes.",
+    "results": "How single spikes are reported.",
 }
 
 
@@ -110,7 +110,8 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def _row(spec: Field[Any]) -> tuple[str, ...]:
     about = spec.metadata
-    return f"`{spec.name}`", _value(spec.default), about["unit"], _bounds(about), about["doc"].replace("|", "\\|")
+    default = about["if_none"] or _value(spec.default)
+    return f"`{spec.name}`", default, about["unit"], _bounds(about), about["doc"].replace("|", "\\|")
 
 
 def _value(value: Any) -> str:
@@ -126,7 +127,7 @@ def _value(value: Any) -> str:
 def _bounds(about: Any) -> str:
     if about["kind"] is bool:
         return "True or False"
-    signs = (("above", ">"), ("least", "≥"), ("most", "≤"))
+    signs = (("gt", ">"), ("ge", "≥"), ("le", "≤"))
     bounds = [f"{sign} {about[name]:g}" for name, sign in signs if about[name] is not None]
     return ", ".join([*bounds, *(["or none"] if about["optional"] else [])])
 

@@ -1,4 +1,4 @@
-"""Which samples a batch owns and which it only sees: all of the package's time arithmetic.
+"""Which samples a batch owns and which it only reads: the time arithmetic of the package.
 
 ::
 
@@ -8,9 +8,9 @@
     tile 1          [halo│ core 1      │halo]
 
 A *tile* is one batch (its *core*) with a *halo* on both sides, always ``batch_size + 2·halo`` samples
-long. Every sample of the crop belongs to exactly one core, and every spike to the tile whose core holds
-it. Tiles are what kernels see, so they fix the result; a *block* is a run of tiles computed by one task,
-so it never does.
+long. Every sample of the crop belongs to exactly one core, and every spike to the tile whose core contains
+it. Kernels process one tile at a time, so tiles determine the result; a *block* is a run of tiles computed by
+one task, and never changes the result.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from ks4stream.settings import Settings
 
 @dataclass(frozen=True, slots=True)  # there may be hundreds of thousands
 class Tile:
-    """One batch and what it sees of its neighbours; samples are counted from the recording's first.
+    """One batch and its halo; samples are counted from the start of the recording.
 
     Attributes
     ----------
     index : int
         Batch number, counted from 0 in the sorted (downsampled) sequence.
     start, stop : int
-        The core: samples the tile owns, half open.
+        The core: samples the tile owns, half-open.
     halo : int
-        Samples seen on either side.
+        Samples read on either side of the core.
     size : int
-        Common length of the core; the last tile's own core may be shorter and is padded.
+        Common length of the cores; the core of the last tile may be shorter and is padded.
     """
 
     index: int
@@ -50,12 +50,12 @@ class Tile:
 
     @property
     def first(self) -> int:
-        """First sample seen (may be negative: before the recording the edge value is repeated)."""
+        """First sample read (may be negative: before the recording the edge value is repeated)."""
         return self.start - self.halo
 
     @property
     def length(self) -> int:
-        """Samples seen, the same for every tile."""
+        """Number of samples read, the same for every tile."""
         return self.size + 2 * self.halo
 
 
@@ -66,13 +66,13 @@ class Tiling:
     Attributes
     ----------
     start, stop : int
-        Crop, in samples of the recording, half open. Beyond it the edge values are repeated.
+        Crop, in samples of the recording, half-open. Beyond it the edge values are repeated.
     size : int
         Samples per batch.
     halo : int
-        Samples a tile sees on either side of its core.
+        Samples a tile reads on either side of its core.
     n_tiles : int
-        Batches, after downsampling.
+        Number of batches after downsampling.
     step : int
         Every `step`-th batch is sorted (``batch_downsampling``).
 
@@ -109,13 +109,13 @@ class Tiling:
         Raises
         ------
         RecordingError
-            If less than `shortest` samples remain, or downsampling leaves no batch.
+            If fewer than `shortest` samples remain, or downsampling leaves no batch.
         """
         stop = n_samples if stop is None else min(stop, n_samples)
         if stop - start < shortest:
             raise RecordingError(
-                f"The recording has {max(stop - start, 0)} samples to sort (of {n_samples}), but one waveform alone "
-                f"needs nt = {shortest}. Check the file, n_chan_bin, dtype, tmin and tmax."
+                f"The recording has {max(stop - start, 0)} samples to sort (of {n_samples}), fewer than one waveform "
+                f"(nt = {shortest}). Check the file, n_chan_bin, dtype, tmin and tmax."
             )
         n_whole, tail = divmod(stop - start, size)
         n_batches = n_whole + (tail >= shortest)
@@ -125,17 +125,17 @@ class Tiling:
                 f"batch_downsampling={step} leaves none of the recording's {n_batches} batches; lower it."
             )
         if n_batches == n_whole:
-            stop = start + n_whole * size  # samples of a dropped tail are seen by no one
+            stop = start + n_whole * size  # no tile reads the samples of a dropped tail
         return cls(start=start, stop=stop, size=size, halo=halo, n_tiles=n_tiles, step=step)
 
     @classmethod
     def by_settings(cls, settings: Settings, *, n_samples: int, sampling_rate_hz: float, halo: int = 0) -> Tiling:
-        """Cut what ``tmin`` and ``tmax`` leave of a recording into batches of ``batch_size``.
+        """Cut a recording between ``tmin`` and ``tmax`` into batches of ``batch_size``.
 
         Raises
         ------
         RecordingError
-            If there is less to sort than one waveform.
+            If there are fewer samples to sort than one waveform has.
         """
         return cls.of(
             n_samples=n_samples,
@@ -165,16 +165,18 @@ class Tiling:
         return (self[index] for index in range(self.n_tiles))
 
     def tile_of(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Index of the tile whose core holds each sample."""
+        """Index of the tile whose core contains each sample."""
         return (np.asarray(samples, np.int64) - self.start) // (self.size * self.step)
 
-    def evenly(self, every: int, *, least: int = 25, most: int = 200) -> list[int]:
-        """Every `every`-th tile, but at least `least` of them where there are, at most `most`, evenly spaced.
+    def evenly(self, every: int, *, min_tiles: int = 25, max_tiles: int = 200) -> list[int]:
+        """Return the indices of every `every`-th tile, evenly spaced: at least `min_tiles` and at most `max_tiles`.
 
-        >>> Tiling.of(n_samples=100_000, size=1000, halo=0, shortest=1).evenly(50, least=4)
+        If there are fewer than `min_tiles`, all of them.
+
+        >>> Tiling.of(n_samples=100_000, size=1000, halo=0, shortest=1).evenly(50, min_tiles=4)
         [0, 25, 50, 75]
         """
-        wanted = min(max(-(-self.n_tiles // every), least), most, self.n_tiles)
+        wanted = min(max(-(-self.n_tiles // every), min_tiles), max_tiles, self.n_tiles)
         return [int(i) for i in (np.arange(wanted, dtype=np.int64) * self.n_tiles) // wanted]
 
     def blocks(self, tiles_per_block: int, indices: Sequence[int] | None = None) -> list[tuple[Tile, ...]]:
@@ -186,13 +188,13 @@ class Tiling:
 
 
 BLOCK_SECONDS = 60.0  # of recording per task, at most
-FEWEST_BLOCKS = 32  # where the recording has as many batches, so that no worker waits long for the last
+MIN_BLOCKS = 32  # if the recording has that many batches, so that no worker waits long for the last task
 
 
 def tiles_per_task(tiling: Tiling, n_tiles: int, sampling_rate_hz: float) -> int:
-    """How many tiles a task takes of `n_tiles`: a minute's, or fewer where that would make fewer than 32 tasks.
+    """How many of `n_tiles` tiles one task processes: a minute's, or fewer if there would be fewer than 32 tasks.
 
-    Alike on any machine, so that a run finds its blocks again wherever it goes on.
+    The same on every machine, so that a run finds its blocks again wherever it is resumed.
     """
     longest = max(int(BLOCK_SECONDS * sampling_rate_hz / tiling.size), 1)
-    return min(longest, -(-n_tiles // FEWEST_BLOCKS))
+    return min(longest, -(-n_tiles // MIN_BLOCKS))

@@ -229,10 +229,11 @@ def _setting_help(spec: Field[Any]) -> str:
     """Describe a setting: its meaning, unit, bounds and default."""
     about = spec.metadata
     facts = [about["unit"]] if about["unit"] else []
-    for name, sign in (("above", ">"), ("least", "≥"), ("most", "≤")):
+    for name, sign in (("gt", ">"), ("ge", "≥"), ("le", "≤")):
         if about[name] is not None:
             facts.append(f"{sign} {about[name]:g}")
-    return f"{about['doc']} [{'; '.join([*facts, f'default: {_as_typed(spec.default)}'])}]"
+    default = about["if_none"] or _as_typed(spec.default)
+    return f"{about['doc']} [{'; '.join([*facts, f'default: {default}'])}]"
 
 
 def _as_typed(value: Any) -> str:

@@ -106,11 +106,11 @@ def _check_free(folder: Path) -> None:
 
 
 def _write_traces(truth: simulate.SimulatedRecording, path: Path, progress: Callable[[str, int, int], None]) -> None:
-    starts = range(0, truth.traces.shape[0], simulate.BLOCK_SAMPLES)
+    starts = range(0, truth.traces.shape[0], simulate.EPOCH_SAMPLES)
     progress("simulation", 0, len(starts))
     with path.open("wb") as file:
         for done, start in enumerate(starts, start=1):
-            truth.read(start, start + simulate.BLOCK_SAMPLES).tofile(file)
+            truth.read(start, start + simulate.EPOCH_SAMPLES).tofile(file)
             progress("simulation", done, len(starts))
 
 

@@ -1,7 +1,7 @@
-"""Geometry of a sort, made once from the probe and the settings: neighbourhoods, centres, regions.
+"""Geometry of a sort, derived once from the probe and the settings: neighbourhoods, centres, regions.
 
-Everything is decided here by distance and shank, never by channel number, with ties going to the lower
-index. Plain NumPy; indices are those of the sorted channels.
+Everything is decided by distance and shank, never by channel number; ties go to the lower index. Plain NumPy;
+indices refer to the sorted channels.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ks4stream.settings import Settings
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-MIN_REFERENCE_CHANNELS = 16  # a shank with fewer good channels is referenced with the others (section 1.2)
+MIN_REFERENCE_CHANNELS = 16  # a shank with fewer good channels is referenced together with others (section 1.2)
 PEAK_NEIGHBOURS, ALONE_NEIGHBOURS = 9, 13  # section 2
-WIDE_PROBE_UM = 200.0  # one column of regions per so much width on 2-D arrays (section 5)
+WIDE_PROBE_UM = 200.0  # 2-D arrays have one column of regions per this much width (section 5)
 SAME_DEPTH_UM = 1.0  # depths closer than this are one row of contacts (section 3)
 
 
@@ -30,8 +30,10 @@ def distances_um(a: Floats, b: Floats) -> Floats:
     return np.sqrt(((a[:, None, :] - b[None, :, :]) ** 2).sum(axis=2))
 
 
-def nearest(a: Floats, b: Floats, count: int, allowed: NDArray[np.bool_] | None = None) -> tuple[Ints, Floats]:
-    """The `count` positions of `b` nearest to each of `a`, nearest first; −1 at infinite distance where none is left.
+def nearest_positions(
+    a: Floats, b: Floats, count: int, allowed: NDArray[np.bool_] | None = None
+) -> tuple[Ints, Floats]:
+    """Find the `count` positions of `b` nearest to each position of `a`, nearest first; padded with −1.
 
     Parameters
     ----------
@@ -43,18 +45,19 @@ def nearest(a: Floats, b: Floats, count: int, allowed: NDArray[np.bool_] | None 
     Returns
     -------
     index : ndarray of int64, shape (n, count)
+        −1 where fewer positions are allowed.
     distance : ndarray of float64, shape (n, count)
-        In µm.
+        In µm; infinite where the index is −1.
     """
     index = np.full((len(a), count), -1, np.int64)
     distance = np.full((len(a), count), np.inf)
     kept = min(count, len(b))
-    for first in range(0, len(a), 512):  # rows at a time: thousands of centres × channels need not exist at once
+    for first in range(0, len(a), 512):  # in chunks: the distances of thousands of centres would take much memory
         rows = slice(first, first + 512)
         d = distances_um(a[rows], b)
         if allowed is not None:
             d[~allowed[rows]] = np.inf
-        # Distances that differ by rounding only are equal: what a row of a grid orders must not hang on the last bit.
+        # Distances that differ only by rounding count as equal: the order on a grid must not depend on the last bit.
         order = np.argsort(np.round(d, 6), axis=1, kind="stable")[:, :kept]
         near = np.take_along_axis(d, order, axis=1)
         index[rows, :kept] = np.where(np.isfinite(near), order, -1)
@@ -63,27 +66,27 @@ def nearest(a: Floats, b: Floats, count: int, allowed: NDArray[np.bool_] | None 
 
 
 def channel_neighbours(probe: Probe, count: int, *, same_shank: bool = True, dead: Ints | None = None) -> list[Ints]:
-    """Per channel its `count` nearest channels, itself first, without dead ones; empty for a dead channel."""
+    """For each channel its `count` nearest live channels, itself first; empty for a dead channel."""
     alive = np.ones(probe.n_channels, bool)
     alive[[] if dead is None else dead] = False
     allowed = alive[:, None] & alive[None, :]
     if same_shank:
         allowed &= probe.shank[:, None] == probe.shank[None, :]
     positions = np.column_stack([probe.x_um, probe.y_um])
-    index, _ = nearest(positions, positions, min(count, probe.n_channels), allowed)
+    index, _ = nearest_positions(positions, positions, min(count, probe.n_channels), allowed)
     return [row[row >= 0] for row in index]
 
 
 def padded(lists: list[Ints]) -> Ints:
-    """Lists of indices as one array (n, longest), short ones filled with their own first entry (0 if empty)."""
-    longest = max((len(one) for one in lists), default=1)
+    """Stack lists of indices in one array (n, longest), padding each with its own first entry (0 if empty)."""
+    longest = max((len(row) for row in lists), default=1)
     return np.array(
-        [np.concatenate([one, np.full(longest - len(one), one[0] if len(one) else 0)]) for one in lists], np.int64
+        [np.concatenate([row, np.full(longest - len(row), row[0] if len(row) else 0)]) for row in lists], np.int64
     ).reshape(len(lists), longest)
 
 
 def reference_groups(probe: Probe, dead: Ints) -> list[tuple[Ints, Ints]]:
-    """Channels each common reference is taken over, and those it is subtracted from (section 1.2)."""
+    """For each common reference the channels it is computed from, and those it is subtracted from (section 1.2)."""
     good = np.setdiff1d(np.arange(probe.n_channels), dead)
     groups, others = [], []
     for shank in np.unique(probe.shank):
@@ -100,20 +103,20 @@ def reference_groups(probe: Probe, dead: Ints) -> list[tuple[Ints, Ints]]:
 
 def vertical_pitch_um(probe: Probe) -> float:
     """Median spacing of the distinct depths of each shank's contacts; 1 µm where every shank has one depth."""
-    spacings = [np.diff(_distinct(probe.y_um[probe.shank == shank])) for shank in np.unique(probe.shank)]
+    spacings = [np.diff(_distinct_depths(probe.y_um[probe.shank == shank])) for shank in np.unique(probe.shank)]
     joined = np.concatenate(spacings)
     return float(np.median(joined)) if len(joined) else 1.0
 
 
-def _distinct(values: Floats) -> Floats:
-    """Sorted values, those within SAME_DEPTH_UM of the one before dropped."""
+def _distinct_depths(values: Floats) -> Floats:
+    """Sort values and drop those within SAME_DEPTH_UM of the previous one."""
     ordered = np.sort(values)
     return ordered[np.concatenate([[True], np.diff(ordered) > SAME_DEPTH_UM])]
 
 
 @dataclass(frozen=True, eq=False)
 class Centres:
-    """Centres of the universal templates and what they see.
+    """Centres of the universal templates, and their channels and neighbours.
 
     Attributes
     ----------
@@ -124,7 +127,7 @@ class Centres:
     weights : ndarray of float32, shape (k, s, j)
         Spatial Gaussians of unit norm; 0 where there is no channel.
     neighbours : ndarray of int64, shape (k, m)
-        Nearest centres of the same shank, itself first; the centre itself where there are fewer.
+        Nearest centres of the same shank, itself first; padded with the centre itself.
     pitch_um : float
         ``dmin``.
     """
@@ -146,7 +149,7 @@ def template_centres(probe: Probe, settings: Settings, dead: Ints | None = None)
     Raises
     ------
     ProbeError
-        If no centre lies within ``max_channel_distance`` of a contact.
+        If no centre is within ``max_channel_distance`` of a contact.
     """
     pitch = settings.dmin if settings.dmin is not None else vertical_pitch_um(probe)
     contacts = np.column_stack([probe.x_um, probe.y_um])
@@ -161,16 +164,18 @@ def template_centres(probe: Probe, settings: Settings, dead: Ints | None = None)
             stacklevel=2,
         )
     alive = ~np.isin(np.arange(probe.n_channels), [] if dead is None else dead)
-    channels, distance = nearest(position, contacts, n_slots, (shank[:, None] == probe.shank[None, :]) & alive)
+    channels, distance = nearest_positions(
+        position, contacts, n_slots, (shank[:, None] == probe.shank[None, :]) & alive
+    )
     close = distance[:, 0] < settings.max_channel_distance
     if not close.any():
         raise ProbeError(
-            f"None of the {len(position)} template centres lies within max_channel_distance="
+            f"None of the {len(position)} template centres is within max_channel_distance="
             f"{settings.max_channel_distance} µm of a contact; the nearest is {distance[:, 0].min():.1f} µm away. "
             "Raise max_channel_distance, or lower dmin and dminx."
         )
     position, shank, channels, distance = position[close], shank[close], channels[close], distance[close]
-    near, _ = nearest(position, position, settings.nearest_templates, shank[:, None] == shank[None, :])
+    near, _ = nearest_positions(position, position, settings.nearest_templates, shank[:, None] == shank[None, :])
     near = near[:, (near >= 0).any(axis=0)]
     return Centres(
         position_um=position,
@@ -190,7 +195,7 @@ def _grid(contacts: Floats, step_y_um: float, step_x_um: float) -> Floats:
 
 
 def _gaussians(distance: Floats, smallest_um: float, n_sizes: int) -> NDArray[np.float32]:
-    """Weights exp(−d² / (σ (1 + i))²) of unit norm over the slots: (k, j) to (k, s, j)."""
+    """Weights exp(−d² / (σ (1 + i))²), normalised over the slots: (k, j) to (k, s, j)."""
     widths = smallest_um * (1 + np.arange(n_sizes))
     weights = np.exp(-((distance[:, None, :] / widths[:, None]) ** 2))
     norm = np.linalg.norm(weights, axis=2, keepdims=True)
@@ -199,14 +204,14 @@ def _gaussians(distance: Floats, smallest_um: float, n_sizes: int) -> NDArray[np
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """Groups of centres that are clustered together, per shank (section 5).
+    """Groups of template centres of one shank whose peaks are clustered together (section 5).
 
     Attributes
     ----------
     position_um : ndarray, shape (r, 2)
     shank : ndarray of int64, shape (r,)
     of_centre : ndarray of int64, shape (k,)
-        Region of each centre of the universal templates.
+        Region of each template centre.
     """
 
     position_um: Floats
@@ -216,14 +221,14 @@ class Regions:
     def __len__(self) -> int:
         return len(self.shank)
 
-    def nearest(self, position_um: Floats, shank: Ints) -> Ints:
-        """Region of each position (n, 2) on its shank: (n,)."""
-        index, _ = nearest(position_um, self.position_um, 1, shank[:, None] == self.shank[None, :])
+    def region_at(self, position_um: Floats, shank: Ints) -> Ints:
+        """Region nearest to each position (n, 2) on its shank: (n,)."""
+        index, _ = nearest_positions(position_um, self.position_um, 1, shank[:, None] == self.shank[None, :])
         return index[:, 0]
 
 
 def clustering_regions(centres: Centres, settings: Settings) -> Regions:
-    """Cut each shank into regions of about two vertical pitches of the contacts."""
+    """Divide each shank into regions of about two vertical pitches of the contacts."""
     positions, shanks = [], []
     for shank in np.unique(centres.shank):
         inside = centres.position_um[centres.shank == shank]
@@ -236,11 +241,11 @@ def clustering_regions(centres: Centres, settings: Settings) -> Regions:
         shanks.append(np.full(len(x) * len(y), shank, np.int64))
     position, shank_of = np.concatenate(positions), np.concatenate(shanks)
     draft = Regions(position, shank_of, np.zeros(0, np.int64))
-    owner = draft.nearest(centres.position_um, centres.shank)
+    owner = draft.region_at(centres.position_um, centres.shank)
     used, compact = np.unique(owner, return_inverse=True)
     return Regions(position[used], shank_of[used], compact.astype(np.int64))
 
 
 def region_channels(channels: Ints, region: Ints, n_regions: int) -> list[Ints]:
-    """Union of the channels (n, j; −1 for none) of the members of each region."""
+    """For each region the union of the channels (n, j; −1 for none) of its members."""
     return [np.unique(rows[rows >= 0]) for rows in (channels[region == r] for r in range(n_regions))]

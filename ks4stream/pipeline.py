@@ -22,7 +22,7 @@ from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Match
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.templates import LearnTemplates
-from ks4stream.stages.units import Merge, SortRegions, fewest_spikes
+from ks4stream.stages.units import Merge, SortRegions, min_unit_spikes
 from ks4stream.stages.waveforms import LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
 
@@ -66,13 +66,13 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
 
     # Cluster the peaks of each region of the probe; the clusters' means are templates, with which all spikes are found.
     probe, rate = tiles.probe, tiles.sampling_rate_hz
-    cluster, fewest = GraphClustering(settings, tiles.device), fewest_spikes(tiles.tiling, rate)
-    templates = run.do(LearnTemplates(settings, peaks, waveforms, probe, centres, regions, cluster, fewest))
+    cluster, min_spikes = GraphClustering(settings, tiles.device), min_unit_spikes(tiles.tiling, rate)
+    templates = run.do(LearnTemplates(settings, peaks, waveforms, probe, centres, regions, cluster, min_spikes))
     spikes = run.do(Match(settings, tiles, waveforms, templates, regions))
 
     # Cluster the spikes, merge the clusters that are one neuron, drop those that are none; put all in order of time.
     clusters = run.do(SortRegions(settings, spikes, probe, cluster))
-    units = run.do(Merge(settings, clusters, waveforms, probe, rate, fewest))
+    units = run.do(Merge(settings, clusters, waveforms, probe, rate, min_spikes))
     columns = run.do(Join(settings, units, spikes, waveforms, probe))
 
     recording = tiles.recording

@@ -328,7 +328,7 @@ class _Advice:
 
     def _in_memory(self, available: int) -> Iterator[Shortfall]:
         n_workers = self.plan.n_workers
-        if not self.load.on_gpu and self.load.least_tile_bytes() > available:
+        if not self.load.on_gpu and self.load.min_tile_bytes() > available:
             yield self._no_batch(
                 f"a worker has {format_bytes(available)}", available, f"use fewer workers (now {n_workers})"
             )
@@ -345,7 +345,7 @@ class _Advice:
     def _on_gpu(self, available: int) -> Iterator[Shortfall]:
         sharing, share = self.plan.workers_per_gpu, available // self.plan.workers_per_gpu
         elsewhere = f"use fewer workers (now {self.plan.n_workers}), or " * (sharing > 1) + 'compute with device="cpu"'
-        if self.load.least_tile_bytes() > available:
+        if self.load.min_tile_bytes() > available:
             yield self._no_batch(f"the GPU has {format_bytes(available)} free", available, 'compute with device="cpu"')
             return
         has = f"a worker's share is {format_bytes(share)}" if sharing > 1 else f"it has {format_bytes(available)} free"
@@ -386,7 +386,7 @@ class _Advice:
         smaller = f"Lower batch_size (for instance to {size}). " if size else ""
         return Shortfall(
             f"One batch of {load.tiling.size} samples on {load.n_channels} channels takes "
-            f"at least {format_bytes(load.least_tile_bytes())}, but {has}. {smaller}Otherwise "
+            f"at least {format_bytes(load.min_tile_bytes())}, but {has}. {smaller}Otherwise "
             f"{elsewhere}, or sort the shanks one at a time.",
             certain=True,
         )

@@ -1,7 +1,7 @@
-"""Where the contacts are.
+"""The positions of the contacts.
 
-A :class:`Probe` is the geometry of the *sorted* channels and their place in the file. It is a frozen
-value that checks itself; reading and writing probe files is the business of :mod:`ks4stream.io.probes`.
+A :class:`Probe` holds the positions of the *sorted* channels and their columns in the file. It is a frozen
+value, checked on construction; :mod:`ks4stream.io.probes` reads and writes probe files.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 from ks4stream.errors import ProbeError
 
 _MIN_SPACING_UM = 1.0  # the densest probes made have contacts 3 µm apart
-_SAME_PLACE_UM = 1e-3  # contacts closer than this are one contact listed twice
+_SAME_POSITION_UM = 1e-3  # contacts closer than this are one contact listed twice
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
     """Contacts of one recording, one row per sorted channel.
 
-    Two probes are equal if they place the same channels at the same positions; the name does not count.
+    Two probes are equal if they have the same channels at the same positions; names are not compared.
 
     Attributes
     ----------
@@ -33,9 +33,9 @@ class Probe:
     x_um, y_um : ndarray of float64, shape (channel,)
         Position across and along the probe, in µm; y grows towards the probe's base.
     shank : ndarray of int64, shape (channel,)
-        Shank (Kilosort's ``kcoords``) of each contact; any integers.
+        Shank of each contact (Kilosort's ``kcoords``); any integers.
     n_chan_file : int or None
-        Channels in the file, where the probe's source tells; None where it does not.
+        Number of channels in the file; None if the probe's source does not say.
     name : str
         For messages and logs.
 
@@ -72,7 +72,7 @@ class Probe:
             object.__setattr__(self, field, values)
         self._check_lengths()
         self._check_chan_map()
-        self._check_places()
+        self._check_positions()
         self._check_units()
         if self.n_chan_file is not None:
             object.__setattr__(self, "n_chan_file", int(self.n_chan_file))
@@ -106,7 +106,7 @@ class Probe:
         Raises
         ------
         ProbeError
-            If the table has another shape, or the geometry contradicts itself.
+            If the table does not have shape (channel, 2), or the geometry contradicts itself.
         """
         table = np.asarray(positions_um, dtype=np.float64)
         if table.ndim != 2 or table.shape[1] != 2:
@@ -134,7 +134,7 @@ class Probe:
         return np.column_stack([self.x_um, self.y_um])
 
     def select_shanks(self, shank_idx: int | Iterable[int]) -> Probe:
-        """Keep the contacts of some shanks, in their present order.
+        """Keep the contacts of some shanks, in their current order.
 
         Parameters
         ----------
@@ -144,7 +144,7 @@ class Probe:
         Raises
         ------
         ProbeError
-            If the probe has no such shank, or none is asked for.
+            If the probe does not have such a shank, or `shank_idx` is empty.
         """
         wanted = _integers(_one_or_many(shank_idx), "shank_idx", self.name)
         present = np.unique(self.shank)
@@ -159,25 +159,25 @@ class Probe:
         return self._keep(np.isin(self.shank, wanted))
 
     def drop_channels(self, bad_channels: int | Iterable[int]) -> Probe:
-        """Leave channels out.
+        """Drop channels.
 
         Parameters
         ----------
         bad_channels : int or iterable of int
-            Channels to leave out, by their column in the *file* (values of ``chan_map``), as in
+            Channels to drop, by their column in the *file* (values of ``chan_map``), as in
             Kilosort4's ``bad_channels``.
 
         Raises
         ------
         ProbeError
-            If the probe has no contact on such a channel, or no contact would be left.
+            If the probe has no contact on one of the channels, or no contact would be left.
         """
         bad = _integers(_one_or_many(bad_channels), "bad_channels", self.name)
         unknown = np.setdiff1d(bad, self.chan_map)
         if unknown.size:
             raise ProbeError(
                 f"{self.name} has no contact on channel {_listing(unknown)}. bad_channels are columns of the "
-                f"file, counted from 0; those of this probe lie between {self.chan_map.min()} and "
+                f"file, counted from 0; those of this probe are between {self.chan_map.min()} and "
                 f"{self.chan_map.max()}."
             )
         keep = ~np.isin(self.chan_map, bad)
@@ -188,12 +188,12 @@ class Probe:
         return self._keep(keep)
 
     def check_file(self, n_chan: int) -> None:
-        """Check that a file with ``n_chan`` channels has every channel of the probe.
+        """Check that a file with ``n_chan`` channels contains every channel of the probe.
 
         Parameters
         ----------
         n_chan : int
-            Channels in the file, sorted or not.
+            Number of channels in the file, sorted or not.
 
         Raises
         ------
@@ -212,7 +212,7 @@ class Probe:
             )
 
     def digest(self) -> str:
-        """Hash of what the probe means for a sort: channels, positions and shanks, not the name.
+        """Hash of what matters to a sort: channels, positions and shanks, but not the name.
 
         Returns
         -------
@@ -226,17 +226,17 @@ class Probe:
         return content.hexdigest()
 
     def __eq__(self, other: object) -> bool:
-        """Whether both have the same channels at the same positions."""
+        """Whether both probes have the same channels at the same positions."""
         if not isinstance(other, Probe):
             return NotImplemented
         return self.n_chan_file == other.n_chan_file and self.digest() == other.digest()
 
     def __hash__(self) -> int:
-        """Hash of the content, so that equal probes are one dictionary key."""
+        """Hash of the content, so that equal probes are the same dictionary key."""
         return hash(self.digest())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by the fields, so that a copy checks itself and is read-only again."""
+        """Pickle by the fields, so that a copy is checked and made read-only again."""
         return type(self), (self.chan_map, self.x_um, self.y_um, self.shank, self.n_chan_file, self.name)
 
     def __repr__(self) -> str:
@@ -255,10 +255,10 @@ class Probe:
             raise ProbeError(
                 f"{self.name}: lengths differ: "
                 + ", ".join(f"{field} {n}" for field, n in lengths.items())
-                + ". Each needs one value per contact."
+                + ". Each must have one value per contact."
             )
         if self.n_channels == 0:
-            raise ProbeError(f"{self.name} has no contacts: there is nothing to sort.")
+            raise ProbeError(f"{self.name} has no contacts; there is nothing to sort.")
 
     def _check_chan_map(self) -> None:
         if self.chan_map.min() < 0:
@@ -270,18 +270,18 @@ class Probe:
         if (counts > 1).any():
             raise ProbeError(
                 f"{self.name}: chan_map names channel {_listing(channels[counts > 1])} more than once; "
-                "each contact needs a channel of its own."
+                "each contact must have its own channel."
             )
 
-    def _check_places(self) -> None:
-        places = np.column_stack([self.shank, np.round(self.positions_um / _SAME_PLACE_UM)]).astype(np.int64)
-        _, which, counts = np.unique(places, axis=0, return_inverse=True, return_counts=True)
+    def _check_positions(self) -> None:
+        positions = np.column_stack([self.shank, np.round(self.positions_um / _SAME_POSITION_UM)]).astype(np.int64)
+        _, which, counts = np.unique(positions, axis=0, return_inverse=True, return_counts=True)
         which = which.reshape(-1)
         if (counts > 1).any():
             crowd = np.flatnonzero(which == np.flatnonzero(counts > 1)[0])
             first = crowd[0]
             raise ProbeError(
-                f"{self.name}: channels {_listing(self.chan_map[crowd])} are at the same place "
+                f"{self.name}: channels {_listing(self.chan_map[crowd])} are at the same position "
                 f"(x {self.x_um[first]:g} µm, y {self.y_um[first]:g} µm, shank {self.shank[first]}). "
                 "Correct their positions, put them on different shanks, or leave all but one out."
             )
@@ -291,7 +291,7 @@ class Probe:
         if spacing is not None and spacing < _MIN_SPACING_UM:
             raise ProbeError(
                 f"{self.name}: neighbouring contacts are {spacing:.3g} apart (median). Positions must be in µm, "
-                "and no probe is that fine: these look like mm. Multiply them by 1000 (metres by 1 000 000)."
+                "and no probe is that dense: these look like mm. Multiply them by 1000 (metres by 1 000 000)."
             )
 
 
@@ -302,7 +302,7 @@ def _one_or_many(values: Any) -> Any:
 
 
 def _integers(values: ArrayLike, field: str, name: str) -> NDArray[np.int64]:
-    """Return a new int64 vector; whole numbers stored as floats (as MATLAB does) are taken."""
+    """Return a new int64 vector; whole numbers stored as floats (as MATLAB does) are accepted."""
     array = np.asarray(values)
     if array.ndim != 1:
         raise ProbeError(f"{name}: {field} has shape {array.shape}, expected one value per contact.")
@@ -324,7 +324,7 @@ def _positions(values: ArrayLike, field: str, name: str) -> NDArray[np.float64]:
     if not np.isfinite(array).all():
         rows = np.flatnonzero(~np.isfinite(array))
         raise ProbeError(
-            f"{name}: {field} is {array[rows[0]]} for contact {_listing(rows)}. Every contact needs a position "
+            f"{name}: {field} is {array[rows[0]]} for contact {_listing(rows)}. Every contact must have a position "
             "in µm; leave out those that have none."
         )
     return array
@@ -342,9 +342,9 @@ def _median_spacing(positions_um: NDArray[np.float64], shank: NDArray[np.int64])
     return float(np.median(np.concatenate(nearest))) if nearest else None
 
 
-def _listing(values: Iterable[Any], most: int = 8) -> str:
-    """Write numbers for a message: all if few, else the first ones and how many more."""
+def _listing(values: Iterable[Any], max_items: int = 8) -> str:
+    """Format numbers for a message: all if they are few, otherwise the first ones and how many more there are."""
     items = [str(value) for value in values]
-    if len(items) <= most:
+    if len(items) <= max_items:
         return ", ".join(items)
-    return f"{', '.join(items[:most])} and {len(items) - most} more"
+    return f"{', '.join(items[:max_items])} and {len(items) - max_items} more"

@@ -1,7 +1,7 @@
-"""What each stage found: frozen values, every array declared once with dims, dtype and unit.
+"""Results of the stages: frozen values, each array declared once with its axes, dtype and unit.
 
-Axis names follow the legend in :mod:`ks4stream.kernels`. Arrays are NumPy (results travel between
-processes and go to files); kernels turn them into tensors on their device.
+Axis names follow the legend in :mod:`ks4stream.kernels`. Arrays are NumPy (results are sent between processes
+and written to files); kernels convert them to tensors on their device.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _array(dims: tuple[str, ...], dtype: str, unit: str, doc: str) -> Any:
 
 
 class Checked:
-    """A result that brings its arrays to the declared dtype and refuses another number of dimensions."""
+    """A result that converts its arrays to the declared dtype and rejects a wrong number of dimensions."""
 
     def __post_init__(self) -> None:
         for spec in fields(self):  # type: ignore[arg-type]
@@ -45,7 +45,7 @@ class Checked:
 class Whitening(Checked):
     """How channels are decorrelated (section 1)."""
 
-    matrix: Array = _array(("c", "c"), "float32", "1/file unit", "row: channel made, column: channel used")
+    matrix: Array = _array(("c", "c"), "float32", "1/file unit", "row: whitened channel, column: input channel")
     dead: Array = _array(("dead",), "int64", "", "sorted channels without signal; their rows and columns are 0")
     n_batches: int = 0
 
@@ -62,7 +62,7 @@ class Waveforms(Checked):
 
 @dataclass(frozen=True, eq=False)
 class Drift(Checked):
-    """How far the brain moved along the probe (section 4)."""
+    """Displacement of the brain along the probe (section 4)."""
 
     shift_um: Array = _array(("b", "g"), "float32", "µm", "positive: larger depth")
     centre_um: Array = _array(("g",), "float32", "µm", "depth of the segment centres (yblk)")
@@ -70,9 +70,9 @@ class Drift(Checked):
 
 @dataclass(frozen=True, eq=False)
 class PeakSample(Checked):
-    """A bounded, evenly thinned sample of the first pass's detections, for plots only."""
+    """A bounded, evenly thinned subset of the peaks of the first pass, for plots only."""
 
-    sample: Array = _array(("n",), "int64", "samples", "time, counted from the recording's first sample")
+    sample: Array = _array(("n",), "int64", "samples", "time, counted from the start of the recording")
     depth_um: Array = _array(("n",), "float32", "µm", "depth along the probe")
     score: Array = _array(("n",), "float32", "noise s.d.", "detection score")
 
@@ -82,27 +82,27 @@ class Templates(Checked):
     """Units as templates in the space of the waveform components (sections 5 and 9)."""
 
     features: Array = _array(("u", "c", "q"), "float32", "noise s.d.", "Wall: template of each unit")
-    count: Array = _array(("u",), "float64", "spikes", "spikes it stands for")
+    count: Array = _array(("u",), "float64", "spikes", "number of spikes it represents")
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a sorting was made of and by: plain values, with its settings all that is needed to make it again.
+    """Inputs and software of a sorting: together with its settings, everything needed to reproduce it.
 
     Attributes
     ----------
     ks4stream, torch, numpy, scipy : str
         Versions.
     method : int
-        Counts changes of the method that change any result.
+        Version of the method, raised whenever a change alters any result.
     device : str
-        Kind of processor that kernels ran on: "cpu", "cuda".
+        Kind of device the kernels ran on: "cpu", "cuda".
     recording : str
         The recording's name.
     recording_digest : str
         Its :meth:`~ks4stream.recording.Recording.digest` when the sort began.
     digest_is_exact : bool
-        Whether any change of the samples changes that; False where only some of them enter it.
+        Whether any change of the samples changes the digest; False if it covers only some of them.
     """
 
     ks4stream: str = ""
@@ -120,8 +120,8 @@ class Provenance:
 class Sorting(Checked):
     """A finished sorting: spikes sorted by (time, unit), and the units they belong to.
 
-    All spikes are here; `kept` marks those that are no duplicates. Times are counted from the
-    recording's first sample (a crop's ``tmin`` is included).
+    Duplicates are included; `kept` is False for them. Times are counted from the start of the recording,
+    whatever ``tmin`` is.
     """
 
     sample: Array = _array(("n",), "int64", "samples", "spike time (peak of the waveform)")
@@ -151,10 +151,10 @@ class Sorting(Checked):
     peaks: PeakSample | None = None
     artifacts: Array = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # [start, stop) in samples
     n_samples: int = 0
-    tiling: Tiling = Tiling(start=0, stop=0, size=1, halo=0, n_tiles=0)  # the batches: where the first begins, how many
+    tiling: Tiling = Tiling(start=0, stop=0, size=1, halo=0, n_tiles=0)  # how time was divided into batches
     files: tuple[str, ...] = ()
-    flat_files: tuple[FlatFile, ...] | str = "it is not known where the samples lie"  # or why there are none
-    dtype: str = "int16"  # of the samples as they were delivered
+    flat_files: tuple[FlatFile, ...] | str = "it is not known where the samples are stored"  # or why there are none
+    dtype: str = "int16"  # of the samples as they were read
     n_chan_file: int = 0
     provenance: Provenance = Provenance()
     seconds: dict[str, float] = field(default_factory=dict)  # wall time per stage

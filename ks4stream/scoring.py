@@ -1,8 +1,8 @@
-"""How well a sorting found known spikes.
+"""Compare a sorting with known spikes.
 
-:func:`score` compares a sorting with the truth as SpikeInterface's ``compare_sorter_to_ground_truth`` does
-(same agreement, same assignment, same classes of units), in time that grows with the spikes, and adds what
-a sorter that works in tiles has to show: whether it misses more spikes near the tiles' edges.
+:func:`score` compares a sorting with the ground truth as SpikeInterface's ``compare_sorter_to_ground_truth`` does
+(same agreement, same assignment, same classes of units), in time proportional to the number of spikes. For a
+sorter that works in tiles, it also measures whether more spikes are missed near the edges of tiles.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-# SpikeInterface's defaults (0.105), so that the classes of units mean the same.
+# SpikeInterface's defaults (0.105), so that the classes of units are the same.
 MATCH_SCORE = 0.5
 CHANCE_SCORE = 0.1
 WELL_DETECTED_SCORE = 0.8
@@ -70,12 +70,12 @@ def newcombe_interval(n_events_1: int, n_trials_1: int, n_events_2: int, n_trial
 
 @dataclass(frozen=True)
 class EdgeRates:
-    """How many of some spikes went wrong near the edges of tiles, and elsewhere.
+    """Numbers of wrong spikes near the edges of tiles, and elsewhere.
 
     Attributes
     ----------
     n_near, n_wrong_near, n_far, n_wrong_far : int
-        Spikes, and those of them that are wrong (missed, or extra), within the halo of an edge and elsewhere.
+        Spikes, and wrong spikes (missed, or extra) among them, within the halo of an edge and elsewhere.
     """
 
     n_near: int
@@ -122,7 +122,7 @@ class EdgeRates:
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """A sorting held against the truth. Axes: `truth` for true units, `sorted` for sorted ones.
+    """Comparison of a sorting with the ground truth. Axes: `truth` for true units, `sorted` for sorted units.
 
     Attributes
     ----------
@@ -131,14 +131,14 @@ class Score:
     n_truth_spikes, n_sorted_spikes : ndarray of int64, shape (truth,), (sorted,)
         Spikes per unit.
     n_matched : ndarray of int64, shape (truth, sorted)
-        Spikes of both units that pair one to one within the tolerance.
+        Number of spikes of the two units that pair one to one within the tolerance.
     agreement : ndarray of float64, shape (truth, sorted)
         Matched / (true + sorted − matched).
     matched_index : ndarray of int64, shape (truth,)
-        Row of `sorted_ids` that the assignment gives to each true unit; −1 without one (agreement < 0.5).
+        Row of `sorted_ids` assigned to each true unit; −1 if there is none (agreement < 0.5).
     misses, extras : EdgeRates or None
-        True spikes of matched units not found, and spikes of matched sorted units that are not true, near
-        tile edges and elsewhere; None where no edges were given.
+        Missed spikes of the matched true units, and extra spikes of the matched sorted units, near tile edges
+        and elsewhere; None if no edges were given.
     """
 
     truth_ids: IntArray
@@ -153,26 +153,26 @@ class Score:
 
     @property
     def is_matched(self) -> BoolArray:
-        """Whether each true unit has a sorted unit, shape (truth,)."""
+        """Whether each true unit is matched to a sorted unit, shape (truth,)."""
         return self.matched_index >= 0
 
     @property
     def matched_unit(self) -> FloatArray:
-        """Label of each true unit's sorted unit, NaN without one, shape (truth,)."""
+        """Label of the sorted unit matched to each true unit, NaN if there is none, shape (truth,)."""
         labels = np.append(self.sorted_ids.astype(float), np.nan)
         return labels[self.matched_index]
 
     @property
     def n_found(self) -> IntArray:
         """True positives per true unit, shape (truth,)."""
-        found = np.zeros(len(self.truth_ids), dtype=np.int64)
+        n_found = np.zeros(len(self.truth_ids), dtype=np.int64)
         rows = np.flatnonzero(self.is_matched)
-        found[rows] = self.n_matched[rows, self.matched_index[rows]]
-        return found
+        n_found[rows] = self.n_matched[rows, self.matched_index[rows]]
+        return n_found
 
     @property
     def accuracy(self) -> FloatArray:
-        """Agreement with the matched unit, 0 without one, shape (truth,)."""
+        """Agreement with the matched unit, 0 if there is none, shape (truth,)."""
         accuracy = np.zeros(len(self.truth_ids))
         rows = np.flatnonzero(self.is_matched)
         accuracy[rows] = self.agreement[rows, self.matched_index[rows]]
@@ -186,7 +186,7 @@ class Score:
 
     @property
     def precision(self) -> FloatArray:
-        """Found / spikes of the matched unit, 0 without one, shape (truth,)."""
+        """Found / spikes of the matched unit, 0 if there is none, shape (truth,)."""
         n_sorted = np.append(self.n_sorted_spikes, 0)[self.matched_index]
         precision: FloatArray = self.n_found / np.maximum(n_sorted, 1)
         return precision
@@ -199,7 +199,7 @@ class Score:
 
     @property
     def best_unit(self) -> FloatArray:
-        """Label of the sorted unit of largest agreement, NaN where all are < 0.1, shape (truth,)."""
+        """Label of the sorted unit with the largest agreement, NaN if all are below 0.1, shape (truth,)."""
         return _best_labels(self.agreement, self.sorted_ids)
 
     @property
@@ -209,7 +209,7 @@ class Score:
 
     @property
     def unmatched_units(self) -> IntArray:
-        """Labels of sorted units that are no true unit's match (SpikeInterface's "bad")."""
+        """Labels of sorted units that are not matched to a true unit (SpikeInterface's "bad")."""
         return np.delete(self.sorted_ids, self.matched_index[self.is_matched])
 
     @property
@@ -220,7 +220,7 @@ class Score:
 
     @property
     def redundant_units(self) -> IntArray:
-        """Labels of unmatched sorted units that repeat (≥ 0.2) a true unit which another one fits better."""
+        """Labels of unmatched sorted units that agree (≥ 0.2) with a true unit that another one fits better."""
         if not self.agreement.size:
             return np.zeros(0, dtype=np.int64)
         best_truth = self.agreement.argmax(axis=0)
@@ -239,12 +239,12 @@ class Score:
 
     @property
     def mean_accuracy(self) -> float:
-        """Mean accuracy over all true units, unmatched ones as 0."""
+        """Mean accuracy over all true units, counting unmatched ones as 0."""
         return _mean(self.accuracy)
 
     @property
     def summary(self) -> dict[str, float | int]:
-        """The figures of the whole sorting: counts of units, and means over the true units."""
+        """Summary of the whole sorting: counts of units, and means over the true units."""
         return {
             "n_truth": len(self.truth_ids),
             "n_sorted": len(self.sorted_ids),
@@ -260,12 +260,12 @@ class Score:
         }
 
     def table(self, **columns: Sequence[float] | NDArray[Any]) -> str:
-        """Return one line per true unit, the hardest last, and a summary, as plain text.
+        """Return one line per true unit, in order of falling accuracy, and a summary, as plain text.
 
         Parameters
         ----------
         **columns : sequence of float, shape (truth,)
-            More about each unit, for instance ``amplitude_uv=…``; shown in the order given.
+            Additional columns, for instance ``amplitude_uv=…``; shown in the order given.
         """
         extra = {name.replace("_", " "): [f"{value:.1f}" for value in values] for name, values in columns.items()}
         cells: dict[str, list[str]] = {
@@ -311,12 +311,12 @@ def _text_table(cells: dict[str, list[str]], order: IntArray) -> str:
     )
 
 
-# --- how it is computed -----------------------------------------------------------------------------------
+# --- computing the score ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class _Trains:
-    """Spikes in order of time, with their units as rows of `ids`."""
+    """Spikes in time order, with their units as rows of `ids`."""
 
     sample: IntArray
     unit: IntArray
@@ -339,7 +339,7 @@ def score(
     edge_period_samples: int | None = None,
     edge_halo_ms: float = 3.0,
 ) -> Score:
-    """Compare sorted with true spikes.
+    """Compare sorted spikes with true spikes.
 
     Parameters
     ----------
@@ -349,13 +349,13 @@ def score(
         Unit of each spike.
     sampling_rate_hz : float
     tolerance_ms : float
-        Two spikes can be the same if they are no farther apart, in ms.
+        Largest time between a true and a sorted spike that are paired, in ms.
     truth_ids : array_like of int, shape (unit,), optional
-        All true units, where some may have no spike; those count as not found.
+        All true units, if some may have no spikes; those count as not found.
     edge_period_samples : int, optional
-        Tiles have edges at the multiples of this, from 1 on; given, `misses` and `extras` are counted.
+        Edges of tiles are at the multiples of this, from 1 on; if given, `misses` and `extras` are counted.
     edge_halo_ms : float
-        What is no farther from an edge is near it, in ms.
+        Largest distance of a spike that counts as near an edge, in ms.
 
     Returns
     -------
@@ -364,36 +364,36 @@ def score(
     Raises
     ------
     SettingsError
-        If times and units differ in length, or the tolerance or the edge period make no sense.
+        If times and units differ in length, or the tolerance, the sampling rate or the edge period is out of range.
     """
     if tolerance_ms < 0 or sampling_rate_hz <= 0 or (edge_period_samples is not None and edge_period_samples < 1):
         raise SettingsError(
             f"{tolerance_ms=} must be ≥ 0, {sampling_rate_hz=} > 0 and {edge_period_samples=} ≥ 1 or None"
         )
     truth = _make_trains("truth", truth_samples, truth_units, truth_ids)
-    found = _make_trains("sorted", sorted_samples, sorted_units, None)
+    sorting = _make_trains("sorted", sorted_samples, sorted_units, None)
     tolerance_samples = _in_samples(tolerance_ms, sampling_rate_hz)
-    i_truth, i_sorted = _pair_spikes(truth, found, tolerance_samples)
+    i_truth, i_sorted = _pair_spikes(truth, sorting, tolerance_samples)
 
-    n_truth, n_sorted = len(truth.ids), len(found.ids)
-    cells = truth.unit[i_truth] * n_sorted + found.unit[i_sorted]
+    n_truth, n_sorted = len(truth.ids), len(sorting.ids)
+    cells = truth.unit[i_truth] * n_sorted + sorting.unit[i_sorted]
     n_matched = np.bincount(cells, minlength=n_truth * n_sorted).reshape(n_truth, n_sorted)
-    total = truth.n_spikes[:, None] + found.n_spikes[None, :] - n_matched
+    total = truth.n_spikes[:, None] + sorting.n_spikes[None, :] - n_matched
     agreement = n_matched / np.maximum(total, 1)
     matched_index = _assign(agreement)
 
     misses = extras = None
     if edge_period_samples is not None:
-        is_kept = found.unit[i_sorted] == matched_index[truth.unit[i_truth]]
+        is_kept = sorting.unit[i_sorted] == matched_index[truth.unit[i_truth]]
         halo_samples = _in_samples(edge_halo_ms, sampling_rate_hz)
         edges = (edge_period_samples, halo_samples)
         misses = _edge_rates(truth, matched_index >= 0, i_truth[is_kept], *edges)
-        extras = _edge_rates(found, np.isin(np.arange(n_sorted), matched_index), i_sorted[is_kept], *edges)
+        extras = _edge_rates(sorting, np.isin(np.arange(n_sorted), matched_index), i_sorted[is_kept], *edges)
     return Score(
         truth_ids=truth.ids,
-        sorted_ids=found.ids,
+        sorted_ids=sorting.ids,
         n_truth_spikes=truth.n_spikes,
-        n_sorted_spikes=found.n_spikes,
+        n_sorted_spikes=sorting.n_spikes,
         n_matched=n_matched,
         agreement=agreement,
         matched_index=matched_index,
@@ -403,7 +403,7 @@ def score(
 
 
 def _in_samples(time_ms: float, sampling_rate_hz: float) -> int:
-    # Rounded down, as SpikeInterface does; the small term is for products such as 11.999999.
+    # Rounded down, as in SpikeInterface; the small term is for products such as 11.999999.
     return int(time_ms * sampling_rate_hz / 1000 + 1e-6)
 
 
@@ -411,7 +411,7 @@ def _make_trains(name: str, samples: ArrayLike, units: ArrayLike, ids: ArrayLike
     sample, unit = np.asarray(samples, dtype=np.int64), np.asarray(units, dtype=np.int64)
     if sample.ndim != 1 or sample.shape != unit.shape:
         raise SettingsError(
-            f"{name}_samples has shape {sample.shape} and {name}_units {unit.shape}; both must be (spike,), alike"
+            f"{name}_samples has shape {sample.shape} and {name}_units {unit.shape}; both must be (spike,)"
         )
     labels = np.unique(unit if ids is None else np.asarray(ids, dtype=np.int64))
     missing = np.setdiff1d(unit, labels)
@@ -421,24 +421,24 @@ def _make_trains(name: str, samples: ArrayLike, units: ArrayLike, ids: ArrayLike
     return _Trains(sample[order], np.searchsorted(labels, unit[order]).astype(np.int64), labels)
 
 
-def _pair_spikes(truth: _Trains, found: _Trains, tolerance_samples: int) -> tuple[IntArray, IntArray]:
+def _pair_spikes(truth: _Trains, sorting: _Trains, tolerance_samples: int) -> tuple[IntArray, IntArray]:
     """Pair spikes within the tolerance, one to one for each pair of units, as many as possible.
 
     Returns
     -------
     i_truth, i_sorted : ndarray of int64, shape (pair,)
-        Rows of the two trains. A spike is in at most one pair for each unit of the other side.
+        Rows of the two trains. A spike is in at most one pair with each unit of the other side.
     """
-    i_truth, i_sorted = _candidates(truth.sample, found.sample, tolerance_samples)
-    by_truth = i_truth * len(found.ids) + found.unit[i_sorted]
+    i_truth, i_sorted = _candidates(truth.sample, sorting.sample, tolerance_samples)
+    by_truth = i_truth * len(sorting.ids) + sorting.unit[i_sorted]
     by_sorted = i_sorted * len(truth.ids) + truth.unit[i_truth]
     kept_truth, kept_sorted = [i_truth[:0]], [i_sorted[:0]]
-    # A candidate that is the first of both its spikes belongs to some largest pairing, because partners
-    # come in order of time. Nearly all candidates are alone and go in the first round.
+    # A candidate that is the first of both its spikes belongs to some maximum pairing, because partners are in
+    # time order. Nearly all candidates have no competitor and are kept in the first round.
     while len(i_truth):
         first_truth, by_truth = _first_of_each(by_truth)
         first_sorted, by_sorted = _first_of_each(by_sorted)
-        # The same candidate comes first in both groups only if it is this one: no two are of the same spikes.
+        # The first candidate of both groups is the same only if it is this one: no two have the same two spikes.
         is_kept = first_truth[by_truth] == first_sorted[by_sorted]
         kept_truth.append(i_truth[is_kept])
         kept_sorted.append(i_sorted[is_kept])
@@ -448,13 +448,13 @@ def _pair_spikes(truth: _Trains, found: _Trains, tolerance_samples: int) -> tupl
 
 
 def _first_of_each(keys: IntArray) -> tuple[IntArray, IntArray]:
-    """Return where each value comes first, and the values renumbered from 0 without gaps."""
+    """Return the index of the first occurrence of each value, and the values renumbered from 0 without gaps."""
     _, first, renumbered = np.unique(keys, return_index=True, return_inverse=True)
     return first, renumbered
 
 
 def _has_one(is_kept: BoolArray, group: IntArray) -> BoolArray:
-    """Return, for each entry, whether one of its group is kept."""
+    """Return, for each entry, whether any entry of its group is kept."""
     has_one = np.zeros(group.max() + 1, dtype=bool)
     has_one[group[is_kept]] = True
     return has_one[group]
@@ -470,7 +470,7 @@ def _candidates(first: IntArray, second: IntArray, tolerance_samples: int) -> tu
 
 
 def _assign(agreement: FloatArray) -> IntArray:
-    """Return the sorted unit of each true unit in the best one-to-one assignment, −1 below 0.5."""
+    """Return the sorted unit assigned to each true unit in the best one-to-one assignment, −1 below 0.5."""
     rows, columns = linear_sum_assignment(-np.where(agreement >= MATCH_SCORE, agreement, 0.0))
     good = agreement[rows, columns] >= MATCH_SCORE
     matched = np.full(len(agreement), -1, dtype=np.int64)
@@ -484,9 +484,9 @@ def _edge_rates(
     """Count the spikes of chosen units that are not among the `right` ones, near edges and elsewhere."""
     is_wrong = np.ones(len(trains.sample), dtype=bool)
     is_wrong[right] = False
-    # Edge 0 is the start of the recording, not one between tiles.
-    nearest = np.maximum(np.rint(trains.sample / period_samples), 1).astype(np.int64)
-    is_near = np.abs(trains.sample - nearest * period_samples) <= halo_samples
+    # Edge 0 is the start of the recording, not an edge between tiles.
+    edge = np.maximum(np.rint(trains.sample / period_samples), 1).astype(np.int64)
+    is_near = np.abs(trains.sample - edge * period_samples) <= halo_samples
     chosen = unit_counts[trains.unit]
     return EdgeRates(
         n_near=int((chosen & is_near).sum()),

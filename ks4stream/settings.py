@@ -1,8 +1,8 @@
-"""What the user chose: every parameter of the method, declared once.
+"""The user's choices: every parameter of the method, declared once.
 
 The names are Kilosort4's. Each field carries its default, bounds, unit, the stage that first reads it
-and one line of documentation; the command line, the checks and the documentation are made from them.
-What belongs to the recording (its sampling rate, its number of channels) is not a setting, nor is where the
+and one line of documentation; the command line, the checks and the documentation are generated from them.
+Properties of the recording (its sampling rate, its number of channels) are not settings, and neither is where the
 computation runs (:class:`~ks4stream.Resources`), which never changes a result.
 """
 
@@ -29,30 +29,35 @@ def _setting(
     *,
     stage: str,
     kind: type = float,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
     unit: str = "",
     optional: bool = False,
+    if_none: str = "",
 ) -> Any:
-    """Declare one field of :class:`Settings`; bounds are ``least <= value <= most`` or ``above < value``."""
+    """Declare one field of :class:`Settings`.
+
+    Bounds are ``ge <= value``, ``gt < value`` and ``value <= le``; `if_none` says what the default None stands for.
+    """
     return field(
         default=default,
         metadata={
             "doc": doc,
             "stage": stage,
             "kind": kind,
-            "least": least,
-            "above": above,
-            "most": most,
+            "ge": ge,
+            "gt": gt,
+            "le": le,
             "unit": unit,
             "optional": optional,
+            "if_none": if_none,
         },
     )
 
 
 def _refuses_unknown_names(cls: Class) -> Class:
-    """Have a dataclass say which name was probably meant."""
+    """Make a dataclass reject unknown keywords and suggest the name that was probably meant."""
     initialize, known = cls.__init__, {spec.name for spec in fields(cls)}  # type: ignore[misc]
 
     @wraps(initialize)
@@ -87,124 +92,141 @@ class Settings:
     # -- the recording -------------------------------------------------------------------------------
     batch_size: int = _setting(
         60000,
-        "Length of a batch, the unit of the drift estimate.",
+        "Length of a batch; drift is estimated once per batch.",
         stage="recording",
         kind=int,
-        least=1,
+        ge=1,
         unit="samples",
     )
-    batch_downsampling: int = _setting(1, "Sort every n-th batch only.", stage="recording", kind=int, least=1)
-    tmin: float = _setting(0.0, "Where sorting begins.", stage="recording", least=0, unit="s")
-    tmax: float = _setting(math.inf, "Where sorting ends.", stage="recording", above=0, unit="s")
-    shift: float | None = _setting(None, "Added to the traces after scaling.", stage="recording", optional=True)
+    batch_downsampling: int = _setting(1, "Sort only every n-th batch.", stage="recording", kind=int, ge=1)
+    tmin: float = _setting(0.0, "Time at which sorting begins.", stage="recording", ge=0, unit="s")
+    tmax: float = _setting(math.inf, "Time at which sorting ends.", stage="recording", gt=0, unit="s")
+    shift: float | None = _setting(None, "Offset added to the traces after scaling.", stage="recording", optional=True)
     scale: float | None = _setting(
         None, "Factor applied to the traces as they are read.", stage="recording", optional=True
     )
     # -- preprocessing -------------------------------------------------------------------------------
-    highpass_cutoff: float = _setting(
-        300.0, "Cutoff of the high-pass filter.", stage="preprocessing", least=0, unit="Hz"
-    )
+    highpass_cutoff: float = _setting(300.0, "Cutoff of the high-pass filter.", stage="preprocessing", ge=0, unit="Hz")
     artifact_threshold: float = _setting(
         math.inf,
-        "Blank all channels around samples beyond this after filtering, in units of the file.",
+        "Blank all channels around samples whose filtered amplitude reaches this, in units of the file.",
         stage="preprocessing",
-        least=0,
+        ge=0,
     )
     do_CAR: bool = _setting(True, "Subtract the common median reference.", stage="preprocessing", kind=bool)
-    invert_sign: bool = _setting(False, "Turn the traces upside down.", stage="preprocessing", kind=bool)
+    invert_sign: bool = _setting(False, "Invert the sign of the traces.", stage="preprocessing", kind=bool)
     whitening_range: int = _setting(
-        32, "Nearest channels that enter a channel's whitening.", stage="whitening", kind=int, least=1
+        32, "Number of nearest channels used to whiten a channel.", stage="whitening", kind=int, ge=1
     )
     nskip: int = _setting(
-        25, "Every n-th batch enters the whitening estimate.", stage="whitening", kind=int, least=1, unit="batches"
+        25, "Estimate the whitening from every n-th batch.", stage="whitening", kind=int, ge=1, unit="batches"
     )
     # -- waveforms -----------------------------------------------------------------------------------
-    nt: int = _setting(61, "Samples per waveform; odd.", stage="waveforms", kind=int, least=1, unit="samples")
+    nt: int = _setting(61, "Length of a waveform; odd.", stage="waveforms", kind=int, ge=1, unit="samples")
     nt0min: int | None = _setting(
         None,
-        "Sample of a waveform at which its peak lies; int(20·nt/61) by default.",
+        "Sample of the peak within a waveform.",
         stage="waveforms",
         kind=int,
-        least=0,
+        ge=0,
         unit="samples",
         optional=True,
+        if_none="int(20·nt/61)",
     )
-    n_templates: int = _setting(6, "Universal waveforms.", stage="waveforms", kind=int, least=1)
-    n_pcs: int = _setting(6, "Principal components of the waveforms.", stage="waveforms", kind=int, least=1)
+    n_templates: int = _setting(6, "Number of universal waveforms.", stage="waveforms", kind=int, ge=1)
+    n_pcs: int = _setting(6, "Number of principal components of the waveforms.", stage="waveforms", kind=int, ge=1)
     templates_from_data: bool = _setting(
-        True, "Learn the universal waveforms; False takes those shipped.", stage="waveforms", kind=bool
+        True,
+        "Learn the universal waveforms from the recording; False uses those shipped.",
+        stage="waveforms",
+        kind=bool,
     )
     Th_single_ch: float = _setting(
-        6.0, "Threshold for the waveforms learned from.", stage="waveforms", above=0, unit="noise s.d."
+        6.0, "Single-channel threshold for learning waveforms.", stage="waveforms", gt=0, unit="noise s.d."
     )
     # -- detection -----------------------------------------------------------------------------------
     Th_universal: float = _setting(
-        9.0, "Threshold of universal detection.", stage="detection", above=0, unit="noise s.d."
+        9.0, "Threshold of detection with universal templates.", stage="detection", gt=0, unit="noise s.d."
     )
     dmin: float | None = _setting(
         None,
-        "Vertical spacing of template centres times two; median contact spacing by default.",
+        "Twice the vertical spacing of template centres.",
         stage="detection",
-        above=0,
+        gt=0,
         unit="µm",
         optional=True,
+        if_none="median contact spacing",
     )
-    dminx: float = _setting(
-        32.0, "Lateral spacing of template centres times two.", stage="detection", above=0, unit="µm"
-    )
+    dminx: float = _setting(32.0, "Twice the lateral spacing of template centres.", stage="detection", gt=0, unit="µm")
     min_template_size: float = _setting(
-        10.0, "Width of the smallest spatial Gaussian.", stage="detection", above=0, unit="µm"
+        10.0, "Width of the smallest spatial Gaussian.", stage="detection", gt=0, unit="µm"
     )
-    template_sizes: int = _setting(5, "Spatial Gaussians.", stage="detection", kind=int, least=1)
-    nearest_chans: int = _setting(10, "Channels of a template centre.", stage="detection", kind=int, least=1)
+    template_sizes: int = _setting(5, "Number of spatial sizes.", stage="detection", kind=int, ge=1)
+    nearest_chans: int = _setting(10, "Number of channels per template centre.", stage="detection", kind=int, ge=1)
     nearest_templates: int = _setting(
-        100, "Centres among which a detection must be the largest.", stage="detection", kind=int, least=1
+        100,
+        "Number of neighbouring centres among which a detection must be the largest.",
+        stage="detection",
+        kind=int,
+        ge=1,
     )
     max_channel_distance: float = _setting(
-        32.0, "Centres farther than this from every contact are dropped.", stage="detection", least=1, unit="µm"
+        32.0, "Largest distance of a template centre from the nearest contact.", stage="detection", ge=1, unit="µm"
     )
     # -- drift ---------------------------------------------------------------------------------------
     nblocks: int = _setting(
         1,
-        "Depth segments of the drift estimate; 0 skips drift correction, 1 is rigid.",
+        "Number of depth segments of the drift estimate; 0 turns drift correction off, 1 is rigid.",
         stage="drift",
         kind=int,
-        least=0,
+        ge=0,
     )
-    binning_depth: float = _setting(5.0, "Depth bin of the fingerprints.", stage="drift", above=0, unit="µm")
+    binning_depth: float = _setting(
+        5.0, "Size of the depth bins of the drift estimate.", stage="drift", gt=0, unit="µm"
+    )
     sig_interp: float = _setting(
-        20.0, "Width of the interpolation that moves the traces.", stage="drift", above=0, unit="µm"
+        20.0, "Width of the interpolation that corrects drift.", stage="drift", gt=0, unit="µm"
     )
     drift_smoothing: tuple[float, float, float] = _setting(
-        (0.5, 0.5, 0.5), "Smoothing over shift, batch and segment.", stage="drift", kind=tuple
+        (0.5, 0.5, 0.5), "Smoothing of the drift estimate over shift, batch and segment.", stage="drift", kind=tuple
     )
     # -- matching ------------------------------------------------------------------------------------
     Th_learned: float = _setting(
-        8.0, "Threshold of matching with learned templates.", stage="matching", above=0, unit="noise s.d."
+        8.0, "Threshold of matching with learned templates.", stage="matching", gt=0, unit="noise s.d."
     )
-    max_peels: int = _setting(100, "Rounds of matching pursuit.", stage="matching", kind=int, least=1, most=10_000)
+    max_peels: int = _setting(
+        100, "Maximum number of rounds of matching pursuit.", stage="matching", kind=int, ge=1, le=10_000
+    )
     # -- clustering ----------------------------------------------------------------------------------
-    cluster_neighbors: int = _setting(10, "Landmarks each spike is joined to.", stage="clustering", kind=int, least=2)
+    cluster_neighbors: int = _setting(
+        10, "Number of landmarks each spike is linked to.", stage="clustering", kind=int, ge=2
+    )
     cluster_downsampling: int = _setting(
-        20, "One spike in n is a landmark, where there are many.", stage="clustering", kind=int, least=1
+        20, "In regions with many spikes, one spike in n is a landmark.", stage="clustering", kind=int, ge=1
     )
     max_cluster_subset: int | None = _setting(
-        25_000, "Landmarks at most.", stage="clustering", kind=int, least=1, optional=True
+        25_000, "Maximum number of landmarks per region.", stage="clustering", kind=int, ge=1, optional=True
     )
     x_centers: int | None = _setting(
-        None, "Columns of clustering regions.", stage="clustering", kind=int, least=1, optional=True
+        None,
+        "Number of columns of clustering regions.",
+        stage="clustering",
+        kind=int,
+        ge=1,
+        optional=True,
+        if_none="one per 200 µm of width",
     )
-    cluster_init_seed: int = _setting(5, "Seed of the start of clustering.", stage="clustering", kind=int, least=1)
-    acg_threshold: float = _setting(0.2, "Largest contamination of a good unit.", stage="clustering", above=0)
+    cluster_init_seed: int = _setting(5, "Random seed of the clustering.", stage="clustering", kind=int, ge=1)
+    acg_threshold: float = _setting(0.2, "Largest contamination of a good unit.", stage="clustering", gt=0)
     ccg_threshold: float = _setting(
-        0.25, "Largest contamination of a pair that is merged.", stage="clustering", above=0
+        0.25, "Largest contamination of the cross-correlogram of a merged pair.", stage="clustering", gt=0
     )
     # -- results -------------------------------------------------------------------------------------
     duplicate_spike_ms: float = _setting(
-        0.25, "Spikes of a unit closer than this are one.", stage="results", least=0, unit="ms"
+        0.25, "Spikes of one unit closer than this are duplicates.", stage="results", ge=0, unit="ms"
     )
     position_limit: float = _setting(
-        100.0, "Channels that enter a spike's position lie this close.", stage="results", least=0, unit="µm"
+        100.0, "Largest distance of the channels used to locate a spike.", stage="results", ge=0, unit="µm"
     )
 
     def __post_init__(self) -> None:
@@ -212,7 +234,7 @@ class Settings:
             object.__setattr__(self, spec.name, _checked(spec, getattr(self, spec.name)))
         if self.nt % 2 == 0:
             raise SettingsError(
-                f"nt={self.nt} is even; a waveform needs an odd number of samples to have a centre. "
+                f"nt={self.nt} is even; a waveform must have an odd number of samples, so that it has a centre. "
                 f"Use {self.nt - 1} or {self.nt + 1}."
             )
         if self.nt0min is not None and self.nt0min >= self.nt:
@@ -232,12 +254,12 @@ class Settings:
 
     @property
     def peak_sample(self) -> int:
-        """Sample of a waveform at which its peak lies (``nt0min``)."""
+        """Sample of the peak within a waveform (``nt0min``)."""
         return int(20 * self.nt / 61) if self.nt0min is None else self.nt0min
 
     @property
     def landmark_limit(self) -> int:
-        """Landmarks at most (``max_cluster_subset``; a very large number where that is None)."""
+        """Maximum number of landmarks (``max_cluster_subset``; a very large number if that is None)."""
         return 2**62 if self.max_cluster_subset is None else self.max_cluster_subset
 
     @classmethod
@@ -252,21 +274,21 @@ class Settings:
         return cls(**values)
 
     def replace(self, **changes: Any) -> Settings:
-        """A copy with some values changed, checked anew."""
+        """Return a copy with some values changed, checked again."""
         return replace(self, **changes)
 
     def part(self, *names: str) -> Settings:
-        """Some of the settings, to be handed to what reads these and no others.
+        """Return a subset of the settings, for code that may read only these.
 
         Parameters
         ----------
         *names : str
-            Of settings, or of groups of settings ("recording", "preprocessing" …).
+            Names of settings, or of groups of settings ("recording", "preprocessing" …).
 
         Returns
         -------
         Settings
-            Which raises an AttributeError where any other is read.
+            Reading any other setting from it raises an AttributeError.
 
         Examples
         --------
@@ -275,7 +297,7 @@ class Settings:
         (41, 8.0)
         >>> part.n_pcs
         Traceback (most recent call last):
-        AttributeError: n_pcs is not among the settings handed on here (nt, Th_learned, max_peels).
+        AttributeError: n_pcs is not among the settings declared here (nt, Th_learned, max_peels).
         """
         part = object.__new__(_Part)
         held = vars(self)
@@ -287,17 +309,17 @@ class Settings:
         return part
 
     def to_dict(self) -> dict[str, Any]:
-        """All values by name, as plain numbers."""
+        """Return all values by name, as plain numbers."""
         return asdict(self)
 
 
 class _Part(Settings):
-    """Settings of which only some may be read."""
+    """A subset of the settings; the others cannot be read."""
 
     def __getattribute__(self, name: str) -> Any:
         held = object.__getattribute__(self, "__dict__")
         if name in Settings.__dataclass_fields__ and name not in held:
-            raise AttributeError(f"{name} is not among the settings handed on here ({', '.join(held)}).")
+            raise AttributeError(f"{name} is not among the settings declared here ({', '.join(held)}).")
         return super().__getattribute__(name)
 
     def __repr__(self) -> str:
@@ -315,7 +337,7 @@ def _checked(spec: Field[Any], value: Any) -> Any:
     if value is None:
         if about["optional"]:
             return None
-        raise SettingsError(f"{spec.name}=None is not possible; it needs a {about['kind'].__name__}.")
+        raise SettingsError(f"{spec.name}=None is not allowed; it must be of type {about['kind'].__name__}.")
     if about["kind"] is bool:
         if not isinstance(value, bool):
             raise SettingsError(f"{spec.name}={value!r} must be True or False.")
@@ -338,12 +360,12 @@ def _checked(spec: Field[Any], value: Any) -> Any:
 
 def _check_bounds(name: str, value: Any, number: float, about: Mapping[str, Any]) -> None:
     unit = f" {about['unit']}" if about["unit"] else ""
-    if about["least"] is not None and number < about["least"]:
-        raise SettingsError(f"{name}={value!r} is too small; it must be at least {about['least']}{unit}.")
-    if about["above"] is not None and number <= about["above"]:
-        raise SettingsError(f"{name}={value!r} is too small; it must be above {about['above']}{unit}.")
-    if about["most"] is not None and number > about["most"]:
-        raise SettingsError(f"{name}={value!r} is too large; it must be at most {about['most']}{unit}.")
+    if about["ge"] is not None and number < about["ge"]:
+        raise SettingsError(f"{name}={value!r} is too small; it must be at least {about['ge']}{unit}.")
+    if about["gt"] is not None and number <= about["gt"]:
+        raise SettingsError(f"{name}={value!r} is too small; it must be above {about['gt']}{unit}.")
+    if about["le"] is not None and number > about["le"]:
+        raise SettingsError(f"{name}={value!r} is too large; it must be at most {about['le']}{unit}.")
 
 
 def _three_widths(name: str, value: Any) -> tuple[float, float, float]:
@@ -352,5 +374,5 @@ def _three_widths(name: str, value: Any) -> tuple[float, float, float]:
     except (TypeError, ValueError):
         widths = ()
     if len(widths) != 3 or not all(0 <= width < math.inf for width in widths):
-        raise SettingsError(f"{name}={value!r} must be three numbers of at least 0 (shift, batch, segment).")
+        raise SettingsError(f"{name}={value!r} must be three numbers, each at least 0 (shift, batch, segment).")
     return widths

@@ -64,7 +64,7 @@ def test_a_probe_in_millimetres() -> None:
 def test_contacts_at_one_place() -> None:
     positions = PROBE.positions_um.copy()
     positions[7] = positions[2]
-    with pytest.raises(ProbeError, match=r"channels 2, 7 are at the same place.*Correct their positions"):
+    with pytest.raises(ProbeError, match=r"channels 2, 7 are at the same position.*Correct their positions"):
         Probe.from_positions(positions)
 
 
@@ -134,7 +134,7 @@ def test_no_probe() -> None:
 
 
 def test_artifacts_everywhere() -> None:
-    with pytest.raises(RecordingError, match=r"Every one of the 3 batches.*artifact_threshold=10"):
+    with pytest.raises(RecordingError, match=r"In all 3 batches.*artifact_threshold=10"):
         sort(open_recording(noise(), fs=RATE, probe=PROBE), SETTINGS.replace(artifact_threshold=10), client="loop")
 
 

@@ -1,4 +1,4 @@
-"""Every sample is owned once, and knows its true time."""
+"""Every sample belongs to one tile, and times are those of the recording."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_there_are_no_tiles_before_the_first_or_after_the_last(index: int) -> No
     ],
 )
 def test_evenly(n_tiles: int, every: int, least: int, most: int, chosen: list[int]) -> None:
-    assert tiling(300 * n_tiles).evenly(every, least=least, most=most) == chosen
+    assert tiling(300 * n_tiles).evenly(every, min_tiles=least, max_tiles=most) == chosen
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_two_hundred_hours_are_counted_in_64_bits() -> None:
     assert (last.start, last.stop, len(cut)) == (n_samples - 60_000, n_samples, 360_000)
     assert cut.tile_of(np.array([n_samples - 1])).tolist() == [359_999]
     assert cut.tile_of(np.array([0])).dtype == np.int64
-    assert cut.evenly(1, least=1, most=2) == [0, 180_000]
+    assert cut.evenly(1, min_tiles=1, max_tiles=2) == [0, 180_000]
 
 
 def test_the_documented_examples_run() -> None:

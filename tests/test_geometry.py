@@ -11,7 +11,7 @@ from ks4stream.errors import ProbeError, SettingsWarning
 from ks4stream.geometry import (
     channel_neighbours,
     clustering_regions,
-    nearest,
+    nearest_positions,
     padded,
     reference_groups,
     region_channels,
@@ -27,8 +27,8 @@ def linear(n: int, *, pitch: float = 20.0) -> Probe:
 
 
 def two_shanks(n_left: int, n_right: int) -> Probe:
-    places = [(0.0, 20.0 * i) for i in range(n_left)] + [(250.0, 20.0 * i) for i in range(n_right)]
-    return Probe.from_positions(places, shank=[3] * n_left + [7] * n_right)
+    positions = [(0.0, 20.0 * i) for i in range(n_left)] + [(250.0, 20.0 * i) for i in range(n_right)]
+    return Probe.from_positions(positions, shank=[3] * n_left + [7] * n_right)
 
 
 def settings(**changes: Any) -> Settings:
@@ -36,8 +36,8 @@ def settings(**changes: Any) -> Settings:
 
 
 def test_neighbours_come_by_distance_and_ties_go_to_the_lower_index() -> None:
-    found = [row.tolist() for row in channel_neighbours(linear(5), 3)]
-    assert found == [[0, 1, 2], [1, 0, 2], [2, 1, 3], [3, 2, 4], [4, 3, 2]]
+    neighbours = [row.tolist() for row in channel_neighbours(linear(5), 3)]
+    assert neighbours == [[0, 1, 2], [1, 0, 2], [2, 1, 3], [3, 2, 4], [4, 3, 2]]
 
 
 def test_neighbours_hang_on_places_not_on_channel_numbers() -> None:
@@ -52,17 +52,17 @@ def test_neighbours_stay_on_the_shank_unless_told_otherwise() -> None:
 
 
 def test_dead_channels_are_nobodys_neighbours_and_have_none() -> None:
-    found = channel_neighbours(linear(4), 2, dead=np.array([1]))
-    assert [row.tolist() for row in found] == [[0, 2], [], [2, 3], [3, 2]]
+    neighbours = channel_neighbours(linear(4), 2, dead=np.array([1]))
+    assert [row.tolist() for row in neighbours] == [[0, 2], [], [2, 3], [3, 2]]
 
 
 def test_distances_that_differ_by_rounding_are_equal() -> None:
-    places = np.array([[0.0, 0.0], [0.0, 20.0 + 1e-9], [0.0, -20.0]])
-    assert nearest(places[:1], places, 3)[0].tolist() == [[0, 1, 2]]
+    positions = np.array([[0.0, 0.0], [0.0, 20.0 + 1e-9], [0.0, -20.0]])
+    assert nearest_positions(positions[:1], positions, 3)[0].tolist() == [[0, 1, 2]]
 
 
 def test_where_no_neighbour_is_left_stands_minus_one_at_infinite_distance() -> None:
-    index, distance = nearest(np.zeros((1, 2)), np.array([[3.0, 4.0]]), 2)
+    index, distance = nearest_positions(np.zeros((1, 2)), np.array([[3.0, 4.0]]), 2)
     assert index.tolist() == [[0, -1]]
     assert distance.tolist() == [[5.0, np.inf]]
 
@@ -92,7 +92,7 @@ def test_without_good_channels_there_is_no_reference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("places", "pitch"),
+    ("positions", "pitch"),
     [
         ([(0, 0), (0, 20), (0, 40)], 20.0),
         ([(0, 0), (32, 0.5), (0, 20), (32, 20.5)], 20.0),  # 0.5 µm apart is one row
@@ -100,8 +100,8 @@ def test_without_good_channels_there_is_no_reference() -> None:
         ([(0, 0), (50, 0)], 1.0),  # one depth
     ],
 )
-def test_vertical_pitch(places: list[tuple[float, float]], pitch: float) -> None:
-    assert vertical_pitch_um(Probe.from_positions(places)) == pitch
+def test_vertical_pitch(positions: list[tuple[float, float]], pitch: float) -> None:
+    assert vertical_pitch_um(Probe.from_positions(positions)) == pitch
 
 
 def test_centres_lie_at_half_the_pitch_from_the_lowest_contact_to_the_highest() -> None:
@@ -181,13 +181,13 @@ def test_a_wide_array_has_columns_of_regions() -> None:
 
 def test_positions_go_to_the_nearest_region_of_their_shank() -> None:
     regions = clustering_regions(template_centres(two_shanks(4, 4), settings()), settings())
-    place = np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 500.0]])
-    found = regions.nearest(place, np.array([3, 7, 3]))
-    assert regions.shank[found].tolist() == [3, 7, 3]
-    assert regions.position_um[found].tolist() == [[0, 19], [250, 19], [0, 59]]
+    position = np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 500.0]])
+    region = regions.region_at(position, np.array([3, 7, 3]))
+    assert regions.shank[region].tolist() == [3, 7, 3]
+    assert regions.position_um[region].tolist() == [[0, 19], [250, 19], [0, 59]]
 
 
 def test_a_region_has_the_channels_of_its_members() -> None:
     channels = np.array([[2, 1], [1, -1], [5, 2]])
-    found = region_channels(channels, np.array([0, 0, 2]), 3)
-    assert [one.tolist() for one in found] == [[1, 2], [], [2, 5]]
+    channels_of = region_channels(channels, np.array([0, 0, 2]), 3)
+    assert [row.tolist() for row in channels_of] == [[1, 2], [], [2, 5]]

@@ -26,7 +26,7 @@ from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.stages import needs
 from ks4stream.stages.preprocessing import tiling_of
-from ks4stream.stages.units import fewest_spikes
+from ks4stream.stages.units import min_unit_spikes
 
 RATE_HZ = 30_000
 GB = 1e9
@@ -219,7 +219,7 @@ def test_tiles_far_beyond_32_bits(longest: Recording):
     blocks = tiling.blocks(30)
     assert len(blocks) == 12_000 and blocks[-1][-1].stop == longest.n_samples
     assert all(one[-1].stop == after[0].start for one, after in itertools.pairwise(blocks))
-    assert fewest_spikes(tiling_of(longest, Settings()), RATE_HZ) == 20
+    assert min_unit_spikes(tiling_of(longest, Settings()), RATE_HZ) == 20
 
 
 # -- against what is really taken ----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from ks4stream.recording import Recording
 from ks4stream.results import Drift, PeakSample, Whitening
 from ks4stream.settings import Settings
 from ks4stream.sorter import prepare
-from ks4stream.stages.drift import EstimateDrift, Moved
+from ks4stream.stages.drift import DriftResult, EstimateDrift
 from ks4stream.stages.preprocessing import Preprocessor
 
 PROBE = simulate.staggered_probe(8)
@@ -176,9 +176,9 @@ def test_drift_may_be_estimated_on_the_way(recording: Recording, monkeypatch: py
 
     asked = []
 
-    def known(estimate: EstimateDrift, run: Any) -> Moved:
+    def known(estimate: EstimateDrift, run: Any) -> DriftResult:
         asked.append(estimate.peaks)
-        return Moved(moving(7), PeakSample(np.zeros(0), np.zeros(0), np.zeros(0)))
+        return DriftResult(moving(7), PeakSample(np.zeros(0), np.zeros(0), np.zeros(0)))
 
     monkeypatch.setattr(EstimateDrift, "run", known)
     with pytest.warns(UserWarning, match="clean spikes"):

@@ -1,4 +1,4 @@
-"""A probe checks itself, and its small operations return new probes."""
+"""A probe is checked on construction, and its operations return new probes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_from_positions_numbers_channels_and_puts_them_on_one_shank() -> None:
         ({"chan_map": [0, 1, 2.5, 4, 5]}, "chan_map holds 2.5, expected whole numbers"),
         ({"chan_map": [0, 1, np.nan, 4, 5]}, "chan_map holds nan"),
         ({"shank": ["a", "a", "a", "b", "b"]}, "shank holds <U1 values"),
-        ({"y_um": [0, 20, 20, 0, 20]}, r"channels 1, 3 are at the same place \(x 0 µm, y 20 µm, shank 1\)"),
+        ({"y_um": [0, 20, 20, 0, 20]}, r"channels 1, 3 are at the same position \(x 0 µm, y 20 µm, shank 1\)"),
         ({"n_chan_file": 5}, "up to 5, but the file has 5 channels"),
     ],
 )

@@ -121,7 +121,7 @@ def test_unmatched_unit_counts_as_nothing_but_shows_its_best():
 
 
 def test_assignment_is_one_to_one():
-    """Two true units that one sorted unit has swallowed: only one of them gets it."""
+    """Two true units merged into one sorted unit: it is matched to only one of them."""
     result = compare(spikes(u0=train(100, 12), u1=train(500, 6)), spikes(u0=sorted(train(100, 12) + train(500, 6))))
     assert result.matched_index.tolist() == [0, -1]
     assert result.overmerged_units.tolist() == [0]

@@ -1,4 +1,4 @@
-"""The simulator: the same values however they are read, and levels that are what was asked for."""
+"""The simulator: values do not depend on how they are read, and levels are as requested."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scipy import signal
 from ks4stream.errors import SettingsError
 from ks4stream.probe import Probe
 from ks4stream.simulate import (
-    BLOCK_SAMPLES,
+    EPOCH_SAMPLES,
     SimulatedRecording,
     linear_probe,
     multi_shank_probe,
@@ -44,7 +44,7 @@ def band_uv(recording: SimulatedRecording, stop: int | None = None) -> np.ndarra
 def spike_average_uv(recording: SimulatedRecording, samples: np.ndarray) -> np.ndarray:
     """Return the mean snippet (time, channel) around spikes, −40 … 79 samples, its first samples at 0."""
     start = samples[0] - 40
-    traces = recording.read(start, samples[-1] + 80)  # at once: every reading computes whole blocks
+    traces = recording.read(start, samples[-1] + 80)  # at once: each read computes whole epochs
     snippets = np.stack([traces[t - 40 - start : t + 80 - start] for t in samples])
     mean_uv = snippets.mean(axis=0) * recording.gain_uv
     return mean_uv - mean_uv[:10].mean(axis=0)
@@ -159,10 +159,10 @@ def test_noise_is_coloured():
 
 
 @pytest.mark.slow
-def test_noise_has_no_seams_between_blocks():
+def test_noise_has_no_seams_between_epochs():
     traces = small(duration_s=30, n_units=0, hash_per_channel=0).read(0, 900_000).astype(float)
     steps = np.diff(traces, axis=0)
-    at_seams = steps[BLOCK_SAMPLES - 1 :: BLOCK_SAMPLES]  # 29 seams × 8 channels
+    at_seams = steps[EPOCH_SAMPLES - 1 :: EPOCH_SAMPLES]  # 29 seams × 8 channels
     assert at_seams.shape[0] == 29
     assert at_seams.std() == pytest.approx(steps.std(), rel=0.2)
 
@@ -281,9 +281,9 @@ def test_a_tetrode_s_units_are_seen_by_it_alone():
     recording = simulate(tetrode_probe(4), 5, seed=1, n_units=12)
     assert np.bincount(recording.units["shank"]).tolist() == [3, 3, 3, 3]
     size_uv = np.ptp(recording.templates_uv(), axis=1)  # (unit, channel)
-    here = recording.units["shank"][:, None] == recording.probe.shank
-    assert (size_uv[here].reshape(12, 4).max(axis=1) > 30).all()
-    assert size_uv[~here].max() < 1e-3
+    on_shank = recording.units["shank"][:, None] == recording.probe.shank
+    assert (size_uv[on_shank].reshape(12, 4).max(axis=1) > 30).all()
+    assert size_uv[~on_shank].max() < 1e-3
 
 
 def test_bad_channels():

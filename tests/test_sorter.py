@@ -27,7 +27,7 @@ from ks4stream.io.records import key_of
 from ks4stream.io.run_store import METHOD_VERSION
 from ks4stream.io.store import load_sorting
 from ks4stream.kernels import detection, graph, matching
-from ks4stream.kernels.memory import in_pieces
+from ks4stream.kernels.memory import in_chunks
 from ks4stream.planning import plan
 from ks4stream.preprocessed import preprocess
 from ks4stream.probe import Probe
@@ -136,12 +136,12 @@ def test_the_same_bytes_where_memory_holds_few_rows(case: Case, monkeypatch: pyt
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
             function(*rows)
 
-        in_pieces(try_it, *columns, size=size)
+        in_chunks(try_it, *columns, size=size)
 
     settings = SETTINGS.replace(tmax=2.0)
     expected = quiet_sort(case.recording, settings, block_batches=1)
     for module in (detection, graph, matching):
-        monkeypatch.setattr(module, "in_pieces", with_little_room)
+        monkeypatch.setattr(module, "in_chunks", with_little_room)
     found = quiet_sort(case.recording, settings, block_batches=1)
     assert {function.__module__ for function in smaller} == {m.__name__ for m in (detection, graph, matching)}
     assert_same_bytes(found, expected)
@@ -383,7 +383,7 @@ def test_one_unit_is_one_unit() -> None:
 
 def test_a_dead_channel_is_left_out_and_said() -> None:
     truth, recording = simulated(3.0, n_units=3, dead_channels=(4,))
-    with pytest.warns(BadChannelWarning, match=r"channels \[4\] of the file carry no signal"):
+    with pytest.warns(BadChannelWarning, match=r"channels \[4\] of the file have no signal"):
         found = quiet_sort(recording)
     assert found.whitening is not None
     assert found.whitening.dead.tolist() == [4]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import butter, sosfiltfilt
 
-from ks4stream.geometry import nearest, vertical_pitch_um
+from ks4stream.geometry import nearest_positions, vertical_pitch_um
 from ks4stream.io.objects import is_remote
 from ks4stream.io.places import Place
 from ks4stream.recording import FlatFile
@@ -156,7 +156,7 @@ def _probe_ops(sorting: Sorting) -> dict[str, Any]:
     }
     positions = np.column_stack([probe.x_um, probe.y_um])
     same_shank = probe.shank[:, None] == probe.shank[None, :]
-    near, _ = nearest(positions, positions, sorting.features.shape[1], same_shank)  # (c, j)
+    near, _ = nearest_positions(positions, positions, sorting.features.shape[1], same_shank)  # (c, j)
     own = sorting.template_channels
     near[own[:, 0]] = own  # for templates with spikes, exactly the channels that hold their features
     return words | {

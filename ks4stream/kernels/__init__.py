@@ -1,8 +1,8 @@
 """The arithmetic of spike sorting: tensors in, tensors out, on the device of the input.
 
-Nothing here knows of Dask, files, settings or logs. "Section n" and "step n" in comments and docstrings
-are those of docs/method.md, which specifies the method; steps without a section are those of section 6. One legend of
-axes holds for the whole package, in einsum letters, shape comments and docstrings:
+Nothing here depends on Dask, files, settings or logs. "Section n" and "step n" in comments and docstrings
+refer to docs/method.md, which specifies the method; steps without a section are those of section 6. The same letters
+stand for the same axes throughout the package, in einsum, shape comments and docstrings:
 
 ====== ==================================================================================================
 letter axis
@@ -26,5 +26,5 @@ z      depth bin of a fingerprint
 a      amplitude bin of a fingerprint
 ====== ==================================================================================================
 
-Traces are channel-major in kernels (c, t); recordings are time-major (time, channel) outside.
+Traces are channel-major (c, t) in kernels; elsewhere recordings are time-major (time, channel).
 """

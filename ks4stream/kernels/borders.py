@@ -1,4 +1,4 @@
-"""Settle which spikes count where two tiles meet (section 8, Borders): the one place for that rule."""
+"""Settle which spikes count where two tiles meet (section 8, Borders); that rule is nowhere else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class Reported(NamedTuple):
-    """Spikes one tile reports: those of its core, and those within nt of its borders outside it.
+    """Spikes reported by one tile: those in its core, and those outside it but within nt of its borders.
 
     Attributes
     ----------
@@ -17,7 +17,7 @@ class Reported(NamedTuple):
         Spike times, counted as `border` is.
     unit : array, shape (n,), int
     in_core : array, shape (n,), bool
-        The spike lies in the tile's core; or, where a border was settled before, the spike counts.
+        Whether the spike lies in the tile's core; or, once a border has been settled, whether the spike counts.
     """
 
     sample: NDArray[np.int64]
@@ -28,24 +28,24 @@ class Reported(NamedTuple):
 def settle(
     left: Reported, right: Reported, *, border: int, nt: int, tolerance: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Decide which spikes count at the border between two tiles that follow each other.
+    """Decide which spikes count at the border between two consecutive tiles.
 
-    Both tiles see the samples around their border. Spikes within `nt` of it (from ``border − nt`` to before
-    ``border + nt``) are paired one to one: same unit, at most `tolerance` apart, nearest first, then earlier. A pair
-    is one spike, the left tile's version. A spike without a partner counts if it lies in its reporter's core.
-    Spikes farther away are none of this border's business and keep their `in_core`, so a tile's two borders are
-    settled one after the other, the result of the first being the `in_core` of the second.
+    Both tiles process the samples around their border. Spikes within `nt` of it (``border − nt <= sample <
+    border + nt``) are paired one to one: same unit, at most `tolerance` apart, nearest first, then earlier. A pair
+    is one spike, and the left tile's version is kept. A spike without a partner counts if it lies in the core of the
+    tile that reports it. Spikes farther from the border keep their `in_core`, so the two borders of a tile can be
+    settled one after the other: pass the result of the first as the `in_core` of the second.
 
     Parameters
     ----------
     left, right : Reported
-        Of the earlier and the later tile; in any order.
+        Spikes of the earlier and of the later tile, in any order.
     border : int, samples
         First sample of the right tile's core.
     nt : int, samples
         Length of a waveform.
     tolerance : int, samples
-        ``nt0min``.
+        Largest distance of paired spikes (``nt0min``).
 
     Returns
     -------
@@ -53,7 +53,7 @@ def settle(
 
     Examples
     --------
-    A spike that the left tile places just before the border and the right one just after it, in its own core each:
+    The left tile reports a spike just before the border, the right tile just after it, each in its own core:
 
     >>> left = Reported(np.array([99]), np.array([7]), np.array([True]))
     >>> right = Reported(np.array([100]), np.array([7]), np.array([True]))
@@ -61,23 +61,23 @@ def settle(
     (array([ True]), array([False]))
     """
     keep_left, keep_right = np.array(left.in_core, bool), np.array(right.in_core, bool)
-    for one, other in _pairs(left, right, border, nt, tolerance):
-        keep_left[one], keep_right[other] = True, False
+    for i_left, i_right in _pairs(left, right, border, nt, tolerance):
+        keep_left[i_left], keep_right[i_right] = True, False
     return keep_left, keep_right
 
 
 def _pairs(left: Reported, right: Reported, border: int, nt: int, tolerance: int) -> list[tuple[int, int]]:
-    """Pair spikes near the border, nearest first, then the earlier left and right spike."""
+    """Pair spikes near the border: nearest first, then by the earlier left, then the earlier right spike."""
     near_left, near_right = (
         np.flatnonzero((side.sample >= border - nt) & (side.sample < border + nt)) for side in (left, right)
     )
     apart = np.abs(left.sample[near_left, None] - right.sample[near_right])
-    may = (apart <= tolerance) & (left.unit[near_left, None] == right.unit[near_right])
-    one, other = near_left[np.nonzero(may)[0]], near_right[np.nonzero(may)[1]]
-    order = np.lexsort((other, one, right.sample[other], left.sample[one], apart[may]))
+    is_allowed = (apart <= tolerance) & (left.unit[near_left, None] == right.unit[near_right])
+    i_left, i_right = near_left[np.nonzero(is_allowed)[0]], near_right[np.nonzero(is_allowed)[1]]
+    order = np.lexsort((i_right, i_left, right.sample[i_right], left.sample[i_left], apart[is_allowed]))
     pairs: dict[int, int] = {}
     taken: set[int] = set()
-    for i, j in zip(one[order].tolist(), other[order].tolist(), strict=True):
+    for i, j in zip(i_left[order].tolist(), i_right[order].tolist(), strict=True):
         if i not in pairs and j not in taken:
             pairs[i] = j
             taken.add(j)

@@ -26,39 +26,38 @@ from ks4stream.kernels.tree import APART_BELOW, BIMODAL_FROM, flatten, leaf_sums
 
 __all__ = ["DenseRows", "FeatureRows", "ScatteredRows", "cluster_region"]
 
-N_SEEDS = 200  # clusters the sweeps start from, at most (step 3)
-SPIKES_PER_SEED, FEWEST_SEEDS = 20, 10
-"""Where there are few spikes, fewer seeds do the same in less time: a cluster of 20 is about the least that a split can
-be told from."""
+N_SEEDS = 200  # maximum number of clusters the sweeps start with (step 3)
+SPIKES_PER_SEED, MIN_SEEDS = 20, 10
+"""With few spikes, fewer seeds give the same result in less time: splits can hardly be recognised in clusters of fewer
+than 20 spikes."""
 
-N_CANDIDATES = 100  # among which each seed is the best (step 3)
-SEEDS_AT_ONCE = 16  # for which random numbers are drawn, and until it is asked whether there are enough
-MOST_SWEEPS = 200  # step 4
-LANDMARK_NULL = 1 / 10  # weight of expected links in the landmark step (step 4)
-SPIKE_NULL = 1 / 200  # and in the spike step
+N_CANDIDATES = 100  # each seed is the best of this many points (step 3)
+SEEDS_PER_CHUNK = 16  # random numbers are drawn for this many, then it is tested whether more are needed
+MAX_SWEEPS = 200  # step 4
+LANDMARK_NULL = 1 / 10  # weight of the expected links in the landmark step (step 4)
+SPIKE_NULL = 1 / 200  # the same in the spike step
 
-LEAST_LANDMARKS = 500
-"""Landmarks at least. One spike in 20 of a few hundred leaves a quiet unit without landmarks of its own. Beyond
-the published method."""
+MIN_LANDMARKS = 500
+"""Minimum number of landmarks. If one in 20 of a few hundred spikes were a landmark, a quiet unit might have none.
+Beyond the published method."""
 
-FEWEST_SPIKES = 50
-"""Spikes of a region at least, or they are one cluster. The published 1000 is more than most regions of a short
-recording have."""
+MIN_SPIKES = 50
+"""Regions with fewer spikes are one cluster. The published 1000 is more than most regions of a short recording have."""
 
 
 def seed_labels(points: Tensor, *, seed: int, n_seeds: int = N_SEEDS, n_candidates: int = N_CANDIDATES) -> Tensor:
-    """Start a clustering: take as seeds, one after the other, the points that explain most energy.
+    """Initialise a clustering: choose as seeds, one after the other, the points that explain the most energy.
 
-    Each seed c is the best of `n_candidates` points, drawn with probability proportional to the energy
-    that no seed explains yet. A point x gains 2x·c − ‖c‖² by it, and moves to the seed if that is
-    more than it has.
+    Each seed c is the best of `n_candidates` points, which are drawn with probability proportional to their energy
+    that previous seeds do not explain. The seed explains 2x·c − ‖c‖² of the energy of a point x, and the point is
+    assigned to it if that is more than its current seed explains.
 
     Parameters
     ----------
     points : Tensor, shape (m, d), float32
         Landmarks.
     seed : int
-        Of the draws, which are made on the CPU whatever the device (``cluster_init_seed``).
+        Seed of the random draws, which are always made on the CPU (``cluster_init_seed``).
     n_seeds, n_candidates : int
 
     Returns
@@ -71,9 +70,9 @@ def seed_labels(points: Tensor, *, seed: int, n_seeds: int = N_SEEDS, n_candidat
     energy = (points * points).sum(1)
     explained = torch.zeros_like(energy)
     label = torch.zeros(m, dtype=torch.int64, device=points.device)
-    for first in range(0, n_seeds, SEEDS_AT_ONCE):
-        noise = torch.empty(min(SEEDS_AT_ONCE, n_seeds - first), m, dtype=torch.float64)
-        for clocks in noise:  # each by itself: how many are drawn together does not change what is drawn
+    for first in range(0, n_seeds, SEEDS_PER_CHUNK):
+        noise = torch.empty(min(SEEDS_PER_CHUNK, n_seeds - first), m, dtype=torch.float64)
+        for clocks in noise:  # row by row, so that the numbers do not depend on how many rows are drawn together
             clocks.exponential_(generator=generator)
         before = explained.clone()
         for number, clocks in enumerate(noise.to(points.device), first):
@@ -84,27 +83,27 @@ def seed_labels(points: Tensor, *, seed: int, n_seeds: int = N_SEEDS, n_candidat
             label.masked_fill_(gain > 0, number)
             explained += gain
         if torch.equal(before, explained):
-            break  # all that can be explained is
+            break  # further seeds explain nothing
     return label
 
 
 def _draw(weight: Tensor, clocks: Tensor, n: int) -> Tensor:
-    """Draw n places without replacement with probability ∝ weight (where it is positive), ascending.
+    """Draw n indices without replacement with probability ∝ weight (where it is positive), ascending.
 
-    They are the first n of independent exponential `clocks` of rate 1, run at these rates.
+    These are the first n of independent exponential `clocks` of rate 1, sped up by the weights.
     """
     return torch.topk(weight.clamp(min=0.0) / clocks, n).indices.sort().values
 
 
 def landmark_step(graph: SpikeGraph, spike_label: Tensor, n_labels: int, *, resolution: float) -> Tensor:
-    """Give each landmark the label with most links beyond expectation among the spikes joined to it.
+    """Give each landmark the label with the most links beyond expectation among the spikes linked to it.
 
     The score of label c is (links of j to spikes in c) − λ/10 · kⱼ/m · Σ kᵢ over spikes in c (step 4).
 
     Returns
     -------
     Tensor, shape (m,), int64
-        Of equal scores the lowest label.
+        Ties go to the lowest label.
     """
     counts = torch.zeros(graph.n_landmarks * n_labels, dtype=torch.int64, device=spike_label.device)
     for start in range(0, graph.n_spikes, CHUNK):
@@ -119,15 +118,15 @@ def landmark_step(graph: SpikeGraph, spike_label: Tensor, n_labels: int, *, reso
 
 
 def spike_step(graph: SpikeGraph, landmark_label: Tensor, n_labels: int, *, resolution: float) -> Tensor:
-    """Give each spike the label with most links beyond expectation among its landmarks.
+    """Give each spike the label with the most links beyond expectation among its landmarks.
 
     The score of label c is (landmarks of i in c) − λ/200 · kᵢ/m · Σ kⱼ over landmarks in c (step 4). Only
-    labels that the spike's landmarks have are compared: with λ < 20 every one of them scores above 0.
+    the labels of the spike's landmarks are compared: with λ < 20 each of them scores above 0.
 
     Returns
     -------
     Tensor, shape (n,), int64
-        Of equal scores the lowest label.
+        Ties go to the lowest label.
     """
     mass = _sum_by_label(graph.landmark_degree, landmark_label, n_labels)
     penalty = SPIKE_NULL * resolution / max(graph.n_links, 1) * mass
@@ -142,11 +141,11 @@ def spike_step(graph: SpikeGraph, landmark_label: Tensor, n_labels: int, *, reso
 
 
 def _times_in_row(values: Tensor) -> Tensor:
-    """How often each value occurs in its row; shape (n, 10) to (n, 10)."""
+    """Count how often each value occurs in its row; shape (n, 10) to (n, 10)."""
     if values.device.type != "cpu":
         return (values[:, :, None] == values[:, None]).sum(2)
     count = torch.zeros(values.shape, dtype=torch.int16)
-    for column in range(values.shape[1]):  # less memory to go through
+    for column in range(values.shape[1]):  # touches less memory
         count += values == values[:, column : column + 1]
     return count
 
@@ -158,28 +157,28 @@ def _sum_by_label(values: Tensor, label: Tensor, n_labels: int) -> Tensor:
 
 
 def sweep(
-    graph: SpikeGraph, landmark_label: Tensor, n_labels: int, *, resolution: float = 1.0, most_sweeps: int = MOST_SWEEPS
+    graph: SpikeGraph, landmark_label: Tensor, n_labels: int, *, resolution: float = 1.0, max_sweeps: int = MAX_SWEEPS
 ) -> tuple[Tensor, Tensor]:
-    """Let spikes and landmarks take each other's labels until nothing changes (step 4).
+    """Update the labels of spikes and landmarks in turn until none changes (step 4).
 
     Parameters
     ----------
     graph : SpikeGraph
     landmark_label : Tensor, shape (m,), int64
-        Where to start.
+        Initial labels.
     n_labels : int
     resolution : float
         λ.
-    most_sweeps : int
+    max_sweeps : int
 
     Returns
     -------
     spike_label : Tensor, shape (n,), int64
-        From 0, no label empty.
+        Labels from 0, each of them used.
     landmark_label : Tensor, shape (m,), int64
     """
     spike_label = spike_step(graph, landmark_label, n_labels, resolution=resolution)
-    for _ in range(most_sweeps):
+    for _ in range(max_sweeps):
         landmark_label = landmark_step(graph, spike_label, n_labels, resolution=resolution)
         before, spike_label = spike_label, spike_step(graph, landmark_label, n_labels, resolution=resolution)
         if torch.equal(before, spike_label):
@@ -199,8 +198,8 @@ def cluster_region(
     max_landmarks: int = 25_000,
     seed: int = 5,
     ccg_threshold: float = 0.25,
-    min_spikes: int = FEWEST_SPIKES,
-    least_landmarks: int = LEAST_LANDMARKS,
+    min_spikes: int = MIN_SPIKES,
+    min_landmarks: int = MIN_LANDMARKS,
 ) -> NDArray[np.int64]:
     """Cluster the spikes of one region.
 
@@ -209,30 +208,32 @@ def cluster_region(
     rows : FeatureRows, (n, d)
         Features of the region's spikes, in order of time.
     sample : ndarray, shape (n,), int64, samples
-        Spike times; needed if `final`.
+        Spike times; required if `final`.
     sampling_rate_hz : float
     final : bool
-        Whether clusters whose cross-correlogram is refractory are kept together (step 6b).
+        Whether clusters with a refractory cross-correlogram are kept together (step 6b).
     n_neighbors, downsampling, max_landmarks, seed, ccg_threshold
         ``cluster_neighbors``, ``cluster_downsampling``, ``max_cluster_subset``, ``cluster_init_seed`` and
         ``ccg_threshold`` of the settings.
     min_spikes : int
-        Fewer are one cluster (section 5).
-    least_landmarks : int
-        Landmarks there are at least, or as many as spikes.
+        Fewer spikes are one cluster (section 5).
+    min_landmarks : int
+        Minimum number of landmarks, if there are as many spikes.
 
     Returns
     -------
     ndarray, shape (n,), int64
-        Labels from 0, every one of them used.
+        Labels from 0, each of them used.
     """
     if rows.n < max(min_spikes, 2):
         return np.zeros(rows.n, np.int64)
     if final and sample is None:
-        raise ValueError("The final clustering looks at spike times: pass `sample`.")
-    landmark = choose_landmarks(rows.n, downsampling=downsampling, least=least_landmarks, most=max_landmarks)
+        raise ValueError("The final clustering requires spike times: pass `sample`.")
+    landmark = choose_landmarks(
+        rows.n, downsampling=downsampling, min_landmarks=min_landmarks, max_landmarks=max_landmarks
+    )
     graph = join_to_landmarks(rows, landmark, n_neighbors=n_neighbors)
-    n_seeds = min(N_SEEDS, max(FEWEST_SEEDS, rows.n // SPIKES_PER_SEED))
+    n_seeds = min(N_SEEDS, max(MIN_SEEDS, rows.n // SPIKES_PER_SEED))
     start = seed_labels(rows.take(graph.landmark), seed=seed, n_seeds=n_seeds)
     spike_label, landmark_label = sweep(graph, start, n_seeds)
     n_leaves = int(spike_label.max()) + 1
@@ -254,7 +255,7 @@ def cluster_region(
 
 
 class _Clusters:
-    """The leaves of a tree: their spikes, and sums for regressions between groups of them."""
+    """The leaves of a tree: their spikes, and the sums for regressions between groups of leaves."""
 
     def __init__(self, rows: FeatureRows, label: Tensor, n_leaves: int) -> None:
         self._rows = rows
@@ -271,5 +272,5 @@ class _Clusters:
         return np.sort(sample[self.members(leaves).cpu().numpy()])
 
     def split_score(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> float:
-        """How clearly two groups of leaves are two."""
+        """How clearly two groups of leaves are separate clusters."""
         return split_score(self._rows, self._sums, (left, right), (self.members(left), self.members(right)))

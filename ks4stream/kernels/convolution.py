@@ -1,4 +1,4 @@
-"""Correlate every channel with a few short kernels: the operation every stage starts from."""
+"""Correlate every channel with a few short kernels: the operation that every stage starts with."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ks4stream.kernels.memory import AtOnce
+from ks4stream.kernels.memory import ChunkSize
 
-SEGMENT = 32  # output samples of one matrix row; 16 … 64 measure alike
-ROWS_AT_ONCE = AtOnce(cpu=1 << 10, gpu=1 << 17)  # segments of one product
+SEGMENT = 32  # output samples per matrix row; 16 … 64 are equally fast
+ROWS_PER_CHUNK = ChunkSize(cpu=1 << 10, gpu=1 << 17)  # segments per product
 
 
 def correlate(traces: Tensor, kernels: Tensor, *, layout: Literal["cpt", "ctp"] = "cpt") -> Tensor:
     """Correlate each channel with each kernel, centred, as matrix products.
 
-    ``result[c, p, t] = Σ_w kernels[p, w] · traces[c, t + w − nt//2]``, samples beyond the ends being zero.
-    Overlapping segments of the traces are multiplied by a banded (Toeplitz) matrix that holds the kernels
-    at every offset within a segment: half as much arithmetic again as needed, but at the speed of a matrix product,
-    which a convolution with one input channel does not reach (5 times slower), nor an FFT (2 times). On a CPU half of
-    the time goes into touching fresh memory for the result: pieces of a few thousand samples are fastest.
+    ``result[c, p, t] = Σ_w kernels[p, w] · traces[c, t + w − nt//2]``, where samples beyond the ends are zero.
+    Overlapping segments of the traces are multiplied by a banded (Toeplitz) matrix that contains the kernels
+    at every offset within a segment. This takes half as much arithmetic again as necessary, but runs at the speed of a
+    matrix product; a convolution with one input channel is 5 times slower, an FFT 2 times. On a CPU, half of the time
+    is spent on first access to the memory of the result, so chunks of a few thousand samples are fastest.
 
     Parameters
     ----------
@@ -28,8 +28,8 @@ def correlate(traces: Tensor, kernels: Tensor, *, layout: Literal["cpt", "ctp"] 
     kernels : Tensor, shape (p, w), float32
         Of odd length nt.
     layout : {"cpt", "ctp"}
-        Order of the result's axes in memory: samples contiguous (to sum over channels by a matrix product) or
-        kernels contiguous (to look up all kernels at scattered samples). Same cost.
+        Order of the axes of the result: samples contiguous (to sum over channels by a matrix product) or
+        kernels contiguous (to look up all kernels at scattered samples). Both are equally fast.
 
     Returns
     -------
@@ -49,7 +49,7 @@ def correlate(traces: Tensor, kernels: Tensor, *, layout: Literal["cpt", "ctp"] 
     out = traces.new_empty((c, p, t) if layout == "cpt" else (c, t, p))
     time = layout.index("t")
     whole, rest = torch.split(out, [n_whole * SEGMENT, tail], dim=time)
-    step = max(1, ROWS_AT_ONCE.on(traces.device) // max(n_whole, 1))
+    step = max(1, ROWS_PER_CHUNK.on(traces.device) // max(n_whole, 1))
     for first in range(0, c, step):
         _fill(whole[first : first + step], segments[first : first + step, :n_whole], bands, layout)
     _fill(rest, segments[:, n_whole:], bands.narrow(time, 0, tail), layout)
@@ -68,7 +68,7 @@ def _fill(out: Tensor, segments: Tensor, bands: Tensor, layout: str) -> None:
 
 
 def banded(kernels: Tensor) -> Tensor:
-    """Place the kernels at every offset of a segment.
+    """Arrange the kernels at every offset within a segment.
 
     Parameters
     ----------
@@ -77,11 +77,11 @@ def banded(kernels: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (p, SEGMENT + nt − 1, SEGMENT)
-        ``[p, i, o] = kernels[p, i − o]``, zero where that is outside the kernel.
+        ``[p, i, o] = kernels[p, i − o]``, zero outside the kernel.
     """
     p, nt = kernels.shape
     band = kernels.new_zeros(p, SEGMENT, SEGMENT + nt)
     band[:, :, :nt] = kernels[:, None]
-    # rows of SEGMENT + nt entries read as rows one shorter: each starts one entry later than the last
+    # Rows of SEGMENT + nt entries, read as rows that are one entry shorter: each starts one entry later than the last.
     band = band.reshape(p, -1)[:, : SEGMENT * (SEGMENT + nt - 1)].reshape(p, SEGMENT, -1)
     return band.transpose(1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""Correlograms of spike trains, and what they say about refractoriness (section 7).
+"""Correlograms of spike trains, and refractoriness (section 7).
 
 Spike trains are sorted int64 sample numbers; pairs are counted exactly, in integers.
 """
@@ -14,12 +14,12 @@ from scipy.special import pdtr
 
 Samples = NDArray[np.int64]
 
-REACH_MS = 500  # lags that enter, on either side (section 7)
-REFRACTORY_MS = 10  # windows of ±1 … ±10 ms are tried
-FEWEST_SPIKES = 11  # an auto-correlogram of fewer says nothing
-MOST_PAIRS = 100_000_000  # beyond this a sample of the reference spikes is enough
-PAIR_CHANCE = 0.002  # of an empty correlogram between unrelated trains; measured, see `is_refractory_pair`
-PAIR_CHUNK = 1 << 18  # pairs held at a time
+REACH_MS = 500  # largest lag, on either side (section 7)
+REFRACTORY_MS = 10  # windows of ±1 … ±10 ms are tested
+MIN_SPIKES = 11  # an auto-correlogram of fewer is not informative
+MAX_PAIRS = 100_000_000  # with more, a subset of the reference spikes is enough
+PAIR_CHANCE = 0.002  # probability of an empty correlogram between unrelated trains; measured, see `is_refractory_pair`
+PAIRS_PER_CHUNK = 1 << 18  # pairs in memory at a time
 
 
 class Refractoriness(NamedTuple):
@@ -28,10 +28,10 @@ class Refractoriness(NamedTuple):
     Attributes
     ----------
     ratio : float
-        R: smallest rate within ±1 … ±10 ms over the baseline rate. 0 is perfectly refractory; 1 where
-        there is no baseline to compare with.
+        R: smallest rate within ±1 … ±10 ms, relative to the baseline rate. 0 is perfectly refractory; 1 if
+        there is no baseline.
     probability : float
-        Q: probability of so few counts if there were no refractory period.
+        Q: probability of so few counts without a refractory period.
     """
 
     ratio: float
@@ -44,7 +44,7 @@ def correlogram(
     *,
     sampling_rate_hz: float,
     reach_ms: int = REACH_MS,
-    most_pairs: int = MOST_PAIRS,
+    max_pairs: int = MAX_PAIRS,
 ) -> NDArray[np.int64]:
     """Count pairs of spikes by lag in bins of 1 ms.
 
@@ -53,19 +53,19 @@ def correlogram(
     times_a : ndarray, shape (n_a,), int64, samples
         Reference train, sorted.
     times_b : ndarray, shape (n_b,), int64, samples, optional
-        Other train, sorted; by default `times_a` itself (the pairing of a spike with itself is left out).
+        Other train, sorted; by default `times_a` itself (pairs of a spike with itself are not counted).
     sampling_rate_hz : float
     reach_ms : int
         Largest lag, in bins.
-    most_pairs : int
-        Where there are more pairs, only evenly spaced spikes of `times_a` are used, so that about this many
-        are counted.
+    max_pairs : int
+        If there are more pairs, only evenly spaced spikes of `times_a` are used, so that about this many are
+        counted.
 
     Returns
     -------
     ndarray, shape (2·reach_ms + 1,), int64
-        Pairs with round((b − a) / 1 ms) = −reach_ms … reach_ms. The middle bin of an auto-correlogram is 0,
-        as section 7 leaves it out of all counts anyway.
+        Pairs with round((b − a) / 1 ms) = −reach_ms … reach_ms. The middle bin of an auto-correlogram is 0;
+        section 7 does not use it.
 
     Examples
     --------
@@ -74,15 +74,15 @@ def correlogram(
     [1, 1, 1, 0, 1, 1, 1]
     """
     bin_samples = sampling_rate_hz / 1000.0
-    reach = math.ceil((reach_ms + 0.5) * bin_samples)  # samples; a pair beyond falls into no bin
+    reach = math.ceil((reach_ms + 0.5) * bin_samples)  # samples; pairs farther apart are in no bin
     a = times_a
     b = times_a if times_b is None else times_b
     first, last = np.searchsorted(b, a - reach), np.searchsorted(b, a + reach, side="right")
     n_pairs = int((last - first).sum())
-    if n_pairs > most_pairs:
-        step = -(-n_pairs // most_pairs)
+    if n_pairs > max_pairs:
+        step = -(-n_pairs // max_pairs)
         a, first, last = a[::step], first[::step], last[::step]
-    # The bin of every possible lag, so that rounding is decided once. Two more bins take what lies beyond.
+    # Look up the bin of every possible lag, so that rounding is consistent. Two more bins take pairs beyond the last.
     bin_of = np.rint(np.arange(-reach, reach + 1) / bin_samples).astype(np.int64)
     bin_of = np.clip(bin_of, -reach_ms - 1, reach_ms + 1) + reach_ms + 1
     counts = _count_lags(a, b, first, last, reach)
@@ -93,13 +93,13 @@ def correlogram(
 
 
 def _count_lags(a: Samples, b: Samples, first: Samples, last: Samples, reach: int) -> NDArray[np.int64]:
-    """Histogram b − a by sample, for each a over b[first:last]; shape (2·reach + 1,)."""
+    """Histogram of b − a in samples, for each a over b[first:last]; shape (2·reach + 1,)."""
     counts = np.zeros(2 * reach + 1, np.int64)
     ends = np.cumsum(last - first)
     start = 0
     while start < len(a):
         before = ends[start - 1] if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + PAIR_CHUNK, side="right")))
+        stop = max(start + 1, int(np.searchsorted(ends, before + PAIRS_PER_CHUNK, side="right")))
         n_of = last[start:stop] - first[start:stop]
         # Positions in b: first[i], first[i] + 1, … for each spike i of a.
         offset = np.repeat(first[start:stop] - (ends[start:stop] - n_of), n_of)
@@ -111,7 +111,7 @@ def _count_lags(a: Samples, b: Samples, first: Samples, last: Samples, reach: in
 
 
 class _Flanks(NamedTuple):
-    """Pairs around lag 0 and, per bin, away from it."""
+    """Pairs around lag 0, and pairs per bin away from it."""
 
     width: NDArray[np.int64]  # 1 … 10 bins to either side
     within: NDArray[np.int64]  # pairs at lags 1 … width on both sides
@@ -126,7 +126,7 @@ class _Flanks(NamedTuple):
 
 
 def _flanks(counts: NDArray[np.int64]) -> _Flanks:
-    """Sum up a correlogram of ±500 ms."""
+    """Summarise a correlogram of ±500 ms."""
     zero = len(counts) // 2
     beside = counts[zero + 1 : zero + 1 + REFRACTORY_MS] + counts[zero - 1 : zero - 1 - REFRACTORY_MS : -1]
     return _Flanks(
@@ -154,42 +154,42 @@ def refractoriness_of(counts: NDArray[np.int64]) -> Refractoriness:
     baseline, width, half = flanks.largest, flanks.width, flanks.within / 2.0
     if baseline == 0.0:
         return Refractoriness(1.0, 1.0)
-    ratio = float((half / width).min()) / baseline  # the rates' common factor, expected from totals, cancels
+    ratio = float((half / width).min()) / baseline  # the normalisation of the rates cancels
     deviation = (half - baseline * width) / np.sqrt(2.0 * baseline * width)
     return Refractoriness(ratio, 0.5 * (1.0 + math.erf(float(deviation.min()))))
 
 
 def refractoriness(
-    times_a: Samples, times_b: Samples | None = None, *, sampling_rate_hz: float, most_pairs: int = MOST_PAIRS
+    times_a: Samples, times_b: Samples | None = None, *, sampling_rate_hz: float, max_pairs: int = MAX_PAIRS
 ) -> Refractoriness:
-    """Measure how refractory a train, or a pair of trains, is.
+    """Measure the refractoriness of a train, or of a pair of trains.
 
     Parameters
     ----------
     times_a, times_b : ndarray, int64, samples
-        Sorted spike times; without `times_b` the auto-correlogram is used.
+        Sorted spike times; without `times_b`, the auto-correlogram is used.
     sampling_rate_hz : float
-    most_pairs : int
+    max_pairs : int
         See :func:`correlogram`.
 
     Returns
     -------
     Refractoriness
-        (ratio, probability), both 1 for trains that say nothing.
+        (ratio, probability); both are 1 for an empty train.
     """
     if min(len(times_a), len(times_a if times_b is None else times_b)) == 0:
         return Refractoriness(1.0, 1.0)
-    return refractoriness_of(correlogram(times_a, times_b, sampling_rate_hz=sampling_rate_hz, most_pairs=most_pairs))
+    return refractoriness_of(correlogram(times_a, times_b, sampling_rate_hz=sampling_rate_hz, max_pairs=max_pairs))
 
 
 def is_refractory_unit(
     times: Samples, *, sampling_rate_hz: float, acg_threshold: float = 0.2, q_threshold: float = 0.2
 ) -> bool:
     """Whether a unit fires like one neuron ("good", section 7)."""
-    if len(times) < FEWEST_SPIKES or times[0] == times[-1]:
+    if len(times) < MIN_SPIKES or times[0] == times[-1]:
         return False
-    found = refractoriness(times, sampling_rate_hz=sampling_rate_hz)
-    return found.ratio < acg_threshold and found.probability < q_threshold
+    ratio, probability = refractoriness(times, sampling_rate_hz=sampling_rate_hz)
+    return ratio < acg_threshold and probability < q_threshold
 
 
 def is_refractory_pair(
@@ -200,13 +200,12 @@ def is_refractory_pair(
     ccg_threshold: float = 0.25,
     chance: float = PAIR_CHANCE,
 ) -> bool:
-    """Whether two trains avoid each other as parts of one neuron's train do (section 7).
+    """Whether the cross-correlogram of two trains is refractory, as for parts of one neuron's train (section 7).
 
-    They do if some window of ±1 … ±10 ms has less than `ccg_threshold` of the baseline rate, and so few
-    pairs in it would be found with a probability below `chance` if the trains did not know of each other.
-    Both must hold in the same window, and the probability is Poisson's: the published pair of conditions
-    (R < 0.25 in one window, Q < 0.05 in another) is met by chance too often where a baseline is a few
-    pairs per bin.
+    It is if some window of ±1 … ±10 ms has less than `ccg_threshold` of the baseline rate, and so few pairs
+    that their Poisson probability for independent trains is below `chance`. Both must hold in the same window:
+    the published pair of conditions (R < 0.25 in one window, Q < 0.05 in another) is met by chance too often
+    if the baseline is a few pairs per bin.
 
     Parameters
     ----------

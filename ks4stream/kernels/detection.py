@@ -1,10 +1,10 @@
-"""Universal detection: where any waveform of any size might be, without computing that everywhere (section 3).
+"""Detection with universal templates, without evaluating every template at every sample (section 3).
 
-The score of centre k at sample t is the largest |A[k, s, p, t]|, A being the correlation B of the centre's channels
-with waveform p, summed with the spatial Gaussian s as weights. B is made everywhere. As no weight is negative, no
+The score of centre k at sample t is the largest |A[k, s, p, t]|, where A is the correlation B of the centre's channels
+with waveform p, summed with the spatial Gaussian s as weights. B is computed everywhere. As no weight is negative, no
 score within a short bin of time is larger than the same sum over the largest |B| of each channel in the bin; these
-bounds are made everywhere too. A is evaluated only in those bins that might
-hold a local maximum above threshold. Nothing is missed.
+bounds are also computed everywhere. A is evaluated only in bins that might contain a local maximum above threshold.
+No maximum is missed.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ import torch
 from torch import Tensor
 
 from ks4stream.kernels.convolution import SEGMENT, correlate
-from ks4stream.kernels.memory import AtOnce, in_pieces
+from ks4stream.kernels.memory import ChunkSize, in_chunks
 
-BIN = 8  # samples; a bin is evaluated whole; a power of 2
-PIECE = AtOnce(cpu=1 << 14, gpu=1 << 16)  # samples of a tile detected at a time, multiples of BIN and SEGMENT
-PAIRS_AT_ONCE = AtOnce(cpu=1 << 13, gpu=1 << 16)  # (centre, bin) pairs evaluated at a time
-ROWS_AT_ONCE = AtOnce(cpu=1 << 13, gpu=1 << 20)  # (channel, bin) pairs searched for their maximum at a time
-CENTRES_AT_ONCE = AtOnce(cpu=32, gpu=256)  # bounded by one product; neighbours, so that they share most channels
-SUMMIT_CENTRES = 32  # neighbours among which one is taken to have the largest score
-SHARPENED_ABOVE = 0.04  # share of the pairs of some centres above threshold; elsewhere a sharper bound costs more
+BIN = 8  # samples, a power of 2; bins are evaluated as a whole
+SAMPLES_PER_CHUNK = ChunkSize(cpu=1 << 14, gpu=1 << 16)  # searched at a time; multiples of BIN and SEGMENT
+PAIRS_PER_CHUNK = ChunkSize(cpu=1 << 13, gpu=1 << 16)  # (centre, bin) pairs evaluated at a time
+ROWS_PER_CHUNK = ChunkSize(cpu=1 << 13, gpu=1 << 20)  # (channel, bin) pairs searched for their maximum at a time
+CENTRES_PER_CHUNK = ChunkSize(cpu=32, gpu=256)  # whose bounds are one product; neighbours, which share most channels
+SUMMIT_CENTRES = 32  # neighbours, one of which is assumed to have the largest score
+SHARPENED_ABOVE = 0.04  # share of a group's pairs above threshold, below which sharper bounds cost more than they save
 ROUNDING = 1e-5  # share by which bounds are raised
 
 
 class Spread(NamedTuple):
-    """Weights of some neighbouring centres as one matrix.
+    """Weights of a group of neighbouring centres as one matrix.
 
     Attributes
     ----------
     channels : Tensor of int64, shape (c',)
-        Channels any of them uses.
+        Channels used by any of them.
     weights : Tensor, shape (s · k', c')
-        Spatial Gaussians of all of them, by size first; 0 where a centre does not use a channel; a little too
-        large, so that rounding cannot make a bound smaller than its score.
+        Their spatial Gaussians, ordered by size first; 0 where a centre does not use a channel; slightly increased,
+        so that rounding cannot make a bound smaller than its score.
     """
 
     channels: Tensor
@@ -47,7 +47,7 @@ class Spread(NamedTuple):
 
 
 class UniversalTemplates(NamedTuple):
-    """What detection needs to know of the probe and the waveforms, on the device of the traces.
+    """What detection needs of the probe and the waveforms, on the device of the traces.
 
     Attributes
     ----------
@@ -56,17 +56,17 @@ class UniversalTemplates(NamedTuple):
     components : Tensor, shape (q, w)
         wPCA.
     channels : Tensor of int64, shape (k, j)
-        Nearest channels of each centre; where there are fewer, any channel with weight 0.
+        Nearest channels of each centre; padded with arbitrary channels of weight 0.
     present : Tensor, shape (k, j)
-        1 where there is a channel, else 0.
+        1 where there is a channel, 0 in the padding.
     weights : Tensor, shape (k, s, j)
         Spatial Gaussians of unit norm.
     spreads : tuple of Spread
-        The same, :data:`CENTRES_AT_ONCE` centres at a time.
+        The same, in groups of :data:`CENTRES_PER_CHUNK` centres.
     neighbours : Tensor of int64, shape (k, m)
         Centres among which a detection must be the largest, itself included.
-    sees : Tensor of bool, shape (k, k)
-        The same as a table: [a, b] where b is among the neighbours of a.
+    is_neighbour : Tensor of bool, shape (k, k)
+        The same as a table: True at [a, b] if b is among the neighbours of a.
     depth_um : Tensor, shape (c,)
         Depth of each channel.
     """
@@ -78,7 +78,7 @@ class UniversalTemplates(NamedTuple):
     weights: Tensor
     spreads: tuple[Spread, ...]
     neighbours: Tensor
-    sees: Tensor
+    is_neighbour: Tensor
     depth_um: Tensor
 
 
@@ -92,21 +92,21 @@ def universal_templates(
     shapes : Tensor, shape (p, w)
     components : Tensor, shape (q, w)
     channels : Tensor of int64, shape (k, j)
-        Nearest channels of each centre; −1 where there are fewer.
+        Nearest channels of each centre, padded with −1.
     weights : Tensor, shape (k, s, j)
-        Spatial Gaussians of unit norm, none negative, 0 where there is no channel.
+        Spatial Gaussians of unit norm, not negative, 0 where there is no channel.
     neighbours : Tensor of int64, shape (k, m)
     depth_um : Tensor, shape (c,)
     """
     present, known = (channels >= 0).to(weights), channels.clamp(min=0)
     n_centres = len(channels)
-    sees = torch.zeros(n_centres, n_centres, dtype=torch.bool, device=channels.device)
+    is_neighbour = torch.zeros(n_centres, n_centres, dtype=torch.bool, device=channels.device)
     spreads = []
-    at_once = CENTRES_AT_ONCE.on(channels.device)
-    for some, heavy in zip(known.split(at_once), weights.split(at_once), strict=True):
-        used, slot = some.unique(return_inverse=True)
-        matrix = heavy.new_zeros(heavy.shape[1], len(some), len(used))
-        matrix.scatter_add_(2, slot.expand(heavy.shape[1], -1, -1), heavy.transpose(0, 1))
+    size = CENTRES_PER_CHUNK.on(channels.device)
+    for channels_of, weights_of in zip(known.split(size), weights.split(size), strict=True):
+        used, slot = channels_of.unique(return_inverse=True)
+        matrix = weights_of.new_zeros(weights_of.shape[1], len(channels_of), len(used))
+        matrix.scatter_add_(2, slot.expand(weights_of.shape[1], -1, -1), weights_of.transpose(0, 1))
         spreads.append(Spread(used, matrix.flatten(0, 1) * (1 + ROUNDING)))
     return UniversalTemplates(
         shapes=shapes,
@@ -116,13 +116,13 @@ def universal_templates(
         weights=weights,
         spreads=tuple(spreads),
         neighbours=neighbours,
-        sees=sees.scatter_(1, neighbours, True),
+        is_neighbour=is_neighbour.scatter_(1, neighbours, True),
         depth_um=depth_um,
     )
 
 
-class Peaks(NamedTuple):
-    """Detections of one tile, sorted by (sample, centre).
+class TilePeaks(NamedTuple):
+    """Peaks of one tile, sorted by (sample, centre).
 
     Attributes
     ----------
@@ -132,9 +132,9 @@ class Peaks(NamedTuple):
     score : Tensor, shape (n,)
         In noise standard deviations.
     template : Tensor of int64, shape (n,)
-        s · P + p of the best spatial size and waveform.
+        Best spatial size s and waveform p, as s · P + p.
     depth_um : Tensor, shape (n,)
-        Depth weighted by how well each channel matches the waveform.
+        Mean depth of the channels, weighted by their match with the waveform.
     """
 
     sample: Tensor
@@ -146,47 +146,47 @@ class Peaks(NamedTuple):
 
 def detect(
     traces: Tensor, templates: UniversalTemplates, *, threshold: float, reach: int, first: int, last: int
-) -> Peaks:
+) -> TilePeaks:
     """Find the peaks of the score with ``first <= sample < last``.
 
     Parameters
     ----------
     traces : Tensor, shape (c, t)
-        Whitened traces of a tile; `first` and `last` lie at least nt//2 + `reach` from its ends.
+        Whitened traces of a tile; `first` and `last` are at least nt//2 + `reach` samples from its ends.
     threshold : float
-        ``Th_universal``; a score must be larger.
+        ``Th_universal``; peaks have larger scores.
     reach : int
         Samples on either side within which a peak is the largest (``nt0min``); at least BIN − 1.
     first, last : int
-        Samples of the tile to report, half open.
+        Samples of the tile to report, half-open.
 
     Returns
     -------
-    Peaks
+    TilePeaks
     """
-    margin, found = reach + templates.shapes.shape[1] // 2 + BIN, []
+    margin, parts = reach + templates.shapes.shape[1] // 2 + BIN, []
 
-    def detect_piece(begins: Tensor) -> None:
-        start, stop = int(begins[0]), min(int(begins[-1]) + SEGMENT, last)
+    def detect_chunk(segment_start: Tensor) -> None:
+        start, stop = int(segment_start[0]), min(int(segment_start[-1]) + SEGMENT, last)
         low = start - margin
-        piece = traces[:, max(low, 0) : stop + margin]
+        chunk = traces[:, max(low, 0) : stop + margin]
         before, after = max(-low, 0), (low - min(stop + margin, traces.shape[1])) % BIN
-        if before or after:  # pieces begin at the same place of a bin wherever they lie, and are of whole bins
-            piece = torch.nn.functional.pad(piece, (before, after))
-        part = _detect_piece(piece, templates, threshold, reach, margin, margin + stop - start)
-        found.append(part._replace(sample=part.sample + low))
+        if before or after:  # every chunk begins at the same offset within a bin, and consists of whole bins
+            chunk = torch.nn.functional.pad(chunk, (before, after))
+        peaks = _detect_chunk(chunk, templates, threshold, reach, margin, margin + stop - start)
+        parts.append(peaks._replace(sample=peaks.sample + low))
 
-    in_pieces(detect_piece, torch.arange(first, last, SEGMENT), size=PIECE.on(traces.device) // SEGMENT)
-    return Peaks(*(torch.cat(column) for column in zip(*found, strict=True)))
+    in_chunks(detect_chunk, torch.arange(first, last, SEGMENT), size=SAMPLES_PER_CHUNK.on(traces.device) // SEGMENT)
+    return TilePeaks(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _detect_piece(
+def _detect_chunk(
     traces: Tensor, templates: UniversalTemplates, threshold: float, reach: int, first: int, last: int
-) -> Peaks:
+) -> TilePeaks:
     matches = correlate(traces, templates.shapes, layout="ctp")  # (c, t, p)
-    search = _Search(matches, templates, threshold, reach)
+    search = _PeakSearch(matches, templates, threshold, reach)
     search.evaluate(search.summits())
-    search.evaluate(search.not_outshone())
+    search.evaluate(search.undominated())
     centre, sample, value = search.candidates(first, last)
     search.evaluate(search.rivals(centre, sample, value))
     largest = search.are_largest(centre, sample, value)
@@ -195,8 +195,8 @@ def _detect_piece(
     return _describe(matches, templates, centre[order], sample[order])
 
 
-class _Search:
-    """Branch and bound for the local maxima of the score in one piece.
+class _PeakSearch:
+    """Branch and bound for the local maxima of the score in one chunk.
 
     A *pair* is a centre and a bin of time, numbered ``centre · n_bins + bin``. Every pair has an upper
     bound; its scores are evaluated only where they could matter. Maps over all pairs are flat.
@@ -204,13 +204,13 @@ class _Search:
     Attributes
     ----------
     bound : Tensor, shape (k · bins,)
-        No score in the bin is larger.
+        Upper bound of the scores in the bin.
     pairs : Tensor of int64, shape (n,)
-        Those whose bound is above threshold, ascending.
+        Pairs whose bound is above threshold, ascending.
     score : Tensor, shape (k · bins, BIN)
-        Largest |A| where evaluated, else anything.
+        Largest |A| where evaluated, undefined elsewhere.
     best : Tensor, shape (k · bins,)
-        Largest score of each bin; −1 where not evaluated.
+        Largest score in each bin; −1 where not evaluated.
     """
 
     def __init__(self, matches: Tensor, templates: UniversalTemplates, threshold: float, reach: int) -> None:
@@ -218,7 +218,7 @@ class _Search:
         self.templates, self.threshold, self.reach = templates, threshold, reach
         self.n_bins, self.n_shapes = t // BIN, p
         self.rows = matches.view(c * self.n_bins, BIN * p)
-        whole = (reach + 1) // BIN - 1  # bins on either side that lie within reach of every sample of a bin
+        whole = (reach + 1) // BIN - 1  # bins on either side that are within reach of every sample of a bin
         self.steps = torch.arange(-whole, whole + 1, device=matches.device)
         self.bound = _bounds(_folded(self.rows, 1, torch.abs).view(c, -1), templates)
         _sharpen(self.bound.view(-1, self.n_bins), self.rows.view(c, self.n_bins, -1), templates, threshold)
@@ -228,21 +228,21 @@ class _Search:
 
     def evaluate(self, pairs: Tensor) -> None:
         """Fill in the scores of the given pairs."""
-        in_pieces(self._evaluate, pairs, size=PAIRS_AT_ONCE.on(pairs.device))
+        in_chunks(self._evaluate, pairs, size=PAIRS_PER_CHUNK.on(pairs.device))
 
-    def _evaluate(self, some: Tensor) -> None:
-        centre = some // self.n_bins
-        row = self.templates.channels.index_select(0, centre) * self.n_bins + (some % self.n_bins)[:, None]
+    def _evaluate(self, pairs: Tensor) -> None:
+        centre = pairs // self.n_bins
+        row = self.templates.channels.index_select(0, centre) * self.n_bins + (pairs % self.n_bins)[:, None]
         around = self.rows.index_select(0, row.flatten()).view(*row.shape, self.rows.shape[1])  # (n, j, BIN·p)
         spread = torch.bmm(self.templates.weights.index_select(0, centre), around).abs_()  # (n, s, BIN·p)
         largest = functools.reduce(torch.maximum, spread.unbind(1))  # several times faster than amax
         score = largest.view(-1, BIN, self.n_shapes).amax(dim=2)
         best = score.amax(dim=1)
-        self.score.index_copy_(0, some, score)
-        self.best.index_copy_(0, some, best)
+        self.score.index_copy_(0, pairs, score)
+        self.best.index_copy_(0, pairs, best)
 
     def summits(self) -> Tensor:
-        """Of some centres and the bins around the pair with the largest bound: high scores are to be expected."""
+        """Pairs with the largest bound among some centres and the bins around: high scores are likely there."""
         bounds = self.bound.view(-1, self.n_bins)
         n_whole = len(bounds) // SUMMIT_CENTRES * SUMMIT_CENTRES
         parts = bounds[:n_whole].view(-1, SUMMIT_CENTRES, self.n_bins), bounds[None, n_whole:]
@@ -254,33 +254,33 @@ class _Search:
         pairs = members.clamp_(max=len(bounds) - 1) * self.n_bins + bin_[:, None]
         return pairs.gather(1, _look_up(self.bound, pairs).argmax(dim=1, keepdim=True))[:, 0]
 
-    def not_outshone(self) -> Tensor:
-        """Pairs not evaluated that may still hold a local maximum.
+    def undominated(self) -> Tensor:
+        """Pairs not yet evaluated that may still contain a local maximum.
 
-        A pair that sees a score larger than its bound within reach of all its samples holds none.
+        A pair does not if a neighbour has a score larger than the pair's bound within reach of all its samples.
         """
-        shining = self.pairs[self.best[self.pairs] > self.threshold]
-        watcher, index = self.templates.sees[:, shining // self.n_bins].nonzero(as_tuple=True)
-        sight = torch.zeros_like(self.best)
-        watched = watcher * self.n_bins + (shining % self.n_bins).index_select(0, index)
-        sight.scatter_reduce_(0, watched, self.best[shining].index_select(0, index), "amax")
+        high = self.pairs[self.best[self.pairs] > self.threshold]
+        observer, index = self.templates.is_neighbour[:, high // self.n_bins].nonzero(as_tuple=True)
+        visible_max = torch.zeros_like(self.best)
+        observed = observer * self.n_bins + (high % self.n_bins).index_select(0, index)
+        visible_max.scatter_reduce_(0, observed, self.best[high].index_select(0, index), "amax")
         waiting = self.pairs[self.best[self.pairs] < 0]
-        return waiting[self._around(sight, waiting) <= self.bound[waiting]]
+        return waiting[self._around(visible_max, waiting) <= self.bound[waiting]]
 
     def candidates(self, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores above threshold, the largest of their centre and of their bin, as far as evaluated."""
+        """Scores above threshold that are the largest of those evaluated at their centre and in their bin."""
         pairs = self.pairs[self.best[self.pairs] > self.threshold]
         pairs = pairs[self._around(self.best, pairs) <= self.best[pairs]]
-        seen = self._near(pairs // self.n_bins, pairs % self.n_bins, self.steps.new_zeros(1))  # most are exceeded there
-        pairs = pairs[_look_up(self.best, seen).flatten(1).amax(dim=1) <= self.best[pairs]]
-        one, offset = (self.score[pairs] == self.best[pairs, None]).nonzero(as_tuple=True)
-        pairs = pairs[one]
+        rivals = self._near(pairs // self.n_bins, pairs % self.n_bins, self.steps.new_zeros(1))  # exceed most of them
+        pairs = pairs[_look_up(self.best, rivals).flatten(1).amax(dim=1) <= self.best[pairs]]
+        index, offset = (self.score[pairs] == self.best[pairs, None]).nonzero(as_tuple=True)
+        pairs = pairs[index]
         sample = (pairs % self.n_bins) * BIN + offset
         inside = (sample >= first) & (sample < last)
         return pairs[inside] // self.n_bins, sample[inside], self.best[pairs[inside]]
 
     def rivals(self, centre: Tensor, sample: Tensor, value: Tensor) -> Tensor:
-        """Pairs not yet evaluated that could hold a score as large as a candidate's in its neighbourhood."""
+        """Pairs not yet evaluated in a candidate's neighbourhood that could contain a score as large as its own."""
         pair = self._within_reach(centre, sample)
         pair = pair[_look_up(self.bound, pair) >= value[:, None, None]]
         return pair[self.best[pair] < 0].unique()
@@ -288,103 +288,104 @@ class _Search:
     def are_largest(self, centre: Tensor, sample: Tensor, value: Tensor) -> Tensor:
         """The exact test: no larger score in the neighbourhood, no equal one earlier or, then, at a lower centre."""
         close = _look_up(self.best, self._within_reach(centre, sample)).amax(dim=2) >= value[:, None]
-        one, index = close.nonzero(as_tuple=True)  # a candidate and a neighbour worth looking at sample by sample
-        near = self.templates.neighbours[centre[one], index]
+        candidate, slot = close.nonzero(as_tuple=True)  # and the neighbours that have to be compared sample by sample
+        near = self.templates.neighbours[centre[candidate], slot]
         around = torch.arange(-self.reach, self.reach + 1, device=sample.device)
-        place = (near * (self.n_bins * BIN) + sample[one])[:, None] + around
-        seen = _look_up(self.score.view(-1), place).where(_look_up(self.best, place // BIN) >= 0, 0)
-        before = (around < 0) | ((around == 0) & (near < centre[one])[:, None])
-        mine = value[one, None]
-        outdone = ((seen > mine) | ((seen == mine) & before)).any(dim=1)
-        return torch.ones_like(sample, dtype=torch.bool).index_fill_(0, one[outdone], False)
+        index = (near * (self.n_bins * BIN) + sample[candidate])[:, None] + around
+        other = _look_up(self.score.view(-1), index).where(_look_up(self.best, index // BIN) >= 0, 0)
+        precedes = (around < 0) | ((around == 0) & (near < centre[candidate])[:, None])
+        own = value[candidate, None]
+        exceeded = ((other > own) | ((other == own) & precedes)).any(dim=1)
+        return torch.ones_like(sample, dtype=torch.bool).index_fill_(0, candidate[exceeded], False)
 
     def _within_reach(self, centre: Tensor, sample: Tensor) -> Tensor:
-        """Pairs of all neighbours and all bins that hold samples within reach: (n,) to (n, m, bins)."""
+        """Pairs of all neighbours and all bins with samples within reach: (n,) to (n, m, bins)."""
         steps = torch.arange(2 * self.reach // BIN + 2, device=sample.device)
         first, last = (sample - self.reach) // BIN, (sample + self.reach) // BIN
         return self._near(centre, first, steps).minimum(self._near(centre, last, steps[:1]))
 
     def _near(self, centre: Tensor, bin_: Tensor, steps: Tensor) -> Tensor:
-        """Pairs of a centre's neighbours, some bins away: (n,) to (n, m, steps)."""
+        """Pairs of a centre's neighbours, `steps` bins away: (n,) to (n, m, steps)."""
         near = self.templates.neighbours.index_select(0, centre)[:, :, None] * self.n_bins
         return near + (bin_[:, None] + steps).clamp(0, self.n_bins - 1)[:, None, :]
 
     def _around(self, values: Tensor, pairs: Tensor) -> Tensor:
-        """Largest of a map's values in a pair's bin and the whole bins around."""
+        """Largest value of a map in a pair's bin and the whole bins around it."""
         bin_ = pairs % self.n_bins
         near = (bin_[:, None] + self.steps).clamp_(0, self.n_bins - 1).add_((pairs - bin_)[:, None])
         return _look_up(values, near).amax(dim=1)
 
 
 def _look_up(values: Tensor, index: Tensor) -> Tensor:
-    """Entries of a flat map, in the shape of `index`; on a CPU three times as fast as take."""
+    """Entries of a flat map, in the shape of `index`; three times as fast as take on a CPU."""
     return values.index_select(0, index.flatten()).view(index.shape)
 
 
 def _where(mask: Tensor) -> Tensor:
-    """Where a flat mask is set, ascending; NumPy is an order faster where that is rare."""
+    """Indices where a flat mask is set, ascending; NumPy is ten times as fast if these are few."""
     return torch.from_numpy(mask.numpy().nonzero()[0]) if mask.device.type == "cpu" else mask.nonzero()[:, 0]
 
 
 def _folded(rows: Tensor, n_left: int, prepare: Callable[[Tensor], Tensor]) -> Tensor:
-    """Largest prepared value of each row, or of every n_left-th column: (n, m) to (n, n_left).
+    """Largest prepared value of each row, or of every n_left-th column of it: (n, m) to (n, n_left).
 
-    Halved again and again, which is several times faster than amax.
+    By repeated halving, which is several times as fast as amax.
     """
     parts = []
-    for part in rows.split(ROWS_AT_ONCE.on(rows.device)):
+    for part in rows.split(ROWS_PER_CHUNK.on(rows.device)):
         part = prepare(part)
         while part.shape[1] > n_left:
-            half = n_left * -(-part.shape[1] // (2 * n_left))  # of an odd number the middle counts twice
+            half = n_left * -(-part.shape[1] // (2 * n_left))  # of an odd number, the middle is in both halves
             part = torch.maximum(part[:, :half], part[:, -half:])
         parts.append(part)
     return torch.cat(parts)
 
 
 def _bounds(largest: Tensor, templates: UniversalTemplates) -> Tensor:
-    """No score of a centre in a bin is larger, whatever the waveform: (c, bins) to (k · bins,)."""
+    """Upper bounds of the scores of a centre in a bin, whatever the waveform: (c, bins) to (k · bins,)."""
     return torch.cat([_spread(spread, largest, templates) for spread in templates.spreads]).flatten()
 
 
 def _spread(spread: Spread, largest: Tensor, templates: UniversalTemplates) -> Tensor:
-    """Weighted sums over channels, the largest of all sizes: (c, …) to (k', …)."""
+    """Weighted sums over channels, the largest over all sizes: (c, …) to (k', …)."""
     sums = spread.weights @ largest.index_select(0, spread.channels).flatten(1)  # (s·k', …)
     sizes = sums.view(templates.weights.shape[1], -1, *largest.shape[1:]).unbind(0)
     return functools.reduce(torch.maximum, sizes)
 
 
 def _sharpen(bound: Tensor, rows: Tensor, templates: UniversalTemplates, threshold: float) -> None:
-    """Lower the bounds (k, bins) of centres where they let too much through: each waveform and sign by itself.
+    """Lower the bounds (k, bins) of centres where too many are above threshold: bound each waveform and sign by itself.
 
-    Of six waveforms and eight samples, of either sign, the largest noise is above 3 on every channel, which sums up to
-    a threshold of 9 over ten of them. Noise that has to have the same sign everywhere does not. `rows` is `matches`
-    as (c, bins, BIN·p).
+    The largest of the noise over six waveforms and eight samples, of either sign, is above 3 on every channel, and sums
+    up to a threshold of 9 over ten channels. If the sign has to be the same on all channels, it does not. `rows` is
+    `matches` as (c, bins, BIN·p).
     """
     sizes = [len(spread.weights) // templates.weights.shape[1] for spread in templates.spreads]
     above = (bound > threshold).sum(dim=1).cpu().split(sizes)
     groups = zip(bound.split(sizes), templates.spreads, strict=True)
-    crowded = [int(some.sum()) > SHARPENED_ABOVE * some.numel() * bound.shape[1] for some in above]
+    crowded = [int(counts.sum()) > SHARPENED_ABOVE * counts.numel() * bound.shape[1] for counts in above]
     if not any(crowded):
         return
     p = len(templates.shapes)
     signs = [_folded(rows.flatten(0, 1), p, sign) for sign in (torch.positive, torch.neg)]
-    each = [one.T.reshape(p, *rows.shape[:2]).clamp_(min=0) for one in signs]  # (p, c, bins) per sign
-    for some, spread in itertools.compress(groups, crowded):
-        some.copy_(functools.reduce(torch.maximum, (_spread(spread, one, templates) for sign in each for one in sign)))
+    by_waveform = [largest.T.reshape(p, *rows.shape[:2]).clamp_(min=0) for largest in signs]  # (p, c, bins) per sign
+    for bounds, spread in itertools.compress(groups, crowded):
+        sharper = (_spread(spread, largest, templates) for sign in by_waveform for largest in sign)
+        bounds.copy_(functools.reduce(torch.maximum, sharper))
 
 
-def _describe(matches: Tensor, templates: UniversalTemplates, centre: Tensor, sample: Tensor) -> Peaks:
-    """Score, template and depth of the detections."""
+def _describe(matches: Tensor, templates: UniversalTemplates, centre: Tensor, sample: Tensor) -> TilePeaks:
+    """Score, template and depth of the peaks."""
     channels = templates.channels[centre]  # (n, j)
     around = matches[channels, sample[:, None]]  # (n, j, p)
     spread = torch.bmm(templates.weights[centre], around).flatten(1)  # (n, s·p)
-    template = spread.abs().max(dim=1).indices  # ties: bmm of equal inputs is equal, and the first is taken on a CPU
+    template = spread.abs().max(dim=1).indices  # of equal scores the first, on a CPU; bmm of equal inputs is equal
     score = spread.gather(1, template[:, None])[:, 0]
     waveform = (template % matches.shape[2])[:, None, None].expand(-1, channels.shape[1], 1)
     match = around.gather(2, waveform)[:, :, 0] * score.sign()[:, None] * templates.present[centre]  # (n, j)
     weight = match.clamp(min=0)
     depth = (weight * templates.depth_um[channels]).sum(dim=1) / weight.sum(dim=1).clamp(min=1e-12)
-    return Peaks(sample, centre, score.abs(), template, depth)
+    return TilePeaks(sample, centre, score.abs(), template, depth)
 
 
 def features(
@@ -400,7 +401,7 @@ def features(
     sample : Tensor of int64, shape (n,)
         Centre of each window.
     present : Tensor, shape (n, j), optional
-        0 where a channel is only padding; its features are 0.
+        0 where a channel is padding; its features are 0.
 
     Returns
     -------
@@ -408,5 +409,5 @@ def features(
     """
     nt = components.shape[1]
     windows = traces.unfold(1, nt, 1)  # (c, t', w), a view
-    found = windows[channels, (sample - nt // 2)[:, None]] @ components.T
-    return found if present is None else found * present[:, :, None]
+    projected = windows[channels, (sample - nt // 2)[:, None]] @ components.T
+    return projected if present is None else projected * present[:, :, None]

@@ -1,4 +1,4 @@
-"""How far the tissue moved: fingerprints of activity over depth, and their alignment (section 4)."""
+"""Drift estimation: fingerprints of activity over depth, and their registration (section 4)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 N_AMPLITUDE_BINS = 20
-LARGEST_SCORE = 99.0  # larger scores count as this
-REFERENCE_BATCH = 300  # the first reference, or the middle of a shorter recording
-RIGID_ITERATIONS = 10  # the last only compares
-RIGID_REACH = 15  # bins tried in one iteration
-SEGMENT_REACH = 5  # bins tried per segment, after the rigid shift
+MAX_SCORE = 99.0  # larger scores are clipped to this
+REFERENCE_BATCH = 300  # the first reference; in a shorter recording, the middle batch
+RIGID_ITERATIONS = 10  # the last one only compares
+RIGID_REACH = 15  # largest shift tested in one iteration, in bins
+SEGMENT_REACH = 5  # largest shift tested per segment after the rigid shift, in bins
 UPSAMPLING = 10  # steps per bin of the final shift
-FEWEST_BINS = 16  # with fewer depth bins a shift cannot be told
-BINS_AT_ONCE = 1 << 19  # of the fingerprints that are compared at a time: some megabytes
+MIN_DEPTH_BINS = 16  # with fewer depth bins a shift cannot be determined
+BINS_PER_CHUNK = 1 << 19  # of the fingerprints that are compared at a time: a few megabytes
 
 
 def n_depth_bins(span_um: float, bin_um: float) -> int:
-    """Depth bins from 1 µm below the lowest contact to the highest."""
+    """Number of depth bins from 1 µm below the lowest contact to the highest."""
     return 1 + math.ceil((span_um + 1) / bin_um)
 
 
@@ -34,7 +34,7 @@ def fingerprint_bins(
     n_bins: int,
     threshold: float,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Bins of a fingerprint that peaks are counted in, by depth and by logarithm of the score.
+    """Bins of a fingerprint in which peaks are counted, by depth and by logarithm of the score.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def fingerprint_bins(
     lowest_um : float
         Depth of the lowest contact.
     threshold : float
-        ``Th_universal``: where the first amplitude bin begins; the last ends at 100.
+        ``Th_universal``, the lower edge of the first amplitude bin; the last one ends at 100.
 
     Returns
     -------
@@ -50,50 +50,50 @@ def fingerprint_bins(
         Depth bin and amplitude bin.
     """
     z = np.floor((depth_um.astype(float) - (lowest_um - 1)) / bin_um).astype(np.int64).clip(0, n_bins - 1)
-    level = np.log(np.minimum(score.astype(float), LARGEST_SCORE) / threshold) / math.log(100 / threshold)
+    level = np.log(np.minimum(score.astype(float), MAX_SCORE) / threshold) / math.log(100 / threshold)
     return z, (level * N_AMPLITUDE_BINS).astype(np.int64).clip(0, N_AMPLITUDE_BINS - 1)
 
 
-def segment_bounds(n_bins: int, n_blocks: int) -> list[tuple[int, int]]:
-    """Half-overlapping depth segments, 2·n_blocks − 1 of n_bins // n_blocks bins each.
+def segment_bounds(n_bins: int, nblocks: int) -> list[tuple[int, int]]:
+    """Half-overlapping depth segments, 2·nblocks − 1 of n_bins // nblocks bins each.
 
     >>> segment_bounds(100, 2)
     [(0, 50), (25, 75), (50, 100)]
     """
-    length = max(n_bins // n_blocks, 1)
-    starts = np.round(np.linspace(0, n_bins - length, 2 * n_blocks - 1)).astype(int)
+    length = max(n_bins // nblocks, 1)
+    starts = np.round(np.linspace(0, n_bins - length, 2 * nblocks - 1)).astype(int)
     return [(int(start), int(start) + length) for start in starts]
 
 
 class Counts(Protocol):
-    """Peaks counted by :func:`fingerprint_bins`: an array (b, h, z, a) of uint16, or what is indexed like one."""
+    """Peaks counted by :func:`fingerprint_bins`: an array (b, h, z, a) of uint16, or an object indexed like one."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Batches, parts that are summed, depth bins, amplitude bins."""
+        """Numbers of batches, parts, depth bins and amplitude bins."""
 
-    def __getitem__(self, which: Any, /) -> NDArray[np.uint16]:
-        """Some batches, and of these some parts."""
+    def __getitem__(self, index: Any, /) -> NDArray[np.uint16]:
+        """Counts of some batches, or of some parts of them."""
 
 
 def register(
-    counts: Counts, parts: slice = slice(None), *, n_blocks: int, smoothing: tuple[float, float, float]
+    counts: Counts, parts: slice = slice(None), *, nblocks: int, smoothing: tuple[float, float, float]
 ) -> NDArray[np.float64]:
     """Align the fingerprints of all batches.
 
-    Nothing wraps around: bins that a shift brings in from beyond the probe hold the mean (0), and the total
+    Shifts do not wrap around: bins shifted in from beyond the probe contain the mean (0), and the total
     rigid shift is at most half of the depth bins.
 
     Parameters
     ----------
-    counts : ndarray, shape (b, h, z, a), or what is indexed like one
-        It is read some batches at a time.
+    counts : ndarray, shape (b, h, z, a), or an object indexed like one
+        Read a few batches at a time.
     parts : slice
-        Of the second axis, those that are summed.
-    n_blocks : int
+        Parts (second axis) that are summed.
+    nblocks : int
         ``nblocks``.
     smoothing : tuple of float
-        Widths over shift, batch and segment.
+        Widths of the smoothing over shift, batch and segment.
 
     Returns
     -------
@@ -103,7 +103,7 @@ def register(
     n_batches, _, n_bins, _ = counts.shape
     rigid, reference = _register_rigidly(counts, parts)
     reach = min(SEGMENT_REACH, n_bins // 2)
-    segments = segment_bounds(n_bins, n_blocks)
+    segments = segment_bounds(n_bins, nblocks)
     similarity = np.zeros((2 * reach + 1, n_batches, len(segments)))
     for g, (first, last) in enumerate(segments):
         window = np.zeros_like(reference)
@@ -112,8 +112,8 @@ def register(
         for rows in _chunks(counts):
             similarity[:, rows, g] = _compare(_prints(counts[rows, parts]), window, rigid[rows], shifts).T
     similarity = gaussian_filter(similarity, smoothing, mode="reflect")
-    beyond = [_peak_between_bins(similarity[:, rows], reach) for rows in _chunks(counts)]
-    return np.asarray(rigid[:, None] + np.concatenate(beyond), np.float64)
+    residual = [_peak_between_bins(similarity[:, rows], reach) for rows in _chunks(counts)]
+    return np.asarray(rigid[:, None] + np.concatenate(residual), np.float64)
 
 
 def _prints(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
@@ -122,22 +122,22 @@ def _prints(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
     return np.asarray(prints - prints.mean(axis=1, keepdims=True))
 
 
-def rows_at_once(n_bins: int) -> int:
-    """Batches that are compared at a time, by the depth bins of their fingerprints."""
-    return max(BINS_AT_ONCE // (n_bins * N_AMPLITUDE_BINS), 1)
+def batches_per_chunk(n_bins: int) -> int:
+    """Number of batches compared at a time, given the number of depth bins of their fingerprints."""
+    return max(BINS_PER_CHUNK // (n_bins * N_AMPLITUDE_BINS), 1)
 
 
 def _chunks(counts: Counts) -> list[slice]:
     n_batches, _, n_bins, _ = counts.shape
-    some = rows_at_once(n_bins)
-    return [slice(at, at + some) for at in range(0, n_batches, some)]
+    size = batches_per_chunk(n_bins)
+    return [slice(start, start + size) for start in range(0, n_batches, size)]
 
 
 def _register_rigidly(counts: Counts, parts: slice = slice(None)) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Whole-bin shifts (b,) and the mean fingerprint they line up with (z, a)."""
+    """Shifts in whole bins (b,), and the mean fingerprint that they align with (z, a)."""
     n_batches, _, n_bins, _ = counts.shape
     reach = min(RIGID_REACH, n_bins // 2)
-    steps = np.array(sorted(range(-reach, reach + 1), key=lambda step: (abs(step), step)))  # ties: stay
+    steps = np.array(sorted(range(-reach, reach + 1), key=lambda step: (abs(step), step)))  # ties: the smallest
     middle = min(REFERENCE_BATCH, n_batches // 2)
     reference = _prints(counts[middle : middle + 1, parts])[0]
     total = np.zeros(n_batches, np.int64)
@@ -158,16 +158,16 @@ def _register_rigidly(counts: Counts, parts: slice = slice(None)) -> tuple[NDArr
 def _compare(
     prints: NDArray[np.float64], reference: NDArray[np.float64], base: NDArray[np.int64], steps: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Inner products of each print (b, z, a), moved by ``base + steps``, with the reference (z, a): (b, step)."""
+    """Inner products of each print (b, z, a), shifted by ``base + steps``, with the reference (z, a): (b, step)."""
     wanted = base[:, None] + steps[None, :]
     shifts = np.unique(wanted)
-    moved = np.stack([_shifted(reference, -int(shift)).ravel() for shift in shifts], axis=1)  # moving back the other
+    moved = np.stack([_shifted(reference, -int(shift)).ravel() for shift in shifts], axis=1)  # the other way round
     products = prints.reshape(len(prints), -1) @ moved
     return np.asarray(np.take_along_axis(products, np.searchsorted(shifts, wanted), axis=1))
 
 
 def _shifted(values: NDArray[np.float64], shift: int) -> NDArray[np.float64]:
-    """Move rows (z, a) to larger depth by `shift` bins; what comes in is 0."""
+    """Shift rows (z, a) to larger depth by `shift` bins; rows shifted in are 0."""
     moved = np.zeros_like(values)
     n = len(values)
     if abs(shift) < n:
@@ -176,10 +176,10 @@ def _shifted(values: NDArray[np.float64], shift: int) -> NDArray[np.float64]:
 
 
 def _peak_between_bins(similarity: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
-    """Where the similarity (shift, b, g), upsampled by a Gaussian of one bin, is largest: (b, g) in bins."""
+    """Shift of largest similarity (shift, b, g) after upsampling with a Gaussian of one bin: (b, g), in bins."""
     coarse = np.arange(-reach, reach + 1)
     fine = np.arange(-reach * UPSAMPLING, reach * UPSAMPLING + 1) / UPSAMPLING
-    fine = fine[np.argsort(np.abs(fine), kind="stable")]  # ties: stay
+    fine = fine[np.argsort(np.abs(fine), kind="stable")]  # ties: the smallest
     kernel = np.exp(-0.5 * (fine[:, None] - coarse[None, :]) ** 2)
     return fine[np.argmax(np.tensordot(kernel, similarity, axes=(1, 0)), axis=0)]
 
@@ -187,7 +187,7 @@ def _peak_between_bins(similarity: NDArray[np.float64], reach: int) -> NDArray[n
 def shift_at(
     depth_um: NDArray[np.float64], centre_um: NDArray[np.float32], shift_um: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Shift at given depths: linear between segment centres, extrapolated outside: (c,), (g,), (g,) to (c,)."""
+    """Shift at given depths, linear between segment centres and extrapolated outside: (c,), (g,), (g,) to (c,)."""
     if len(centre_um) == 1:
         return np.full(len(depth_um), float(shift_um[0]))
     segment = np.clip(np.searchsorted(centre_um, depth_um) - 1, 0, len(centre_um) - 2)

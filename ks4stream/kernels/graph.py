@@ -1,7 +1,7 @@
-"""The graph that is clustered: every spike joined to its nearest landmarks (section 6, steps 1 and 2).
+"""The graph that is clustered: every spike is linked to its nearest landmarks (section 6, steps 1 and 2).
 
-Spikes may be millions and wide, so they are only ever seen in chunks; what is kept of them is ten
-landmark numbers each. Landmarks are a subset of the spikes, few enough to be held densely.
+There may be millions of spikes with many features, so they are read only in chunks; ten landmark numbers are kept
+for each. Landmarks are a subset of the spikes, few enough to fit in memory.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ks4stream.kernels.memory import in_pieces
+from ks4stream.kernels.memory import in_chunks
 
-CHUNK = 16_384  # spikes fetched from a store, or swept over, at a time (section 6, cost)
-INNER_CHUNK = 1024  # spikes whose distances to all landmarks are held at a time
+CHUNK = 16_384  # spikes read, or swept over, at a time (section 6, cost)
+INNER_CHUNK = 1024  # spikes whose distances to all landmarks are in memory at a time
 
 
 class FeatureRows(Protocol):
-    """The spikes of one region as rows of a matrix (n, d) that is never held as a whole."""
+    """The spikes of one region as rows of a matrix (n, d) that is never in memory as a whole."""
 
     @property
     def n(self) -> int:
@@ -30,7 +30,7 @@ class FeatureRows(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where rows are returned."""
+        """Device of the rows."""
 
     def chunk(self, start: int, stop: int) -> Tensor:
         """Rows ``start … stop−1``, shape (stop − start, d), float32."""
@@ -40,7 +40,7 @@ class FeatureRows(Protocol):
 
 
 class DenseRows:
-    """Rows that are held as one matrix.
+    """Rows of a matrix in memory.
 
     Parameters
     ----------
@@ -63,21 +63,21 @@ class DenseRows:
 
 
 class ScatteredRows:
-    """Rows made on the fly from compact features: those of a spike's own channels, zeros elsewhere.
+    """Rows computed on demand from compact features: a spike's features on its own channels, zeros elsewhere.
 
     Parameters
     ----------
     features : Tensor, shape (n, j, q), float32, noise s.d.
         Features on the nearest channels of each spike; may be a mapped file.
     kind : Tensor, shape (n,), int
-        Template, or centre, that found each spike: spikes of one kind have the same channels.
+        Template, or centre, of each spike: spikes of one kind have the same channels.
     slot_of : Tensor, shape (k, j), int64
-        Place of each kind's channels among the region's; −1 where the feature is padding or the
-        channel is none of the region's. No place occurs twice in a row.
+        Index of each kind's channels among the channels of the region; −1 where the feature is padding or the
+        channel does not belong to the region. No index occurs twice in a row.
     n_slots : int
-        Channels of the region; ``d = n_slots · q``.
+        Number of channels of the region; ``d = n_slots · q``.
     device : torch.device or str, optional
-        Where rows are made; by default where the features are.
+        Device of the rows; by default that of the features.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ScatteredRows:
         self.d = n_slots * features.shape[2]
         self.device = torch.device(device or features.device)
         self.kind = kind.to(features.device)
-        # One slot more than there are takes the padding, and is cut off again.
+        # One additional slot takes the padding, and is cut off again.
         self._slot_of = torch.where(slot_of < 0, n_slots, slot_of).to(self.device)
 
     def chunk(self, start: int, stop: int) -> Tensor:
@@ -110,20 +110,20 @@ class ScatteredRows:
 
 
 class SpikeGraph(NamedTuple):
-    """Spikes and the landmarks they are joined to.
+    """Spikes and the landmarks they are linked to.
 
     Attributes
     ----------
     landmark : Tensor, shape (m,), int64
-        The spike that each landmark is, ascending.
+        Spike index of each landmark, ascending.
     neighbor : Tensor, shape (n, 10), int32
         Nearest landmarks of each spike, ascending.
     is_self : Tensor, shape (n, 10), bool
-        Where a landmark is joined to itself. Such a link is left out of the degrees.
+        Where a landmark is linked to itself. Such links do not count in the degrees.
     spike_degree : Tensor, shape (n,), int64
-        kᵢ, the links of each spike.
+        kᵢ, the number of links of each spike.
     landmark_degree : Tensor, shape (m,), int64
-        kⱼ, the links of each landmark.
+        kⱼ, the number of links of each landmark.
     n_links : int
         Sum of the adjacency matrix (m in section 6).
     """
@@ -146,8 +146,10 @@ class SpikeGraph(NamedTuple):
         return self.landmark.shape[0]
 
 
-def choose_landmarks(n: int, *, downsampling: int, least: int, most: int) -> Tensor:
-    """Pick evenly spaced spikes: one in `downsampling`, at least `least` of them where there are, at most `most`.
+def choose_landmarks(n: int, *, downsampling: int, min_landmarks: int, max_landmarks: int) -> Tensor:
+    """Choose evenly spaced spikes: one in `downsampling`, but at least `min_landmarks` and at most `max_landmarks`.
+
+    If there are fewer than `min_landmarks` spikes, all of them.
 
     Returns
     -------
@@ -156,19 +158,19 @@ def choose_landmarks(n: int, *, downsampling: int, least: int, most: int) -> Ten
 
     Examples
     --------
-    >>> choose_landmarks(10, downsampling=4, least=1, most=100).tolist()
+    >>> choose_landmarks(10, downsampling=4, min_landmarks=1, max_landmarks=100).tolist()
     [0, 3, 6]
-    >>> choose_landmarks(4, downsampling=4, least=100, most=100).tolist()
+    >>> choose_landmarks(4, downsampling=4, min_landmarks=100, max_landmarks=100).tolist()
     [0, 1, 2, 3]
     """
-    wanted = min(max(-(-n // downsampling), least), most, n)
+    wanted = min(max(-(-n // downsampling), min_landmarks), max_landmarks, n)
     return torch.arange(wanted, dtype=torch.int64) * n // max(wanted, 1)
 
 
-def nearest(
+def nearest_landmarks(
     rows: Tensor, landmarks: Tensor, half_squared: Tensor, n_neighbors: int, *, out: Tensor | None = None
 ) -> Tensor:
-    """Find each row's nearest landmarks; of equally near ones the first.
+    """Find the nearest landmarks of each row; ties go to the first.
 
     Parameters
     ----------
@@ -179,14 +181,14 @@ def nearest(
     n_neighbors : int
         At most m.
     out : Tensor, shape (n, m), float32, optional
-        Where to put the distances.
+        Buffer for the distances.
 
     Returns
     -------
     Tensor, shape (n, n_neighbors), int64
         Landmark numbers, ascending.
     """
-    # ‖x − y‖² = ‖x‖² − 2(x·y − ‖y‖²/2): the first term does not matter among the landmarks of one spike.
+    # ‖x − y‖² = ‖x‖² − 2(x·y − ‖y‖²/2): the first term is the same for all landmarks of a spike.
     nearness = torch.addmm(half_squared, rows, landmarks.T, beta=-1.0, out=out)
     m = landmarks.shape[0]
     if n_neighbors >= m:
@@ -194,7 +196,7 @@ def nearest(
     value, index = torch.topk(nearness, n_neighbors + 1, dim=1)
     tied = torch.nonzero(value[:, n_neighbors - 1] == value[:, n_neighbors]).flatten()
     index = index[:, :n_neighbors]
-    if tied.numel():  # topk may take any of them
+    if tied.numel():  # topk may return any of them
         order = torch.sort(nearness[tied], dim=1, descending=True, stable=True).indices
         index[tied] = order[:, :n_neighbors]
     return index.sort(dim=1).values
@@ -203,18 +205,18 @@ def nearest(
 def join_to_landmarks(
     rows: FeatureRows, landmark: Tensor, *, n_neighbors: int, chunk: int = CHUNK, inner: int = INNER_CHUNK
 ) -> SpikeGraph:
-    """Join every spike to its nearest landmarks: exact Euclidean distances, in chunks.
+    """Link every spike to its nearest landmarks, by exact Euclidean distances, in chunks.
 
     Parameters
     ----------
     rows : FeatureRows
         Spikes of one region.
     landmark : Tensor, shape (m,), int64
-        The spikes that are landmarks, ascending.
+        Indices of the spikes that are landmarks, ascending.
     n_neighbors : int
-        Links per spike (``cluster_neighbors``); all landmarks where there are fewer.
+        Links per spike (``cluster_neighbors``); all landmarks if there are fewer.
     chunk, inner : int
-        Spikes fetched, and spikes compared, at a time.
+        Number of spikes read, and of spikes compared, at a time.
 
     Returns
     -------
@@ -226,29 +228,29 @@ def join_to_landmarks(
     n_links = min(n_neighbors, landmark.shape[0])
     neighbor = torch.empty((rows.n, n_links), dtype=torch.int32, device=rows.device)
 
-    held = points.new_empty(0, len(points))  # the same for every piece: in fresh ones each time, the heap gets holes
+    buffer = points.new_empty(0, len(points))  # the same for every chunk: new ones would fragment the heap
 
-    def fill(some: Tensor, joined: Tensor) -> None:
-        nonlocal held
-        if len(held) < len(some):
-            held = points.new_empty(len(some), len(points))
-        joined.copy_(nearest(some, points, half_squared, n_links, out=held[: len(some)]))
+    def link(spikes: Tensor, links: Tensor) -> None:
+        nonlocal buffer
+        if len(buffer) < len(spikes):
+            buffer = points.new_empty(len(spikes), len(points))
+        links.copy_(nearest_landmarks(spikes, points, half_squared, n_links, out=buffer[: len(spikes)]))
 
     for start in range(0, rows.n, chunk):
         x = rows.chunk(start, min(start + chunk, rows.n))
-        in_pieces(fill, x, neighbor[start : start + len(x)], size=inner)
+        in_chunks(link, x, neighbor[start : start + len(x)], size=inner)
     return graph_of(neighbor, landmark)
 
 
 def graph_of(neighbor: Tensor, landmark: Tensor) -> SpikeGraph:
-    """Complete a graph from its links: mark those of a landmark to itself, count the others.
+    """Complete a graph from its links: mark links of landmarks to themselves, and count the others.
 
     Parameters
     ----------
     neighbor : Tensor, shape (n, 10), int32
-        Landmarks each spike is joined to.
+        Landmarks each spike is linked to.
     landmark : Tensor, shape (m,), int64
-        The spike that each landmark is.
+        Spike index of each landmark.
     """
     is_self = torch.zeros_like(neighbor, dtype=torch.bool)
     own = torch.arange(landmark.shape[0], dtype=neighbor.dtype, device=neighbor.device)

@@ -1,17 +1,17 @@
 """Explain the traces as a sum of templates: matching pursuit with learned templates (section 8).
 
-The score of unit u at sample t, ``S[u, t] = B[u, t] / ‖U_u‖ = √G``, is held for all units and samples. Round
-after round the largest scores are taken as spikes and what they explain is subtracted. What a round touches
-is small, so everything else is kept from round to round::
+The score of unit u at sample t, ``S[u, t] = B[u, t] / ‖U_u‖ = √G``, is kept in memory for all units and samples. In
+each round the largest scores are taken as spikes, and what they explain is subtracted. A round changes only a small
+part of the scores, so everything else is kept from round to round::
 
-    units     sorted into groups that lie together on the probe: a score is a product over the group's channels
-    samples   cut into blocks of nt, so that a group can have only one peak per block
+    units     sorted into groups that are close together on the probe: a score is a product over the group's channels
+    samples   divided into bins of nt, so that a group can have only one peak per bin
     scores    (row, sample)    every unit; changed by a subtraction within ±nt, for units that share channels
     best      (group, sample)  largest score of the group's units
-    top       (group, block)   largest of `best` in the block, its sample and its unit
+    top       (group, bin)     largest of `best` in the bin, its sample and its unit
 
-A peak is a top that is the largest score within ±nt samples among the units of all groups that share
-channels with its own: what lies further away on the probe cannot be touched by it, so it is peeled in the same round.
+A peak is a top that is the largest score within ±nt samples among the units of all groups that share channels with its
+own. It cannot change scores farther away on the probe, so peaks there are subtracted in the same round.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ks4stream.kernels.convolution import correlate
-from ks4stream.kernels.memory import AtOnce, in_pieces
+from ks4stream.kernels.memory import ChunkSize, in_chunks
 from ks4stream.kernels.templates import lagged_products
 
 DROPPED_ENERGY = 1e-4
-"""Share of a template's energy on channels it is not followed to. Dropping ε changes a score by √ε = 0.01
-noise standard deviations (rms, in noise) and by less than ε of itself (on the unit's own spikes)."""
+"""Share of a template's energy on the channels that are dropped from it. Dropping ε changes a score by √ε = 0.01
+noise standard deviations (rms, in noise) and by less than ε of its value (on the unit's own spikes)."""
 
-GROUP_SIZE = 16  # units that are scored together, at most
-SAMPLES_AT_ONCE = AtOnce(cpu=1 << 11, gpu=1 << 15)
-"""Samples of all components held while scoring; blocks or spikes held elsewhere."""
+GROUP_SIZE = 16  # maximum number of units that are scored together
+SAMPLES_PER_CHUNK = ChunkSize(cpu=1 << 11, gpu=1 << 15)
+"""Samples of all components in memory while scoring; bins or spikes elsewhere."""
 
-ROWS_AT_ONCE = AtOnce(cpu=1 << 15, gpu=1 << 16)  # windows of 2·nt − 1 samples held while subtracting: 50 MB
+ROWS_PER_CHUNK = ChunkSize(cpu=1 << 15, gpu=1 << 16)  # windows of 2·nt − 1 samples in memory while subtracting: 50 MB
 
 
-class Spikes(NamedTuple):
-    """Spikes of one tile, sorted by (sample, unit).
+class TileSpikes(NamedTuple):
+    """TileSpikes of one tile, sorted by (sample, unit).
 
     Attributes
     ----------
@@ -60,38 +60,38 @@ class Spikes(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Matcher:
-    """Templates made ready for :func:`match`; made by :func:`prepare`, constant for a sort.
+class PreparedTemplates:
+    """Templates prepared for :func:`match` by :func:`prepare`; constant during a sort.
 
     Rows are the units in group order: row r is unit ``unit_of[r]``.
 
     Attributes
     ----------
     features : Tensor, shape (u, c, q), float32, noise s.d.
-        Templates on the channels they are followed to, zero elsewhere.
+        Templates, zero on the channels that were dropped.
     components : Tensor, shape (q, w), float32
         wPCA.
     norm : Tensor, shape (u,), float32
     template_channels : Tensor, shape (u, j), int64
-        Channels of a spike's features: nearest to the template's largest, nearest first, padded with −1.
+        Channels of a spike's features: those nearest to the template's largest channel, nearest first, padded with −1.
     unit_of, group_of : Tensor, shape (row,), int64
     members : Tensor, shape (g, m), int64
-        Rows of each group, by ascending unit; padded with u, a row without scores.
+        Rows of each group, by ascending unit; padded with u, a row that has no scores.
     near : Tensor, shape (g, x), int64
         Groups that share channels with each group, itself included; padded with the number of groups.
     channels : tuple of slice or Tensor, shape (c',), int64
         Channels of each group's units.
     weights : tuple of Tensor, shape (m, c'·q), float32
-        Unit-norm templates of each group's units there.
+        Unit-norm templates of each group's units on these channels.
     pair_start : Tensor, shape (row + 1,), int64
-        Where each row's pairs start.
+        Index of each row's first pair.
     pair_row : Tensor, shape (pair,), int64
-        Rows that share channels with it.
+        Row that shares channels with it.
     pair_gram : Tensor, shape (pair, q·q), float32
         Inner products over channels of the pair's unit-norm templates, that of `pair_row` first.
     lagged : Tensor, shape (q·q, 2·nt − 1), float32
-        ``pair_gram @ lagged``: by how much the score of `pair_row` falls at −nt+1 … nt−1 samples from a spike of
-        score 1 of the row.
+        ``pair_gram @ lagged`` is the amount by which a spike of the row with score 1 reduces the score of `pair_row`
+        at −nt+1 … nt−1 samples from the spike.
     """
 
     features: Tensor
@@ -120,7 +120,7 @@ class Matcher:
         return len(self.features)
 
 
-# -- templates made ready ----------------------------------------------------------------------------
+# -- preparing templates -----------------------------------------------------------------------------
 
 
 def prepare(
@@ -131,8 +131,8 @@ def prepare(
     *,
     dropped_energy: float = DROPPED_ENERGY,
     group_size: int = GROUP_SIZE,
-) -> Matcher:
-    """Make templates ready for matching, on the device of `features`.
+) -> PreparedTemplates:
+    """Prepare templates for matching, on the device of `features`.
 
     Parameters
     ----------
@@ -143,11 +143,11 @@ def prepare(
     neighbours : Tensor, shape (c, j), int64
         Each channel's nearest channels of its shank, itself first, padded with −1.
     positions : array, shape (c, 2), µm
-        Of the channels; only to group units that lie together.
+        Positions of the channels; used only to group units that are close together.
     dropped_energy : float
         See :data:`DROPPED_ENERGY`.
     group_size : int
-        Units that are scored together, at most.
+        Maximum number of units that are scored together.
     """
     device = features.device
     features = trimmed(features, dropped_energy)
@@ -166,7 +166,7 @@ def prepare(
     rows = torch.split(torch.arange(len(unit_of), device=device), sizes.tolist())
     pairs = [_pairs(ordered, support, rows[g], sharing[g][group_of], channels[g]) for g in range(len(groups))]
     q, nt = components.shape
-    return Matcher(
+    return PreparedTemplates(
         features=features,
         components=components,
         norm=norm,
@@ -185,7 +185,7 @@ def prepare(
 
 
 def largest_channel(features: Tensor) -> Tensor:
-    """Channel of each template's largest features, told on the CPU, the same on every machine: (u, c, q) to (u,)."""
+    """Largest channel of each template, computed on the CPU, so the same on every machine: (u, c, q) to (u,)."""
     return features.cpu().square().sum(dim=2).argmax(dim=1)
 
 
@@ -206,7 +206,7 @@ def trimmed(features: Tensor, dropped_energy: float) -> Tensor:
 
 
 def bisected(positions: NDArray[np.float64], size: int) -> list[NDArray[np.int64]]:
-    """Group points that lie together: halve along the longer extent until a group has at most `size`.
+    """Group points that are close together: halve along the longer extent until a group has at most `size`.
 
     >>> [group.tolist() for group in bisected(np.array([[0, 0], [0, 90], [0, 10], [0, 80]]), 2)]
     [[0, 2], [1, 3]]
@@ -223,7 +223,7 @@ def bisected(positions: NDArray[np.float64], size: int) -> list[NDArray[np.int64
 
 
 def _span(mask: Tensor) -> slice | Tensor:
-    """Indices of the true entries; as a slice, which costs no copy, where that holds few others."""
+    """Indices of the true entries; as a slice, which needs no copy, if that contains few others."""
     index = torch.nonzero(mask)[:, 0]
     if len(index) and int(index[-1] - index[0]) < 1.25 * len(index):
         return slice(int(index[0]), int(index[-1]) + 1)
@@ -233,17 +233,17 @@ def _span(mask: Tensor) -> slice | Tensor:
 def _pairs(
     templates: Tensor, support: Tensor, rows: Tensor, sharing: Tensor, channels: slice | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, for `rows`, how many rows share channels with each, which, and their inner products over channels."""
+    """For each of `rows`: how many rows share channels with it, which ones, and their inner products over channels."""
     q = templates.shape[2]
     others = torch.nonzero(sharing)[:, 0]
     shared = support[rows][:, channels].float() @ support[others][:, channels].float().T > 0  # (row, other)
-    one, other = torch.nonzero(shared, as_tuple=True)
+    row, other = torch.nonzero(shared, as_tuple=True)
     gram = torch.einsum("vcq,ucr->uvqr", templates[others][:, channels], templates[rows][:, channels])
-    return shared.sum(dim=1), others[other], gram[one, other].reshape(-1, q * q)
+    return shared.sum(dim=1), others[other], gram[row, other].reshape(-1, q * q)
 
 
 def _starts(counts: list[Tensor], device: torch.device) -> Tensor:
-    """Running total of counts, from 0."""
+    """Cumulative sum of counts, starting with 0."""
     return torch.cat([torch.zeros(1, dtype=torch.int64, device=device), *counts]).cumsum(0)
 
 
@@ -259,46 +259,46 @@ def _padded(mask: Tensor, fill: int) -> Tensor:
 
 def match(
     traces: Tensor,
-    matcher: Matcher,
+    templates: PreparedTemplates,
     *,
     threshold: float = 8.0,
     max_peels: int = 100,
     first: int | None = None,
     last: int | None = None,
-) -> Spikes:
+) -> TileSpikes:
     """Find spikes by matching pursuit.
 
     Parameters
     ----------
     traces : Tensor, shape (c, t), float32, noise s.d.
         Whitened, drift corrected.
-    matcher : Matcher
+    templates : PreparedTemplates
     threshold : float, noise s.d.
         ``Th_learned``: a spike's score √G exceeds it.
     max_peels : int
-        Rounds at most.
+        Maximum number of rounds.
     first, last : int, optional
-        Samples searched for the centres of windows, half open; by default all but the outer nt. What is not
-        searched neither makes a spike nor prevents one.
+        Samples searched for the centres of windows, half-open; by default all but the outer nt. Samples that are not
+        searched neither have spikes nor prevent any.
 
     Raises
     ------
     ValueError
-        If the window of a sample searched does not lie within the traces.
+        If the window of a searched sample is not within the traces.
     """
-    nt = matcher.nt
+    nt = templates.nt
     first = nt if first is None else first
     last = traces.shape[1] - nt if last is None else last
     if first < last and (first < nt // 2 or last > traces.shape[1] - nt // 2):
         raise ValueError(
-            f"Samples {first} to {last} cannot be searched: windows of nt={nt} samples around them leave the traces' "
-            f"{traces.shape[1]} samples. Use first >= {nt // 2} and last <= {traces.shape[1] - nt // 2}."
+            f"Samples {first} to {last} cannot be searched: windows of nt={nt} samples around them extend beyond the "
+            f"{traces.shape[1]} samples of the traces. Use first >= {nt // 2} and last <= {traces.shape[1] - nt // 2}."
         )
     none = torch.zeros(0, dtype=torch.int64, device=traces.device)
-    empty = _Peaks(none, none, none, traces.new_zeros(0))
+    empty = _RoundPeaks(none, none, none, traces.new_zeros(0))
     rounds = [empty]
-    if matcher.n_units and first < last:
-        search = _Search(traces, matcher, first, last)
+    if templates.n_units and first < last:
+        search = _ScoreMap(traces, templates, first, last)
         for _ in range(max_peels):
             peaks = search.peaks(threshold)
             if not len(peaks.sample):
@@ -306,14 +306,14 @@ def match(
             search.subtract(peaks)
             rounds.append(peaks)
     _, sample, row, score = (torch.cat(parts) for parts in zip(*rounds, strict=True))
-    unit = matcher.unit_of[row]
-    order = torch.argsort(sample * matcher.n_units + unit, stable=True)
+    unit = templates.unit_of[row]
+    order = torch.argsort(sample * templates.n_units + unit, stable=True)
     unit, score = unit[order], score[order]
-    return Spikes(sample[order] - nt + first, unit, score, score / matcher.norm[unit])
+    return TileSpikes(sample[order] - nt + first, unit, score, score / templates.norm[unit])
 
 
-class _Peaks(NamedTuple):
-    """Peaks of one round; samples count from nt before the first one searched."""
+class _RoundPeaks(NamedTuple):
+    """Peaks of one round; samples are counted from nt before the first one searched."""
 
     group: Tensor
     sample: Tensor
@@ -321,22 +321,22 @@ class _Peaks(NamedTuple):
     score: Tensor
 
 
-class _Search:
-    """Scores of one tile and their maxima, kept up to date while spikes are subtracted.
+class _ScoreMap:
+    """Scores of one tile and their maxima, updated as spikes are subtracted.
 
-    The time axis starts one block before the first sample searched and ends at least one block after the last;
-    what is not searched has the score −∞, which no subtraction changes.
+    The time axis starts one bin before the first sample searched and ends at least one bin after the last. Samples
+    that are not searched have the score −∞, which no subtraction changes.
     """
 
-    def __init__(self, traces: Tensor, matcher: Matcher, first: int, last: int) -> None:
-        nt, n_groups = matcher.nt, len(matcher.members)
-        self.matcher = matcher
-        self.n_blocks = -(-(last - first) // nt) + 2
-        width = self.n_blocks * nt
-        self.scores = traces.new_full((matcher.n_units + 1, width), -torch.inf)
-        _score(traces, matcher, first, self.scores[:, nt : nt + last - first])
+    def __init__(self, traces: Tensor, templates: PreparedTemplates, first: int, last: int) -> None:
+        nt, n_groups = templates.nt, len(templates.members)
+        self.templates = templates
+        self.n_bins = -(-(last - first) // nt) + 2
+        width = self.n_bins * nt
+        self.scores = traces.new_full((templates.n_units + 1, width), -torch.inf)
+        _score(traces, templates, first, self.scores[:, nt : nt + last - first])
         self.best = traces.new_full((n_groups + 1, width), -torch.inf)
-        self.top = traces.new_full((n_groups + 1, self.n_blocks), -torch.inf)
+        self.top = traces.new_full((n_groups + 1, self.n_bins), -torch.inf)
         self.top_sample = torch.zeros_like(self.top, dtype=torch.int64)
         self.top_row = torch.zeros_like(self.top_sample)
         dirty = torch.zeros_like(self.top, dtype=torch.bool)
@@ -344,124 +344,123 @@ class _Search:
         self._refresh(dirty)
 
     def _refresh(self, dirty: Tensor) -> None:
-        """Find the maxima anew in the blocks (g, block) that a subtraction reached."""
-        nt = self.matcher.nt
-        scores = self.scores.view(-1, self.n_blocks, nt)
-        best = self.best.view(-1, self.n_blocks, nt)
+        """Recompute the maxima in the bins (g, bin) that a subtraction changed."""
+        nt = self.templates.nt
+        scores = self.scores.view(-1, self.n_bins, nt)
+        best = self.best.view(-1, self.n_bins, nt)
 
-        def refresh(group: Tensor, block: Tensor) -> None:
-            rows = self.matcher.members[group]  # (n, m)
-            values = scores[rows, block[:, None]]  # (n, m, w)
+        def refresh(group: Tensor, bin_: Tensor) -> None:
+            rows = self.templates.members[group]  # (n, m)
+            values = scores[rows, bin_[:, None]]  # (n, m, w)
             largest = values.amax(dim=1)  # (n, w)
-            at = largest.argmax(dim=1, keepdim=True)  # the earliest
-            there = values.gather(2, at[:, None].expand(-1, rows.shape[1], -1))[:, :, 0]  # (n, m)
-            best[group, block] = largest
-            self.top[group, block] = largest.gather(1, at)[:, 0]
-            self.top_sample[group, block] = block * nt + at[:, 0]
-            self.top_row[group, block] = rows.gather(1, there.argmax(dim=1, keepdim=True))[:, 0]  # the lowest unit
+            offset = largest.argmax(dim=1, keepdim=True)  # the earliest
+            at_top = values.gather(2, offset[:, None].expand(-1, rows.shape[1], -1))[:, :, 0]  # (n, m)
+            best[group, bin_] = largest
+            self.top[group, bin_] = largest.gather(1, offset)[:, 0]
+            self.top_sample[group, bin_] = bin_ * nt + offset[:, 0]
+            self.top_row[group, bin_] = rows.gather(1, at_top.argmax(dim=1, keepdim=True))[:, 0]  # the lowest unit
 
-        size = SAMPLES_AT_ONCE.on(dirty.device)  # at 16 units a group 16 MB on a CPU
-        in_pieces(refresh, *torch.nonzero(dirty, as_tuple=True), size=size)
+        size = SAMPLES_PER_CHUNK.on(dirty.device)  # at 16 units a group 16 MB on a CPU
+        in_chunks(refresh, *torch.nonzero(dirty, as_tuple=True), size=size)
 
-    def peaks(self, threshold: float) -> _Peaks:
-        """Return the tops above `threshold` that no score of a group nearby within ±nt samples exceeds or precedes."""
-        group, block = torch.nonzero(self.top > threshold, as_tuple=True)
-        stands = ~self._beaten_by_a_top(group, block)
-        group, block = group[stands], block[stands]
-        stands = ~self._beaten(group, block)
-        group, block = group[stands], block[stands]
-        return _Peaks(group, self.top_sample[group, block], self.top_row[group, block], self.top[group, block])
+    def peaks(self, threshold: float) -> _RoundPeaks:
+        """Return the tops above `threshold` that no score of a nearby group within ±nt samples exceeds or precedes."""
+        group, bin_ = torch.nonzero(self.top > threshold, as_tuple=True)
+        stands = ~self._exceeded_by_bin_maximum(group, bin_)
+        group, bin_ = group[stands], bin_[stands]
+        stands = ~self._exceeded(group, bin_)
+        group, bin_ = group[stands], bin_[stands]
+        return _RoundPeaks(group, self.top_sample[group, bin_], self.top_row[group, bin_], self.top[group, bin_])
 
-    def _beaten_by_a_top(self, group: Tensor, block: Tensor) -> Tensor:
-        """Tell which tops are beaten by the top of a block nearby: cheap, and settles most, equal scores included."""
-        unit_of = self.matcher.unit_of
-        near = self.matcher.near[group][:, :, None]  # (n, x, 1)
-        blocks = block[:, None] + torch.arange(-1, 2, device=block.device)
-        blocks = blocks[:, None]  # (n, 1, 3)
-        score, sample = self.top[group, block][:, None, None], self.top_sample[group, block][:, None, None]
-        unit = unit_of[self.top_row[group, block]][:, None, None]
-        other_score, other_sample = self.top[near, blocks], self.top_sample[near, blocks]
-        other_unit = unit_of[self.top_row[near, blocks]]
+    def _exceeded_by_bin_maximum(self, group: Tensor, bin_: Tensor) -> Tensor:
+        """Which tops are exceeded by the top of a nearby bin: cheap, and decides most cases, including equal scores."""
+        unit_of = self.templates.unit_of
+        near = self.templates.near[group][:, :, None]  # (n, x, 1)
+        bins = (bin_[:, None] + torch.arange(-1, 2, device=bin_.device))[:, None]  # (n, 1, 3)
+        score, sample = self.top[group, bin_][:, None, None], self.top_sample[group, bin_][:, None, None]
+        unit = unit_of[self.top_row[group, bin_]][:, None, None]
+        other_score, other_sample = self.top[near, bins], self.top_sample[near, bins]
+        other_unit = unit_of[self.top_row[near, bins]]
         precedes = (other_sample < sample) | ((other_sample == sample) & (other_unit < unit))
         better = (other_score > score) | ((other_score == score) & precedes)
-        return (better & ((other_sample - sample).abs() <= self.matcher.nt)).flatten(1).any(dim=1)
+        return (better & ((other_sample - sample).abs() <= self.templates.nt)).flatten(1).any(dim=1)
 
-    def _beaten(self, group: Tensor, block: Tensor) -> Tensor:
-        """Tell which tops are beaten by any score within ±nt.
+    def _exceeded(self, group: Tensor, bin_: Tensor) -> Tensor:
+        """Which tops are exceeded by any score within ±nt samples.
 
-        The top of a block nearby may lie too far away while another of its scores does not. An equal score at the same
-        sample need not be looked for: it would be a top, or lie in a block whose top beats this one.
+        The top of a nearby bin may be too far away while another of its scores is not. Equal scores at the same sample
+        need no test: such a score is a top itself, or in a bin whose top exceeds this one.
         """
-        nt = self.matcher.nt
-        sample, score = self.top_sample[group, block], self.top[group, block]
+        nt = self.templates.nt
+        sample, score = self.top_sample[group, bin_], self.top[group, bin_]
         windows = self.best.unfold(1, 2 * nt + 1, 1)  # (g, t, 2·nt + 1)
-        beaten = torch.zeros_like(group, dtype=torch.bool)
+        exceeded = torch.zeros_like(group, dtype=torch.bool)
 
-        def compare(group: Tensor, sample: Tensor, score: Tensor, beaten: Tensor) -> None:
-            around = windows[self.matcher.near[group], sample[:, None] - nt]  # (n, x, 2·nt + 1)
+        def compare(group: Tensor, sample: Tensor, score: Tensor, exceeded: Tensor) -> None:
+            around = windows[self.templates.near[group], sample[:, None] - nt]  # (n, x, 2·nt + 1)
             limit = score[:, None, None]
-            beaten |= (around > limit).flatten(1).any(1) | (around[:, :, :nt] == limit).flatten(1).any(1)
+            exceeded |= (around > limit).flatten(1).any(1) | (around[:, :, :nt] == limit).flatten(1).any(1)
 
-        in_pieces(compare, group, sample, score, beaten, size=SAMPLES_AT_ONCE.on(group.device))
-        return beaten
+        in_chunks(compare, group, sample, score, exceeded, size=SAMPLES_PER_CHUNK.on(group.device))
+        return exceeded
 
-    def subtract(self, peaks: _Peaks) -> None:
-        """Take what `peaks` explain out of the scores, in the order of the peaks, and refresh the maxima."""
-        matcher, nt = self.matcher, self.matcher.nt
-        start = matcher.pair_start[peaks.row]
-        count = matcher.pair_start[peaks.row + 1] - start
+    def subtract(self, peaks: _RoundPeaks) -> None:
+        """Subtract what `peaks` explain from the scores, in the order of the peaks, and update the maxima."""
+        templates, nt = self.templates, self.templates.nt
+        start = templates.pair_start[peaks.row]
+        count = templates.pair_start[peaks.row + 1] - start
         peak = torch.arange(len(count), device=count.device).repeat_interleave(count)
         pair = torch.arange(len(peak), device=count.device) + (start - count.cumsum(0) + count)[peak]
         reach = torch.arange(1 - nt, nt, device=count.device)
         flat = self.scores.view(-1)
 
         def subtract(peak: Tensor, pair: Tensor) -> None:
-            fall = matcher.pair_gram[pair] @ matcher.lagged * -peaks.score[peak, None]  # (n, l)
-            origin = matcher.pair_row[pair] * self.scores.shape[1] + peaks.sample[peak]
-            # peaks that do not touch each other may touch the same scores: sums in order, never float atomics
+            fall = templates.pair_gram[pair] @ templates.lagged * -peaks.score[peak, None]  # (n, l)
+            origin = templates.pair_row[pair] * self.scores.shape[1] + peaks.sample[peak]
+            # Peaks that do not affect each other may still change the same scores: add in order, not by float atomics.
             flat.index_put_((origin[:, None] + reach,), fall, accumulate=True)
 
-        in_pieces(subtract, peak, pair, size=ROWS_AT_ONCE.on(peak.device))
+        in_chunks(subtract, peak, pair, size=ROWS_PER_CHUNK.on(peak.device))
         self._refresh(self._reached(peaks))
 
-    def _reached(self, peaks: _Peaks) -> Tensor:
-        """Mark the blocks (g, block) that a subtraction reaches: of the groups nearby, its own and those beside it."""
+    def _reached(self, peaks: _RoundPeaks) -> Tensor:
+        """Mark the bins (g, bin) changed by a subtraction: in nearby groups, the peak's own bin and those beside it."""
         dirty = torch.zeros_like(self.top, dtype=torch.bool)
-        near = self.matcher.near[peaks.group][:, :, None]
+        near = self.templates.near[peaks.group][:, :, None]
         beside = torch.arange(-1, 2, device=near.device)
-        dirty[near, (peaks.sample // self.matcher.nt)[:, None, None] + beside] = True
+        dirty[near, (peaks.sample // self.templates.nt)[:, None, None] + beside] = True
         dirty[-1], dirty[:, 0], dirty[:, -1] = False, False, False  # the padding
         return dirty
 
 
-def _score(traces: Tensor, matcher: Matcher, first: int, out: Tensor) -> None:
-    """Fill `out` (row, t) with the scores of all units from sample `first` on."""
-    half, step = matcher.nt // 2, SAMPLES_AT_ONCE.on(traces.device)
+def _score(traces: Tensor, templates: PreparedTemplates, first: int, out: Tensor) -> None:
+    """Fill `out` (row, t) with the scores of all units, starting at sample `first`."""
+    half, step = templates.nt // 2, SAMPLES_PER_CHUNK.on(traces.device)
     for start in range(0, out.shape[1], step):
         stop = min(start + step, out.shape[1])
         left = max(first + start - half, 0)
-        projected = correlate(traces[:, left : first + stop + half], matcher.components)  # (c, q, t)
+        projected = correlate(traces[:, left : first + stop + half], templates.components)  # (c, q, t)
         begin = first + start - left
         projected = projected[:, :, begin : begin + stop - start]
         row = 0
-        for channels, weights in zip(matcher.channels, matcher.weights, strict=True):
+        for channels, weights in zip(templates.channels, templates.weights, strict=True):
             torch.mm(weights, projected[channels].flatten(0, 1), out=out[row : row + len(weights), start:stop])
             row += len(weights)
-        del projected  # before the next one is made
+        del projected  # before the next one is allocated
 
 
-# -- what is left ------------------------------------------------------------------------------------
+# -- residual and features ---------------------------------------------------------------------------
 
 
-def subtract(traces: Tensor, spikes: Spikes, matcher: Matcher) -> Tensor:
-    """Return the residual: `traces` without the templates of all spikes.
+def subtract(traces: Tensor, spikes: TileSpikes, templates: PreparedTemplates) -> Tensor:
+    """Return the residual: `traces` minus the templates of all spikes.
 
     Parameters
     ----------
     traces : Tensor, shape (c, t), float32
-    spikes : Spikes
-        With windows inside the traces, sorted.
-    matcher : Matcher
+    spikes : TileSpikes
+        Sorted, with windows inside the traces.
+    templates : PreparedTemplates
 
     Returns
     -------
@@ -469,45 +468,48 @@ def subtract(traces: Tensor, spikes: Spikes, matcher: Matcher) -> Tensor:
     """
     residual = traces.clone()
     c, t = traces.shape
-    support = (matcher.features != 0).any(dim=2)
+    support = (templates.features != 0).any(dim=2)
     channels = _padded(support, c)  # (u, x)
-    window = torch.arange(matcher.nt, device=traces.device) - matcher.nt // 2
-    padded = torch.cat([matcher.features, matcher.features.new_zeros(matcher.n_units, 1, matcher.features.shape[2])], 1)
+    window = torch.arange(templates.nt, device=traces.device) - templates.nt // 2
+    padded = torch.cat(
+        [templates.features, templates.features.new_zeros(templates.n_units, 1, templates.features.shape[2])], 1
+    )
     on_channels = padded.gather(1, channels[:, :, None].expand(-1, -1, padded.shape[2]))  # (u, x, q)
     flat = residual.view(-1)
-    step = max(1, ROWS_AT_ONCE.on(traces.device) // max(channels.shape[1], 1))
-    for some in torch.split(torch.arange(len(spikes.unit), device=traces.device), step):
-        unit = spikes.unit[some]
+    step = max(1, ROWS_PER_CHUNK.on(traces.device) // max(channels.shape[1], 1))
+    for chunk in torch.split(torch.arange(len(spikes.unit), device=traces.device), step):
+        unit = spikes.unit[chunk]
         spike, slot = torch.nonzero(channels[unit] < c, as_tuple=True)
         unit = unit[spike]
-        scaled = on_channels[unit, slot] * -spikes.amplitude[some][spike, None]
-        origin = channels[unit, slot] * t + spikes.sample_index[some][spike]
-        flat.index_put_((origin[:, None] + window,), scaled @ matcher.components, accumulate=True)
+        scaled = on_channels[unit, slot] * -spikes.amplitude[chunk][spike, None]
+        origin = channels[unit, slot] * t + spikes.sample_index[chunk][spike]
+        flat.index_put_((origin[:, None] + window,), scaled @ templates.components, accumulate=True)
     return residual
 
 
-def features(residual: Tensor, spikes: Spikes, matcher: Matcher) -> Tensor:
-    """Features of each spike: what is left around it plus its own template, on the channels nearest to its largest.
+def features(residual: Tensor, spikes: TileSpikes, templates: PreparedTemplates) -> Tensor:
+    """Features of each spike: the residual around it plus its own template, on the channels nearest to its largest.
 
     Parameters
     ----------
     residual : Tensor, shape (c, t), float32
         From :func:`subtract`.
-    spikes : Spikes
-    matcher : Matcher
+    spikes : TileSpikes
+    templates : PreparedTemplates
 
     Returns
     -------
     Tensor, shape (n, j, q), float32
-        On channels ``matcher.template_channels[spikes.unit]``; zero where that is −1.
+        On channels ``templates.template_channels[spikes.unit]``; zero where that is −1.
     """
-    channels = matcher.template_channels[spikes.unit]  # (n, j)
-    windows = residual.unfold(1, matcher.nt, 1)
-    found = residual.new_empty(*channels.shape, len(matcher.components))
-    # pieces of one size: with so few columns a row's sums depend on how many rows are multiplied at a time
-    for some in torch.split(torch.arange(len(channels), device=residual.device), SAMPLES_AT_ONCE.on(residual.device)):
-        at = spikes.sample_index[some, None] - matcher.nt // 2
-        left = windows[channels[some].clamp_min(0), at] @ matcher.components.T
-        own = matcher.features[spikes.unit[some, None], channels[some].clamp_min(0)]
-        found[some] = left + spikes.amplitude[some, None, None] * own
-    return found.masked_fill_((channels < 0)[:, :, None], 0.0)
+    channels = templates.template_channels[spikes.unit]  # (n, j)
+    windows = residual.unfold(1, templates.nt, 1)
+    out = residual.new_empty(*channels.shape, len(templates.components))
+    # Chunks of one size: with so few columns, the sums of a row depend on how many rows are multiplied at a time.
+    size = SAMPLES_PER_CHUNK.on(residual.device)
+    for chunk in torch.split(torch.arange(len(channels), device=residual.device), size):
+        start = spikes.sample_index[chunk, None] - templates.nt // 2
+        left = windows[channels[chunk].clamp_min(0), start] @ templates.components.T
+        own = templates.features[spikes.unit[chunk, None], channels[chunk].clamp_min(0)]
+        out[chunk] = left + spikes.amplitude[chunk, None, None] * own
+    return out.masked_fill_((channels < 0)[:, :, None], 0.0)

@@ -1,4 +1,4 @@
-"""How much is computed at a time: pieces of a size that suits the device, and smaller ones where memory is out."""
+"""Computing in chunks: as large as suits the device, and smaller if it runs out of memory."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SMALLEST = 16
-"""Rows of a piece at least: fewer free no memory worth having, and products of one or two rows may be summed in
-another order than those of many."""
+MIN_ROWS = 16
+"""Minimum number of rows in a chunk: fewer would hardly free any memory, and products of one or two rows may be summed
+in a different order than products of many."""
 
 
-class AtOnce(NamedTuple):
-    """Rows of a piece: few on a CPU, whose cache holds them; many on a GPU, which waits for each kernel's launch.
+class ChunkSize(NamedTuple):
+    """Rows in a chunk: few on a CPU, so that they fit its cache; many on a GPU, where launching a kernel takes time.
 
     Examples
     --------
-    >>> AtOnce(cpu=2, gpu=8).on("cuda:1")
+    >>> ChunkSize(cpu=2, gpu=8).on("cuda:1")
     8
     """
 
@@ -26,42 +26,42 @@ class AtOnce(NamedTuple):
     gpu: int
 
     def on(self, device: torch.device | str) -> int:
-        """Rows of a piece on a device."""
+        """Rows in a chunk on the given device."""
         return self.cpu if torch.device(device).type == "cpu" else self.gpu
 
 
-def in_pieces(function: Callable[..., None], *columns: Tensor, size: int) -> None:
-    """Call a function on some rows after the other of all columns.
+def in_chunks(function: Callable[..., None], *columns: Tensor, size: int) -> None:
+    """Call a function on one chunk of rows after another, the same rows of all columns.
 
     Parameters
     ----------
     function : callable
-        Called with the same rows of each column. It changes nothing before the last of its memory is allocated, and
-        what it does to a row does not depend on which others come along.
+        Called with the same rows of each column. It must not change anything before it has allocated all its memory,
+        and what it does to a row must not depend on the other rows of the chunk.
     *columns : Tensor, shape (n, …)
     size : int
-        Rows at a time; half of them, and half of these, where the device is out of memory.
+        Rows in a chunk; halved, repeatedly if necessary, when the device is out of memory.
 
     Raises
     ------
     torch.OutOfMemoryError
-        If not even a few times :data:`SMALLEST` rows fit.
+        If not even the smallest chunks, of :data:`MIN_ROWS` rows or a few more, fit.
 
     Examples
     --------
-    >>> in_pieces(lambda some: print(some.tolist()), torch.arange(5), size=2)
+    >>> in_chunks(lambda rows: print(rows.tolist()), torch.arange(5), size=2)
     [0, 1]
     [2, 3]
     [4]
     """
-    for piece in zip(*(column.split(size) for column in columns), strict=True):
-        n = len(piece[0])
+    for chunk in zip(*(column.split(size) for column in columns), strict=True):
+        n = len(chunk[0])
         try:
-            function(*piece)
+            function(*chunk)
         except torch.cuda.OutOfMemoryError:
-            if n < 2 * SMALLEST:
+            if n < 2 * MIN_ROWS:
                 raise
         else:
             continue
-        torch.cuda.empty_cache()  # here the error is gone, and with it the tensors of its frames
-        in_pieces(function, *piece, size=-(-n // 2))
+        torch.cuda.empty_cache()  # outside the handler: the error, and the tensors its frames refer to, are gone
+        in_chunks(function, *chunk, size=-(-n // 2))

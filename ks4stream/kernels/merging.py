@@ -1,4 +1,4 @@
-"""Merging units that are one neuron, and spikes that are one spike (sections 9 and 10)."""
+"""Merging units of the same neuron, and marking duplicate spikes (sections 9 and 10)."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from torch import Tensor
 from ks4stream.kernels.correlograms import is_refractory_pair, is_refractory_unit, refractoriness
 from ks4stream.kernels.templates import roll_matrix
 
-SIMILAR_ABOVE = 0.5  # templates less alike are never merged (section 9)
+SIMILAR_ABOVE = 0.5  # less similar templates are never merged (section 9)
 TWIN_SIMILARITY, TWIN_NORMS = 0.95, 0.15
-"""Beyond the published method (section 9): pairs this much alike, with norms that differ by less, are merged unless
-their correlogram speaks against it. Units of few spikes have too few coincidences to expect for a dip to be improbable:
-where fewer than 6.2 are expected within ±10 ms, even none has a probability above 0.002. With the test alone, a rare
-neuron that drift had cut in two would stay in two."""
+"""Beyond the published method (section 9): pairs more similar than this, with norms that differ by less than this, are
+merged unless their correlogram contradicts it. Units with few spikes have too few expected coincidences for a dip to be
+improbable: where fewer than 6.2 are expected within ±10 ms, even zero has a probability above 0.002. With that test
+alone, a rarely firing neuron that drift has split in two would remain split."""
 
 SimilarityRow = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Similarity of one template (c, q) to others (v, c, q): values (v,) and lags (v,); see :func:`merge_units`."""
 
 
 class Trains(Protocol):
-    """Sorted spike times of each unit, wherever they lie."""
+    """Sorted spike times of each unit, in memory or on disk."""
 
     def __getitem__(self, unit: int, /) -> NDArray[np.int64]: ...
 
 
 class MergedUnits(NamedTuple):
-    """Which units became one.
+    """Units after merging.
 
     Attributes
     ----------
     features : Tensor, shape (u, c, q), float32
-        Templates of the units that are left.
+        Templates of the remaining units.
     unit_of : ndarray, shape (u before,), int64
         New number of each old unit, counted from 0 in the order of the old numbers.
     lag_of : ndarray, shape (u before,), int64, samples
-        By how much the waveform of each old unit has to be rolled: the times of its spikes become
-        ``sample − lag``, their features ``features @ roll_matrix(components, lag)``
+        Lag by which the waveform of each old unit is rolled: the times of its spikes become ``sample − lag``,
+        and their features ``features @ roll_matrix(components, lag)``
         (:func:`~ks4stream.kernels.templates.roll_matrix`).
     """
 
@@ -50,16 +50,16 @@ class MergedUnits(NamedTuple):
     lag_of: NDArray[np.int64]
 
 
-class _Unit:
-    """A unit while it grows: the old units in it with their lags, its spikes and its template."""
+class _GrowingUnit:
+    """A unit during merging: the old units it contains with their lags, its spikes and its template."""
 
     def __init__(self, number: int, trains: Trains, n_spikes: int, features: Tensor) -> None:
         self.n_spikes, self.features = n_spikes, features
         self.lags = {number: 0}
         self._trains = trains
 
-    def absorb(self, other: _Unit, lag: int, components: Tensor) -> None:
-        """Take over another unit, its waveform delayed by `lag` (so its spikes are earlier)."""
+    def absorb(self, other: _GrowingUnit, lag: int, components: Tensor) -> None:
+        """Absorb another unit, whose waveform is delayed by `lag` (so its spikes become earlier)."""
         n, m = self.n_spikes, other.n_spikes
         rolled = other.features @ roll_matrix(components, lag)
         self.features = (n * self.features + m * rolled) / max(n + m, 1)
@@ -67,12 +67,12 @@ class _Unit:
         self.lags |= {number: before + lag for number, before in other.lags.items()}
 
     def train(self) -> NDArray[np.int64]:
-        """Sorted times of its spikes; not kept, as those of all units together may be too many."""
+        """Sorted times of its spikes; not cached, as the trains of all units may not fit in memory."""
         return joined_train(self._trains, self.lags)
 
 
 def joined_train(trains: Trains, lags: Mapping[int, int]) -> NDArray[np.int64]:
-    """Sorted times of the spikes of several units, each unit's earlier by its lag."""
+    """Sorted spike times of several units, each unit's shifted earlier by its lag."""
     moved = [trains[number] - lag for number, lag in lags.items()]
     return moved[0] if len(moved) == 1 else np.sort(np.concatenate(moved))
 
@@ -91,27 +91,28 @@ def merge_units(
     ccg_threshold: float = 0.25,
     similar_above: float = SIMILAR_ABOVE,
 ) -> MergedUnits:
-    """Merge units with similar templates whose spikes avoid each other (section 9).
+    """Merge units with similar templates whose cross-correlogram is refractory (section 9).
 
-    Units absorb others in descending order of their count; only units that are refractory to begin with
-    do. Of the units more than `similar_above` alike, most similar first, the first one whose
+    Units absorb others in descending order of their count; only units that were refractory before merging
+    do. Of the units with a similarity above `similar_above`, most similar first, the first one whose
     cross-correlogram with the unit is refractory is absorbed; then the unit starts over. Beyond the
     published method, a correlogram has to be improbably empty (see :func:`is_refractory_pair`), and twins
-    (:data:`TWIN_SIMILARITY`) are merged unless theirs speaks against it, by units that are no neuron too.
+    (:data:`TWIN_SIMILARITY`) are merged unless their correlogram contradicts it, even by units that are not
+    refractory.
 
     Parameters
     ----------
     trains : sequence of ndarray, int64, samples
-        Sorted spike times of each unit. They are read one or two at a time, and may be read again.
+        Sorted spike times of each unit. They are read one or two at a time, possibly more than once.
     n_spikes : ndarray, shape (u,), int64
-        Length of each.
+        Length of each train.
     features : Tensor, shape (u, c, q), float32
         Templates.
     components : Tensor, shape (q, w), float32
         wPCA.
     similarity, lag : ndarray, shape (u, u), float32 and int64
-        Of each pair the largest correlation over lags, and the lag by which v (column) has to be rolled
-        to line up with u (row).
+        For each pair the largest correlation over lags, and the lag by which v (column) is rolled to align
+        it with u (row).
     similarity_row : callable
         The same for the template of a merged unit: ``(template (c, q), templates (v, c, q)) → (v,), (v,)``.
     sampling_rate_hz, acg_threshold, ccg_threshold, similar_above : float
@@ -121,7 +122,7 @@ def merge_units(
     MergedUnits
     """
     n_units = len(n_spikes)
-    alive = {u: _Unit(u, trains, int(n_spikes[u]), features[u]) for u in range(n_units)}
+    alive = {u: _GrowingUnit(u, trains, int(n_spikes[u]), features[u]) for u in range(n_units)}
     absorbs = [
         is_refractory_unit(trains[u], sampling_rate_hz=sampling_rate_hz, acg_threshold=acg_threshold)
         for u in range(n_units)
@@ -129,30 +130,30 @@ def merge_units(
     similarity, lag = similarity.copy(), lag.copy()
     for u in np.argsort(-n_spikes, kind="stable").tolist():
         while u in alive:
-            least = similar_above if absorbs[u] else TWIN_SIMILARITY
-            v = _partner(u, alive, similarity[u], lag[u], sampling_rate_hz, ccg_threshold, least)
+            above = similar_above if absorbs[u] else TWIN_SIMILARITY
+            v = _partner(u, alive, similarity[u], lag[u], sampling_rate_hz, ccg_threshold, above)
             if v is None:
                 break
             alive[u].absorb(alive.pop(v), int(lag[u, v]), components)
             _renew_row(u, alive, similarity, lag, similarity_row)
-    left = [alive[u] for u in sorted(alive)]
+    remaining = [alive[u] for u in sorted(alive)]
     unit_of, lag_of = np.zeros(n_units, np.int64), np.zeros(n_units, np.int64)
-    for new, unit in enumerate(left):
+    for new, unit in enumerate(remaining):
         for member, shift in unit.lags.items():
             unit_of[member], lag_of[member] = new, shift
-    return MergedUnits(torch.stack([unit.features for unit in left]) if left else features, unit_of, lag_of)
+    return MergedUnits(torch.stack([unit.features for unit in remaining]) if remaining else features, unit_of, lag_of)
 
 
 def _partner(
     u: int,
-    alive: dict[int, _Unit],
+    alive: dict[int, _GrowingUnit],
     similarity: NDArray[np.float32],
     lag: NDArray[np.int64],
     sampling_rate_hz: float,
     ccg_threshold: float,
     similar_above: float,
 ) -> int | None:
-    """The most similar unit whose spikes avoid those of u, or None."""
+    """The most similar unit to be merged with u, or None."""
     train: NDArray[np.int64] | None = None
     for v in np.argsort(-similarity, kind="stable").tolist():
         if similarity[v] <= similar_above and v != u:
@@ -162,27 +163,28 @@ def _partner(
             other = alive[v].train() - lag[v]
             if is_refractory_pair(train, other, sampling_rate_hz=sampling_rate_hz, ccg_threshold=ccg_threshold):
                 return int(v)
-            if _are_twins(alive[u], alive[v], float(similarity[v])):
-                found = refractoriness(train, other, sampling_rate_hz=sampling_rate_hz)
-                if found.ratio < ccg_threshold:
-                    return int(v)
+            if (
+                _are_twins(alive[u], alive[v], float(similarity[v]))
+                and refractoriness(train, other, sampling_rate_hz=sampling_rate_hz).ratio < ccg_threshold
+            ):
+                return int(v)
     return None
 
 
-def _are_twins(one: _Unit, other: _Unit, similarity: float) -> bool:
-    """Whether two templates are so much alike that only a correlogram could tell them apart."""
-    a, b = float(one.features.norm()), float(other.features.norm())
+def _are_twins(unit: _GrowingUnit, other: _GrowingUnit, similarity: float) -> bool:
+    """Whether two templates are so similar that only a correlogram can distinguish them."""
+    a, b = float(unit.features.norm()), float(other.features.norm())
     return similarity > TWIN_SIMILARITY and 2 * abs(a - b) < TWIN_NORMS * (a + b)
 
 
 def _renew_row(
     u: int,
-    alive: dict[int, _Unit],
+    alive: dict[int, _GrowingUnit],
     similarity: NDArray[np.float32],
     lag: NDArray[np.int64],
     similarity_row: SimilarityRow,
 ) -> None:
-    """Compare a changed template with all that are left."""
+    """Update the similarity of a changed template to all that remain."""
     others = np.array([v for v in alive if v != u], np.int64)
     if len(others):
         stacked = torch.stack([alive[v].features for v in others.tolist()])
@@ -193,7 +195,7 @@ def _renew_row(
 
 
 def mark_duplicates(sample: NDArray[np.int64], unit: NDArray[np.int64], *, min_samples: int) -> NDArray[np.bool_]:
-    """Mark the spikes to keep: in each unit, those at least `min_samples` after the last one kept (section 10).
+    """Mark the spikes to keep: in each unit, those at least `min_samples` after the previous kept one (section 10).
 
     Parameters
     ----------
@@ -214,11 +216,11 @@ def mark_duplicates(sample: NDArray[np.int64], unit: NDArray[np.int64], *, min_s
     [True, False, True, False]
     """
     order = np.lexsort((sample, unit))
-    time, who = sample[order], unit[order]
+    time, unit_of = sample[order], unit[order]
     kept = np.ones(len(order), dtype=bool)
-    close = (np.diff(time) < min_samples) & (np.diff(who) == 0)
-    # Only runs of spikes each close to the one before need a decision, spike by spike from the run's first on;
-    # all runs take a step at a time.
+    close = (np.diff(time) < min_samples) & (np.diff(unit_of) == 0)
+    # Only runs of spikes that are each close to the previous one have to be decided, spike by spike from the start of
+    # the run; all runs advance together.
     at = np.flatnonzero(close & ~np.concatenate([[False], close[:-1]]))
     last = time[at]
     while len(at):

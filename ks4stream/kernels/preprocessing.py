@@ -1,4 +1,4 @@
-"""From raw traces to whitened ones (section 1)."""
+"""From raw to whitened traces (section 1)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from scipy.signal import butter, sosfreqz
 from torch import Tensor
 
 BUTTERWORTH_ORDER = 3
-FILTER_FLOOR = 1e-8  # the squared filter's impulse response is cut where it stays below this
-WHITENING_FLOOR = 1e-6  # added to the eigenvalues, relative to the mean variance: free of the file's unit
+FILTER_FLOOR = 1e-8  # the impulse response of the squared filter is cut off where it stays below this
+WHITENING_FLOOR = 1e-6  # added to the eigenvalues; relative to the mean variance, so independent of the file's unit
 INTERPOLATION_NOISE = 0.01  # noise variance of the Gaussian interpolation, section 4
 
 
 def highpass_response(n_samples: int, *, sampling_rate_hz: float, cutoff_hz: float) -> NDArray[np.float32]:
-    """Response of the zero-phase high-pass at the frequencies of a real FFT of at least `n_samples`.
+    """Response of the zero-phase high-pass filter at the frequencies of a real FFT of at least `n_samples`.
 
     Third-order Butterworth, forward and backward: the squared magnitude.
 
     Returns
     -------
     ndarray of float32, shape (n_fft // 2 + 1,)
-        ``n_fft`` is the next even length of which FFTs are fast. All ones if `cutoff_hz` is 0.
+        ``n_fft`` is the next even length with a fast FFT. All ones if `cutoff_hz` is 0.
     """
     n_fft = next_fast_len(n_samples + n_samples % 2, real=True)
     while n_fft % 2:
@@ -38,7 +38,7 @@ def highpass_response(n_samples: int, *, sampling_rate_hz: float, cutoff_hz: flo
 
 
 def highpass_reach(*, sampling_rate_hz: float, cutoff_hz: float) -> int:
-    """Samples beyond which the high-pass's impulse response stays below ``FILTER_FLOOR`` (443 at 30 kHz, 300 Hz)."""
+    """Lag in samples beyond which the filter's impulse response is below ``FILTER_FLOOR`` (443 at 30 kHz, 300 Hz)."""
     if cutoff_hz == 0:
         return 0
     length = 1 << math.ceil(math.log2(sampling_rate_hz / cutoff_hz * 32))
@@ -69,7 +69,7 @@ def highpass(traces: Tensor, response: Tensor) -> Tensor:
 
 
 def median_over_channels(traces: Tensor) -> Tensor:
-    """Median over channels at each sample; of an even number the mean of the two middle values.
+    """Median over channels at each sample; for an even number of channels, the mean of the two middle values.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def median_over_channels(traces: Tensor) -> Tensor:
     """
     n_channels = len(traces)
     low, high = (n_channels - 1) // 2, n_channels // 2
-    if traces.device.type == "cpu":  # NumPy sorts short rows with vector instructions, an order faster than torch
+    if traces.device.type == "cpu":  # NumPy sorts short rows with vector instructions, ten times as fast as torch
         rows = traces.T.contiguous().numpy()
         rows.sort(axis=1)
         ranked = torch.from_numpy(rows)
@@ -91,13 +91,13 @@ def median_over_channels(traces: Tensor) -> Tensor:
 
 
 def subtract_reference(traces: Tensor, groups: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Common median reference, in place.
+    """Subtract the common median reference, in place.
 
     Parameters
     ----------
     traces : Tensor, shape (c, t)
     groups : list of (used, corrected)
-        Channel indices the median is taken over, and those it is subtracted from.
+        Indices of the channels the median is computed from, and of those it is subtracted from.
 
     Returns
     -------
@@ -114,9 +114,9 @@ def subtract_reference(traces: Tensor, groups: list[tuple[Tensor, Tensor]]) -> T
 
 
 def artifact_mask(
-    traces: Tensor, *, threshold: float, margin: int, voters: Tensor, first: int = 0, last: int | None = None
+    traces: Tensor, *, threshold: float, margin: int, artifact_channels: Tensor, first: int = 0, last: int | None = None
 ) -> Tensor:
-    """Samples within `margin` of one where any channel reaches `threshold`, or where most channels are beyond noise.
+    """Mark samples within `margin` of an artifact: any channel reaches `threshold`, or most are far beyond their noise.
 
     Parameters
     ----------
@@ -124,83 +124,83 @@ def artifact_mask(
     threshold : float
         In the unit of the traces; may be infinite.
     margin : int
-    voters, first, last
+    artifact_channels, first, last
         See :func:`on_most_channels`.
 
     Returns
     -------
     Tensor of bool, shape (t,)
     """
-    beyond = on_most_channels(traces, voters, first, traces.shape[1] if last is None else last)
+    beyond = on_most_channels(traces, artifact_channels, first, traces.shape[1] if last is None else last)
     if not math.isinf(threshold):
         beyond |= (traces.abs() >= threshold).any(dim=0)
     return widen(beyond, margin)
 
 
 COMMON_DEVIATIONS, COMMON_SHARE, COMMON_CHANNELS, COMMON_STEP = 6.0, 0.5, 16, 8
-"""An artifact is what exceeds 6 standard deviations on more than half of at least 16 channels in the same sample; every
-8th sample is looked at. A spike, or many neurons' at once, stays below a third of the channels of a dense probe of 32.
-"""
+"""Samples that exceed 6 standard deviations on more than half of at least 16 channels are artifacts; every 8th sample
+is tested. A spike, or simultaneous spikes of many neurons, reach less than a third of the channels of a dense probe of
+32."""
 COMMON_PARTS, COMMON_RANK = 16, 12
-"""A channel's noise is that of the 12th quietest of 16 parts of a tile: neither artifacts in four of them nor gaps
-filled with zeros in eleven of them tell."""
+"""The noise of a channel is that of the 12th quietest of 16 parts of a tile, so that neither artifacts in four of them
+nor gaps filled with zeros in eleven of them affect it."""
 
 
-def on_most_channels(traces: Tensor, voters: Tensor, first: int, last: int) -> Tensor:
-    """Samples at which most channels are far beyond their noise, which no neuron does.
+def on_most_channels(traces: Tensor, artifact_channels: Tensor, first: int, last: int) -> Tensor:
+    """Mark samples at which most channels are far beyond their noise, which no neuron causes.
 
-    The standard deviation of a channel is taken as √(π/2) times its mean absolute value in a part of the tile.
+    The standard deviation of a channel is estimated as √(π/2) times its mean absolute value in a part of the tile.
 
     Parameters
     ----------
     traces : Tensor, shape (c, t)
-    voters : Tensor of int64, shape (v,)
-        Channels that carry a signal; nothing is found where there are fewer than :data:`COMMON_CHANNELS`.
+    artifact_channels : Tensor of int64, shape (v,)
+        Channels with a signal; nothing is marked if there are fewer than :data:`COMMON_CHANNELS`.
     first, last : int
-        Samples that were recorded, half open; the others are padding.
+        Samples that were recorded, half-open; the others are padding.
 
     Returns
     -------
     Tensor of bool, shape (t,)
     """
-    found = torch.zeros(traces.shape[1], dtype=torch.bool, device=traces.device)
-    length = (last - first) // (COMMON_STEP * COMMON_PARTS) * COMMON_PARTS  # samples looked at for the noise
-    if len(voters) < COMMON_CHANNELS or length == 0:
-        return found
-    some = traces[:, first:last:COMMON_STEP].abs()
-    if len(voters) < len(traces):
-        some = some.index_select(0, voters)
-    parts = some[:, :length].reshape(len(some), COMMON_PARTS, -1).mean(dim=2)
+    mask = torch.zeros(traces.shape[1], dtype=torch.bool, device=traces.device)
+    length = (last - first) // (COMMON_STEP * COMMON_PARTS) * COMMON_PARTS  # samples used to estimate the noise
+    if len(artifact_channels) < COMMON_CHANNELS or length == 0:
+        return mask
+    size = traces[:, first:last:COMMON_STEP].abs()
+    if len(artifact_channels) < len(traces):
+        size = size.index_select(0, artifact_channels)
+    parts = size[:, :length].reshape(len(size), COMMON_PARTS, -1).mean(dim=2)
     level = parts.sort(dim=1).values[:, COMMON_RANK - 1, None] * (COMMON_DEVIATIONS * math.sqrt(math.pi / 2))
-    found[first:last:COMMON_STEP] = (some > level).float().sum(dim=0) > COMMON_SHARE * len(voters)
-    return found
+    mask[first:last:COMMON_STEP] = (size > level).float().sum(dim=0) > COMMON_SHARE * len(artifact_channels)
+    return mask
 
 
 def widen(mask: Tensor, margin: int) -> Tensor:
-    """Set a mask within `margin` samples of where it is set; shape (t,) to shape (t,)."""
+    """Extend a mask by `margin` samples on either side of where it is set: (t,) to (t,)."""
     if not bool(mask.any()):
         return mask
     return torch.nn.functional.max_pool1d(mask[None].float(), 2 * margin + 1, 1, margin)[0] > 0
 
 
 def covariance(traces: Tensor) -> Tensor:
-    """Mean outer product over samples, no mean subtracted: (c, t) to (c, c), float64."""
+    """Mean outer product over samples, without subtracting the mean: (c, t) to (c, c), float64."""
     return (traces @ traces.T).double() / traces.shape[1]
 
 
 def local_whitening(covariance: Tensor, neighbours: list[NDArray[np.int64]]) -> Tensor:
-    """Whitening matrix of which each row decorrelates one channel from its neighbourhood.
+    """Whitening matrix; each row decorrelates one channel from its neighbourhood.
 
     Parameters
     ----------
     covariance : Tensor of float64, shape (c, c)
     neighbours : list of ndarray
-        Per channel its nearest channels, itself first; empty for a channel to leave out (its row is 0).
+        For each channel its nearest channels, itself first; empty for a channel that is left out (its row is 0).
 
     Returns
     -------
     Tensor of float32, shape (c, c)
-        Row of the ZCA matrix E (D + ε)^−½ Eᵀ of the neighbourhood that belongs to the channel, zero elsewhere.
+        Each row is the channel's own row of the ZCA matrix E (D + ε)^−½ Eᵀ of its neighbourhood, zero elsewhere.
     """
     whitening = torch.zeros_like(covariance)
     floor = WHITENING_FLOOR * float(covariance.diagonal().mean())
@@ -215,9 +215,9 @@ def local_whitening(covariance: Tensor, neighbours: list[NDArray[np.int64]]) -> 
 
 
 class Mover:
-    """Moves whitened traces along the probe (section 4), by the matrix K(y − s, y) (K(y, y) + 0.01 I)⁻¹.
+    """Moves whitened traces along the probe (section 4) with the matrix K(y − s, y) (K(y, y) + 0.01 I)⁻¹.
 
-    The inverse is factorised once for all shifts.
+    The matrix to be inverted is factorised once for all shifts.
 
     Parameters
     ----------
@@ -234,9 +234,9 @@ class Mover:
         noise = INTERPOLATION_NOISE * torch.eye(len(shank), dtype=torch.float64, device=shank.device)
         self._factors = torch.linalg.lu_factor(self._kernel(positions_um) + noise)
 
-    def _kernel(self, places_um: Tensor) -> Tensor:
-        """K between some places and the contacts: (c, 2) to (c, c)."""
-        apart_um = torch.cdist(places_um, self._positions_um)
+    def _kernel(self, positions_um: Tensor) -> Tensor:
+        """K between given positions and the contacts: (c, 2) to (c, c)."""
+        apart_um = torch.cdist(positions_um, self._positions_um)
         return torch.exp(apart_um**2 / (-2 * self._sigma_um**2)) * self._together
 
     def matrix(self, shift_um: Tensor) -> Tensor:

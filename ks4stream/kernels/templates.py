@@ -1,9 +1,9 @@
 """Compare, align and merge templates (sections 5 and 8).
 
-A template is kept as features U (c, q): its waveform on channel c is ``Σ_q U[c, q] · wPCA[q]``. As the
-rows of wPCA are orthonormal, inner products of waveforms are inner products of features, and those of
-*shifted* waveforms need only how the components overlap with themselves shifted
-(:func:`lagged_products`): no waveform is ever built.
+A template is represented by its features U (c, q): its waveform on channel c is ``Σ_q U[c, q] · wPCA[q]``. As the
+rows of wPCA are orthonormal, inner products of waveforms are inner products of features. Those of *shifted*
+waveforms require only the inner products of shifted components (:func:`lagged_products`); waveforms are never
+computed.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PAIRS_AT_ONCE = 1 << 16  # pairs of templates held over all lags: 32 MB at nt = 61
+PAIRS_PER_CHUNK = 1 << 16  # pairs of templates in memory over all lags: 32 MB at nt = 61
 
 
 class Similarity(NamedTuple):
-    """How alike templates are, and shifted by how much.
+    """Similarity of templates, and the lag at which they are most similar.
 
     Attributes
     ----------
     value : Tensor, shape (u, u), float32
         Largest correlation over lags −nt … nt; diagonal 1; symmetric.
     lag : Tensor, shape (u, u), int64, samples
-        ``lag[u, v]`` moves v later so that it lines up with u (``roll(v, lag)``); antisymmetric.
+        ``roll(v, lag[u, v])``, which moves v later, is aligned with u; antisymmetric.
     """
 
     value: Tensor
@@ -32,7 +32,7 @@ class Similarity(NamedTuple):
 
 
 def lagged_products(components: Tensor) -> Tensor:
-    """Inner products of components with components moved later by −nt … nt samples.
+    """Inner products of components with components shifted later by −nt … nt samples.
 
     Parameters
     ----------
@@ -55,9 +55,9 @@ def lagged_products(components: Tensor) -> Tensor:
 
 
 def similarity(features: Tensor, components: Tensor) -> Similarity:
-    """Correlate all pairs of templates, at the lag where each pair is most alike.
+    """Correlate all pairs of templates, at the lag where each pair is most similar.
 
-    Of equally good lags the smallest counts, of ``±lag`` the negative one for u > v. Needs 12·u² bytes and about
+    Of equally good lags the smallest is taken; of ``±lag`` the negative one for u > v. Takes 12·u² bytes and about
     100 MB.
 
     Parameters
@@ -70,19 +70,19 @@ def similarity(features: Tensor, components: Tensor) -> Similarity:
     unit = _of_unit_norm(features)
     value = features.new_empty(u, u)
     lag = torch.zeros((u, u), dtype=torch.int64, device=features.device)
-    step = max(1, PAIRS_AT_ONCE // max(u, 1))
-    for first in range(0, u, step):  # the lower triangle only: the rest mirrors it
+    step = max(1, PAIRS_PER_CHUNK // max(u, 1))
+    for first in range(0, u, step):  # only the lower triangle: the upper one mirrors it
         last = min(first + step, u)
         value[first:last, :last], lag[first:last, :last] = _most_alike(unit[first:last], unit[:last], components)
     return Similarity(_mirrored(value, 1).fill_diagonal_(1.0), _mirrored(lag, -1))
 
 
-def similarity_to(one: Tensor, others: Tensor, components: Tensor) -> tuple[Tensor, Tensor]:
-    """Correlate one template with others: its row of :func:`similarity` if it came first.
+def similarity_to(template: Tensor, others: Tensor, components: Tensor) -> tuple[Tensor, Tensor]:
+    """Correlate a template with others: its row of :func:`similarity` if it were the first template.
 
     Parameters
     ----------
-    one : Tensor, shape (c, q), float32
+    template : Tensor, shape (c, q), float32
     others : Tensor, shape (v, c, q), float32
     components : Tensor, shape (q, w), float32
         wPCA.
@@ -91,10 +91,10 @@ def similarity_to(one: Tensor, others: Tensor, components: Tensor) -> tuple[Tens
     -------
     value : Tensor, shape (v,), float32
     lag : Tensor, shape (v,), int64, samples
-        Moves each of the others later so that it lines up with the one.
+        Shift to a later time that aligns each of the others with the template.
     """
-    unit = _of_unit_norm(one[None])
-    parts = [_most_alike(_of_unit_norm(some), unit, components) for some in others.split(PAIRS_AT_ONCE)]
+    unit = _of_unit_norm(template[None])
+    parts = [_most_alike(_of_unit_norm(chunk), unit, components) for chunk in others.split(PAIRS_PER_CHUNK)]
     return torch.cat([value[:, 0] for value, _ in parts]), -torch.cat([lag[:, 0] for _, lag in parts])
 
 
@@ -120,19 +120,19 @@ def _mirrored(lower: Tensor, sign: int) -> Tensor:
 
 
 def roll_matrix(components: Tensor, lag: int) -> Tensor:
-    """Make the matrix that delays features by `lag` samples; samples rolled in repeat the edge.
+    """Compute the matrix that delays features by `lag` samples; the edge value is repeated for samples rolled in.
 
     Parameters
     ----------
     components : Tensor, shape (q, w), float32
         wPCA, orthonormal rows.
     lag : int
-        Positive: later within the waveform.
+        Positive values shift to later samples.
 
     Returns
     -------
     Tensor, shape (q, q), float32
-        ``features @ roll_matrix`` are the features of the delayed waveform.
+        ``features @ roll_matrix(components, lag)`` are the features of the delayed waveform.
     """
     n_samples = components.shape[1]
     source = (torch.arange(n_samples, device=components.device) - lag).clamp(0, n_samples - 1)
@@ -140,10 +140,10 @@ def roll_matrix(components: Tensor, lag: int) -> Tensor:
 
 
 def align(features: Tensor, components: Tensor, shapes: Tensor) -> Tensor:
-    """Roll each template so that it correlates most with a universal waveform at the centre of the window.
+    """Roll each template so that its correlation with a universal waveform is largest at the centre of the window.
 
     Section 5: reconstruct over time through wPCA, correlate with wTEMP, roll so that the largest |correlation| of any
-    channel and waveform is at ``nt // 2``, project back. Of equal maxima the earliest sample counts.
+    channel and waveform is at ``nt // 2``, project back. Of equal maxima the earliest sample is taken.
 
     Parameters
     ----------
@@ -159,13 +159,13 @@ def align(features: Tensor, components: Tensor, shapes: Tensor) -> Tensor:
     """
     nt = components.shape[1]
     shifts = torch.arange(nt, device=features.device) - nt // 2
-    # wTEMP centred on each sample of the window, cut at its ends, in the space of the components
+    # wTEMP centred on each sample of the window, cut off at its ends, in the space of the components
     moved = torch.nn.functional.pad(shapes, (nt, nt)).unfold(1, nt, 1)[:, nt - shifts]  # (p, t, w)
     basis = torch.einsum("qw,ptw->qpt", components, moved)  # (q, p, t)
     aligned = torch.empty_like(features)
     rolled = torch.stack([torch.roll(components, -int(s), dims=1) for s in shifts])  # (t, q, w)
     turn = torch.einsum("tqw,rw->tqr", rolled, components)  # features before → features after the roll
-    for unit, template in enumerate(features):  # one at a time: bounded memory, and as many as there are units
+    for unit, template in enumerate(features):  # one at a time, to bound memory
         correlation = torch.einsum("cq,qpt->cpt", template, basis).abs()
         aligned[unit] = template @ turn[correlation.amax(dim=(0, 1)).argmax()]
     return aligned
@@ -178,9 +178,9 @@ class Merged(NamedTuple):
     ----------
     features : Tensor, shape (v, c, q), float32
     n_spikes : Tensor, shape (v,), float64
-        Spikes each stands for.
+        Number of spikes each represents.
     new_number : Tensor, shape (u,), int64
-        Of each old template.
+        New number of each old template.
     """
 
     features: Tensor
@@ -191,22 +191,22 @@ class Merged(NamedTuple):
 def merge_similar(
     features: Tensor, count: Tensor, components: Tensor, *, threshold: float = 0.9, norm_tolerance: float = 0.2
 ) -> Merged:
-    """Merge templates of nearly the same shape and size, the most numerous first (section 5).
+    """Merge templates of nearly the same shape and size, in descending order of spike count (section 5).
 
-    In order of falling spike count (ties: lowest number) each template that still stands takes in all that are left
-    with similarity > `threshold` and ``2|a − b| / (a + b) < norm_tolerance`` for the norms a, b. The result is
-    their mean, weighted by counts, each rolled by the lag at which it is most like the one that takes in: the mean of
-    two that are out of step would be like neither. New numbers follow the old ones of those that took in.
+    In that order (ties: lowest number) each remaining template absorbs all other remaining templates with similarity >
+    `threshold` and ``2|a − b| / (a + b) < norm_tolerance`` for the norms a, b. The result is their mean, weighted by
+    counts, each rolled by the lag at which it is most similar to the absorbing template: without that, the mean of two
+    misaligned templates would resemble neither. New numbers are in the order of the absorbing templates' old numbers.
 
     Parameters
     ----------
     features : Tensor, shape (u, c, q), float32
     count : Tensor, shape (u,)
-        Spikes each template stands for.
+        Number of spikes each template represents.
     components : Tensor, shape (q, w), float32
         wPCA.
     threshold, norm_tolerance : float
-        The method's constants.
+        Constants of the method.
     """
     norm = features.norm(dim=(1, 2))
     far = 2 * (norm[:, None] - norm).abs() >= norm_tolerance * (norm[:, None] + norm)

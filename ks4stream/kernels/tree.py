@@ -1,7 +1,7 @@
-"""The tree over clusters: which pairs belong together most, and which splits are real (section 6, steps 5 and 6).
+"""The tree of clusters: which pairs are linked most strongly, and which splits are real (section 6, steps 5 and 6).
 
-Leaves are the clusters of the sweeps. Merging the most strongly linked pair again and again gives a
-binary tree; from its root down, each node's two children are told apart or made one.
+The leaves are the clusters of the sweeps. Repeatedly merging the most strongly linked pair gives a binary tree; from
+its root down, the two children of each node are kept apart or merged.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from torch import Tensor
 
 from ks4stream.kernels.graph import CHUNK, FeatureRows, SpikeGraph
 
-APART_BELOW = 0.2  # linked this much less than expected: apart without further question (step 6a)
-BIMODAL_FROM = 0.6  # score of a histogram with two peaks (step 6c)
+APART_BELOW = 0.2  # children with a smaller ratio of links are kept apart without further tests (step 6a)
+BIMODAL_FROM = 0.6  # minimum score of a bimodal histogram (step 6c)
 EXPECTED_FLOOR = 0.001  # added to expected links (step 5)
 RIDGE = 0.01  # of the regression, per weighted mean square (step 6c)
 N_BINS = 399  # of the projection, on [−2, 2]
 SPAN = 2.0
-MIDDLE_BINS = 50  # in which the trough is looked for
-SMOOTHING_BINS = 4.0  # σ of the smoothing, at least
+MIDDLE_BINS = 50  # in which the trough is searched for
+SMOOTHING_BINS = 4.0  # minimum σ of the smoothing
 BANDWIDTH = 0.9
-"""Silverman's factor: σ is at least 0.9 · s.d. · n^(−1/5). Four bins suit thousands of spikes; fewer need more, or
-chance makes troughs. Beyond the published method."""
+"""Silverman's factor: σ is at least 0.9 · s.d. · n^(−1/5). Four bins suit thousands of spikes; with fewer spikes, less
+smoothing would leave random troughs. Beyond the published method."""
 
 LEAVE_ONE_OUT_BELOW = 20
-"""Spikes per feature below which the regression would see two peaks that its own labels made; a side with fewer is
-projected leaving one out. Beyond the published method."""
+"""Spikes per feature below which overfitting would produce two peaks; a side with fewer is projected with
+leave-one-out. Beyond the published method."""
 
-HISTOGRAM_SPIKES = 200_000  # of a node at most (section 6, cost)
+HISTOGRAM_SPIKES = 200_000  # maximum per node (section 6, cost)
 
 
 class MergeTree(NamedTuple):
@@ -44,7 +44,7 @@ class MergeTree(NamedTuple):
     left, right : ndarray, shape (C − 1,), int64
         Children of each merge.
     ratio : ndarray, shape (C − 1,), float64
-        Links between the children over those expected.
+        Links between the children relative to those expected.
     """
 
     left: NDArray[np.int64]
@@ -57,7 +57,7 @@ class MergeTree(NamedTuple):
         return len(self.left) + 1
 
     def leaves_under(self) -> list[NDArray[np.int64]]:
-        """Leaves of every node, ascending; list of 2·C − 1 arrays."""
+        """Leaves under every node, ascending; list of 2·C − 1 arrays."""
         leaves = [np.array([leaf]) for leaf in range(self.n_leaves)]
         for a, b in zip(self.left, self.right, strict=True):
             leaves.append(np.sort(np.concatenate([leaves[a], leaves[b]])))
@@ -65,7 +65,7 @@ class MergeTree(NamedTuple):
 
 
 class LeafSums(NamedTuple):
-    """What a regression needs of each leaf; sums of leaves are the sums of their union.
+    """Sums over the spikes of each leaf, for regressions; those of several leaves add up to those of their union.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class LeafSums(NamedTuple):
         """Sums over the union of some leaves."""
         index = torch.from_numpy(leaves).to(self.first.device)
         chosen = torch.zeros_like(self.spikes).index_fill_(0, index, 1.0)
-        second = (chosen @ self.second.flatten(1)).view(self.second.shape[1:])  # without a copy of those chosen
+        second = (chosen @ self.second.flatten(1)).view(self.second.shape[1:])  # without copying the chosen ones
         return float(self.spikes[index].sum()), chosen @ self.first, second
 
 
@@ -100,7 +100,7 @@ def links_between(graph: SpikeGraph, spike_label: Tensor, landmark_label: Tensor
 
 
 def merge_tree(links: NDArray[np.int64]) -> MergeTree:
-    """Merge the pair of clusters with the most links over expectation, until one is left.
+    """Merge the pair of clusters with the highest ratio of links to expected links, until one cluster is left.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def merge_tree(links: NDArray[np.int64]) -> MergeTree:
     Returns
     -------
     MergeTree
-        A merged pair takes the row of its first member; of equal ratios the first pair in row order is merged.
+        A merged pair takes the row of its first member; of equal ratios, the first pair in row order is merged.
     """
     n = links.shape[0]
     observed = (links + links.T).astype(np.float64)
@@ -136,36 +136,36 @@ def merge_tree(links: NDArray[np.int64]) -> MergeTree:
 def flatten(
     tree: MergeTree, stay_apart: Callable[[NDArray[np.int64], NDArray[np.int64], float], bool]
 ) -> NDArray[np.int64]:
-    """Decide every node from the root down: two children that do not stay apart become one cluster.
+    """Decide for every node from the root down: two children that do not stay apart become one cluster.
 
     Parameters
     ----------
     tree : MergeTree
     stay_apart : callable
-        Given the leaves of both children and their ratio of links, whether to keep them apart.
+        Takes the leaves of both children and their ratio of links; returns whether to keep them apart.
 
     Returns
     -------
     ndarray, shape (C,), int64
-        Cluster of each leaf, numbered from 0 by the first leaf of each.
+        Cluster of each leaf, numbered from 0 in the order of their first leaves.
     """
     leaves = tree.leaves_under()
     first_leaf = np.zeros(tree.n_leaves, np.int64)
-    standing = [len(leaves) - 1]
-    while standing:
-        node = standing.pop()
+    pending = [len(leaves) - 1]
+    while pending:
+        node = pending.pop()
         merge = node - tree.n_leaves
         if merge >= 0:
             a, b = int(tree.left[merge]), int(tree.right[merge])
             if stay_apart(leaves[a], leaves[b], float(tree.ratio[merge])):
-                standing += [a, b]
+                pending += [a, b]
                 continue
         first_leaf[leaves[node]] = leaves[node][0]
     return np.unique(first_leaf, return_inverse=True)[1].astype(np.int64)
 
 
 def with_bias(x: Tensor) -> Tensor:
-    """Put 1 in place of the last feature (section 6, step 6c), in float64."""
+    """Replace the last feature by 1 (section 6, step 6c), in float64."""
     x = x.double()
     x[:, -1] = 1.0
     return x
@@ -221,7 +221,7 @@ class Discriminant(NamedTuple):
 
 
 def discriminant(sums: LeafSums, left: NDArray[np.int64], right: NDArray[np.int64], *, ridge: float) -> Discriminant:
-    """Regress −1 (left) and +1 (right) on the features; both sides weigh the same.
+    """Regress −1 (left) and +1 (right) on the features; both sides have the same weight.
 
     Parameters
     ----------
@@ -239,8 +239,10 @@ def discriminant(sums: LeafSums, left: NDArray[np.int64], right: NDArray[np.int6
     return Discriminant(inverse @ (share[1] * first_b - share[0] * first_a), inverse, share)
 
 
-def projection(rows: FeatureRows, members: Tensor, side: int, found: Discriminant, *, leave_one_out: bool) -> Tensor:
-    """Project the spikes of one side on the axis that tells it from the other.
+def projection(
+    rows: FeatureRows, members: Tensor, side: int, discriminant: Discriminant, *, leave_one_out: bool
+) -> Tensor:
+    """Project the spikes of one side on the axis that separates it from the other.
 
     Parameters
     ----------
@@ -249,9 +251,9 @@ def projection(rows: FeatureRows, members: Tensor, side: int, found: Discriminan
         Spikes of this side.
     side : int
         0 left, 1 right.
-    found : Discriminant
+    discriminant : Discriminant
     leave_one_out : bool
-        Project each spike on the axis found without it.
+        Whether to project each spike on the axis computed without it.
 
     Returns
     -------
@@ -260,11 +262,11 @@ def projection(rows: FeatureRows, members: Tensor, side: int, found: Discriminan
     """
     target = 2.0 * side - 1.0
     parts = []
-    for some in torch.split(members, CHUNK):
-        x = with_bias(rows.take(some))
-        fit = x @ found.weight
+    for chunk in torch.split(members, CHUNK):
+        x = with_bias(rows.take(chunk))
+        fit = x @ discriminant.weight
         if leave_one_out:  # the exact identity of ridge regression, with leverage h < 1
-            leverage = found.share[side] * ((x @ found.inverse) * x).sum(1)
+            leverage = discriminant.share[side] * ((x @ discriminant.inverse) * x).sum(1)
             fit = (fit - leverage * target) / (1.0 - leverage)
         parts.append(fit)
     return torch.cat(parts)
@@ -276,7 +278,7 @@ def split_score(
     leaves: tuple[NDArray[np.int64], NDArray[np.int64]],
     members: tuple[Tensor, Tensor],
 ) -> float:
-    """Score how clearly two groups of leaves are two (step 6c).
+    """Score how clearly two groups of leaves are separate clusters (step 6c).
 
     Parameters
     ----------
@@ -292,10 +294,10 @@ def split_score(
     float
         See :func:`bimodality`.
     """
-    found = discriminant(sums, *leaves, ridge=RIDGE)
+    axis = discriminant(sums, *leaves, ridge=RIDGE)
     step = -(-sum(len(side) for side in members) // HISTOGRAM_SPIKES)
     left, right = (
-        projection(rows, side[::step], number, found, leave_one_out=len(side) < LEAVE_ONE_OUT_BELOW * rows.d)
+        projection(rows, side[::step], number, axis, leave_one_out=len(side) < LEAVE_ONE_OUT_BELOW * rows.d)
         for number, side in enumerate(members)
     )
     histogram = smoothed_histogram(torch.cat([left, right]), smoothing_bins=smoothing_for(left, right))
@@ -303,7 +305,7 @@ def split_score(
 
 
 def smoothing_for(left: Tensor, right: Tensor) -> float:
-    """Width of smoothing, in bins, that suits the smaller of two groups of values.
+    """Width of the smoothing, in bins, that suits the smaller of two groups of values.
 
     Parameters
     ----------
@@ -317,7 +319,7 @@ def smoothing_for(left: Tensor, right: Tensor) -> float:
 
 
 def smoothed_histogram(values: Tensor, *, smoothing_bins: float = SMOOTHING_BINS) -> NDArray[np.float64]:
-    """Histogram on [−2, 2] in 399 bins, smoothed with a Gaussian; values beyond are left out.
+    """Histogram on [−2, 2] in 399 bins, smoothed with a Gaussian; values outside are ignored.
 
     Returns
     -------
@@ -332,7 +334,7 @@ def smoothed_histogram(values: Tensor, *, smoothing_bins: float = SMOOTHING_BINS
 
 
 def bimodality(histogram: NDArray[np.float64]) -> float:
-    """Score how deep the trough in the middle is below the lower of the peaks beside it.
+    """Score the depth of the trough in the middle relative to the lower of the two peaks beside it.
 
     Parameters
     ----------
@@ -342,7 +344,7 @@ def bimodality(histogram: NDArray[np.float64]) -> float:
     Returns
     -------
     float
-        1 − trough / lower peak: 1 for two separate peaks, 0 or less for none (or one) of them.
+        1 − trough / lower peak: 1 for two separate peaks, 0 or less without two peaks.
     """
     start = (N_BINS - MIDDLE_BINS + 1) // 2
     trough = start + int(np.argmin(histogram[start : start + MIDDLE_BINS]))

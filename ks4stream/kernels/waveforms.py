@@ -1,38 +1,38 @@
-"""Universal waveforms: clean single spikes, their principal components and their typical shapes (section 2)."""
+"""Universal waveforms: isolated spikes, their principal components and typical shapes (section 2)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ks4stream.kernels.memory import AtOnce, in_pieces
+from ks4stream.kernels.memory import ChunkSize, in_chunks
 
-PEAK_REACH = 5  # samples on either side within which a snippet's peak is the largest
-ALONE_REACH = 30  # samples on either side within which it is the only one
-CHANNELS_AT_ONCE = AtOnce(cpu=8, gpu=32)  # whose samples above threshold are listed: all of them may be
-WINDOWS_AT_ONCE = AtOnce(cpu=512, gpu=16_384)  # neighbourhoods that are looked at
-WINDOW_BYTES = 10  # of a sample in them: its mark, and the same as it is summed
-ABOVE_BYTES = 45  # of a sample of these channels that is above threshold: its size, and twice where it is
+PEAK_REACH = 5  # samples on either side among which the peak of a snippet is the largest
+ALONE_REACH = 30  # samples on either side among which it is the only peak
+CHANNELS_PER_CHUNK = ChunkSize(cpu=8, gpu=32)  # searched at a time; all their samples may be above threshold
+WINDOWS_PER_CHUNK = ChunkSize(cpu=512, gpu=16_384)  # neighbourhoods examined at a time
+WINDOW_BYTES = 10  # per sample in a window: its mark, and the same while it is summed
+ABOVE_BYTES = 45  # per sample above threshold on these channels: its size, and two copies of its index
 KMEANS_RESTARTS = 10
 KMEANS_SWEEPS = 100
-KMEANS_MOST = 50_000  # snippets that enter k-means; the centres of six shapes need no more
+KMEANS_MAX_SNIPPETS = 50_000  # for k-means: enough for the centres of six shapes
 
 
 def find_clean_peaks(
     traces: Tensor, near: Tensor, wide: Tensor, *, threshold: float, first: int, last: int
 ) -> tuple[Tensor, Tensor]:
-    """Peaks of either sign with ``first <= sample < last`` that stand alone in their neighbourhood.
+    """Peaks of either sign with ``first <= sample < last`` that are isolated in their neighbourhood.
 
     Parameters
     ----------
     traces : Tensor, shape (c, t)
         Whitened traces.
     near, wide : Tensor of int64, shape (c, 9) and (c, 13)
-        Channels among which a peak must be the largest, and the only one; itself included.
+        Channels among which a peak must be the largest, and the only peak; itself included.
     threshold : float
         In noise standard deviations.
     first, last : int
-        Samples to report, half open; more than ``ALONE_REACH`` + ``PEAK_REACH`` from the ends.
+        Samples to report, half-open; more than ``ALONE_REACH`` + ``PEAK_REACH`` from the ends.
 
     Returns
     -------
@@ -48,32 +48,33 @@ def find_clean_peaks(
     channel, sample = channel[inside], sample[inside]
     alone = torch.empty_like(channel, dtype=torch.bool)
 
-    def look(channel: Tensor, sample: Tensor, alone: Tensor) -> None:
+    def count_peaks(channel: Tensor, sample: Tensor, alone: Tensor) -> None:
         alone[:] = _windows(marks, wide[channel], sample, ALONE_REACH).sum(dim=(1, 2)) == _repeats(wide, channel)
 
-    in_pieces(look, channel, sample, alone, size=WINDOWS_AT_ONCE.on(traces.device))
+    in_chunks(count_peaks, channel, sample, alone, size=WINDOWS_PER_CHUNK.on(traces.device))
     return channel[alone], sample[alone] + low
 
 
 def _largest(traces: Tensor, near: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Samples above threshold that no near one exceeds, by (channel, sample), some channels after the other.
+    """Samples above threshold that no nearby sample exceeds, sorted by (channel, sample).
 
-    Movement puts per cents of all samples above threshold; of these few are the largest.
+    A few channels at a time: movement artifacts put whole per cents of all samples above threshold, but few of these
+    are the largest.
     """
-    found = []
+    peaks = []
 
-    def look(channel: Tensor, sample: Tensor, largest: Tensor) -> None:
+    def compare(channel: Tensor, sample: Tensor, largest: Tensor) -> None:
         windows = _windows(traces, near[channel], sample, PEAK_REACH).abs_()
         largest[:] = windows.amax(dim=(1, 2)) <= traces[channel, sample].abs()
 
-    at_once = CHANNELS_AT_ONCE.on(traces.device)
-    for at, some in enumerate(traces[:, PEAK_REACH:-PEAK_REACH].split(at_once)):
-        channel, sample = (some.abs() > threshold).nonzero(as_tuple=True)
-        channel, sample = channel + at * at_once, sample + PEAK_REACH
+    size = CHANNELS_PER_CHUNK.on(traces.device)
+    for i, chunk in enumerate(traces[:, PEAK_REACH:-PEAK_REACH].split(size)):
+        channel, sample = (chunk.abs() > threshold).nonzero(as_tuple=True)
+        channel, sample = channel + i * size, sample + PEAK_REACH
         largest = torch.empty_like(channel, dtype=torch.bool)
-        in_pieces(look, channel, sample, largest, size=WINDOWS_AT_ONCE.on(traces.device))
-        found.append((channel[largest], sample[largest]))
-    channels, samples = zip(*found, strict=True)
+        in_chunks(compare, channel, sample, largest, size=WINDOWS_PER_CHUNK.on(traces.device))
+        peaks.append((channel[largest], sample[largest]))
+    channels, samples = zip(*peaks, strict=True)
     return torch.cat(channels), torch.cat(samples)
 
 
@@ -84,22 +85,22 @@ def _windows(values: Tensor, rows: Tensor, sample: Tensor, reach: int) -> Tensor
 
 
 def _repeats(wide: Tensor, channel: Tensor) -> Tensor:
-    """How often a channel stands in its own row of `wide` (rows of small shanks are padded with it)."""
+    """How often a channel occurs in its own row of `wide` (rows of small shanks are padded with it)."""
     return (wide == wide[:, :1]).sum(dim=1)[channel]
 
 
 def cut_snippets(traces: Tensor, channel: Tensor, sample: Tensor, *, nt: int, peak_sample: int) -> Tensor:
-    """The peaks' own waveforms, scaled to unit norm: (c, t), (n,), (n,) to (n, w)."""
+    """Waveforms of the peaks on their own channels, scaled to unit norm: (c, t), (n,), (n,) to (n, w)."""
     around = sample[:, None] + torch.arange(nt, device=sample.device) - peak_sample
     snippets = traces[channel[:, None], around]
     return snippets / snippets.norm(dim=1, keepdim=True)
 
 
 def principal_components(snippets: Tensor, count: int) -> Tensor:
-    """First right singular vectors of the snippets, no mean subtracted.
+    """First right singular vectors of the snippets, without subtracting the mean.
 
-    Through the eigenvectors of the nt × nt Gram matrix in float64; the sign of each makes its largest
-    entry positive, so that the result is determined.
+    Computed as eigenvectors of the nt × nt Gram matrix in float64; signs are chosen such that the largest entry
+    of each is positive, so that the result is unique.
 
     Parameters
     ----------
@@ -125,13 +126,15 @@ def typical_shapes(snippets: Tensor, count: int, *, seed: int) -> Tensor:
     snippets : Tensor, shape (n, w)
         At least `count` of them.
     seed : int
-        Of the starts, drawn on the CPU.
+        Seed of the initialisations, which are drawn on the CPU.
 
     Returns
     -------
     Tensor of float32, shape (p, w)
     """
-    chosen = torch.arange(min(len(snippets), KMEANS_MOST)) * len(snippets) // min(len(snippets), KMEANS_MOST)
+    chosen = (
+        torch.arange(min(len(snippets), KMEANS_MAX_SNIPPETS)) * len(snippets) // min(len(snippets), KMEANS_MAX_SNIPPETS)
+    )
     points = snippets.cpu()[chosen]
     generator = torch.Generator().manual_seed(seed)
     runs = [_lloyd(points, _spread_start(points, count, generator)) for _ in range(KMEANS_RESTARTS)]
@@ -142,7 +145,7 @@ def typical_shapes(snippets: Tensor, count: int, *, seed: int) -> Tensor:
 
 
 def _spread_start(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """k-means++ start: each further centre is drawn with probability ∝ squared distance to the nearest so far."""
+    """k-means++: each further centre is drawn with probability ∝ squared distance to the nearest previous one."""
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
     distance = ((points - points[chosen[0]]) ** 2).sum(dim=1).double()
     for _ in range(count - 1):
@@ -154,7 +157,7 @@ def _spread_start(points: Tensor, count: int, generator: torch.Generator) -> Ten
 
 
 def _lloyd(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Lloyd's sweeps from a start until the labels stand: centres (p, w), labels (n,), summed squared distance."""
+    """Lloyd's algorithm until labels no longer change: centres (p, w), labels (n,), sum of squared distances."""
     labels = torch.full((len(points),), -1)
     for _ in range(KMEANS_SWEEPS):
         gain = points @ centres.T * 2 - (centres**2).sum(dim=1)

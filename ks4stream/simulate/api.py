@@ -1,4 +1,4 @@
-"""What a user calls: :func:`simulate`, and the recording it describes."""
+"""The public interface: :func:`simulate`, and the recording it returns."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from ks4stream.errors import SettingsError
 from ks4stream.probe import Probe
-from ks4stream.simulate.drift import Drift, make_drift
+from ks4stream.simulate.motion import Motion, make_motion
 from ks4stream.simulate.noise import draw_artifacts, make_noise, make_slow_potential
 from ks4stream.simulate.scene import Scene, n_file_channels
-from ks4stream.simulate.streams import BLOCK_SAMPLES, FloatArray
+from ks4stream.simulate.streams import EPOCH_SAMPLES, FloatArray
 from ks4stream.simulate.trains import Spikes, draw_trains
 from ks4stream.simulate.units import Unit, draw_hash, draw_units
 
-_MAX_RATE_HZ = 200.0  # beyond it a train could not keep its refractory period
+_MAX_RATE_HZ = 200.0  # at higher rates a train could not respect its refractory period
 
 UNIT_DTYPE = np.dtype(
     [
@@ -38,33 +38,33 @@ UNIT_DTYPE = np.dtype(
 
 @dataclass(frozen=True, eq=False)
 class SimulatedRecording:
-    """A recording and the truth about it.
+    """A simulated recording and its ground truth.
 
     Attributes
     ----------
     traces : dask.array of int16, shape (time, file channel)
-        In bits; nothing is computed before it is read.
+        In bits; nothing is computed until it is read.
     sampling_rate_hz : float
     probe : Probe
     gain_uv : float
         µV per bit.
     spike_samples : ndarray of int64, shape (spike,)
-        Sample of each spike's trough near the unit (rounded down from quarters of a sample), ascending.
+        Sample of each spike's trough at the unit (rounded down to a whole sample from quarters), ascending.
     spike_units : ndarray of int64, shape (spike,)
         Row of `units` each spike belongs to.
     units : structured ndarray, shape (unit,)
         ``amplitude_uv`` (size of the trough on the best good contact at the unit's mean position),
         ``x_um``, ``y_um``, ``z_um`` (mean position, z the distance from the probe's plane), ``rate_hz``
         (nominal), ``shank``, ``n_spikes``.
-    drift : Drift
-        ``drift.displacement_um(time_s, y_um)`` is the movement of the tissue.
+    drift : Motion
+        ``drift.displacement_um(time_s, y_um)`` is the displacement of the tissue.
     bad_channels : tuple of int
         Dead and noisy channels, as columns of the file.
     artifact_spans : ndarray of int64, shape (artifact, 2)
-        First sample of each artifact and the sample after its last.
+        Start (inclusive) and stop (exclusive) of each artifact, in samples.
     seed : int
     scene : Scene
-        What samples are computed from.
+        Everything the samples are computed from.
     """
 
     traces: da.Array
@@ -74,7 +74,7 @@ class SimulatedRecording:
     spike_samples: NDArray[np.int64]
     spike_units: NDArray[np.int64]
     units: NDArray[np.void]
-    drift: Drift
+    drift: Motion
     bad_channels: tuple[int, ...]
     artifact_spans: NDArray[np.int64]
     seed: int
@@ -95,16 +95,16 @@ class SimulatedRecording:
         return self.scene.read(max(start, 0), min(stop, self.traces.shape[0]))
 
     def write_binary(self, path: str | Path) -> Path:
-        """Write the traces as flat int16, time-major, one block in memory at a time; return the path."""
+        """Write the traces as flat int16, time-major, one epoch in memory at a time; return the path."""
         path = Path(path)
         n_samples = self.traces.shape[0]
         with path.open("wb") as file:
-            for start in range(0, n_samples, BLOCK_SAMPLES):
-                self.read(start, start + BLOCK_SAMPLES).tofile(file)
+            for start in range(0, n_samples, EPOCH_SAMPLES):
+                self.read(start, start + EPOCH_SAMPLES).tofile(file)
         return path
 
     def templates_uv(self, time_s: float = 0.0) -> NDArray[np.float32]:
-        """Return the units' noiseless waveforms (unit, time, channel) in µV, where they are at `time_s`."""
+        """Return the units' noiseless waveforms (unit, time, channel) in µV, at their positions at `time_s`."""
         scene = self.scene
         depth_um = self.units["y_um"]
         moved_um = np.rint(self.drift.displacement_um(time_s, depth_um)).astype(int)
@@ -133,43 +133,43 @@ def simulate(
     noisy_channels: Sequence[int] = (),
     n_artifacts: int = 0,
     gain_uv: float = 0.195,
-    chunk_samples: int = BLOCK_SAMPLES,
+    chunk_samples: int = EPOCH_SAMPLES,
 ) -> SimulatedRecording:
-    """Describe a recording with known spikes; its traces are computed where and when they are read.
+    """Describe a recording with known spikes; its traces are computed lazily, when they are read.
 
     Parameters
     ----------
     probe : Probe
-        Where the contacts are. Units are shared out evenly over its shanks.
+        The contacts. Units are distributed evenly over its shanks.
     duration_s : float
         Length in seconds.
     seed : int
-        Everything random follows from it (0 or more).
+        Seed of all random numbers, 0 or more.
     n_units : int
-        Units that are the truth.
+        Number of units in the ground truth.
     sampling_rate_hz : float
     drift : {"none", "rigid", "nonrigid"}
-        How the tissue moves along y; see :class:`Drift`.
+        How the tissue moves along y; see :class:`Motion`.
     drift_range_um : float
-        From the lowest to the highest displacement, in µm.
+        Difference between the lowest and the highest displacement, in µm.
     amplitude_range_uv : tuple of float
-        Trough on the best contact, log-uniform between the two, in µV.
+        Range of the trough's size on the best contact, drawn log-uniformly, in µV.
     rate_range_hz : tuple of float
         Limits of the log-normal firing rates (median 3.5 Hz), in Hz.
     noise_uv : float
         Standard deviation of the Gaussian noise between 300 and 6000 Hz, in µV.
     hash_per_channel : float
-        Small distant units (6 to 22 µV) per channel that are noise, not truth.
+        Small distant units (6 to 22 µV) per channel that act as noise and are not part of the ground truth.
     lfp_uv : float
         Standard deviation of the slow potential, in µV.
     dead_channels, noisy_channels : sequence of int
-        Contacts that are flat, or have ten times the noise.
+        Contacts that are flat, and contacts with ten times the noise.
     n_artifacts : int
-        Events of 2 to 6 ms and 1.5 to 4 mV on all channels.
+        Number of artifacts: events of 2 to 6 ms and 1.5 to 4 mV on all channels.
     gain_uv : float
         µV per bit.
     chunk_samples : int
-        Chunk length of the Dask array; it does not change a value.
+        Chunk length of the Dask array; it does not change any value.
 
     Returns
     -------
@@ -178,12 +178,12 @@ def simulate(
     Raises
     ------
     SettingsError
-        If the recording would be shorter than a block, or `drift` or the numbers make no sense.
+        If the recording would be shorter than a tenth of an epoch, or an argument is out of range.
     """
     n_samples = round(duration_s * sampling_rate_hz)
     _check(n_samples=n_samples, seed=seed, n_units=n_units, drift=drift, chunk_samples=chunk_samples)
     if not 0 < rate_range_hz[0] <= rate_range_hz[1] <= _MAX_RATE_HZ:
-        raise SettingsError(f"{rate_range_hz=} must be ascending and within 0 and {_MAX_RATE_HZ:.0f} Hz")
+        raise SettingsError(f"{rate_range_hz=} must be ascending and between 0 and {_MAX_RATE_HZ:.0f} Hz")
     if not 0 < amplitude_range_uv[0] <= amplitude_range_uv[1]:
         raise SettingsError(f"{amplitude_range_uv=} must be ascending and above 0 µV")
     good = np.ones(probe.n_channels, dtype=bool)
@@ -203,7 +203,7 @@ def simulate(
         units=(*units, *draw_hash(probe, seed=seed, n_per_channel=hash_per_channel)),
         n_units=n_units,
         spikes=spikes,
-        drift=make_drift(drift, drift_range_um, probe, n_samples / sampling_rate_hz, seed),
+        drift=make_motion(drift, drift_range_um, probe, n_samples / sampling_rate_hz, seed),
         noise=make_noise(probe, noise_uv=noise_uv, sampling_rate_hz=sampling_rate_hz, seed=seed),
         slow=make_slow_potential(probe, lfp_uv=lfp_uv, seed=seed),
         artifacts=draw_artifacts(
@@ -229,8 +229,8 @@ def simulate(
 
 
 def _check(*, n_samples: int, seed: int, n_units: int, drift: str, chunk_samples: int) -> None:
-    if n_samples < BLOCK_SAMPLES // 10:
-        raise SettingsError(f"duration_s gives {n_samples} samples; at least {BLOCK_SAMPLES // 10} are needed")
+    if n_samples < EPOCH_SAMPLES // 10:
+        raise SettingsError(f"duration_s gives {n_samples} samples; at least {EPOCH_SAMPLES // 10} are needed")
     if drift not in ("none", "rigid", "nonrigid"):
         raise SettingsError(f"drift={drift!r} is unknown; choose 'none', 'rigid' or 'nonrigid'")
     if seed < 0 or n_units < 0 or chunk_samples < 1:

@@ -1,4 +1,4 @@
-"""What is not spikes: coloured noise, the slow potential, artifacts."""
+"""Everything but spikes: coloured noise, the slow potential, artifacts."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from ks4stream.probe import Probe
-from ks4stream.simulate.streams import BLOCK_SAMPLES, FloatArray, generator
+from ks4stream.simulate.streams import EPOCH_SAMPLES, FloatArray, generator
 
 _FFT_SAMPLES = 32_768
-# What the FFT has beyond a block is the length of the noise filter, so that one FFT makes one block.
-_FILTER_SAMPLES = _FFT_SAMPLES - BLOCK_SAMPLES
+# An FFT is longer than an epoch by the length of the noise filter, so that one FFT makes one epoch.
+_FILTER_SAMPLES = _FFT_SAMPLES - EPOCH_SAMPLES
 
 
 @dataclass(frozen=True, eq=False)
 class Noise:
     """Gaussian noise: shared between neighbours, coloured in time, plus each contact's own.
 
-    White noise of each spatial mode passes a filter of its own and the modes are mixed to channels, which
-    gives the cross-spectra S_shared(f)·K + S_own(f)·I exactly with one draw per channel and sample.
+    White noise of each spatial mode passes through its own filter, and the modes are mixed to channels, which
+    gives exactly the cross-spectra S_shared(f)·K + S_own(f)·I with one draw per channel and sample.
     """
 
     response: NDArray[np.float32]  # (mode, frequency)
     mixing: NDArray[np.float32]  # (channel, mode)
     seed: int
 
-    def block(self, index: int) -> NDArray[np.float32]:
-        """Return the noise of one block, (channel, BLOCK_SAMPLES), in µV."""
-        # The filter reaches back into the block before; a block draws its tail first, so that the next
-        # block can have it without drawing the rest.
+    def epoch(self, index: int) -> NDArray[np.float32]:
+        """Return the noise of one epoch, (channel, EPOCH_SAMPLES), in µV."""
+        # The filter reaches back into the previous epoch. An epoch draws its tail first, so that the next
+        # epoch can draw that tail without the rest.
         tail_before, _ = self._white(index - 1, tail_only=True)
         tail, head = self._white(index)
         white = np.concatenate([tail_before, head, tail], axis=1)
         coloured = fft.irfft(fft.rfft(white, axis=1) * self.response, n=_FFT_SAMPLES, axis=1)
         first = _FILTER_SAMPLES // 2
-        traces_uv: NDArray[np.float32] = self.mixing @ coloured[:, first : first + BLOCK_SAMPLES]
+        traces_uv: NDArray[np.float32] = self.mixing @ coloured[:, first : first + EPOCH_SAMPLES]
         return traces_uv
 
     def _white(self, index: int, *, tail_only: bool = False) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        # Keys are not negative: the block before the first is number 0.
+        # Keys must not be negative: the epoch before the first is number 0.
         rng = generator(self.seed, "noise", index + 1)
         n_modes = len(self.response)
         tail = rng.standard_normal((n_modes, _FILTER_SAMPLES), dtype=np.float32)
-        n_head = 0 if tail_only else BLOCK_SAMPLES - _FILTER_SAMPLES
+        n_head = 0 if tail_only else EPOCH_SAMPLES - _FILTER_SAMPLES
         return tail, rng.standard_normal((n_modes, n_head), dtype=np.float32)
 
 
@@ -56,11 +56,11 @@ def make_noise(probe: Probe, *, noise_uv: float, sampling_rate_hz: float, seed: 
     own_power = 1 / (1 + (frequency_hz / 9000) ** 8)
     in_band = (frequency_hz > 300) & (frequency_hz < 6000)
 
-    place_um = np.stack([probe.x_um, probe.y_um], axis=1)
-    distance_um = np.hypot(*np.moveaxis(place_um[:, None] - place_um[None, :], -1, 0))
+    position_um = np.stack([probe.x_um, probe.y_um], axis=1)
+    distance_um = np.hypot(*np.moveaxis(position_um[:, None] - position_um[None, :], -1, 0))
     kernel = 0.75 * np.exp(-distance_um / 80.0) + 0.25  # neighbours, and a common mode
     variance, modes = np.linalg.eigh(kernel)
-    # A white input of variance 1 has the density 1 in every bin, so a bin counts for 2 / n of the power.
+    # A white input of variance 1 has density 1 in every bin, so a bin contributes 2 / n of the power.
     per_bin = 2 * noise_uv**2 / _FFT_SAMPLES
     shared = 0.6 * shared_power / (shared_power[in_band].sum() * per_bin / noise_uv**2)
     own = 0.4 * own_power / (own_power[in_band].sum() * per_bin / noise_uv**2)
@@ -70,7 +70,7 @@ def make_noise(probe: Probe, *, noise_uv: float, sampling_rate_hz: float, seed: 
 
 
 def _shortened(amplitude: FloatArray) -> NDArray[np.float32]:
-    """Return the response (mode, frequency) of the zero-phase filters cut to _FILTER_SAMPLES."""
+    """Return the response (mode, frequency) of the zero-phase filters, truncated to _FILTER_SAMPLES."""
     impulse = fft.irfft(amplitude, n=_FFT_SAMPLES, axis=1)
     lag = np.minimum(np.arange(_FFT_SAMPLES), _FFT_SAMPLES - np.arange(_FFT_SAMPLES))
     window = np.cos(0.5 * np.pi * np.clip(lag / (_FILTER_SAMPLES / 2 - 1), 0, 1)) ** 2
@@ -80,7 +80,7 @@ def _shortened(amplitude: FloatArray) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, eq=False)
 class SlowPotential:
-    """Offsets, and a local field potential that is a sum of sines whose size changes along the probe."""
+    """Offsets, and a local field potential: a sum of sines whose amplitude varies along the probe."""
 
     frequency_hz: FloatArray  # (sine,)
     phase_rad: FloatArray  # (sine,)
@@ -94,7 +94,7 @@ class SlowPotential:
 
 
 def make_slow_potential(probe: Probe, *, lfp_uv: float, seed: int) -> SlowPotential:
-    """Draw offsets, and 16 sines of `lfp_uv` s.d. together."""
+    """Draw offsets, and 16 sines whose sum has a standard deviation of `lfp_uv`."""
     rng = generator(seed, "channels", 1)
     frequency_hz = np.exp(rng.uniform(np.log(0.3), np.log(20), 16))
     size = 1 / (1 + frequency_hz / 2)
@@ -110,7 +110,7 @@ def make_slow_potential(probe: Probe, *, lfp_uv: float, seed: int) -> SlowPotent
 
 @dataclass(frozen=True, eq=False)
 class Artifacts:
-    """Brief, large, ringing events on all channels, about but not quite alike on each."""
+    """Brief, large, ringing events on all channels, similar but not identical on each."""
 
     spans: NDArray[np.int64]  # (artifact, 2): first sample, sample after the last
     peak_uv: FloatArray  # (artifact,)
@@ -118,7 +118,7 @@ class Artifacts:
     channel_gain: FloatArray  # (artifact, channel)
 
     def add_to(self, traces_uv: NDArray[np.float32], start: int) -> None:
-        """Add what falls into traces (time, channel) that begin at sample `start`."""
+        """Add the artifacts that overlap traces (time, channel) beginning at sample `start`."""
         stop = start + len(traces_uv)
         for i in np.flatnonzero((self.spans[:, 0] < stop) & (self.spans[:, 1] > start)):
             first, last = max(self.spans[i, 0], start), min(self.spans[i, 1], stop)

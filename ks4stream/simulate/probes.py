@@ -1,4 +1,4 @@
-"""Probes of a few simple shapes."""
+"""Probes with simple layouts."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def linear_probe(n_channels: int, *, pitch_um: float = 25.0) -> Probe:
 
 
 def staggered_probe(n_channels: int, *, pitch_um: float = 20.0, column_um: float = 32.0) -> Probe:
-    """Return two columns `column_um` apart whose contacts take turns, one every `pitch_um` of depth."""
+    """Return two columns `column_um` apart with alternating contacts, one every `pitch_um` of depth."""
     index = np.arange(n_channels)
     return _probe(column_um * (index % 2), pitch_um * index, np.zeros(n_channels), f"staggered {n_channels}")
 
 
 def tetrode_probe(n_tetrodes: int, *, contact_um: float = 25.0, spacing_um: float = 250.0) -> Probe:
-    """Return tetrodes side by side, each a square of side `contact_um` and a shank of its own."""
+    """Return tetrodes side by side, each a square with sides of `contact_um` and on its own shank."""
     square_x, square_y = np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
     tetrode = np.repeat(np.arange(n_tetrodes), 4)
     x_um = spacing_um * tetrode + contact_um * np.tile(square_x, n_tetrodes)

@@ -1,4 +1,4 @@
-"""Everything a recording is made of; any block of it is computed on its own."""
+"""Everything a simulated recording is made of; any epoch can be computed by itself."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.probe import Probe
-from ks4stream.simulate.drift import Drift
+from ks4stream.simulate.motion import Motion
 from ks4stream.simulate.noise import Artifacts, Noise, SlowPotential
-from ks4stream.simulate.streams import BLOCK_SAMPLES, generator
+from ks4stream.simulate.streams import EPOCH_SAMPLES, generator
 from ks4stream.simulate.trains import N_PHASES, Spikes, in_time_order
 from ks4stream.simulate.units import AFTER_MS, BEFORE_MS, REACH_UM, Unit
 
@@ -20,7 +20,7 @@ _CACHED_TEMPLATES = 10_000
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """All that a recording is made of; computes any block of it on its own."""
+    """Everything a simulated recording is made of; computes any epoch by itself."""
 
     probe: Probe
     sampling_rate_hz: float
@@ -29,8 +29,8 @@ class Scene:
     seed: int
     units: tuple[Unit, ...]  # the truth, then the hash
     n_units: int
-    spikes: Spikes  # of the truth; the hash's are drawn block by block
-    drift: Drift
+    spikes: Spikes  # of the truth; those of the hash are drawn epoch by epoch
+    drift: Motion
     noise: Noise
     slow: SlowPotential
     artifacts: Artifacts
@@ -39,7 +39,7 @@ class Scene:
     templates: dict[tuple[int, int, int], tuple[slice, NDArray[np.float32]]] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The cache of templates stays where it is: a worker fills its own.
+        # The cache of templates is not pickled: each worker fills its own.
         return {**self.__dict__, "templates": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -48,17 +48,17 @@ class Scene:
     def read(self, start: int, stop: int) -> NDArray[np.int16]:
         """Return samples start … stop − 1, (time, file channel), in bits."""
         parts = [np.empty((0, n_file_channels(self.probe)), dtype=np.int16)]
-        for index in range(start // BLOCK_SAMPLES, -(-stop // BLOCK_SAMPLES)):
-            first = index * BLOCK_SAMPLES
-            parts.append(self._block(index)[max(start - first, 0) : stop - first])
+        for index in range(start // EPOCH_SAMPLES, -(-stop // EPOCH_SAMPLES)):
+            first = index * EPOCH_SAMPLES
+            parts.append(self._epoch(index)[max(start - first, 0) : stop - first])
         return np.concatenate(parts)
 
-    def _block(self, index: int) -> NDArray[np.int16]:
-        """Return one whole block. Always whole: sums of floats must not depend on who asks."""
-        first = index * BLOCK_SAMPLES
-        traces_uv = np.ascontiguousarray(self.noise.block(index).T)
+    def _epoch(self, index: int) -> NDArray[np.int16]:
+        """Return one whole epoch. Always whole: float sums must not depend on the range that is read."""
+        first = index * EPOCH_SAMPLES
+        traces_uv = np.ascontiguousarray(self.noise.epoch(index).T)
         traces_uv[:, self.noisy] *= 10
-        traces_uv += self.slow.at((first + np.arange(BLOCK_SAMPLES)) / self.sampling_rate_hz)
+        traces_uv += self.slow.at((first + np.arange(EPOCH_SAMPLES)) / self.sampling_rate_hz)
         for spikes in (self.spikes, self._hash_spikes(index)):
             self._add_spikes(traces_uv, first, spikes)
         self.artifacts.add_to(traces_uv, first)
@@ -72,26 +72,28 @@ class Scene:
         return in_file
 
     def _hash_spikes(self, index: int) -> Spikes:
-        """Return the Poisson spikes of the hash in one block and in both its neighbours."""
+        """Return the Poisson spikes of the hash units in one epoch and in its two neighbours."""
         rates = np.array([unit.rate_hz for unit in self.units[self.n_units :]])
         times, owners, relatives = [], [], []
         for neighbour in range(index - 1, index + 2):
             rng = generator(self.seed, "hash_trains", neighbour + 1)
-            owner = np.repeat(np.arange(len(rates)), rng.poisson(rates * BLOCK_SAMPLES / self.sampling_rate_hz))
-            times.append(np.floor((neighbour + rng.random(len(owner))) * BLOCK_SAMPLES))
+            owner = np.repeat(np.arange(len(rates)), rng.poisson(rates * EPOCH_SAMPLES / self.sampling_rate_hz))
+            times.append(np.floor((neighbour + rng.random(len(owner))) * EPOCH_SAMPLES))
             relatives.append(rng.uniform(0.8, 1.2, len(owner)))
             owners.append(owner + self.n_units)
         return in_time_order(np.concatenate(times), np.concatenate(owners), np.concatenate(relatives))
 
     def _add_spikes(self, traces_uv: NDArray[np.float32], first: int, spikes: Spikes) -> None:
-        """Add the waveforms that reach into traces (time, channel) beginning at sample `first`."""
+        """Add the waveforms that overlap traces (time, channel) beginning at sample `first`."""
         offset = self.offset_samples
-        here = spikes.within(first - offset[-1], first + BLOCK_SAMPLES - offset[0])
-        depth_um = np.array([unit.y_um for unit in self.units])[here.unit]
-        moved_um = np.rint(self.drift.displacement_um(here.sample / self.sampling_rate_hz, depth_um)).astype(int)
-        rows = here.sample + offset[0] - first
-        columns = zip(rows.tolist(), here.unit.tolist(), moved_um.tolist(), here.phase.tolist(), strict=True)
-        for (row, unit, moved, phase), relative in zip(columns, here.relative.astype(np.float32), strict=True):
+        overlapping = spikes.within(first - offset[-1], first + EPOCH_SAMPLES - offset[0])
+        depth_um = np.array([unit.y_um for unit in self.units])[overlapping.unit]
+        moved_um = np.rint(self.drift.displacement_um(overlapping.sample / self.sampling_rate_hz, depth_um)).astype(int)
+        rows = overlapping.sample + offset[0] - first
+        columns = zip(
+            rows.tolist(), overlapping.unit.tolist(), moved_um.tolist(), overlapping.phase.tolist(), strict=True
+        )
+        for (row, unit, moved, phase), relative in zip(columns, overlapping.relative.astype(np.float32), strict=True):
             channels, template = self._template(unit, moved, phase)
             skip = max(-row, 0)
             window = traces_uv[row + skip : row + len(offset), channels]
@@ -99,12 +101,12 @@ class Scene:
 
     @property
     def offset_samples(self) -> NDArray[np.int64]:
-        """Samples of a waveform, counted from its spike."""
+        """Samples of a waveform, relative to its spike."""
         per_ms = self.sampling_rate_hz / 1000
         return np.arange(-round(BEFORE_MS * per_ms), round(AFTER_MS * per_ms) + 1)
 
     def _template(self, unit_index: int, moved_um: int, phase: int) -> tuple[slice, NDArray[np.float32]]:
-        """Return the channels and the waveform (time, channel) of a unit that has moved so far."""
+        """Return the channels and the waveform (time, channel) of a unit displaced by `moved_um`, from the cache."""
         key = (unit_index, moved_um, phase)
         if key not in self.templates:
             if len(self.templates) >= _CACHED_TEMPLATES:
@@ -113,7 +115,7 @@ class Scene:
         return self.templates[key]
 
     def make_template(self, unit: Unit, moved_um: int, phase: int = 0) -> tuple[slice, NDArray[np.float32]]:
-        """Compute what :meth:`_template` keeps."""
+        """Compute the channels and the waveform (time, channel) of a unit displaced by `moved_um`."""
         dx_um = self.probe.x_um - unit.x_um
         dy_um = self.probe.y_um - (unit.y_um + moved_um)
         reached = np.flatnonzero(np.hypot(dx_um, dy_um) < REACH_UM[1])
@@ -123,5 +125,5 @@ class Scene:
 
 
 def n_file_channels(probe: Probe) -> int:
-    """Number of columns of the file."""
+    """Number of channels in the file."""
     return probe.n_chan_file or int(probe.chan_map.max()) + 1

@@ -25,12 +25,12 @@ def _draw_intervals_ms(rng: np.random.Generator, unit: Unit, n_intervals: int) -
 
 
 def _draw_train(unit: Unit, *, seed: int, index: int, duration_s: float) -> tuple[FloatArray, FloatArray]:
-    """Return a unit's spike times in s and their relative amplitudes (near 1, less within a burst)."""
+    """Return a unit's spike times in s and their relative amplitudes (near 1, smaller within a burst)."""
     rng = generator(seed, "trains", index)
-    margin_ms = 3.0  # whole waveforms only
+    margin_ms = 3.0  # so that no waveform is cut off at the ends
     expected = unit.rate_hz * duration_s
     intervals_ms = _draw_intervals_ms(rng, unit, int(expected + 10 * np.sqrt(expected) + 20))
-    # The first interval is cut at random, or every train would start with a pause.
+    # The first interval is cut at a random point; otherwise every train would start with a pause.
     time_ms = margin_ms + np.cumsum(intervals_ms) - rng.random() * intervals_ms[0]
     fatigue = np.exp(-intervals_ms / 15.0)
     relative = (1 - 0.2 * fatigue - 0.1 * np.roll(fatigue, 1)) * (1 + 0.05 * rng.standard_normal(len(time_ms)))
@@ -40,7 +40,7 @@ def _draw_train(unit: Unit, *, seed: int, index: int, duration_s: float) -> tupl
 
 @dataclass(frozen=True, eq=False)
 class Spikes:
-    """Spikes in order of time: sample, quarter of a sample, unit, relative amplitude."""
+    """Spikes in time order: sample, quarter of a sample, unit, relative amplitude."""
 
     sample: NDArray[np.int64]
     phase: NDArray[np.int64]
@@ -54,7 +54,7 @@ class Spikes:
 
 
 def in_time_order(time_samples: FloatArray, unit: NDArray[np.int64], relative: FloatArray) -> Spikes:
-    """Put spikes on the grid of quarter samples and sort them by time, then unit."""
+    """Round spike times to quarter samples and sort the spikes by time, then unit."""
     quarters = np.rint(time_samples * N_PHASES).astype(np.int64)
     order = np.lexsort((unit, quarters))
     sample, phase = np.divmod(quarters[order], N_PHASES)
@@ -62,7 +62,7 @@ def in_time_order(time_samples: FloatArray, unit: NDArray[np.int64], relative: F
 
 
 def draw_trains(units: Sequence[Unit], *, seed: int, duration_s: float, sampling_rate_hz: float) -> Spikes:
-    """Draw the trains of all units, as one table in order of time."""
+    """Draw the trains of all units, as one table in time order."""
     trains = [_draw_train(unit, seed=seed, index=i, duration_s=duration_s) for i, unit in enumerate(units)]
     empty = np.zeros(0)
     time_s = np.concatenate([empty, *(train[0] for train in trains)])

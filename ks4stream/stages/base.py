@@ -1,10 +1,11 @@
-"""What a stage is: one object that knows what it reads, what it computes where, and what that needs.
+"""The base classes of stages: each is one object that declares what it reads, what it computes and what it needs.
 
-A :class:`Step` runs in the calling process and finds one thing. A :class:`Stage` is a step whose work is cut into
-*tasks*, which run wherever the engine puts them: :meth:`Stage.items` says over what, :meth:`Stage.task` is one of them,
-:meth:`Stage.combine` makes one result of theirs. A stage is a frozen dataclass whose fields are all that its tasks
-depend on: it travels to the workers, and the key under which what its tasks found is kept is the hash of its fields.
-Of the settings it holds those that it declares and no others, so that nothing can be read which the key does not know.
+A :class:`Step` runs in the calling process and has one result. A :class:`Stage` is a step whose work is divided into
+*tasks*, which run wherever the engine places them: :meth:`Stage.items` lists what the tasks are for,
+:meth:`Stage.task` computes one of them, and :meth:`Stage.combine` makes one result of theirs. A stage is a frozen
+dataclass. Its fields are everything its tasks depend on: it is sent to the workers, and the hash of its fields is the
+key under which the results of its tasks are stored. It holds only the settings that it declares, so that a task cannot
+read a setting that is not part of the key.
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 Block = tuple[Tile, ...]
-"""Consecutive tiles that one task computes."""
+"""Consecutive tiles that are processed by one task."""
 
 
 class Run(Protocol):
-    """What a stage may ask of the run that it is part of."""
+    """What a stage can use of the run that it is part of."""
 
     @property
     def scratch(self) -> Path:
-        """Folder on this machine for what is mapped into memory."""
+        """Folder on this machine for memory-mapped files."""
         ...
 
     def map(self, stage: Stage[Item, Part, Any], items: Sequence[Item]) -> Iterator[Part]:
-        """Yield what ``stage.task`` finds for each of the items, in their order; what is known is not computed."""
+        """Yield the results of ``stage.task`` for the items, in order; stored results are not computed again."""
         ...
 
     def blocks(self, tiling: Tiling, indices: Sequence[int] | None = None) -> list[Block]:
-        """Cut the tiles, or those at `indices`, into blocks."""
+        """Group the tiles, or those at `indices`, into blocks."""
         ...
 
 
 class Portable:
-    """A dataclass that travels without what it made of its fields (``functools.cached_property``)."""
+    """A dataclass that is pickled without the values derived from its fields (``functools.cached_property``)."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {spec.name: getattr(self, spec.name) for spec in fields(self)}  # type: ignore[arg-type]
@@ -53,16 +54,16 @@ class Portable:
 
 @dataclass(frozen=True, eq=False)
 class Step(Portable, Generic[Result]):
-    """One line of the method.
+    """One step of the method.
 
     Attributes
     ----------
     name : str
         For progress, logs and the table of times.
     reads : tuple of str
-        The settings that it reads, by their own names or those of their groups.
+        Names of the settings, or of groups of settings, that it reads.
     settings : Settings
-        These settings; any other raises an AttributeError.
+        These settings; reading any other raises an AttributeError.
     """
 
     name: ClassVar[str]
@@ -74,12 +75,12 @@ class Step(Portable, Generic[Result]):
         object.__setattr__(self, "settings", self.settings.part(*self.reads))
 
     def run(self, run: Run) -> Result:
-        """Find what the step is for."""
+        """Compute the result of the step."""
         raise NotImplementedError
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
-        """What it takes of memory and disk."""
+        """Memory and disk that the step needs."""
         return Needs(cls.name)
 
 
@@ -90,27 +91,27 @@ class Stage(Step[Result], Generic[Item, Part, Result]):
     Attributes
     ----------
     records : tuple of type
-        Classes that a task's result is made of, besides arrays, plain values and receipts.
+        Classes that occur in a task's result, apart from arrays, plain values and receipts.
     """
 
     records: ClassVar[tuple[type, ...]] = ()
 
     def items(self, run: Run) -> Sequence[Item]:
-        """What the tasks are for: blocks of tiles or numbers of regions."""
+        """Items of the tasks: blocks of tiles, or numbers of regions."""
         raise NotImplementedError
 
     def work(self, items: Sequence[Item]) -> Sequence[float]:
-        """How much each task has to do: the largest are begun first. Empty where they are begun in order."""
+        """Amount of work of each task: the largest are started first. Empty if they are started in order."""
         return ()
 
     def task(self, item: Item, folder: Place) -> Part:
-        """Compute one item; whatever it writes goes into `folder`."""
+        """Process one item; all files are written to `folder`."""
         raise NotImplementedError
 
     def combine(self, parts: Iterable[Part], run: Run) -> Result:
-        """Make one result of what the tasks found, which comes in the order of the items."""
+        """Combine the results of the tasks, which are in the order of the items."""
         raise NotImplementedError
 
     def run(self, run: Run) -> Result:
-        """Compute all items and combine them."""
+        """Process all items and combine the results."""
         return self.combine(run.map(self, self.items(run)), run)

@@ -1,4 +1,4 @@
-"""How a region's peaks or spikes are clustered, whichever stage asks (sections 6 and 7)."""
+"""Clustering the peaks or spikes of a region, for any stage (sections 6 and 7)."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ks4stream.stages.base import Portable
 from ks4stream.stages.needs import Load
 
 GPU_FROM_SPIKES = 8192
-"""Spikes of a region from which a GPU clusters them faster than a processor, where one is used at all. Fewer are too
-little work for the thousands of small steps."""
-GRAPH_BYTES = 160  # of a spike while it is clustered: its columns, order, template, ten links and their flags, labels
+"""Number of spikes in a region from which a GPU clusters them faster than a CPU, if a GPU is used. With fewer, the
+thousands of small steps are too little work for it."""
+GRAPH_BYTES = 160  # per spike during clustering: its columns, order, template, ten links and their flags, labels
 
 
 class ClusterMethod(Protocol):
-    """Says which cluster each row belongs to; another method is a frozen, callable dataclass of this form."""
+    """Assigns rows to clusters. Another method is a frozen, callable dataclass with this interface."""
 
     @property
     def device(self) -> str:
-        """Where rows are wanted: "cpu", "cuda"."""
+        """Device on which rows are to be computed: "cpu", "cuda"."""
         ...
 
     @property
-    def most_peaks(self) -> int:
-        """Peaks of a region beyond which only a sample need be clustered."""
+    def max_peaks(self) -> int:
+        """Maximum number of peaks of a region to cluster; of more, a subset is enough."""
         ...
 
     def __call__(
@@ -47,24 +47,24 @@ class ClusterMethod(Protocol):
         Parameters
         ----------
         rows : FeatureRows
-            Of n peaks or spikes.
+            Features of n peaks or spikes.
         sample : ndarray of int64, shape (n,), optional
-            Their times, ascending, where these may speak against a cluster.
+            Their times, ascending, if clustering may use them.
         sampling_rate_hz : float
         final : bool
-            Whether the clusters are to be units, rather than templates to match with.
+            Whether the clusters will be units, rather than templates for matching.
 
         Returns
         -------
         ndarray of int64, shape (n,)
-            Labels, from 0 on without gaps.
+            Labels from 0, without gaps.
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class GraphClustering(Portable):
-    """Spikes joined to landmarks, communities of that graph, and a tree of them that is split where it should be."""
+    """Communities in the graph of spikes and landmarks, and a tree of them that is split where the data are bimodal."""
 
     reads: ClassVar[tuple[str, ...]] = (
         "cluster_neighbors",
@@ -103,22 +103,22 @@ class GraphClustering(Portable):
         )
 
     @property
-    def most_peaks(self) -> int:
-        """See :class:`ClusterMethod`: as many as landmarks may be drawn from."""
+    def max_peaks(self) -> int:
+        """See :class:`ClusterMethod`: as many as the maximum number of landmarks can represent."""
         return self.settings.cluster_downsampling * self.settings.landmark_limit
 
     @staticmethod
     def n_bytes(load: Load, n: int) -> int:
-        """A graph of n spikes and its tree, beside the features."""
+        """Bytes of the graph of n spikes and its tree, besides the features."""
         d, settings = load.region_features, load.settings
-        m = min(max(n // settings.cluster_downsampling, clustering.LEAST_LANDMARKS), settings.landmark_limit, n)
+        m = min(max(n // settings.cluster_downsampling, clustering.MIN_LANDMARKS), settings.landmark_limit, n)
         return int(
             GRAPH_BYTES * n
             + 8 * d * m
-            + 12 * clustering.N_CANDIDATES * m  # landmarks, and what seeds would explain
+            + 12 * clustering.N_CANDIDATES * m  # landmarks, and the energy that candidates explain
             + 4 * graph.INNER_CHUNK * m  # distances
             + 24 * clustering.N_SEEDS * m  # links of landmarks to clusters
-            + 20 * min(graph.CHUNK, n) * d  # rows at a time, spread out; of one cluster in double precision
+            + 20 * min(graph.CHUNK, n) * d  # a chunk of dense rows; those of one cluster in double precision
             + 8 * clustering.N_SEEDS * d * d  # Σxxᵀ of every leaf
         )
 
@@ -131,23 +131,23 @@ def scattered_rows(
     n_channels: int,
     device: str,
 ) -> ScatteredRows:
-    """Features (n, j, q), on the channels (k, j; −1: none) of each spike's kind (n,), as rows over those of `union`.
+    """Rows over the channels of `union`, from features (n, j, q) on the channels (k, j; −1: none) of each kind (n,).
 
-    They are on the device only if it repays that.
+    They are on the device only if there are enough of them.
     """
     device = device if len(features) >= GPU_FROM_SPIKES else "cpu"
-    slot = np.full(n_channels + 1, -1, np.int64)  # the last entry answers for −1
+    slot = np.full(n_channels + 1, -1, np.int64)  # the last entry is that of channel −1
     slot[union] = np.arange(len(union))
-    held = torch.from_numpy(features)
-    if not isinstance(features, np.memmap):  # else they are too many for the device too, and go there piece by piece
-        held = held.to(device)
-    return ScatteredRows(held, torch.from_numpy(kind), torch.from_numpy(slot[channels]), len(union), device=device)
+    tensor = torch.from_numpy(features)
+    if not isinstance(features, np.memmap):  # mapped features are too large for the device, and are copied in chunks
+        tensor = tensor.to(device)
+    return ScatteredRows(tensor, torch.from_numpy(kind), torch.from_numpy(slot[channels]), len(union), device=device)
 
 
 def cluster_means(
     rows: ScatteredRows, label: NDArray[np.int64], weight: NDArray[np.float64]
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Weighted mean row (u, d) and summed weight (u,) of each label, summed in float64 in the rows' order."""
+    """Weighted mean row (u, d) and total weight (u,) of each label, summed in float64 in the order of the rows."""
     n_labels = int(label.max()) + 1 if len(label) else 0
     total = torch.zeros(n_labels, rows.d, dtype=torch.float64)
     count = np.bincount(label, weight, n_labels).astype(np.float64)
@@ -159,7 +159,7 @@ def cluster_means(
 
 
 def on_all_channels(mean: NDArray[np.float32], union: NDArray[np.int64], n_channels: int, n_pcs: int) -> Any:
-    """Mean rows (u, d) over the channels of `union` as features (u, c, q), 0 on all others."""
+    """Convert mean rows (u, d) over the channels of `union` to features (u, c, q), 0 on all other channels."""
     whole = np.zeros((len(mean), n_channels, n_pcs), np.float32)
     whole[:, union] = mean.reshape(len(mean), len(union), n_pcs)
     return whole

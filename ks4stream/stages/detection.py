@@ -1,4 +1,4 @@
-"""Universal detection: peaks that no unit is known of yet, written to files by region (section 3)."""
+"""Detection of peaks with universal templates; peaks are written to files by region (section 3)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Peaks:
         return rows_of_region(self.receipts)
 
     def in_time(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]]:
-        """Time, depth (µm) and score of all peaks in order of time, a block after the other."""
+        """Yield time, depth (µm) and score of all peaks in time order, block by block."""
         for receipt in self.receipts:
             sample, depth, score = (read_column(receipt, name) for name in ("sample", "depth_um", "score"))
             order = np.lexsort((depth, score, sample))
@@ -46,14 +46,14 @@ class Peaks:
 
 
 def rows_of_region(receipts: Sequence[Receipt]) -> NDArray[np.int64]:
-    """Rows of each region in all blocks."""
+    """Number of rows of each region in all blocks."""
     starts = [receipt.start for receipt in receipts]
     return np.diff(np.stack(starts), axis=1).sum(axis=0) if starts else np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class Detect(Stage[Block, Receipt, Peaks]):
-    """Find the peaks of every tile and write them, with their features."""
+    """Detect the peaks of every tile and write them, with their features."""
 
     name = "detection"
     reads = ("waveforms", "detection")
@@ -68,7 +68,7 @@ class Detect(Stage[Block, Receipt, Peaks]):
         return run.blocks(self.tiles.tiling)
 
     def task(self, item: Block, folder: Place) -> Receipt:
-        """Detect a block's peaks and write them with their features, grouped by region."""
+        """Detect the peaks of a block and write them with their features, grouped by region."""
         tiles = [self._rows(tile) for tile in self.tiles.read_ahead(item)]
         columns = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
         region = self.regions.of_centre[columns["centre"]]
@@ -79,10 +79,10 @@ class Detect(Stage[Block, Receipt, Peaks]):
         """All blocks."""
         return Peaks(list(parts))
 
-    def peaks(self, tile: Tile) -> tuple[Tensor, kernels.Peaks]:
-        """Whitened traces (c, t) and the peaks whose reported time lies in the tile's core.
+    def peaks(self, tile: Tile) -> tuple[Tensor, kernels.TilePeaks]:
+        """Whitened traces (c, t), and the peaks whose reported time is in the tile's core.
 
-        ``Peaks.sample`` is the centre of the window; :meth:`time_of` makes it the time in the recording.
+        ``TilePeaks.sample`` is the centre of the window; :meth:`time_of` converts it to the time in the recording.
         """
         settings = self.settings
         traces, blank = self.tiles.whitened(tile)
@@ -92,12 +92,12 @@ class Detect(Stage[Block, Receipt, Peaks]):
             traces,
             self.templates,
             threshold=settings.Th_universal,
-            reach=max(settings.peak_sample, kernels.BIN - 1),  # detection needs the window to hold a bin
+            reach=max(settings.peak_sample, kernels.BIN - 1),  # detection requires a window that contains a bin
             first=core.start + to_centre,
             last=core.stop + to_centre,
         )
         allowed = self.tiles.away_from_edges(tile, peaks.sample, blank, settings.nt)
-        return traces, kernels.Peaks(*(column[allowed] for column in peaks))
+        return traces, kernels.TilePeaks(*(column[allowed] for column in peaks))
 
     def time_of(self, tile: Tile, sample: Tensor) -> Tensor:
         """Time of the waveform's peak in the recording, from the window's centre in the tile."""
@@ -134,25 +134,25 @@ class Detect(Stage[Block, Receipt, Peaks]):
 
     @staticmethod
     def bytes_beside_tile(load: Load, size: int | None = None) -> int:
-        """One piece of a tile, and the peaks' waveforms."""
+        """Bytes of one chunk of a tile, and of the waveforms of the peaks."""
         settings, c, k = load.settings, load.n_channels, len(load.centres)
         p, (_, s, j) = settings.n_templates, load.centres.weights.shape
-        samples = min(kernels.PIECE.on(load.device), load.tiling.size) + 2 * (settings.nt + kernels.BIN)
+        samples = min(kernels.SAMPLES_PER_CHUNK.on(load.device), load.tiling.size) + 2 * (settings.nt + kernels.BIN)
         size = size or load.tiling.size
         peaks = load.spikes_in(size / load.recording.sampling_rate_hz)
-        in_piece = peaks * min(1.0, samples / size)
+        in_chunk = peaks * min(1.0, samples / size)
         return int(
             4 * c * p * samples  # matches with every waveform
             + c * p * samples  # the largest of each bin, by waveform and sign
-            + 8 * k * samples  # scores, and maps of centres and bins: bounds, best, sight, pairs
-            + 4 * kernels.PAIRS_AT_ONCE.on(load.device) * kernels.BIN * p * (j + 2 * s)  # pairs that are evaluated
-            + 24 * in_piece * settings.nearest_templates * (2 * settings.nt // kernels.BIN)  # their rivals
+            + 8 * k * samples  # scores, and maps of centres and bins: bounds, best, visible maxima, pairs
+            + 4 * kernels.PAIRS_PER_CHUNK.on(load.device) * kernels.BIN * p * (j + 2 * s)  # pairs that are evaluated
+            + 24 * in_chunk * settings.nearest_templates * (2 * settings.nt // kernels.BIN)  # their rivals
             + 8 * peaks * j * settings.nt  # waveforms of which features are taken
         )
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
-        """One piece of the tile, and the rows of a block."""
+        """One chunk of the tile, and the rows of a block."""
         return load.on_tiles(
             cls.name,
             cls.bytes_beside_tile(load),

@@ -1,4 +1,4 @@
-"""How far the tissue moved, batch by batch (section 4)."""
+"""Drift: the displacement of the tissue, batch by batch (section 4)."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.registration import Registration, rank_within
 
-MOST_PLOTTED = 100_000  # peaks kept for the drift scatter plot
+MAX_PLOTTED = 100_000  # peaks kept for the drift scatter plot
 
 
-class Moved(NamedTuple):
-    """How far the tissue moved, and some of the peaks that tell it."""
+class DriftResult(NamedTuple):
+    """The drift, and a subset of the peaks from which it was estimated."""
 
     drift: Drift
     peaks: PeakSample
 
 
 class DriftEstimator(Protocol):
-    """Learns of all peaks, a block at a time, and says how far the tissue moved.
+    """Estimates the drift from all peaks, which it is given block by block.
 
-    Another estimator is a class of this form.
+    Another estimator is a class with this interface.
     """
 
     reads: ClassVar[tuple[str, ...]]
@@ -40,7 +40,7 @@ class DriftEstimator(Protocol):
     def __init__(self, settings: Settings, tiling: Tiling, probe: Probe, scratch: Path | None) -> None: ...
 
     def add(self, sample: NDArray[np.int64], depth_um: NDArray[np.float32], score: NDArray[np.float32]) -> None:
-        """Take the peaks of some batches, in order of time."""
+        """Add the peaks of some batches, in time order."""
         ...
 
     def estimate(self) -> Drift:
@@ -49,8 +49,8 @@ class DriftEstimator(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class EstimateDrift(Step[Moved]):
-    """Estimate the drift from the peaks of all batches, and keep some of these for a plot."""
+class EstimateDrift(Step[DriftResult]):
+    """Estimate the drift from the peaks of all batches, and keep a subset of the peaks for a plot."""
 
     name = "drift"
 
@@ -61,21 +61,21 @@ class EstimateDrift(Step[Moved]):
     def __post_init__(self) -> None:
         object.__setattr__(self, "settings", self.settings.part(*self.estimator.reads))
 
-    def run(self, run: Run) -> Moved:
-        """Show all peaks to the estimator."""
+    def run(self, run: Run) -> DriftResult:
+        """Give all peaks to the estimator."""
         tiling = self.tiles.tiling
         estimator = self.estimator(self.settings, tiling, self.tiles.probe, run.scratch)
-        most = -(-MOST_PLOTTED // len(tiling))
+        max_per_tile = -(-MAX_PLOTTED // len(tiling))
         plotted = []
         for sample, depth_um, score in self.peaks.in_time():
             estimator.add(sample, depth_um, score)
             rank, n_in_tile = rank_within(tiling.tile_of(sample))
-            kept = rank * most % n_in_tile < most  # `most` of each tile, evenly; all where there are no more
+            kept = rank * max_per_tile % n_in_tile < max_per_tile  # evenly; all peaks of a tile that has fewer
             plotted.append((sample[kept], depth_um[kept], score[kept]))
         columns = (np.concatenate(column) for column in zip(*plotted, strict=True))
-        return Moved(estimator.estimate(), PeakSample(*columns))
+        return DriftResult(estimator.estimate(), PeakSample(*columns))
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
-        """What the estimator needs."""
+        """Needs of the estimator."""
         return replace(Registration.needs(load), name=cls.name) if load.settings.nblocks else Needs(cls.name)

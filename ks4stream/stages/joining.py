@@ -1,4 +1,4 @@
-"""All spikes of all units in order of time, a block's worth at a time (section 10)."""
+"""All spikes of all units in time order, one block at a time (section 10)."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from ks4stream.stages.matching import Spikes
 from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.units import Units
 
-SORTED_BYTES = 30  # of a spike in order of time, beside its features, while results are written
-ROWS_AT_ONCE = 16_384
-BLOCKS_AT_ONCE = 256  # whose spans within all trains are found together: 2 KB a cluster
-BLOCKS_HELD = 3  # features of a span lie in its own block and, where spikes were moved, in its neighbours
+SORTED_BYTES = 30  # per spike of the final columns, besides its features, while results are written
+ROWS_PER_CHUNK = 16_384
+BLOCKS_PER_CHUNK = 256  # whose spans within all trains are looked up together: 2 KB per cluster
+BLOCKS_HELD = 3  # the features of a span are in its own block and, where spikes were shifted, in the adjacent ones
 
 
 SpikeColumns = dict[str, Any]
-"""The columns of spikes of a :class:`~ks4stream.results.Sorting`, by name."""
+"""The per-spike columns of a :class:`~ks4stream.results.Sorting`, by name."""
 
 
 @dataclass(frozen=True, eq=False)
 class Join(Step[SpikeColumns]):
-    """Put the spikes of all units in order of (time, unit), and say where each was; columns are mapped from files."""
+    """Sort the spikes of all units by (time, unit), and locate each of them; columns are memory-mapped files."""
 
     name = "joining"
     reads = ("n_pcs", "position_limit")
@@ -45,7 +45,7 @@ class Join(Step[SpikeColumns]):
     probe: Probe
 
     def run(self, run: Run) -> SpikeColumns:
-        """Append the spikes of one block after the other."""
+        """Append the spikes of one block after another."""
         columns = ColumnWriter(run.scratch / uuid4().hex)
         columns.append(self._no_rows())
         for part in self.in_order():
@@ -72,17 +72,17 @@ class Join(Step[SpikeColumns]):
         def features_of(block: int) -> NDArray[np.float32]:
             return read_column(receipts[block], "features")
 
-        for found in _spans(self.units, self.spikes.first):
-            features = np.empty((len(found["row"]), *receipts[0].row_shape("features")), np.float32)
-            block_of = np.searchsorted(first_row, found["row"], side="right") - 1
+        for span in _spans(self.units, self.spikes.first):
+            features = np.empty((len(span["row"]), *receipts[0].row_shape("features")), np.float32)
+            block_of = np.searchsorted(first_row, span["row"], side="right") - 1
             for block in np.unique(block_of).tolist():
-                mine = block_of == block
-                features[mine] = features_of(block)[found["row"][mine] - first_row[block]]
-            for lag in np.unique(found["lag"][found["lag"] != 0]).tolist():
-                moved = found["lag"] == lag
+                in_block = block_of == block
+                features[in_block] = features_of(block)[span["row"][in_block] - first_row[block]]
+            for lag in np.unique(span["lag"][span["lag"] != 0]).tolist():
+                moved = span["lag"] == lag
                 features[moved] = features[moved] @ roll_matrix(components, lag).numpy()
-            x_um, y_um = positions(features, found["template"], channels, self.probe, self.settings.position_limit)
-            columns = {name: found[name] for name in ("sample", "unit", "template", "score", "kept")}
+            x_um, y_um = positions(features, span["template"], channels, self.probe, self.settings.position_limit)
+            columns = {name: span[name] for name in ("sample", "unit", "template", "score", "kept")}
             yield columns | {"features": features, "x_um": x_um, "y_um": y_um}
 
     @classmethod
@@ -92,21 +92,21 @@ class Join(Step[SpikeColumns]):
 
 
 def _spans(units: Units, first: NDArray[np.int64]) -> Iterator[dict[str, NDArray[Any]]]:
-    """Spikes between the first samples (b,) of two blocks; those before the first and after the last go with these."""
+    """Yield the spikes of each block, by the first samples (b,) of the blocks; earlier and later ones are included."""
     clusters = units.clusters
     numbers = np.flatnonzero(units.unit_of >= 0)
     columns = [open_columns(receipt) for receipt in clusters.receipts]
-    least, most = np.iinfo(np.int64).min // 2, np.iinfo(np.int64).max // 2
-    edges = np.concatenate([[least], first[1:], [most]])
-    for at in range(0, len(edges) - 1, BLOCKS_AT_ONCE):
-        some = edges[at : at + BLOCKS_AT_ONCE + 1]
-        bounds = np.empty((len(numbers), len(some)), np.int64)
+    earliest, latest = np.iinfo(np.int64).min // 2, np.iinfo(np.int64).max // 2
+    all_edges = np.concatenate([[earliest], first[1:], [latest]])
+    for block in range(0, len(all_edges) - 1, BLOCKS_PER_CHUNK):
+        edges = all_edges[block : block + BLOCKS_PER_CHUNK + 1]
+        bounds = np.empty((len(numbers), len(edges)), np.int64)
         for row, number in enumerate(numbers.tolist()):
-            region, unit = clusters.place[number].tolist()
+            region, unit = clusters.receipt_and_unit[number].tolist()
             start, stop = clusters.receipts[region].start[unit : unit + 2]
             times = columns[region]["sample"][start:stop]
-            bounds[row] = start + np.searchsorted(times, some + units.lag_of[number])
-        for span in range(len(some) - 1):
+            bounds[row] = start + np.searchsorted(times, edges + units.lag_of[number])
+        for span in range(len(edges) - 1):
             yield _span(units, numbers, columns, bounds[:, span], bounds[:, span + 1])
             for mapped in columns:
                 release_pages(mapped["sample"])
@@ -119,11 +119,11 @@ def _span(
     start: NDArray[np.int64],
     stop: NDArray[np.int64],
 ) -> dict[str, NDArray[Any]]:
-    """Spikes of some rows of each cluster, sorted by (time, unit)."""
+    """Spikes in rows `start` to `stop` of each cluster, sorted by (time, unit)."""
     clusters = units.clusters
     filled = np.flatnonzero(stop > start)
     numbers, start, stop = numbers[filled], start[filled], stop[filled]
-    region = clusters.place[numbers, 0]
+    region = clusters.receipt_and_unit[numbers, 0]
     parts = list(zip(region.tolist(), start.tolist(), stop.tolist(), strict=True))
 
     def column(name: str, dtype: str) -> NDArray[Any]:
@@ -133,10 +133,10 @@ def _span(
     before, lag = column("sample", "int64"), units.lag_of[number]
     offset = [
         clusters.first[n] - clusters.receipts[r].start[k]
-        for n, (r, k) in zip(numbers.tolist(), clusters.place[numbers].tolist(), strict=True)
+        for n, (r, k) in zip(numbers.tolist(), clusters.receipt_and_unit[numbers].tolist(), strict=True)
     ]
     kept = [units.kept[a + shift : b + shift] for (_, a, b), shift in zip(parts, offset, strict=True)]
-    found: dict[str, NDArray[Any]] = {
+    columns_of_span: dict[str, NDArray[Any]] = {
         "sample": before - lag,
         "unit": units.unit_of[number].astype(np.int32),
         "template": column("template", "int32"),
@@ -145,8 +145,8 @@ def _span(
         "row": column("row", "int64"),
         "lag": lag,
     }
-    order = np.lexsort((number, before, found["unit"], found["sample"]))
-    return {name: values[order] for name, values in found.items()}
+    order = np.lexsort((number, before, columns_of_span["unit"], columns_of_span["sample"]))
+    return {name: values[order] for name, values in columns_of_span.items()}
 
 
 def positions(
@@ -156,21 +156,21 @@ def positions(
     probe: Probe,
     limit_um: float,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Where each spike was: contacts weighted by the norm of the features there (section 10).
+    """Position of each spike: mean of the contacts, weighted by the norm of the features on them (section 10).
 
-    Only channels closer than `limit_um` to the template's largest (its first) count.
+    Only channels closer than `limit_um` to the template's largest channel (its first) are used.
 
     Returns
     -------
     x_um, y_um : ndarray of float32, shape (n,)
     """
-    place = probe.positions_um[template_channels.clip(0)]  # (v, j, 2)
-    near = np.linalg.norm(place - place[:, :1], axis=2) < max(limit_um, 1e-9)
+    position = probe.positions_um[template_channels.clip(0)]  # (v, j, 2)
+    near = np.linalg.norm(position - position[:, :1], axis=2) < max(limit_um, 1e-9)
     near &= template_channels >= 0
-    found = np.zeros((len(template), 2), np.float32)
-    for first in range(0, len(template), ROWS_AT_ONCE):
-        rows = slice(first, first + ROWS_AT_ONCE)
+    located = np.zeros((len(template), 2), np.float32)
+    for first in range(0, len(template), ROWS_PER_CHUNK):
+        rows = slice(first, first + ROWS_PER_CHUNK)
         weight = np.linalg.norm(features[rows], axis=2) * near[template[rows]]
         total = np.maximum(weight.sum(axis=1), 1e-12)
-        found[rows] = (weight[:, :, None] * place[template[rows]]).sum(axis=1) / total[:, None]
-    return found[:, 0], found[:, 1]
+        located[rows] = (weight[:, :, None] * position[template[rows]]).sum(axis=1) / total[:, None]
+    return located[:, 0], located[:, 1]

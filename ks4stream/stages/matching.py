@@ -1,4 +1,4 @@
-"""All spikes: matching pursuit with the learned templates, block by block, borders settled (section 8)."""
+"""Spikes: matching pursuit with the learned templates, block by block, and settling of borders (section 8)."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ logger = logging.getLogger("ks4stream")
 
 
 class Edge(NamedTuple):
-    """A block's spikes within nt of one of its outer borders, still to be settled with the next block's."""
+    """Spikes of a block within nt of one of its outer borders, to be settled with those of the adjacent block."""
 
-    row: NDArray[np.int64]  # of the block's file
+    row: NDArray[np.int64]  # in the block's file
     spikes: Reported
 
 
 class Matched(NamedTuple):
-    """What one block found."""
+    """Spikes of one block."""
 
     first: int  # first sample of its core
-    receipt: Receipt  # of rows that count, and of those within nt of the outer borders that may
+    receipt: Receipt  # of rows that count, and of those within nt of the outer borders, which may count
     left: Edge
     right: Edge
-    artifacts: NDArray[np.int64]  # (m, 2) spans that were blanked, in samples, half open
+    artifacts: NDArray[np.int64]  # (m, 2) blanked spans, in samples, half-open
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ class Spikes:
     """
 
     receipts: list[Receipt]
-    first: NDArray[np.int64]  # (blocks,) first sample of each
-    dropped: list[NDArray[np.int64]]  # per block the rows that do not count, ascending
-    artifacts: NDArray[np.int64]  # (m, 2) spans that were blanked, in samples, half open
-    template_channels: NDArray[np.int64]  # (v, j) channels of the features of each template's spikes, −1 for none
+    first: NDArray[np.int64]  # (blocks,) first sample of each block
+    dropped: list[NDArray[np.int64]]  # for each block, the rows that do not count, ascending
+    artifacts: NDArray[np.int64]  # (m, 2) blanked spans, in samples, half-open
+    template_channels: NDArray[np.int64]  # (v, j) channels of the features of each template's spikes, padded with −1
     region_of: NDArray[np.int64]  # (v,) region of each template
     sampling_rate_hz: float
 
 
 @dataclass(frozen=True, eq=False)
 class Match(Stage[Block, Matched, Spikes]):
-    """Find all spikes by matching pursuit, and settle which tile those at borders belong to."""
+    """Find all spikes by matching pursuit, and settle which tile the spikes at borders belong to."""
 
     name = "matching"
     reads = ("nt", "nt0min", "nearest_chans", "matching")
@@ -73,18 +73,18 @@ class Match(Stage[Block, Matched, Spikes]):
     regions: geometry.Regions
 
     def items(self, run: Run) -> Sequence[Block]:
-        """All batches, where there is a template."""
+        """All batches, if there are any templates."""
         return run.blocks(self.tiles.tiling) if len(self.templates.features) else []
 
     def task(self, item: Block, folder: Place) -> Matched:
         """Match a block and write its spikes, with features, grouped by the region of their template."""
         artifacts: list[NDArray[np.int64]] = []
         tiles = [self._rows(tile, artifacts) for tile in self.tiles.read_ahead(item)]
-        for at in range(1, len(item)):
-            if item[at - 1].stop == item[at].start:  # else batches between them are not sorted
-                left, right = tiles[at - 1], tiles[at]
-                one, other = (Reported(side["sample"], side["template"], side["counts"]) for side in (left, right))
-                left["counts"], right["counts"] = self._settle(one, other, item[at].start)
+        for i in range(1, len(item)):
+            if item[i - 1].stop == item[i].start:  # otherwise batches between the two are not sorted
+                left, right = tiles[i - 1], tiles[i]
+                reported = [Reported(side["sample"], side["template"], side["counts"]) for side in (left, right)]
+                left["counts"], right["counts"] = self._settle(reported[0], reported[1], item[i].start)
         columns = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
         nt, first, last = self.settings.nt, item[0].start, item[-1].stop
         outer = (columns["sample"] < first + nt) | (columns["sample"] >= last - nt)
@@ -102,22 +102,22 @@ class Match(Stage[Block, Matched, Spikes]):
         return Matched(first, receipt, left_edge, right_edge, joined_spans(artifacts))
 
     def _rows(self, tile: Tile, artifacts: list[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
-        """Spikes of the core and of nt around it; those outside the core do not count unless settled so."""
-        settings, matcher = self.settings, self.matcher
+        """Spikes of the core and within nt of it; those outside the core count only if settling borders decides so."""
+        settings, prepared = self.settings, self.prepared
         traces, blank = self.tiles.whitened(tile)
         artifacts.append(spans(blank[self.tiles.core(tile)].cpu().numpy()) + tile.start)
-        found = kernels.match(traces, matcher, threshold=settings.Th_learned, max_peels=settings.max_peels)
-        residual = kernels.subtract(traces, found, matcher)
-        time = found.sample_index + (tile.first - settings.nt // 2 + settings.peak_sample)
+        spikes = kernels.match(traces, prepared, threshold=settings.Th_learned, max_peels=settings.max_peels)
+        residual = kernels.subtract(traces, spikes, prepared)
+        time = spikes.sample_index + (tile.first - settings.nt // 2 + settings.peak_sample)
         near = (time >= tile.start - settings.nt) & (time < tile.stop + settings.nt)
-        near &= self.tiles.away_from_edges(tile, found.sample_index, blank, settings.nt)
-        spikes = kernels.Spikes(*(column[near] for column in found))
+        near &= self.tiles.away_from_edges(tile, spikes.sample_index, blank, settings.nt)
+        spikes = kernels.TileSpikes(*(column[near] for column in spikes))
         sample = time[near].cpu().numpy()
         return {
             "sample": sample,
             "template": spikes.unit.cpu().numpy().astype(np.int32),
             "score": spikes.score.cpu().numpy(),
-            "features": kernels.features(residual, spikes, matcher).cpu().numpy(),
+            "features": kernels.features(residual, spikes, prepared).cpu().numpy(),
             "counts": (sample >= tile.start) & (sample < tile.stop),
         }
 
@@ -127,7 +127,7 @@ class Match(Stage[Block, Matched, Spikes]):
     def combine(self, parts: Iterable[Matched], run: Run) -> Spikes:
         """Settle the borders between blocks."""
         first, receipts, artifacts = [], [], []
-        counts: list[dict[int, bool]] = []  # per block, of the rows near its borders
+        counts: list[dict[int, bool]] = []  # for each block, whether the rows near its borders count
         before: Matched | None = None
         for block in parts:
             first.append(block.first)
@@ -159,8 +159,8 @@ class Match(Stage[Block, Matched, Spikes]):
         )
 
     @cached_property
-    def matcher(self) -> kernels.Matcher:
-        """The templates made ready."""
+    def prepared(self) -> kernels.PreparedTemplates:
+        """The templates, prepared for matching."""
         device = self.tiles.device
         return kernels.prepare(
             torch.from_numpy(self.templates.features).to(device),
@@ -181,19 +181,19 @@ class Match(Stage[Block, Matched, Spikes]):
 
     @cached_property
     def template_channels(self) -> NDArray[np.int64]:
-        """Channels of the features of each template's spikes (v, j), padded with −1; told without a GPU."""
+        """Channels of the features of each template's spikes (v, j), padded with −1; computed on the CPU."""
         return self._slots[kernels.largest_channel(torch.from_numpy(self.templates.features)).numpy()]
 
     @cached_property
     def region_of(self) -> NDArray[np.int64]:
-        """Region of each template (v,): by the position of its largest channel."""
+        """Region of each template (v,), by the position of its largest channel."""
         features, probe = self.templates.features, self.tiles.probe
         largest = (features**2).sum(axis=2).argmax(axis=1) if len(features) else np.zeros(0, np.int64)
-        return self.regions.nearest(probe.positions_um[largest], probe.shank[largest])
+        return self.regions.region_at(probe.positions_um[largest], probe.shank[largest])
 
     @staticmethod
     def bytes_beside_tile(load: Load, size: int | None = None) -> int:
-        """Scores of all templates at all samples."""
+        """Bytes of the scores of all templates at all samples, and of what computes them."""
         c, u, q, w = load.n_channels, load.n_templates, load.settings.n_pcs, load.settings.nt
         groups = 2 * u // kernels.GROUP_SIZE + 2
         sharing = u * min(u, 8 * TEMPLATES_PER_CHANNEL * load.settings.nearest_chans)  # pairs that share channels
@@ -201,13 +201,13 @@ class Match(Stage[Block, Matched, Spikes]):
             4 * (u + groups) * (load.fft_samples(size) + 2 * w)  # scores, and the best of each group
             + 8 * u * c * q
             + sharing * (4 * q * q + 8)  # templates, by unit and by group, and their products
-            + 8 * c * q * kernels.SAMPLES_AT_ONCE.on(load.device)  # projections
-            + 2 * kernels.ROWS_AT_ONCE.on(load.device) * (4 * q * q + 24 * w)  # what is subtracted at a time
+            + 8 * c * q * kernels.SAMPLES_PER_CHUNK.on(load.device)  # projections
+            + 2 * kernels.ROWS_PER_CHUNK.on(load.device) * (4 * q * q + 24 * w)  # what is subtracted at a time
         )
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
-        """Scores beside the tile, and the rows of a block."""
+        """Scores besides the tile, and the rows of a block."""
         return load.on_tiles(
             cls.name,
             cls.bytes_beside_tile(load),
@@ -219,7 +219,7 @@ class Match(Stage[Block, Matched, Spikes]):
 
 
 def spans(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Where a mask is set, as half-open spans (m, 2).
+    """Half-open spans (m, 2) in which a mask is set.
 
     >>> spans(np.array([False, True, True, False, True])).tolist()
     [[1, 3], [4, 5]]
@@ -229,7 +229,7 @@ def spans(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def joined_spans(parts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Spans in order of time, those that touch made one: several (m, 2) to (m, 2)."""
+    """Concatenate spans (m, 2), which are in time order, and join those that touch: (m, 2)."""
     every = np.concatenate([np.zeros((0, 2), np.int64), *parts])
     opens = np.append(True, every[1:, 0] > every[:-1, 1])[: len(every)]
     closes = np.append(opens[1:], True)[: len(every)]

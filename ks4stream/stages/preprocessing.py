@@ -1,4 +1,4 @@
-"""A tile of the recording, made ready: read, filtered, referenced, blanked, whitened, moved (sections 0, 1)."""
+"""Preprocessing a tile of the recording: read, filter, reference, blank, whiten, correct drift (sections 0, 1)."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from ks4stream.settings import Settings
 from ks4stream.stages.base import Portable
 
 ARTIFACT_MARGIN_MS = 2.0  # blanked on either side of an artifact
-COMMON_SPAN_UM = 200.0  # that contacts span at least where artifacts are told by how many channels they reach
-MATCHING_REACH_WAVEFORMS = 16  # halo beyond the filter, in waveforms: how far a chain of overlapping spikes reaches
+COMMON_SPAN_UM = 200.0  # minimum extent of probes on which artifacts are detected by the number of channels they reach
+MATCHING_REACH_WAVEFORMS = 16  # halo besides that of the filter, in waveforms: reach of a chain of overlapping spikes
 
 
 def tiling_of(recording: Recording, settings: Settings) -> Tiling:
-    """Cut a recording into tiles, with a halo as long as the farthest reach of what is computed.
+    """Divide a recording into tiles whose halo is as long as the farthest reach of the computation.
 
     Raises
     ------
     RecordingError
-        If there is less to sort than one waveform.
+        If there are fewer samples to sort than one waveform has.
     """
     rate = recording.sampling_rate_hz
     reach = kernels.highpass_reach(sampling_rate_hz=rate, cutoff_hz=settings.highpass_cutoff)
@@ -53,7 +53,7 @@ def artifact_margin(sampling_rate_hz: float) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Preprocessor(Portable):
-    """The tiles of a recording, and all that a worker needs to turn one of the file into traces.
+    """The tiles of a recording, and everything a worker needs to compute the traces of one.
 
     Attributes
     ----------
@@ -63,9 +63,9 @@ class Preprocessor(Portable):
     settings : Settings
         Those in `reads`.
     dead : ndarray of int64
-        Sorted channels without signal: they enter no reference and no whitening.
+        Sorted channels without signal: they are left out of reference and whitening.
     whitening, drift : Whitening, Drift or None
-        Once they are known.
+        None until they have been estimated.
     device : str
         Where kernels run: "cpu", "cuda".
     """
@@ -84,12 +84,12 @@ class Preprocessor(Portable):
         object.__setattr__(self, "settings", self.settings.part(*self.reads))
 
     def with_results(self, **results: Whitening | Drift | None) -> Preprocessor:
-        """The same with a whitening or a drift."""
+        """Return a copy with a whitening or a drift."""
         return replace(self, **results)  # type: ignore[arg-type]
 
     @property
     def sampling_rate_hz(self) -> float:
-        """Of the recording."""
+        """Sampling rate of the recording."""
         return self.recording.sampling_rate_hz
 
     @property
@@ -101,7 +101,7 @@ class Preprocessor(Portable):
 
     @property
     def without_signal(self) -> NDArray[np.int64]:
-        """Sorted channels without signal: those found dead before, and by the whitening once it is known."""
+        """Sorted channels without signal: those dead in the file and, once it is known, those of the whitening."""
         return self.dead if self.whitening is None else self.whitening.dead
 
     def core(self, tile: Tile) -> slice:
@@ -109,7 +109,7 @@ class Preprocessor(Portable):
         return slice(tile.halo, tile.halo + tile.stop - tile.start)
 
     def read_ahead(self, tiles: Sequence[Tile]) -> Iterator[Tile]:
-        """The tiles in turn; while one is worked on, the next is being read."""
+        """Yield the tiles; while one is processed, the next one is read."""
         with ThreadPoolExecutor(1, "ks4stream-reader", hand_on, (listeners(),)) as reader:
             try:
                 for tile, following in zip_longest(tiles, tiles[1:]):
@@ -122,32 +122,32 @@ class Preprocessor(Portable):
 
     @cached_property
     def _ahead(self) -> dict[int, Future[Tensor]]:
-        """Tiles that are being read, by number."""
+        """Tiles being read ahead, by index."""
         return {}
 
     def raw(self, tile: Tile) -> Tensor:
-        """Traces of the file in the order of the probe (c, t): scaled, shifted and inverted as the settings say."""
+        """Traces of the file in the probe's channel order (c, t): scaled, shifted and inverted as the settings say."""
         reading = self._ahead.pop(tile.index, None)
         samples = (reading.result() if reading else self._read(tile)).to(self.device, non_blocking=True)
         mapped = self._chan_map
         samples = (samples[:, mapped] if isinstance(mapped, slice) else samples.index_select(1, mapped)).T
         if self.recording.dtype == np.uint16:  # less 2¹⁵
             samples = samples ^ -(2**15)
-        traces = samples.contiguous().float()  # in this order: three times as fast as the other
+        traces = samples.contiguous().float()  # three times as fast as .float().contiguous()
         if samples.is_floating_point() and not bool(torch.isfinite(traces).all()):
-            channel, at = (~torch.isfinite(traces)).nonzero()[0].tolist()
+            channel, sample = (~torch.isfinite(traces)).nonzero()[0].tolist()
             raise RecordingError(
                 f"{self.recording.name}: channel {self.probe.chan_map[channel]} is not a number near sample "
-                f"{tile.first + at}. Replace such samples, or leave them out with tmin, tmax or bad_channels."
+                f"{tile.first + sample}. Replace such samples, or exclude them with tmin, tmax or bad_channels."
             )
         if self.settings.scale is not None:
-            traces = traces * self.settings.scale  # not in place: of one channel they may still be the recording's
+            traces = traces * self.settings.scale  # not in place: with one channel, this may be a view of the recording
         if self.settings.shift is not None:
             traces = traces + self.settings.shift
         return traces.neg() if self.settings.invert_sign else traces
 
     def referenced(self, tile: Tile) -> tuple[Tensor, Tensor]:
-        """Filtered, referenced and blanked traces (c, t), and where they were blanked (t,)."""
+        """Filtered, referenced and blanked traces (c, t), and a mask of the blanked samples (t,)."""
         traces = kernels.highpass(self.raw(tile), self._response)
         if self.settings.do_CAR:
             traces = kernels.subtract_reference(traces, self._groups)
@@ -156,14 +156,14 @@ class Preprocessor(Portable):
             traces,
             threshold=self.settings.artifact_threshold,
             margin=margin,
-            voters=self._voters,
+            artifact_channels=self._artifact_channels,
             first=max(self.tiling.start - tile.first, 0),
             last=min(self.tiling.stop - tile.first, tile.length),
         )
         return traces.masked_fill_(blank, 0.0) if bool(blank.any()) else traces, blank
 
     def whitened(self, tile: Tile) -> tuple[Tensor, Tensor]:
-        """Whitened traces (c, t), drift corrected where the drift is known, and where they were blanked (t,)."""
+        """Whitened traces (c, t), drift-corrected if the drift is known, and a mask of the blanked samples (t,)."""
         traces, blank = self.referenced(tile)
         matrix = self._whitening
         if self.drift is not None and bool(np.any(self.drift.shift_um[tile.index])):
@@ -171,7 +171,7 @@ class Preprocessor(Portable):
         return matrix @ traces, blank
 
     def away_from_edges(self, tile: Tile, sample: Tensor, blank: Tensor, distance: int) -> Tensor:
-        """Which samples (n,) of a tile lie `distance` or more from the crop's ends and from anything blanked (t,)."""
+        """Which samples (n,) are at least `distance` from the ends of the crop and from blanked samples (t,)."""
         first, last = self.tiling.start - tile.first + distance, self.tiling.stop - tile.first - distance
         allowed = (sample >= first) & (sample < last)
         if bool(blank.any()):
@@ -179,7 +179,7 @@ class Preprocessor(Portable):
         return allowed
 
     def _drift_matrix(self, shift_um: NDArray[np.float32]) -> Tensor:
-        """The matrix of section 4 between channels that carry a signal; rows and columns of dead ones stay 0."""
+        """The matrix of section 4 between channels with a signal; rows and columns of dead channels are 0."""
         assert self.drift is not None
         at_channels = drift_kernels.shift_at(self.probe.y_um, self.drift.centre_um, shift_um)
         alive, mover = self._mover
@@ -191,14 +191,14 @@ class Preprocessor(Portable):
         return matrix
 
     def _read(self, tile: Tile) -> Tensor:
-        """A tile of the file, (time, channel in file); of unsigned samples the bits; from where a GPU fetches fast."""
-        samples = np.require(read_tile(self.recording, self.tiling, tile), requirements=("C", "W"))  # torch needs it so
-        found = torch.from_numpy(samples.view(np.int16) if samples.dtype == np.uint16 else samples)
-        return found if self.device == "cpu" else found.pin_memory()
+        """A tile of the file, (time, channel in file), in pinned memory for a GPU; uint16 is viewed as int16."""
+        samples = np.require(read_tile(self.recording, self.tiling, tile), requirements=("C", "W"))  # torch requires it
+        tensor = torch.from_numpy(samples.view(np.int16) if samples.dtype == np.uint16 else samples)
+        return tensor if self.device == "cpu" else tensor.pin_memory()
 
     @cached_property
     def _chan_map(self) -> slice | Tensor:
-        """The probe's channels in the file; a slice, which costs nothing, where they follow each other."""
+        """The probe's channels in the file; a slice, which needs no copy, if they are consecutive."""
         first, count = int(self.probe.chan_map[0]), self.probe.n_channels
         if np.array_equal(self.probe.chan_map, np.arange(first, first + count)):
             return slice(first, first + count)
@@ -219,8 +219,8 @@ class Preprocessor(Portable):
         return [(torch.from_numpy(a).to(self.device), torch.from_numpy(b).to(self.device)) for a, b in groups]
 
     @cached_property
-    def _voters(self) -> Tensor:
-        """Channels that say whether something is an artifact; none where one neuron could reach most of them."""
+    def _artifact_channels(self) -> Tensor:
+        """Channels used to detect artifacts; none if a single neuron could reach most of them."""
         alive = np.setdiff1d(np.arange(self.probe.n_channels), self.dead)
         positions = self.probe.positions_um[alive]
         wide = len(alive) > 0 and float(np.ptp(positions, axis=0).max()) >= COMMON_SPAN_UM
@@ -228,7 +228,7 @@ class Preprocessor(Portable):
 
     @cached_property
     def _mover(self) -> tuple[Tensor, kernels.Mover]:
-        """Channels that carry a signal, and what moves them."""
+        """Channels with a signal, and the :class:`Mover` for them."""
         assert self.whitening is not None
         alive = np.setdiff1d(np.arange(self.probe.n_channels), self.whitening.dead)
         positions_um, shank, index = (
@@ -244,7 +244,7 @@ class Preprocessor(Portable):
 
 
 def read_tile(recording: Recording, tiling: Tiling, tile: Tile) -> NDArray[Any]:
-    """All a tile sees, (time, channel in file); beyond the crop's ends its edge value is repeated."""
+    """Samples of a tile and its halo, (time, channel in file); the edge value is repeated beyond the crop's ends."""
     first, last = max(tile.first, tiling.start), min(tile.first + tile.length, tiling.stop)
     try:
         samples = recording.read(first, last)
@@ -256,11 +256,11 @@ def read_tile(recording: Recording, tiling: Tiling, tile: Tile) -> NDArray[Any]:
 
 
 def dead_channels(recording: Recording, probe: Probe, dead_in_file: list[int]) -> NDArray[np.int64]:
-    """Sorted channels among those found constant in the file."""
+    """Sorted channels among those that are constant in the file."""
     dead = np.flatnonzero(np.isin(probe.chan_map, dead_in_file))
     if len(dead):
         warn(
-            f"{recording.name}: channels {probe.chan_map[dead].tolist()} of the file carry no signal and are left out.",
+            f"{recording.name}: channels {probe.chan_map[dead].tolist()} of the file have no signal and are left out.",
             BadChannelWarning,
             stacklevel=2,
         )

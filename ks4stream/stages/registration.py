@@ -1,4 +1,4 @@
-"""The drift of Kilosort4: fingerprints of the batches, registered against each other (section 4)."""
+"""Kilosort4's drift estimate: fingerprints of the batches are registered to each other (section 4)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ks4stream.results import Drift
 from ks4stream.settings import Settings
 from ks4stream.stages.needs import Load, Needs
 
-HELD_BYTES = 8 << 20  # of fingerprints; more lie in a file and are read some batches at a time
-LEAST_RELIABILITY = 0.5  # correlation of the shifts told by the two halves of the peaks, below which they are noise
-STILL_BINS = 1.0  # noise in the shifts up to which a recording is called still without a warning
+HELD_BYTES = 8 << 20  # of fingerprints in memory; larger ones are in a file and read a few batches at a time
+MIN_RELIABILITY = 0.5  # correlation of the shifts estimated from the two halves of the peaks; lower ones are noise
+STILL_BINS = 1.0  # s.d. of unreliable shifts up to which they are set to zero without a warning
 
 
 class Registration:
-    """Registers the fingerprints of the batches, as Kilosort4 does; shifts that cannot be told are 0."""
+    """Registers the fingerprints of the batches, as Kilosort4 does; shifts that cannot be determined are 0."""
 
     reads: ClassVar[tuple[str, ...]] = ("nblocks", "binning_depth", "drift_smoothing", "Th_universal")
 
@@ -51,7 +51,7 @@ class Registration:
         release_pages(self._counts)
 
     def estimate(self) -> Drift:
-        """Register all fingerprints; where they cannot tell, the shift is 0 and a warning says so."""
+        """Register all fingerprints; if the result is not reliable, the shift is 0, with a warning."""
         return self.of(StreamedArray(self._counts))
 
     def of(self, counts: StreamedArray | NDArray[np.uint16]) -> Drift:
@@ -61,36 +61,39 @@ class Registration:
         centre = (
             self._lowest_um - 1 + settings.binning_depth * np.array([(first + last) / 2 for first, last in segments])
         )
-        none = Drift(shift_um=np.zeros((counts.shape[0], len(segments))), centre_um=centre)
-        if self._n_bins < kernels.FEWEST_BINS:  # nothing to tell it from: not worth a warning on every tetrode
-            return none
+        no_drift = Drift(shift_um=np.zeros((counts.shape[0], len(segments))), centre_um=centre)
+        if self._n_bins < kernels.MIN_DEPTH_BINS:  # not worth a warning on every tetrode
+            return no_drift
         if counts.shape[0] < 2:
-            return none
+            return no_drift
 
         def register(halves: slice) -> NDArray[np.float64]:
-            found = kernels.register(counts, halves, n_blocks=settings.nblocks, smoothing=settings.drift_smoothing)
-            return found - np.median(found, axis=0)
+            shift = kernels.register(counts, halves, nblocks=settings.nblocks, smoothing=settings.drift_smoothing)
+            return shift - np.median(shift, axis=0)
 
         shift = register(slice(None))
         reliability = _correlation(*(register(slice(half, half + 1)) for half in (0, 1)))
-        if reliability < LEAST_RELIABILITY:
-            if shift.std() <= STILL_BINS:
-                return none
-            return _undecided(
-                none, f"even and odd peaks tell shifts that correlate by {reliability:.2f} only (few peaks)"
-            )
+        if reliability < MIN_RELIABILITY:
+            if shift.std() > STILL_BINS:
+                warn(
+                    "Drift is taken as zero: the correlation of the shifts estimated from even and from odd peaks is "
+                    f"only {reliability:.2f} (few peaks).",
+                    DriftWarning,
+                    stacklevel=3,
+                )
+            return no_drift
         return Drift(shift_um=shift * settings.binning_depth, centre_um=centre)
 
     @staticmethod
     def needs(load: Load) -> Needs:
-        """Fingerprints of all batches, in memory or on disk, and what registers them."""
+        """Fingerprints of all batches, in memory or on disk, and the arrays of the registration."""
         n, segments = len(load.tiling), 2 * load.settings.nblocks - 1
         depth_bins = kernels.n_depth_bins(float(np.ptp(load.probe.y_um)), load.settings.binning_depth)
         bins = depth_bins * kernels.N_AMPLITUDE_BINS
         fingerprints = 4 * n * bins  # two halves of 16 bits
-        some = min(kernels.rows_at_once(depth_bins), n)
-        # Logarithms of some fingerprints, and their likeness at 101 shifts; that of all at 11, in every segment.
-        registering = 24 * some * bins + 8 * (101 * some + 3 * 11 * n) * segments
+        n_chunk = min(kernels.batches_per_chunk(depth_bins), n)
+        # Logarithms of a chunk of fingerprints, and their similarity at 101 shifts; that of all at 11, in each segment.
+        registering = 24 * n_chunk * bins + 8 * (101 * n_chunk + 3 * 11 * n) * segments
         return Needs(
             "registration",
             client_bytes=min(fingerprints, HELD_BYTES) + registering,
@@ -99,9 +102,9 @@ class Registration:
 
 
 def rank_within(group: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Place of each row within its group, and the number of rows in it, of groups (n,) in ascending order.
+    """Rank of each row within its group, and the number of rows in the group, for ascending groups (n,).
 
-    Even and odd peaks are told apart within a tile, and thinned there: a block may be any number of tiles.
+    Peaks are divided into even and odd ones, and thinned, within a tile, as a block may be any number of tiles.
 
     >>> rank_within(np.array([0, 0, 0, 2, 5, 5]))
     (array([0, 1, 2, 0, 0, 1]), array([3, 3, 3, 1, 2, 2]))
@@ -114,8 +117,3 @@ def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     a, b = (a - a.mean(axis=0)).ravel(), (b - b.mean(axis=0)).ravel()
     scale = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / scale) if scale > 0 else 0.0
-
-
-def _undecided(none: Drift, why: str) -> Drift:
-    warn(f"Drift is taken as zero: {why}.", DriftWarning, stacklevel=4)
-    return none

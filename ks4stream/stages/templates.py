@@ -1,4 +1,4 @@
-"""Templates to match with: clusters of the peaks of each region (section 5)."""
+"""Learned templates: the means of clusters of the peaks of each region (section 5)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ks4stream.stages.needs import Load, Needs
 
 logger = logging.getLogger("ks4stream")
 
-N_SLICES = 100  # of time, between which a region's spikes are shared out where there are too many
+N_SLICES = 100  # time slices, over which the peaks of a region are thinned evenly if there are too many
 
 
 class RegionTemplates(NamedTuple):
     """Clusters of one region's peaks."""
 
     features: NDArray[np.float32]  # (u, c, q) mean of each cluster, on all channels
-    n_spikes: NDArray[np.float64]  # (u,) that each stands for
+    n_spikes: NDArray[np.float64]  # (u,) number of spikes that each represents
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
     centres: Centres
     regions: Regions
     cluster: ClusterMethod
-    fewest: int
+    min_spikes: int
 
     def items(self, run: Run) -> Sequence[int]:
         """The regions that have peaks."""
@@ -61,11 +61,11 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         return sizes
 
     def task(self, item: int, folder: Place) -> RegionTemplates:
-        """Cluster a bounded sample of the peaks of one region; returns the mean of each cluster."""
+        """Cluster a bounded number of the peaks of one region; return the mean of each cluster."""
         receipts = self.peaks.receipts
         centre = read_region(receipts, "centre", item).astype(np.int64)
         sample = read_region(receipts, "sample", item)
-        chosen, weight = bounded_sample(sample, centre, most=self.cluster.most_peaks)
+        chosen, weight = bounded_sample(sample, centre, max_peaks=self.cluster.max_peaks)
         features = pick_region(receipts, "features", item, chosen)
         own = self.centres.channels[self.regions.of_centre == item]
         union = np.unique(own[own >= 0])
@@ -75,25 +75,25 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         return RegionTemplates(on_all_channels(mean, union, n_channels, features.shape[2]), count)
 
     def combine(self, parts: Iterable[RegionTemplates], run: Run) -> Templates:
-        """All regions' clusters: centred in time, near copies merged, those of too few spikes dropped."""
-        none = np.zeros((0, self.probe.n_channels, self.settings.n_pcs), np.float32)
-        found = [RegionTemplates(none, np.zeros(0)), *parts]
-        features = torch.from_numpy(np.concatenate([region.features for region in found]))
-        count = torch.from_numpy(np.concatenate([region.n_spikes for region in found]))
+        """Align the clusters of all regions, merge near duplicates, and drop those with too few spikes."""
+        empty = np.zeros((0, self.probe.n_channels, self.settings.n_pcs), np.float32)
+        regions = [RegionTemplates(empty, np.zeros(0)), *parts]
+        features = torch.from_numpy(np.concatenate([region.features for region in regions]))
+        count = torch.from_numpy(np.concatenate([region.n_spikes for region in regions]))
         if not len(features):
             return Templates(features=features.numpy(), count=count.numpy())
-        components, shapes = (torch.from_numpy(of) for of in (self.waveforms.components, self.waveforms.shapes))
+        components, shapes = map(torch.from_numpy, (self.waveforms.components, self.waveforms.shapes))
         merged = templates.merge_similar(templates.align(features, components, shapes), count, components)
-        stays = merged.n_spikes >= self.fewest
+        stays = merged.n_spikes >= self.min_spikes
         logger.info("%d peaks, %d learned templates", self.peaks.of_region.sum(), int(stays.sum()))
         return Templates(features=merged.features[stays].numpy(), count=merged.n_spikes[stays].numpy())
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
-        """A bounded sample of a region's peaks, read and chosen, and their graph."""
+        """A bounded number of a region's peaks, read and chosen, and their graph."""
         settings = load.settings
         n = min(load.largest_region, settings.cluster_downsampling * settings.landmark_limit)
-        choosing = 64 * load.largest_region  # times and centres of all, and who shares a slice of time
+        choosing = 64 * load.largest_region  # times and centres of all peaks, and their time slices
         return load.on_regions(
             cls.name,
             max(choosing, GraphClustering.n_bytes(load, n)) + load.row_bytes * n,
@@ -102,23 +102,23 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
 
 
 def bounded_sample(
-    sample: NDArray[np.int64], centre: NDArray[np.int64], *, most: int
+    sample: NDArray[np.int64], centre: NDArray[np.int64], *, max_peaks: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """At most `most` spikes: equal shares over time slices and, within a slice, over centres.
+    """Choose at most `max_peaks` peaks: equal shares for time slices and, within a slice, for centres.
 
-    Unused shares go to the others. Within a share the smallest hashes of (time, centre) are taken, so the
-    choice does not depend on the order of the spikes.
+    What a share does not use goes to the others. Within a share, the peaks with the smallest hashes of (time, centre)
+    are chosen, so the choice does not depend on the order of the peaks.
 
     Returns
     -------
     chosen : ndarray of int64
         Sorted indices.
     weight : ndarray of float64
-        Spikes each chosen one stands for.
+        Number of peaks that each chosen one represents.
     """
     n = len(sample)
     order = np.lexsort((centre, sample))
-    if n <= most:
+    if n <= max_peaks:
         return order, np.ones(n)
     span = max(int(sample.max() - sample.min()) + 1, 1)
     slices = (sample - sample.min()) * N_SLICES // span
@@ -127,10 +127,10 @@ def bounded_sample(
     slice_of_group[group_of] = slices
     size = np.bincount(group_of)
     share = np.zeros_like(size)
-    per_slice = _shares(np.bincount(slices, minlength=N_SLICES), most)
-    for one in range(N_SLICES):
-        groups = np.flatnonzero(slice_of_group == one)
-        share[groups] = _shares(size[groups], int(per_slice[one]))
+    per_slice = _shares(np.bincount(slices, minlength=N_SLICES), max_peaks)
+    for number in range(N_SLICES):
+        groups = np.flatnonzero(slice_of_group == number)
+        share[groups] = _shares(size[groups], int(per_slice[number]))
     ranked = np.lexsort((_hash(sample, centre), group_of))
     rank = np.arange(n) - np.repeat(np.cumsum(size) - size, size)
     chosen = ranked[rank < share[group_of[ranked]]]
@@ -140,7 +140,7 @@ def bounded_sample(
 
 
 def _shares(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    """Share `total` out equally, nobody getting more than its size: the level at which the sizes are cut.
+    """Divide `total` into equal shares, none larger than its size; what is left over goes to the others.
 
     >>> _shares(np.array([1, 10, 10]), 9).tolist()
     [1, 4, 4]
@@ -153,7 +153,7 @@ def _shares(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
 
 
 def _hash(sample: NDArray[np.int64], centre: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """A fixed scrambling of (time, centre): splitmix64."""
+    """Hash of (time, centre): splitmix64."""
     x = sample.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + centre.astype(np.uint64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)

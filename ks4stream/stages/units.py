@@ -1,7 +1,7 @@
-"""From spikes to units: final clustering per region, merging, and what counts as a unit (sections 7, 9 and 10).
+"""From spikes to units: final clustering per region, merging, and selection of units (sections 7, 9 and 10).
 
-A region's spikes are read by the task that clusters them, which writes them anew, grouped by unit. From then on a unit
-is seen at a time: its train is enough to merge it, to find its duplicates and to label it.
+The spikes of a region are read by the task that clusters them, which writes them again, grouped by unit. After that,
+one unit is processed at a time: its train is enough to merge it, to find its duplicates and to label it.
 """
 
 from __future__ import annotations
@@ -29,25 +29,27 @@ from ks4stream.stages.detection import rows_of_region
 from ks4stream.stages.matching import Spikes
 from ks4stream.stages.needs import Load, Needs
 
-UNIT_SPIKE_BYTES = 24  # of a spike of a region's units: sample, template, score, and where its features are
-LEAST_MARGIN = 1.5
-"""Mean score of a unit's spikes above ``Th_learned``, in noise standard deviations. Beyond the published method
-(section 9.3): clusters closer to the threshold are the summit of a distribution that reaches below it, more than a
-tenth of it cut off (scores have unit noise), which is what background activity looks like; they are not units."""
-SECONDS_PER_SPIKE, FEWEST_SPIKES, ENOUGH_SPIKES = 3.0, 5, 20
-"""A template or a unit has at least a spike in three seconds of recording, but 5 in any, and 20 always suffice."""
+UNIT_SPIKE_BYTES = 24  # per spike in the file of a region: sample, template, score, and the row of its features
+MIN_MARGIN = 1.5
+"""Minimum difference of the mean score of a unit's spikes and ``Th_learned``, in noise standard deviations. Beyond the
+published method (section 9.3): clusters closer to the threshold are the upper part of a distribution of which the
+threshold cuts off more than a tenth (scores have unit noise). Background activity looks like that; they are not
+units."""
+SECONDS_PER_SPIKE, MIN_SPIKES, ENOUGH_SPIKES = 3.0, 5, 20
+"""A template or a unit has at least one spike in three seconds of recording, but never fewer than 5; 20 always
+suffice."""
 
 
-def fewest_spikes(tiling: Tiling, sampling_rate_hz: float) -> int:
-    """Spikes that make a unit; clusters of fewer are chance collisions, not neurons."""
+def min_unit_spikes(tiling: Tiling, sampling_rate_hz: float) -> int:
+    """Minimum number of spikes of a unit; smaller clusters are chance collisions, not neurons."""
     seconds = tiling.n_tiles * tiling.size / sampling_rate_hz
-    return int(np.clip(seconds / SECONDS_PER_SPIKE, FEWEST_SPIKES, ENOUGH_SPIKES))
+    return int(np.clip(seconds / SECONDS_PER_SPIKE, MIN_SPIKES, ENOUGH_SPIKES))
 
 
 class RegionUnits(NamedTuple):
     """Units of one region."""
 
-    receipt: Receipt  # of its spikes, grouped by unit (counted within the region), each unit's by (time, template)
+    receipt: Receipt  # of its spikes, grouped by unit (numbered within the region), sorted by (time, template) in each
     unit_features: NDArray[np.float32]  # (u, c, q), noise s.d.
 
 
@@ -55,8 +57,8 @@ class RegionUnits(NamedTuple):
 class SortRegions(Stage[int, RegionUnits, list[RegionUnits]]):
     """Cluster the spikes of each region into units, and write them grouped by unit.
 
-    Columns: ``sample``, ``template``, ``score``, and ``row``, the spike's place among the rows of all blocks, where its
-    features are.
+    Columns: ``sample``, ``template``, ``score``, and ``row``, the row of the spike in the files of all blocks, where
+    its features are.
     """
 
     name = "final clustering"
@@ -105,7 +107,7 @@ class SortRegions(Stage[int, RegionUnits, list[RegionUnits]]):
         return RegionUnits(receipt, on_all_channels(mean, union, n_channels, features.shape[2]))
 
     def _row_in_files(self, region: int) -> NDArray[np.int64]:
-        """Of each row of the region its place among the rows of all blocks."""
+        """For each row of the region, its number among the rows of all blocks."""
         receipts = self.spikes.receipts
         first = np.cumsum([0] + [receipt.n_rows for receipt in receipts])
         parts = [
@@ -120,7 +122,7 @@ class SortRegions(Stage[int, RegionUnits, list[RegionUnits]]):
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
-        """All spikes of a region; features of more than :data:`~ks4stream.io.mapped.HELD_BYTES` are left on disk."""
+        """All spikes of a region; features of more than :data:`~ks4stream.io.mapped.HELD_BYTES` stay on disk."""
         n = load.largest_region
         return load.on_regions(
             cls.name,
@@ -131,34 +133,36 @@ class SortRegions(Stage[int, RegionUnits, list[RegionUnits]]):
 
 
 def counted_rows(spikes: Spikes, region: int) -> NDArray[np.int64]:
-    """Rows of a region that count, numbered through all blocks, ascending."""
+    """Rows of a region that count, numbered across all blocks, ascending."""
     spans = [(receipt.start[region], receipt.start[region + 1]) for receipt in spikes.receipts]
     counts = np.ones(sum(int(stop - start) for start, stop in spans), bool)
     before = 0
     for (start, stop), dropped in zip(spans, spikes.dropped, strict=True):
-        mine = dropped[(dropped >= start) & (dropped < stop)]
-        counts[mine - start + before] = False
+        in_region = dropped[(dropped >= start) & (dropped < stop)]
+        counts[in_region - start + before] = False
         before += int(stop - start)
     return np.flatnonzero(counts)
 
 
 class Clusters:
-    """The units of all regions before merging, numbered through; their spikes stay on disk.
+    """The units of all regions before merging, numbered across regions; their spikes stay on disk.
 
     Attributes
     ----------
-    place : ndarray of int64, shape (k, 2)
-        Of each cluster its region's receipt and its number within the region.
+    receipt_and_unit : ndarray of int64, shape (k, 2)
+        For each cluster, the index of its region's receipt, and its number within the region.
     n_spikes : ndarray of int64, shape (k,)
     first : ndarray of int64, shape (k,)
-        Spikes of the clusters before.
+        Total number of spikes of the previous clusters.
     """
 
     def __init__(self, receipts: Sequence[Receipt]) -> None:
         self.receipts = receipts
         counts = [np.diff(receipt.start) for receipt in receipts]
-        self.place = np.array([(i, k) for i, count in enumerate(counts) for k in range(len(count))], np.int64)
-        self.place = self.place.reshape(-1, 2)
+        self.receipt_and_unit = np.array(
+            [(i, k) for i, count in enumerate(counts) for k in range(len(count))], np.int64
+        )
+        self.receipt_and_unit = self.receipt_and_unit.reshape(-1, 2)
         self.n_spikes = np.concatenate([np.zeros(0, np.int64), *counts])
         self.first = np.cumsum(self.n_spikes) - self.n_spikes
 
@@ -167,18 +171,18 @@ class Clusters:
         return self.column(number, "sample")
 
     def column(self, number: int, name: str) -> NDArray[Any]:
-        """One column of a cluster's spikes."""
-        receipt, unit = self.place[number].tolist()
+        """One column of the spikes of a cluster."""
+        receipt, unit = self.receipt_and_unit[number].tolist()
         return read_region([self.receipts[receipt]], name, unit)
 
 
 class Units(NamedTuple):
-    """The units of a sorting, as far as they are found; the spikes are those of their clusters."""
+    """The units of a sorting; their spikes are those of their clusters."""
 
     clusters: Clusters
-    unit_of: NDArray[np.int64]  # (k,) of each cluster, −1 for those that are no neuron
-    lag_of: NDArray[np.int64]  # (k,) by which its waveforms are late, so its spikes are earlier
-    kept: NDArray[np.bool_]  # (n,) of every cluster's spikes, one cluster after the other: False for duplicates
+    unit_of: NDArray[np.int64]  # (k,) unit of each cluster, −1 for those that are not neurons
+    lag_of: NDArray[np.int64]  # (k,) lag by which its waveforms are rolled, and its spikes are earlier
+    kept: NDArray[np.bool_]  # (n,) for the spikes of one cluster after another: False for duplicates
     features: NDArray[np.float32]  # (u, c, q), noise s.d.
     refractory: NDArray[np.bool_]  # (u,)
     contamination: NDArray[np.float64]  # (u,)
@@ -187,7 +191,7 @@ class Units(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Merge(Step[Units]):
-    """Merge the regions' units that are one neuron, drop what is none, find duplicates, and label what is left."""
+    """Merge units of the same neuron, drop those that are not neurons, find duplicates, and label what remains."""
 
     name = "merging"
     reads = ("n_pcs", "Th_learned", "acg_threshold", "ccg_threshold", "duplicate_spike_ms")
@@ -196,24 +200,24 @@ class Merge(Step[Units]):
     waveforms: Waveforms
     probe: Probe
     sampling_rate_hz: float
-    fewest: int
+    min_spikes: int
 
     def run(self, run: Run) -> Units:
-        """Go through the units one after the other, their spikes on this machine's disk."""
+        """Process one unit after another, with their spikes on this machine's disk."""
         settings, rate = self.settings, self.sampling_rate_hz
         clusters = Clusters([localize(region.receipt, run.scratch) for region in self.regions])
-        none = np.zeros((0, self.probe.n_channels, settings.n_pcs), np.float32)
-        found = torch.from_numpy(np.concatenate([none, *(region.unit_features for region in self.regions)]))
+        empty = np.zeros((0, self.probe.n_channels, settings.n_pcs), np.float32)
+        features = torch.from_numpy(np.concatenate([empty, *(region.unit_features for region in self.regions)]))
         components = torch.from_numpy(self.waveforms.components)
-        alike = templates.similarity(found, components)
+        similarity = templates.similarity(features, components)
         merged = merging.merge_units(
             clusters,
             clusters.n_spikes,
-            found,
+            features,
             components,
-            similarity=alike.value.numpy(),
-            lag=alike.lag.numpy(),
-            similarity_row=lambda one, others: templates.similarity_to(one, others, components),
+            similarity=similarity.value.numpy(),
+            lag=similarity.lag.numpy(),
+            similarity_row=lambda template, others: templates.similarity_to(template, others, components),
             sampling_rate_hz=rate,
             acg_threshold=settings.acg_threshold,
             ccg_threshold=settings.ccg_threshold,
@@ -226,7 +230,7 @@ class Merge(Step[Units]):
             train, score = _unit_train(
                 clusters, members, merged.lag_of, kept, min_samples=int(settings.duplicate_spike_ms * rate / 1000)
             )
-            stays[unit] = is_neuron(train, score, settings.Th_learned, self.fewest, impossible_samples=rate / 1000)
+            stays[unit] = is_neuron(train, score, settings.Th_learned, self.min_spikes, impossible_samples=rate / 1000)
             if stays[unit]:
                 refractory[unit] = correlograms.is_refractory_unit(
                     train, sampling_rate_hz=rate, acg_threshold=settings.acg_threshold
@@ -247,7 +251,7 @@ class Merge(Step[Units]):
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
-        """A flag for each spike, here or on disk."""
+        """A flag for each spike, in memory or on disk."""
         return Needs(cls.name, client_bytes=min(load.n_spikes, HELD_BYTES))
 
 
@@ -259,10 +263,10 @@ def _unit_train(
     *,
     min_samples: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Times, ascending, and scores of a unit's spikes without its duplicates, which are marked in `kept`."""
+    """Times, ascending, and scores of a unit's spikes without duplicates; sets `kept` for all its spikes."""
     before = [clusters[member] for member in members]
     sample = np.concatenate([times - lag_of[member] for member, times in zip(members, before, strict=True)])
-    order = np.lexsort((np.concatenate(before), sample))  # as all spikes are sorted in the end
+    order = np.lexsort((np.concatenate(before), sample))  # the order of the final sorting
     alone = np.zeros(len(sample), bool)
     alone[order] = merging.mark_duplicates(sample[order], np.zeros(len(sample), np.int64), min_samples=min_samples)
     ends = np.cumsum([len(times) for times in before])[:-1]
@@ -274,16 +278,21 @@ def _unit_train(
 
 
 def is_neuron(
-    sample: NDArray[np.int64], score: NDArray[np.float32], threshold: float, fewest: int, *, impossible_samples: float
+    sample: NDArray[np.int64],
+    score: NDArray[np.float32],
+    threshold: float,
+    min_spikes: int,
+    *,
+    impossible_samples: float,
 ) -> bool:
-    """Whether a unit can be a neuron, by times (n,), ascending, and scores (n,) of its spikes.
+    """Whether a unit can be a neuron, by the times (n,), ascending, and scores (n,) of its spikes.
 
-    It has at least `fewest` spikes, scores that stand clear of the threshold, and fires no more than half of
-    its spikes within `impossible_samples` of the last or the next, as what an artifact leaves behind does.
+    A neuron has at least `min_spikes` spikes, a mean score well above the threshold, and at most half of its spikes
+    within `impossible_samples` of the previous or the next one; units made of residues of artifacts have more.
     """
-    if len(sample) < max(fewest, 1):
+    if len(sample) < max(min_spikes, 1):
         return False
     close = np.diff(sample) < impossible_samples
     in_burst = np.append(close, False) | np.insert(close, 0, False)
-    clear = float(score.mean(dtype=np.float64)) > threshold + LEAST_MARGIN
+    clear = float(score.mean(dtype=np.float64)) > threshold + MIN_MARGIN
     return bool(clear and 2 * in_burst.sum() <= len(sample))

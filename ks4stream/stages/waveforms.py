@@ -1,4 +1,4 @@
-"""What spikes look like on one channel: universal waveforms, learned from clean peaks (section 2)."""
+"""Universal waveforms: what spikes look like on one channel, learned from isolated peaks (section 2)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
+from itertools import chain
 
 import numpy as np
 import torch
@@ -24,29 +25,29 @@ from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
 
 EVERY_BATCH = 25
-FEWEST_SNIPPETS = 1000
-MOST_SNIPPETS = 500_000
-LOWEST_THRESHOLD, THRESHOLD_STEP = 4.0, 0.5
-FEWEST_PER_SHAPE = 10  # below this many snippets per universal waveform nothing can be learned
+MIN_SNIPPETS = 1000
+MAX_SNIPPETS = 500_000
+MIN_THRESHOLD, THRESHOLD_STEP = 4.0, 0.5
+MIN_SNIPPETS_PER_SHAPE = 10  # with fewer per universal waveform, the shipped waveforms are used
 SEED = 1  # of the k-means starts; the method has no setting for it
 SHIPPED_RATE_HZ, SHIPPED_PEAK = 30_000.0, 20  # of the waveforms in the package
 
-Snippets = list[NDArray[np.float32]]  # per tile the unit-norm waveforms of its clean peaks (n, w)
+Snippets = list[NDArray[np.float32]]  # for each tile, the unit-norm waveforms of its isolated peaks (n, w)
 
 
 @dataclass(frozen=True, eq=False)
 class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
-    """Learn components and shapes from the waveforms of clean peaks.
+    """Learn components and shapes from the waveforms of isolated peaks.
 
-    Where some batches have fewer than a thousand of them, all are looked at, then with lower thresholds; where even
-    then there is too little to learn from, the waveforms of the package are used.
+    If a subset of the batches has fewer than a thousand of them, all batches are used, then lower thresholds. If that
+    still gives too few, the waveforms shipped with the package are used.
 
     Attributes
     ----------
     threshold : float
-        Of the peaks, in standard deviations of the noise; set by :meth:`run` for each attempt.
-    most_per_tile : int
-        Snippets that a tile hands over, evenly thinned; likewise.
+        Threshold of the peaks, in standard deviations of the noise; set by :meth:`run` for each attempt.
+    max_per_tile : int
+        Maximum number of snippets of a tile, evenly thinned; set likewise.
     """
 
     name = "waveforms"
@@ -54,35 +55,35 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
 
     tiles: Preprocessor
     threshold: float = 0.0
-    most_per_tile: int = 0
+    max_per_tile: int = 0
 
     def run(self, run: Run) -> Waveforms:
-        """Look at more batches, and lower, until there are enough snippets."""
+        """Use more batches, and lower thresholds, until there are enough snippets."""
         if not self.settings.templates_from_data:
             return self.shipped()
         for attempt, chosen in self._attempts():
             parts = list(run.map(attempt, run.blocks(self.tiles.tiling, chosen)))
             n_snippets = sum(len(snippets) for part in parts for snippets in part)
-            if n_snippets >= FEWEST_SNIPPETS:
+            if n_snippets >= MIN_SNIPPETS:
                 break
         return attempt.combine(parts, run)
 
     def _attempts(self) -> Iterator[tuple[LearnWaveforms, list[int]]]:
         every = list(range(len(self.tiles.tiling)))
-        some = self.tiles.tiling.evenly(EVERY_BATCH)
-        tries = [(self.settings.Th_single_ch, some)] if len(some) < len(every) else []
+        subset = self.tiles.tiling.evenly(EVERY_BATCH)
+        tries = [(self.settings.Th_single_ch, subset)] if len(subset) < len(every) else []
         tries += [(threshold, every) for threshold in self.thresholds()]
         for threshold, chosen in tries:
-            yield replace(self, threshold=threshold, most_per_tile=-(-MOST_SNIPPETS // len(chosen))), chosen
+            yield replace(self, threshold=threshold, max_per_tile=-(-MAX_SNIPPETS // len(chosen))), chosen
 
     def thresholds(self) -> list[float]:
-        """Thresholds to try in turn until there are enough snippets."""
+        """Thresholds to try, in this order, until there are enough snippets."""
         highest = self.settings.Th_single_ch
-        steps = np.arange(highest, LOWEST_THRESHOLD - 1e-9, -THRESHOLD_STEP)
+        steps = np.arange(highest, MIN_THRESHOLD - 1e-9, -THRESHOLD_STEP)
         return [float(step) for step in steps] or [highest]
 
     def task(self, item: Block, folder: Place) -> Snippets:
-        """Cut the waveforms of the clean peaks of each tile."""
+        """Cut out the waveforms of the isolated peaks of each tile."""
         return [self._cut(tile) for tile in self.tiles.read_ahead(item)]
 
     def _cut(self, tile: Tile) -> NDArray[np.float32]:
@@ -95,7 +96,7 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
         )
         allowed = self.tiles.away_from_edges(tile, sample, blank, nt)
         channel, sample = channel[allowed], sample[allowed]
-        kept = torch.arange(min(len(channel), self.most_per_tile), device=channel.device)
+        kept = torch.arange(min(len(channel), self.max_per_tile), device=channel.device)
         kept = kept * len(channel) // max(len(kept), 1)
         snippets = kernels.cut_snippets(
             traces, channel[kept], sample[kept], nt=nt, peak_sample=self.settings.peak_sample
@@ -104,28 +105,28 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
 
     @cached_property
     def _neighbours(self) -> tuple[Tensor, Tensor]:
-        """Channels among which a peak must be the largest, and those on which it must be alone."""
+        """Channels among which a peak must be the largest, and those on which it must be the only one."""
 
-        def nearest(count: int) -> Tensor:
+        def channels(count: int) -> Tensor:
             lists = geometry.channel_neighbours(self.tiles.probe, count, dead=self.tiles.without_signal)
             return torch.from_numpy(geometry.padded(lists)).to(self.tiles.device)
 
-        return nearest(geometry.PEAK_NEIGHBOURS), nearest(geometry.ALONE_NEIGHBOURS)
+        return channels(geometry.PEAK_NEIGHBOURS), channels(geometry.ALONE_NEIGHBOURS)
 
     def combine(self, parts: Iterable[Snippets], run: Run) -> Waveforms:
-        """Learn from the snippets; with a warning where they are few."""
-        snippets = [one for part in parts for one in part]
+        """Learn from the snippets, with a warning if there are few."""
+        snippets = list(chain.from_iterable(parts))
         n_snippets = sum(map(len, snippets))
-        joined = torch.from_numpy(np.concatenate(snippets)[:MOST_SNIPPETS])
-        if len(joined) < FEWEST_PER_SHAPE * max(self.settings.n_templates, self.settings.n_pcs):
+        joined = torch.from_numpy(np.concatenate(snippets)[:MAX_SNIPPETS])
+        if len(joined) < MIN_SNIPPETS_PER_SHAPE * max(self.settings.n_templates, self.settings.n_pcs):
             self._warn_of_few(n_snippets, "the waveforms shipped with ks4stream are used instead")
             return self.shipped()
-        if n_snippets < FEWEST_SNIPPETS:
-            self._warn_of_few(n_snippets, "they were learned from those")
+        if n_snippets < MIN_SNIPPETS:
+            self._warn_of_few(n_snippets, "the waveforms were learned from these")
         return self._learned(joined, n_snippets=len(joined), threshold=self.threshold)
 
     def shipped(self) -> Waveforms:
-        """The package's own waveforms, resampled to the settings' nt and the recording's rate."""
+        """Waveforms shipped with the package, resampled to the settings' nt and the recording's rate."""
         with resources.files("ks4stream.stages").joinpath("waveforms.npz").open("rb") as file, np.load(file) as stored:
             snippets = stored["snippets"]
         wanted = (np.arange(self.settings.nt) - self.settings.peak_sample) / self.tiles.sampling_rate_hz
@@ -153,27 +154,27 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
-        """Beside the tile: which samples are peaks, a few channels' above threshold, what is near some, and snippets.
+        """Besides the tile: marks of peaks, samples above threshold of a few channels, windows, and snippets.
 
-        Of those few channels all samples may be above threshold, as movement puts them.
+        All samples of these channels may be above threshold, as in movement artifacts.
         """
         c, t, nt = load.n_channels, load.tiling.size, load.settings.nt
-        n_tiles = len(load.tiling.evenly(EVERY_BATCH))  # all, where there are too few clean spikes
-        # Movement makes many more snippets than there are spikes: a tile's share, or as many as can stand alone.
-        of_tile = min(-(-MOST_SNIPPETS // n_tiles), c * -(-t // (kernels.ALONE_REACH + 1)))
+        n_tiles = len(load.tiling.evenly(EVERY_BATCH))  # all tiles, if there are too few isolated peaks
+        # Movement makes many more snippets than there are spikes: a tile's share, or as many as can be isolated.
+        of_tile = min(-(-MAX_SNIPPETS // n_tiles), c * -(-t // (kernels.ALONE_REACH + 1)))
         near = geometry.ALONE_NEIGHBOURS * (2 * kernels.ALONE_REACH + 1)
         beside = (
             c * t
-            + kernels.ABOVE_BYTES * min(c, kernels.CHANNELS_AT_ONCE.on(load.device)) * t
-            + kernels.WINDOW_BYTES * near * kernels.WINDOWS_AT_ONCE.on(load.device)
+            + kernels.ABOVE_BYTES * min(c, kernels.CHANNELS_PER_CHUNK.on(load.device)) * t
+            + kernels.WINDOW_BYTES * near * kernels.WINDOWS_PER_CHUNK.on(load.device)
             + 16 * nt * of_tile
         )
-        in_all = min(MOST_SNIPPETS, load.n_spikes) * nt
+        in_all = min(MAX_SNIPPETS, load.n_spikes) * nt
         return load.on_tiles(
             cls.name,
             int(beside),
             n_tiles=n_tiles,
-            rows=load.tiles_per_task(n_tiles) * 2 * 4 * nt * of_tile,  # as they were cut, and in the record
+            rows=load.tiles_per_task(n_tiles) * 2 * 4 * nt * of_tile,  # as they were cut out, and in the record
             client_bytes=8 * in_all,  # twice
             scratch_bytes=4 * in_all,
             passes=load.detections,

@@ -1,9 +1,10 @@
-"""How channels covary in the noise, and the matrix that undoes it (section 1.4)."""
+"""The covariance of the channels, and the matrix that decorrelates them (section 1.4)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -19,13 +20,13 @@ from ks4stream.stages.base import Block, Run, Stage
 from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
 
-Covariance = NDArray[np.float64] | None  # None: artifacts leave too little of the tile
-LEAST_LEFT = 0.5  # of a tile, after its artifacts were blanked
+Covariance = NDArray[np.float64] | None  # None if too little of the tile is left after blanking artifacts
+MIN_KEPT_SHARE = 0.5  # of a tile, after blanking artifacts
 
 
 @dataclass(frozen=True, eq=False)
 class LearnWhitening(Stage[Block, list[Covariance], Whitening]):
-    """Average the covariance of the channels over some batches, and whiten each against its neighbourhood."""
+    """Average the covariance of the channels over some batches, and whiten each channel with its neighbourhood."""
 
     name = "whitening"
     reads = ("whitening",)
@@ -37,7 +38,7 @@ class LearnWhitening(Stage[Block, list[Covariance], Whitening]):
         return run.blocks(self.tiles.tiling, self.tiles.tiling.evenly(self.settings.nskip))
 
     def task(self, item: Block, folder: Place) -> list[Covariance]:
-        """Per tile the covariance (c, c) over what was not blanked of its core, or None of too little."""
+        """For each tile, the covariance (c, c) of the samples of its core that were not blanked, or None."""
         return [self._covariance(tile) for tile in self.tiles.read_ahead(item)]
 
     def _covariance(self, tile: Tile) -> Covariance:
@@ -45,7 +46,7 @@ class LearnWhitening(Stage[Block, list[Covariance], Whitening]):
         core = self.tiles.core(tile)
         traces, kept = traces[:, core], ~blank[core]
         n_kept = int(kept.sum())
-        if n_kept < LEAST_LEFT * len(kept):
+        if n_kept < MIN_KEPT_SHARE * len(kept):
             return None
         return kernels.covariance(traces if n_kept == len(kept) else traces[:, kept]).cpu().numpy()
 
@@ -55,20 +56,19 @@ class LearnWhitening(Stage[Block, list[Covariance], Whitening]):
         Raises
         ------
         RecordingError
-            If artifacts leave too little of every tile, or no channel has any signal.
+            If too little of every tile is left after blanking artifacts, or no channel has any signal.
         """
         total: NDArray[np.float64] | float = 0.0
         used, seen = 0, 0
-        for covariance in (one for part in parts for one in part):
+        for covariance in chain.from_iterable(parts):
             seen += 1
             if covariance is not None:
                 total, used = total + covariance, used + 1
         if used == 0:
             raise RecordingError(
-                f"Every one of the {seen} batches that whitening was to be learned from is for the most part an "
-                "artifact: within 2 ms of samples beyond artifact_threshold="
-                f"{self.tiles.settings.artifact_threshold}, which should be well above the spikes, or of samples where "
-                "most channels are far beyond their noise."
+                f"In all {seen} batches from which whitening should be learned, most samples are artifacts: within "
+                f"2 ms of samples beyond artifact_threshold={self.tiles.settings.artifact_threshold}, which should be "
+                "well above the spikes, or of samples where most channels are far beyond their noise."
             )
         covariance = np.asarray(total / used)
         variance = covariance.diagonal()
@@ -83,6 +83,6 @@ class LearnWhitening(Stage[Block, list[Covariance], Whitening]):
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
-        """No more than the tile."""
+        """Only the tile."""
         n_tiles = len(load.tiling.evenly(load.settings.nskip))
         return load.on_tiles(cls.name, 0, n_tiles=n_tiles, n_tiles_read=n_tiles)

@@ -82,7 +82,7 @@ def test_expected_links_count_against_a_label() -> None:
     neighbor = torch.tensor([[0, 1], [0, 1], [0, 1], [0, 1]], dtype=torch.int32)
     graph = graph_of(neighbor, torch.tensor([0, 1]))
     # landmark 0: k = 3 of m = 6; label 2 has three links of it and spikes of degree 1 + 1 + 2, label 1 one and 2.
-    # 3 − λ/10 · 3/6 · 4 against 1 − λ/10 · 3/6 · 2, and 0 of a label that nobody has
+    # 3 − λ/10 · 3/6 · 4 against 1 − λ/10 · 3/6 · 2, and 0 for a label that is not used
     assert landmark_step(graph, torch.tensor([2, 2, 2, 1]), 3, resolution=14.0).tolist() == [2, 2]
     assert landmark_step(graph, torch.tensor([2, 2, 2, 1]), 3, resolution=21.0).tolist() == [0, 0]
 
@@ -102,15 +102,15 @@ def test_sweeps_stop_with_labels_from_zero() -> None:
 @pytest.mark.parametrize("sizes", [(1500, 800, 200), (400, 60), (90,), (2500,)])
 def test_clouds_are_found(sizes: tuple[int, ...]) -> None:
     rows, truth = blobs(*sizes)
-    found = cluster_region(rows)
-    assert same_partition(found, truth)
-    assert found.dtype == np.int64
-    assert set(found.tolist()) == set(range(len(sizes)))
+    label = cluster_region(rows)
+    assert same_partition(label, truth)
+    assert label.dtype == np.int64
+    assert set(label.tolist()) == set(range(len(sizes)))
 
 
 @pytest.mark.slow
 def test_a_quiet_unit_beside_a_busy_one_is_found() -> None:
-    """What the published landmarks and the floor of 1000 spikes lose."""
+    """The published number of landmarks and the minimum of 1000 spikes miss such units."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(800, 72, generator=generator)
     truth = (torch.arange(800) % 20 == 3).long()
@@ -119,7 +119,7 @@ def test_a_quiet_unit_beside_a_busy_one_is_found() -> None:
 
 
 def test_one_unit_in_many_dimensions_stays_one() -> None:
-    """A regression with as many features as spikes would part anything."""
+    """A regression with as many features as spikes would split any cluster."""
     x = torch.randn(120, 150, generator=torch.Generator().manual_seed(2))
     x[:, :6] += 10.0
     assert cluster_region(DenseRows(x)).max() == 0
@@ -134,16 +134,16 @@ def test_few_spikes_are_one_cluster(n: int) -> None:
 @pytest.mark.parametrize("n", [2, 3, 11, 60])
 @pytest.mark.parametrize("value", [0.0, 3.0])
 def test_identical_spikes_are_one_cluster(n: int, value: float) -> None:
-    found = cluster_region(DenseRows(torch.full((n, 6), value)), min_spikes=0)
-    assert found.tolist() == [0] * n
+    label = cluster_region(DenseRows(torch.full((n, 6), value)), min_spikes=0)
+    assert label.tolist() == [0] * n
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 12])
 def test_any_number_of_spikes_is_labelled(n: int) -> None:
     rows, _ = blobs(n // 2, n - n // 2)
-    found = cluster_region(rows, min_spikes=0)
-    assert len(found) == n
-    assert set(found.tolist()) == set(range(found.max() + 1))
+    label = cluster_region(rows, min_spikes=0)
+    assert len(label) == n
+    assert set(label.tolist()) == set(range(label.max() + 1))
 
 
 @pytest.mark.slow
@@ -173,7 +173,7 @@ def test_the_result_does_not_depend_on_threads_or_global_state() -> None:
 
 @pytest.mark.slow
 def test_the_refractory_veto_keeps_one_neuron_together() -> None:
-    """A neuron whose waveform changes halfway, and two that fire as they like."""
+    """A neuron whose waveform changes halfway, and two independent ones."""
     rows, truth = blobs(1500, 1500)
     draw = np.random.default_rng(0)
     one_train = np.cumsum(draw.integers(150, 1500, 3000))  # 5 ms apart at least
@@ -211,4 +211,4 @@ def test_only_landmarks_are_ever_held_densely(monkeypatch: pytest.MonkeyPatch) -
     dense, truth = blobs(1500, 700)
     rows = Watched(dense.chunk(0, 2200))
     checked: FeatureRows = rows
-    assert same_partition(cluster_region(checked, least_landmarks=100), truth)
+    assert same_partition(cluster_region(checked, min_landmarks=100), truth)

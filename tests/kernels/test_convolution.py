@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ks4stream.kernels.convolution import SEGMENT, banded, correlate
-from ks4stream.kernels.memory import AtOnce
+from ks4stream.kernels.memory import ChunkSize
 
 
 def plain(traces: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
@@ -45,7 +45,7 @@ def test_one_channel_at_once_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = torch.Generator().manual_seed(0)
     traces, kernels = torch.randn(5, 100, generator=draw), torch.randn(2, 9, generator=draw)
     alone = [correlate(traces, kernels, layout=layout) for layout in ("cpt", "ctp")]
-    monkeypatch.setattr("ks4stream.kernels.convolution.ROWS_AT_ONCE", AtOnce(cpu=1, gpu=1))
+    monkeypatch.setattr("ks4stream.kernels.convolution.ROWS_PER_CHUNK", ChunkSize(cpu=1, gpu=1))
     for one, layout in zip(alone, ("cpt", "ctp"), strict=True):
         torch.testing.assert_close(correlate(traces, kernels, layout=layout), one)
 

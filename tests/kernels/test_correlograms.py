@@ -1,4 +1,4 @@
-"""Correlograms and refractoriness, against answers one can count."""
+"""Correlograms and refractoriness, on examples small enough to count."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RATE = 30_000.0
 
 
 def poisson_train(n: int, seconds: float, seed: int, refractory_ms: float = 0.0) -> np.ndarray:
-    """Random spike times, those too soon after the last one left out."""
+    """Random spike times, without those too soon after the previous one."""
     draw = np.random.default_rng(seed)
     times = np.sort(draw.integers(0, int(seconds * RATE), n))
     if refractory_ms:
@@ -49,7 +49,7 @@ def test_an_autocorrelogram_is_even_and_empty_in_the_middle() -> None:
 
 @pytest.mark.parametrize("rate", [30_000.0, 24_414.0625, 10_000.0])
 def test_counts_are_those_of_all_pairs(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(correlograms, "PAIR_CHUNK", 7)  # many chunks
+    monkeypatch.setattr(correlograms, "PAIRS_PER_CHUNK", 7)  # many chunks
     draw = np.random.default_rng(1)
     a, b = np.sort(draw.integers(0, 20_000, 60)), np.sort(draw.integers(0, 20_000, 45))
     lags = np.rint((b - a[:, None]) / (rate / 1000)).astype(int)
@@ -66,7 +66,7 @@ def test_sums_of_large_times_are_exact() -> None:
 def test_many_pairs_are_sampled_evenly() -> None:
     train = poisson_train(4000, 20, 2)
     whole = correlogram(train, sampling_rate_hz=RATE)
-    part = correlogram(train, sampling_rate_hz=RATE, most_pairs=100_000)
+    part = correlogram(train, sampling_rate_hz=RATE, max_pairs=100_000)
     assert part.sum() <= 100_000
     assert part.sum() > 50_000
     assert abs(refractoriness_of(whole).ratio - refractoriness_of(part).ratio) < 0.2
@@ -107,7 +107,7 @@ def test_halves_of_a_train_avoid_each_other_and_strangers_do_not() -> None:
 
 
 def test_an_empty_middle_of_few_pairs_is_no_evidence() -> None:
-    """The published conditions are met by chance; at 0.6 pairs per bin strangers look alike in one of fifty."""
+    """The published conditions are met by chance; at 0.6 pairs per bin one of fifty unrelated pairs passes."""
     verdicts = [
         is_refractory_pair(poisson_train(600, 120, seed), poisson_train(150, 120, 1000 + seed), sampling_rate_hz=RATE)
         for seed in range(200)

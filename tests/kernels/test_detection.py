@@ -1,4 +1,4 @@
-"""Universal detection against a dense and obvious version of itself."""
+"""Detection with universal templates, compared with a dense and obvious implementation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ks4stream import geometry, simulate
 from ks4stream.kernels import detection as kernels
 from ks4stream.kernels.convolution import correlate
 from ks4stream.kernels.detection import UniversalTemplates, detect, features, universal_templates
-from ks4stream.kernels.memory import AtOnce
+from ks4stream.kernels.memory import ChunkSize
 from ks4stream.probe import Probe
 from ks4stream.settings import Settings
 
@@ -27,7 +27,7 @@ def smooth_shapes(n_shapes: int, nt: int = NT) -> torch.Tensor:
 
 
 def universal(probe: Probe, shapes: torch.Tensor, **settings: float) -> UniversalTemplates:
-    """Templates as the stage makes them."""
+    """Templates as made by the stage."""
     options = {"nearest_chans": min(10, probe.n_channels), "nearest_templates": 12} | settings
     centres = geometry.template_centres(probe, Settings(**options))
     return universal_templates(
@@ -57,11 +57,11 @@ def oracle(
     outdone = ((seen > score[:, None]) | ((seen == score[:, None]) & lower)).any(dim=1)
     windows = seen.amax(dim=1).unfold(1, 2 * reach + 1, 1)  # (k, t − 2·reach, window)
     inner = slice(reach, -reach)
-    found = (score > threshold) & ~outdone
-    found[:, inner] &= (windows[..., :reach].amax(dim=2) < score[:, inner]) & (
+    is_peak = (score > threshold) & ~outdone
+    is_peak[:, inner] &= (windows[..., :reach].amax(dim=2) < score[:, inner]) & (
         windows[..., reach + 1 :].amax(dim=2) <= score[:, inner]
     )
-    sample, centre = found[:, first:last].T.nonzero(as_tuple=True)
+    sample, centre = is_peak[:, first:last].T.nonzero(as_tuple=True)
     return list(zip((sample + first).tolist(), centre.tolist(), strict=True))
 
 
@@ -73,8 +73,8 @@ def planted(
     traces = noise * torch.randn(probe.n_channels, n_samples, generator=draw)
     for _ in range(n_spikes):
         sample = int(torch.randint(NT, n_samples - NT, (1,), generator=draw))
-        place = probe.positions_um[int(torch.randint(probe.n_channels, (1,), generator=draw))]
-        distance = torch.from_numpy(np.linalg.norm(probe.positions_um - place, axis=1))
+        position = probe.positions_um[int(torch.randint(probe.n_channels, (1,), generator=draw))]
+        distance = torch.from_numpy(np.linalg.norm(probe.positions_um - position, axis=1))
         size = (4 + 30 * torch.rand(1, generator=draw)) * (1 if torch.rand(1, generator=draw) < 0.7 else -1)
         shape = shapes[int(torch.randint(len(shapes), (1,), generator=draw))]
         spread = torch.exp(-((distance / 25) ** 2)).float()
@@ -183,20 +183,20 @@ def test_sharper_bounds_change_nothing_but_the_work(monkeypatch: pytest.MonkeyPa
     probe, shapes = PROBES["staggered"], smooth_shapes(3)
     templates = universal(probe, shapes)
     traces = planted(probe, shapes, 1500, 60, seed=9)
-    evaluated, found = [], []
-    evaluate = kernels._Search.evaluate
+    evaluated, detected = [], []
+    evaluate = kernels._PeakSearch.evaluate
 
-    def counting(search: kernels._Search, pairs: torch.Tensor) -> None:
+    def counting(search: kernels._PeakSearch, pairs: torch.Tensor) -> None:
         evaluated[-1] += len(pairs)
         evaluate(search, pairs)
 
-    monkeypatch.setattr(kernels._Search, "evaluate", counting)
+    monkeypatch.setattr(kernels._PeakSearch, "evaluate", counting)
     for share in (0.0, 1.0):  # always, never
         monkeypatch.setattr(kernels, "SHARPENED_ABOVE", share)
         evaluated.append(0)
-        found.append(detect(traces, templates, threshold=4.0, reach=REACH, first=40, last=1460))
-    assert len(found[0].sample) > 30
-    for one, other in zip(*found, strict=True):
+        detected.append(detect(traces, templates, threshold=4.0, reach=REACH, first=40, last=1460))
+    assert len(detected[0].sample) > 30
+    for one, other in zip(*detected, strict=True):
         assert torch.equal(one, other)
     assert evaluated[0] < 0.7 * evaluated[1]
 
@@ -206,16 +206,16 @@ def test_where_pieces_are_cut_does_not_matter(monkeypatch: pytest.MonkeyPatch) -
     templates = universal(probe, shapes)
     traces = planted(probe, shapes, 2500, 120, seed=7)
     whole = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
-    monkeypatch.setattr(kernels, "PIECE", AtOnce(cpu=256, gpu=256))
-    pieces = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
+    monkeypatch.setattr(kernels, "SAMPLES_PER_CHUNK", ChunkSize(cpu=256, gpu=256))
+    chunked = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
     assert len(whole.sample) > 50
-    for one, other in zip(whole, pieces, strict=True):
+    for one, other in zip(whole, chunked, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.slow
 def test_where_memory_is_out_pieces_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU that has room for 700 samples and what they see finds what one does that has room for all."""
+    """A GPU with memory for 700 samples and their margins finds the same peaks as one with memory for all."""
     probe, shapes = PROBES["staggered"], smooth_shapes(3)
     templates = universal(probe, shapes)
     traces = planted(probe, shapes, 2500, 120, seed=7)
@@ -229,24 +229,24 @@ def test_where_memory_is_out_pieces_are_halved(monkeypatch: pytest.MonkeyPatch) 
         return correlate(piece, *args, **options)
 
     monkeypatch.setattr(kernels, "correlate", with_little_room)
-    pieces = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
+    chunked = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
     assert max(lengths) > 2420 and len([length for length in lengths if length <= 700]) == 4
     assert len(whole.sample) > 50
-    for one, other in zip(whole, pieces, strict=True):
+    for one, other in zip(whole, chunked, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-3)  # products of fewer rows may sum otherwise
 
 
 def test_padding_channels_are_of_no_account() -> None:
-    """A tetrode has four channels for ten slots: what fills the others up changes nothing."""
+    """A tetrode has four channels for ten slots: the padding of the others does not matter."""
     probe, shapes = PROBES["tetrodes"], smooth_shapes(3)
     templates = universal(probe, shapes, nearest_chans=10)
     assert (templates.present == 0).any()
     traces = planted(probe, shapes, 1500, 60, seed=8)
-    one = detect(traces, templates, threshold=8, reach=REACH, first=40, last=1460)
+    first = detect(traces, templates, threshold=8, reach=REACH, first=40, last=1460)
     padded = templates._replace(channels=torch.where(templates.present > 0, templates.channels, 7))
     other = detect(traces, padded, threshold=8, reach=REACH, first=40, last=1460)
-    assert len(one.sample) > 10
-    for a, b in zip(one, other, strict=True):
+    assert len(first.sample) > 10
+    for a, b in zip(first, other, strict=True):
         assert torch.equal(a, b)
 
 
@@ -259,9 +259,9 @@ def test_features_are_projections_of_the_window() -> None:
     components = torch.linalg.qr(torch.randn(NT, 4, generator=torch.Generator().manual_seed(1)))[0].T.contiguous()
     traces = torch.randn(probe.n_channels, 300, generator=torch.Generator().manual_seed(2))
     channels, sample = torch.tensor([[3, 0], [11, 5]]), torch.tensor([50, 200])
-    found = features(traces, components, channels, sample, present=torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
+    projected = features(traces, components, channels, sample, present=torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
     for n in range(2):
         for j in range(2):
             window = traces[channels[n, j], sample[n] - NT // 2 : sample[n] + NT // 2 + 1]
             expected = components @ window * (0 if (n, j) == (1, 1) else 1)
-            torch.testing.assert_close(found[n, j], expected, rtol=1e-4, atol=1e-5)  # float32
+            torch.testing.assert_close(projected[n, j], expected, rtol=1e-4, atol=1e-5)  # float32

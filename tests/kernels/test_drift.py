@@ -1,4 +1,4 @@
-"""Known movements of known fingerprints."""
+"""Registration of fingerprints with known shifts."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def fingerprints(moves: list[float], n_bins: int = 60, within: tuple[float, floa
     return counts.round().astype(np.uint16)
 
 
-def shifts(counts: np.ndarray, n_blocks: int = 1, smoothing: tuple[float, float, float] = UNSMOOTHED) -> np.ndarray:
+def shifts(counts: np.ndarray, nblocks: int = 1, smoothing: tuple[float, float, float] = UNSMOOTHED) -> np.ndarray:
     """Registered shifts, relative to the middle batch, which is the first reference."""
-    found = register(counts, n_blocks=n_blocks, smoothing=smoothing)
-    return found - found[len(found) // 2]
+    estimate = register(counts, nblocks=nblocks, smoothing=smoothing)
+    return estimate - estimate[len(estimate) // 2]
 
 
 def test_whole_bins_are_recovered_and_undone() -> None:
@@ -47,40 +47,40 @@ def test_parts_of_bins_are_recovered() -> None:
 
 def test_slow_drift_survives_the_default_smoothing() -> None:
     moves = np.linspace(-5, 5, 41)
-    found = shifts(fingerprints(list(moves)), smoothing=(0.5, 0.5, 0.5))[:, 0]
-    np.testing.assert_allclose(found, -moves, atol=0.4)  # as above, plus a quarter of a bin between batches
+    estimate = shifts(fingerprints(list(moves)), smoothing=(0.5, 0.5, 0.5))[:, 0]
+    np.testing.assert_allclose(estimate, -moves, atol=0.4)  # as above, plus a quarter of a bin between batches
 
 
 def test_segments_move_on_their_own() -> None:
     low = fingerprints([0] * 8 + [2], within=(8, 40), n_bins=100)
     high = fingerprints([0] * 8 + [-2], within=(60, 92), n_bins=100)
-    found = shifts(low + high, n_blocks=2)
-    assert found.shape == (9, 3)
-    np.testing.assert_allclose(found[-1, [0, 2]], [-2, 2], atol=0.3)  # as above
-    np.testing.assert_allclose(found[:-1], 0, atol=0.2)
+    estimate = shifts(low + high, nblocks=2)
+    assert estimate.shape == (9, 3)
+    np.testing.assert_allclose(estimate[-1, [0, 2]], [-2, 2], atol=0.3)  # as above
+    np.testing.assert_allclose(estimate[:-1], 0, atol=0.2)
 
 
 @pytest.mark.parametrize("n_bins", [1, 2, 7, 15, 60])
 def test_a_recording_that_keeps_still_is_left_where_it_is(n_bins: int) -> None:
     counts = np.repeat(fingerprints([0.0], n_bins=n_bins, within=(0, n_bins)), 5, axis=0)
-    assert register(counts, n_blocks=1, smoothing=(0.5, 0.5, 0.5)).tolist() == [[0.0]] * 5
+    assert register(counts, nblocks=1, smoothing=(0.5, 0.5, 0.5)).tolist() == [[0.0]] * 5
 
 
 @pytest.mark.parametrize("n_bins", [7, 60])
 def test_segments_of_a_recording_that_keeps_still_do_not_move_over_time(n_bins: int) -> None:
     counts = np.repeat(fingerprints([0.0], n_bins=n_bins, within=(0, n_bins)), 5, axis=0)
-    assert shifts(counts, n_blocks=3, smoothing=(0.5, 0.5, 0.5)).tolist() == [[0.0] * 5] * 5
+    assert shifts(counts, nblocks=3, smoothing=(0.5, 0.5, 0.5)).tolist() == [[0.0] * 5] * 5
 
 
 def test_silence_does_not_move() -> None:
-    assert register(np.zeros((4, 1, 30, 20), np.uint16), n_blocks=1, smoothing=UNSMOOTHED).tolist() == [[0.0]] * 4
+    assert register(np.zeros((4, 1, 30, 20), np.uint16), nblocks=1, smoothing=UNSMOOTHED).tolist() == [[0.0]] * 4
 
 
 @pytest.mark.parametrize(("within", "move"), [((2, 8), 4.0), ((52, 57), -4.0)])
 def test_activity_at_one_end_only_is_followed(within: tuple[float, float], move: float) -> None:
-    found = shifts(fingerprints([0, 0, 0, 0, move, move], within=within)[[0, 1, 4, 2, 3, 5]])
+    estimate = shifts(fingerprints([0, 0, 0, 0, move, move], within=within)[[0, 1, 4, 2, 3, 5]])
     # Where the middle batch lies is 0.
-    np.testing.assert_allclose(found[:, 0], [0, 0, -move, 0, 0, -move], atol=0.2)
+    np.testing.assert_allclose(estimate[:, 0], [0, 0, -move, 0, 0, -move], atol=0.2)
 
 
 @pytest.mark.parametrize(
@@ -100,15 +100,15 @@ def test_the_rigid_shift_is_at_most_half_the_bins() -> None:
 def test_parts_of_the_counts_are_summed() -> None:
     counts = fingerprints([-3.0, 0, 0, 2, 0, 1, 0])
     parts = np.concatenate([counts // 3, counts - counts // 3], axis=1)
-    whole = register(counts, n_blocks=2, smoothing=UNSMOOTHED)
-    assert register(parts, n_blocks=2, smoothing=UNSMOOTHED).tolist() == whole.tolist()
+    whole = register(counts, nblocks=2, smoothing=UNSMOOTHED)
+    assert register(parts, nblocks=2, smoothing=UNSMOOTHED).tolist() == whole.tolist()
 
 
 def test_many_batches_are_compared_two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = fingerprints([-3.0, 0, 0, 2, 0, 1, 0])
-    whole = register(counts, n_blocks=2, smoothing=(0.5, 0.5, 0.5))
-    monkeypatch.setattr(drift, "BINS_AT_ONCE", 2 * 60 * 20 + 1)
-    assert register(counts, n_blocks=2, smoothing=(0.5, 0.5, 0.5)).tolist() == whole.tolist()
+    whole = register(counts, nblocks=2, smoothing=(0.5, 0.5, 0.5))
+    monkeypatch.setattr(drift, "BINS_PER_CHUNK", 2 * 60 * 20 + 1)
+    assert register(counts, nblocks=2, smoothing=(0.5, 0.5, 0.5)).tolist() == whole.tolist()
 
 
 @pytest.mark.parametrize(("span_um", "n_bins"), [(0, 2), (4, 2), (4.5, 3), (100, 22)])
@@ -137,7 +137,7 @@ def test_edges_of_the_amplitude_bins() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_bins", "n_blocks", "bounds"),
+    ("n_bins", "nblocks", "bounds"),
     [
         (100, 1, [(0, 100)]),
         (100, 2, [(0, 50), (25, 75), (50, 100)]),
@@ -145,14 +145,14 @@ def test_edges_of_the_amplitude_bins() -> None:
         (2, 3, [(0, 1), (0, 1), (0, 1), (1, 2), (1, 2)]),  # never empty
     ],
 )
-def test_segments_half_overlap(n_bins: int, n_blocks: int, bounds: list[tuple[int, int]]) -> None:
-    assert segment_bounds(n_bins, n_blocks) == bounds
+def test_segments_half_overlap(n_bins: int, nblocks: int, bounds: list[tuple[int, int]]) -> None:
+    assert segment_bounds(n_bins, nblocks) == bounds
 
 
 def test_shifts_are_interpolated_between_segments_and_extrapolated_beyond() -> None:
     depth = np.array([0.0, 20, 50, 80, 100, 110])
-    found = shift_at(depth, np.array([20, 80, 100], np.float32), np.array([0, 6, 4], np.float32))
-    np.testing.assert_allclose(found, [-2, 0, 3, 6, 4, 3], atol=1e-9)  # whole numbers, computed in float64
+    estimate = shift_at(depth, np.array([20, 80, 100], np.float32), np.array([0, 6, 4], np.float32))
+    np.testing.assert_allclose(estimate, [-2, 0, 3, 6, 4, 3], atol=1e-9)  # whole numbers, computed in float64
 
 
 def test_one_segment_moves_everything_alike() -> None:

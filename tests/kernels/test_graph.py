@@ -1,4 +1,4 @@
-"""The graph of spikes and landmarks, against answers one can count."""
+"""The graph of spikes and landmarks, on examples small enough to count."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from ks4stream.kernels.graph import DenseRows, FeatureRows, ScatteredRows, choose_landmarks, graph_of, join_to_landmarks
 
 
-def on_a_line(*places: float) -> DenseRows:
+def on_a_line(*positions: float) -> DenseRows:
     """Spikes with one feature."""
-    return DenseRows(torch.tensor(places)[:, None])
+    return DenseRows(torch.tensor(positions)[:, None])
 
 
 def test_scattered_rows_are_features_in_their_slots() -> None:
@@ -28,7 +28,7 @@ def test_scattered_rows_are_features_in_their_slots() -> None:
     [(0, []), (1, [0]), (6, [0, 1, 2, 3, 4, 5]), (40, [0, 6, 13, 20, 26, 33]), (1000, list(range(0, 1000, 100)))],
 )
 def test_landmarks_are_even_and_between_least_and_most(n: int, expected: list[int]) -> None:
-    assert choose_landmarks(n, downsampling=20, least=6, most=10).tolist() == expected
+    assert choose_landmarks(n, downsampling=20, min_landmarks=6, max_landmarks=10).tolist() == expected
 
 
 def test_neighbours_are_nearest_and_ties_go_to_the_first() -> None:

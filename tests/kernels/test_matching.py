@@ -1,4 +1,4 @@
-"""Matching pursuit, against a dense and obvious version of itself."""
+"""Matching pursuit, compared with a dense and obvious implementation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ import pytest
 import torch
 
 from ks4stream.kernels.convolution import correlate
-from ks4stream.kernels.matching import Matcher, Spikes, bisected, features, match, prepare, subtract, trimmed
-from ks4stream.kernels.memory import AtOnce
+from ks4stream.kernels.matching import (
+    PreparedTemplates,
+    TileSpikes,
+    bisected,
+    features,
+    match,
+    prepare,
+    subtract,
+    trimmed,
+)
+from ks4stream.kernels.memory import ChunkSize
 
 NT = 21
 
@@ -41,7 +50,7 @@ def random_units(n_units: int, n_channels: int, draw: torch.Generator, reach: in
 def planted(
     units: torch.Tensor, pcs: torch.Tensor, samples: list[int], which: list[int], length: int, sizes: list[float]
 ) -> torch.Tensor:
-    """Traces that hold the given spikes and nothing else."""
+    """Traces that contain only the given spikes."""
     traces = torch.zeros(units.shape[1], length)
     half = pcs.shape[1] // 2
     for sample, unit, size in zip(samples, which, sizes, strict=True):
@@ -50,24 +59,31 @@ def planted(
 
 
 def oracle(
-    traces: torch.Tensor, matcher: Matcher, *, threshold: float = 8.0, max_peels: int = 100, everywhere: bool = False
+    traces: torch.Tensor,
+    templates: PreparedTemplates,
+    *,
+    threshold: float = 8.0,
+    max_peels: int = 100,
+    everywhere: bool = False,
 ) -> tuple[list[tuple[int, int]], torch.Tensor, torch.Tensor]:
     """Matching pursuit as section 8 defines it, in float64, with all scores computed again in each round.
 
     A maximum is taken among the units whose groups share channels, or among all units (`everywhere`).
     Returns the spikes (sample, unit), their scores, and the residual.
     """
-    nt, units = matcher.nt, matcher.features.double()
-    pcs, half = matcher.components.double(), matcher.nt // 2
+    nt, units = templates.nt, templates.features.double()
+    pcs, half = templates.components.double(), templates.nt // 2
     norm = units.norm(dim=(1, 2))
     n_units, length = len(units), traces.shape[1]
     group = torch.empty(n_units, dtype=torch.int64)
-    group[matcher.unit_of] = matcher.group_of
+    group[templates.unit_of] = templates.group_of
     rivals = torch.ones(n_units, n_units, dtype=torch.bool)
     if not everywhere:
-        rivals = torch.tensor([[bool((matcher.near[g] == h).any()) for h in group] for g in group]).reshape(n_units, -1)
+        rivals = torch.tensor([[bool((templates.near[g] == h).any()) for h in group] for g in group]).reshape(
+            n_units, -1
+        )
     residual = traces.double().clone()
-    found, scores = [], []
+    accepted, scores = [], []
     for _ in range(max_peels):
         padded = torch.nn.functional.pad(residual, (half, half)).unfold(1, nt, 1)  # (c, t, w)
         score = torch.einsum("ucq,qw,ctw->ut", units, pcs, padded) / norm.clamp_min(1e-30)[:, None]
@@ -76,27 +92,27 @@ def oracle(
         peaks = []
         for unit, sample in torch.nonzero(score > threshold).tolist():
             around = score[rivals[unit], sample - nt : sample + nt + 1]
-            here = score[unit, sample]
-            ties = torch.nonzero(score[:, sample - nt : sample + nt + 1] == here)
+            value = score[unit, sample]
+            ties = torch.nonzero(score[:, sample - nt : sample + nt + 1] == value)
             ties = ties[rivals[unit][ties[:, 0]]]
             first = min((lag, other) for other, lag in ties.tolist())
-            if here == around.max() and first == (nt, unit):
-                peaks.append((sample, unit, float(here)))
+            if value == around.max() and first == (nt, unit):
+                peaks.append((sample, unit, float(value)))
         if not peaks:
             break
-        for sample, unit, here in peaks:
-            residual[:, sample - half : sample + half + 1] -= here / norm[unit] * units[unit] @ pcs
-            found.append((sample, unit))
-            scores.append(here)
-    order = sorted(range(len(found)), key=lambda i: found[i])
-    return [found[i] for i in order], torch.tensor([scores[i] for i in order]), residual
+        for sample, unit, value in peaks:
+            residual[:, sample - half : sample + half + 1] -= value / norm[unit] * units[unit] @ pcs
+            accepted.append((sample, unit))
+            scores.append(value)
+    order = sorted(range(len(accepted)), key=lambda i: accepted[i])
+    return [accepted[i] for i in order], torch.tensor([scores[i] for i in order]), residual
 
 
-def as_list(spikes: Spikes) -> list[tuple[int, int]]:
+def as_list(spikes: TileSpikes) -> list[tuple[int, int]]:
     return list(zip(spikes.sample_index.tolist(), spikes.unit.tolist(), strict=True))
 
 
-def small(n_units: int = 3, n_channels: int = 6, seed: int = 0) -> tuple[torch.Tensor, Matcher]:
+def small(n_units: int = 3, n_channels: int = 6, seed: int = 0) -> tuple[torch.Tensor, PreparedTemplates]:
     draw = torch.Generator().manual_seed(seed)
     units = random_units(n_units, n_channels, draw)
     positions, near = line_probe(n_channels)
@@ -104,24 +120,24 @@ def small(n_units: int = 3, n_channels: int = 6, seed: int = 0) -> tuple[torch.T
 
 
 def test_one_spike_is_found_where_it_is_and_nothing_is_left() -> None:
-    units, matcher = small()
-    traces = planted(units, matcher.components, [70], [1], 200, [1.5])
-    spikes = match(traces, matcher)
+    units, templates = small()
+    traces = planted(units, templates.components, [70], [1], 200, [1.5])
+    spikes = match(traces, templates)
     assert as_list(spikes) == [(70, 1)]
     assert spikes.amplitude.item() == pytest.approx(1.5, rel=1e-4)
     assert spikes.score.item() == pytest.approx(1.5 * units[1].norm().item(), rel=1e-4)
-    residual = subtract(traces, spikes, matcher)
+    residual = subtract(traces, spikes, templates)
     assert residual.abs().max() < 1e-3
-    found = features(residual, spikes, matcher)
-    channels = matcher.template_channels[1]
+    projected = features(residual, spikes, templates)
+    channels = templates.template_channels[1]
     assert channels[0] == units[1].square().sum(1).argmax()
-    torch.testing.assert_close(found[0], 1.5 * units[1][channels], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(projected[0], 1.5 * units[1][channels], atol=1e-3, rtol=1e-3)
 
 
 def test_overlapping_spikes_of_two_units_are_both_found() -> None:
-    units, matcher = small()
-    traces = planted(units, matcher.components, [70, 76], [1, 2], 200, [1.5, 1.0])
-    assert {(70, 1), (76, 2)} <= set(as_list(match(traces, matcher)))
+    units, templates = small()
+    traces = planted(units, templates.components, [70, 76], [1, 2], 200, [1.5, 1.0])
+    assert {(70, 1), (76, 2)} <= set(as_list(match(traces, templates)))
 
 
 @pytest.mark.slow
@@ -133,21 +149,21 @@ def test_agrees_with_the_dense_version_on_overlapping_spikes(
     draw = torch.Generator().manual_seed(seed)
     units = random_units(n_units, n_channels, draw)
     positions, near = line_probe(n_channels)
-    matcher = prepare(units, components(), near, positions, dropped_energy=0.0, group_size=group_size)
+    templates = prepare(units, components(), near, positions, dropped_energy=0.0, group_size=group_size)
     length, n_spikes = 1500, 5 * n_channels
     samples = torch.randint(NT, length - NT, (n_spikes,), generator=draw).tolist()
     which = torch.randint(n_units, (n_spikes,), generator=draw).tolist()
     sizes = (0.6 + torch.rand(n_spikes, generator=draw)).tolist()
-    traces = planted(units, matcher.components, samples, which, length, sizes)
+    traces = planted(units, templates.components, samples, which, length, sizes)
     traces += torch.randn(traces.shape, generator=draw)
 
-    expected, scores, residual = oracle(traces, matcher)
-    spikes = match(traces, matcher)
+    expected, scores, residual = oracle(traces, templates)
+    spikes = match(traces, templates)
 
     assert as_list(spikes) == expected
     assert len(expected) > n_spikes / 2
     torch.testing.assert_close(spikes.score.double(), scores.double(), atol=2e-3, rtol=1e-4)
-    torch.testing.assert_close(subtract(traces, spikes, matcher).double(), residual, atol=2e-3, rtol=1e-4)
+    torch.testing.assert_close(subtract(traces, spikes, templates).double(), residual, atol=2e-3, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -155,16 +171,16 @@ def test_maxima_nearby_or_everywhere_give_the_same_spikes_up_to_rare_chains() ->
     draw = torch.Generator().manual_seed(11)
     units = random_units(25, 60, draw)
     positions, near = line_probe(60)
-    matcher = prepare(units, components(), near, positions, group_size=2)
+    templates = prepare(units, components(), near, positions, group_size=2)
     samples = torch.randint(NT, 1980, (300,), generator=draw).tolist()
     which = torch.randint(25, (300,), generator=draw).tolist()
-    traces = planted(units, matcher.components, samples, which, 2000, [1.0] * 300)
+    traces = planted(units, templates.components, samples, which, 2000, [1.0] * 300)
     traces += torch.randn(traces.shape, generator=draw)
-    nearby, everywhere = set(as_list(match(traces, matcher))), set(oracle(traces, matcher, everywhere=True)[0])
+    nearby, everywhere = set(as_list(match(traces, templates))), set(oracle(traces, templates, everywhere=True)[0])
     assert len(nearby ^ everywhere) <= 0.02 * len(everywhere)
 
 
-def box_matcher(weights: list[list[float]]) -> Matcher:
+def box_templates(weights: list[list[float]]) -> PreparedTemplates:
     """Units whose waveform is the middle sample only, so that scores are exact."""
     delta = torch.zeros(1, 5)
     delta[0, 2] = 1.0
@@ -174,61 +190,61 @@ def box_matcher(weights: list[list[float]]) -> Matcher:
 
 
 def test_equal_scores_earliest_then_lowest_unit() -> None:
-    matcher = box_matcher([[0.0, 2.0], [2.0, 0.0], [0.0, 2.0]])  # units 0 and 2 are the same
+    templates = box_templates([[0.0, 2.0], [2.0, 0.0], [0.0, 2.0]])  # units 0 and 2 are the same
     traces = torch.zeros(2, 40)
     traces[1, [15, 18]] = 10.0
-    spikes = match(traces, matcher, max_peels=1)
+    spikes = match(traces, templates, max_peels=1)
     assert as_list(spikes) == [(15, 0)]
-    assert as_list(match(traces, matcher)) == [(15, 0), (18, 0)]
+    assert as_list(match(traces, templates)) == [(15, 0), (18, 0)]
     assert spikes.score.tolist() == [10.0]
     assert spikes.amplitude.tolist() == [5.0]
 
 
 def test_far_apart_on_the_probe_is_one_round_nearby_takes_two() -> None:
-    matcher = box_matcher([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 2.0, 2.0]])
+    templates = box_templates([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 2.0, 2.0]])
     traces = torch.zeros(3, 40)
     traces[0, 15], traces[1, 15] = 10.0, 12.0
-    assert as_list(match(traces, matcher, max_peels=1)) == [(15, 0), (15, 1)]
+    assert as_list(match(traces, templates, max_peels=1)) == [(15, 0), (15, 1)]
     traces[2, 16] = 12.5  # score 12.5/√2 of unit 2, which overlaps unit 1
-    assert as_list(match(traces, matcher, max_peels=1)) == [(15, 0), (15, 1)]
-    assert as_list(match(traces, matcher, max_peels=2)) == [(15, 0), (15, 1), (16, 2)]
+    assert as_list(match(traces, templates, max_peels=1)) == [(15, 0), (15, 1)]
+    assert as_list(match(traces, templates, max_peels=2)) == [(15, 0), (15, 1), (16, 2)]
 
 
 def test_the_threshold_is_strict_and_only_what_is_searched_counts() -> None:
-    matcher = box_matcher([[2.0]])
+    templates = box_templates([[2.0]])
     traces = torch.zeros(1, 40)
     traces[0, [4, 5, 20, 34, 35]] = torch.tensor([20.0, 10.0, 8.0, 9.0, 20.0])
-    assert as_list(match(traces, matcher)) == [(5, 0), (34, 0)]
-    assert as_list(match(traces, matcher, threshold=7.9)) == [(5, 0), (20, 0), (34, 0)]
-    assert as_list(match(traces, matcher, first=6, last=35)) == [(34, 0)]
-    assert as_list(match(traces, matcher, first=3, last=36)) == [(4, 0), (5, 0), (34, 0), (35, 0)]
-    assert as_list(match(traces, matcher, first=20, last=20)) == []
+    assert as_list(match(traces, templates)) == [(5, 0), (34, 0)]
+    assert as_list(match(traces, templates, threshold=7.9)) == [(5, 0), (20, 0), (34, 0)]
+    assert as_list(match(traces, templates, first=6, last=35)) == [(34, 0)]
+    assert as_list(match(traces, templates, first=3, last=36)) == [(4, 0), (5, 0), (34, 0), (35, 0)]
+    assert as_list(match(traces, templates, first=20, last=20)) == []
     for bad in ({"first": 1}, {"last": 39}):
-        with pytest.raises(ValueError, match="leave the traces"):
-            match(traces, matcher, **bad)
+        with pytest.raises(ValueError, match="extend beyond the 40 samples of the traces"):
+            match(traces, templates, **bad)
 
 
 def test_no_units_no_spikes_and_an_empty_template() -> None:
     positions, near = line_probe(4)
     none = prepare(torch.zeros(0, 4, 4), components(), near, positions)
     noise = torch.randn(4, 300, generator=torch.Generator().manual_seed(0))
-    for matcher in (none, small(3, 4)[1], prepare(torch.zeros(2, 4, 4), components(), near, positions)):
-        spikes = match(noise, matcher, threshold=50.0)
+    for templates in (none, small(3, 4)[1], prepare(torch.zeros(2, 4, 4), components(), near, positions)):
+        spikes = match(noise, templates, threshold=50.0)
         assert [len(part) for part in spikes] == [0, 0, 0, 0]
         assert spikes.sample_index.dtype == spikes.unit.dtype == torch.int64
-        assert torch.equal(subtract(noise, spikes, matcher), noise)
-        assert features(noise, spikes, matcher).shape == (0, 4, 4)
+        assert torch.equal(subtract(noise, spikes, templates), noise)
+        assert features(noise, spikes, templates).shape == (0, 4, 4)
 
 
 def test_padded_channels_have_features_zero() -> None:
     units = random_units(2, 3, torch.Generator().manual_seed(3))
     near = torch.tensor([[0, 1, -1], [1, 0, -1], [2, -1, -1]])
-    matcher = prepare(units, components(), near, np.zeros((3, 2)))
-    traces = planted(units, matcher.components, [60], [0], 150, [2.0])
-    spikes = match(traces, matcher)
-    found = features(subtract(traces, spikes, matcher), spikes, matcher)
-    assert (found[:, matcher.template_channels[0] < 0] == 0).all()
-    assert (found[:, matcher.template_channels[0] >= 0] != 0).any()
+    templates = prepare(units, components(), near, np.zeros((3, 2)))
+    traces = planted(units, templates.components, [60], [0], 150, [2.0])
+    spikes = match(traces, templates)
+    projected = features(subtract(traces, spikes, templates), spikes, templates)
+    assert (projected[:, templates.template_channels[0] < 0] == 0).all()
+    assert (projected[:, templates.template_channels[0] >= 0] != 0).any()
 
 
 @pytest.mark.slow
@@ -237,14 +253,14 @@ def test_same_bytes_again() -> None:
     units = random_units(20, 30, draw)
     positions, near = line_probe(30)
     traces = torch.randn(30, 3000, generator=draw) * 4
-    matcher, again = (prepare(units.clone(), components(), near, positions, group_size=4) for _ in range(2))
-    spikes, other = match(traces, matcher), match(traces.clone(), again)
+    templates, again = (prepare(units.clone(), components(), near, positions, group_size=4) for _ in range(2))
+    spikes, other = match(traces, templates), match(traces.clone(), again)
     assert len(spikes.unit) > 20
     for one, two in zip(spikes, other, strict=True):
         assert torch.equal(one, two)
-    residual = subtract(traces, spikes, matcher)
+    residual = subtract(traces, spikes, templates)
     assert torch.equal(residual, subtract(traces, other, again))
-    assert torch.equal(features(residual, spikes, matcher), features(residual, other, again))
+    assert torch.equal(features(residual, spikes, templates), features(residual, other, again))
 
 
 @pytest.mark.slow
@@ -253,15 +269,15 @@ def test_small_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     units = random_units(20, 30, draw)
     positions, near = line_probe(30)
     traces = torch.randn(30, 2000, generator=draw) * 4
-    matcher = prepare(units, components(), near, positions, group_size=4)
-    whole = match(traces, matcher)
-    residual = subtract(traces, whole, matcher)
-    monkeypatch.setattr("ks4stream.kernels.matching.SAMPLES_AT_ONCE", AtOnce(cpu=100, gpu=100))
-    monkeypatch.setattr("ks4stream.kernels.matching.ROWS_AT_ONCE", AtOnce(cpu=7, gpu=7))
-    pieces = match(traces, matcher)
+    templates = prepare(units, components(), near, positions, group_size=4)
+    whole = match(traces, templates)
+    residual = subtract(traces, whole, templates)
+    monkeypatch.setattr("ks4stream.kernels.matching.SAMPLES_PER_CHUNK", ChunkSize(cpu=100, gpu=100))
+    monkeypatch.setattr("ks4stream.kernels.matching.ROWS_PER_CHUNK", ChunkSize(cpu=7, gpu=7))
+    pieces = match(traces, templates)
     assert as_list(pieces) == as_list(whole)
     torch.testing.assert_close(pieces.score, whole.score, atol=1e-3, rtol=1e-5)
-    torch.testing.assert_close(subtract(traces, pieces, matcher), residual, atol=1e-3, rtol=1e-5)
+    torch.testing.assert_close(subtract(traces, pieces, templates), residual, atol=1e-3, rtol=1e-5)
 
 
 def test_dropping_weak_channels_changes_scores_by_no_more_than_promised() -> None:

@@ -54,7 +54,7 @@ def merged(trains: list[np.ndarray], templates: list[torch.Tensor]) -> Outcome:
     features = torch.stack(templates)
     alike = similarity(features, PCS)
 
-    found = merge_units(
+    units = merge_units(
         trains,
         np.array([len(train) for train in trains]),
         features,
@@ -64,11 +64,11 @@ def merged(trains: list[np.ndarray], templates: list[torch.Tensor]) -> Outcome:
         sampling_rate_hz=RATE,
         similarity_row=lambda one, others: similarity_to(one, others, PCS),
     )
-    lag = np.repeat(found.lag_of, [len(train) for train in trains])
-    unit = np.repeat(found.unit_of, [len(train) for train in trains])
+    lag = np.repeat(units.lag_of, [len(train) for train in trains])
+    unit = np.repeat(units.unit_of, [len(train) for train in trains])
     sample = np.concatenate(trains) - lag
     order = np.lexsort((unit, sample))
-    return Outcome(sample[order], unit[order], lag[order], found.unit_of, found.lag_of, found.features)
+    return Outcome(sample[order], unit[order], lag[order], units.unit_of, units.lag_of, units.features)
 
 
 # -- merging -----------------------------------------------------------------------------------------
@@ -84,33 +84,33 @@ def test_rolled_features_are_those_of_the_later_waveform() -> None:
 
 def test_parts_of_a_neuron_are_merged_and_strangers_are_not() -> None:
     train, other = one_neuron(3000, 0), one_neuron(2500, 1)
-    found = merged([train[::2], train[1::2], other], [template(0, size=20), template(0, size=30), template(0, size=24)])
-    assert found.unit_of.tolist() == [0, 0, 1]
-    assert np.array_equal(found.sample[found.unit == 0], train)
-    assert np.array_equal(found.sample[found.unit == 1], other)
-    torch.testing.assert_close(found.features[0], template(0, size=25), atol=1e-3, rtol=1e-3)
+    units = merged([train[::2], train[1::2], other], [template(0, size=20), template(0, size=30), template(0, size=24)])
+    assert units.unit_of.tolist() == [0, 0, 1]
+    assert np.array_equal(units.sample[units.unit == 0], train)
+    assert np.array_equal(units.sample[units.unit == 1], other)
+    torch.testing.assert_close(units.features[0], template(0, size=25), atol=1e-3, rtol=1e-3)
 
 
 def test_what_is_absorbed_is_moved_in_time() -> None:
-    """Detected three samples late, the waveform lies three samples early in its window."""
+    """If spikes are detected three samples late, the waveform is three samples early in its window."""
     train = one_neuron(3000, 2)
-    mine, late = train[np.arange(3000) % 3 > 0], train[::3]
-    found = merged([mine, late + 3], [template(1), template(1, lag=-3)])
-    assert found.unit_of.tolist() == [0, 0]
-    assert found.lag_of.tolist() == [0, 3]
-    assert np.array_equal(found.sample, train)
-    assert set(found.lag[np.isin(found.sample, late)].tolist()) == {3}
-    torch.testing.assert_close(found.features[0], template(1), atol=0.15, rtol=0)
+    early, late = train[np.arange(3000) % 3 > 0], train[::3]
+    units = merged([early, late + 3], [template(1), template(1, lag=-3)])
+    assert units.unit_of.tolist() == [0, 0]
+    assert units.lag_of.tolist() == [0, 3]
+    assert np.array_equal(units.sample, train)
+    assert set(units.lag[np.isin(units.sample, late)].tolist()) == {3}
+    torch.testing.assert_close(units.features[0], template(1), atol=0.15, rtol=0)
 
 
 def test_lags_add_up_over_chains() -> None:
     train = one_neuron(6000, 3)
     part = np.arange(6000) % 6
     trains = [train[part < 3], train[(part == 3) | (part == 4)] + 2, train[part == 5] - 2]
-    found = merged(trains, [template(1), template(1, lag=-2), template(1, lag=2)])
-    assert found.unit_of.tolist() == [0, 0, 0]
-    assert found.lag_of.tolist() == [0, 2, -2]
-    assert np.array_equal(found.sample, train)
+    units = merged(trains, [template(1), template(1, lag=-2), template(1, lag=2)])
+    assert units.unit_of.tolist() == [0, 0, 0]
+    assert units.lag_of.tolist() == [0, 2, -2]
+    assert np.array_equal(units.sample, train)
 
 
 def test_unlike_templates_are_not_merged() -> None:
@@ -122,20 +122,20 @@ def test_units_that_are_no_neuron_absorb_nothing_but_may_be_absorbed() -> None:
     draw = np.random.default_rng(5)
     noise = np.sort(draw.integers(0, 3_000_000, 4000))
     train = one_neuron(3000, 6)
-    # the noise is the larger unit, and avoids nothing: nobody is merged
+    # the noise is the larger unit, and is not refractory: nothing is merged
     assert merged([noise, train], [template(0), template(0, size=23)]).unit_of.tolist() == [0, 1]
 
 
 def test_numbers_are_kept_in_order_and_templates_follow() -> None:
     train, other = one_neuron(3000, 7), one_neuron(400, 8)
-    found = merged([other, train[::3], train[np.arange(3000) % 3 > 0]], [template(2), template(0), template(0)])
-    assert found.unit_of.tolist() == [0, 1, 1]
-    assert found.features.shape == (2, 4, len(PCS))
-    torch.testing.assert_close(found.features[0], template(2))
+    units = merged([other, train[::3], train[np.arange(3000) % 3 > 0]], [template(2), template(0), template(0)])
+    assert units.unit_of.tolist() == [0, 1, 1]
+    assert units.features.shape == (2, 4, len(PCS))
+    torch.testing.assert_close(units.features[0], template(2))
 
 
 def test_twins_of_few_spikes_are_merged() -> None:
-    """Too few coincidences to be expected for a test, but the same waveform."""
+    """Too few expected coincidences for a test, but the same waveform."""
     train = one_neuron(100, 9) * 30
     assert merged([train[::2], train[1::2]], [template(0), template(0, size=21)]).unit_of.tolist() == [0, 0]
     assert merged([train[::2], train[1::2]], [template(0), template(0, size=29)]).unit_of.tolist() == [0, 1]
@@ -144,7 +144,7 @@ def test_twins_of_few_spikes_are_merged() -> None:
 @pytest.mark.parametrize("n_units", [0, 1])
 def test_nothing_to_merge(n_units: int) -> None:
     features = torch.stack([template(0)] * n_units) if n_units else torch.zeros(0, 4, len(PCS))
-    found = merge_units(
+    units = merge_units(
         [np.arange(1)] * n_units,
         np.ones(n_units, np.int64),
         features,
@@ -154,8 +154,8 @@ def test_nothing_to_merge(n_units: int) -> None:
         similarity_row=lambda *_: pytest.fail("there is nobody to compare with"),
         sampling_rate_hz=RATE,
     )
-    assert found.unit_of.tolist() == list(range(n_units))
-    assert found.features.shape[0] == n_units
+    assert units.unit_of.tolist() == list(range(n_units))
+    assert units.features.shape[0] == n_units
 
 
 def test_a_joined_train_is_in_order_of_the_moved_times() -> None:
@@ -166,9 +166,9 @@ def test_a_joined_train_is_in_order_of_the_moved_times() -> None:
 
 def test_units_without_spikes_stay() -> None:
     train = one_neuron(500, 10)
-    found = merged([train, np.zeros(0, np.int64)], [template(0), template(1)])
-    assert found.unit_of.tolist() == [0, 1]
-    assert len(found.features) == 2
+    units = merged([train, np.zeros(0, np.int64)], [template(0), template(1)])
+    assert units.unit_of.tolist() == [0, 1]
+    assert len(units.features) == 2
 
 
 # -- duplicates --------------------------------------------------------------------------------------

@@ -108,13 +108,19 @@ def test_an_artifact_on_any_channel_is_masked_with_its_margin(sign: int) -> None
     traces = torch.zeros(3, 20)
     traces[1, 8] = sign * 50.0
     traces[2, 15] = sign * 49.9
-    mask = artifact_mask(traces, threshold=50, margin=2, voters=torch.arange(3))
+    mask = artifact_mask(traces, threshold=50, margin=2, artifact_channels=torch.arange(3))
     assert mask.nonzero().ravel().tolist() == [6, 7, 8, 9, 10]
 
 
-def common(traces: Tensor, voters: Tensor | None = None, **options: int) -> Tensor:
+def common(traces: Tensor, artifact_channels: Tensor | None = None, **options: int) -> Tensor:
     everyone = torch.arange(len(traces))
-    return artifact_mask(traces, threshold=math.inf, margin=5, voters=everyone if voters is None else voters, **options)
+    return artifact_mask(
+        traces,
+        threshold=math.inf,
+        margin=5,
+        artifact_channels=everyone if artifact_channels is None else artifact_channels,
+        **options,
+    )
 
 
 def noise_of_any_size(n_samples: int) -> Tensor:
@@ -220,10 +226,10 @@ Y = 20.0 * np.arange(30)
 
 
 def moved(shift_um: float, positions: np.ndarray | None = None, shank: list[int] | None = None) -> Tensor:
-    places = np.column_stack([np.zeros(len(Y)), Y]) if positions is None else positions
-    shanks = [0] * len(places) if shank is None else shank
-    shifts = torch.full((len(places),), shift_um, dtype=torch.float64)
-    return Mover(torch.from_numpy(places), torch.tensor(shanks), sigma_um=20).matrix(shifts)
+    positions = np.column_stack([np.zeros(len(Y)), Y]) if positions is None else positions
+    shanks = [0] * len(positions) if shank is None else shank
+    shifts = torch.full((len(positions),), shift_um, dtype=torch.float64)
+    return Mover(torch.from_numpy(positions), torch.tensor(shanks), sigma_um=20).matrix(shifts)
 
 
 def bump(centre_um: float) -> Tensor:
@@ -244,6 +250,6 @@ def test_a_positive_shift_moves_a_bump_to_larger_depth(shift_um: float) -> None:
 
 
 def test_shanks_never_mix() -> None:
-    places = np.array([[0.0, 0], [10, 0], [0, 20], [10, 20]])
-    matrix = moved(15, places, shank=[0, 1, 0, 1])
+    positions = np.array([[0.0, 0], [10, 0], [0, 20], [10, 20]])
+    matrix = moved(15, positions, shank=[0, 1, 0, 1])
     assert (matrix != 0).tolist() == [[True, False] * 2, [False, True] * 2] * 2

@@ -18,7 +18,7 @@ def components(q: int = 4) -> torch.Tensor:
 
 
 def shifted(waveforms: torch.Tensor, by: int) -> torch.Tensor:
-    """Move later by `by` samples, zeros coming in."""
+    """Shift later by `by` samples, filling with zeros."""
     out = torch.zeros_like(waveforms)
     if by >= 0:
         out[..., by:] = waveforms[..., : waveforms.shape[-1] - by]
@@ -55,7 +55,7 @@ def test_similarity_agrees_with_waveforms() -> None:
 
 
 def test_similarity_to_one_is_a_row_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ks4stream.kernels.templates.PAIRS_AT_ONCE", 4)  # and is computed in parts
+    monkeypatch.setattr("ks4stream.kernels.templates.PAIRS_PER_CHUNK", 4)  # and is computed in parts
     pcs, features = components(), random_features(10, 5)
     every = similarity(features, pcs)
     value, lag = similarity_to(features[0], features[1:], pcs)
@@ -93,7 +93,7 @@ def test_small_pieces_no_templates_and_an_empty_one(monkeypatch: pytest.MonkeyPa
     whole = similarity(features, pcs)
     assert whole.value[3, 3] == 1.0
     assert whole.value[3, :3].abs().sum() == 0.0
-    monkeypatch.setattr("ks4stream.kernels.templates.PAIRS_AT_ONCE", 20)
+    monkeypatch.setattr("ks4stream.kernels.templates.PAIRS_PER_CHUNK", 20)
     pieces = similarity(features, pcs)
     torch.testing.assert_close(whole.value, pieces.value)
     assert torch.equal(whole.lag, pieces.lag)

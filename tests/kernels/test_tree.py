@@ -117,21 +117,21 @@ def test_sums_of_leaves_are_those_of_their_spikes() -> None:
 def test_the_axis_is_that_of_weighted_ridge_regression() -> None:
     x = torch.cat([cloud(30, 4, 1), cloud(10, 4, 2, 3.0)])
     label = torch.tensor([0] * 30 + [1] * 10)
-    found = discriminant(leaf_sums(DenseRows(x), label, 2), np.array([0]), np.array([1]), ridge=0.01)
+    fit = discriminant(leaf_sums(DenseRows(x), label, 2), np.array([0]), np.array([1]), ridge=0.01)
     y = x.double().clone()
     y[:, -1] = 1
     weight = torch.where(label == 0, 0.5 / 30, 0.5 / 10).double()
     gram = (y * weight[:, None]).T @ y + 0.01 * torch.eye(4, dtype=torch.float64)
     expected = torch.linalg.solve(gram, ((2.0 * label - 1) * weight) @ y)
-    torch.testing.assert_close(found.weight, expected)
+    torch.testing.assert_close(fit.weight, expected)
 
 
 def test_leaving_one_out_is_what_it_says() -> None:
     x = torch.cat([cloud(12, 4, 3), cloud(8, 4, 4, 2.0)])
     label = torch.tensor([0] * 12 + [1] * 8)
     sums = leaf_sums(DenseRows(x), label, 2)
-    found = discriminant(sums, np.array([0]), np.array([1]), ridge=0.01)
-    got = projection(DenseRows(x), torch.arange(12, 20), 1, found, leave_one_out=True)
+    fit = discriminant(sums, np.array([0]), np.array([1]), ridge=0.01)
+    projected = projection(DenseRows(x), torch.arange(12, 20), 1, fit, leave_one_out=True)
     y = x.double().clone()
     y[:, -1] = 1
     weight = torch.where(label == 0, 0.5 / 12, 0.5 / 8).double()
@@ -139,7 +139,7 @@ def test_leaving_one_out_is_what_it_says() -> None:
         rest = torch.arange(20) != spike
         gram = (y[rest] * weight[rest, None]).T @ y[rest] + 0.01 * torch.eye(4, dtype=torch.float64)
         axis = torch.linalg.solve(gram, ((2.0 * label[rest] - 1) * weight[rest]) @ y[rest])
-        assert float(got[spike - 12]) == pytest.approx(float(y[spike] @ axis))
+        assert float(projected[spike - 12]) == pytest.approx(float(y[spike] @ axis))
 
 
 # -- histogram ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Which peaks teach the waveforms, and what is learned from them."""
+"""Which peaks waveforms are learned from, and what is learned."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ks4stream.kernels import waveforms
-from ks4stream.kernels.memory import AtOnce
+from ks4stream.kernels.memory import ChunkSize
 from ks4stream.kernels.waveforms import cut_snippets, find_clean_peaks, principal_components, typical_shapes
 
 NEAR = torch.tensor([[0, 1, 0], [1, 0, 2], [2, 1, 3], [3, 2, 3]])  # three nearest of a line of four; ends padded
@@ -16,12 +16,12 @@ WIDE = torch.tensor([[0, 1, 2], [1, 0, 2], [2, 1, 3], [3, 2, 1]])
 
 
 def peaks(*spikes: tuple[int, int, float], first: int = 50, last: int = 350) -> list[tuple[int, int]]:
-    """Clean peaks of four silent channels with `spikes` (channel, sample, height)."""
+    """Isolated peaks of four silent channels with `spikes` (channel, sample, height)."""
     traces = torch.zeros(4, 400)
     for channel, sample, height in spikes:
         traces[channel, sample] = height
-    found = find_clean_peaks(traces, NEAR, WIDE, threshold=6, first=first, last=last)
-    return list(zip(*(one.tolist() for one in found), strict=True))
+    peaks_found = find_clean_peaks(traces, NEAR, WIDE, threshold=6, first=first, last=last)
+    return list(zip(*(column.tolist() for column in peaks_found), strict=True))
 
 
 @pytest.mark.parametrize("height", [-10.0, 10.0])
@@ -60,7 +60,7 @@ def test_peaks_come_by_channel_and_sample() -> None:
 
 
 def moved(seed: int, n_channels: int = 11, n_samples: int = 3000) -> tuple[Tensor, Tensor, Tensor]:
-    """Traces of which every fiftieth sample is above threshold, many of them equal, and who is near whom."""
+    """Traces with one sample in fifty above threshold, many of them equal, and the neighbours of each channel."""
     rng = np.random.default_rng(seed)
     traces = rng.normal(size=(n_channels, n_samples)).clip(-4, 4)
     above = rng.uniform(size=traces.shape) < 0.02
@@ -72,7 +72,7 @@ def moved(seed: int, n_channels: int = 11, n_samples: int = 3000) -> tuple[Tenso
 
 
 def one_by_one(traces: Tensor, near: Tensor, wide: Tensor, first: int, last: int) -> list[tuple[int, int]]:
-    """What `find_clean_peaks` says it finds at a threshold of 6, asked of every sample by itself."""
+    """The definition of `find_clean_peaks` at a threshold of 6, applied sample by sample."""
     size = traces.abs().numpy()
     peaks = {
         (channel, sample)
@@ -95,13 +95,13 @@ def one_by_one(traces: Tensor, near: Tensor, wide: Tensor, first: int, last: int
 
 @pytest.mark.parametrize("at_once", [1, 3, 64])
 def test_pieces_find_what_is_found_one_by_one(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waveforms, "CHANNELS_AT_ONCE", AtOnce(cpu=at_once, gpu=1))
-    monkeypatch.setattr(waveforms, "WINDOWS_AT_ONCE", AtOnce(cpu=at_once, gpu=1))
+    monkeypatch.setattr(waveforms, "CHANNELS_PER_CHUNK", ChunkSize(cpu=at_once, gpu=1))
+    monkeypatch.setattr(waveforms, "WINDOWS_PER_CHUNK", ChunkSize(cpu=at_once, gpu=1))
     traces, near, wide = moved(seed=at_once)
-    found = find_clean_peaks(traces, near, wide, threshold=6, first=40, last=2900)
+    peaks_found = find_clean_peaks(traces, near, wide, threshold=6, first=40, last=2900)
     expected = one_by_one(traces, near, wide, 40, 2900)
-    assert list(zip(*(one.tolist() for one in found), strict=True)) == expected
-    assert expected and all(one.dtype == torch.int64 for one in found)
+    assert list(zip(*(column.tolist() for column in peaks_found), strict=True)) == expected
+    assert expected and all(column.dtype == torch.int64 for column in peaks_found)
 
 
 def test_however_many_samples_are_above_threshold_few_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,20 +155,20 @@ def three_kinds(spread: float = 0.02) -> tuple[Tensor, Tensor]:
 
 def test_typical_shapes_are_found_most_numerous_first() -> None:
     snippets, shapes = three_kinds()
-    found = typical_shapes(snippets, 3, seed=1)
+    shapes_found = typical_shapes(snippets, 3, seed=1)
     # The mean of ten snippets with noise of 0.02 is off by 0.006 in each of 27 entries; five times that.
-    torch.testing.assert_close(found, shapes[[0, 2, 1]], atol=0.03, rtol=0)
+    torch.testing.assert_close(shapes_found, shapes[[0, 2, 1]], atol=0.03, rtol=0)
 
 
 @pytest.mark.slow
 def test_typical_shapes_have_unit_norm_and_follow_the_seed() -> None:
-    found = typical_shapes(noise(300), 6, seed=3)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(6), atol=1e-6, rtol=0)  # float32
-    assert torch.equal(typical_shapes(noise(300), 6, seed=3), found)
-    assert not torch.equal(typical_shapes(noise(300), 6, seed=4), found)
+    shapes_found = typical_shapes(noise(300), 6, seed=3)
+    torch.testing.assert_close(shapes_found.norm(dim=1), torch.ones(6), atol=1e-6, rtol=0)  # float32
+    assert torch.equal(typical_shapes(noise(300), 6, seed=3), shapes_found)
+    assert not torch.equal(typical_shapes(noise(300), 6, seed=4), shapes_found)
 
 
 def test_as_many_shapes_as_snippets_are_the_snippets() -> None:
     snippets = torch.eye(5)[:3]
-    found = typical_shapes(snippets, 3, seed=0)
-    assert sorted(found.tolist()) == sorted(snippets.tolist())
+    shapes_found = typical_shapes(snippets, 3, seed=0)
+    assert sorted(shapes_found.tolist()) == sorted(snippets.tolist())

@@ -1,4 +1,4 @@
-"""Rows for the clustering of a region, and what a cluster's mean is."""
+"""Rows for the clustering of a region, and means of clusters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The drift stage: fingerprints in memory and in a file tell the same."""
+"""The drift stage: fingerprints in memory and in a file give the same result."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def receipts(tmp_path: Path) -> list[Receipt]:
     return written
 
 
-def moved_by(tiles: Preprocessor, receipts: list[Receipt], scratch: Path) -> drift.Moved:
+def moved_by(tiles: Preprocessor, receipts: list[Receipt], scratch: Path) -> drift.DriftResult:
     return drift.EstimateDrift(Settings(), tiles, Peaks(receipts)).run(RunHere(scratch))
 
 
@@ -76,7 +76,7 @@ def cut(peaks: dict[str, NDArray[np.generic]], folder: Path, tiles_per_block: in
 
 
 def faint(seed: int) -> dict[str, NDArray[np.generic]]:
-    """So few peaks that move so little that it is just about to be told whether anything does."""
+    """Few peaks that move little, so that the decision whether there is drift is close."""
     rng = np.random.default_rng(seed)
     n = N_BATCHES * 11
     sample, patch = np.sort(rng.integers(0, SIZE * N_BATCHES, n)), rng.integers(0, 12, n)
@@ -93,9 +93,9 @@ def test_whether_anything_moves_does_not_depend_on_the_cut(source: Preprocessor,
     decided = set()
     for seed in range(6):
         peaks = faint(seed)
-        found = [moved_by(source, cut(peaks, tmp_path, n), tmp_path) for n in (1, 2, 5, N_BATCHES)]
-        first, plotted = found[0]
-        for moved, sample in found[1:]:
+        results = [moved_by(source, cut(peaks, tmp_path, n), tmp_path) for n in (1, 2, 5, N_BATCHES)]
+        first, plotted = results[0]
+        for moved, sample in results[1:]:
             assert moved.shift_um.tobytes() == first.shift_um.tobytes(), seed
             for name in ("sample", "depth_um", "score"):
                 assert getattr(sample, name).tobytes() == getattr(plotted, name).tobytes()
@@ -107,8 +107,8 @@ def test_whether_anything_moves_does_not_depend_on_the_cut(source: Preprocessor,
 def test_peaks_for_the_plot_are_thinned_within_each_batch(
     source: Preprocessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drift, "MOST_PLOTTED", 3 * N_BATCHES)
+    monkeypatch.setattr(drift, "MAX_PLOTTED", 3 * N_BATCHES)
     peaks = faint(0)
     plotted = moved_by(source, cut(peaks, tmp_path, 7), tmp_path).peaks
-    there = np.bincount(peaks["sample"].astype(np.int64) // SIZE, minlength=N_BATCHES)
-    assert np.bincount(plotted.sample // SIZE, minlength=N_BATCHES).tolist() == np.minimum(there, 3).tolist()
+    n_in_tile = np.bincount(peaks["sample"].astype(np.int64) // SIZE, minlength=N_BATCHES)
+    assert np.bincount(plotted.sample // SIZE, minlength=N_BATCHES).tolist() == np.minimum(n_in_tile, 3).tolist()

@@ -1,4 +1,4 @@
-"""All spikes in order of time, and where each was."""
+"""All spikes in time order, and their positions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ks4stream.stages.units import Clusters, Units
 LINE = Probe.from_positions([(0, 0), (0, 20), (30, 20), (0, 400)])
 WAVEFORMS = Waveforms(components=np.linalg.qr(np.random.default_rng(0).normal(size=(61, 3)))[0].T, shapes=np.eye(2))
 
-# Clusters 0, 1 and 3 are the final units 1, 0 and 1; cluster 2 is no neuron. Spikes of cluster 3 are 4 samples late.
+# Clusters 0, 1 and 3 are the final units 1, 0 and 1; cluster 2 is not a neuron. Spikes of cluster 3 are 4 samples late.
 UNIT_OF, LAG_OF = np.array([1, 0, -1, 1]), np.array([0, 0, 0, 4])
 N_SPIKES = 400
 
@@ -44,20 +44,20 @@ def sorted_spikes(folder: Path, edges: list[int]) -> dict[str, np.ndarray]:
     bounds = [0, *edges, 1000]
     receipts, row = [], np.zeros(N_SPIKES, np.int64)
     for number, (first, last) in enumerate(pairwise(bounds)):
-        mine = np.flatnonzero((spikes["sample"] >= first) & (spikes["sample"] < last))
-        region = spikes["cluster"][mine] // 2
-        row[mine[np.argsort(region, kind="stable")]] = sum(r.n_rows for r in receipts) + np.arange(len(mine))
-        receipts.append(write_block(folder / f"block{number}.npz", {"features": spikes["features"][mine]}, region, 2))
+        rows = np.flatnonzero((spikes["sample"] >= first) & (spikes["sample"] < last))
+        region = spikes["cluster"][rows] // 2
+        row[rows[np.argsort(region, kind="stable")]] = sum(r.n_rows for r in receipts) + np.arange(len(rows))
+        receipts.append(write_block(folder / f"block{number}.npz", {"features": spikes["features"][rows]}, region, 2))
     of_regions = []
     for region in (0, 1):
-        mine = np.flatnonzero(spikes["cluster"] // 2 == region)
+        rows = np.flatnonzero(spikes["cluster"] // 2 == region)
         columns = {
-            "sample": spikes["sample"][mine],
-            "template": np.full(len(mine), region, np.int32),
-            "score": mine.astype(np.float32),
-            "row": row[mine],
+            "sample": spikes["sample"][rows],
+            "template": np.full(len(rows), region, np.int32),
+            "score": rows.astype(np.float32),
+            "row": row[rows],
         }
-        of_regions.append(write_block(folder / f"r{region}-{len(edges)}.npz", columns, spikes["cluster"][mine] % 2, 2))
+        of_regions.append(write_block(folder / f"r{region}-{len(edges)}.npz", columns, spikes["cluster"][rows] % 2, 2))
     kept = np.concatenate([spikes["kept"][spikes["cluster"] == number] for number in range(4)])
     units = Units(
         clusters=Clusters(of_regions),
@@ -69,7 +69,7 @@ def sorted_spikes(folder: Path, edges: list[int]) -> dict[str, np.ndarray]:
         contamination=np.zeros(2),
         similarity=np.eye(2, dtype=np.float32),
     )
-    found = Spikes(
+    block_spikes = Spikes(
         receipts=receipts,
         first=np.array(bounds[:-1]),
         dropped=[np.zeros(0, np.int64)] * len(receipts),
@@ -78,65 +78,65 @@ def sorted_spikes(folder: Path, edges: list[int]) -> dict[str, np.ndarray]:
         region_of=np.array([0, 1]),
         sampling_rate_hz=30_000.0,
     )
-    parts = list(Join(Settings(), units, found, WAVEFORMS, LINE).in_order())
+    parts = list(Join(Settings(), units, block_spikes, WAVEFORMS, LINE).in_order())
     assert len(parts) == len(edges) + 1  # a block's worth at a time
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def test_spikes_are_in_order_of_their_moved_times_then_of_units(tmp_path: Path) -> None:
-    found, spikes = sorted_spikes(tmp_path, []), all_spikes()
-    which = found["score"].astype(int)
+    columns, spikes = sorted_spikes(tmp_path, []), all_spikes()
+    which = columns["score"].astype(int)
     cluster = spikes["cluster"][which]
     assert sorted(which) == np.flatnonzero(spikes["cluster"] != 2).tolist()  # every spike of a unit once
-    assert np.array_equal(found["sample"], spikes["sample"][which] - LAG_OF[cluster])
-    assert np.array_equal(found["unit"], UNIT_OF[cluster])
-    assert np.array_equal(found["kept"], spikes["kept"][which])
-    assert np.array_equal(np.lexsort((found["unit"], found["sample"])), np.arange(len(which)))
+    assert np.array_equal(columns["sample"], spikes["sample"][which] - LAG_OF[cluster])
+    assert np.array_equal(columns["unit"], UNIT_OF[cluster])
+    assert np.array_equal(columns["kept"], spikes["kept"][which])
+    assert np.array_equal(np.lexsort((columns["unit"], columns["sample"])), np.arange(len(which)))
 
 
 def test_features_come_from_the_blocks_and_are_moved_with_the_spike(tmp_path: Path) -> None:
-    found, spikes = sorted_spikes(tmp_path, [500]), all_spikes()
-    which = found["score"].astype(int)
+    columns, spikes = sorted_spikes(tmp_path, [500]), all_spikes()
+    which = columns["score"].astype(int)
     late = spikes["cluster"][which] == 3
     own = spikes["features"][which]
-    assert np.array_equal(found["features"][~late], own[~late])
+    assert np.array_equal(columns["features"][~late], own[~late])
     rolled = own[late] @ roll_matrix(torch.from_numpy(WAVEFORMS.components), 4).numpy()
-    np.testing.assert_allclose(found["features"][late], rolled, atol=1e-6)  # float32
+    np.testing.assert_allclose(columns["features"][late], rolled, atol=1e-6)  # float32
 
 
 @pytest.mark.parametrize("edges", [[500], [100, 101, 300, 700], list(range(10, 1000, 10))])
 def test_the_same_from_any_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edges: list[int]) -> None:
-    monkeypatch.setattr(joining, "BLOCKS_AT_ONCE", 3)
+    monkeypatch.setattr(joining, "BLOCKS_PER_CHUNK", 3)
     whole, cut = sorted_spikes(tmp_path, []), sorted_spikes(tmp_path, edges)
     for name, values in whole.items():
         assert values.dtype == cut[name].dtype
         assert np.array_equal(values, cut[name]), name
 
 
-def place(features: list[list[float]], channels: list[int], limit_um: float = 100) -> tuple[float, float]:
-    found = np.array([features], np.float32)
-    x, y = positions(found, np.zeros(1, np.int32), np.array([channels]), LINE, limit_um)
+def locate(features: list[list[float]], channels: list[int], limit_um: float = 100) -> tuple[float, float]:
+    rows = np.array([features], np.float32)
+    x, y = positions(rows, np.zeros(1, np.int32), np.array([channels]), LINE, limit_um)
     assert x.dtype == y.dtype == np.float32
     return float(x[0]), float(y[0])
 
 
 def test_contacts_weigh_by_the_norm_of_their_features() -> None:
-    assert place([[3, 4], [0, -15]], [0, 1]) == (0, 15)  # norms 5 and 15
-    assert place([[1, 0], [0, 1]], [1, 2]) == (15, 20)
+    assert locate([[3, 4], [0, -15]], [0, 1]) == (0, 15)  # norms 5 and 15
+    assert locate([[1, 0], [0, 1]], [1, 2]) == (15, 20)
 
 
 def test_only_contacts_near_the_templates_first_count() -> None:
-    assert place([[2], [2], [9]], [0, 1, 3]) == (0, 10)
-    assert place([[2], [2]], [0, 1], limit_um=20) == (0, 0)  # 20 µm is not closer than 20 µm
-    assert place([[2], [2]], [1, 0], limit_um=0) == (0, 20)  # its own place at least
+    assert locate([[2], [2], [9]], [0, 1, 3]) == (0, 10)
+    assert locate([[2], [2]], [0, 1], limit_um=20) == (0, 0)  # 20 µm is not closer than 20 µm
+    assert locate([[2], [2]], [1, 0], limit_um=0) == (0, 20)  # its own position at least
 
 
 def test_missing_channels_do_not_count() -> None:
-    assert place([[2], [7]], [1, -1]) == (0, 20)
+    assert locate([[2], [7]], [1, -1]) == (0, 20)
 
 
 def test_every_spike_has_the_channels_of_its_template(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ks4stream.stages.joining.ROWS_AT_ONCE", 2)  # and is computed in parts
+    monkeypatch.setattr("ks4stream.stages.joining.ROWS_PER_CHUNK", 2)  # and is computed in parts
     features, template = np.ones((5, 1, 1), np.float32), np.array([1, 0, 1, 2, 0], np.int32)
     x, y = positions(features, template, np.array([[0], [2], [3]]), LINE, 100)
     assert x.tolist() == [30, 0, 30, 0, 0]

@@ -1,4 +1,4 @@
-"""Spikes at borders count once, whichever tiles a task has."""
+"""Spikes at borders count once, however tiles are grouped into tasks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SPIKES = st.lists(
 
 @dataclass(frozen=True, eq=False)
 class Reports(Match):
-    """Has spikes that are given, each tile's own version of them, in place of what is found in traces."""
+    """Uses given spikes, a separate version for each tile, instead of matching the traces."""
 
     given: tuple[tuple[int, int, int, int], ...] = ()
 
@@ -66,9 +66,9 @@ def spikes(folder: Path, given: list[tuple[int, int, int, int]], tail: int, step
     waveforms = Waveforms(np.ones((1, NT)), np.ones((1, NT)))
     chosen = Settings(nt=NT, nt0min=PEAK, batch_size=SIZE, n_pcs=1)
     match = Reports(chosen, tiles, waveforms, Templates(each, np.ones(N_UNITS)), regions, tuple(given))
-    found = match.run(RunHere(folder, per_block))
+    matched = match.run(RunHere(folder, per_block))
     rows: list[Any] = []
-    for receipt, dropped in zip(found.receipts, found.dropped, strict=True):
+    for receipt, dropped in zip(matched.receipts, matched.dropped, strict=True):
         columns = [read_column(receipt, name) for name in ("sample", "template", "number")]
         rows += zip(*(np.delete(column, dropped).tolist() for column in columns), strict=True)
     return sorted(rows)
@@ -85,7 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_same_spikes_for_any_cutting(
     folder: Path, given: list[tuple[int, int, int, int]], tail: int, step: int, per_block: int
 ) -> None:
-    """The tail may be as short as one waveform; where only every second batch is sorted, no two of them meet."""
+    """The tail may be as short as one waveform; if only every second batch is sorted, no two are adjacent."""
     assert spikes(folder, given, tail, step, per_block) == spikes(folder, given, tail, step, 1)
 
 
@@ -93,11 +93,11 @@ def test_the_same_spikes_for_any_cutting(
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(st.sets(st.integers(1, 29), max_size=20), st.data())
 def test_what_tiles_place_differently_counts_once(folder: Path, places: set[int], data: st.DataObject) -> None:
-    """Spikes far enough from each other to be told apart, at most as far from themselves as counts as one."""
+    """Spikes far enough apart to be distinct, whose versions are close enough to be the same spike."""
     first, late = data.draw(st.integers(0, 8)), st.integers(0, PEAK)
     given = [
         (first + 9 * place, data.draw(st.integers(0, 1)), data.draw(late), data.draw(late)) for place in sorted(places)
     ]
     for per_block in (1, 3):
-        found = spikes(folder, given, SIZE, 1, per_block)
-        assert sorted(number for _, _, number in found) == list(range(len(given)))
+        matched = spikes(folder, given, SIZE, 1, per_block)
+        assert sorted(number for _, _, number in matched) == list(range(len(given)))

@@ -114,8 +114,8 @@ def test_the_example_of_the_four_numberings(tmp_path: Path) -> None:
         place[name_at[time]] |= {"place in time": at}
     header = ["block", "row in block's file", "row among all blocks", "region", "row of region"]
     header += ["row in unit file", "place in kept", "place in time"]
-    said = {row[0]: [int(cell) for cell in row[1:]] for row in rows_of_the_document()}
-    assert said == {name: [place[name][column] for column in header] for name in "abcdefgh"}
+    documented = {row[0]: [int(cell) for cell in row[1:]] for row in rows_of_the_document()}
+    assert documented == {name: [place[name][column] for column in header] for name in "abcdefgh"}
     for name, row in (("d′", 6), ("d", 3)):
         assert place[name]["row among all blocks"] == row
 

@@ -1,4 +1,4 @@
-"""A tile made ready: whatever the file's type, wherever the crop ends, whichever channels are dead."""
+"""Preprocessing a tile: any file type, any crop, any dead channels."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_types_of_the_file_say_the_same(samples: np.ndarray) -> None:
 
 
 class Noted:
-    """A source that notes what is read by which thread, and fails from some sample on."""
+    """A source that records which thread reads what, and fails from a given sample on."""
 
     def __init__(self, samples: np.ndarray, broken_from: int) -> None:
         self.samples, self.broken_from = samples, broken_from
@@ -116,7 +116,7 @@ def test_the_channel_map_picks_and_orders(samples: np.ndarray) -> None:
 
 @pytest.mark.slow
 def test_tiles_agree_where_they_overlap(samples: np.ndarray) -> None:
-    """Nothing the cut into batches did is left beyond the reach of the filter."""
+    """Beyond the reach of the filter, division into batches has no effect."""
     source = source_of(samples)
     whole = referenced(source)
     for size in (3000, 7000, 20_000):
@@ -149,8 +149,8 @@ def test_a_dead_channel_enters_nothing(samples: np.ndarray) -> None:
         source = source_of(broken)
     others = Probe.from_positions(np.delete(PROBE.positions_um, 3, axis=0))
     without = referenced(source_of(np.delete(samples, 3, axis=1), probe=others))
-    found = referenced(source)
-    assert torch.equal(found[[0, 1, 2, 4, 5, 6, 7]], without)
+    traces = referenced(source)
+    assert torch.equal(traces[[0, 1, 2, 4, 5, 6, 7]], without)
 
 
 @pytest.mark.parametrize("shift", [-13.0, 6.5])
@@ -166,10 +166,10 @@ def test_a_dead_channel_stays_silent_when_traces_are_moved(samples: np.ndarray, 
     others = Probe.from_positions(PROBE.positions_um[alive])
     without = source_of(broken[:, alive], probe=others)
     without = without.with_results(whitening=Whitening(np.eye(7) * 0.1, []), drift=drift)
-    found, _ = source.whitened(source.tiling[1])
+    traces, _ = source.whitened(source.tiling[1])
     expected, _ = without.whitened(without.tiling[1])
-    assert not found[3].any()
-    torch.testing.assert_close(found[alive], expected, rtol=1e-4, atol=1e-4)  # float32, other matrix shapes
+    assert not traces[3].any()
+    torch.testing.assert_close(traces[alive], expected, rtol=1e-4, atol=1e-4)  # float32, other matrix shapes
 
 
 def test_artifacts_are_blanked_on_all_channels(samples: np.ndarray) -> None:
@@ -191,7 +191,7 @@ def test_artifacts_are_blanked_on_all_channels(samples: np.ndarray) -> None:
 
 
 def test_a_short_last_batch_is_not_taken_for_an_artifact() -> None:
-    """Beyond the recording's end a tile holds padding, which is no measure of the noise."""
+    """Beyond the end of the recording a tile contains padding, which must not affect the noise estimate."""
     probe = simulate.staggered_probe(32)
     source = source_of(np.random.default_rng(0).normal(0, 30, (6300, 32)).astype(np.int16), probe=probe)
     assert [tile.stop - tile.start for tile in source.tiling] == [6000, 300]

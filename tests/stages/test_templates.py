@@ -1,4 +1,4 @@
-"""Which spikes enter a clustering, and what a cluster's mean is."""
+"""Which peaks are clustered, and means of clusters."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ TIMES = np.arange(10_000) * 3  # 100 spikes in each of 100 slices of time
 
 
 def test_few_spikes_all_enter_in_order_of_time_and_centre() -> None:
-    chosen, weight = bounded_sample(np.array([5, 3, 5, 1]), np.array([2, 0, 1, 0]), most=4)
+    chosen, weight = bounded_sample(np.array([5, 3, 5, 1]), np.array([2, 0, 1, 0]), max_peaks=4)
     assert chosen.tolist() == [3, 1, 2, 0]
     assert weight.tolist() == [1, 1, 1, 1]
 
 
 def test_many_spikes_share_the_places_equally_over_time_and_centres() -> None:
     centre = np.arange(10_000) % 2
-    chosen, weight = bounded_sample(TIMES, centre, most=1000)
+    chosen, weight = bounded_sample(TIMES, centre, max_peaks=1000)
     assert np.bincount(chosen // 100).tolist() == [10] * 100
     assert np.bincount(chosen // 100 * 2 + centre[chosen]).tolist() == [5] * 200
     assert weight.tolist() == [10] * 1000
@@ -38,7 +38,7 @@ def test_many_spikes_share_the_places_equally_over_time_and_centres() -> None:
 
 def test_a_rare_centre_keeps_its_spikes_and_leaves_its_places_to_the_others() -> None:
     centre = (np.arange(10_000) % 100 == 0).astype(np.int64)  # one spike in each slice
-    chosen, weight = bounded_sample(TIMES, centre, most=1000)
+    chosen, weight = bounded_sample(TIMES, centre, max_peaks=1000)
     rare = centre[chosen] == 1
     assert (rare.sum(), (~rare).sum()) == (100, 900)
     assert weight[rare].tolist() == [1] * 100
@@ -47,7 +47,7 @@ def test_a_rare_centre_keeps_its_spikes_and_leaves_its_places_to_the_others() ->
 
 def test_a_burst_does_not_crowd_out_the_rest_of_the_recording() -> None:
     sample = np.sort(np.concatenate([np.arange(5000), np.arange(99) * 10_000 + 10_000]))
-    chosen, weight = bounded_sample(sample, np.zeros(len(sample), np.int64), most=200)
+    chosen, weight = bounded_sample(sample, np.zeros(len(sample), np.int64), max_peaks=200)
     late = sample[chosen] >= 10_000
     assert (late.sum(), (~late).sum()) == (99, 101)
     assert weight[late].tolist() == [1] * 99
@@ -58,7 +58,7 @@ def test_a_burst_does_not_crowd_out_the_rest_of_the_recording() -> None:
 def test_never_more_than_asked_for_and_the_weights_add_up_to_all(most: int) -> None:
     rng = np.random.default_rng(5)
     sample, centre = np.sort(rng.integers(0, 10**9, 5000)), rng.integers(0, 3, 5000) ** 2
-    chosen, weight = bounded_sample(sample, centre, most=most)
+    chosen, weight = bounded_sample(sample, centre, max_peaks=most)
     assert len(chosen) == most
     assert len(np.unique(chosen)) == most
     assert (np.diff(sample[chosen]) >= 0).all()
@@ -70,20 +70,20 @@ def test_the_choice_does_not_hang_on_the_order_of_the_spikes() -> None:
     rng = np.random.default_rng(6)
     sample, centre = rng.permutation(10**6)[:3000], rng.integers(0, 4, 3000)
     order = rng.permutation(3000)
-    chosen, weight = bounded_sample(sample, centre, most=700)
-    other, other_weight = bounded_sample(sample[order], centre[order], most=700)
+    chosen, weight = bounded_sample(sample, centre, max_peaks=700)
+    other, other_weight = bounded_sample(sample[order], centre[order], max_peaks=700)
     assert order[other].tolist() == chosen.tolist()
     assert other_weight.tolist() == weight.tolist()
 
 
 def test_within_a_share_the_choice_is_scattered() -> None:
-    chosen, _ = bounded_sample(TIMES, np.zeros(10_000, np.int64), most=1000)
+    chosen, _ = bounded_sample(TIMES, np.zeros(10_000, np.int64), max_peaks=1000)
     # Of 100 places in a slice: the mean of 1000 drawn evenly is 49.5 ± 0.9; five times that.
     assert (chosen % 100).mean() == pytest.approx(49.5, abs=4.5)
 
 
 def test_spikes_that_all_fall_on_one_sample_can_be_bounded() -> None:
-    chosen, weight = bounded_sample(np.full(10, 7), np.arange(10) // 5, most=4)
+    chosen, weight = bounded_sample(np.full(10, 7), np.arange(10) // 5, max_peaks=4)
     assert (chosen < 5).sum() == 2
     assert weight.tolist() == [2.5] * 4
 
@@ -94,7 +94,7 @@ def test_spikes_that_all_fall_on_one_sample_can_be_bounded() -> None:
         ([1, 10, 10], 9, [1, 4, 4]),
         ([10, 1, 10], 9, [4, 1, 4]),
         ([5, 5], 10, [5, 5]),
-        ([5, 5], 99, [5, 5]),  # nobody gets more than its size
+        ([5, 5], 99, [5, 5]),  # no share is larger than its size
         ([5, 5], 7, [3, 4]),  # what does not divide goes to the last
         ([5, 5, 5], 2, [0, 1, 1]),
         ([0, 3], 2, [0, 2]),
@@ -118,11 +118,11 @@ def test_a_region_without_peaks_has_no_templates(tmp_path: Path) -> None:
         Centres(np.zeros((1, 2)), one, one[:, None], np.ones((1, 1, 1), "f4"), one[:, None], 20.0),
         Regions(np.zeros((1, 2)), one, one),
         GraphClustering(settings),
-        fewest=5,
+        min_spikes=5,
     )
-    found = stage.task(0, tmp_path)
-    assert found.features.shape == (0, 3, 2)
-    assert stage.combine([found], run).features.shape == stage.combine([], run).features.shape == (0, 3, 2)
+    templates = stage.task(0, tmp_path)
+    assert templates.features.shape == (0, 3, 2)
+    assert stage.combine([templates], run).features.shape == stage.combine([], run).features.shape == (0, 3, 2)
     assert stage.run(run).features.shape == (0, 3, 2)
 
 

@@ -17,7 +17,7 @@ from ks4stream.settings import Settings
 from ks4stream.stages.clustering import GraphClustering
 from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Spikes
-from ks4stream.stages.units import Clusters, Merge, SortRegions, counted_rows, fewest_spikes, is_neuron
+from ks4stream.stages.units import Clusters, Merge, SortRegions, counted_rows, is_neuron, min_unit_spikes
 
 THRESHOLD, FEWEST, IMPOSSIBLE = 8.0, 5, 30.0
 
@@ -85,9 +85,9 @@ def in_blocks(receipts: list[Receipt], first: list[int], dropped: list[list[int]
     )
 
 
-def sorter_of(found: Spikes) -> SortRegions:
+def sorter_of(spikes: Spikes) -> SortRegions:
     settings = Settings(n_pcs=1)
-    return SortRegions(settings, found, simulate.linear_probe(1), GraphClustering(settings))
+    return SortRegions(settings, spikes, simulate.linear_probe(1), GraphClustering(settings))
 
 
 def two_blocks(folder: Path) -> Spikes:
@@ -102,16 +102,16 @@ def test_rows_that_were_dropped_do_not_count(tmp_path: Path) -> None:
 
 
 def test_a_regions_spikes_are_written_by_unit_with_their_place_in_the_blocks(tmp_path: Path) -> None:
-    found = sorter_of(two_blocks(tmp_path)).task(0, tmp_path)
-    assert found.unit_features.shape == (1, 1, 1)
-    assert read_column(found.receipt, "sample").tolist() == [5, 130]
-    assert read_column(found.receipt, "score").tolist() == [5, 130]
-    assert read_column(found.receipt, "row").tolist() == [0, 5]  # of 4 + 3 rows, grouped by region
+    units = sorter_of(two_blocks(tmp_path)).task(0, tmp_path)
+    assert units.unit_features.shape == (1, 1, 1)
+    assert read_column(units.receipt, "sample").tolist() == [5, 130]
+    assert read_column(units.receipt, "score").tolist() == [5, 130]
+    assert read_column(units.receipt, "row").tolist() == [0, 5]  # of 4 + 3 rows, grouped by region
 
 
 @pytest.mark.parametrize("n_regions", [1, 2])
 def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, n_regions: int) -> None:
-    """A lone spike beyond its tile's core that the neighbouring tile does not report, say."""
+    """For example, a single spike outside its tile's core that the neighbouring tile does not report."""
     columns = {
         "sample": np.array([5, 9]),
         "template": np.zeros(2, np.int32),
@@ -119,14 +119,14 @@ def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, 
         "features": np.ones((2, 1, 1), np.float32),
     }
     receipt = write_block(tmp_path / "a.npz", columns, np.array([0, n_regions - 1]), n_regions)
-    found, run = in_blocks([receipt], [0], [[0, 1]]), RunHere(tmp_path)
-    regions = sorter_of(found).run(run)
+    spikes, run = in_blocks([receipt], [0], [[0, 1]]), RunHere(tmp_path)
+    regions = sorter_of(spikes).run(run)
     assert [region.unit_features.shape for region in regions] == [(0, 1, 1)] * n_regions
     waveforms = Waveforms(np.ones((1, 3)), np.ones((1, 3)))
     settings, probe = Settings(n_pcs=1), simulate.linear_probe(1)
     units = Merge(settings, regions, waveforms, probe, 30_000.0, FEWEST).run(run)
     assert units.features.shape == (0, 1, 1)
-    columns = Join(settings, units, found, waveforms, probe).run(run)
+    columns = Join(settings, units, spikes, waveforms, probe).run(run)
     assert columns["sample"].shape == (0,) and columns["features"].shape == (0, 1, 1)
 
 
@@ -139,7 +139,7 @@ def test_where_there_was_no_spike_there_are_no_units(tmp_path: Path) -> None:
 
 
 def test_a_region_too_large_for_memory_comes_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its features lie in a file in the folder of its stage, which the task may be the first to make."""
+    """Its features are in a file in the folder of its stage, which may not exist before the task."""
     sorter = sorter_of(two_blocks(tmp_path))
     held = sorter.task(0, tmp_path)
     monkeypatch.setattr(spikes, "HELD_BYTES", 0)
@@ -160,8 +160,8 @@ def test_clusters_are_numbered_through_all_regions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "fewest"), [(1, 5), (15, 5), (17, 5), (18, 6), (30, 10), (60, 20), (61, 20), (200 * 3600, 20)]
+    ("seconds", "min_spikes"), [(1, 5), (15, 5), (17, 5), (18, 6), (30, 10), (60, 20), (61, 20), (200 * 3600, 20)]
 )
-def test_a_unit_has_a_spike_in_three_seconds_but_five_in_any_and_twenty_suffice(seconds: int, fewest: int) -> None:
+def test_a_unit_has_a_spike_in_three_seconds_but_five_in_any_and_twenty_suffice(seconds: int, min_spikes: int) -> None:
     tiling = Tiling.of(n_samples=seconds * 30_000, size=30_000, halo=0, shortest=61)
-    assert fewest_spikes(tiling, 30_000.0) == fewest
+    assert min_unit_spikes(tiling, 30_000.0) == min_spikes

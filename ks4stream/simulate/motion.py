@@ -12,13 +12,13 @@ from ks4stream.simulate.streams import FloatArray, generator
 
 
 @dataclass(frozen=True, eq=False)
-class Drift:
+class Motion:
     """How the tissue moves along the probe: a slow wave, a ramp and a few sudden jumps.
 
     Attributes
     ----------
     kind : {"none", "rigid", "nonrigid"}
-        Same movement at every depth, or more of it at larger y.
+        No movement; the same movement at every depth; or more movement at larger y.
     range_um : float
         Distance between the lowest and the highest displacement (at the depth that moves most), in µm.
     period_s, phase_rad, ramp_per_s : float
@@ -26,9 +26,9 @@ class Drift:
     jump_times_s, jump_levels : ndarray of float64, shape (jump,), (jump + 1,)
         When the tissue jumps, and the level it stays at from then on, relative to the wave's amplitude.
     scale_um, offset : float
-        Turn the sum of the three into µm around a mean of 0.
+        Convert the sum of the three to µm, with a mean of 0.
     y_range_um : tuple of float
-        Depths at which a non-rigid drift has 0.25 and 1 times its full size.
+        Depths at which a non-rigid motion has 0.25 and 1 times its full size.
     """
 
     kind: str
@@ -61,8 +61,8 @@ class Drift:
         return gain
 
 
-def make_drift(kind: str, range_um: float, probe: Probe, duration_s: float, seed: int) -> Drift:
-    """Draw a drift and scale it so that it spans `range_um` around a mean of 0 in this recording."""
+def make_motion(kind: str, range_um: float, probe: Probe, duration_s: float, seed: int) -> Motion:
+    """Draw a motion and scale it so that it spans `range_um` around a mean of 0 in this recording."""
     rng = generator(seed, "drift")
     n_jumps = int(rng.poisson(duration_s / 60.0))
     jumps = dict(
@@ -78,7 +78,7 @@ def make_drift(kind: str, range_um: float, probe: Probe, duration_s: float, seed
         ramp_per_s=float(rng.choice([-1.0, 1.0]) * 0.7 / duration_s),
         y_range_um=(float(probe.y_um.min()), float(probe.y_um.max())),
     )
-    unscaled = Drift(**shape, **jumps, scale_um=1.0, offset=0.0)  # type: ignore[arg-type]
+    unscaled = Motion(**shape, **jumps, scale_um=1.0, offset=0.0)  # type: ignore[arg-type]
     wave = unscaled._wave(np.arange(0.0, duration_s, 0.1))
     scale_um = range_um / max(float(np.ptp(wave)), 1e-9)
-    return Drift(**shape, **jumps, scale_um=scale_um, offset=float(wave.mean()))  # type: ignore[arg-type]
+    return Motion(**shape, **jumps, scale_um=scale_um, offset=float(wave.mean()))  # type: ignore[arg-type]
