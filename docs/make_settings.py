@@ -22,8 +22,8 @@ HEAD = """\
 # Settings
 
 Names and defaults are Kilosort4's. Settings are what changes a result. How many workers there are, which device
-computes, and how many batches a task takes are not settings: they never change a result (see
-[Machines and clusters](clusters.md)).
+computes, and how many batches a task takes are not settings: they never change a result, except
+that another kind of processor may change last digits (see [Machines and clusters](clusters.md)).
 
 In Python, `Settings` checks values when it is made, and refuses unknown names:
 

@@ -9,13 +9,13 @@ import logging
 
 import numpy as np
 
-from ks4stream import geometry
 from ks4stream.errors import FewSpikesWarning
+from ks4stream.geometry import Centres, Regions, clustering_regions, template_centres
 from ks4stream.messages import warn
 from ks4stream.results import Sorting
 from ks4stream.run import Run
 from ks4stream.settings import Settings
-from ks4stream.stages.clustering import GraphClustering
+from ks4stream.stages.clustering import CLUSTER_METHOD
 from ks4stream.stages.detection import Detect
 from ks4stream.stages.drift import EstimateDrift
 from ks4stream.stages.joining import Join
@@ -49,9 +49,7 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
     tiles = tiles.with_results(whitening=run.do(LearnWhitening(settings, tiles)))
 
     # Learn what spikes look like on one channel, and detect everything on the probe that looks like it.
-    centres = geometry.template_centres(tiles.probe, settings, tiles.without_signal)
-    regions = geometry.clustering_regions(centres, settings)
-    logger.info("%d template centres, %d regions", len(centres), len(regions))
+    centres, regions = layout(tiles, settings)
     waveforms = run.do(LearnWaveforms(settings, tiles))
     peaks = run.do(Detect(settings, tiles, waveforms, centres, regions))
 
@@ -66,12 +64,12 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
 
     # Cluster the peaks of each region of the probe; the clusters' means are templates, with which all spikes are found.
     probe, rate = tiles.probe, tiles.sampling_rate_hz
-    cluster, min_spikes = GraphClustering(settings, tiles.device), min_unit_spikes(tiles.tiling, rate)
+    cluster, min_spikes = CLUSTER_METHOD(settings, tiles.device), min_unit_spikes(tiles.tiling, rate)
     templates = run.do(LearnTemplates(settings, peaks, waveforms, probe, centres, regions, cluster, min_spikes))
     spikes = run.do(Match(settings, tiles, waveforms, templates, regions))
 
     # Cluster the spikes, merge the clusters that are one neuron, drop those that are none; put all in order of time.
-    clusters = run.do(SortRegions(settings, spikes, probe, cluster))
+    clusters = run.do(SortRegions(settings, spikes, probe, CLUSTER_METHOD(settings, tiles.device, final=True)))
     units = run.do(Merge(settings, clusters, waveforms, probe, rate, min_spikes))
     columns = run.do(Join(settings, units, spikes, waveforms, probe))
 
@@ -106,6 +104,14 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
             stacklevel=5,
         )
     return sorting
+
+
+def layout(tiles: Preprocessor, settings: Settings) -> tuple[Centres, Regions]:
+    """Where on the probe peaks are looked for, and which regions are clustered separately."""
+    centres = template_centres(tiles.probe, settings, tiles.without_signal)
+    regions = clustering_regions(centres, settings)
+    logger.info("%d template centres, %d regions", len(centres), len(regions))
+    return centres, regions
 
 
 STAGES = (LearnWhitening, LearnWaveforms, Detect, EstimateDrift, LearnTemplates, Match, SortRegions, Merge, Join)

@@ -1,9 +1,9 @@
 """What a sort will need, estimated before it begins from metadata alone: no sample is read.
 
 The number of spikes is not known in advance; it, and everything that follows from it, is an assumption that the plan
-states. All else follows from recording, probe and settings. Bytes are those of the arrays that the stages and kernels
-make, term by term, so that whoever changes a kernel finds the line to change; the tests compare them with what
-processes actually use.
+states. All else follows from recording, probe and settings. Each stage states its own `needs`, beside the code that
+they describe; a plan is their sum, with advice on what to change if something does not fit. The tests compare it with
+what processes actually use.
 """
 
 from __future__ import annotations

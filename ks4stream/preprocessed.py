@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from ks4stream import geometry
 from ks4stream.deploy import client_for, engine_for
 from ks4stream.engine import gpus, one_thread
 from ks4stream.errors import ProbeError, RecordingError, SettingsError
 from ks4stream.io.tile_cache import cached_while_held
+from ks4stream.pipeline import layout
 from ks4stream.recording import Recording
 from ks4stream.resources import Resources
 from ks4stream.results import Drift, Whitening
@@ -111,9 +111,8 @@ def _learned(
         tiles = tiles.with_results(whitening=whitening or run.do(LearnWhitening(settings, tiles)))
         if not with_drift:
             return tiles
-        centres = geometry.template_centres(tiles.probe, settings)
-        regions = geometry.clustering_regions(centres, settings)
-        peaks = run.do(Detect(settings, tiles, run.do(LearnWaveforms(settings, tiles)), centres, regions))
+        waveforms = run.do(LearnWaveforms(settings, tiles))
+        peaks = run.do(Detect(settings, tiles, waveforms, *layout(tiles, settings)))
         return tiles.with_results(drift=run.do(EstimateDrift(settings, tiles, peaks)).drift)
 
 

@@ -20,6 +20,7 @@ from ks4stream.recording import Recording
 from ks4stream.results import Drift, PeakSample, Whitening
 from ks4stream.settings import Settings
 from ks4stream.sorter import prepare
+from ks4stream.stages.detection import Detect, Peaks
 from ks4stream.stages.drift import DriftResult, EstimateDrift
 from ks4stream.stages.preprocessing import Preprocessor
 
@@ -187,6 +188,25 @@ def test_drift_may_be_estimated_on_the_way(recording: Recording, monkeypatch: py
     unmoved = preprocess(recording, SETTINGS, client="loop", device="cpu").compute(scheduler="synchronous")
     change = abs(traces.compute(scheduler="synchronous") - unmoved).mean(dim="channel").values
     assert change[18_000:24_000].mean() < 0.2 * change[:6000].mean()  # moved by 0 µm, and by −12
+
+
+@pytest.mark.filterwarnings("ignore::ks4stream.errors.Ks4StreamWarning")
+def test_drift_is_estimated_from_channels_with_a_signal(samples: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a sort: templates do not lie on the channel that is dead."""
+    seen: list[np.ndarray] = []
+
+    def looked_for(detect: Detect, run: Any) -> Peaks:
+        seen.append(detect.centres.channels)
+        return Peaks([])
+
+    monkeypatch.setattr(Detect, "run", looked_for)
+    monkeypatch.setattr(EstimateDrift, "run", lambda *_: DriftResult(moving(7), PeakSample(*np.zeros((3, 0)))))
+    samples = samples.copy()
+    samples[:, 3] = 0
+    preprocess(
+        Recording(ArraySource(samples), 30_000.0, PROBE), SETTINGS, drift="estimate", client="loop", device="cpu"
+    )
+    assert 2 in seen[0] and 3 not in seen[0]
 
 
 def test_what_does_not_belong_is_refused(recording: Recording, whitening: Whitening) -> None:

@@ -51,7 +51,7 @@ def export_phy(
     save_features: bool = True,
     preprocessed: Iterable[tuple[int, NDArray[Any]]] | None = None,
 ) -> Path:
-    """Write all files of the results folder; the caller takes care of files that are already there.
+    """Write the files for Phy and ``ops.npy``; the caller takes care of files that are already there.
 
     Parameters
     ----------

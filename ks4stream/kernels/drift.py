@@ -194,3 +194,15 @@ def shift_at(
     width = centre_um[segment + 1].astype(float) - centre_um[segment]
     along = (depth_um - centre_um[segment]) / width
     return np.asarray(shift_um[segment] * (1 - along) + shift_um[segment + 1] * along, np.float64)
+
+
+def rank_within(group: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rank of each row within its group, and the number of rows in the group, for ascending groups (n,).
+
+    Peaks are divided into even and odd ones, and thinned, within a tile, as a block may be any number of tiles.
+
+    >>> rank_within(np.array([0, 0, 0, 2, 5, 5]))
+    (array([0, 1, 2, 0, 0, 1]), array([3, 3, 3, 1, 2, 2]))
+    """
+    first, after = (np.searchsorted(group, group, side=side) for side in ("left", "right"))
+    return np.arange(len(group)) - first, after - first

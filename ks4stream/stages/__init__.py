@@ -1,6 +1,5 @@
-"""The stages of a sort, one file each.
+"""The steps of a sort, one object each (`base.py`), the methods they take as parameters, and what they need (`needs.py`).
 
-A stage is a frozen callable that maps a block (a run of tiles) to what it contributes, and a function that
-combines the contributions in the order of the tiles. No Dask: the same callables run in a plain loop.
-"Section n" in comments and docstrings is that of docs/method.md, which specifies the method.
+No Dask: the same objects are computed in a plain loop and on a cluster. "Section n" in comments and docstrings is that
+of docs/method.md, which specifies the method.
 """

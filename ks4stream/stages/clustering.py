@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -22,25 +23,24 @@ GRAPH_BYTES = 160  # per spike during clustering: its columns, order, template, 
 
 
 class ClusterMethod(Protocol):
-    """Assigns rows to clusters. Another method is a frozen, callable dataclass with this interface."""
+    """Assigns rows to clusters. Another method is a frozen dataclass with this interface, named in `CLUSTER_METHOD`."""
+
+    def __init__(self, settings: Settings, device: str = "cpu", *, final: bool = False) -> None:
+        """Take what it needs of the settings; `final` clusters will be units, others templates for matching."""
+        ...
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that it reads."""
+        ...
 
     @property
     def device(self) -> str:
         """Device on which rows are to be computed: "cpu", "cuda"."""
         ...
 
-    @property
-    def max_peaks(self) -> int:
-        """Maximum number of peaks of a region to cluster; of more, a subset is enough."""
-        ...
-
     def __call__(
-        self,
-        rows: FeatureRows,
-        *,
-        sample: NDArray[np.int64] | None = None,
-        sampling_rate_hz: float = 30_000.0,
-        final: bool = False,
+        self, rows: FeatureRows, *, sample: NDArray[np.int64] | None = None, sampling_rate_hz: float = 30_000.0
     ) -> NDArray[np.int64]:
         """Cluster the rows of one region.
 
@@ -51,14 +51,22 @@ class ClusterMethod(Protocol):
         sample : ndarray of int64, shape (n,), optional
             Their times, ascending, if clustering may use them.
         sampling_rate_hz : float
-        final : bool
-            Whether the clusters will be units, rather than templates for matching.
 
         Returns
         -------
         ndarray of int64, shape (n,)
             Labels from 0, without gaps.
         """
+        ...
+
+    @staticmethod
+    def max_peaks(settings: Settings) -> int:
+        """Maximum number of peaks of a region to cluster; of more, a subset is enough."""
+        ...
+
+    @staticmethod
+    def n_bytes(load: Load, n: int) -> int:
+        """Memory for clustering n peaks or spikes, without their features."""
         ...
 
 
@@ -71,22 +79,18 @@ class GraphClustering(Portable):
         "cluster_downsampling",
         "max_cluster_subset",
         "cluster_init_seed",
-        "ccg_threshold",
     )
 
     settings: Settings
     device: str = "cpu"
+    final: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "settings", self.settings.part(*self.reads))
+        reads = (*self.reads, "ccg_threshold") if self.final else self.reads
+        object.__setattr__(self, "settings", self.settings.part(*reads))
 
     def __call__(
-        self,
-        rows: FeatureRows,
-        *,
-        sample: NDArray[np.int64] | None = None,
-        sampling_rate_hz: float = 30_000.0,
-        final: bool = False,
+        self, rows: FeatureRows, *, sample: NDArray[np.int64] | None = None, sampling_rate_hz: float = 30_000.0
     ) -> NDArray[np.int64]:
         """See :class:`ClusterMethod`."""
         settings = self.settings
@@ -94,18 +98,18 @@ class GraphClustering(Portable):
             rows,
             sample=sample,
             sampling_rate_hz=sampling_rate_hz,
-            final=final,
+            final=self.final,
             n_neighbors=settings.cluster_neighbors,
             downsampling=settings.cluster_downsampling,
             max_landmarks=settings.landmark_limit,
             seed=settings.cluster_init_seed,
-            ccg_threshold=settings.ccg_threshold,
+            ccg_threshold=settings.ccg_threshold if self.final else math.inf,  # only final clusters are compared
         )
 
-    @property
-    def max_peaks(self) -> int:
+    @staticmethod
+    def max_peaks(settings: Settings) -> int:
         """See :class:`ClusterMethod`: as many as the maximum number of landmarks can represent."""
-        return self.settings.cluster_downsampling * self.settings.landmark_limit
+        return settings.cluster_downsampling * settings.landmark_limit
 
     @staticmethod
     def n_bytes(load: Load, n: int) -> int:
@@ -121,6 +125,10 @@ class GraphClustering(Portable):
             + 20 * min(graph.CHUNK, n) * d  # a chunk of dense rows; those of one cluster in double precision
             + 8 * clustering.N_SEEDS * d * d  # Σxxᵀ of every leaf
         )
+
+
+CLUSTER_METHOD: type[ClusterMethod] = GraphClustering
+"""The method of both clusterings."""
 
 
 def scattered_rows(

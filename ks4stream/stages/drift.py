@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.blocks import Tiling
+from ks4stream.kernels import drift as kernels
 from ks4stream.probe import Probe
 from ks4stream.results import Drift, PeakSample
 from ks4stream.settings import Settings
@@ -17,7 +18,7 @@ from ks4stream.stages.base import Run, Step
 from ks4stream.stages.detection import Peaks
 from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
-from ks4stream.stages.registration import Registration, rank_within
+from ks4stream.stages.registration import Registration
 
 MAX_PLOTTED = 100_000  # peaks kept for the drift scatter plot
 
@@ -32,7 +33,7 @@ class DriftResult(NamedTuple):
 class DriftEstimator(Protocol):
     """Estimates the drift from all peaks, which it is given block by block.
 
-    Another estimator is a class with this interface.
+    Another estimator is a class with this interface, named as the default of :class:`EstimateDrift`.
     """
 
     reads: ClassVar[tuple[str, ...]]
@@ -45,6 +46,11 @@ class DriftEstimator(Protocol):
 
     def estimate(self) -> Drift:
         """The shift of each batch at each segment of the probe."""
+        ...
+
+    @staticmethod
+    def needs(load: Load) -> Needs:
+        """Memory of the calling process, and disk."""
         ...
 
 
@@ -69,7 +75,7 @@ class EstimateDrift(Step[DriftResult]):
         plotted = []
         for sample, depth_um, score in self.peaks.in_time():
             estimator.add(sample, depth_um, score)
-            rank, n_in_tile = rank_within(tiling.tile_of(sample))
+            rank, n_in_tile = kernels.rank_within(tiling.tile_of(sample))
             kept = rank * max_per_tile % n_in_tile < max_per_tile  # evenly; all peaks of a tile that has fewer
             plotted.append((sample[kept], depth_um[kept], score[kept]))
         columns = (np.concatenate(column) for column in zip(*plotted, strict=True))
@@ -78,4 +84,4 @@ class EstimateDrift(Step[DriftResult]):
     @classmethod
     def needs(cls, load: Load) -> Needs:
         """Needs of the estimator."""
-        return replace(Registration.needs(load), name=cls.name) if load.settings.nblocks else Needs(cls.name)
+        return replace(cls.estimator.needs(load), name=cls.name) if load.settings.nblocks else Needs(cls.name)

@@ -38,7 +38,7 @@ class Registration:
     def add(self, sample: NDArray[np.int64], depth_um: NDArray[np.float32], score: NDArray[np.float32]) -> None:
         """Count the peaks by batch, half, depth and amplitude."""
         tile = self._tiling.tile_of(sample)
-        rank, _ = rank_within(tile)
+        rank, _ = kernels.rank_within(tile)
         bins = kernels.fingerprint_bins(
             depth_um,
             score,
@@ -99,18 +99,6 @@ class Registration:
             client_bytes=min(fingerprints, HELD_BYTES) + registering,
             scratch_bytes=fingerprints if fingerprints > HELD_BYTES else 0,
         )
-
-
-def rank_within(group: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rank of each row within its group, and the number of rows in the group, for ascending groups (n,).
-
-    Peaks are divided into even and odd ones, and thinned, within a tile, as a block may be any number of tiles.
-
-    >>> rank_within(np.array([0, 0, 0, 2, 5, 5]))
-    (array([0, 1, 2, 0, 0, 1]), array([3, 3, 3, 1, 2, 2]))
-    """
-    first, after = (np.searchsorted(group, group, side=side) for side in ("left", "right"))
-    return np.arange(len(group)) - first, after - first
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -18,7 +18,7 @@ from ks4stream.kernels import templates
 from ks4stream.probe import Probe
 from ks4stream.results import Templates, Waveforms
 from ks4stream.stages.base import Run, Stage
-from ks4stream.stages.clustering import ClusterMethod, GraphClustering, cluster_means, on_all_channels, scattered_rows
+from ks4stream.stages.clustering import CLUSTER_METHOD, ClusterMethod, cluster_means, on_all_channels, scattered_rows
 from ks4stream.stages.detection import Peaks
 from ks4stream.stages.needs import Load, Needs
 
@@ -65,7 +65,7 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         receipts = self.peaks.receipts
         centre = read_region(receipts, "centre", item).astype(np.int64)
         sample = read_region(receipts, "sample", item)
-        chosen, weight = bounded_sample(sample, centre, max_peaks=self.cluster.max_peaks)
+        chosen, weight = bounded_sample(sample, centre, max_peaks=self.cluster.max_peaks(self.cluster.settings))
         features = pick_region(receipts, "features", item, chosen)
         own = self.centres.channels[self.regions.of_centre == item]
         union = np.unique(own[own >= 0])
@@ -91,12 +91,11 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
     @classmethod
     def needs(cls, load: Load) -> Needs:
         """A bounded number of a region's peaks, read and chosen, and their graph."""
-        settings = load.settings
-        n = min(load.largest_region, settings.cluster_downsampling * settings.landmark_limit)
+        n = min(load.largest_region, CLUSTER_METHOD.max_peaks(load.settings))
         choosing = 64 * load.largest_region  # times and centres of all peaks, and their time slices
         return load.on_regions(
             cls.name,
-            max(choosing, GraphClustering.n_bytes(load, n)) + load.row_bytes * n,
+            max(choosing, CLUSTER_METHOD.n_bytes(load, n)) + load.row_bytes * n,
             remedies="max_cluster_subset or cluster_downsampling (a smaller sample)",
         )
 

@@ -24,7 +24,7 @@ from ks4stream.kernels import correlograms, merging, templates
 from ks4stream.probe import Probe
 from ks4stream.results import Waveforms
 from ks4stream.stages.base import Run, Stage, Step
-from ks4stream.stages.clustering import ClusterMethod, GraphClustering, cluster_means, on_all_channels, scattered_rows
+from ks4stream.stages.clustering import CLUSTER_METHOD, ClusterMethod, cluster_means, on_all_channels, scattered_rows
 from ks4stream.stages.detection import rows_of_region
 from ks4stream.stages.matching import Spikes
 from ks4stream.stages.needs import Load, Needs
@@ -95,7 +95,7 @@ class SortRegions(Stage[int, RegionUnits, list[RegionUnits]]):
         union = np.unique(own[own >= 0])
         n_channels, device = self.probe.n_channels, self.cluster.device
         scattered = scattered_rows(features, template, spikes.template_channels, union, n_channels, device)
-        unit = self.cluster(scattered, sample=sample, sampling_rate_hz=spikes.sampling_rate_hz, final=True)
+        unit = self.cluster(scattered, sample=sample, sampling_rate_hz=spikes.sampling_rate_hz)
         mean, _ = cluster_means(scattered, unit, np.ones(len(unit)))
         columns = {
             "sample": sample,
@@ -126,7 +126,7 @@ class SortRegions(Stage[int, RegionUnits, list[RegionUnits]]):
         n = load.largest_region
         return load.on_regions(
             cls.name,
-            min(4 * load.n_features * n, HELD_BYTES) + GraphClustering.n_bytes(load, n),
+            min(4 * load.n_features * n, HELD_BYTES) + CLUSTER_METHOD.n_bytes(load, n),
             scratch_bytes=UNIT_SPIKE_BYTES * load.n_spikes,
             remedies="max_cluster_subset (fewer landmarks), or sort a part with tmin and tmax",
         )
