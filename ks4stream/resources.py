@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a sort may use. No result depends on it.
+    """What a sort may use. No result depends on it, except that another kind of processor may change last digits.
 
     Attributes
     ----------
