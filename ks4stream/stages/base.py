@@ -59,7 +59,7 @@ class Step(Portable, Generic[Result]):
     Attributes
     ----------
     name : str
-        For progress, logs and the table of times.
+        In lower-case words; for progress, logs, the table of times and the folder of a stage's records.
     reads : tuple of str
         Names of the settings, or of groups of settings, that it reads.
     settings : Settings

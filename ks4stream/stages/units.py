@@ -1,7 +1,8 @@
 """From spikes to units: final clustering per region, merging, and selection of units (sections 7, 9 and 10).
 
 The spikes of a region are read by the task that clusters them, which writes them again, grouped by unit. After that,
-one unit is processed at a time: its train is enough to merge it, to find its duplicates and to label it.
+one unit is processed at a time: its train is enough to merge it, to find its duplicates and to label it. A spike has a
+number in each of these files; docs/method.md, appendix A, draws them with an example.
 """
 
 from __future__ import annotations
