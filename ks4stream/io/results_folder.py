@@ -232,6 +232,10 @@ class ResultsFolder:
                 remove(self.place / name, folder=name == STORE)
             if name in new:
                 new[name] = self._install(draft / name, new[name])
+        # a table of another name, saved by a program that still shows the earlier units
+        for name in sorted(self._of_a_sorting() - {RECORD, *_COMPANIONS} - new.keys() - ours.keys()):
+            late = late or [self._neighbour(*self._free_neighbour())]
+            move(self.place, late[0], [name])
         self._write_record({"state": "complete", "key": key, "files": new})
         return moved + late
 

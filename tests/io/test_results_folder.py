@@ -494,6 +494,27 @@ def test_what_is_saved_while_results_are_replaced_is_moved(
     assert n_spikes_in(where) == 50 and not ResultsFolder.open(where).somebodys()
 
 
+def test_a_table_that_is_saved_under_another_name_meanwhile_is_moved_with_the_others(
+    write: Any, make_sorting: MakeSorting, where: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Phy saves all its tables at once; they hold the earlier unit numbers."""
+    write(make_sorting(), where)
+    saved, real = ("cluster_group.tsv", "cluster_note.tsv", "my_labels.csv"), ResultsFolder._retire_cache
+
+    def saving(results: ResultsFolder) -> None:
+        for name in saved:
+            put(where / name, "cluster_id\tnote\n0\tdrifts away\n")
+        put(where / "notes.md", "not of the sorting")
+        real(results)
+
+    monkeypatch.setattr(ResultsFolder, "_retire_cache", saving)
+    with pytest.warns(CurationWarning, match="edits in .* were moved to .*kilosort4-1") as said:
+        aside = write(make_sorting(n_spikes=50), where)
+    assert len(said) == 1 and names(aside) == {*saved}
+    assert names(where) >= {"cluster_group.tsv", "notes.md"} and not names(where) & {*saved[1:]}
+    assert n_spikes_in(where) == 50 and not ResultsFolder.open(where).somebodys()
+
+
 def test_what_is_saved_as_soon_as_it_is_written_is_not_ours(
     write: Any, make_sorting: MakeSorting, where: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
