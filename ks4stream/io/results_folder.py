@@ -225,17 +225,17 @@ class ResultsFolder:
         self._write_record({"state": "replacing", "files": ours, "new": new})
         self._retire_cache()
         for name in sorted(({*WRITTEN} & self._of_a_sorting()) | new.keys()):
-            if not self._may_go(name, ours):
-                late = late or [self._neighbour(*self._free_neighbour())]
-                move(self.place, late[0], [name])
-            elif name not in new:
-                remove(self.place / name, folder=name == STORE)
+            was_moved = False
+            while not self._may_go(name, ours):  # it may be saved again while it is moved
+                self._move_late(name, late)
+                was_moved = True
             if name in new:
                 new[name] = self._install(draft / name, new[name])
+            elif not was_moved:
+                remove(self.place / name, folder=name == STORE)
         # a table of another name, saved by a program that still shows the earlier units
         for name in sorted(self._of_a_sorting() - {RECORD, *_COMPANIONS} - new.keys() - ours.keys()):
-            late = late or [self._neighbour(*self._free_neighbour())]
-            move(self.place, late[0], [name])
+            self._move_late(name, late)
         self._write_record({"state": "complete", "key": key, "files": new})
         return moved + late
 
@@ -400,6 +400,18 @@ class ResultsFolder:
                 with atomic_write(aside / name) as file:
                     file.write(content)
         remove(self.place / RECORD)
+
+    def _move_late(self, name: str, late: list[Place]) -> None:
+        """Move what was saved in the meantime to the first of `late` that has nothing of that name.
+
+        If there is none, another numbered folder is made and added to `late`.
+        """
+        for aside in late:
+            with suppress(FileExistsError):
+                move(self.place, aside, [name])
+                return
+        late.append(self._neighbour(*self._free_neighbour()))
+        move(self.place, late[-1], [name])
 
     def _install(self, entry: Path, about: Description) -> Description:
         """Move a file of a draft, or the store, into place; returns its description with its tag there."""

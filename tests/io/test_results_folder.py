@@ -515,6 +515,41 @@ def test_a_table_that_is_saved_under_another_name_meanwhile_is_moved_with_the_ot
     assert n_spikes_in(where) == 50 and not ResultsFolder.open(where).somebodys()
 
 
+def test_what_is_saved_again_while_it_is_moved_is_moved_again(
+    write: Any, make_sorting: MakeSorting, where: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(make_sorting(), where, save_extra_vars=True)
+    left = {name: [b"second save", b"third save"] for name in ("cluster_group.tsv", "tF.npy")}
+    retire, copy, rename = ResultsFolder._retire_cache, objects.copy, Path.rename
+
+    def saving(results: ResultsFolder) -> None:
+        for name in left:
+            put(where / name, b"first save")
+        retire(results)
+
+    def save_again(path: str) -> None:
+        if Path(path).name in left and left[Path(path).name]:
+            put(where / Path(path).name, left[Path(path).name].pop(0))
+
+    def copied(location: str, *given: Any) -> None:
+        copy(location, *given)
+        save_again(location)
+
+    def renamed(path: Path, target: Path) -> Path:
+        found = rename(path, target)
+        save_again(str(path))
+        return found
+
+    with monkeypatch.context() as patch, pytest.warns(CurationWarning) as said:
+        patch.setattr(ResultsFolder, "_retire_cache", saving)
+        patch.setattr(objects, "copy", copied)
+        patch.setattr(Path, "rename", renamed)
+        write(make_sorting(n_spikes=50), where)
+    assert not any(left.values()) and everything(where) >= {b"first save", b"second save", b"third save"}
+    assert len(said) == 3 and "tF.npy" not in names(where)
+    assert n_spikes_in(where) == 50 and not ResultsFolder.open(where).somebodys()
+
+
 def test_what_is_saved_as_soon_as_it_is_written_is_not_ours(
     write: Any, make_sorting: MakeSorting, where: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
