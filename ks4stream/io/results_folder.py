@@ -307,7 +307,13 @@ class ResultsFolder:
             )
 
     def _check_permissions(self, place: Path) -> None:
-        if self.somebodys():  # these are moved, so they need not be writable
+        if self.somebodys():  # these are moved, for which a file need not be writable, but a folder must be
+            for moved in sorted(place / name for name in self._of_a_sorting()):
+                if moved.is_dir() and not moved.is_symlink() and not os.access(moved, os.W_OK):
+                    raise ResultsError(
+                        f"{moved} is a folder that you may not write to, so it cannot be moved with the earlier "
+                        "results. Choose another results_dir, or change the permissions of that folder."
+                    )
             Path(str(self._neighbour(*self._free_neighbour()))).rmdir()
             return
         for name in (*WRITTEN, RECORD, LOG):

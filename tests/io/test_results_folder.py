@@ -877,6 +877,27 @@ def test_what_will_be_moved_may_be_read_only(
         write(make_sorting(), tmp_path / "kilosort4")
 
 
+@pytest.mark.parametrize("name", [STORE, ".phy"])
+def test_folders_that_will_be_moved_need_to_be_writable(
+    write: Any, make_sorting: MakeSorting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A colleague's, in a results folder of a group: renaming a folder into another one changes it."""
+    where = tmp_path / "kilosort4"
+    write(make_sorting(), where)
+    CURATIONS["labels"](where)
+    (where / name).mkdir(exist_ok=True)
+    before = contents(where)
+    read_only(monkeypatch, name, "lfp")
+    (where / "lfp").mkdir()
+    with pytest.raises(ResultsError, match=rf"{name} is a folder that you may not write to.*another results_dir"):
+        ResultsFolder.open(where)
+    assert contents(where) == before and names(tmp_path) == {"kilosort4"}
+    (where / name).rename(tmp_path / "elsewhere")
+    (where / name).symlink_to(tmp_path / "elsewhere")  # a link can be moved
+    with pytest.warns(CurationWarning, match="kilosort4-1"):
+        write(make_sorting(n_spikes=50), where)
+
+
 def test_what_is_not_of_a_sorting_is_neither_replaced_nor_moved(where: Place) -> None:
     put(where / "channel_map.npy", b"of my own scripts")
     with pytest.raises(ResultsError, match=r"channel_map.npy does not belong to a sorting"):
