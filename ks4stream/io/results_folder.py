@@ -148,9 +148,9 @@ class ResultsFolder:
         Raises
         ------
         ResultsError
-            If it is not a folder, cannot be made or written to, or something is in the way of a file that will be
-            written: a file that is read-only or does not belong to a sorting, a folder of the same name, or the
-            recording itself.
+            If it is not a folder, or cannot be made, listed or written to; if something is in the way of a file that
+            will be written: a file that is read-only or does not belong to a sorting, a folder of the same name, or
+            the recording itself; or if earlier results cannot be read or moved.
         """
         _check_writable(place)
         found = cls(place, recording, size_of(place / LOG) or 0)
@@ -484,8 +484,13 @@ class ResultsFolder:
 
     def _record(self) -> dict[str, Any]:
         try:
-            found = json.loads(read_whole(self.place / RECORD))
-        except (FileNotFoundError, EOFError, ValueError):
+            with _explain_unreadable(self.place / RECORD):
+                content = read_whole(self.place / RECORD)
+        except (FileNotFoundError, EOFError):
+            return {}
+        try:
+            found = json.loads(content)
+        except ValueError:
             return {}
         is_ours = isinstance(found, dict) and found.get("format") == _FORMAT and found.get("state") in _STATES
         return found if is_ours and all(isinstance(found.get(k), v) for k, v in _STATES[found["state"]].items()) else {}
@@ -515,7 +520,7 @@ def fingerprint(sorting: Sorting) -> str:
 
 
 def _check_writable(place: Place) -> None:
-    """Make a folder and write a file there; in an object store, write an object."""
+    """Make a folder, list it and write a file there; in an object store, write an object."""
     if isinstance(place, ObjectPath):
         trial = place / f".ks4stream-{uuid4().hex}"
         objects.write_bytes(str(trial), b"")
@@ -523,12 +528,32 @@ def _check_writable(place: Place) -> None:
         return
     try:
         place.mkdir(parents=True, exist_ok=True)
+        os.listdir(place)
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise ResultsError(
             f"Results cannot be written to {place}: {error.strerror or error}. "
             "Choose another results_dir, or change the permissions of this one."
+        ) from error
+
+
+@contextmanager
+def _explain_unreadable(where: Place) -> Iterator[None]:
+    """Explain a file, or one in the store, that exists but may not be read; errors of object stores say so themselves.
+
+    Raises
+    ------
+    ResultsError
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ResultsError(
+            f"{error.filename or where} cannot be read: {error.strerror or error}. It has to be read to tell "
+            "whether earlier results were changed. Choose another results_dir, or change the permissions of that file."
         ) from error
 
 
@@ -558,7 +583,7 @@ def _described(where: Place, *, tag: str | None = "") -> Description:
         files, n_bytes, now, more = [], status.size_bytes, status.tag, {}
     digest = ""
     if tag is not None and tag != now:
-        with suppress(FileNotFoundError, EOFError):  # being written to right now: it fits no description
+        with suppress(FileNotFoundError, EOFError), _explain_unreadable(where):  # if it is gone, it fits no description
             digest = _digest_of_store(where, files) if where.name == STORE else _digest(where, n_bytes)
     return {"bytes": n_bytes, "tag": now, "digest": digest, **more}
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ks4stream.errors import CurationWarning, ResultsError
+from ks4stream.errors import CurationWarning, RecordingError, ResultsError
 from ks4stream.io import objects
 from ks4stream.io import results_folder as results_folder_module
 from ks4stream.io.atomic import atomic_write
@@ -948,6 +948,50 @@ def test_a_table_that_cannot_be_read_is_nobodys_business(
 
     monkeypatch.setattr(Path, "open", locked)
     assert not ResultsFolder.open(tmp_path).somebodys()
+
+
+@pytest.mark.parametrize("name", [RECORD, "cluster_group.tsv", f"{STORE}/.zgroup"])
+def test_what_cannot_be_read_is_told_before_work_starts(
+    write: Any, make_sorting: MakeSorting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A colleague's who lets nobody else read it; root, as whom tests may run, may read anything."""
+    write(make_sorting(), tmp_path)
+    touch(tmp_path)
+    (tmp_path / STORE / ".zgroup").touch()
+    real = Path.open
+
+    def private(path: Path, *given: Any, **options: Any) -> Any:
+        if path == tmp_path / name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *given, **options)
+
+    monkeypatch.setattr(Path, "open", private)
+    with pytest.raises(ResultsError, match=rf"{name} cannot be read: Permission denied.*change the permissions"):
+        ResultsFolder.open(tmp_path)
+
+
+def test_a_folder_that_may_not_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def private(path: Any) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "listdir", private)
+    with pytest.raises(ResultsError, match=r"Permission denied.*change the permissions"):
+        ResultsFolder.open(tmp_path)
+
+
+def test_a_record_that_a_store_does_not_hand_out_is_an_error(
+    write: Any, make_sorting: MakeSorting, object_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a sign that the results are somebody's."""
+    where = place("s3://recordings/unread/kilosort4")
+    write(make_sorting(), where)
+
+    def refused(location: str, *_: Any) -> Any:
+        raise RecordingError(f"{location} may not be read.")
+
+    monkeypatch.setattr(objects, "read_bytes", refused)
+    with pytest.raises(RecordingError, match=f"{RECORD} may not be read"):
+        ResultsFolder.open(where).somebodys()
 
 
 def test_a_folder_in_a_files_place_is_told(tmp_path: Path) -> None:
