@@ -32,7 +32,7 @@ from uuid import uuid4
 
 from ks4stream.errors import ResultsError
 from ks4stream.io import objects
-from ks4stream.io.atomic import atomic_write, explain_write_errors
+from ks4stream.io.atomic import DRAFT, atomic_write, explain_write_errors
 from ks4stream.io.mapped import release_pages
 from ks4stream.io.places import (
     FETCHED_BYTES,
@@ -116,6 +116,7 @@ _STATES: dict[str, dict[str, type]] = {
     "moving": {"home": str, "number": int, "within": bool, "before": dict},
 }  # states of a record, and the fields it has in each
 _DRAFT = re.compile(r"\.ks4stream-[0-9a-f]{32}")
+_DRAFTS_OF = tuple(f"{Path(name).stem}." for name in (RECORD, LOG))  # single files, whose drafts lie beside them
 
 _COMPLETE = ".zgroup"  # in the store, written last and removed first: the rest cannot be read without it
 
@@ -194,9 +195,12 @@ class ResultsFolder:
             with scratch_folder() as folder:
                 yield folder
             return
-        for name, is_folder in below(self.place):
-            if is_folder and _DRAFT.fullmatch(name):  # left by a process that was killed
+        for name, is_folder in below(self.place):  # left by a process that was killed
+            if is_folder and _DRAFT.fullmatch(name):
                 shutil.rmtree(self.place / name, ignore_errors=True)
+            elif not is_folder and DRAFT.fullmatch(name) and name.startswith(_DRAFTS_OF):
+                with suppress(OSError):
+                    remove(self.place / name)
         folder = self.place / f".ks4stream-{uuid4().hex}"
         folder.mkdir()
         try:

@@ -315,6 +315,27 @@ def test_half_a_result_is_replaced_and_what_somebody_puts_there_is_not(
     assert not [name for name in names(where) if name.startswith(".ks4stream-")], "drafts go"
 
 
+def test_drafts_of_the_record_and_the_log_that_a_killed_process_left_go(
+    write: Any, make_sorting: MakeSorting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = tmp_path / "kilosort4"
+
+    def killed(_: int) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "fsync", killed)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process removes nothing
+        write(make_sorting(), where)
+    assert [name for name in names(where) if name.endswith(".draft")]
+    (where / f"kilosort4.{'01' * 16}.draft").write_text("a part of a log")
+    kept = {f"thesis.{'01' * 16}.draft", "ks4stream.letter.draft"}
+    for name in kept:
+        (where / name).write_text("of a person")
+    write(make_sorting(), where)
+    assert {name for name in names(where) if name.endswith(".draft")} == kept
+
+
 @pytest.mark.parametrize("number", [2, 3, 10])
 @pytest.mark.parametrize("theirs", [False, True])
 def test_a_move_that_was_interrupted_goes_on(
