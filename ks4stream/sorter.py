@@ -111,6 +111,7 @@ def sort(
         if results_dir is not None:
             results_dir = place(results_dir)
             results, folder = stack.enter_context(report.results_folder(results_dir, recording.files))
+            log = stack.enter_context(report.log_kept(folder, results_dir))
             stack.enter_context(report.run_log(folder))
             report.log_inputs(recording, settings, device=device)
             report.announce(results)
@@ -121,7 +122,7 @@ def sort(
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(tiles, results_dir, fresh=not resume))
         if results_dir is not None:
-            stack.enter_context(report.log_kept(folder, results_dir, store.check))
+            stack.enter_context(log.owned(store.check))
         engine = stack.enter_context(engine_for(recording, settings, resources, device, progress))
         _check_plan(recording, settings, resources, device, engine, results_dir)
         run = Run(engine, store, tiles.sampling_rate_hz, resources.block_batches, progress)

@@ -16,10 +16,12 @@ from clusters import users_cluster
 from ks4stream import load_sorting, preprocess, run_kilosort, simulate, sorter
 from ks4stream.cli import main
 from ks4stream.engine.cluster import local_client
-from ks4stream.errors import FewSpikesWarning, Ks4StreamWarning, ResultsError
+from ks4stream.errors import FewSpikesWarning, Ks4StreamWarning, RecordingError, ResultsError
+from ks4stream.io import run_store
 from ks4stream.io.objects import write_bytes
 from ks4stream.io.places import below, place, read_whole
 from ks4stream.io.recordings import open_recording
+from ks4stream.io.run_store import ObjectLock
 from ks4stream.recording import Recording
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
@@ -211,6 +213,7 @@ def test_results_and_store_may_lie_there_too(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(SortRegions, "run", interrupted)
         quiet_sort(recording, results_dir=target)
+    assert b"KeyboardInterrupt" in read_whole(place(target) / "kilosort4.log")
     monkeypatch.setattr(Match, "task", lambda *_: pytest.fail("it is finished"))
     found = quiet_sort(recording, results_dir=target)
     assert_same(found, expected)
@@ -220,6 +223,25 @@ def test_results_and_store_may_lie_there_too(
     for name in ("params.py", "kilosort4.log"):
         content = read_whole(place(target) / name)
         assert str(path).encode() in content and str(temporary).encode() not in content
+    assert b"KeyboardInterrupt" in content and content.count(b"Finished in") == 1, "the log of both"
+    assert not any(temporary.iterdir())
+
+
+def test_the_log_tells_why_nothing_was_sorted(
+    near: tuple[Path, Sorting], object_store: Any, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_store, "LOOKED_S", 0.5)
+    recording, target = open_recording(near[0], probe=PROBE), place("s3://recordings/not-sorted/kilosort4")
+    with pytest.raises(RecordingError):
+        quiet_sort(recording, Settings(batch_size=15_000, tmin=100.0), results_dir=target)
+    with (
+        ObjectLock(target / "run" / "lock", renewed_s=0.05),
+        pytest.warns(Ks4StreamWarning, match="holds"),
+        pytest.raises(ResultsError, match="Another run is writing"),
+    ):
+        quiet_sort(recording, results_dir=target)
+    log = read_whole(target / "kilosort4.log").decode()
+    assert log.index("RecordingError: ") < log.index("ResultsError: Another run is writing")
     assert not any(temporary.iterdir())
 
 

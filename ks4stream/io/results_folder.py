@@ -32,7 +32,7 @@ from uuid import uuid4
 
 from ks4stream.errors import ResultsError
 from ks4stream.io import objects
-from ks4stream.io.atomic import atomic_write, explain_write_errors
+from ks4stream.io.atomic import DRAFT, atomic_write, explain_write_errors
 from ks4stream.io.mapped import release_pages
 from ks4stream.io.places import (
     FETCHED_BYTES,
@@ -116,6 +116,7 @@ _STATES: dict[str, dict[str, type]] = {
     "moving": {"home": str, "number": int, "within": bool, "before": dict},
 }  # states of a record, and the fields it has in each
 _DRAFT = re.compile(r"\.ks4stream-[0-9a-f]{32}")
+_DRAFTS_OF = tuple(f"{Path(name).stem}." for name in (RECORD, LOG))  # single files, whose drafts lie beside them
 
 _COMPLETE = ".zgroup"  # in the store, written last and removed first: the rest cannot be read without it
 
@@ -148,9 +149,9 @@ class ResultsFolder:
         Raises
         ------
         ResultsError
-            If it is not a folder, cannot be made or written to, or something is in the way of a file that will be
-            written: a file that is read-only or does not belong to a sorting, a folder of the same name, or the
-            recording itself.
+            If it is not a folder, or cannot be made, listed or written to; if something is in the way of a file that
+            will be written: a file that is read-only or does not belong to a sorting, a folder of the same name, or
+            the recording itself; or if earlier results cannot be read or moved.
         """
         _check_writable(place)
         found = cls(place, recording, size_of(place / LOG) or 0)
@@ -194,9 +195,12 @@ class ResultsFolder:
             with scratch_folder() as folder:
                 yield folder
             return
-        for name, is_folder in below(self.place):
-            if is_folder and _DRAFT.fullmatch(name):  # left by a process that was killed
+        for name, is_folder in below(self.place):  # left by a process that was killed
+            if is_folder and _DRAFT.fullmatch(name):
                 shutil.rmtree(self.place / name, ignore_errors=True)
+            elif not is_folder and DRAFT.fullmatch(name) and name.startswith(_DRAFTS_OF):
+                with suppress(OSError):
+                    remove(self.place / name)
         folder = self.place / f".ks4stream-{uuid4().hex}"
         folder.mkdir()
         try:
@@ -225,13 +229,17 @@ class ResultsFolder:
         self._write_record({"state": "replacing", "files": ours, "new": new})
         self._retire_cache()
         for name in sorted(({*WRITTEN} & self._of_a_sorting()) | new.keys()):
-            if not self._may_go(name, ours):
-                late = late or [self._neighbour(*self._free_neighbour())]
-                move(self.place, late[0], [name])
-            elif name not in new:
-                remove(self.place / name, folder=name == STORE)
+            was_moved = False
+            while not self._may_go(name, ours):  # it may be saved again while it is moved
+                self._move_late(name, late)
+                was_moved = True
             if name in new:
                 new[name] = self._install(draft / name, new[name])
+            elif not was_moved:
+                remove(self.place / name, folder=name == STORE)
+        # a table of another name, saved by a program that still shows the earlier units
+        for name in sorted(self._of_a_sorting() - {RECORD, *_COMPANIONS} - new.keys() - ours.keys()):
+            self._move_late(name, late)
         self._write_record({"state": "complete", "key": key, "files": new})
         return moved + late
 
@@ -303,7 +311,13 @@ class ResultsFolder:
             )
 
     def _check_permissions(self, place: Path) -> None:
-        if self.somebodys():  # these are moved, so they need not be writable
+        if self.somebodys():  # these are moved, for which a file need not be writable, but a folder must be
+            for moved in sorted(place / name for name in self._of_a_sorting()):
+                if moved.is_dir() and not moved.is_symlink() and not os.access(moved, os.W_OK):
+                    raise ResultsError(
+                        f"{moved} is a folder that you may not write to, so it cannot be moved with the earlier "
+                        "results. Choose another results_dir, or change the permissions of that folder."
+                    )
             Path(str(self._neighbour(*self._free_neighbour()))).rmdir()
             return
         for name in (*WRITTEN, RECORD, LOG):
@@ -397,6 +411,18 @@ class ResultsFolder:
                     file.write(content)
         remove(self.place / RECORD)
 
+    def _move_late(self, name: str, late: list[Place]) -> None:
+        """Move what was saved in the meantime to the first of `late` that has nothing of that name.
+
+        If there is none, another numbered folder is made and added to `late`.
+        """
+        for aside in late:
+            with suppress(FileExistsError):
+                move(self.place, aside, [name])
+                return
+        late.append(self._neighbour(*self._free_neighbour()))
+        move(self.place, late[-1], [name])
+
     def _install(self, entry: Path, about: Description) -> Description:
         """Move a file of a draft, or the store, into place; returns its description with its tag there."""
         target = self.place / entry.name
@@ -462,8 +488,13 @@ class ResultsFolder:
 
     def _record(self) -> dict[str, Any]:
         try:
-            found = json.loads(read_whole(self.place / RECORD))
-        except (FileNotFoundError, EOFError, ValueError):
+            with _explain_unreadable(self.place / RECORD):
+                content = read_whole(self.place / RECORD)
+        except (FileNotFoundError, EOFError):
+            return {}
+        try:
+            found = json.loads(content)
+        except ValueError:
             return {}
         is_ours = isinstance(found, dict) and found.get("format") == _FORMAT and found.get("state") in _STATES
         return found if is_ours and all(isinstance(found.get(k), v) for k, v in _STATES[found["state"]].items()) else {}
@@ -493,7 +524,7 @@ def fingerprint(sorting: Sorting) -> str:
 
 
 def _check_writable(place: Place) -> None:
-    """Make a folder and write a file there; in an object store, write an object."""
+    """Make a folder, list it and write a file there; in an object store, write an object."""
     if isinstance(place, ObjectPath):
         trial = place / f".ks4stream-{uuid4().hex}"
         objects.write_bytes(str(trial), b"")
@@ -501,12 +532,32 @@ def _check_writable(place: Place) -> None:
         return
     try:
         place.mkdir(parents=True, exist_ok=True)
+        os.listdir(place)
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise ResultsError(
             f"Results cannot be written to {place}: {error.strerror or error}. "
             "Choose another results_dir, or change the permissions of this one."
+        ) from error
+
+
+@contextmanager
+def _explain_unreadable(where: Place) -> Iterator[None]:
+    """Explain a file, or one in the store, that exists but may not be read; errors of object stores say so themselves.
+
+    Raises
+    ------
+    ResultsError
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ResultsError(
+            f"{error.filename or where} cannot be read: {error.strerror or error}. It has to be read to tell "
+            "whether earlier results were changed. Choose another results_dir, or change the permissions of that file."
         ) from error
 
 
@@ -536,7 +587,7 @@ def _described(where: Place, *, tag: str | None = "") -> Description:
         files, n_bytes, now, more = [], status.size_bytes, status.tag, {}
     digest = ""
     if tag is not None and tag != now:
-        with suppress(FileNotFoundError, EOFError):  # being written to right now: it fits no description
+        with suppress(FileNotFoundError, EOFError), _explain_unreadable(where):  # if it is gone, it fits no description
             digest = _digest_of_store(where, files) if where.name == STORE else _digest(where, n_bytes)
     return {"bytes": n_bytes, "tag": now, "digest": digest, **more}
 

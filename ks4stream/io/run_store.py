@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -482,10 +482,19 @@ def _check_kind(folder: Place) -> None:
 
 
 def _empty(folder: Place) -> None:
-    """Remove all stages; the manifest, by which the folder is recognised as a store, stays."""
-    for name, is_folder in below(folder):
-        if is_folder and _STAGE.fullmatch(name):
+    """Remove all stages; the manifest, by which the folder is recognised as a store, stays.
+
+    A task of a stopped sort may still be writing to a stage, so on a disk a stage is renamed before it is removed. What
+    is left of it is removed with the other scratch files.
+    """
+    for name in [name for name, is_folder in below(folder) if is_folder and _STAGE.fullmatch(name)]:
+        if isinstance(folder, ObjectPath):
             remove(folder / name, folder=True)
+            continue
+        (folder / SCRATCH).mkdir(exist_ok=True)
+        old = (folder / name).rename(folder / SCRATCH / f"{name}.{uuid4().hex}")
+        with suppress(OSError):
+            remove(old, folder=True)
 
 
 def _manifest(folder: Place) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ks4stream.errors import CurationWarning, Ks4StreamError
 from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.kilosort_ops import OPS
-from ks4stream.io.objects import write_file
+from ks4stream.io.objects import Status, status, write_file
 from ks4stream.io.phy import PARAMS, export_phy, params_text
 from ks4stream.io.places import ObjectPath, Place, copy_here, read_whole, size_of
 from ks4stream.io.results_folder import (
@@ -86,19 +86,64 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
 
 
-@contextmanager
-def log_kept(folder: Path, target: Place, check: Callable[[], None]) -> Iterator[None]:
-    """Copy the log to the results, however a sort ends; there is nothing to do if it was written there.
+@dataclass
+class KeptLog:
+    """A log that is written on this machine, and its copy in an object store.
 
-    Nothing is copied if `check` raises: the results no longer belong to this run, and another run's log is there.
+    Without the run's lock, the copy is replaced only if it is as this sort found or left it: otherwise it is the log of
+    another run.
     """
+
+    here: Path
+    copy: ObjectPath | None
+    is_lost: bool = False
+    known: Status | None = None
+
+    def __post_init__(self) -> None:
+        if self.copy is not None:
+            self.known = status(str(self.copy))
+
+    @contextmanager
+    def owned(self, check: Callable[[], None]) -> Iterator[None]:
+        """Copy the log at the end, while the run's lock is still held.
+
+        If `check` raises, the results no longer belong to this run, and nothing is copied from then on.
+        """
+        try:
+            yield
+        finally:
+            if self.copy is not None:
+                self.is_lost = True
+                with suppress(Ks4StreamError):  # which must not hide the error that ended the sort
+                    check()
+                    self._write(self.copy)
+                    self.is_lost = False
+
+    def end(self) -> None:
+        """Copy the log once more, with its last lines; a run that never held the lock copies it only here."""
+        if self.copy is not None and not self.is_lost:
+            with suppress(Ks4StreamError):
+                if status(str(self.copy)) == self.known:
+                    self._write(self.copy)
+
+    def _write(self, copy: ObjectPath) -> None:
+        if self.here.exists():
+            write_file(str(copy), self.here)
+            self.known = status(str(copy))
+
+
+@contextmanager
+def log_kept(folder: Path, target: Place) -> Iterator[KeptLog]:
+    """Copy the log to the results when it has ended, however a sort ends; nothing is done if it was written there.
+
+    Enter it before :func:`run_log`, so that the end of the log is copied, too, and :meth:`KeptLog.owned` once the run's
+    store is locked: only while it is locked is it known whether the results belong to this run.
+    """
+    kept = KeptLog(folder / LOG_NAME, target / LOG_NAME if isinstance(target, ObjectPath) else None)
     try:
-        yield
+        yield kept
     finally:
-        if isinstance(target, ObjectPath):
-            with suppress(Ks4StreamError):  # which must not hide the error that ended the sort
-                check()
-                write_file(str(target / LOG_NAME), folder / LOG_NAME)
+        kept.end()
 
 
 def finish(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ks4stream.errors import CurationWarning, ResultsError
+from ks4stream.errors import CurationWarning, RecordingError, ResultsError
 from ks4stream.io import objects
 from ks4stream.io import results_folder as results_folder_module
 from ks4stream.io.atomic import atomic_write
@@ -315,6 +315,27 @@ def test_half_a_result_is_replaced_and_what_somebody_puts_there_is_not(
     assert not [name for name in names(where) if name.startswith(".ks4stream-")], "drafts go"
 
 
+def test_drafts_of_the_record_and_the_log_that_a_killed_process_left_go(
+    write: Any, make_sorting: MakeSorting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = tmp_path / "kilosort4"
+
+    def killed(_: int) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "fsync", killed)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process removes nothing
+        write(make_sorting(), where)
+    assert [name for name in names(where) if name.endswith(".draft")]
+    (where / f"kilosort4.{'01' * 16}.draft").write_text("a part of a log")
+    kept = {f"thesis.{'01' * 16}.draft", "ks4stream.letter.draft"}
+    for name in kept:
+        (where / name).write_text("of a person")
+    write(make_sorting(), where)
+    assert {name for name in names(where) if name.endswith(".draft")} == kept
+
+
 @pytest.mark.parametrize("number", [2, 3, 10])
 @pytest.mark.parametrize("theirs", [False, True])
 def test_a_move_that_was_interrupted_goes_on(
@@ -491,6 +512,62 @@ def test_what_is_saved_while_results_are_replaced_is_moved(
         patch.setattr(at, moment, saving)
         finish(make_sorting(n_spikes=50), results)
     assert saved and b"saved meanwhile" in everything(where)
+    assert n_spikes_in(where) == 50 and not ResultsFolder.open(where).somebodys()
+
+
+def test_a_table_that_is_saved_under_another_name_meanwhile_is_moved_with_the_others(
+    write: Any, make_sorting: MakeSorting, where: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Phy saves all its tables at once; they hold the earlier unit numbers."""
+    write(make_sorting(), where)
+    saved, real = ("cluster_group.tsv", "cluster_note.tsv", "my_labels.csv"), ResultsFolder._retire_cache
+
+    def saving(results: ResultsFolder) -> None:
+        for name in saved:
+            put(where / name, "cluster_id\tnote\n0\tdrifts away\n")
+        put(where / "notes.md", "not of the sorting")
+        real(results)
+
+    monkeypatch.setattr(ResultsFolder, "_retire_cache", saving)
+    with pytest.warns(CurationWarning, match="edits in .* were moved to .*kilosort4-1") as said:
+        aside = write(make_sorting(n_spikes=50), where)
+    assert len(said) == 1 and names(aside) == {*saved}
+    assert names(where) >= {"cluster_group.tsv", "notes.md"} and not names(where) & {*saved[1:]}
+    assert n_spikes_in(where) == 50 and not ResultsFolder.open(where).somebodys()
+
+
+def test_what_is_saved_again_while_it_is_moved_is_moved_again(
+    write: Any, make_sorting: MakeSorting, where: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(make_sorting(), where, save_extra_vars=True)
+    left = {name: [b"second save", b"third save"] for name in ("cluster_group.tsv", "tF.npy")}
+    retire, copy, rename = ResultsFolder._retire_cache, objects.copy, Path.rename
+
+    def saving(results: ResultsFolder) -> None:
+        for name in left:
+            put(where / name, b"first save")
+        retire(results)
+
+    def save_again(path: str) -> None:
+        if Path(path).name in left and left[Path(path).name]:
+            put(where / Path(path).name, left[Path(path).name].pop(0))
+
+    def copied(location: str, *given: Any) -> None:
+        copy(location, *given)
+        save_again(location)
+
+    def renamed(path: Path, target: Path) -> Path:
+        found = rename(path, target)
+        save_again(str(path))
+        return found
+
+    with monkeypatch.context() as patch, pytest.warns(CurationWarning) as said:
+        patch.setattr(ResultsFolder, "_retire_cache", saving)
+        patch.setattr(objects, "copy", copied)
+        patch.setattr(Path, "rename", renamed)
+        write(make_sorting(n_spikes=50), where)
+    assert not any(left.values()) and everything(where) >= {b"first save", b"second save", b"third save"}
+    assert len(said) == 3 and "tF.npy" not in names(where)
     assert n_spikes_in(where) == 50 and not ResultsFolder.open(where).somebodys()
 
 
@@ -821,6 +898,27 @@ def test_what_will_be_moved_may_be_read_only(
         write(make_sorting(), tmp_path / "kilosort4")
 
 
+@pytest.mark.parametrize("name", [STORE, ".phy"])
+def test_folders_that_will_be_moved_need_to_be_writable(
+    write: Any, make_sorting: MakeSorting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A colleague's, in a results folder of a group: renaming a folder into another one changes it."""
+    where = tmp_path / "kilosort4"
+    write(make_sorting(), where)
+    CURATIONS["labels"](where)
+    (where / name).mkdir(exist_ok=True)
+    before = contents(where)
+    read_only(monkeypatch, name, "lfp")
+    (where / "lfp").mkdir()
+    with pytest.raises(ResultsError, match=rf"{name} is a folder that you may not write to.*another results_dir"):
+        ResultsFolder.open(where)
+    assert contents(where) == before and names(tmp_path) == {"kilosort4"}
+    (where / name).rename(tmp_path / "elsewhere")
+    (where / name).symlink_to(tmp_path / "elsewhere")  # a link can be moved
+    with pytest.warns(CurationWarning, match="kilosort4-1"):
+        write(make_sorting(n_spikes=50), where)
+
+
 def test_what_is_not_of_a_sorting_is_neither_replaced_nor_moved(where: Place) -> None:
     put(where / "channel_map.npy", b"of my own scripts")
     with pytest.raises(ResultsError, match=r"channel_map.npy does not belong to a sorting"):
@@ -871,6 +969,50 @@ def test_a_table_that_cannot_be_read_is_nobodys_business(
 
     monkeypatch.setattr(Path, "open", locked)
     assert not ResultsFolder.open(tmp_path).somebodys()
+
+
+@pytest.mark.parametrize("name", [RECORD, "cluster_group.tsv", f"{STORE}/.zgroup"])
+def test_what_cannot_be_read_is_told_before_work_starts(
+    write: Any, make_sorting: MakeSorting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A colleague's who lets nobody else read it; root, as whom tests may run, may read anything."""
+    write(make_sorting(), tmp_path)
+    touch(tmp_path)
+    (tmp_path / STORE / ".zgroup").touch()
+    real = Path.open
+
+    def private(path: Path, *given: Any, **options: Any) -> Any:
+        if path == tmp_path / name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *given, **options)
+
+    monkeypatch.setattr(Path, "open", private)
+    with pytest.raises(ResultsError, match=rf"{name} cannot be read: Permission denied.*change the permissions"):
+        ResultsFolder.open(tmp_path)
+
+
+def test_a_folder_that_may_not_be_listed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def private(path: Any) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "listdir", private)
+    with pytest.raises(ResultsError, match=r"Permission denied.*change the permissions"):
+        ResultsFolder.open(tmp_path)
+
+
+def test_a_record_that_a_store_does_not_hand_out_is_an_error(
+    write: Any, make_sorting: MakeSorting, object_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a sign that the results are somebody's."""
+    where = place("s3://recordings/unread/kilosort4")
+    write(make_sorting(), where)
+
+    def refused(location: str, *_: Any) -> Any:
+        raise RecordingError(f"{location} may not be read.")
+
+    monkeypatch.setattr(objects, "read_bytes", refused)
+    with pytest.raises(RecordingError, match=f"{RECORD} may not be read"):
+        ResultsFolder.open(where).somebodys()
 
 
 def test_a_folder_in_a_files_place_is_told(tmp_path: Path) -> None:

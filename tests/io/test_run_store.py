@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,6 +189,31 @@ def test_a_task_that_still_writes_while_others_tidy_up_is_no_error(
     monkeypatch.setattr(run_store, "remove", still_filled)
     store.tidy(keep=True)
     assert [path.name for path in tmp_path.iterdir()] == ["a-" + "0" * 20] and "could not be removed" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"fresh": True}, {"recall": False}])
+def test_a_task_that_still_writes_while_a_store_is_emptied_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, bool]
+) -> None:
+    folder, real = tmp_path / "run", shutil.rmtree
+    with open_store(folder, data="a") as store:
+        stages = [store.stage(name, "0" * 64).folder for name in "ab"]
+        for stage in stages:
+            write_record(record_path(stage, 1), 1)
+
+    def still_filled(where: Path, **given: Any) -> None:
+        """A file appears between the listing of a folder and its removal; the task knows only the stage's name."""
+        if where.is_relative_to(folder) and where.name != run_store.SCRATCH:
+            for stage in stages:
+                write_record(record_path(stage, 2), 2)
+                if where == stage:
+                    raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        real(where, **given)
+
+    monkeypatch.setattr(shutil, "rmtree", still_filled)
+    with open_store(folder, data="a", **options):
+        assert not any(record_path(stage, 1).exists() for stage in stages)
+        assert not any((folder / run_store.SCRATCH).iterdir())
 
 
 @pytest.mark.parametrize("fresh", [False, True])

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ks4stream.errors import ResultsError
+from ks4stream.io.objects import write_bytes
+from ks4stream.io.places import below, place, read_whole
 from ks4stream.io.recordings import open_recording
+from ks4stream.report import log_kept, results_folder
 from ks4stream.report.log import LOG_NAME, log_inputs, run_log
 from ks4stream.settings import Settings
 
@@ -147,3 +151,76 @@ def test_a_log_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultsError, match="another results_dir"), run_log(tmp_path / "file"):
         pass
+
+
+# -- copies in an object store -------------------------------------------------------------------------------------
+
+
+def belongs() -> None:
+    """The results belong to this run."""
+
+
+def taken_over() -> None:
+    raise ResultsError("another run has the results")
+
+
+def log_of_a_sort(target, check, act=lambda: None, after=lambda: None):
+    """Log as a sort does: while its store is locked, if it gets that far, `act` is called; `after`, thereafter."""
+    with ExitStack() as stack:
+        _, folder = stack.enter_context(results_folder(target))
+        log = stack.enter_context(log_kept(folder, target))
+        stack.enter_context(run_log(folder))
+        stack.callback(after)
+        with nullcontext() if check is None else log.owned(check):
+            act()
+
+
+def fail():
+    raise KeyError("the reason")
+
+
+def test_the_copy_of_a_log_has_its_end(object_store, tmp_path):
+    target = place("s3://recordings/log-end")
+    for check in (None, belongs):  # an error may come before the store is locked
+        with pytest.raises(KeyError):
+            log_of_a_sort(target, check, fail)
+    log_of_a_sort(target, belongs)
+    text = read_whole(target / LOG_NAME).decode()
+    assert text.count("KeyError: 'the reason'") == text.count("Traceback") == 2
+    assert text.count("Finished in") == 1 and text.rstrip().endswith(" s")
+    log_of_a_sort(tmp_path, belongs)
+    assert (tmp_path / LOG_NAME).read_text().count("Finished in") == 1, "a folder has the log itself"
+
+
+def test_the_log_of_another_run_is_not_replaced(object_store):
+    target = place("s3://recordings/log-of-another")
+
+    def other_ends():
+        write_bytes(str(target / LOG_NAME), b"the other's")
+
+    def refused():
+        other_ends()
+        fail()
+
+    for check, act, after in (
+        (None, refused, belongs),
+        (taken_over, belongs, belongs),
+        (belongs, belongs, other_ends),  # it begins and ends after this one has unlocked the store
+    ):
+        with suppress(KeyError):
+            log_of_a_sort(target, check, act, after)
+        assert read_whole(target / LOG_NAME) == b"the other's"
+    log_of_a_sort(target, belongs, other_ends)  # it was refused
+    assert b"Finished in" in read_whole(target / LOG_NAME)
+    empty = place("s3://recordings/log-of-nobody")
+    log_of_a_sort(empty, taken_over)
+    assert not list(below(empty))
+
+
+def test_a_log_that_cannot_be_copied_does_not_hide_an_error(object_store, monkeypatch):
+    def refused(*_):
+        raise ResultsError("refused")
+
+    monkeypatch.setattr("ks4stream.report.write_file", refused)
+    with pytest.raises(KeyError, match="the reason"):
+        log_of_a_sort(place("s3://recordings/log-refused"), belongs, fail)
