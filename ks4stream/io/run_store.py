@@ -499,8 +499,12 @@ def _empty(folder: Place) -> None:
 
 def _manifest(folder: Place) -> dict[str, Any]:
     try:
-        found = json.loads(read_whole(folder / MANIFEST))
-    except (FileNotFoundError, EOFError, ValueError):
+        content = read_whole(folder / MANIFEST)  # a store that does not answer raises a RecordingError, a ValueError
+    except (FileNotFoundError, EOFError):
+        return {}
+    try:
+        found = json.loads(content)
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
