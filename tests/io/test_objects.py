@@ -128,12 +128,12 @@ def test_npy_is_read_in_ranges(version: tuple[int, int], dtype: str, object_stor
     ("content", "message"),
     [
         (npy(np.asfortranarray(SAMPLES)), r"holds one channel after the other.*numpy\.ascontiguousarray"),
-        (npy(SAMPLES[:, 0]), r"a\.npy has shape \(3000,\); two dimensions are needed"),
+        (npy(SAMPLES[:, 0]), r"a\.npy has shape \(3000,\); it must have two dimensions"),
         (npy(SAMPLES.T.copy()), r"more channels than samples.*transpose"),
         (npy(SAMPLES.astype(np.int8)), "holds int8 samples; supported are"),
-        (npy(SAMPLES)[:-1], "cannot be read as a .npy file: it has 24127 bytes, by its header 24128"),
+        (npy(SAMPLES)[:-1], "cannot be read as a .npy file: it has 24127 bytes, but its header says 24128"),
         (npy(SAMPLES)[:50], "cannot be read as a .npy file: EOF"),
-        (npy(SAMPLES, version=(3, 0)), r"cannot be read as a .npy file: it is of version \(3, 0\)"),
+        (npy(SAMPLES, version=(3, 0)), r"cannot be read as a .npy file: its version is \(3, 0\)"),
         (SAMPLES.tobytes(), "cannot be read as a .npy file: the magic string is not correct"),
         (b"", "cannot be read as a .npy file: EOF"),
     ],
@@ -359,7 +359,7 @@ def test_each_scheme_has_its_store(object_store: Any, monkeypatch: pytest.Monkey
 @pytest.mark.slow
 def test_zarr_that_does_not_fit(object_store: Any, tmp_path: Path) -> None:
     wrong = object_store.put(write_zarr(tmp_path / "v.zarr", SAMPLES[:, 0]), "wrong/rank.zarr")
-    with pytest.raises(RecordingError, match=r"wrong/rank\.zarr has shape \(3000,\); two dimensions are needed"):
+    with pytest.raises(RecordingError, match=r"wrong/rank\.zarr has shape \(3000,\); it must have two dimensions"):
         open_recording(wrong)
     wrong = object_store.put(write_zarr(tmp_path / "t.zarr", SAMPLES.T), "wrong/axis.zarr")
     with pytest.raises(RecordingError, match=r"more channels than samples.*transpose"):

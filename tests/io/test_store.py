@@ -64,7 +64,7 @@ def test_a_store_of_a_version_that_kept_less_is_read(make_sorting, tmp_path):
     found = load_sorting(path)
     assert (found.tiling, found.settings, found.files) == (sorting.tiling, settings, ("a.bin",))
     assert found.tiling.start == 60_300 and len(found.tiling) == 8
-    assert found.flat_files == "it is not known where the samples lie" and found.provenance == Provenance()
+    assert found.flat_files == "it is not known where the samples are stored" and found.provenance == Provenance()
     later = attrs["values"] | {"provenance": {"torch": "3.0", "weather": "fine"}}
     (path / ".zattrs").write_text(json.dumps(attrs | {"values": later}))
     assert load_sorting(path).provenance == Provenance(torch="3.0")
