@@ -266,6 +266,7 @@ def test_a_running_scheduler_is_used(tetrode_file: Path, asked: dict[str, Any]) 
         assert "exclude each other" in result.output
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_does_not_answer_is_named(tetrode_file: Path) -> None:
     with dask.config.set({"distributed.comm.timeouts.connect": "0.5s"}):
         result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", "--scheduler", "tcp://127.0.0.1:1")

@@ -128,6 +128,7 @@ def test_signature_is_kilosort4s():
     assert all(value is None for name, value in defaults.items() if name not in falses | {"do_CAR"})
 
 
+@pytest.mark.slow
 def test_nine_results(fake, data):
     results = run_kilosort(SETTINGS | {"tmin": 0.1}, probe=PROBE, filename=data)
     assert isinstance(results, tuple) and len(results) == 9
@@ -266,6 +267,7 @@ def test_the_rate_of_metadata_counts_and_settings_must_agree(fake, tmp_path):
 # -- files -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_results_lie_beside_the_data_by_default(fake, data):
     run_kilosort(SETTINGS, probe=PROBE, filename=str(data))
     folder = data.parent / "kilosort4"
@@ -274,6 +276,7 @@ def test_results_lie_beside_the_data_by_default(fake, data):
     assert "../rec.bin" in (folder / "params.py").read_text()
 
 
+@pytest.mark.slow
 def test_the_only_binary_of_a_folder(fake, data):
     run_kilosort(SETTINGS, probe=PROBE, data_dir=data.parent)
     assert fake.calls[0][0].files == (str(data),)
@@ -284,6 +287,7 @@ def test_the_only_binary_of_a_folder(fake, data):
         run_kilosort(SETTINGS, probe=PROBE, data_dir=data)
 
 
+@pytest.mark.slow
 def test_files_are_joined_in_time(fake, data):
     later = shutil.copy(data, data.with_name("later.bin"))
     run_kilosort(SETTINGS, probe=PROBE, filename=[data, later])
@@ -343,6 +347,7 @@ def test_probe_by_name_object_and_path(fake, data, tmp_path):
         run_kilosort(SETTINGS, filename=data)
 
 
+@pytest.mark.slow
 def test_bad_channels_are_not_sorted(fake, data):
     run_kilosort(SETTINGS, probe=PROBE, filename=data, bad_channels=[3, 12])  # 12 is on no contact
     assert fake.calls[0][0].probe.chan_map.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]
@@ -399,6 +404,7 @@ def test_progress_bars_of_all_kinds(fake, data):
         run_kilosort(SETTINGS, probe=PROBE, filename=data, progress_bar="bar")
 
 
+@pytest.mark.slow
 def test_the_logger_is_left_alone(fake, data):
     before = list(logging.getLogger("ks4stream").handlers)
     run_kilosort(SETTINGS, probe=PROBE, filename=data, verbose_console=True, verbose_log=True)
@@ -408,6 +414,7 @@ def test_the_logger_is_left_alone(fake, data):
 # -- files written on request ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_extra_files(fake, data):
     run_kilosort(SETTINGS, probe=PROBE, filename=data, save_extra_vars=True)
     folder = data.parent / "kilosort4"

@@ -142,6 +142,7 @@ def check(found: Pinned) -> None:
         )
 
 
+@pytest.mark.slow
 def test_the_recording_is_the_same_everywhere() -> None:
     assert hashlib.sha256(samples().astype("<i2").tobytes()).hexdigest()[:16] == "6e26694f005be2e2"
 

@@ -26,6 +26,7 @@ def calls_of(path: Path) -> Iterator[tuple[str, ast.Call]]:
             yield node.func.id if isinstance(node.func, ast.Name) else node.func.attr, node
 
 
+@pytest.mark.slow
 def test_schedulers_are_started_in_two_places_which_ask_for_no_port() -> None:
     files = [path for folder in ("ks4stream", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     assert len(files) > 100

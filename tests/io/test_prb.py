@@ -278,6 +278,7 @@ def test_time_and_memory_are_bounded(bomb: str, monkeypatch: pytest.MonkeyPatch)
     assert peak_bytes < 100e6  # 48 MB for the syntax tree of the subscripts; the values take less than 4
 
 
+@pytest.mark.slow
 def test_a_reason_given_again_and_again_takes_no_memory() -> None:
     """An exception would keep every frame that it has passed: 2 kB for each time that the name is read."""
     tracemalloc.start()

@@ -77,6 +77,7 @@ def test_a_folder_goes_at_the_end(temporary: Path) -> None:
     assert not any(temporary.iterdir())
 
 
+@pytest.mark.slow
 def test_those_of_killed_processes_go_and_those_in_use_stay(temporary: Path) -> None:
     with another(ONE) as killed, another(ONE), scratch_folder() as own:
         assert len(list(temporary.iterdir())) == 3
