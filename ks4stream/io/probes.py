@@ -73,7 +73,7 @@ def load_probe(probe: Probe | Mapping[str, Any] | str | os.PathLike[str]) -> Pro
         return _read_json(shipped[name])
     near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.5)
     raise ProbeError(
-        f"There is no probe file {probe}, nor a shipped probe with that name."
+        f"{probe} is neither a probe file nor the name of a shipped probe."
         + (f" Did you mean {near[0]!r}?" if near else "")
         + f" Shipped probes: {', '.join(shipped) or 'none'}."
     )

@@ -334,10 +334,10 @@ def test_shipped_probes_are_what_the_script_makes(tmp_path: Path) -> None:
 
 def test_unknown_names_are_an_error_that_suggests(tmp_path: Path) -> None:
     with pytest.raises(
-        ProbeError, match=r"no probe file neuropixel1.*Did you mean 'neuropixels_1'\? Shipped probes: lin"
+        ProbeError, match=r"neuropixel1 is neither a probe file nor.*Did you mean 'neuropixels_1'\? Shipped probes: lin"
     ):
         load_probe("neuropixel1")
-    with pytest.raises(ProbeError, match="There is no probe file"):
+    with pytest.raises(ProbeError, match="is neither a probe file nor"):
         load_probe(tmp_path / "tetrode.json")  # a path, not a name
     (tmp_path / "p.csv").write_text("0,0")
     with pytest.raises(ProbeError, match=r"has the suffix '\.csv'; probe files end in \.json, \.mat, \.prb, \.meta"):

@@ -64,7 +64,7 @@ class BinarySource:
         Raises
         ------
         RecordingError
-            If there is no such file, it holds no samples, its size does not fit the number of channels, or the
+            If the file does not exist, is empty, or has a size that does not fit the number of channels; or if the
             type is not supported.
         """
         path = locate(path)
@@ -174,7 +174,7 @@ def binary_of_memmap(array: Any) -> BinarySource | None:
     mapping = array
     while isinstance(mapping.base, np.memmap):
         mapping = mapping.base
-    # In mode "c" changes stay in memory; an anonymous mapping has no file to open again.
+    # Changes to a mapping in mode "c" exist only in memory, and an anonymous mapping has no file to reopen.
     if mapping.filename is None or mapping.mode == "c":
         return None
     offset_bytes = mapping.offset + _address(array) - _address(mapping)

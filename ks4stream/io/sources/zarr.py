@@ -71,7 +71,7 @@ class ZarrSource:
         Raises
         ------
         RecordingError
-            If there is no such array, it is damaged or not two-dimensional, or its type is not supported.
+            If the array does not exist, is damaged, is not two-dimensional, or has a type that is not supported.
         """
         path = locate(path)
         version = zarr_metadata(path)
