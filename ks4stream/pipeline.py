@@ -12,17 +12,17 @@ import numpy as np
 from ks4stream.errors import FewSpikesWarning
 from ks4stream.geometry import Centres, Regions, clustering_regions, template_centres
 from ks4stream.messages import warn
-from ks4stream.results import Sorting
+from ks4stream.results import Sorting, Templates, Waveforms
 from ks4stream.run import Run
 from ks4stream.settings import Settings
 from ks4stream.stages.clustering import CLUSTER_METHOD
-from ks4stream.stages.detection import Detect
+from ks4stream.stages.detection import Detect, Peaks
 from ks4stream.stages.drift import EstimateDrift
 from ks4stream.stages.joining import Join
-from ks4stream.stages.matching import Match
+from ks4stream.stages.matching import Match, Spikes
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.templates import LearnTemplates
-from ks4stream.stages.units import Merge, SortRegions, min_unit_spikes
+from ks4stream.stages.units import Merge, SortRegions, Units, min_unit_spikes
 from ks4stream.stages.waveforms import LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
 
@@ -48,30 +48,21 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
     # Decorrelate the noise of neighbouring channels.
     tiles = tiles.with_results(whitening=run.do(LearnWhitening(settings, tiles)))
 
-    # Learn what spikes look like on one channel, and detect everything on the probe that looks like it.
+    # Detect everything that looks like a spike. If its depths show that the tissue moved, move the traces back and
+    # detect again.
     centres, regions = layout(tiles, settings)
-    waveforms = run.do(LearnWaveforms(settings, tiles))
-    peaks = run.do(Detect(settings, tiles, waveforms, centres, regions))
-
-    # Estimate from the depths of these peaks how the tissue moved. If it did, move the traces back and detect again.
+    waveforms, peaks = find_peaks(run, tiles, settings, centres, regions)
     drift, plotted = None, None
     if settings.nblocks > 0:
         drift, plotted = run.do(EstimateDrift(settings, tiles, peaks))
         if np.any(drift.shift_um):
             tiles = tiles.with_results(drift=drift)
-            waveforms = run.do(LearnWaveforms(settings, tiles))
-            peaks = run.do(Detect(settings, tiles, waveforms, centres, regions))
+            waveforms, peaks = find_peaks(run, tiles, settings, centres, regions)
 
-    # Cluster the peaks of each region of the probe; the clusters' means are templates, with which all spikes are found.
-    probe, rate = tiles.probe, tiles.sampling_rate_hz
-    cluster, min_spikes = CLUSTER_METHOD(settings, tiles.device), min_unit_spikes(tiles.tiling, rate)
-    templates = run.do(LearnTemplates(settings, peaks, waveforms, probe, centres, regions, cluster, min_spikes))
-    spikes = run.do(Match(settings, tiles, waveforms, templates, regions))
-
-    # Cluster the spikes, merge the clusters that are one neuron, drop those that are none; put all in order of time.
-    clusters = run.do(SortRegions(settings, spikes, probe, CLUSTER_METHOD(settings, tiles.device, final=True)))
-    units = run.do(Merge(settings, clusters, waveforms, probe, rate, min_spikes))
-    columns = run.do(Join(settings, units, spikes, waveforms, probe))
+    # Learn the templates of the neurons from these peaks, find all their spikes, and sort them into units.
+    _, spikes = find_spikes(run, tiles, settings, waveforms, peaks, centres, regions)
+    units = cluster_spikes(run, tiles, settings, waveforms, spikes)
+    columns = run.do(Join(settings, units, spikes, waveforms, tiles.probe))
 
     recording = tiles.recording
     sorting = Sorting(
@@ -82,8 +73,8 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
         refractory=units.refractory,
         contamination=units.contamination,
         settings=settings,
-        sampling_rate_hz=rate,
-        probe=probe,
+        sampling_rate_hz=tiles.sampling_rate_hz,
+        probe=tiles.probe,
         whitening=tiles.whitening,
         waveforms=waveforms,
         drift=drift,
@@ -112,6 +103,38 @@ def layout(tiles: Preprocessor, settings: Settings) -> tuple[Centres, Regions]:
     regions = clustering_regions(centres, settings)
     logger.info("%d template centres, %d regions", len(centres), len(regions))
     return centres, regions
+
+
+def find_peaks(
+    run: Run, tiles: Preprocessor, settings: Settings, centres: Centres, regions: Regions
+) -> tuple[Waveforms, Peaks]:
+    """Learn what spikes look like on one channel, and detect everything on the probe that looks like it."""
+    waveforms = run.do(LearnWaveforms(settings, tiles))
+    return waveforms, run.do(Detect(settings, tiles, waveforms, centres, regions))
+
+
+def find_spikes(
+    run: Run,
+    tiles: Preprocessor,
+    settings: Settings,
+    waveforms: Waveforms,
+    peaks: Peaks,
+    centres: Centres,
+    regions: Regions,
+) -> tuple[Templates, Spikes]:
+    """Cluster the peaks of each region of the probe; with the clusters' means as templates, find all spikes."""
+    cluster = CLUSTER_METHOD(settings, tiles.device)
+    min_spikes = min_unit_spikes(tiles.tiling, tiles.sampling_rate_hz)
+    learn = LearnTemplates(settings, peaks, waveforms, tiles.probe, centres, regions, cluster, min_spikes)
+    templates = run.do(learn)
+    return templates, run.do(Match(settings, tiles, waveforms, templates, regions))
+
+
+def cluster_spikes(run: Run, tiles: Preprocessor, settings: Settings, waveforms: Waveforms, spikes: Spikes) -> Units:
+    """Cluster the spikes of each region, merge the clusters that are one neuron, and drop those that are none."""
+    probe, rate = tiles.probe, tiles.sampling_rate_hz
+    clusters = run.do(SortRegions(settings, spikes, probe, CLUSTER_METHOD(settings, tiles.device, final=True)))
+    return run.do(Merge(settings, clusters, waveforms, probe, rate, min_unit_spikes(tiles.tiling, rate)))
 
 
 STAGES = (LearnWhitening, LearnWaveforms, Detect, EstimateDrift, LearnTemplates, Match, SortRegions, Merge, Join)

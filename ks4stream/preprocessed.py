@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from ks4stream.deploy import client_for, engine_for
-from ks4stream.engine import gpus, one_thread
+from ks4stream.deploy import client_for
+from ks4stream.engine import gpus
 from ks4stream.errors import ProbeError, RecordingError, SettingsError
 from ks4stream.io.tile_cache import cached_while_held
-from ks4stream.pipeline import layout
+from ks4stream.pipeline import find_peaks, layout
 from ks4stream.recording import Recording
 from ks4stream.resources import Resources
 from ks4stream.results import Drift, Whitening
-from ks4stream.run import Run
 from ks4stream.settings import Settings
-from ks4stream.sorter import prepare, run_store
-from ks4stream.stages.detection import Detect
+from ks4stream.sorter import prepare, started
 from ks4stream.stages.drift import EstimateDrift
 from ks4stream.stages.preprocessing import Preprocessor, tiling_of
-from ks4stream.stages.waveforms import LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
 
 if TYPE_CHECKING:
@@ -103,16 +99,11 @@ def _learned(
     tiles: Preprocessor, settings: Settings, resources: Resources, whitening: Whitening | None, *, with_drift: bool
 ) -> Preprocessor:
     """Estimate the whitening, unless given, and the drift, if requested."""
-    with ExitStack() as stack:
-        stack.enter_context(one_thread())
-        store = stack.enter_context(run_store(tiles, None, fresh=True))
-        engine = stack.enter_context(engine_for(tiles.recording, settings, resources, tiles.device))
-        run = Run(engine, store, tiles.sampling_rate_hz)
+    with started(tiles, settings, resources, None) as run:
         tiles = tiles.with_results(whitening=whitening or run.do(LearnWhitening(settings, tiles)))
         if not with_drift:
             return tiles
-        waveforms = run.do(LearnWaveforms(settings, tiles))
-        peaks = run.do(Detect(settings, tiles, waveforms, *layout(tiles, settings)))
+        _, peaks = find_peaks(run, tiles, settings, *layout(tiles, settings))
         return tiles.with_results(drift=run.do(EstimateDrift(settings, tiles, peaks)).drift)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from ks4stream.deploy import client_for, engine_for
 from ks4stream.engine import Engine, Progress, gpus, no_progress, one_thread
-from ks4stream.io.places import ObjectPath, place
+from ks4stream.io.places import ObjectPath, Place, place
 from ks4stream.io.run_store import METHOD_VERSION, RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.tile_cache import cached, ending, forget
@@ -119,13 +118,10 @@ def sort(
         recording = stack.enter_context(cached(recording, resources.cache_dir, resources.cache_bytes))
         tiles = prepare(recording, settings, device=device)
         origin = _origin(tiles)
-        stack.enter_context(one_thread())
-        store = stack.enter_context(run_store(tiles, results_dir, fresh=not resume))
+        run = stack.enter_context(started(tiles, settings, resources, results_dir, fresh=not resume, progress=progress))
         if results_dir is not None:
-            stack.enter_context(log.owned(store.check))
-        engine = stack.enter_context(engine_for(recording, settings, resources, device, progress))
-        _check_plan(recording, settings, resources, device, engine, results_dir)
-        run = Run(engine, store, tiles.sampling_rate_hz, resources.block_batches, progress)
+            stack.enter_context(log.owned(run.store.check))
+        check_plan(recording, settings, resources, device, run.engine, results_dir)
         sorting = run.retry_damaged(partial(find_units, run, tiles, settings))
         sorting = replace(sorting, warnings=tuple(warned), **origin)
         if results_dir is not None:
@@ -135,15 +131,41 @@ def sort(
                 results,
                 save_extra_vars=save_extra_vars,
                 save_features=save_features,
-                check=store.check,
+                check=run.store.check,
                 preprocessed=_preprocessed(tiles, sorting) if save_preprocessed_copy else None,
             )
             sorting = replace(sorting, warnings=tuple(warned))  # now also with where somebody's results were moved to
-            store.tidy(keep=keep_run)
+            run.store.tidy(keep=keep_run)
             progress("results", 1, 1)
         if caches := ending(recording, given):
-            engine.run_on_workers(partial(forget, caches))
+            run.engine.run_on_workers(partial(forget, caches))
     return sorting
+
+
+@contextmanager
+def started(
+    tiles: Preprocessor,
+    settings: Settings,
+    resources: Resources,
+    results_dir: Place | None,
+    *,
+    fresh: bool = False,
+    progress: Progress = no_progress,
+) -> Iterator[Run]:
+    """A run in which steps can be computed, as long as it is entered: its store is locked, and its workers are there.
+
+    Raises
+    ------
+    ResultsError
+        If another run is using the store.
+    WorkerError
+        If a worker cannot compute.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(one_thread())
+        store = stack.enter_context(run_store(tiles, results_dir, fresh=fresh))
+        engine = stack.enter_context(engine_for(tiles.recording, settings, resources, tiles.device, progress))
+        yield Run(engine, store, tiles.sampling_rate_hz, resources.block_batches, progress)
 
 
 def prepare(recording: Recording, settings: Settings, *, device: str = "cpu") -> Preprocessor:
@@ -161,13 +183,13 @@ def prepare(recording: Recording, settings: Settings, *, device: str = "cpu") ->
     return replace(tiles, dead=dead)
 
 
-def _check_plan(
+def check_plan(
     recording: Recording,
     settings: Settings,
     resources: Resources,
     device: str,
     engine: Engine,
-    results_dir: Path | ObjectPath | None,
+    results_dir: Place | None,
 ) -> None:
     """Warn of what may not fit, or raise a MachineError if something certainly does not."""
     gpu = engine.gpu_memory

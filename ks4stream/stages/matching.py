@@ -18,6 +18,7 @@ from ks4stream.io.places import Place
 from ks4stream.io.tables import Receipt, write_block
 from ks4stream.kernels import matching as kernels
 from ks4stream.kernels.borders import Reported, settle
+from ks4stream.probe import Probe
 from ks4stream.results import Templates, Waveforms
 from ks4stream.stages.base import Block, Run, Stage
 from ks4stream.stages.needs import TEMPLATES_PER_CHANNEL, Load, Needs
@@ -186,10 +187,8 @@ class Match(Stage[Block, Matched, Spikes]):
 
     @cached_property
     def region_of(self) -> NDArray[np.int64]:
-        """Region of each template (v,), by the position of its largest channel."""
-        features, probe = self.templates.features, self.tiles.probe
-        largest = (features**2).sum(axis=2).argmax(axis=1) if len(features) else np.zeros(0, np.int64)
-        return self.regions.region_at(probe.positions_um[largest], probe.shank[largest])
+        """Region of each template (v,)."""
+        return template_regions(self.template_channels, self.tiles.probe, self.regions)
 
     @staticmethod
     def bytes_beside_tile(load: Load, size: int | None = None) -> int:
@@ -216,6 +215,14 @@ class Match(Stage[Block, Matched, Spikes]):
             n_tiles_read=len(load.tiling),
             writes_blocks=True,
         )
+
+
+def template_regions(
+    template_channels: NDArray[np.int64], probe: Probe, regions: geometry.Regions
+) -> NDArray[np.int64]:
+    """Region of each template (v,), by the position of its largest channel, the first of `template_channels` (v, j)."""
+    largest = template_channels[:, 0]
+    return regions.region_at(probe.positions_um[largest], probe.shank[largest])
 
 
 def spans(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
