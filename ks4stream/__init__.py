@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ks4stream.io.probes import load_probe
     from ks4stream.io.recordings import open_recording
     from ks4stream.io.store import load_sorting
-    from ks4stream.kilosort import run_kilosort
+    from ks4stream.kilosort4.run_kilosort import run_kilosort
     from ks4stream.planning import plan
     from ks4stream.preprocessed import preprocess
     from ks4stream.probe import Probe
@@ -55,7 +55,7 @@ _HOME = {
     "Sorting": "ks4stream.results",
     "load_sorting": "ks4stream.io.store",
     "preprocess": "ks4stream.preprocessed",
-    "run_kilosort": "ks4stream.kilosort",
+    "run_kilosort": "ks4stream.kilosort4.run_kilosort",
 }
 _MODULES = ("simulate", "scoring", "errors")
 

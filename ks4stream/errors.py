@@ -20,6 +20,10 @@ class ProbeError(Ks4StreamError, ValueError):
     """A probe is unreadable, inconsistent, or does not fit the recording."""
 
 
+class OpsError(Ks4StreamError, ValueError):
+    """An ``ops`` of Kilosort4's interface lacks what a function needs, or belongs to another recording."""
+
+
 class RecordingError(Ks4StreamError, ValueError):
     """A recording cannot be opened, or holds nothing that can be sorted."""
 

@@ -20,7 +20,6 @@ from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.places import place, remove
 from ks4stream.io.records import key_of
 from ks4stream.io.run_store import METHOD_VERSION, Checkpointed, RunStore
-from ks4stream.results import Sorting
 from ks4stream.stages.base import Block, Item, Part, Result, Stage, Step
 
 logger = logging.getLogger("ks4stream")
@@ -84,7 +83,7 @@ class Run:
         per_task = self.block_batches or tiles_per_task(tiling, n_tiles, self.sampling_rate_hz)
         return tiling.blocks(per_task, indices)
 
-    def retry_damaged(self, method: Callable[[], Sorting]) -> Sorting:
+    def retry_damaged(self, method: Callable[[], Result]) -> Result:
         """Run a method; if a file turns out to be damaged, compute its block again and recall the rest."""
         damaged: set[str] = set()
         while True:

@@ -117,13 +117,13 @@ def sort(
         given = recording
         recording = stack.enter_context(cached(recording, resources.cache_dir, resources.cache_bytes))
         tiles = prepare(recording, settings, device=device)
-        origin = _origin(tiles)
+        provenance, flat_files = provenance_of(tiles), recording.source.flat_files
         run = stack.enter_context(started(tiles, settings, resources, results_dir, fresh=not resume, progress=progress))
         if results_dir is not None:
             stack.enter_context(log.owned(run.store.check))
         check_plan(recording, settings, resources, device, run.engine, results_dir)
         sorting = run.retry_damaged(partial(find_units, run, tiles, settings))
-        sorting = replace(sorting, warnings=tuple(warned), **origin)
+        sorting = replace(sorting, warnings=tuple(warned), provenance=provenance, flat_files=flat_files)
         if results_dir is not None:
             progress("results", 0, 1)
             report.finish(
@@ -150,9 +150,12 @@ def started(
     results_dir: Place | None,
     *,
     fresh: bool = False,
+    token: str = "",
     progress: Progress = no_progress,
 ) -> Iterator[Run]:
     """A run in which steps can be computed, as long as it is entered: its store is locked, and its workers are there.
+
+    `token` is that of :func:`run_store`.
 
     Raises
     ------
@@ -163,7 +166,7 @@ def started(
     """
     with ExitStack() as stack:
         stack.enter_context(one_thread())
-        store = stack.enter_context(run_store(tiles, results_dir, fresh=fresh))
+        store = stack.enter_context(run_store(tiles, results_dir, fresh=fresh, token=token))
         engine = stack.enter_context(engine_for(tiles.recording, settings, resources, tiles.device, progress))
         yield Run(engine, store, tiles.sampling_rate_hz, resources.block_batches, progress)
 
@@ -206,12 +209,12 @@ def check_plan(
     ).check()
 
 
-def _origin(tiles: Preprocessor) -> dict[str, Any]:
-    """What is sorted, where it lies and with which versions, as of the start of the sort."""
+def provenance_of(tiles: Preprocessor) -> Provenance:
+    """What is sorted and with which versions, as of the start of the sort."""
     from ks4stream.report.log import version_of
 
     recording = tiles.recording
-    provenance = Provenance(
+    return Provenance(
         ks4stream=version_of("ks4stream"),
         torch=str(torch.__version__),
         numpy=np.__version__,
@@ -222,18 +225,21 @@ def _origin(tiles: Preprocessor) -> dict[str, Any]:
         recording_digest=recording.digest(),
         digest_is_exact=recording.source.digest_is_exact,
     )
-    return {"provenance": provenance, "flat_files": recording.source.flat_files}
 
 
 @contextmanager
 def run_store(
-    tiles: Preprocessor, results_dir: str | os.PathLike[str] | ObjectPath | None, *, fresh: bool
+    tiles: Preprocessor, results_dir: str | os.PathLike[str] | ObjectPath | None, *, fresh: bool, token: str = ""
 ) -> Iterator[RunStore]:
-    """The store for what a run's tasks find: in the results folder, or else in a temporary one."""
+    """The store for what a run's tasks find: in the results folder, or else in a temporary one.
+
+    If the digest of the recording is not exact, what an earlier sort found is not used, as it may not have been the
+    same recording, unless a caller who knows that it was gives the same `token`.
+    """
     with ExitStack() as stack:
         folder = place(results_dir or stack.enter_context(scratch_folder()))
-        data = tiles.recording.digest() if results_dir else ""
-        recall = tiles.recording.source.digest_is_exact  # otherwise it may not be the same recording
+        data = f"{tiles.recording.digest()}{token}" if results_dir else ""
+        recall = bool(token) or tiles.recording.source.digest_is_exact
         yield stack.enter_context(open_store(folder / "run", data=data, fresh=fresh, recall=recall))
 
 

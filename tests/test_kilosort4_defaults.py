@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ks4stream import kilosort
-from ks4stream.kilosort import run_kilosort
+from ks4stream.kilosort4 import run_kilosort
 from ks4stream.settings import Settings
 
 KILOSORT4: dict[str, Any] = {  # `kilosort.DEFAULT_SETTINGS` of release 4.1.7, as it prints

@@ -19,8 +19,10 @@ from scipy.signal import butter, sosfiltfilt
 from ks4stream.geometry import nearest_positions, vertical_pitch_um
 from ks4stream.io.objects import is_remote
 from ks4stream.io.places import Place
+from ks4stream.probe import Probe
 from ks4stream.recording import FlatFile
 from ks4stream.results import Sorting
+from ks4stream.settings import Settings
 
 __all__ = ["ops_from_sorting", "spike_table", "write_ops"]
 
@@ -154,22 +156,35 @@ def _probe_ops(sorting: Sorting) -> dict[str, Any]:
         "yc": probe.y_um.astype(np.float32),
         "kcoords": probe.shank.astype(np.float32),
     }
-    positions = np.column_stack([probe.x_um, probe.y_um])
-    same_shank = probe.shank[:, None] == probe.shank[None, :]
-    near, _ = nearest_positions(positions, positions, sorting.features.shape[1], same_shank)  # (c, j)
-    own = sorting.template_channels
-    near[own[:, 0]] = own  # for templates with spikes, exactly the channels that hold their features
-    return words | {
+    return {
+        **words,
         "probe": {**words, "n_chan": probe.n_channels},
         "dmin": sorting.settings.dmin or vertical_pitch_um(probe),
-        "iCC": np.where(near >= 0, near, np.arange(len(near))[:, None]).T,
-        "iCC_mask": (near >= 0).T,
-        "iU": own[:, 0].copy(),
+        **channels_of_templates(probe, sorting.template_channels),
     }
 
 
+def channels_of_templates(probe: Probe, template_channels: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Where features are: on channels ``iCC[:, iU[template]]``, where ``iCC_mask`` is True.
+
+    Parameters
+    ----------
+    probe : Probe
+    template_channels : ndarray of int64, shape (v, j)
+        Channels of the features of each template's spikes, padded with −1.
+    """
+    positions = np.column_stack([probe.x_um, probe.y_um])
+    same_shank = probe.shank[:, None] == probe.shank[None, :]
+    near, _ = nearest_positions(positions, positions, template_channels.shape[1], same_shank)  # (c, j)
+    largest = template_channels[:, 0].copy()
+    near[largest] = template_channels  # for templates with spikes, exactly the channels that hold their features
+    mask = near >= 0
+    return {"iCC": np.where(mask, near, np.arange(len(near))[:, None]).T, "iCC_mask": mask.T, "iU": largest}
+
+
 def _stage_ops(sorting: Sorting) -> dict[str, Any]:
-    whitening, highpass = whitening_matrix(sorting), _highpass(sorting)
+    whitening = whitening_matrix(sorting)
+    highpass = highpass_impulse(sorting.settings, sorting.sampling_rate_hz)
     ops: dict[str, Any] = {
         "Wrot": whitening,
         "fwav": highpass,
@@ -182,13 +197,13 @@ def _stage_ops(sorting: Sorting) -> dict[str, Any]:
     return ops
 
 
-def _highpass(sorting: Sorting) -> NDArray[np.float32]:
+def highpass_impulse(settings: Settings, sampling_rate_hz: float) -> NDArray[np.float32]:
     """Kilosort4's ``fwav``: the filter's impulse response."""
     impulse = np.zeros(_HIGHPASS_SAMPLES)
     impulse[_HIGHPASS_SAMPLES // 2] = 1
-    cutoff_hz = sorting.settings.highpass_cutoff
+    cutoff_hz = settings.highpass_cutoff
     if cutoff_hz > 0:
-        sections = butter(3, cutoff_hz, btype="high", fs=sorting.sampling_rate_hz, output="sos")
+        sections = butter(3, cutoff_hz, btype="high", fs=sampling_rate_hz, output="sos")
         impulse = sosfiltfilt(sections, impulse)
     return impulse.astype(np.float32)
 

@@ -90,6 +90,11 @@ class RunStore:
         self._used.add(folder.name)
         return StageStore(folder, classes)
 
+    @property
+    def used(self) -> set[str]:
+        """Names of the stages' folders that were used so far; names may be added, for :meth:`tidy` to keep."""
+        return self._used
+
     def tidy(self, *, keep: bool) -> None:
         """When a sort has ended, remove the stages it did not use, those of other settings; without `keep`, all."""
         self.check()

@@ -239,6 +239,13 @@ class Mover:
         apart_um = torch.cdist(positions_um, self._positions_um)
         return torch.exp(apart_um**2 / (-2 * self._sigma_um**2)) * self._together
 
+    @property
+    def inverse(self) -> Tensor:
+        """(K(y, y) + 0.01 I)⁻¹: (c, c), float64."""
+        return torch.linalg.lu_solve(
+            *self._factors, torch.eye(len(self._together), dtype=torch.float64).to(self._together)
+        )
+
     def matrix(self, shift_um: Tensor) -> Tensor:
         """The matrix for a shift at each channel, (c,), float64; positive moves to larger depth: (c, c), float32."""
         moved = self._positions_um.clone()

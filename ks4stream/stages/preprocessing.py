@@ -190,6 +190,13 @@ class Preprocessor(Portable):
         matrix[alive[:, None], alive] = moving
         return matrix
 
+    def interpolation(self) -> NDArray[np.float32]:
+        """Kilosort4's ``iKxx``: the factor of the drift matrix that is the same for all shifts, (c, c)."""
+        alive, mover = self._mover
+        matrix = torch.zeros(self.probe.n_channels, self.probe.n_channels, device=self.device)
+        matrix[alive[:, None], alive] = mover.inverse.float()
+        return matrix.cpu().numpy()
+
     def _read(self, tile: Tile) -> Tensor:
         """A tile of the file, (time, channel in file), in pinned memory for a GPU; uint16 is viewed as int16."""
         samples = np.require(read_tile(self.recording, self.tiling, tile), requirements=("C", "W"))  # torch requires it

@@ -233,10 +233,7 @@ class Merge(Step[Units]):
             )
             stays[unit] = is_neuron(train, score, settings.Th_learned, self.min_spikes, impossible_samples=rate / 1000)
             if stays[unit]:
-                refractory[unit] = correlograms.is_refractory_unit(
-                    train, sampling_rate_hz=rate, acg_threshold=settings.acg_threshold
-                )
-                contamination[unit] = correlograms.refractoriness(train, sampling_rate_hz=rate).ratio
+                refractory[unit], contamination[unit] = labels(train, rate, settings.acg_threshold)
         number = np.where(stays, np.cumsum(stays) - 1, -1)
         features = merged.features[torch.from_numpy(stays)]
         return Units(
@@ -276,6 +273,12 @@ def _unit_train(
     score = np.concatenate([clusters.column(member, "score") for member in members])
     stays = order[alone[order]]
     return sample[stays], score[stays]
+
+
+def labels(sample: NDArray[np.int64], sampling_rate_hz: float, acg_threshold: float) -> tuple[bool, float]:
+    """Whether a unit is refractory, and its contamination, by the times of its spikes without duplicates, ascending."""
+    is_good = correlograms.is_refractory_unit(sample, sampling_rate_hz=sampling_rate_hz, acg_threshold=acg_threshold)
+    return is_good, correlograms.refractoriness(sample, sampling_rate_hz=sampling_rate_hz).ratio
 
 
 def is_neuron(

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,9 @@ import torch
 import xarray as xr
 from plain_pickle import load_plain
 
-from ks4stream import kilosort
 from ks4stream.errors import CurationWarning, ProbeError, RecordingError, ResultsError, SettingsError
 from ks4stream.io.results_folder import ResultsFolder
-from ks4stream.kilosort import run_kilosort
+from ks4stream.kilosort4 import run_kilosort
 from ks4stream.probe import Probe
 from ks4stream.report import finish
 from ks4stream.settings import Settings
@@ -94,7 +94,7 @@ class FakeSort:
 @pytest.fixture
 def fake(make_sorting, monkeypatch):
     found = FakeSort(make_sorting)
-    monkeypatch.setattr(kilosort, "sort", found)
+    monkeypatch.setattr(sys.modules[run_kilosort.__module__], "sort", found)
     monkeypatch.setattr("ks4stream.report.plots.write_plots", lambda *_: [])
     return found
 

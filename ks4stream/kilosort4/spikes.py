@@ -1,0 +1,150 @@
+"""Spikes as Kilosort4's functions hand them to each other: arrays ``st`` and ``tF``, in order of time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ks4stream.errors import OpsError
+from ks4stream.geometry import Regions
+from ks4stream.io.mapped import release_pages, scratch_array
+from ks4stream.io.tables import Receipt, read_column, write_block
+from ks4stream.run import Run
+from ks4stream.stages.detection import Peaks
+from ks4stream.stages.matching import Spikes, template_regions
+from ks4stream.stages.preprocessing import Preprocessor
+
+
+def drift_table(peaks: Peaks, tiles: Preprocessor, scratch: Path) -> NDArray[np.float64]:
+    """Kilosort4's ``st0``: the peaks of the first pass, in order of time.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_peaks, 6)
+        Seconds, counted from the first sorted sample; depth in µm; score; template centre; batch; template centre. (In
+        Kilosort4, the fourth column is the universal template and the sixth its centre; here, each centre has one.)
+    """
+    table = scratch_array((int(peaks.of_region.sum()), 6), np.float64, scratch)
+    tiling, at = tiles.tiling, 0
+    for receipt in peaks.receipts:
+        sample, centre, depth_um, score = (read_column(receipt, n) for n in ("sample", "centre", "depth_um", "score"))
+        order = np.lexsort((depth_um, score, sample))
+        columns = ((sample - tiling.start) / tiles.sampling_rate_hz, depth_um, score, centre, tiling.tile_of(sample))
+        table[at : at + len(order)] = np.column_stack([*columns, centre])[order]
+        at += len(order)
+        release_pages(table)
+    return table
+
+
+def table_of(spikes: Spikes, start: int, n_pcs: int, scratch: Path) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Kilosort4's ``st`` and ``tF``, in order of time and then of template.
+
+    Parameters
+    ----------
+    spikes : Spikes
+    start : int
+        First sorted sample.
+    n_pcs : int
+    scratch : path
+        Folder for features that are too many for memory.
+
+    Returns
+    -------
+    st : ndarray of float64, shape (n_spikes, 3)
+        Time in samples, counted from `start`; template; score.
+    tF : ndarray of float32, shape (n_spikes, nearest_chans, n_pcs)
+    """
+    counted = [_counted(receipt, dropped) for receipt, dropped in zip(spikes.receipts, spikes.dropped, strict=True)]
+    n_spikes = sum(int(rows.sum()) for rows in counted)
+    st = np.zeros((n_spikes, 3))
+    for column, name in enumerate(("sample", "template", "score")):
+        parts = (read_column(receipt, name)[rows] for receipt, rows in zip(spikes.receipts, counted, strict=True))
+        st[:, column] = np.concatenate([np.zeros(0), *parts])
+    order = np.lexsort((st[:, 1], st[:, 0]))
+    shape = (n_spikes, spikes.template_channels.shape[1], n_pcs)
+    features, rank, at = scratch_array(shape, np.float32, scratch), np.argsort(order), 0
+    for receipt, rows in zip(spikes.receipts, counted, strict=True):
+        features[rank[at : at + int(rows.sum())]] = read_column(receipt, "features")[rows]
+        at += int(rows.sum())
+        release_pages(features)
+    st[:, 0] -= start
+    return st[order], features
+
+
+def _counted(receipt: Receipt, dropped: NDArray[np.int64]) -> NDArray[np.bool_]:
+    counted = np.ones(receipt.n_rows, bool)
+    counted[dropped] = False
+    return counted
+
+
+def spikes_from(
+    run: Run,
+    tiles: Preprocessor,
+    regions: Regions,
+    st: NDArray[np.float64],
+    tF: NDArray[np.float32],
+    template_channels: NDArray[np.int64],
+    artifacts: NDArray[np.int64],
+) -> Spikes:
+    """Write spikes that a caller has passed to files of blocks, from which they can be clustered.
+
+    They are removed with the scratch folder of the run.
+
+    Raises
+    ------
+    OpsError
+        If `st` and `tF` do not fit each other or the templates.
+    """
+    check_spikes(st, tF, len(template_channels))
+    order = np.lexsort((st[:, 1], st[:, 0]))
+    sample = st[order, 0].astype(np.int64) + tiles.tiling.start
+    region_of = template_regions(template_channels, tiles.probe, regions)
+    folder = run.scratch / uuid4().hex  # within the results folder, which all workers see
+    folder.mkdir()
+    blocks = run.blocks(tiles.tiling) if len(template_channels) else []
+    first = np.array([block[0].start for block in blocks], np.int64)
+    edges = np.concatenate([[0], np.searchsorted(sample, first[1:]), [len(sample)]])
+    receipts = []
+    for number in range(len(blocks)):
+        rows = order[edges[number] : edges[number + 1]]
+        columns = {
+            "sample": sample[edges[number] : edges[number + 1]],
+            "template": st[rows, 1].astype(np.int32),
+            "score": st[rows, 2].astype(np.float32),
+            "features": tF[rows],
+        }
+        path = folder / f"spikes-{number:08d}.rows"
+        receipts.append(write_block(path, columns, region_of[columns["template"]], len(regions)))
+        release_pages(tF)
+    return Spikes(
+        receipts=receipts,
+        first=first,
+        dropped=[np.zeros(0, np.int64)] * len(receipts),
+        artifacts=artifacts,
+        template_channels=template_channels,
+        region_of=region_of,
+        sampling_rate_hz=tiles.sampling_rate_hz,
+    )
+
+
+def check_spikes(st: NDArray[np.float64], tF: NDArray[np.float32], n_templates: int) -> None:
+    """Check that spikes fit each other and the templates.
+
+    Raises
+    ------
+    OpsError
+        If they do not.
+    """
+    if st.ndim != 2 or st.shape[1] != 3 or tF.ndim != 3 or len(st) != len(tF):
+        raise OpsError(
+            f"st has shape {st.shape} and tF {tuple(tF.shape)}; they must be (n_spikes, 3) and (n_spikes, "
+            "nearest_chans, n_pcs), as detect_spikes returns them. Drop the same spikes from both."
+        )
+    if len(st) and not (st[:, 1].min() >= 0 and st[:, 1].max() < n_templates):
+        raise OpsError(
+            f"st has templates {st[:, 1].min():g} to {st[:, 1].max():g}, but ops has {n_templates}. Pass st and ops of "
+            "the same detect_spikes."
+        )
