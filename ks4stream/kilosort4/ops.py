@@ -125,13 +125,14 @@ def recording_of(ops: dict[str, Any], file_object: Any = None) -> Recording:
     RecordingError, ProbeError, SettingsError
         If it cannot be opened.
     """
-    files = _files(ops) if file_object is None else []
+    probe, files = probe_of(ops), _files(ops) if file_object is None else []
     if file_object is None and not files:
         raise RecordingError(
             "ops['filename'] names no file, as the samples are those of a file_object: pass it as file_object."
         )
     known = {"fs": needed(ops, "fs"), "n_chan_bin": needed(ops, "n_chan_bin")}
-    return opened(files, file_object, known, {"data_dtype": ops.get("data_dtype"), "probe": probe_of(ops)})
+    data_dtype = ops.get("data_dtype") if file_object is None else None  # an array knows its own
+    return opened(files, file_object, known, {"data_dtype": data_dtype, "probe": probe})
 
 
 def _files(ops: Mapping[str, Any]) -> list[Any]:

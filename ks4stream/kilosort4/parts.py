@@ -608,7 +608,8 @@ def _check_units(unit: NDArray[np.int32], unit_features: NDArray[np.float32], n_
         )
     if unit_features.ndim != 3 or unit_features.shape[1] != n_channels:
         raise OpsError(
-            f"Wall has shape {unit_features.shape}; it must be (n_units, n_channels, n_pcs), with {n_channels} channels."
+            f"Wall has shape {unit_features.shape}; it must be (n_units, n_channels, n_pcs), and ops has "
+            f"{n_channels} channels."
         )
 
 
