@@ -249,6 +249,4 @@ def _preprocessed(tiles: Preprocessor, sorting: Sorting) -> Iterator[tuple[int, 
         tiles.device if gpus.visible(tiles.device) else "cpu"
     )  # the workers of a client may have had a GPU that this process lacks
     tiles = replace(tiles, device=device).with_results(whitening=sorting.whitening, drift=sorting.drift)
-    for tile in tiles.tiling:
-        traces, _ = tiles.whitened(tile)
-        yield tile.start, traces[:, tiles.core(tile)].T.cpu().numpy()
+    return tiles.whitened_cores()

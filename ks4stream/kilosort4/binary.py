@@ -500,11 +500,7 @@ _READ_ONLY = "Recordings are only read here; numpy.ndarray.tofile writes a flat 
 
 
 def _opened(
-    filename: PathLike | Sequence[PathLike] | None,
-    n_chan: int,
-    fs: float,
-    dtype: DTypeLike | None,
-    file_object: Any,
+    filename: PathLike | Sequence[PathLike] | None, n_chan: int, fs: float, dtype: DTypeLike | None, file_object: Any
 ) -> Recording:
     source = file_object
     if source is None:

@@ -170,6 +170,12 @@ class Preprocessor(Portable):
             matrix = self._drift_matrix(self.drift.shift_um[tile.index]) @ matrix
         return matrix @ traces, blank
 
+    def whitened_cores(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Whitened traces of all batches: first sample of each, and its core (time, channel)."""
+        for tile in self.tiling:
+            traces, _ = self.whitened(tile)
+            yield tile.start, traces[:, self.core(tile)].T.cpu().numpy()
+
     def away_from_edges(self, tile: Tile, sample: Tensor, blank: Tensor, distance: int) -> Tensor:
         """Which samples (n,) are at least `distance` from the ends of the crop and from blanked samples (t,)."""
         first, last = self.tiling.start - tile.first + distance, self.tiling.stop - tile.first - distance
