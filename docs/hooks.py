@@ -35,5 +35,7 @@ def _as_written(match: re.Match[str]) -> str:
 def _mathml(formula: re.Match[str]) -> str:
     tag, tex = formula.groups()
     drawn = convert(unescape(tex), display="block" if tag == "div" else "inline")
+    if "\\" in drawn:
+        raise ValueError(f"latex2mathml left a command of this formula as it is: {tex}")
     drawn = BAR.sub(r'<mo stretchy="false">\1</mo>', drawn)  # otherwise the two of a pair may differ in height
     return f'<{tag} class="formula">{drawn}</{tag}>'
