@@ -219,7 +219,7 @@ def plan(
     device: str | torch.device | None = None,
     spikes_per_channel_hz: float = SPIKES_PER_CHANNEL_HZ,
 ) -> Plan:
-    """Estimate what a sort will need, and what does not fit, reading nothing but metadata.
+    """Estimate what a sort will need, and what does not fit; only metadata are read.
 
     Parameters
     ----------

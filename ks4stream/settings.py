@@ -80,7 +80,9 @@ def _refuses_unknown_names(cls: Class) -> Class:
 @_refuses_unknown_names
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Parameters of a sort: frozen, checked on construction.
+    """Everything that changes the result of a sort; frozen, and checked on construction.
+
+    Names and defaults are Kilosort4's.
 
     Raises
     ------
