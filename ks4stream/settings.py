@@ -80,7 +80,9 @@ def _refuses_unknown_names(cls: Class) -> Class:
 @_refuses_unknown_names
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Parameters of a sort: frozen, checked on construction.
+    """Everything that changes the result of a sort; frozen, and checked on construction.
+
+    Names and defaults are Kilosort4's.
 
     Raises
     ------
@@ -92,7 +94,7 @@ class Settings:
     # -- the recording -------------------------------------------------------------------------------
     batch_size: int = _setting(
         60000,
-        "Length of a batch; drift is estimated once per batch.",
+        "Length of a batch, for which one drift is estimated; at least 4·nt.",
         stage="recording",
         kind=int,
         ge=1,
@@ -109,7 +111,7 @@ class Settings:
     highpass_cutoff: float = _setting(300.0, "Cutoff of the high-pass filter.", stage="preprocessing", ge=0, unit="Hz")
     artifact_threshold: float = _setting(
         math.inf,
-        "Blank all channels around samples whose filtered amplitude reaches this, in units of the file.",
+        "Blank all channels around samples that reach this after filtering, in units of the file.",
         stage="preprocessing",
         ge=0,
     )
@@ -137,7 +139,7 @@ class Settings:
     n_pcs: int = _setting(6, "Number of principal components of the waveforms.", stage="waveforms", kind=int, ge=1)
     templates_from_data: bool = _setting(
         True,
-        "Learn the universal waveforms from the recording; False uses those shipped.",
+        "Learn the universal waveforms from the recording; False uses those that come with ks4stream.",
         stage="waveforms",
         kind=bool,
     )
@@ -164,11 +166,7 @@ class Settings:
     template_sizes: int = _setting(5, "Number of spatial sizes.", stage="detection", kind=int, ge=1)
     nearest_chans: int = _setting(10, "Number of channels per template centre.", stage="detection", kind=int, ge=1)
     nearest_templates: int = _setting(
-        100,
-        "Number of neighbouring centres among which a detection must be the largest.",
-        stage="detection",
-        kind=int,
-        ge=1,
+        100, "Number of neighbouring centres among which a peak must be the largest.", stage="detection", kind=int, ge=1
     )
     max_channel_distance: float = _setting(
         32.0, "Largest distance of a template centre from the nearest contact.", stage="detection", ge=1, unit="µm"
@@ -176,7 +174,7 @@ class Settings:
     # -- drift ---------------------------------------------------------------------------------------
     nblocks: int = _setting(
         1,
-        "Number of depth segments of the drift estimate; 0 turns drift correction off, 1 is rigid.",
+        "Depth blocks of the drift estimate (2n − 1 overlapping segments): 1 is rigid, 0 turns it off.",
         stage="drift",
         kind=int,
         ge=0,
@@ -202,7 +200,7 @@ class Settings:
         10, "Number of landmarks each spike is linked to.", stage="clustering", kind=int, ge=2
     )
     cluster_downsampling: int = _setting(
-        20, "In regions with many spikes, one spike in n is a landmark.", stage="clustering", kind=int, ge=1
+        20, "One spike in n is a landmark, but at least 500 per region.", stage="clustering", kind=int, ge=1
     )
     max_cluster_subset: int | None = _setting(
         25_000, "Maximum number of landmarks per region.", stage="clustering", kind=int, ge=1, optional=True
@@ -217,9 +215,14 @@ class Settings:
         if_none="one per 200 µm of width",
     )
     cluster_init_seed: int = _setting(5, "Random seed of the clustering.", stage="clustering", kind=int, ge=1)
-    acg_threshold: float = _setting(0.2, "Largest contamination of a good unit.", stage="clustering", gt=0)
+    acg_threshold: float = _setting(
+        0.2,
+        "Largest contamination (rate of refractory violations relative to chance) of a good unit.",
+        stage="clustering",
+        gt=0,
+    )
     ccg_threshold: float = _setting(
-        0.25, "Largest contamination of the cross-correlogram of a merged pair.", stage="clustering", gt=0
+        0.25, "Largest rate of coincidences of a merged pair, relative to chance.", stage="clustering", gt=0
     )
     # -- results -------------------------------------------------------------------------------------
     duplicate_spike_ms: float = _setting(

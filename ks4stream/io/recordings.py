@@ -63,18 +63,18 @@ def open_recording(
         - a list of these, joined in time.
 
         URLs are ``s3://bucket/key``, ``gs://bucket/key``, ``az://container/key`` and ``https://…``. Keys are not
-        percent-encoded (in ``https://`` they are as the web server requires). Each process that reads takes
+        percent-encoded, except in ``https://`` if the web server requires it. Each process that reads takes
         credentials from its environment, never from URLs.
     n_chan : int, optional
         Number of channels in the file, sorted or not. Required for flat files without metadata.
     fs : float, optional
-        Samples per second. Required if the metadata do not give it; overrides them if they do.
+        Sampling rate, in Hz. Required if the metadata do not give it; takes precedence if they do.
     dtype : dtype-like, optional
         Type of the samples of flat files; by default int16.
     probe : Probe, mapping, path or name, optional
         The contacts, in any form that :func:`~ks4stream.io.probes.load_probe` takes; overrides the metadata.
     default_fs : float, optional
-        Samples per second if neither `fs` nor the metadata give them.
+        Sampling rate, in Hz, if neither `fs` nor the metadata give it.
 
     Returns
     -------
