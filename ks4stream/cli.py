@@ -503,10 +503,7 @@ def _open(
     )
     rate = recording.sampling_rate_hz
     if fs is not None and not is_same_rate(fs, rate):
-        warn(
-            f"{recording.name} is read at {fs:g} Hz, as --fs says, not at the {rate:g} Hz of its metadata.",
-            Ks4StreamWarning,
-        )
+        warn(f"{recording.name} is read at {fs:g} Hz, as --fs says, not at the {rate:g} Hz of its metadata.")
         recording = replace(recording, sampling_rate_hz=fs)
     if recording.probe is None:
         raise ProbeError(

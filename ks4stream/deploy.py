@@ -57,7 +57,6 @@ def engine_for(
                 f"{len(idle)} of the client's workers see a GPU (for instance the one at {idle[0]}), but this process "
                 "does not, so the CPUs compute. Pass device='cuda' to use the GPUs, or device='cpu' to keep it so.",
                 MachineWarning,
-                stacklevel=5,
             )
         yield engine
 

@@ -101,7 +101,6 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
             f"Only {sorting.n_spikes} spikes in {sorting.n_units} units were found. If more were to be expected, check "
             "the probe's units (µm), the channel map, dtype and n_chan, or lower Th_universal and Th_learned.",
             FewSpikesWarning,
-            stacklevel=5,
         )
     return sorting
 

@@ -124,7 +124,7 @@ def check_traces(
         )
     finding = steps.finding(~is_dead, recording) or stream.finding(recording) or noise.finding(~is_dead, recording)
     if finding:
-        warn(finding, MisreadWarning, stacklevel=3)
+        warn(finding, MisreadWarning)
     return [int(channel) for channel in channels[is_dead]]
 
 

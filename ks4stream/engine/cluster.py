@@ -43,7 +43,7 @@ from distributed.system import MEMORY_LIMIT
 from ks4stream.engine import gpus, workers
 from ks4stream.engine.base import Item, Progress, Result, log_failures, no_progress, run, with_task_note
 from ks4stream.engine.gpus import GpuMemory
-from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, LostWorkerError, WorkerError
+from ks4stream.errors import Ks4StreamError, LostWorkerError, WorkerError
 from ks4stream.messages import heard_by, listeners, warn
 
 IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would only hold memory
@@ -251,7 +251,7 @@ class Cluster:
         try:
             self._check_new_workers()
         except WorkerError as error:  # raised at the start of the next stage
-            warn(f"{error} This stage continues with the other workers.", Ks4StreamWarning, stacklevel=3)
+            warn(f"{error} This stage continues with the other workers.")
             return False
         return True
 
@@ -405,9 +405,7 @@ class _Tasks:
             f"Task {task.number + 1} of {total} of stage {self._stage!r} has been running on the worker at {address} "
             f"for {ran_s:.0f} s; {others}. If that worker hangs because its disk, network or GPU does not respond, "
             "kill its process: another worker then gets the task. Or stop the sort and run it again: finished tasks "
-            "are not recomputed. The log shows the lines the task is at.",
-            Ks4StreamWarning,
-            stacklevel=4,
+            "are not recomputed. The log shows the lines the task is at."
         )
 
     def cancel(self) -> None:
@@ -498,7 +496,7 @@ def _first_worker(client: Client, timeout_s: float = math.inf) -> str | None:
                 f"None of the {len(known)} workers of the scheduler at {address} has started a task for "
                 f"{waited_s:.0f} s: another sort keeps them busy, or they hang. This sort waits for the first free one."
             )
-        warn(text, Ks4StreamWarning, stacklevel=2)
+        warn(text)
     return None
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, RecordingError
+from ks4stream.errors import Ks4StreamError, RecordingError
 from ks4stream.io.objects import can_list, child, listing, status, translate_errors, zarr_store
 from ks4stream.messages import warn
 
@@ -147,9 +147,7 @@ def check_chunks(path: str, array: Any) -> bool:
     warn(
         f"{len(missing)} of the {n_all} chunks of {path} are not stored (samples {where}), and read as "
         f"{array.fill_value or 0}. That is right if whoever wrote them left out chunks of this value; if the copy is "
-        "incomplete, copy it again.",
-        Ks4StreamWarning,
-        stacklevel=5,
+        "incomplete, copy it again."
     )
     return False
 

@@ -262,6 +262,5 @@ def dead_channels(recording: Recording, probe: Probe, dead_in_file: list[int]) -
         warn(
             f"{recording.name}: channels {probe.chan_map[dead].tolist()} of the file have no signal and are left out.",
             BadChannelWarning,
-            stacklevel=2,
         )
     return dead

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, RecordingError
+from ks4stream.errors import Ks4StreamError, RecordingError
 from ks4stream.io.formats import is_hdf5, refusal
 from ks4stream.io.objects import is_remote, name_of
 from ks4stream.io.sources.base import File, Opened, check_rank, delivered_dtype, hash_of, status_of, time_first
@@ -216,9 +216,7 @@ def _rate_of(timestamps: Any, what: str) -> float | None:
         warn(
             f"{what} has {len(timestamps)} samples, which last {counted_s:.3f} s at the {rate_hz:.6g} Hz of its first "
             f"timestamps, but the last timestamp is {stamped_s:.3f} s after the first: there are gaps, or the rate "
-            "changes. Spike times count samples as if they were contiguous, at one rate.",
-            Ks4StreamWarning,
-            stacklevel=6,
+            "changes. Spike times count samples as if they were contiguous, at one rate."
         )
     return rate_hz
 
@@ -232,7 +230,7 @@ def _find_probe(source: Hdf5Source, group: str) -> Probe | None:
     except MemoryError:
         raise
     except Exception as error:  # the samples can be read, and another probe can be given
-        warn(f"The probe stored in {source.path} is ignored: {error}", Ks4StreamWarning, stacklevel=3)
+        warn(f"The probe stored in {source.path} is ignored: {error}")
         return None
 
 
