@@ -36,11 +36,9 @@ from ks4stream.io.records import key_of, read_record, write_record
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.tables import Receipt
 from ks4stream.messages import hand_on, listeners, warn
+from ks4stream.method import METHOD_VERSION
 
 FORMAT = "ks4stream.Run/1"
-METHOD_VERSION = 4
-"""Raised with each change of the method that changes a result: records with another number cannot be used."""
-
 MANIFEST, LOCK, SCRATCH = "manifest.json", "lock", "scratch"
 RENEWED_S, LOOKED_S, LEASE_S, SETTLED_S = 20.0, 2.0, 120.0, 3.0  # see ObjectLock
 RELEASED_S = 10.0  # how long the end of a sort waits for its lock to be released
