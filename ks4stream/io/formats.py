@@ -79,7 +79,7 @@ def is_npy(head: bytes) -> bool:
 
 def is_hdf5(head: bytes) -> bool:
     """Whether a file is HDF5, but not one of MATLAB's, which hold transposed arrays."""
-    return next((entry for entry in FORMATS if entry.begins(head)), None) is HDF5
+    return next((entry for entry in NOT_FLAT if entry.begins(head)), None) is HDF5
 
 
 def refusal(path: str, head: bytes) -> str | None:
@@ -94,7 +94,7 @@ def refusal(path: str, head: bytes) -> str | None:
     """
     suffix = os.path.splitext(name_of(path))[1].lower()
     by_name = _OF_SUFFIX.get(suffix)
-    found = next((entry for entry in FORMATS if entry.begins(head)), None)
+    found = next((entry for entry in NOT_FLAT if entry.begins(head)), None)
     if found is not None and by_name is not None and found.is_container:
         found = by_name  # an .nwb is an HDF5 file, and an .npz a ZIP archive
     if found is not None:
@@ -223,7 +223,7 @@ _DECOMPRESS = "decompress it first, and give the resulting file"
 _SAMPLES = "give the file that holds the samples"
 
 # The first match counts: containers and text, on which other formats are built, come last.
-FORMATS = (
+NOT_FLAT = (
     # Files of acquisition systems
     Format(
         "a Blackrock or Ripple file",
@@ -398,9 +398,9 @@ FORMATS = (
         (".csv", ".tsv", ".txt", ".log", ".ini", ".yaml", ".yml", ".toml"),
     ),
 )
-TEXT = FORMATS[-1]
-HDF5 = next(entry for entry in FORMATS if ".hdf5" in entry.suffixes)
-_OF_SUFFIX = {suffix: entry for entry in FORMATS for suffix in entry.suffixes}
+TEXT = NOT_FLAT[-1]
+HDF5 = next(entry for entry in NOT_FLAT if ".hdf5" in entry.suffixes)
+_OF_SUFFIX = {suffix: entry for entry in NOT_FLAT for suffix in entry.suffixes}
 
 # The end of a file name within a folder (a leading slash: the whole name), what the folder is, what to give instead.
 _FOLDERS = (

@@ -160,7 +160,7 @@ def _refuse(file: File) -> None:
         raise RecordingError(reason)
 
 
-FORMATS: tuple[Callable[[File], Opened | None], ...] = (
+OPENERS: tuple[Callable[[File], Opened | None], ...] = (
     zarr.opens,
     hdf5.opens,
     _refuse,
@@ -168,12 +168,12 @@ FORMATS: tuple[Callable[[File], Opened | None], ...] = (
     spikeglx.opens,
     cbin.opens,
 )
-"""The first format that recognizes a file opens it; a file that none recognizes is flat."""
+"""The first that recognizes a file opens it, or refuses it; a file that none recognizes is flat."""
 
 
 def _look_at_path(path: str | os.PathLike[str], n_chan: int | None, dtype: DTypeLike | None) -> Opened:
     file = File(locate(path), n_chan, dtype)
-    for opens in FORMATS:
+    for opens in OPENERS:
         found = opens(file)
         if found is not None:
             return found
