@@ -11,7 +11,7 @@ from typing import Any
 
 from ks4stream.engine import Engine, Loop, Progress, gpus
 from ks4stream.errors import MachineWarning
-from ks4stream.io.tile_cache import CachedSource, forget
+from ks4stream.io.recording_cache import CachedSource, forget
 from ks4stream.messages import warn
 from ks4stream.pipeline import STAGES
 from ks4stream.recording import Recording

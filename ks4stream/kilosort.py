@@ -22,9 +22,9 @@ from ks4stream.errors import ProbeError, RecordingError, ResultsError, SettingsE
 from ks4stream.io.kilosort_ops import TENSORS, ops_from_sorting, spike_table
 from ks4stream.io.places import place
 from ks4stream.io.probes import shipped_probes
+from ks4stream.io.recording_cache import cached, ending
 from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
 from ks4stream.io.results_folder import ResultsFolder
-from ks4stream.io.tile_cache import cached, ending
 from ks4stream.messages import silent
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording, is_same_rate

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ks4stream.deploy import client_for, engine_for
 from ks4stream.engine import gpus, one_thread
 from ks4stream.errors import ProbeError, RecordingError, SettingsError
-from ks4stream.io.tile_cache import cached_while_held
+from ks4stream.io.recording_cache import cached_while_held
 from ks4stream.pipeline import layout
 from ks4stream.recording import Recording
 from ks4stream.resources import Resources

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from ks4stream.deploy import client_for, engine_for
 from ks4stream.engine import Engine, Progress, gpus, no_progress, one_thread
 from ks4stream.io.places import ObjectPath, place
+from ks4stream.io.recording_cache import cached, ending, forget
 from ks4stream.io.run_store import RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
-from ks4stream.io.tile_cache import cached, ending, forget
 from ks4stream.messages import recorded
 from ks4stream.method import METHOD_VERSION
 from ks4stream.pipeline import find_units

@@ -18,9 +18,9 @@ import ks4stream
 from ks4stream import messages
 from ks4stream.errors import FewSpikesWarning, Ks4StreamWarning
 from ks4stream.io.probes import load_probe
+from ks4stream.io.recording_cache import CachedSource
 from ks4stream.io.recordings import open_recording
 from ks4stream.io.sources import ArraySource
-from ks4stream.io.tile_cache import CachedSource
 from ks4stream.settings import Settings
 from ks4stream.sorter import sort
 from ks4stream.stages.preprocessing import Preprocessor, tiling_of

@@ -13,8 +13,8 @@ import pytest
 
 from ks4stream import simulate
 from ks4stream.errors import ProbeError, RecordingError, SettingsError
+from ks4stream.io.recording_cache import lifetime
 from ks4stream.io.sources import ArraySource
-from ks4stream.io.tile_cache import lifetime
 from ks4stream.preprocessed import preprocess
 from ks4stream.recording import Recording
 from ks4stream.results import Drift, PeakSample, Whitening

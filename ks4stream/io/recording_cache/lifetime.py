@@ -14,10 +14,10 @@ from uuid import uuid4
 
 from ks4stream.errors import ResultsError
 from ks4stream.io.objects import is_remote
+from ks4stream.io.recording_cache.account import SHARE_OF_FREE
+from ks4stream.io.recording_cache.folders import temporary_folder
+from ks4stream.io.recording_cache.source import CachedSource
 from ks4stream.io.sources import ArraySource, ConcatenatedSource, join
-from ks4stream.io.tile_cache.account import SHARE_OF_FREE
-from ks4stream.io.tile_cache.folders import temporary_folder
-from ks4stream.io.tile_cache.source import CachedSource
 from ks4stream.messages import warn
 from ks4stream.recording import Recording, Source
 
