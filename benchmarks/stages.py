@@ -49,7 +49,7 @@ from ks4stream.stages.matching import Match, Spikes
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.registration import Registration
 from ks4stream.stages.templates import LearnTemplates
-from ks4stream.stages.units import Merge, SortRegions, min_unit_spikes
+from ks4stream.stages.units import ClusterSpikes, Merge, min_unit_spikes
 from ks4stream.stages.waveforms import EVERY_BATCH, MAX_SNIPPETS, LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
 
@@ -682,12 +682,12 @@ def compare_units(pair: Pair) -> list[Line]:
             region_of=region_of,
             sampling_rate_hz=pair.rate_hz,
         )
-        found = run.do(SortRegions(settings, spikes, probe, GraphClustering(settings)))
+        found = run.do(ClusterSpikes(settings, spikes, probe, GraphClustering(settings)))
         fewest = min_unit_spikes(pair.tiling, pair.rate_hz)
         ours = run.do(Merge(settings, found, shapes, probe, pair.rate_hz, fewest))
         joined = run.do(Join(settings, ours, spikes, shapes, probe))
     our_sample, our_unit = joined["sample"], joined["unit"]
-    before = sum(len(region.unit_features) for region in found)
+    before = sum(len(region.features) for region in found)
     final = pair.theirs["final_spikes"][:, 0]
     held = score(np.rint(final), pair.theirs["final_unit"], our_sample, our_unit, sampling_rate_hz=pair.rate_hz)
     lines = [

@@ -22,7 +22,7 @@ from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Match
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.templates import LearnTemplates
-from ks4stream.stages.units import Merge, SortRegions, min_unit_spikes
+from ks4stream.stages.units import ClusterSpikes, Merge, min_unit_spikes
 from ks4stream.stages.waveforms import LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
 
@@ -69,7 +69,7 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
     spikes = run.do(Match(settings, tiles, waveforms, templates, regions))
 
     # Cluster the spikes, merge the clusters that are one neuron, drop those that are none; put all in order of time.
-    clusters = run.do(SortRegions(settings, spikes, probe, CLUSTER_METHOD(settings, tiles.device, final=True)))
+    clusters = run.do(ClusterSpikes(settings, spikes, probe, CLUSTER_METHOD(settings, tiles.device, final=True)))
     units = run.do(Merge(settings, clusters, waveforms, probe, rate, min_spikes))
     columns = run.do(Join(settings, units, spikes, waveforms, probe))
 
@@ -113,5 +113,5 @@ def layout(tiles: Preprocessor, settings: Settings) -> tuple[Centres, Regions]:
     return centres, regions
 
 
-STAGES = (LearnWhitening, LearnWaveforms, Detect, EstimateDrift, LearnTemplates, Match, SortRegions, Merge, Join)
+STAGES = (LearnWhitening, LearnWaveforms, Detect, EstimateDrift, LearnTemplates, Match, ClusterSpikes, Merge, Join)
 """What the plan sums over."""
