@@ -545,10 +545,10 @@ def compare_templates(pair: Pair) -> list[Line]:
     components = torch.from_numpy(shapes.components)
     centres, cluster = our_centres(pair), GraphClustering(pair.settings)
     detect = _detection(pair, pair.moved, shapes, centres)
-    fewest = min_unit_spikes(pair.tiling, pair.rate_hz)
+    min_spikes = min_unit_spikes(pair.tiling, pair.rate_hz)
     with run_here(pair.moved) as run:
         peaks = run.do(detect)
-        learn = LearnTemplates(pair.settings, peaks, shapes, pair.probe, centres, detect.regions, cluster, fewest)
+        learn = LearnTemplates(pair.settings, peaks, shapes, pair.probe, centres, detect.regions, cluster, min_spikes)
         found = run.do(learn)
     ours, n_peaks = torch.from_numpy(found.features), int(peaks.of_region.sum())
     alike = template_kernels.similarity(torch.cat([ours, theirs]), components).value[: len(ours), len(ours) :].numpy()
@@ -683,8 +683,8 @@ def compare_units(pair: Pair) -> list[Line]:
             sampling_rate_hz=pair.rate_hz,
         )
         found = run.do(ClusterSpikes(settings, spikes, probe, GraphClustering(settings)))
-        fewest = min_unit_spikes(pair.tiling, pair.rate_hz)
-        ours = run.do(Merge(settings, found, shapes, probe, pair.rate_hz, fewest))
+        min_spikes = min_unit_spikes(pair.tiling, pair.rate_hz)
+        ours = run.do(Merge(settings, found, shapes, probe, pair.rate_hz, min_spikes))
         joined = run.do(Join(settings, ours, spikes, shapes, probe))
     our_sample, our_unit = joined["sample"], joined["unit"]
     before = sum(len(region.features) for region in found)

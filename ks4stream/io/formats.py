@@ -27,8 +27,8 @@ from ks4stream.io.objects import is_remote, name_of
 
 HEAD_BYTES = 4096  # of a file's beginning that are examined
 _TEXT_BYTES = 1024  # of these that decide whether it is text
-_LEAST_TEXT_BYTES = 64  # shorter files are not judged
-_LEAST_CHARACTERS = 8  # different ones in a text: samples that hardly change are not text
+_MIN_TEXT_BYTES = 64  # shorter files are not judged
+_MIN_CHARACTERS = 8  # different ones in a text: samples that hardly change are not text
 _ENOUGH_BYTES = 8  # that agree, to need no further proof
 _RANDOM_BITS = 7.5  # of entropy per byte: 4096 random bytes have 7.95, samples that use ten of their 16 bits 6
 _FOLDERS_LOOKED_INTO = 200
@@ -132,10 +132,10 @@ def is_text(head: bytes) -> bool:
             return False
         text = sample[: error.start].decode("utf-8-sig")
     return (
-        len(sample) >= _LEAST_TEXT_BYTES
+        len(sample) >= _MIN_TEXT_BYTES
         and all(character.isprintable() or character in "\t\r\n\f" for character in text)
         and sum(map(str.isascii, text)) > 0.9 * len(text)
-        and len(set(text)) >= _LEAST_CHARACTERS
+        and len(set(text)) >= _MIN_CHARACTERS
         and ("\n" in text or "\r" in text or text[0] in "{[<")
     )
 

@@ -40,8 +40,8 @@ _REFERENCE_CHANNEL = {"NP10": 191, "NP13": 191, "NP14": 191, "PRB_1": 191, "NP20
 _PHASE_3A_REFERENCES = (36, 75, 112, 151, 188, 227, 264, 303, 340, 379)  # its option 4 has 276 channels
 
 _NP2_AP_GAIN = {"21": 80.0, "24": 80.0}  # fixed in the prototypes; 100 in the probes sold since
-_MOST_CHANNELS = 100_000  # in a file
-_LARGEST_NUMBER = 2**53  # in a table of contacts
+_MAX_CHANNELS = 100_000  # in a file
+_MAX_NUMBER = 2**53  # in a table of contacts
 _JOINTS_SHOWN = 4
 _RUN = re.compile(r"([^/\\]+)_g\d+_t[^/\\]*$")  # in the name that a file had: run_g0_t0.imec0.ap.bin
 # Files are created when they are first written, some seconds after their first sample; runs are minutes apart.
@@ -290,7 +290,7 @@ class SpikeGLXMeta:
         if (
             table.ndim != 2
             or (n_fields is not None and table.shape[1] != n_fields)
-            or not (np.abs(table) < _LARGEST_NUMBER).all()  # nor nan
+            or not (np.abs(table) < _MAX_NUMBER).all()  # nor nan
         ):
             raise ProbeError(
                 f"{self.path}: ~{tag} cannot be read: all entries must have {n_fields or 'equally many'} numbers. "
@@ -358,8 +358,8 @@ def read_meta(path: str | os.PathLike[str]) -> SpikeGLXMeta:
     stream = tags.get("typeThis", "imec")
     rate_tag = {"nidq": "niSampRate", "obx": "obSampRate"}.get(stream, "imSampRate")
     n_channels = int(_number(tags, "nSavedChans", path))
-    if not 1 <= n_channels <= _MOST_CHANNELS:
-        raise RecordingError(f"{path}: nSavedChans={tags['nSavedChans']}; it must be between 1 and {_MOST_CHANNELS}.")
+    if not 1 <= n_channels <= _MAX_CHANNELS:
+        raise RecordingError(f"{path}: nSavedChans={tags['nSavedChans']}; it must be between 1 and {_MAX_CHANNELS}.")
     return SpikeGLXMeta(
         path=path,
         stream=stream,

@@ -19,12 +19,12 @@ from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Spikes
 from ks4stream.stages.units import Clusters, ClusterSpikes, Merge, counted_rows, is_neuron, min_unit_spikes
 
-THRESHOLD, FEWEST, IMPOSSIBLE = 8.0, 5, 30.0
+THRESHOLD, MIN_SPIKES, IMPOSSIBLE = 8.0, 5, 30.0
 
 
 def is_one(train: list[int], score: float = 20.0) -> bool:
     scores = np.full(len(train), score, np.float32)
-    return is_neuron(np.array(train, np.int64), scores, THRESHOLD, FEWEST, impossible_samples=IMPOSSIBLE)
+    return is_neuron(np.array(train, np.int64), scores, THRESHOLD, MIN_SPIKES, impossible_samples=IMPOSSIBLE)
 
 
 def regular(n: int, every: int = 1000) -> list[int]:
@@ -43,7 +43,7 @@ def test_scores_stand_clear_of_the_threshold(score: float, neuron: bool) -> None
 
 def test_it_is_the_mean_score_that_counts() -> None:
     score = np.where(np.arange(6) < 3, 8.5, 12.0).astype(np.float32)  # mean 10.25
-    assert is_neuron(np.array(regular(6)), score, THRESHOLD, FEWEST, impossible_samples=IMPOSSIBLE)
+    assert is_neuron(np.array(regular(6)), score, THRESHOLD, MIN_SPIKES, impossible_samples=IMPOSSIBLE)
 
 
 def pairs(n: int, apart: int) -> list[int]:
@@ -124,7 +124,7 @@ def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, 
     assert [region.features.shape for region in regions] == [(0, 1, 1)] * n_regions
     waveforms = Waveforms(np.ones((1, 3)), np.ones((1, 3)))
     settings, probe = Settings(n_pcs=1), simulate.linear_probe(1)
-    units = Merge(settings, regions, waveforms, probe, 30_000.0, FEWEST).run(run)
+    units = Merge(settings, regions, waveforms, probe, 30_000.0, MIN_SPIKES).run(run)
     assert units.features.shape == (0, 1, 1)
     columns = Join(settings, units, spikes, waveforms, probe).run(run)
     assert columns["sample"].shape == (0,) and columns["features"].shape == (0, 1, 1)
@@ -133,7 +133,7 @@ def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, 
 def test_where_there_was_no_spike_there_are_no_units(tmp_path: Path) -> None:
     nothing, run, settings = in_blocks([], [], []), RunHere(tmp_path), Settings(n_pcs=1)
     waveforms, probe = Waveforms(np.ones((1, 3)), np.ones((1, 3))), simulate.linear_probe(1)
-    units = Merge(settings, clustering_of(nothing).run(run), waveforms, probe, 30_000.0, FEWEST).run(run)
+    units = Merge(settings, clustering_of(nothing).run(run), waveforms, probe, 30_000.0, MIN_SPIKES).run(run)
     assert (units.features.shape, units.similarity.shape, units.contamination.shape) == ((0, 1, 1), (0, 0), (0,))
     assert Join(settings, units, nothing, waveforms, probe).run(run)["features"].shape == (0, 1, 1)
 

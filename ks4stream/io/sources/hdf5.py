@@ -23,7 +23,7 @@ from ks4stream.messages import warn
 from ks4stream.probe import Probe
 from ks4stream.recording import is_same_rate
 
-_FEWEST_SAMPLES = 1000  # of a table that may be a recording; shorter ones hold positions or times of events
+_MIN_SAMPLES = 1000  # of a table that may be a recording; shorter ones hold positions or times of events
 _TIMESTAMPS = 100_000  # that give the rate: if rounded to milliseconds, to 3 parts in 10 000 at 30 kHz
 
 
@@ -159,7 +159,7 @@ def read_series(path: str) -> Opened:
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
-            if len(item.shape or ()) == 2 and max(item.shape) >= _FEWEST_SAMPLES and min(item.shape) > 0:
+            if len(item.shape or ()) == 2 and max(item.shape) >= _MIN_SAMPLES and min(item.shape) > 0:
                 with suppress(RecordingError):  # not of a type that samples have
                     delivered_dtype(item.dtype)
                     tables.append(name)
@@ -174,7 +174,7 @@ def read_series(path: str) -> Opened:
         if len(found) != 1:
             raise RecordingError(
                 f"{path} is an HDF5 file with {len(found)} "
-                + ("electrical series" if series else f"tables of {_FEWEST_SAMPLES} samples or more")
+                + ("electrical series" if series else f"tables of {_MIN_SAMPLES} samples or more")
                 + "; it must have exactly one. Open it with h5py and pass the dataset with the traces, "
                 + f"h5py.File({path!r})['NAME']"
                 + (f", where NAME is one of {', '.join(sorted(found)[:8])}." if found else ".")
