@@ -31,6 +31,7 @@ from ks4stream.messages import warn
 from ks4stream.settings import Settings
 
 if TYPE_CHECKING:
+    from ks4stream.engine import Progress
     from ks4stream.io.places import Place
     from ks4stream.planning import Plan
     from ks4stream.recording import Recording
@@ -111,7 +112,7 @@ def _clean_stop(console: Console, ctx: click.Context) -> Iterator[None]:
 
 
 @contextmanager
-def _shown_progress() -> Iterator[Callable[[str, int, int], None]]:
+def _shown_progress() -> Iterator[Progress]:
     """Show progress on stderr; raises at the next report once a signal asked to stop."""
     from ks4stream.report.progress import shown_progress
 

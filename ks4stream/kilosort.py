@@ -7,7 +7,7 @@ name files, the default results folder, ``ops``) is converted here and nowhere e
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.deploy import client_for, forget_on_workers
+from ks4stream.engine import Progress
 from ks4stream.errors import ProbeError, RecordingError, ResultsError, SettingsError
 from ks4stream.io.kilosort_ops import TENSORS, ops_from_sorting, spike_table
 from ks4stream.io.places import place
@@ -50,7 +51,6 @@ KilosortResults = tuple[
 """``ops, st, clu, tF, Wall, similar_templates, is_ref, est_contam_rate, kept_spikes``"""
 
 PathLike = str | os.PathLike[str]
-Progress = Callable[[str, int, int], None]
 
 _PLACES = ("filename", "data_dir", "results_dir", "data_dtype", "probe", "probe_name", "probe_path")
 _BINARY_SUFFIXES = (".bin", ".dat", ".bat", ".raw")
