@@ -80,8 +80,8 @@ TRIES = (
 )
 
 INTRODUCTIONS = {
-    "recording": "What is read, and in which pieces. The sampling rate and the number of channels are not settings: "
-    "`open_recording(…, fs=…, n_chan=…)`, `--fs` and `--n-chan`.",
+    "recording": "What is read, in which pieces, and how values are scaled. The sampling rate and the number of "
+    "channels are not settings: `open_recording(…, fs=…, n_chan=…)`, `--fs` and `--n-chan`.",
     "preprocessing": "What happens to the traces first: filter, reference, blanking of artifacts.",
     "whitening": "How channels are decorrelated.",
     "waveforms": "The universal waveforms, learned from clean single-channel spikes.",
@@ -97,9 +97,9 @@ def page() -> str:
     """Return the page."""
     tries = _table(("setting", "try", "when"), TRIES)
     parts = [HEAD.format(tries=tries)]
-    for stage, group in groupby(fields(Settings), key=lambda spec: spec.metadata["stage"]):
-        table = _table(("setting", "default", "unit", "bounds", "meaning"), map(_row, group))
-        parts.append(f"## {stage.capitalize()}\n\n{INTRODUCTIONS[stage]}\n\n{table}\n")
+    for group, specs in groupby(fields(Settings), key=lambda spec: spec.metadata["group"]):
+        table = _table(("setting", "default", "unit", "bounds", "meaning"), map(_row, specs))
+        parts.append(f"## {group.capitalize()}\n\n{INTRODUCTIONS[group]}\n\n{table}\n")
     return "\n".join(parts)
 
 

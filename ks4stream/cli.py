@@ -218,7 +218,7 @@ def _setting_options(command: Command) -> Command:
             *_FLAGS.get(spec.name, dict.fromkeys([name, name.lower()])),
             spec.name,
             cls=_Option,
-            section=f"Settings: {spec.metadata['stage']}",
+            section=f"Settings: {spec.metadata['group']}",
             metavar=_KINDS[spec.metadata["kind"]][0],
             callback=_read_option,
             help=_setting_help(spec),
