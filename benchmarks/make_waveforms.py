@@ -32,7 +32,7 @@ def main() -> None:
         settings = Settings(nskip=1)  # whitening from all batches
         tiles = prepare(recording, settings)
         with run_here(tiles) as run:
-            tiles = tiles.with_results(whitening=run.do(LearnWhitening(settings, tiles)))
+            tiles = tiles.with_whitening(run.do(LearnWhitening(settings, tiles)))
             learn = LearnWaveforms(settings, tiles, threshold=THRESHOLD, max_per_tile=MAX_PER_TILE)
             parts = run.map(learn, run.blocks(tiles.tiling))
             found = np.concatenate([snippets for part in parts for snippets in part])

@@ -93,14 +93,15 @@ class Pair:
     @property
     def whitened(self) -> Preprocessor:
         """With Kilosort4's whitening."""
-        return self.tiles.with_results(whitening=Whitening(self.theirs["whitening"], dead=np.zeros(0)))
+        return self.tiles.with_whitening(Whitening(self.theirs["whitening"], dead=np.zeros(0)))
 
     @property
     def moved(self) -> Preprocessor:
         """With Kilosort4's whitening and shifts."""
         if "drift_um" not in self.theirs:
             return self.whitened
-        return self.whitened.with_results(drift=Drift(self.theirs["drift_um"], self.theirs["drift_centre_um"]))
+        drift = Drift(self.theirs["drift_um"], self.theirs["drift_centre_um"])
+        return self.whitened.with_drift(drift, self.settings)
 
     def their_waveforms(self, which: str = "") -> Waveforms:
         """Of the drift-corrected pass, or of the first (``"_1"``)."""

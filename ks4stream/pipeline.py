@@ -46,7 +46,7 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
     Sorting
     """
     # Decorrelate the noise of neighbouring channels.
-    tiles = tiles.with_results(whitening=run.do(LearnWhitening(settings, tiles)))
+    tiles = tiles.with_whitening(run.do(LearnWhitening(settings, tiles)))
 
     # Learn what spikes look like on one channel, and detect everything on the probe that looks like it.
     centres, regions = layout(tiles, settings)
@@ -58,7 +58,7 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
     if settings.nblocks > 0:
         drift, plotted = run.do(EstimateDrift(settings, tiles, peaks))
         if np.any(drift.shift_um):
-            tiles = tiles.with_results(drift=drift)
+            tiles = tiles.with_drift(drift, settings)
             waveforms = run.do(LearnWaveforms(settings, tiles))
             peaks = run.do(Detect(settings, tiles, waveforms, centres, regions))
 

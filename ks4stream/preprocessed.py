@@ -95,8 +95,8 @@ def preprocess(
     if whitening is None or drift == ESTIMATE:
         tiles = _learned(tiles, settings, resources, whitening, with_drift=drift == ESTIMATE)
     else:
-        tiles = tiles.with_results(whitening=whitening)
-    return whitened_traces(tiles.with_results(drift=drift) if isinstance(drift, Drift) else tiles)
+        tiles = tiles.with_whitening(whitening)
+    return whitened_traces(tiles.with_drift(drift, settings) if isinstance(drift, Drift) else tiles)
 
 
 def _learned(
@@ -108,12 +108,12 @@ def _learned(
         store = stack.enter_context(run_store(tiles, None, fresh=True))
         engine = stack.enter_context(engine_for(tiles.recording, settings, resources, tiles.device))
         run = Run(engine, store, tiles.sampling_rate_hz)
-        tiles = tiles.with_results(whitening=whitening or run.do(LearnWhitening(settings, tiles)))
+        tiles = tiles.with_whitening(whitening or run.do(LearnWhitening(settings, tiles)))
         if not with_drift:
             return tiles
         waveforms = run.do(LearnWaveforms(settings, tiles))
         peaks = run.do(Detect(settings, tiles, waveforms, *layout(tiles, settings)))
-        return tiles.with_results(drift=run.do(EstimateDrift(settings, tiles, peaks)).drift)
+        return tiles.with_drift(run.do(EstimateDrift(settings, tiles, peaks)).drift, settings)
 
 
 def _check_whitening(tiles: Preprocessor, whitening: Whitening) -> None:

@@ -218,10 +218,11 @@ def run_store(
 
 def _preprocessed(tiles: Preprocessor, sorting: Sorting) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Whitened and drift-corrected traces, batch by batch: first sample and (time, channel)."""
-    device = (
-        tiles.device if gpus.visible(tiles.device) else "cpu"
-    )  # the workers of a client may have had a GPU that this process lacks
-    tiles = replace(tiles, device=device).with_results(whitening=sorting.whitening, drift=sorting.drift)
+    # The workers of a client may have had a GPU that this process lacks.
+    device = tiles.device if gpus.visible(tiles.device) else "cpu"
+    tiles = replace(tiles, device=device, whitening=sorting.whitening)
+    if sorting.drift is not None:
+        tiles = tiles.with_drift(sorting.drift, sorting.settings)
     for tile in tiles.tiling:
         traces, _ = tiles.whitened(tile)
         yield tile.start, traces[:, tiles.core(tile)].T.cpu().numpy()

@@ -253,7 +253,7 @@ probe = simulate.staggered_probe(64)
 def made_ready(traces):
     tiles = prepare(open_recording(traces, fs=30_000, probe=probe), settings)
     learn = LearnWhitening(settings, tiles)
-    return tiles.with_results(whitening=learn.combine([learn.task((tiles.tiling[1],), folder)], None))
+    return tiles.with_whitening(learn.combine([learn.task((tiles.tiling[1],), folder)], None))
 
 
 def moving():
