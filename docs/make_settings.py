@@ -86,8 +86,8 @@ TRIES = (
 )
 
 INTRODUCTIONS = {
-    "recording": "What is read, and how it is divided. The sampling rate and the number of channels are not settings: "
-    "they belong to the recording (`open_recording(…, fs=…, n_chan=…)`, `--fs` and `--n-chan`).",
+    "recording": "What is read, how it is divided, and how values are scaled. The sampling rate and the number of "
+    "channels are not settings: they belong to the recording (`open_recording(…, fs=…, n_chan=…)`, `--fs` and `--n-chan`).",
     "preprocessing": "Filter, common reference, and blanking of artifacts.",
     "whitening": "How channels are decorrelated.",
     "waveforms": "The universal waveforms, learned from isolated peaks on single channels.",
@@ -103,9 +103,9 @@ def page() -> str:
     """Return the page."""
     tries = _table(("setting", "try", "when"), TRIES)
     parts = [HEAD.format(tries=tries)]
-    for stage, group in groupby(fields(Settings), key=lambda spec: spec.metadata["stage"]):
-        table = _table(("setting", "default", "unit", "bounds", "meaning"), map(_row, group))
-        parts.append(f"## {stage.capitalize()}\n\n{INTRODUCTIONS[stage]}\n\n{table}\n")
+    for group, specs in groupby(fields(Settings), key=lambda spec: spec.metadata["group"]):
+        table = _table(("setting", "default", "unit", "bounds", "meaning"), map(_row, specs))
+        parts.append(f"## {group.capitalize()}\n\n{INTRODUCTIONS[group]}\n\n{table}\n")
     return "\n".join(parts)
 
 

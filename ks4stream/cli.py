@@ -31,6 +31,7 @@ from ks4stream.messages import warn
 from ks4stream.settings import Settings
 
 if TYPE_CHECKING:
+    from ks4stream.engine import Progress
     from ks4stream.io.places import Place
     from ks4stream.planning import Plan
     from ks4stream.recording import Recording
@@ -111,7 +112,7 @@ def _clean_stop(console: Console, ctx: click.Context) -> Iterator[None]:
 
 
 @contextmanager
-def _shown_progress() -> Iterator[Callable[[str, int, int], None]]:
+def _shown_progress() -> Iterator[Progress]:
     """Show progress on stderr; raises at the next report once a signal asked to stop."""
     from ks4stream.report.progress import shown_progress
 
@@ -220,7 +221,7 @@ def _setting_options(command: Command) -> Command:
             *_FLAGS.get(spec.name, dict.fromkeys([name, name.lower()])),
             spec.name,
             cls=_Option,
-            section=f"Settings: {spec.metadata['stage']}",
+            section=f"Settings: {spec.metadata['group']}",
             metavar=_KINDS[spec.metadata["kind"]][0],
             callback=_read_option,
             help=_setting_help(spec),
@@ -508,10 +509,7 @@ def _open(
     )
     rate = recording.sampling_rate_hz
     if fs is not None and not is_same_rate(fs, rate):
-        warn(
-            f"{recording.name} is read at {fs:g} Hz, as --fs says, not at the {rate:g} Hz of its metadata.",
-            Ks4StreamWarning,
-        )
+        warn(f"{recording.name} is read at {fs:g} Hz, as --fs says, not at the {rate:g} Hz of its metadata.")
         recording = replace(recording, sampling_rate_hz=fs)
     if recording.probe is None:
         raise ProbeError(

@@ -148,7 +148,7 @@ class Plan:
         if certain:
             raise MachineError(" ".join(certain))
         for shortfall in self.shortfalls:
-            warn(shortfall.text, MachineWarning, stacklevel=3)
+            warn(shortfall.text, MachineWarning)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain numbers, strings and lists, for JSON."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ks4stream.deploy import client_for
 from ks4stream.engine import gpus
 from ks4stream.errors import ProbeError, RecordingError, SettingsError
-from ks4stream.io.tile_cache import cached_while_held
+from ks4stream.io.recording_cache import cached_while_held
 from ks4stream.pipeline import find_peaks, layout
 from ks4stream.recording import Recording
 from ks4stream.resources import Resources
@@ -91,8 +91,8 @@ def preprocess(
     if whitening is None or drift == ESTIMATE:
         tiles = _learned(tiles, settings, resources, whitening, with_drift=drift == ESTIMATE)
     else:
-        tiles = tiles.with_results(whitening=whitening)
-    return whitened_traces(tiles.with_results(drift=drift) if isinstance(drift, Drift) else tiles)
+        tiles = tiles.with_whitening(whitening)
+    return whitened_traces(tiles.with_drift(drift, settings) if isinstance(drift, Drift) else tiles)
 
 
 def _learned(
@@ -100,11 +100,11 @@ def _learned(
 ) -> Preprocessor:
     """Estimate the whitening, unless given, and the drift, if requested."""
     with started(tiles, settings, resources, None) as run:
-        tiles = tiles.with_results(whitening=whitening or run.do(LearnWhitening(settings, tiles)))
+        tiles = tiles.with_whitening(whitening or run.do(LearnWhitening(settings, tiles)))
         if not with_drift:
             return tiles
         _, peaks = find_peaks(run, tiles, settings, *layout(tiles, settings))
-        return tiles.with_results(drift=run.do(EstimateDrift(settings, tiles, peaks)).drift)
+        return tiles.with_drift(run.do(EstimateDrift(settings, tiles, peaks)).drift, settings)
 
 
 def _check_whitening(tiles: Preprocessor, whitening: Whitening) -> None:

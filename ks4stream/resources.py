@@ -35,7 +35,7 @@ class Resources:
     cache_dir : path, optional
         Folder in which each machine that computes keeps a compressed copy of the recording. By default this is the
         temporary folder, for the duration of the sort, if the recording is in an object store; otherwise there is no
-        copy. With "off" the recording is fetched again in every pass. See :func:`ks4stream.io.tile_cache.cached`.
+        copy. With "off" the recording is fetched again in every pass. See :func:`ks4stream.io.recording_cache.cached`.
     cache_bytes : int, optional
         Disk space that the cache may use on each machine; by default half of what is free.
 

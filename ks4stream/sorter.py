@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from ks4stream.deploy import client_for, engine_for
 from ks4stream.engine import Engine, Progress, gpus, no_progress, one_thread
 from ks4stream.io.places import ObjectPath, Place, place
-from ks4stream.io.run_store import METHOD_VERSION, RunStore, open_store
+from ks4stream.io.recording_cache import cached, ending, forget
+from ks4stream.io.run_store import RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
-from ks4stream.io.tile_cache import cached, ending, forget
 from ks4stream.messages import recorded
+from ks4stream.method import METHOD_VERSION
 from ks4stream.pipeline import find_units
 from ks4stream.planning import plan
 from ks4stream.quality import check_traces
@@ -245,10 +246,11 @@ def run_store(
 
 def _preprocessed(tiles: Preprocessor, sorting: Sorting) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Whitened and drift-corrected traces, batch by batch: first sample and (time, channel)."""
-    device = (
-        tiles.device if gpus.visible(tiles.device) else "cpu"
-    )  # the workers of a client may have had a GPU that this process lacks
-    tiles = replace(tiles, device=device).with_results(whitening=sorting.whitening, drift=sorting.drift)
+    # The workers of a client may have had a GPU that this process lacks.
+    device = tiles.device if gpus.visible(tiles.device) else "cpu"
+    tiles = replace(tiles, device=device, whitening=sorting.whitening)
+    if sorting.drift is not None:
+        tiles = tiles.with_drift(sorting.drift, sorting.settings)
     for tile in tiles.tiling:
         traces, _ = tiles.whitened(tile)
         yield tile.start, traces[:, tiles.core(tile)].T.cpu().numpy()

@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
 WORDS = {
     "errors",
     "messages",
+    "method",
     "settings",
     "resources",
     "probe",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
+from ks4stream.errors import ProbeError, RecordingError
 from ks4stream.io import spikeglx
 from ks4stream.io.objects import read_metadata
 from ks4stream.io.prb import evaluate
@@ -270,9 +270,7 @@ def _warn_if_from_one(probe: Probe) -> Probe:
     if n > 1 and np.array_equal(np.sort(probe.chan_map), np.arange(1, n + 1)):
         warn(
             f"{probe.name}: the channel map of {n} contacts has the numbers 1 to {n}. Channels are counted from 0: if "
-            "yours are counted from 1, subtract 1. If you left out channel 0 of the file on purpose, ignore this.",
-            Ks4StreamWarning,
-            stacklevel=2,
+            "yours are counted from 1, subtract 1. If you left out channel 0 of the file on purpose, ignore this."
         )
     return probe
 
@@ -310,9 +308,7 @@ def _probeinterface_columns(probe: Any, first_shank: int, first_contact: int, na
     if channels is None:
         warn(
             f"{name} has no wiring (device_channel_indices): contact i is assumed to be channel i of the file. "
-            "If that is wrong, set the wiring with probeinterface.",
-            Ks4StreamWarning,
-            stacklevel=2,
+            "If that is wrong, set the wiring with probeinterface."
         )
         channels = first_contact + np.arange(len(positions_um))
     channels = np.asarray(channels)

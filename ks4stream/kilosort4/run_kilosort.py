@@ -18,8 +18,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.deploy import client_for, forget_on_workers
 from ks4stream.io.kilosort_ops import TENSORS, ops_from_sorting, spike_table
+from ks4stream.io.recording_cache import cached, ending
 from ks4stream.io.results_folder import ResultsFolder
-from ks4stream.io.tile_cache import cached, ending
 from ks4stream.kilosort4.arguments import (
     PathLike,
     files_of,

@@ -78,7 +78,6 @@ def announce(results: ResultsFolder) -> None:
             f"ks4stream wrote ({_some(somebodys)}). They will be moved into a numbered folder beside it when new "
             "results are written; if the new results are the same, nothing is touched.",
             CurationWarning,
-            stacklevel=3,
         )
 
 
@@ -220,10 +219,9 @@ def finish(
                 f"{_some(sorted(kept))} in {home} were changed since they were written, and stay as they are. To have "
                 "them written again, move them away.",
                 CurationWarning,
-                stacklevel=3,
             )
     for aside in moved:
-        warn(f"Earlier results or edits in {home} were moved to {aside}.", CurationWarning, stacklevel=3)
+        warn(f"Earlier results or edits in {home} were moved to {aside}.", CurationWarning)
     _log.info(
         "%d units (%d good), %d spikes (%d kept) written to %s in %.1f s",
         sorting.n_units,
