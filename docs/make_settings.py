@@ -87,7 +87,8 @@ TRIES = (
 
 INTRODUCTIONS = {
     "recording": "What is read, how it is divided, and how values are scaled. The sampling rate and the number of "
-    "channels are not settings: they belong to the recording (`open_recording(…, fs=…, n_chan=…)`, `--fs` and `--n-chan`).",
+    "channels are not settings: they belong to the recording (`open_recording(…, fs=…, n_chan=…)`, `--fs` and "
+    "`--n-chan`).",
     "preprocessing": "Filter, common reference, and blanking of artifacts.",
     "whitening": "How channels are decorrelated.",
     "waveforms": "The universal waveforms, learned from isolated peaks on single channels.",
