@@ -117,7 +117,7 @@ class Recording:
     source : Source
         Where the samples come from.
     sampling_rate_hz : float
-        Samples per second.
+        In Hz.
     probe : Probe or None
         The contacts of the channels to be sorted; None if they are not (yet) known.
     gain_uv, offset_uv : float or None
@@ -125,7 +125,7 @@ class Recording:
     name : str
         For messages and logs.
     files : tuple of str
-        The files that hold the samples, in order of time; empty for arrays in memory.
+        Files with the samples, in order of time; empty for arrays in memory.
 
     Raises
     ------

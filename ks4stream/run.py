@@ -19,7 +19,8 @@ from ks4stream.errors import DamagedFileError
 from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.places import place, remove
 from ks4stream.io.records import key_of
-from ks4stream.io.run_store import METHOD_VERSION, Checkpointed, RunStore
+from ks4stream.io.run_store import Checkpointed, RunStore
+from ks4stream.method import METHOD_VERSION
 from ks4stream.stages.base import Block, Item, Part, Result, Stage, Step
 
 logger = logging.getLogger("ks4stream")

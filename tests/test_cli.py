@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 from clusters import users_cluster
 
 from ks4stream import cli, sorter
+from ks4stream.engine import Progress
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning
 from ks4stream.settings import Settings
 
@@ -134,7 +135,7 @@ class Interrupts:
 def test_ctrl_c_in_a_destructor_is_not_lost(tetrode_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
 
-    def sort(recording: Any, settings: Any, *, progress: Callable[[str, int, int], None], **_: Any) -> Any:
+    def sort(recording: Any, settings: Any, *, progress: Progress, **_: Any) -> Any:
         del recording
         Interrupts()
         told.append("went on")

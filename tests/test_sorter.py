@@ -24,10 +24,10 @@ from ks4stream.engine.cluster import local_client
 from ks4stream.errors import BadChannelWarning, FewSpikesWarning, Ks4StreamWarning, SettingsError
 from ks4stream.io.recordings import open_recording
 from ks4stream.io.records import key_of
-from ks4stream.io.run_store import METHOD_VERSION
 from ks4stream.io.store import load_sorting
 from ks4stream.kernels import detection, graph, matching
 from ks4stream.kernels.memory import in_chunks
+from ks4stream.method import METHOD_VERSION
 from ks4stream.planning import plan
 from ks4stream.preprocessed import preprocess
 from ks4stream.probe import Probe

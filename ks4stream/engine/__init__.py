@@ -1,4 +1,4 @@
-"""Where work runs: a plain loop, or a Dask cluster. The only room that knows ``distributed``.
+"""Where work runs: a plain loop, or a Dask cluster. The only layer that knows ``distributed``.
 
 An :class:`Engine` has one verb for work, ``map(function, items)``: the results of a picklable callable over small
 items, in the items' order. Callers never learn where, or in which order, they were computed.

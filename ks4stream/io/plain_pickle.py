@@ -29,20 +29,6 @@ MAX_BYTES = 1 << 31
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _TYPES = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c(8|16)|[SU]\d+|O8?)")
-_DAMAGED = (
-    pickle.UnpicklingError,
-    EOFError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    TypeError,
-    ValueError,
-    OverflowError,
-    RecursionError,
-    MemoryError,
-    ImportError,
-)
-"""What unpickling raises if a file was not written by ``pickle``."""
 
 
 def load_object(path: str | os.PathLike[str]) -> Any:
@@ -67,18 +53,14 @@ def load_object(path: str | os.PathLike[str]) -> Any:
     """
     path = Path(path)
     try:
-        n_bytes = path.stat().st_size
-        if n_bytes > MAX_BYTES:
-            raise ResultsError(f"{path} has {n_bytes} bytes; files over {MAX_BYTES} bytes are not read.")
-        content = io.BytesIO(path.read_bytes())
+        with path.open("rb") as file:
+            content = io.BytesIO(file.read(MAX_BYTES + 1))
     except FileNotFoundError as error:
         raise ResultsError(f"There is no file {path}.") from error
     except OSError as error:
-        raise (
-            error
-            if isinstance(error, ResultsError)
-            else ResultsError(f"{path} cannot be read: {error.strerror or error}.")
-        ) from error
+        raise ResultsError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if content.getbuffer().nbytes > MAX_BYTES:
+        raise ResultsError(f"{path} has more than {MAX_BYTES} bytes, and is not read.")
     try:
         shape, _, dtype = _HEADERS[npy.read_magic(content)](content)
         if not dtype.hasobject or math.prod(shape) != 1:
@@ -91,7 +73,7 @@ def load_object(path: str | os.PathLike[str]) -> Any:
             f"{path} holds a {error}, which is not read, as reading it could run any program. Only arrays, numbers, "
             "strings, paths and collections of these are read."
         ) from error
-    except _DAMAGED as error:
+    except Exception as error:  # of many types, if the file was not written by pickle
         raise ResultsError(f"{path} cannot be read as a pickle: {error or type(error).__name__}.") from error
 
 
@@ -108,7 +90,7 @@ class _PlainUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Look up one of our functions by the name of what it stands for."""
         try:
-            return _KNOWN[_without_private(module), name]
+            return _KNOWN[_current(module), name]
         except KeyError:
             raise _UnknownClassError(f"{module}.{name}") from None
 
@@ -121,9 +103,11 @@ class _PlainUnpickler(pickle._Unpickler):
         raise _UnknownClassError(f"registered class number {code}")
 
 
-def _without_private(module: str) -> str:
-    """The name of a module in all versions of NumPy and Python: ``numpy._core`` was ``numpy.core``."""
-    return module.replace("numpy._core.", "numpy.core.").replace("pathlib._local", "pathlib")
+def _current(module: str) -> str:
+    """A module by one of its names in all versions of Python and NumPy."""
+    for other, name in (("numpy._core", "numpy.core"), ("pathlib._local", "pathlib"), ("__builtin__", "builtins")):
+        module = module.replace(other, name)
+    return module
 
 
 class _Stand:
@@ -250,6 +234,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("builtins", "set"): _collection(set),
     ("builtins", "frozenset"): _collection(frozenset),
     ("builtins", "complex"): _Stand(_complex),
+    ("builtins", "bytes"): _Stand(lambda: b""),  # others are encoded text, in old pickles
     ("builtins", "bytearray"): _Stand(lambda content=b"": bytearray(_checked_bytes(content))),
     ("collections", "OrderedDict"): _Stand(lambda: {}),
     **{("pathlib", name): _path(PurePosixPath) for name in ("PosixPath", "PurePosixPath")},

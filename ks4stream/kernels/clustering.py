@@ -216,7 +216,7 @@ def cluster_region(
         ``cluster_neighbors``, ``cluster_downsampling``, ``max_cluster_subset``, ``cluster_init_seed`` and
         ``ccg_threshold`` of the settings.
     min_spikes : int
-        Fewer spikes are one cluster (section 5).
+        Fewer spikes are one cluster (section 6).
     min_landmarks : int
         Minimum number of landmarks, if there are as many spikes.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -426,16 +426,32 @@ class BinaryFiltered(BinaryRWFile):
             rows = drift.shift_um[:0] if ibatch is None else drift.shift_um[ibatch : ibatch + 1]
             drift = replace(drift, shift_um=rows) if len(rows) else None
         tiling = Tiling(0, len(samples), size=len(samples), halo=tiles.tiling.halo, n_tiles=1)
-        values = {name: getattr(tiles.settings, name) for name in ("artifact_threshold", "do_CAR", "invert_sign")}
-        highpass_cutoff = tiles.settings.highpass_cutoff
         tiles = replace(
             tiles,
             recording=replace(tiles.recording, source=ArraySource(samples)),
             tiling=tiling,
-            settings=Settings(**values, highpass_cutoff=highpass_cutoff, sig_interp=tiles.settings.sig_interp),
+            settings=_changed(tiles.settings, scale=None, shift=None),
             drift=drift,
         )
         return _traces(tiles, tiling[0])[:, tiles.core(tiling[0])]
+
+    def cores(self, ops: Mapping[str, Any] | None = None) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Traces of all batches, one after the other.
+
+        Parameters
+        ----------
+        ops : mapping, optional
+            As for :meth:`padded_batch_to_torch`.
+
+        Yields
+        ------
+        start : int
+            First sample, counted from the file's first.
+        traces : ndarray of float32, shape (time, n_channels)
+        """
+        tiles = self._with(ops, False)
+        for tile in tiles.tiling:
+            yield tile.start, _traces(tiles, tile)[:, tiles.core(tile)].T.cpu().numpy()
 
     def _with(self, ops: Mapping[str, Any] | None, skip_preproc: bool) -> Preprocessor:
         """The tiles, with the drift if an ``ops`` says where contacts are."""
@@ -444,9 +460,7 @@ class BinaryFiltered(BinaryRWFile):
             tiles = tiles.moving(self.dshift, ops)
         if not skip_preproc:
             return tiles
-        unfiltered = {name: getattr(tiles.settings, name) for name in tiles.settings.__dict__}
-        settings = Settings(**unfiltered | {"highpass_cutoff": 0.0})
-        tiles = replace(tiles, settings=settings, whitening=None, drift=None)
+        tiles = replace(tiles, settings=_changed(tiles.settings, highpass_cutoff=0.0), whitening=None, drift=None)
         return replace(tiles, impulse=None) if isinstance(tiles, _OfArguments) else tiles
 
 
@@ -468,12 +482,11 @@ class _OfArguments(Preprocessor):
     def moving(self, shift_um: NDArray[np.float32], ops: Mapping[str, Any]) -> _OfArguments:
         """The same for contacts at the positions of an ``ops``, with a drift."""
         known = dict(ops) | {"dshift": shift_um}
-        drift, settings = drift_of(known), vars(self.settings) | {"sig_interp": float(ops.get("sig_interp", 20.0))}
         return replace(
             self,
             recording=self.recording.with_probe(probe_of(known)),
-            settings=Settings(**settings),
-            drift=drift,
+            settings=_changed(self.settings, sig_interp=float(ops.get("sig_interp", Settings().sig_interp))),
+            drift=drift_of(known),
             has_positions=True,
         )
 
@@ -508,6 +521,12 @@ def _opened(
         if not source:
             raise RecordingError("Nothing to read: give filename or file_object.")
     return open_recording(source, n_chan=n_chan, fs=fs, dtype=dtype)
+
+
+def _changed(settings: Settings, **changes: Any) -> Settings:
+    """A part of the settings with some values changed, as settings; batches are those of the tiling."""
+    values = {name: value for name, value in vars(settings).items() if name != "batch_size"}
+    return Settings(**values | changes)
 
 
 def _traces(tiles: Preprocessor, tile: Tile) -> torch.Tensor:

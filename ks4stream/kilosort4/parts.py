@@ -30,9 +30,9 @@ from ks4stream.errors import OpsError
 from ks4stream.io.kilosort_ops import channels_of_templates, dtype_name, highpass_impulse, ops_from_sorting
 from ks4stream.io.objects import is_remote
 from ks4stream.io.probes import load_probe
+from ks4stream.io.recording_cache import cached
 from ks4stream.io.results_folder import PREPROCESSED_COPY, ResultsFolder
 from ks4stream.io.run_store import open_store
-from ks4stream.io.tile_cache import cached
 from ks4stream.kernels import merging, templates
 from ks4stream.kilosort4.arguments import (
     PathLike,

@@ -78,7 +78,6 @@ def announce(results: ResultsFolder) -> None:
             f"ks4stream wrote ({_some(somebodys)}). They will be moved into a numbered folder beside it when new "
             "results are written; if the new results are the same, nothing is touched.",
             CurationWarning,
-            stacklevel=3,
         )
 
 
@@ -112,7 +111,7 @@ def written_early(target: Path, files: Collection[str] = ()) -> Iterator[Path]:
 
 def _warn_of_moved(home: Place, moved: list[Place]) -> None:
     for aside in moved:
-        warn(f"Earlier results or edits in {home} were moved to {aside}.", CurationWarning, stacklevel=4)
+        warn(f"Earlier results or edits in {home} were moved to {aside}.", CurationWarning)
 
 
 @dataclass
@@ -251,7 +250,6 @@ def finish(
                 f"{_some(sorted(kept))} in {home} were changed since they were written, and stay as they are. To have "
                 "them written again, move them away.",
                 CurationWarning,
-                stacklevel=3,
             )
     _warn_of_moved(home, moved)
     _log.info(

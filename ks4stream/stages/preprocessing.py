@@ -61,7 +61,7 @@ class Preprocessor(Portable):
         With a probe.
     tiling : Tiling
     settings : Settings
-        Those in `reads`.
+        Those in `reads`; if drift is corrected, those in `reads_if_moved` too.
     dead : ndarray of int64
         Sorted channels without signal: they are left out of reference and whitening.
     whitening, drift : Whitening, Drift or None
@@ -70,7 +70,8 @@ class Preprocessor(Portable):
         Where kernels run: "cpu", "cuda".
     """
 
-    reads: ClassVar[tuple[str, ...]] = ("recording", "preprocessing", "sig_interp")
+    reads: ClassVar[tuple[str, ...]] = ("recording", "preprocessing")
+    reads_if_moved: ClassVar[tuple[str, ...]] = ("sig_interp",)
 
     recording: Recording
     tiling: Tiling
@@ -81,11 +82,16 @@ class Preprocessor(Portable):
     drift: Drift | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "settings", self.settings.part(*self.reads))
+        reads = self.reads if self.drift is None else self.reads + self.reads_if_moved
+        object.__setattr__(self, "settings", self.settings.part(*reads))
 
-    def with_results(self, **results: Whitening | Drift | None) -> Preprocessor:
-        """Return a copy with a whitening or a drift."""
-        return replace(self, **results)  # type: ignore[arg-type]
+    def with_whitening(self, whitening: Whitening) -> Preprocessor:
+        """Return a copy that whitens."""
+        return replace(self, whitening=whitening)
+
+    def with_drift(self, drift: Drift, settings: Settings) -> Preprocessor:
+        """Return a copy that corrects the drift, for which it reads more of the settings."""
+        return replace(self, drift=drift, settings=settings)
 
     @property
     def sampling_rate_hz(self) -> float:
@@ -169,12 +175,6 @@ class Preprocessor(Portable):
         if self.drift is not None and bool(np.any(self.drift.shift_um[tile.index])):
             matrix = self._drift_matrix(self.drift.shift_um[tile.index]) @ matrix
         return matrix @ traces, blank
-
-    def whitened_cores(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Whitened traces of all batches: first sample of each, and its core (time, channel)."""
-        for tile in self.tiling:
-            traces, _ = self.whitened(tile)
-            yield tile.start, traces[:, self.core(tile)].T.cpu().numpy()
 
     def away_from_edges(self, tile: Tile, sample: Tensor, blank: Tensor, distance: int) -> Tensor:
         """Which samples (n,) are at least `distance` from the ends of the crop and from blanked samples (t,)."""
@@ -275,6 +275,5 @@ def dead_channels(recording: Recording, probe: Probe, dead_in_file: list[int]) -
         warn(
             f"{recording.name}: channels {probe.chan_map[dead].tolist()} of the file have no signal and are left out.",
             BadChannelWarning,
-            stacklevel=2,
         )
     return dead

@@ -16,12 +16,13 @@ from clusters import users_cluster
 from distributed import Client
 from seen_gpus import see_gpus
 
-from ks4stream import kilosort, simulate, sorter
+from ks4stream import simulate, sorter
 from ks4stream.deploy import client_for
 from ks4stream.engine import workers
 from ks4stream.engine.cluster import Cluster, active_client, connected, local_client
 from ks4stream.errors import LostWorkerError, MachineWarning, WorkerError
 from ks4stream.io.recordings import open_recording
+from ks4stream.kilosort4 import run_kilosort
 from ks4stream.preprocessed import preprocess
 from ks4stream.recording import Recording
 from ks4stream.resources import Resources
@@ -114,12 +115,13 @@ def test_run_kilosort_tidies_up_where_the_active_client_computed(
     active: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
-    monkeypatch.setattr(kilosort, "ending", lambda *_: ["a cache"])
-    monkeypatch.setattr(kilosort, "forget_on_workers", lambda client, caches: asked.append(client))
-    monkeypatch.setattr(kilosort._Job, "run", lambda *_: None)
+    module = sys.modules[run_kilosort.__module__]  # the package's attribute of that name is the function
+    monkeypatch.setattr(module, "ending", lambda *_: ["a cache"])
+    monkeypatch.setattr(module, "forget_on_workers", lambda client, caches: asked.append(client))
+    monkeypatch.setattr(module._Job, "run", lambda *_: None)
     (tmp_path / "a.bin").write_bytes(bytes(8 * 1000))
     for options in ({}, {"torch_thread_lim": 1}):
-        kilosort.run_kilosort({"n_chan_bin": 4}, probe=simulate.linear_probe(4), filename=tmp_path / "a.bin", **options)
+        run_kilosort({"n_chan_bin": 4}, probe=simulate.linear_probe(4), filename=tmp_path / "a.bin", **options)
     assert asked == [active]
 
 

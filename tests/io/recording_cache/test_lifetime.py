@@ -17,8 +17,8 @@ import pytest
 from far_source import N_PIECES, SAMPLES, FarSource, pieces_in, recording_of
 
 from ks4stream.errors import Ks4StreamWarning, ResultsError
+from ks4stream.io.recording_cache import cached, cached_while_held, ending
 from ks4stream.io.sources import ArraySource, BinarySource, ConcatenatedSource
-from ks4stream.io.tile_cache import cached, cached_while_held, ending
 
 
 def test_by_default_what_is_far_is_kept_while_it_is_sorted(temporary: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_sort_that_was_killed_does_not_count_as_a_user(temporary: Path) -> Non
 import os, sys
 sys.path.insert(0, {str(Path(far_source.__file__).parent)!r})
 from far_source import FarSource, recording_of
-from ks4stream.io.tile_cache import cached, lifetime
+from ks4stream.io.recording_cache import cached, lifetime
 lifetime.PIECE_BYTES = 1
 with cached(recording_of(FarSource())) as found:
     found.read(0, 100)
@@ -142,7 +142,7 @@ def test_what_is_held_until_the_end_of_a_program_is_removed_then(temporary: Path
     code = """
 import numpy as np
 from ks4stream.io.sources import ArraySource
-from ks4stream.io.tile_cache import cached_while_held
+from ks4stream.io.recording_cache import cached_while_held
 from ks4stream.recording import Recording
 class Far(ArraySource):
     path = "s3://far/away"

@@ -114,7 +114,7 @@ def test_a_disk_that_refuses_does_no_harm(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ks4stream.io.tile_cache.source.atomic_write", full)
+    monkeypatch.setattr("ks4stream.io.recording_cache.source.atomic_write", full)
     np.testing.assert_array_equal(cache(FarSource(), tmp_path).read(0, 1000), SAMPLES)
     (tmp_path / "a file").touch()
     np.testing.assert_array_equal(cache(FarSource(), tmp_path / "a file").read(0, 1000), SAMPLES)

@@ -13,7 +13,7 @@ import pytest
 from far_source import N_PIECES, SAMPLES, FarSource, pieces_in, recording_of
 
 from ks4stream.errors import Ks4StreamWarning
-from ks4stream.io.tile_cache import cached, folders
+from ks4stream.io.recording_cache import cached, folders
 
 
 def test_stale_caches_are_removed_by_the_next_sort(temporary: Path) -> None:
