@@ -62,9 +62,11 @@ class Waveforms(Checked):
 
 @dataclass(frozen=True, eq=False)
 class Drift(Checked):
-    """Displacement of the brain along the probe (section 4)."""
+    """How traces are moved along the probe to correct drift (section 4); the tissue moved the other way."""
 
-    shift_um: Array = _array(("b", "g"), "float32", "µm", "positive: larger depth")
+    shift_um: Array = _array(
+        ("b", "g"), "float32", "µm", "correction of each batch; positive: traces move to larger depth"
+    )
     centre_um: Array = _array(("g",), "float32", "µm", "depth of the segment centres (yblk)")
 
 

@@ -1,4 +1,4 @@
-"""Drift: the displacement of the tissue, batch by batch (section 4)."""
+"""Drift: how far the traces of each batch are moved, to undo the tissue's displacement (section 4)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class DriftEstimator(Protocol):
         ...
 
     def estimate(self) -> Drift:
-        """The shift of each batch at each segment of the probe."""
+        """The correction of each batch at each segment of the probe: the negative of the tissue's displacement."""
         ...
 
     @staticmethod
