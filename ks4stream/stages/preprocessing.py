@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ks4stream import geometry
 from ks4stream.blocks import Tile, Tiling
-from ks4stream.errors import BadChannelWarning, ProbeError, RecordingError
+from ks4stream.errors import BadChannelWarning, ProbeError, RecordingError, SettingsError
 from ks4stream.kernels import drift as drift_kernels
 from ks4stream.kernels import preprocessing as kernels
 from ks4stream.messages import hand_on, listeners, warn
@@ -38,8 +38,15 @@ def tiling_of(recording: Recording, settings: Settings) -> Tiling:
     ------
     RecordingError
         If there are fewer samples to sort than one waveform has.
+    SettingsError
+        If the filter's cutoff is not below half the sampling rate.
     """
     rate = recording.sampling_rate_hz
+    if settings.highpass_cutoff >= rate / 2:
+        raise SettingsError(
+            f"highpass_cutoff={settings.highpass_cutoff:g} Hz must be below half the sampling rate of "
+            f"{recording.name}, {rate / 2:g} Hz. Lower it, or correct the sampling rate (fs)."
+        )
     reach = kernels.highpass_reach(sampling_rate_hz=rate, cutoff_hz=settings.highpass_cutoff)
     artifact = artifact_margin(rate) + settings.nt
     halo = reach + max(settings.nt // 2 + MATCHING_REACH_WAVEFORMS * settings.nt, artifact)
