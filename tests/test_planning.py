@@ -14,16 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clusters import users_cluster
 from numpy.typing import NDArray
 from seen_gpus import see_gpus
 
 import ks4stream
 from ks4stream import Settings, plan, planning, simulate, sort
 from ks4stream.engine import Loop
-from ks4stream.errors import MachineError, MachineWarning, ProbeError
+from ks4stream.errors import MachineError, MachineWarning, ProbeError, SettingsError
 from ks4stream.io.probes import load_probe
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
+from ks4stream.resources import Resources
 from ks4stream.stages import needs
 from ks4stream.stages.preprocessing import tiling_of
 from ks4stream.stages.units import min_unit_spikes
@@ -160,6 +162,23 @@ def test_the_gpu_of_this_machine_with_least_free_counts(monkeypatch: pytest.Monk
     assert (found.gpu_memory_bytes, found.workers_per_gpu) == (40 * GB, 2)
     assert plan(recording_of(), n_workers=3, device="cuda:0").workers_per_gpu == 3
     assert plan(recording_of(), n_workers=3, device="cpu").gpu_memory_bytes is None
+
+
+def test_a_plan_takes_what_a_sort_takes():
+    recording = recording_of()
+    assert plan(recording, workers=3).to_dict() == plan(recording, n_workers=3).to_dict()
+    assert plan(recording, resources=Resources(workers=3, block_batches=7)).batches_per_task == 7
+    here = plan(recording, client="loop")
+    assert (here.n_workers, here.worker_memory_bytes) == (1, here.memory_bytes)
+    with pytest.raises(SettingsError, match="Did you mean 'block_batches'"):
+        plan(recording, block_batch=1)
+
+
+@pytest.mark.slow
+def test_a_plan_for_a_client_asks_its_workers():
+    with users_cluster(3) as client:
+        for given in (client, client.scheduler.address):
+            assert plan(recording_of(), client=given).n_workers == 3
 
 
 def test_what_a_gpu_fetches_from_lies_in_memory_beside_the_tile():

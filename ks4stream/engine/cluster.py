@@ -36,7 +36,9 @@ from distributed import (
     default_client,
     get_worker,
 )
+from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.core import CommClosedError
+from distributed.comm.registry import get_backend
 from distributed.deploy.subprocess import SubprocessWorker
 from distributed.system import MEMORY_LIMIT
 
@@ -113,10 +115,10 @@ class Cluster:
     @property
     def worker_memory_bytes(self) -> float:
         """Per thread, the smallest worker's limit, or else its share of this machine's memory; infinite if unknown."""
-        workers = self._all_workers()
-        are_here = all(address.startswith(("inproc://", "tcp://127.0.0.1:")) for address in workers)
-        share = MEMORY_LIMIT / max(len(workers), 1) if are_here else math.inf
-        limits = [float(worker["memory_limit"] or share) / worker["nthreads"] for worker in workers.values()]
+        found = self._all_workers()
+        are_here = all(address.startswith(("inproc://", "tcp://127.0.0.1:")) for address in found)
+        share = MEMORY_LIMIT / max(len(found), 1) if are_here else math.inf
+        limits = [float(worker["memory_limit"] or share) / worker["nthreads"] for worker in found.values()]
         return min(limits, default=math.inf)
 
     @property
@@ -342,7 +344,7 @@ class _Tasks:
                 self._ended.thread_condition.wait(timeout=0.1)
         return list(self._ended.next_batch(block=False))
 
-    def look_for_slow_ones(self, workers: Mapping[str, Mapping[str, Any]], total: int) -> None:
+    def look_for_slow_ones(self, present: Mapping[str, Mapping[str, Any]], total: int) -> None:
         """Warn of tasks that run much longer than others of this stage took, in proportion to their work.
 
         Of the tasks sent to it, a worker runs those sent first, one in each of its threads. A task counts as running
@@ -353,7 +355,7 @@ class _Tasks:
         now, in_flight = _clock(), {future.key: task for future, task in self._index.items()}
         ask: dict[str, list[Any]] = {}
         for address, keys in self._client.processing().items():
-            n_threads = 1 if self._alone else workers.get(address, {}).get("nthreads", 1)
+            n_threads = 1 if self._alone else present.get(address, {}).get("nthreads", 1)
             first = sorted((key for key in keys if key in in_flight), key=lambda key: in_flight[key].sent)[:n_threads]
             asked = [key for key in first if self._is_slow(in_flight[key], address, key, usual, now)]
             if asked:
@@ -545,6 +547,7 @@ def connected(address: str) -> Iterator[Client]:
         If no scheduler answers there.
     """
     try:
+        _check_address(address)
         client = Client(address, set_as_default=False)  # otherwise another sort would take it for its caller's
     except (OSError, ValueError, TypeError) as error:  # TypeError: tls:// without certificates
         raise LostWorkerError(
@@ -553,6 +556,20 @@ def connected(address: str) -> Iterator[Client]:
         ) from error
     with client:
         yield client
+
+
+def _check_address(address: str) -> None:
+    """Check what a client would only find out after it has started threads, which then keep the program from ending.
+
+    Raises
+    ------
+    ValueError
+        If Dask does not know the protocol, or the port is missing.
+    """
+    scheme, location = parse_address(address)
+    get_backend(scheme)
+    if scheme in ("tcp", "tls"):
+        parse_host_port(location)
 
 
 class Share(NamedTuple):
@@ -572,7 +589,7 @@ class Share(NamedTuple):
 
 @contextmanager
 def local_client(
-    *, n_workers: int | None = None, processes: bool | None = None, device: str = "cuda"
+    *, n_workers: int | None = None, processes: bool | None = None, device: str = "cpu"
 ) -> Iterator[Client]:
     """A cluster on this machine for the duration of one sort.
 
@@ -613,7 +630,7 @@ def local_client(
         yield client
 
 
-def local_workers(device: str = "cuda", *, sharing: Share | None = None) -> int:
+def local_workers(device: str = "cpu", *, sharing: Share | None = None) -> int:
     """Number of workers for a sort on this machine.
 
     Parameters
