@@ -38,7 +38,7 @@ class Run:
         Batches per task; None chooses.
     progress : callable
     seconds : dict of float
-        Wall time by step.
+        Wall time by step, of all its passes together; the log has each pass.
     """
 
     engine: Engine
@@ -101,6 +101,7 @@ class Run:
     def _timed(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        spent_s = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + spent_s
         give_back_memory()
-        logger.info("%s: %.2f s", name, self.seconds[name])
+        logger.info("%s: %.2f s", name, spent_s)
