@@ -30,6 +30,7 @@ from ks4stream.stages.detection import Detect
 from ks4stream.stages.matching import Match
 from ks4stream.stages.needs import CUDA_BYTES, Load, Needs
 from ks4stream.stages.preprocessing import tiling_of
+from ks4stream.stages.waveforms import LearnWaveforms
 
 CLIENT_BYTES = 600 << 20  # the calling process, with Zarr, xarray and Matplotlib and what plots take
 RESULT_COPIES = 2  # of the features among the results: Phy's and those of sorting.zarr
@@ -71,14 +72,17 @@ class Plan:
         Numbers that follow from the assumed rate.
     n_passes : int
         Passes over the recording, at most: with drift correction, detection runs twice.
+    n_rare_passes : int
+        Further passes, at most, to learn waveforms if clean spikes are rare (fewer than a thousand in a sample of the
+        batches). Tasks and bytes read are without these.
     stages : tuple of Needs
         Needs of the stages that have tasks; each task's process needs :data:`PYTHON_BYTES` in addition.
     n_tasks : int
-        Number of tasks in all passes together, at most.
+        Number of tasks in all passes together.
     fetch_bytes : int
         Bytes of the recording, if each sample is fetched once.
     read_bytes : int
-        Bytes read in all passes together, at most.
+        Bytes read in all passes together.
     client_bytes : int
         Memory of the calling process.
     scratch_bytes, results_bytes : int
@@ -105,6 +109,7 @@ class Plan:
     n_spikes: int
     n_templates: int
     n_passes: int
+    n_rare_passes: int
     stages: tuple[Needs, ...]
     n_tasks: int
     fetch_bytes: int
@@ -160,13 +165,14 @@ class Plan:
             )
         }
         gpu, sharing = max(stage.gpu_bytes for stage in self.stages), self.workers_per_gpu
+        rare = f" ({self.n_rare_passes} more if clean spikes are rare)" * (self.n_rare_passes > 0)
         each = f" for each of {sharing} workers that share it" * (sharing > 1)
         return [
             ("recording", f"{hours} h {rest // 60:02d} min {rest % 60:02d} s, {self.n_channels} channels to sort"),
             (
                 "batches",
                 f"{self.n_batches}, {self.batches_per_task} per task; {self.n_tasks} tasks on "
-                f"{self.n_workers} worker{'s' * (self.n_workers != 1)}, in up to {self.n_passes} passes",
+                f"{self.n_workers} worker{'s' * (self.n_workers != 1)}, in up to {self.n_passes} passes{rare}",
             ),
             ("probe", f"{self.n_centres} template centres, {self.n_regions} regions"),
             (
@@ -306,6 +312,7 @@ def _plan(load: Load, n_workers: int, **available: Any) -> Plan:
         n_spikes=load.n_spikes,
         n_templates=load.n_templates,
         n_passes=load.detections + 1,
+        n_rare_passes=LearnWaveforms.rare_passes(load),
         stages=tuple(need for need in needs if need.n_tasks),
         n_tasks=n_tasks,
         fetch_bytes=sample_bytes * n_batches * load.tiling.size,

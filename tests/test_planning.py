@@ -75,6 +75,19 @@ def test_what_it_says_of_an_hour():
     assert found.n_tasks == sum(tasks.values()) + tasks["waveforms"] + tasks["detection"]  # drift: once more
 
 
+def test_passes_for_rare_spikes_are_said_apart():
+    found = plan(recording_of(), **ROOMY)
+    assert found.n_rare_passes == 10, "five thresholds in each of two detections"
+    assert "in up to 3 passes (10 more if clean spikes are rare)" in str(found)
+    assert plan(recording_of(), Settings(nblocks=0, Th_single_ch=5), **ROOMY).n_rare_passes == 3
+    assert plan(recording_of(hours=0.01), Settings(nblocks=0), **ROOMY).n_rare_passes == 4, (
+        "the first is on all batches"
+    )
+    shipped = plan(recording_of(), Settings(templates_from_data=False), **ROOMY)
+    assert shipped.n_rare_passes == 0 and "rare" not in str(shipped)
+    assert "waveforms" not in {stage.name for stage in shipped.stages}
+
+
 def test_a_crop_and_no_drift_are_less():
     whole, part = plan(recording_of(), **ROOMY), plan(recording_of(), Settings(tmax=600, nblocks=0), **ROOMY)
     assert part.duration_s == 600 and part.n_passes == 2
