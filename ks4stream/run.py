@@ -72,7 +72,7 @@ class Run:
             logger.info("%s: %d of %d tasks were already finished", stage.name, len(known), len(items))
         missing = [item for index, item in enumerate(items) if index not in known]
         task = Checkpointed(partial(stage.task, folder=store.folder), store)
-        fresh = self.engine.map(task, missing, stage=stage.name, priority=stage.work(missing))
+        fresh = self.engine.map(task, missing, stage=stage.name, work=stage.work(missing))
         for index in range(len(items)):
             yield known.pop(index) if index in known else next(fresh)
         yield from fresh  # yields nothing more, but runs the generator to its end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -228,6 +229,7 @@ def provenance_of(tiles: Preprocessor) -> Provenance:
         recording=recording.name,
         recording_digest=recording.digest(),
         digest_is_exact=recording.source.digest_is_exact,
+        python=platform.python_version(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -320,6 +321,7 @@ def test_a_stored_sorting_says_how_to_make_it_again(case: Case, tmp_path: Path) 
         recording="rec.bin",
         recording_digest=recording.digest(),
         digest_is_exact=True,
+        python=platform.python_version(),
     )
     assert found.flat_files == (FlatFile(str(tmp_path / "rec.bin"), ">i2", 0, 60_000, 10),)
     assert found.tiling == tiling_of(recording, settings) and found.tiling.start == 6300

@@ -136,11 +136,11 @@ class Cluster:
         return sorted(address for address, answer in answers.items() if isinstance(answer, list) and answer)
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, priority: Sequence[float] = ()
+        self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, work: Sequence[float] = ()
     ) -> Iterator[Result]:
         """Yield ``function(item)`` for every item, in order; see :class:`~ks4stream.engine.base.Engine`.
 
-        Results that arrive early are held until their turn. Without priorities, items start in order, and no more
+        Results that arrive early are held until their turn. Without `work`, items start in order, and no more
         results are held than tasks are in flight.
 
         Raises
@@ -149,7 +149,7 @@ class Cluster:
             If workers die repeatedly, or the scheduler is lost.
         """
         try:
-            yield from self._map(function, items, stage, priority)
+            yield from self._map(function, items, stage, work)
         except (OSError, RuntimeError, CancelledError) as error:
             if isinstance(error, Ks4StreamError) or self._has_scheduler():  # raised by a task
                 raise
@@ -159,7 +159,7 @@ class Cluster:
             ) from error
 
     def _map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], stage: str, priority: Sequence[float]
+        self, function: Callable[[Item], Result], items: Sequence[Item], stage: str, work: Sequence[float]
     ) -> Iterator[Result]:
         self._progress(stage, 0, len(items))
         if not len(items):
@@ -167,7 +167,7 @@ class Cluster:
         _first_worker(self._client)
         self._check_new_workers()
         tasks = _Tasks(self._client, function, stage, alone=self._uses_gpu, on_gpu=self._gpus() > 0)
-        begin = sorted(range(len(items)), key=lambda i: -priority[i]) if len(priority) else range(len(items))
+        begin = sorted(range(len(items)), key=lambda i: -work[i]) if len(work) else range(len(items))
         waiting, early, done, window = deque(begin), dict[int, Result](), 0, IN_FLIGHT_PER_WORKER * self.n_workers
         looked, may_join = _clock(), True
         try:
@@ -181,9 +181,9 @@ class Cluster:
                             if waiting:
                                 tasks.share_with(self._workers())
                             window = IN_FLIGHT_PER_WORKER * self.n_workers
-                    while waiting and len(tasks) < window and (len(early) < window or len(priority) or not len(tasks)):
+                    while waiting and len(tasks) < window and (len(early) < window or len(work) or not len(tasks)):
                         index = waiting.popleft()
-                        tasks.begin(index, items[index], priority[index] if len(priority) else 1.0)
+                        tasks.begin(index, items[index], work[index] if len(work) else 1.0)
                     finished, lost = tasks.finished(len(items))
                     early |= finished
                     waiting.extendleft(lost)

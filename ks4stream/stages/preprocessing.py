@@ -70,7 +70,7 @@ class Preprocessor(Portable):
     settings : Settings
         Those in `reads`.
     dead : ndarray of int64
-        Sorted channels without signal: they are left out of reference and whitening.
+        Channels without signal (probe order): they are left out of reference and whitening.
     whitening, drift : Whitening, Drift or None
         None until they have been estimated.
     device : str
@@ -108,7 +108,7 @@ class Preprocessor(Portable):
 
     @property
     def without_signal(self) -> NDArray[np.int64]:
-        """Sorted channels without signal: those dead in the file and, once it is known, those of the whitening."""
+        """Channels without signal (probe order): those dead in the file or, once known, those of the whitening."""
         return self.dead if self.whitening is None else self.whitening.dead
 
     def core(self, tile: Tile) -> slice:
@@ -270,7 +270,7 @@ def read_tile(recording: Recording, tiling: Tiling, tile: Tile) -> NDArray[Any]:
 
 
 def dead_channels(recording: Recording, probe: Probe, dead_in_file: list[int]) -> NDArray[np.int64]:
-    """Sorted channels among those that are constant in the file."""
+    """Indices (probe order) of the channels among those that are constant in the file."""
     dead = np.flatnonzero(np.isin(probe.chan_map, dead_in_file))
     if len(dead):
         warn(

@@ -121,7 +121,7 @@ def test_progress_is_told_from_none_to_all(client: Client) -> None:
 def test_larger_priorities_are_begun_first(client: Client) -> None:
     with local_client(n_workers=1, processes=False) as single:
         squares, items = Squares(), list(range(30))
-        found = list(Cluster(single).map(squares, items, stage="squares", priority=[float(i % 7) for i in items]))
+        found = list(Cluster(single).map(squares, items, stage="squares", work=[float(i % 7) for i in items]))
         assert found == [item**2 for item in items]
         wanted = sorted(items, key=lambda i: -(i % 7))
         late = [abs(squares.begun.index(item) - wanted.index(item)) for item in items]
