@@ -39,7 +39,7 @@ class Run:
         Batches per task; None chooses.
     progress : callable
     seconds : dict of float
-        Wall time by step.
+        Wall time by step, of all its passes together; the log has each pass.
     """
 
     engine: Engine
@@ -73,7 +73,7 @@ class Run:
             logger.info("%s: %d of %d tasks were already finished", stage.name, len(known), len(items))
         missing = [item for index, item in enumerate(items) if index not in known]
         task = Checkpointed(partial(stage.task, folder=store.folder), store)
-        fresh = self.engine.map(task, missing, stage=stage.name, priority=stage.work(missing))
+        fresh = self.engine.map(task, missing, stage=stage.name, work=stage.work(missing))
         for index in range(len(items)):
             yield known.pop(index) if index in known else next(fresh)
         yield from fresh  # yields nothing more, but runs the generator to its end
@@ -102,6 +102,7 @@ class Run:
     def _timed(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        spent_s = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + spent_s
         give_back_memory()
-        logger.info("%s: %.2f s", name, self.seconds[name])
+        logger.info("%s: %.2f s", name, spent_s)

@@ -46,7 +46,7 @@ class Engine(Protocol):
         ...
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, priority: Sequence[float] = ()
+        self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, work: Sequence[float] = ()
     ) -> Iterator[Result]:
         """Yield ``function(item)`` for every item, in the items' order.
 
@@ -61,8 +61,9 @@ class Engine(Protocol):
             Small and picklable.
         stage : str
             For progress and error messages.
-        priority : sequence of float, optional
-            Items with larger numbers start first. All results may then be held until the last one is there.
+        work : sequence of float, optional
+            How much there is to do for each item, in any unit. Those with most start first, and it is from the time
+            per work of finished items that one is known to be slow. All results may be held until the last is there.
 
         Raises
         ------

@@ -336,7 +336,7 @@ def write_preprocessed_copy(
     folder : path
         Results folder, exported before.
     pieces : iterable of (start, traces)
-        First sample, counted from the recording's first, and traces of shape (time, sorted channel).
+        First sample, counted from the recording's first, and traces of shape (time, channel that is sorted).
 
     Returns
     -------

@@ -635,7 +635,8 @@ def _computing(
 ) -> Iterator[_Computing]:
     resources = Resources(client=ops.get("client"), workers=ops.get("workers"), device=device)
     folder, progress = folder_of(ops), progress_of(progress_bar) or no_progress
-    chosen = gpus.chosen(device, here=client_for(resources) in (None, "loop"))
+    client = client_for(resources)
+    chosen = gpus.chosen(device, here=client in (None, "loop"))
     with recorded() as warned, ExitStack() as stack:
         recording = stack.enter_context(cached(recording, None, None))
         is_first = "provenance" not in own(ops)
@@ -650,6 +651,7 @@ def _computing(
                 fresh=is_first and bool(token),
                 token=token,
                 progress=progress,
+                client=client,
             )
         )
         if is_first:

@@ -63,9 +63,9 @@ def write_plots(sorting: Sorting, folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def plot_drift_amount(sorting: Sorting) -> Figure:
-    """Draw the estimated drift of each depth segment over time."""
+    """Draw the drift correction of each depth segment over time: the negative of the tissue's displacement."""
     figure, axes = _figure(8.0, 3.6)
-    _label(axes, "Drift estimate", "Time", "Shift (µm)")
+    _label(axes, "Drift estimate", "Time", "Correction (µm)")
     if sorting.drift is None or not sorting.drift.shift_um.size:
         return _empty(figure, axes, "no drift estimate")
     shift, depth = sorting.drift.shift_um, sorting.drift.centre_um

@@ -161,6 +161,14 @@ def test_an_address_that_leads_nowhere_is_told(address: str) -> None:
         pass
 
 
+@pytest.mark.parametrize("address", ["lopp", "tcp://host", "foo://x:1", ""])
+def test_no_client_is_made_for_what_is_not_an_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fails while it is made keeps its threads, for which the program waits at its end."""
+    monkeypatch.setattr("ks4stream.engine.cluster.Client", None)
+    with pytest.raises(LostWorkerError, match="No Dask scheduler answers at"), connected(address):
+        pass
+
+
 def test_a_path_that_python_passes_over_is_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, Path("anywhere")])
     with local_client(n_workers=1, processes=False) as own:

@@ -121,7 +121,7 @@ def test_progress_is_told_from_none_to_all(client: Client) -> None:
 def test_larger_priorities_are_begun_first(client: Client) -> None:
     with local_client(n_workers=1, processes=False) as single:
         squares, items = Squares(), list(range(30))
-        found = list(Cluster(single).map(squares, items, stage="squares", priority=[float(i % 7) for i in items]))
+        found = list(Cluster(single).map(squares, items, stage="squares", work=[float(i % 7) for i in items]))
         assert found == [item**2 for item in items]
         wanted = sorted(items, key=lambda i: -(i % 7))
         late = [abs(squares.begun.index(item) - wanted.index(item)) for item in items]
@@ -879,7 +879,7 @@ def test_tasks_go_only_to_workers_that_declare_a_gpu(a_gpu: None, client: Client
 def test_one_process_per_gpu_each_seeing_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     see_gpus(monkeypatch, 80, 80)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    with local_client() as client:
+    with local_client(device="cuda") as client:
         seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
         assert sorted(seen.values()) == ["3", "5"]
         assert Cluster(client, device="cuda").n_workers == 2
@@ -924,14 +924,14 @@ def test_as_many_workers_share_a_gpu_as_machine_and_gpu_carry(
     monkeypatch.setattr(cluster_module, "CPU_COUNT", cores)
     monkeypatch.setattr(cluster_module, "MEMORY_LIMIT", memory_gb * 10**9)
     share = task_gb and Share(gpu_bytes=task_gb[0] * 10**9, memory_bytes=task_gb[1] * 10**9)
-    assert cluster_module.local_workers(sharing=share or None) == n_workers
+    assert cluster_module.local_workers("cuda", sharing=share or None) == n_workers
 
 
 def test_on_windows_one_thread_computes_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As threads would compute on the first one in turn."""
     see_gpus(monkeypatch, 80, 80)
     monkeypatch.setattr(sys, "platform", "win32")
-    assert cluster_module.local_workers(sharing=Share(10**9, 10**9)) == 1
+    assert cluster_module.local_workers("cuda", sharing=Share(10**9, 10**9)) == 1
 
 
 def test_an_engine_knows_the_memory_of_the_gpu_that_its_workers_share(a_gpu: None) -> None:

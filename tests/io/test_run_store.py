@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -82,6 +83,38 @@ def test_a_receipt_counts_as_long_as_its_file_is_there(tmp_path: Path) -> None:
     assert [found[i].digest() for i in (0, 1)] == [receipt.digest() for receipt in receipts]
     Path(receipts[0].path).unlink()
     assert list(stage.recall([3, 4])) == [1]
+
+
+class Deep(NamedTuple):
+    several: list[Receipt]
+    by_name: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Holding:
+    number: int
+    rows: Receipt
+
+
+def test_receipts_count_and_move_wherever_they_are_in_a_result(tmp_path: Path) -> None:
+    stage = RunStore(tmp_path / "a").stage("x", "0" * 64, (Deep, Holding))
+
+    def write(number: int) -> Deep:
+        one, two, three = (
+            write_block(stage.folder / f"{name}.rows", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
+            for name in ("one", "two", "three")
+        )
+        return Deep([one], {"two": (two, 5), "three": Holding(7, three)})
+
+    Checkpointed(write, stage)(4)
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = RunStore(tmp_path / "b").stage("x", "0" * 64, (Deep, Holding))
+    found = moved.recall([4])[0]
+    assert type(found) is Deep and found.by_name["two"][1] == 5 and found.by_name["three"].number == 7
+    for receipt in (found.several[0], found.by_name["two"][0], found.by_name["three"].rows):
+        assert read_column(receipt, "a").tolist() == [0, 1, 2, 3]
+    (moved.folder / "three.rows").unlink()
+    assert moved.recall([4]) == {}
 
 
 def test_only_one_run_at_a_time_and_nothing_is_left_locked(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from dataclasses import fields, is_dataclass
 
 import numpy as np
@@ -68,6 +69,20 @@ def test_a_store_of_a_version_that_kept_less_is_read(make_sorting, tmp_path):
     later = attrs["values"] | {"provenance": {"torch": "3.0", "weather": "fine"}}
     (path / ".zattrs").write_text(json.dumps(attrs | {"values": later}))
     assert load_sorting(path).provenance == Provenance(torch="3.0")
+
+
+def test_a_store_whose_artifacts_were_not_declared_is_read(make_sorting, tmp_path):
+    sorting = make_sorting()
+    path = save_sorting(sorting, tmp_path / "sorting.zarr")
+    attrs = json.loads((path / "artifacts" / ".zattrs").read_text())
+    assert attrs["_ARRAY_DIMENSIONS"] == ["span", "edge"] and attrs["units"] == "samples"
+    (path / "artifacts" / ".zattrs").write_text(json.dumps({"_ARRAY_DIMENSIONS": ["axis_0", "axis_1"]}))
+    attrs = json.loads((path / ".zattrs").read_text())
+    del attrs["values"]["provenance"]["python"]
+    (path / ".zattrs").write_text(json.dumps(attrs))
+    assert_same(load_sorting(path), sorting)
+    shutil.rmtree(path / "artifacts")
+    assert load_sorting(path).artifacts.shape == (0, 2)
 
 
 def test_features_may_be_left_out_when_writing_or_reading(make_sorting, tmp_path):

@@ -169,6 +169,13 @@ def test_what_somebody_holds_in_a_folder_of_his_own_stays(tmp_path: Path) -> Non
         cached_while_held(recording_of(far), "/dev/null/cache")
 
 
+def test_what_somebody_holds_takes_no_more_room_than_was_given(tmp_path: Path) -> None:
+    far = FarSource()
+    held = cached_while_held(recording_of(far), tmp_path / "cache", cache_bytes=0)
+    held.read(0, 1000)
+    assert not pieces_in(tmp_path / "cache")
+
+
 def test_off_keeps_nothing(temporary: Path) -> None:
     far = FarSource()
     with cached(recording_of(far), "off") as found:
