@@ -66,7 +66,7 @@ def test_never_more_than_asked_for_and_the_weights_add_up_to_all(most: int) -> N
     assert weight.sum() == pytest.approx(5000, abs=1e-6)  # thousands of sums in float64
 
 
-def test_the_choice_does_not_hang_on_the_order_of_the_spikes() -> None:
+def test_the_choice_does_not_depend_on_the_order_of_the_spikes() -> None:
     rng = np.random.default_rng(6)
     sample, centre = rng.permutation(10**6)[:3000], rng.integers(0, 4, 3000)
     order = rng.permutation(3000)
