@@ -38,6 +38,8 @@ class Resources:
         copy. With "off" the recording is fetched again in every pass. See :func:`ks4stream.io.recording_cache.cached`.
     cache_bytes : int, optional
         Disk space that the cache may use on each machine; by default half of what is free.
+    clear_cache : bool
+        After each step, free the GPU memory that torch keeps for later, for other programs that share the GPU.
 
     Raises
     ------
@@ -51,6 +53,7 @@ class Resources:
     block_batches: int | None = None
     cache_dir: str | os.PathLike[str] | None = None
     cache_bytes: int | None = None
+    clear_cache: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("block_batches", 1), ("cache_bytes", 0)):

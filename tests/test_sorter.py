@@ -347,7 +347,7 @@ def test_reference_and_sign_are_part_of_what_a_task_depends_on(case: Case) -> No
 
 
 @pytest.mark.parametrize("function", [sort, preprocess])
-def test_what_is_a_setting_is_no_argument(case: Case, function: Any) -> None:
+def test_a_setting_is_not_an_argument(case: Case, function: Any) -> None:
     with pytest.raises(SettingsError, match=r"do_CAR is a setting: pass it as settings=Settings\(do_CAR=…\)"):
         function(case.recording, SETTINGS, do_CAR=False)
     with pytest.raises(SettingsError, match="Did you mean 'workers'"):

@@ -87,7 +87,7 @@ def test_a_task_does_not_wait_for_workers_of_its_own_cluster(active: Client) -> 
     assert active.submit(active_client, pure=False).result() is None
 
 
-def test_a_sort_does_not_make_its_own_client_that_of_others(active: Client) -> None:
+def test_the_client_of_a_sort_does_not_become_the_active_one(active: Client) -> None:
     with local_client(n_workers=1, processes=False) as own:
         assert active_client() is active is not own
     with connected(active.scheduler.address) as other:  # type: ignore[attr-defined]
