@@ -175,7 +175,14 @@ def started(
         store = stack.enter_context(run_store(tiles, results_dir, fresh=fresh, token=token))
         client = client_for(resources) if client is ... else client
         engine = engine_for(tiles.recording, settings, resources, tiles.device, progress, client=client)
-        yield Run(stack.enter_context(engine), store, tiles.sampling_rate_hz, resources.block_batches, progress)
+        yield Run(
+            stack.enter_context(engine),
+            store,
+            tiles.sampling_rate_hz,
+            resources.block_batches,
+            resources.clear_cache,
+            progress,
+        )
 
 
 def prepare(recording: Recording, settings: Settings, *, device: str = "cpu") -> Preprocessor:

@@ -70,7 +70,8 @@ def detailed(is_wanted: bool) -> Iterator[None]:
     """Log more inside, if that is wanted: each task as it ends, and memory after each step."""
     files = [handler for handler in logging.getLogger(NAME).handlers if isinstance(handler, logging.FileHandler)]
     loggers = [_ours, logging.getLogger(NAME)]
-    before = [(one, one.level) for one in (*files, *loggers)]
+    both: list[logging.Handler | logging.Logger] = [*files, *loggers]
+    before = [(one, one.level) for one in both]
     if is_wanted:
         for one, level in before:
             one.setLevel(min(DETAIL, level or DETAIL))
