@@ -263,6 +263,7 @@ def finish(n_spikes: int, folder: Path, usage: Usage) -> dict[str, object]:
         similarity=np.eye(len(merged.features)),
         refractory=merged.refractory,
         contamination=merged.contamination,
+        sampling_rate_hz=RATE_HZ,
         probe=probe,
         waveforms=waveforms,
         settings=settings,

@@ -30,10 +30,18 @@ SHARED_GPU_FROM_CHANNEL_S = 40_000  # and before several processes per GPU do
 
 @contextmanager
 def engine_for(
-    recording: Recording, settings: Settings, resources: Resources, device: str, progress: Progress | None = None
+    recording: Recording,
+    settings: Settings,
+    resources: Resources,
+    device: str,
+    progress: Progress | None = None,
+    *,
+    client: Any,
 ) -> Iterator[Engine]:
-    """The engine to compute with: the caller's client or scheduler, this thread ("loop"), or this machine."""
-    client, workers = client_for(resources), resources.workers
+    """The engine to compute with: a client or the scheduler at an address, this thread ("loop"), or this machine.
+
+    `client` is what :func:`client_for` returned when `device` was chosen.
+    """
     if client == "loop":
         yield Loop(progress, device=device)
         return
@@ -42,8 +50,7 @@ def engine_for(
     with ExitStack() as stack:
         is_own = client is None
         if is_own:
-            if workers is None:
-                workers = local_workers(recording, settings, device)
+            workers = resources.workers or fitting_workers(recording, settings, resources, device)
             enough = device.startswith("cuda") or worth_processes(recording, settings, PROCESSES_FROM_CHANNEL_S)
             local = cluster.local_client(n_workers=workers, processes=None if enough else False, device=device)
             client = stack.enter_context(local)
@@ -85,14 +92,14 @@ def needs_of(load: Load) -> tuple[Needs, ...]:
     return tuple(stage.needs(load) for stage in STAGES)
 
 
-def local_workers(recording: Recording, settings: Settings, device: str) -> int:
-    """Number of workers for a sort on this machine."""
+def fitting_workers(recording: Recording, settings: Settings, resources: Resources, device: str) -> int:
+    """Number of workers for this sort on this machine, by default."""
     from ks4stream.engine import cluster
 
     if not gpus.visible(device) or not worth_processes(recording, settings, SHARED_GPU_FROM_CHANNEL_S):
         return cluster.local_workers(device)
     tiling = tiling_of(recording, settings)
-    needs = needs_of(Load(recording, settings, tiling, device, SPIKES_PER_CHANNEL_HZ))
+    needs = needs_of(Load(recording, settings, tiling, device, SPIKES_PER_CHANNEL_HZ, resources.block_batches))
     share = cluster.Share(
         memory_bytes=PYTHON_BYTES + max(need.memory_bytes for need in needs),
         gpu_bytes=max(need.gpu_bytes for need in needs),

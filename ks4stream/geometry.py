@@ -1,7 +1,7 @@
 """Geometry of a sort, derived once from the probe and the settings: neighbourhoods, centres, regions.
 
 Everything is decided by distance and shank, never by channel number; ties go to the lower index. Plain NumPy;
-indices refer to the sorted channels.
+channel indices are in probe order.
 """
 
 from __future__ import annotations

@@ -26,6 +26,9 @@ _listeners: ContextVar[tuple[str, ...]] = ContextVar("ks4stream_listeners", defa
 _is_silent: ContextVar[bool] = ContextVar("ks4stream_is_silent", default=False)
 _records: dict[str, list[str]] = {}  # by listener: the warnings recorded for it
 
+DETAIL = 5
+"""Level of log records with more detail than DEBUG: every task, and memory after every step."""
+
 _logger = logging.getLogger("ks4stream")
 
 

@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ks4stream import deploy
 from ks4stream.deploy import PYTHON_BYTES, SPIKES_PER_CHANNEL_HZ, needs_of
 from ks4stream.engine import Loop, gpus
@@ -26,11 +24,13 @@ from ks4stream.errors import MachineError, MachineWarning
 from ks4stream.io.places import ObjectPath, Place, place
 from ks4stream.messages import warn
 from ks4stream.recording import Recording
+from ks4stream.resources import Resources, checked_number
 from ks4stream.settings import Settings
 from ks4stream.stages.detection import Detect
 from ks4stream.stages.matching import Match
 from ks4stream.stages.needs import CUDA_BYTES, Load, Needs
 from ks4stream.stages.preprocessing import tiling_of
+from ks4stream.stages.waveforms import LearnWaveforms
 
 CLIENT_BYTES = 600 << 20  # the calling process, with Zarr, xarray and Matplotlib and what plots take
 RESULT_COPIES = 2  # of the features among the results: Phy's and those of sorting.zarr
@@ -75,14 +75,17 @@ class Plan:
         Numbers that follow from the assumed rate.
     n_passes : int
         Passes over the recording, at most: with drift correction, detection runs twice.
+    n_rare_passes : int
+        Further passes, at most, to learn waveforms if clean spikes are rare (fewer than a thousand in a sample of the
+        batches). Tasks and bytes read are without these.
     stages : tuple of Needs
         Needs of the stages that have tasks; each task's process needs :data:`PYTHON_BYTES` in addition.
     n_tasks : int
-        Number of tasks in all passes together, at most.
+        Number of tasks in all passes together.
     fetch_bytes : int
         Bytes of the recording, if each sample is fetched once.
     read_bytes : int
-        Bytes read in all passes together, at most.
+        Bytes read in all passes together.
     client_bytes : int
         Memory of the calling process.
     scratch_bytes, results_bytes : int
@@ -111,6 +114,7 @@ class Plan:
     n_spikes: int
     n_templates: int
     n_passes: int
+    n_rare_passes: int
     stages: tuple[Needs, ...]
     n_tasks: int
     fetch_bytes: int
@@ -166,13 +170,14 @@ class Plan:
             )
         }
         gpu, sharing = max(stage.gpu_bytes for stage in self.stages), self.workers_per_gpu
+        rare = f" ({self.n_rare_passes} more if clean spikes are rare)" * (self.n_rare_passes > 0)
         each = f" for each of {sharing} workers that share it" * (sharing > 1)
         return [
             ("recording", f"{hours} h {rest // 60:02d} min {rest % 60:02d} s, {self.n_channels} channels to sort"),
             (
                 "batches",
                 f"{self.n_batches}, {self.batches_per_task} per task; {self.n_tasks} tasks on "
-                f"{self.n_workers} worker{'s' * (self.n_workers != 1)}, in up to {self.n_passes} passes",
+                f"{self.n_workers} worker{'s' * (self.n_workers != 1)}, in up to {self.n_passes} passes{rare}",
             ),
             ("probe", f"{self.n_centres} template centres, {self.n_regions} regions"),
             (
@@ -216,13 +221,13 @@ def plan(
     settings: Settings | None = None,
     *,
     results_dir: str | os.PathLike[str] | ObjectPath | None = None,
+    resources: Resources | None = None,
     n_workers: int | None = None,
     worker_memory_bytes: float | None = None,
     gpu_memory_bytes: float | None = None,
     workers_per_gpu: int | None = None,
-    block_batches: int | None = None,
-    device: str | torch.device | None = None,
     spikes_per_channel_hz: float = SPIKES_PER_CHANNEL_HZ,
+    **of_resources: Any,
 ) -> Plan:
     """Estimate what a sort will need, and what does not fit; only metadata are read.
 
@@ -233,20 +238,23 @@ def plan(
     settings : Settings, optional
     results_dir : path, optional
         Where the results will go; the free space of that disk is checked, unless it is an object store.
+    resources : Resources, optional
+        As in :func:`ks4stream.sort`, but an active client is not asked, only one that is given; the cache does not
+        enter the plan.
     n_workers : int, optional
-        Number of concurrent tasks; by default as many as a sort on this machine would use.
+        Number of concurrent tasks, by default `workers`, those of the client, or as many as a sort on this machine
+        would use.
     worker_memory_bytes : float, optional
-        Memory for one task at a time; by default each worker's share of this machine's. Infinite means unknown.
+        Memory for one task at a time; by default the client's, or each worker's share of this machine's. Infinite means
+        unknown.
     gpu_memory_bytes : float, optional
-        Memory of one GPU; by default the least that is free on any of this machine's.
+        Memory of one GPU; by default the least that is free on any of the client's or this machine's.
     workers_per_gpu : int, optional
-        Number of workers that share it; by default that of `n_workers` on this machine's GPUs.
-    block_batches : int, optional
-        Batches per task; by default about a minute of recording.
-    device : str or torch.device, optional
-        As in :func:`ks4stream.sort`.
+        Number of workers that share it; by default that of the client's, or that of `n_workers` on this machine's GPUs.
     spikes_per_channel_hz : float
         Expected spike rate. Memory of the final clustering and disk space follow from it.
+    **of_resources
+        Any field of :class:`~ks4stream.Resources`: ``plan(recording, workers=4)``.
 
     Returns
     -------
@@ -255,15 +263,29 @@ def plan(
     Raises
     ------
     RecordingError, ProbeError, SettingsError
-        If there is nothing to sort.
+        If there is nothing to sort, or an argument is not valid.
+    LostWorkerError, WorkerError
+        If a client was given whose scheduler or workers do not answer.
     """
     settings = settings or Settings()
-    device = gpus.chosen(device, here=gpu_memory_bytes is None)
-    memory_bytes = int(Loop().worker_memory_bytes)
-    n_workers = n_workers or deploy.local_workers(recording, settings, device)
-    load = Load(
-        recording, settings, tiling_of(recording, settings), device, spikes_per_channel_hz, block_batches or None
+    resources = Resources.given(resources, of_resources)
+    n_workers, workers_per_gpu = (
+        checked_number("n_workers", n_workers),
+        checked_number("workers_per_gpu", workers_per_gpu),
     )
+    is_here = resources.client in (None, "loop")
+    device = gpus.chosen(resources.device, here=is_here and gpu_memory_bytes is None)
+    tiling = tiling_of(recording, settings)
+    if resources.client is not None:
+        with deploy.engine_for(recording, settings, resources, device, client=resources.client) as engine:
+            gpu = engine.gpu_memory
+            n_workers = n_workers or engine.n_workers
+            worker_memory_bytes = worker_memory_bytes or engine.worker_memory_bytes
+            gpu_memory_bytes = gpu_memory_bytes or (gpu.n_bytes if gpu else math.inf)
+            workers_per_gpu = workers_per_gpu or (gpu.n_workers if gpu else 1)
+    memory_bytes = int(Loop().worker_memory_bytes)
+    n_workers = n_workers or resources.workers or deploy.fitting_workers(recording, settings, resources, device)
+    load = Load(recording, settings, tiling, device, spikes_per_channel_hz, resources.block_batches)
     found = _plan(
         load,
         n_workers,
@@ -295,6 +317,7 @@ def _plan(load: Load, n_workers: int, **available: Any) -> Plan:
         n_spikes=load.n_spikes,
         n_templates=load.n_templates,
         n_passes=load.detections + 1,
+        n_rare_passes=LearnWaveforms.rare_passes(load),
         stages=tuple(need for need in needs if need.n_tasks),
         n_tasks=n_tasks,
         fetch_bytes=sample_bytes * n_batches * load.tiling.size,

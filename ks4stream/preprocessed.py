@@ -79,8 +79,9 @@ def preprocess(
         raise SettingsError(f"drift={drift!r} is not valid; give a Drift, {ESTIMATE!r}, or None for no correction.")
     settings = settings or Settings()
     resources = Resources.given(resources, of_resources)
-    recording = cached_while_held(recording, resources.cache_dir)
-    device = gpus.chosen(resources.device, here=client_for(resources) in (None, "loop"))
+    recording = cached_while_held(recording, resources.cache_dir, resources.cache_bytes)
+    client = client_for(resources)
+    device = gpus.chosen(resources.device, here=client in (None, "loop"))
     if whitening is None:
         tiles = prepare(recording, settings, device=device)
     else:
@@ -89,17 +90,23 @@ def preprocess(
     if isinstance(drift, Drift):
         _check_drift(tiles, drift)
     if whitening is None or drift == ESTIMATE:
-        tiles = _learned(tiles, settings, resources, whitening, with_drift=drift == ESTIMATE)
+        tiles = _learned(tiles, settings, resources, whitening, client=client, with_drift=drift == ESTIMATE)
     else:
         tiles = tiles.with_whitening(whitening)
     return whitened_traces(tiles.with_drift(drift, settings) if isinstance(drift, Drift) else tiles)
 
 
 def _learned(
-    tiles: Preprocessor, settings: Settings, resources: Resources, whitening: Whitening | None, *, with_drift: bool
+    tiles: Preprocessor,
+    settings: Settings,
+    resources: Resources,
+    whitening: Whitening | None,
+    *,
+    client: Any,
+    with_drift: bool,
 ) -> Preprocessor:
     """Estimate the whitening, unless given, and the drift, if requested."""
-    with started(tiles, settings, resources, None) as run:
+    with started(tiles, settings, resources, None, client=client) as run:
         tiles = tiles.with_whitening(whitening or run.do(LearnWhitening(settings, tiles)))
         if not with_drift:
             return tiles

@@ -22,7 +22,7 @@ _SAME_POSITION_UM = 1e-3  # contacts closer than this are one contact listed twi
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Contacts of one recording, one row per sorted channel.
+    """Contacts of one recording, one row per channel that is sorted.
 
     Two probes are equal if they have the same channels at the same positions; names are not compared.
 
@@ -125,7 +125,7 @@ class Probe:
 
     @property
     def n_channels(self) -> int:
-        """Number of sorted channels."""
+        """Number of channels that are sorted."""
         return len(self.chan_map)
 
     @property

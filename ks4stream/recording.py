@@ -121,7 +121,7 @@ class Recording:
     probe : Probe or None
         The contacts of the channels to be sorted; None if they are not (yet) known.
     gain_uv, offset_uv : float or None
-        µV = gain_uv · sample + offset_uv, the same for all sorted channels; None if unknown.
+        µV = gain_uv · sample + offset_uv, the same for all channels that are sorted; None if unknown.
     name : str
         For messages and logs.
     files : tuple of str

@@ -38,11 +38,13 @@ class Resources:
         copy. With "off" the recording is fetched again in every pass. See :func:`ks4stream.io.recording_cache.cached`.
     cache_bytes : int, optional
         Disk space that the cache may use on each machine; by default half of what is free.
+    clear_cache : bool
+        After each step, free the GPU memory that torch keeps for later, for other programs that share the GPU.
 
     Raises
     ------
     SettingsError
-        If both a client and a number of workers are given.
+        If both a client and a number of workers are given, or a number makes no sense.
     """
 
     client: Any = None
@@ -51,8 +53,11 @@ class Resources:
     block_batches: int | None = None
     cache_dir: str | os.PathLike[str] | None = None
     cache_bytes: int | None = None
+    clear_cache: bool = False
 
     def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("block_batches", 1), ("cache_bytes", 0)):
+            object.__setattr__(self, name, checked_number(name, getattr(self, name), least))
         if self.client is not None and self.workers is not None:
             raise SettingsError(
                 f"workers={self.workers} was given with a client, which has its own workers. Leave one of them out."
@@ -60,7 +65,9 @@ class Resources:
 
     @classmethod
     def given(cls, resources: Resources | None, changes: dict[str, Any]) -> Resources:
-        """The resources, or the defaults, with those changes that are not None.
+        """The resources, or the defaults, with those changes that are not None: None stands for an argument left out.
+
+        To undo a value, use ``dataclasses.replace(resources, workers=None)``.
 
         Raises
         ------
@@ -76,3 +83,22 @@ class Resources:
                 hint = f"Did you mean {near[0]!r}?" if near else f"The resources are {', '.join(known)}."
                 raise SettingsError(f"{name} is neither an argument nor a resource. {hint}")
         return replace(resources or cls(), **{name: value for name, value in changes.items() if value is not None})
+
+
+def checked_number(name: str, value: Any, least: int = 1) -> int | None:
+    """Return a number of workers, batches or bytes as an int, or None if it is not given.
+
+    Raises
+    ------
+    SettingsError
+        If it is not a whole number of at least `least`.
+    """
+    if value is None:
+        return None
+    try:
+        number = least - 1 if isinstance(value, bool | str) else int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = least - 1
+    if number < least or number != value:
+        raise SettingsError(f"{name}={value!r} must be a whole number of at least {least}.")
+    return number

@@ -20,9 +20,9 @@ from ks4stream.settings import Settings
 Array = NDArray[Any]
 
 
-def _array(dims: tuple[str, ...], dtype: str, unit: str, doc: str) -> Any:
-    """Declare one array of a result."""
-    return field(metadata={"dims": dims, "dtype": dtype, "unit": unit, "doc": doc})
+def _array(dims: tuple[str, ...], dtype: str, unit: str, doc: str, **default: Any) -> Any:
+    """Declare one array of a result; `default` is as for :func:`dataclasses.field`."""
+    return field(metadata={"dims": dims, "dtype": dtype, "unit": unit, "doc": doc}, **default)
 
 
 class Checked:
@@ -46,7 +46,7 @@ class Whitening(Checked):
     """How channels are decorrelated (section 1)."""
 
     matrix: Array = _array(("c", "c"), "float32", "1/file unit", "row: whitened channel, column: input channel")
-    dead: Array = _array(("dead",), "int64", "", "sorted channels without signal; their rows and columns are 0")
+    dead: Array = _array(("dead",), "int64", "", "channels without signal (probe order); their rows and columns are 0")
     n_batches: int = 0
 
 
@@ -62,9 +62,11 @@ class Waveforms(Checked):
 
 @dataclass(frozen=True, eq=False)
 class Drift(Checked):
-    """Displacement of the brain along the probe (section 4)."""
+    """How traces are moved along the probe to correct drift (section 4); the tissue moved the other way."""
 
-    shift_um: Array = _array(("b", "g"), "float32", "µm", "positive: larger depth")
+    shift_um: Array = _array(
+        ("b", "g"), "float32", "µm", "correction of each batch; positive: traces move to larger depth"
+    )
     centre_um: Array = _array(("g",), "float32", "µm", "depth of the segment centres (yblk)")
 
 
@@ -79,19 +81,19 @@ class PeakSample(Checked):
 
 @dataclass(frozen=True, eq=False)
 class Templates(Checked):
-    """Units as templates in the space of the waveform components (sections 5 and 9)."""
+    """Learned templates, with which spikes are matched, in the space of the waveform components (section 5)."""
 
-    features: Array = _array(("u", "c", "q"), "float32", "noise s.d.", "Wall: template of each unit")
-    count: Array = _array(("u",), "float64", "spikes", "number of spikes it represents")
+    features: Array = _array(("v", "c", "q"), "float32", "noise s.d.", "mean of each cluster of peaks")
+    count: Array = _array(("v",), "float64", "spikes", "number of peaks it represents")
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Inputs and software of a sorting: together with its settings, everything needed to reproduce it.
+    """Inputs and software of a sorting: with settings, what it takes to reproduce it on such a processor.
 
     Attributes
     ----------
-    ks4stream, torch, numpy, scipy : str
+    ks4stream, torch, numpy, scipy, python : str
         Versions.
     method : int
         Version of the method, raised whenever a change alters any result.
@@ -114,6 +116,7 @@ class Provenance:
     recording: str = ""
     recording_digest: str = ""
     digest_is_exact: bool = False
+    python: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +127,7 @@ class Sorting(Checked):
     whatever ``tmin`` is.
     """
 
+    sampling_rate_hz: float
     sample: Array = _array(("n",), "int64", "samples", "spike time (peak of the waveform)")
     unit: Array = _array(("n",), "int32", "", "final unit, 0 … n_units−1")
     template: Array = _array(("n",), "int32", "", "learned template that found the spike")
@@ -140,16 +144,23 @@ class Sorting(Checked):
     )
     unit_features: Array = _array(("u", "c", "q"), "float32", "noise s.d.", "Wall: final template of each unit")
     similarity: Array = _array(("u", "u"), "float32", "", "largest correlation over lags, diagonal 1")
-    refractory: Array = _array(("u",), "bool", "", "is_ref: no contamination beyond acg_threshold")
+    refractory: Array = _array(
+        ("u",), "bool", "", "is_ref: at least 11 spikes, R < acg_threshold and Q < 0.2 (section 7)"
+    )
     contamination: Array = _array(("u",), "float64", "", "est_contam_rate")
     settings: Settings = field(default_factory=Settings)
-    sampling_rate_hz: float = 30000.0
     probe: Probe | None = None
     whitening: Whitening | None = None
     waveforms: Waveforms | None = None
     drift: Drift | None = None
     peaks: PeakSample | None = None
-    artifacts: Array = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # [start, stop) in samples
+    artifacts: Array = _array(
+        ("span", "edge"),
+        "int64",
+        "samples",
+        "first sample of each blanked span, and the sample after its last",
+        default_factory=lambda: np.zeros((0, 2), np.int64),
+    )
     n_samples: int = 0
     tiling: Tiling = Tiling(start=0, stop=0, size=1, halo=0, n_tiles=0)  # how time was divided into batches
     files: tuple[str, ...] = ()
@@ -167,7 +178,7 @@ class Sorting(Checked):
 
     @property
     def n_channels(self) -> int:
-        """Number of sorted channels."""
+        """Number of channels that are sorted."""
         return int(self.unit_features.shape[1]) if self.probe is None else self.probe.n_channels
 
     @property

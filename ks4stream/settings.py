@@ -22,6 +22,9 @@ Class = TypeVar("Class", bound=type)
 OF_RECORDING = {"n_chan_bin": "n_chan", "fs": "fs"}
 """Settings of Kilosort4 that belong to the recording, and what ``open_recording`` calls them."""
 
+UNLIMITED = ("tmax", "artifact_threshold", "max_channel_distance", "position_limit")
+"""Settings that may be infinite: they are limits, and there is then none."""
+
 
 def _setting(
     default: Any,
@@ -350,7 +353,7 @@ def _checked(spec: Field[Any], value: Any) -> Any:
         return _three_widths(spec.name, value)
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise SettingsError(f"{spec.name}={value!r} must be a number ({about['kind'].__name__}).") from None
     if isinstance(value, bool) or math.isnan(number):
         raise SettingsError(f"{spec.name}={value!r} must be a number ({about['kind'].__name__}).")
@@ -359,6 +362,8 @@ def _checked(spec: Field[Any], value: Any) -> Any:
         if math.isinf(number) or number != int(number):
             raise SettingsError(f"{spec.name}={value!r} must be a whole number.")
         return int(number)
+    if math.isinf(number) and spec.name not in UNLIMITED:
+        raise SettingsError(f"{spec.name}={value!r} must be finite.")
     return number
 
 

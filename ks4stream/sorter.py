@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -119,7 +120,9 @@ def sort(
         recording = stack.enter_context(cached(recording, resources.cache_dir, resources.cache_bytes))
         tiles = prepare(recording, settings, device=device)
         provenance, flat_files = provenance_of(tiles), recording.source.flat_files
-        run = stack.enter_context(started(tiles, settings, resources, results_dir, fresh=not resume, progress=progress))
+        run = stack.enter_context(
+            started(tiles, settings, resources, results_dir, client=client, fresh=not resume, progress=progress)
+        )
         if results_dir is not None:
             stack.enter_context(log.owned(run.store.check))
         check_plan(recording, settings, resources, device, run.engine, results_dir)
@@ -150,13 +153,15 @@ def started(
     resources: Resources,
     results_dir: Place | None,
     *,
+    client: Any = ...,
     fresh: bool = False,
     token: str = "",
     progress: Progress = no_progress,
 ) -> Iterator[Run]:
     """A run in which steps can be computed, as long as it is entered: its store is locked, and its workers are there.
 
-    `token` is that of :func:`run_store`.
+    `client` is what :func:`client_for` returned when the device was chosen (by default it is called now); `token` is
+    that of :func:`run_store`.
 
     Raises
     ------
@@ -168,8 +173,16 @@ def started(
     with ExitStack() as stack:
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(tiles, results_dir, fresh=fresh, token=token))
-        engine = stack.enter_context(engine_for(tiles.recording, settings, resources, tiles.device, progress))
-        yield Run(engine, store, tiles.sampling_rate_hz, resources.block_batches, progress)
+        client = client_for(resources) if client is ... else client
+        engine = engine_for(tiles.recording, settings, resources, tiles.device, progress, client=client)
+        yield Run(
+            stack.enter_context(engine),
+            store,
+            tiles.sampling_rate_hz,
+            resources.block_batches,
+            resources.clear_cache,
+            progress,
+        )
 
 
 def prepare(recording: Recording, settings: Settings, *, device: str = "cpu") -> Preprocessor:
@@ -203,8 +216,7 @@ def check_plan(
         n_workers=engine.n_workers,
         results_dir=results_dir or tempfile.gettempdir(),
         worker_memory_bytes=engine.worker_memory_bytes,
-        block_batches=resources.block_batches,
-        device=device,
+        resources=replace(resources, client=None, device=device),
         gpu_memory_bytes=gpu.n_bytes if gpu else math.inf,
         workers_per_gpu=gpu.n_workers if gpu else 1,
     ).check()
@@ -225,6 +237,7 @@ def provenance_of(tiles: Preprocessor) -> Provenance:
         recording=recording.name,
         recording_digest=recording.digest(),
         digest_is_exact=recording.source.digest_is_exact,
+        python=platform.python_version(),
     )
 
 

@@ -146,6 +146,7 @@ def small_sorting(
         "similarity": np.eye(n_units),
         "refractory": np.arange(n_units) % 2 == 0,
         "contamination": np.linspace(0.01, 0.9, n_units),
+        "sampling_rate_hz": 30_000.0,
         "settings": settings,
         "probe": probe,
         "whitening": Whitening(np.eye(n_channels) * 0.1 + 0.01, np.zeros(0), n_batches),

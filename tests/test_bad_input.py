@@ -43,7 +43,7 @@ def refuse(source: Any, settings: Settings = SETTINGS, probe: Probe | None = PRO
     sort(recording, settings, client=Unstarted(), progress=Unstarted(), **options)
 
 
-def test_a_file_that_is_no_multiple_of_its_channels(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_multiple_of_its_channels(tmp_path: Path) -> None:
     path = tmp_path / "odd.bin"
     path.write_bytes(bytes(2 * 10 * 1000 + 6))
     with pytest.raises(RecordingError, match=r"odd\.bin.*20006 bytes.*10.*n_chan"):
@@ -91,8 +91,43 @@ def test_a_crop_that_holds_nothing() -> None:
         refuse(noise(), SETTINGS.replace(batch_downsampling=4))
 
 
+@pytest.mark.parametrize("cutoff_hz", [RATE / 2, RATE])
+def test_a_cutoff_that_the_sampling_rate_does_not_allow(cutoff_hz: float) -> None:
+    settings = SETTINGS.replace(highpass_cutoff=cutoff_hz)
+    message = rf"highpass_cutoff={cutoff_hz:g} Hz must be below half the sampling rate .*, {RATE / 2:g} Hz\. Lower it"
+    with pytest.raises(SettingsError, match=message):
+        refuse(noise(), settings)
+    with pytest.raises(SettingsError, match=message):
+        plan(open_recording(noise(), fs=RATE, probe=PROBE), settings)
+
+
+BAD_RESOURCES = [
+    ("workers", 0, r"workers=0 must be a whole number of at least 1"),
+    ("workers", -2, r"workers=-2 must be"),
+    ("workers", True, r"workers=True must be"),
+    ("block_batches", -1, r"block_batches=-1 must be"),
+    ("block_batches", 1.5, r"block_batches=1.5 must be"),
+    ("block_batches", "2", r"block_batches='2' must be"),
+    ("cache_bytes", -1, r"cache_bytes=-1 must be a whole number of at least 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), BAD_RESOURCES)
+def test_resources_that_make_no_sense(name: str, value: object, message: str) -> None:
+    recording = open_recording(noise(), fs=RATE, probe=PROBE)
+    for function in (sort, preprocess, plan):
+        with pytest.raises(SettingsError, match=message):
+            function(recording, SETTINGS, **{name: value})  # type: ignore[operator]
+
+
+def test_a_plan_for_a_number_of_workers_that_makes_no_sense() -> None:
+    for name in ("n_workers", "workers_per_gpu"):
+        with pytest.raises(SettingsError, match=f"{name}=-2 must be a whole number of at least 1"):
+            plan(open_recording(noise(), fs=RATE, probe=PROBE), SETTINGS, **{name: -2})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_samples_that_are_no_numbers(value: float) -> None:
+def test_samples_that_are_not_numbers(value: float) -> None:
     samples = noise(dtype="float32")
     samples[7000, 3] = value
     with pytest.raises(RecordingError, match=rf"channel 3 is {value} at sample 7000.*replace NaN|channel 3 is .* 7000"):

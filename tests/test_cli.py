@@ -160,6 +160,12 @@ def test_help_comes_quickly_as_a_program_of_its_own() -> None:
     assert done.stdout.endswith("False\n")
 
 
+def test_the_package_can_be_run_as_a_program() -> None:
+    command = [sys.executable, "-m", "ks4stream", "plan", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Usage: python -m ks4stream plan" in done.stdout
+
+
 def test_every_setting_has_an_option_with_unit_bounds_and_default() -> None:
     text = " ".join(run("sort", "--help").output.split())
     for spec in fields(Settings):

@@ -132,7 +132,7 @@ def test_threads_record_their_own(order):
 
 
 @pytest.mark.filterwarnings("ignore::ks4stream.errors.Ks4StreamWarning")
-def test_who_starts_a_thread_hands_on_who_listens():
+def test_listeners_are_passed_on_to_new_threads():
     def helper(those: tuple[str, ...]) -> None:
         messages.warn("unheard", FewSpikesWarning)
         with messages.heard_by(those):

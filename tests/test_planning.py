@@ -14,16 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clusters import users_cluster
 from numpy.typing import NDArray
 from seen_gpus import see_gpus
 
 import ks4stream
 from ks4stream import Settings, plan, planning, simulate, sort
 from ks4stream.engine import Loop
-from ks4stream.errors import MachineError, MachineWarning, ProbeError
+from ks4stream.errors import MachineError, MachineWarning, ProbeError, SettingsError
 from ks4stream.io.probes import load_probe
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
+from ks4stream.resources import Resources
 from ks4stream.stages import needs
 from ks4stream.stages.preprocessing import tiling_of
 from ks4stream.stages.units import min_unit_spikes
@@ -71,6 +73,19 @@ def test_what_it_says_of_an_hour():
     assert tasks["first clustering"] == found.n_regions
     assert found.fits
     assert found.n_tasks == sum(tasks.values()) + tasks["waveforms"] + tasks["detection"]  # drift: once more
+
+
+def test_passes_for_rare_spikes_are_said_apart():
+    found = plan(recording_of(), **ROOMY)
+    assert found.n_rare_passes == 10, "five thresholds in each of two detections"
+    assert "in up to 3 passes (10 more if clean spikes are rare)" in str(found)
+    assert plan(recording_of(), Settings(nblocks=0, Th_single_ch=5), **ROOMY).n_rare_passes == 3
+    assert plan(recording_of(hours=0.01), Settings(nblocks=0), **ROOMY).n_rare_passes == 4, (
+        "the first is on all batches"
+    )
+    shipped = plan(recording_of(), Settings(templates_from_data=False), **ROOMY)
+    assert shipped.n_rare_passes == 0 and "rare" not in str(shipped)
+    assert "waveforms" not in {stage.name for stage in shipped.stages}
 
 
 def test_a_crop_and_no_drift_are_less():
@@ -160,6 +175,23 @@ def test_the_gpu_of_this_machine_with_least_free_counts(monkeypatch: pytest.Monk
     assert (found.gpu_memory_bytes, found.workers_per_gpu) == (40 * GB, 2)
     assert plan(recording_of(), n_workers=3, device="cuda:0").workers_per_gpu == 3
     assert plan(recording_of(), n_workers=3, device="cpu").gpu_memory_bytes is None
+
+
+def test_a_plan_takes_what_a_sort_takes():
+    recording = recording_of()
+    assert plan(recording, workers=3).to_dict() == plan(recording, n_workers=3).to_dict()
+    assert plan(recording, resources=Resources(workers=3, block_batches=7)).batches_per_task == 7
+    here = plan(recording, client="loop")
+    assert (here.n_workers, here.worker_memory_bytes) == (1, here.memory_bytes)
+    with pytest.raises(SettingsError, match="Did you mean 'block_batches'"):
+        plan(recording, block_batch=1)
+
+
+@pytest.mark.slow
+def test_a_plan_for_a_client_asks_its_workers():
+    with users_cluster(3) as client:
+        for given in (client, client.scheduler.address):
+            assert plan(recording_of(), client=given).n_workers == 3
 
 
 def test_what_a_gpu_fetches_from_lies_in_memory_beside_the_tile():

@@ -210,7 +210,7 @@ def cut(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 @pytest.mark.parametrize("pattern", ["detection-*/*.record.npz", "detection-*/p*2.rows", "matching-*/sp*4.rows"])
-def test_what_is_damaged_is_computed_anew(
+def test_what_is_damaged_is_computed_again(
     recording: Recording,
     tmp_path: Path,
     computed: Counter[str],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -193,9 +194,9 @@ def test_processes_are_started_for_long_files_only(
     if in_memory:
         recording = replace(recording, files=())
     with asked_of_local_client(monkeypatch) as asked:
-        with engine_for(recording, SETTINGS, Resources(workers=3), "cpu"):
+        with engine_for(recording, SETTINGS, Resources(workers=3), "cpu", client=None):
             assert asked == {"n_workers": 3, "processes": processes, "device": "cpu"}
-        with engine_for(recording, SETTINGS, Resources(workers=3), "cuda"):
+        with engine_for(recording, SETTINGS, Resources(workers=3), "cuda", client=None):
             assert asked == {"n_workers": 3, "processes": None, "device": "cuda"}
 
 
@@ -209,10 +210,11 @@ def test_workers_share_a_gpu_for_long_files_only(
     see_gpus(monkeypatch, 80)
     monkeypatch.setattr(cluster, "CPU_COUNT", 16)
     monkeypatch.setattr(cluster, "MEMORY_LIMIT", 128 * 10**9)
-    with asked_of_local_client(monkeypatch) as asked, engine_for(recording, SETTINGS, resources, "cuda"):
+    with asked_of_local_client(monkeypatch) as asked, engine_for(recording, SETTINGS, resources, "cuda", client=None):
         assert asked == {"n_workers": n_workers, "processes": None, "device": "cuda"}
     if workers is None:
         assert plan(recording, SETTINGS, device="cuda").n_workers == n_workers
+        assert plan(recording, SETTINGS, device="cuda", block_batches=8000).n_workers == 1, "a task needs more memory"
 
 
 def test_easy_units_are_found(case: Case) -> None:
@@ -319,6 +321,7 @@ def test_a_stored_sorting_says_how_to_make_it_again(case: Case, tmp_path: Path) 
         recording="rec.bin",
         recording_digest=recording.digest(),
         digest_is_exact=True,
+        python=platform.python_version(),
     )
     assert found.flat_files == (FlatFile(str(tmp_path / "rec.bin"), ">i2", 0, 60_000, 10),)
     assert found.tiling == tiling_of(recording, settings) and found.tiling.start == 6300
@@ -344,7 +347,7 @@ def test_reference_and_sign_are_part_of_what_a_task_depends_on(case: Case) -> No
 
 
 @pytest.mark.parametrize("function", [sort, preprocess])
-def test_what_is_a_setting_is_no_argument(case: Case, function: Any) -> None:
+def test_a_setting_is_not_an_argument(case: Case, function: Any) -> None:
     with pytest.raises(SettingsError, match=r"do_CAR is a setting: pass it as settings=Settings\(do_CAR=…\)"):
         function(case.recording, SETTINGS, do_CAR=False)
     with pytest.raises(SettingsError, match="Did you mean 'workers'"):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, TypeVar
 
+import psutil
 import torch
 
 from ks4stream.engine.gpus import GpuMemory
@@ -46,7 +47,7 @@ class Engine(Protocol):
         ...
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, priority: Sequence[float] = ()
+        self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, work: Sequence[float] = ()
     ) -> Iterator[Result]:
         """Yield ``function(item)`` for every item, in the items' order.
 
@@ -61,8 +62,9 @@ class Engine(Protocol):
             Small and picklable.
         stage : str
             For progress and error messages.
-        priority : sequence of float, optional
-            Items with larger numbers start first. All results may then be held until the last one is there.
+        work : sequence of float, optional
+            How much there is to do for each item, in any unit. Those with most start first, and it is from the time
+            per work of finished items that one is known to be slow. All results may be held until the last is there.
 
         Raises
         ------
@@ -80,6 +82,11 @@ class Engine(Protocol):
             Picklable. Several workers of a machine may call it at the same time.
         """
         ...
+
+
+def resident_bytes() -> int:
+    """Memory that this process uses."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def run(function: Callable[[Item], Result], item: Item) -> Result:

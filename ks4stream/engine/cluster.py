@@ -36,7 +36,9 @@ from distributed import (
     default_client,
     get_worker,
 )
+from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.core import CommClosedError
+from distributed.comm.registry import get_backend
 from distributed.deploy.subprocess import SubprocessWorker
 from distributed.system import MEMORY_LIMIT
 
@@ -113,10 +115,10 @@ class Cluster:
     @property
     def worker_memory_bytes(self) -> float:
         """Per thread, the smallest worker's limit, or else its share of this machine's memory; infinite if unknown."""
-        workers = self._all_workers()
-        are_here = all(address.startswith(("inproc://", "tcp://127.0.0.1:")) for address in workers)
-        share = MEMORY_LIMIT / max(len(workers), 1) if are_here else math.inf
-        limits = [float(worker["memory_limit"] or share) / worker["nthreads"] for worker in workers.values()]
+        found = self._all_workers()
+        are_here = all(address.startswith(("inproc://", "tcp://127.0.0.1:")) for address in found)
+        share = MEMORY_LIMIT / max(len(found), 1) if are_here else math.inf
+        limits = [float(worker["memory_limit"] or share) / worker["nthreads"] for worker in found.values()]
         return min(limits, default=math.inf)
 
     @property
@@ -134,11 +136,11 @@ class Cluster:
         return sorted(address for address, answer in answers.items() if isinstance(answer, list) and answer)
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, priority: Sequence[float] = ()
+        self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, work: Sequence[float] = ()
     ) -> Iterator[Result]:
         """Yield ``function(item)`` for every item, in order; see :class:`~ks4stream.engine.base.Engine`.
 
-        Results that arrive early are held until their turn. Without priorities, items start in order, and no more
+        Results that arrive early are held until their turn. Without `work`, items start in order, and no more
         results are held than tasks are in flight.
 
         Raises
@@ -147,7 +149,7 @@ class Cluster:
             If workers die repeatedly, or the scheduler is lost.
         """
         try:
-            yield from self._map(function, items, stage, priority)
+            yield from self._map(function, items, stage, work)
         except (OSError, RuntimeError, CancelledError) as error:
             if isinstance(error, Ks4StreamError) or self._has_scheduler():  # raised by a task
                 raise
@@ -157,7 +159,7 @@ class Cluster:
             ) from error
 
     def _map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], stage: str, priority: Sequence[float]
+        self, function: Callable[[Item], Result], items: Sequence[Item], stage: str, work: Sequence[float]
     ) -> Iterator[Result]:
         self._progress(stage, 0, len(items))
         if not len(items):
@@ -165,7 +167,7 @@ class Cluster:
         _first_worker(self._client)
         self._check_new_workers()
         tasks = _Tasks(self._client, function, stage, alone=self._uses_gpu, on_gpu=self._gpus() > 0)
-        begin = sorted(range(len(items)), key=lambda i: -priority[i]) if len(priority) else range(len(items))
+        begin = sorted(range(len(items)), key=lambda i: -work[i]) if len(work) else range(len(items))
         waiting, early, done, window = deque(begin), dict[int, Result](), 0, IN_FLIGHT_PER_WORKER * self.n_workers
         looked, may_join = _clock(), True
         try:
@@ -179,9 +181,9 @@ class Cluster:
                             if waiting:
                                 tasks.share_with(self._workers())
                             window = IN_FLIGHT_PER_WORKER * self.n_workers
-                    while waiting and len(tasks) < window and (len(early) < window or len(priority) or not len(tasks)):
+                    while waiting and len(tasks) < window and (len(early) < window or len(work) or not len(tasks)):
                         index = waiting.popleft()
-                        tasks.begin(index, items[index], priority[index] if len(priority) else 1.0)
+                        tasks.begin(index, items[index], work[index] if len(work) else 1.0)
                     finished, lost = tasks.finished(len(items))
                     early |= finished
                     waiting.extendleft(lost)
@@ -342,7 +344,7 @@ class _Tasks:
                 self._ended.thread_condition.wait(timeout=0.1)
         return list(self._ended.next_batch(block=False))
 
-    def look_for_slow_ones(self, workers: Mapping[str, Mapping[str, Any]], total: int) -> None:
+    def look_for_slow_ones(self, present: Mapping[str, Mapping[str, Any]], total: int) -> None:
         """Warn of tasks that run much longer than others of this stage took, in proportion to their work.
 
         Of the tasks sent to it, a worker runs those sent first, one in each of its threads. A task counts as running
@@ -353,7 +355,7 @@ class _Tasks:
         now, in_flight = _clock(), {future.key: task for future, task in self._index.items()}
         ask: dict[str, list[Any]] = {}
         for address, keys in self._client.processing().items():
-            n_threads = 1 if self._alone else workers.get(address, {}).get("nthreads", 1)
+            n_threads = 1 if self._alone else present.get(address, {}).get("nthreads", 1)
             first = sorted((key for key in keys if key in in_flight), key=lambda key: in_flight[key].sent)[:n_threads]
             asked = [key for key in first if self._is_slow(in_flight[key], address, key, usual, now)]
             if asked:
@@ -543,6 +545,7 @@ def connected(address: str) -> Iterator[Client]:
         If no scheduler answers there.
     """
     try:
+        _check_address(address)
         client = Client(address, set_as_default=False)  # otherwise another sort would take it for its caller's
     except (OSError, ValueError, TypeError) as error:  # TypeError: tls:// without certificates
         raise LostWorkerError(
@@ -551,6 +554,20 @@ def connected(address: str) -> Iterator[Client]:
         ) from error
     with client:
         yield client
+
+
+def _check_address(address: str) -> None:
+    """Check what a client would only find out after it has started threads, which then keep the program from ending.
+
+    Raises
+    ------
+    ValueError
+        If Dask does not know the protocol, or the port is missing.
+    """
+    scheme, location = parse_address(address)
+    get_backend(scheme)
+    if scheme in ("tcp", "tls"):
+        parse_host_port(location)
 
 
 class Share(NamedTuple):
@@ -570,7 +587,7 @@ class Share(NamedTuple):
 
 @contextmanager
 def local_client(
-    *, n_workers: int | None = None, processes: bool | None = None, device: str = "cuda"
+    *, n_workers: int | None = None, processes: bool | None = None, device: str = "cpu"
 ) -> Iterator[Client]:
     """A cluster on this machine for the duration of one sort.
 
@@ -611,7 +628,7 @@ def local_client(
         yield client
 
 
-def local_workers(device: str = "cuda", *, sharing: Share | None = None) -> int:
+def local_workers(device: str = "cpu", *, sharing: Share | None = None) -> int:
     """Number of workers for a sort on this machine.
 
     Parameters

@@ -30,7 +30,7 @@ class Loop:
         self._progress, self._device = progress or no_progress, device
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, priority: Sequence[float] = ()
+        self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, work: Sequence[float] = ()
     ) -> Iterator[Result]:
         """Yield ``function(item)`` for every item, in order; see :class:`~ks4stream.engine.base.Engine`."""
         self._progress(stage, 0, len(items))

@@ -334,8 +334,8 @@ def write_preprocessed_copy(
     folder : path
         Results folder, exported before.
     pieces : iterable of (start, traces), or Path
-        First sample, counted from the recording's first, and traces of shape (time, sorted channel); or a file that
-        :func:`write_traces` made of them, which is linked (or copied, if the disk has no links).
+        First sample, counted from the recording's first, and traces of shape (time, channel that is sorted); or a file
+        that :func:`write_traces` made of them, which is linked (or copied, if the disk has no links).
 
     Returns
     -------
@@ -375,7 +375,7 @@ def write_traces(
     ----------
     path : Path
     pieces : iterable of (start, traces)
-        First sample, counted from the recording's first, and traces of shape (time, sorted channel).
+        First sample, counted from the recording's first, and traces of shape (time, channel that is sorted).
     chan_map : ndarray of int64, shape (n_channels,)
         Column of each sorted channel.
     n_chan_file, n_samples : int

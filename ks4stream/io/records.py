@@ -77,7 +77,9 @@ def _encode(value: Any, arrays: list[NDArray[Any]]) -> Any:
         arrays.append(value)
         return {"array": len(arrays) - 1}
     if isinstance(value, Mapping):
-        return {"dict": {str(name): _encode(entry, arrays) for name, entry in value.items()}}
+        if others := [name for name in value if not isinstance(name, str)]:
+            raise TypeError(f"Keys in a record must be strings, as they would come back as such; {others[0]!r} is not.")
+        return {"dict": {name: _encode(entry, arrays) for name, entry in value.items()}}
     if named := _named_fields(value):
         return {"class": type(value).__name__, "of": {n: _encode(entry, arrays) for n, entry in named.items()}}
     if isinstance(value, list | tuple):
@@ -97,6 +99,19 @@ def _decode(part: Any, array: Callable[[int], NDArray[Any]], known: Mapping[str,
         return {name: _decode(entry, array, known) for name, entry in part["dict"].items()}
     ((kind, entries),) = part.items()
     return {"list": list, "tuple": tuple}[kind](_decode(entry, array, known) for entry in entries)
+
+
+def converted(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
+    """A value of a record in which everything of a class, wherever it is, is replaced by what `convert` makes of it."""
+    if isinstance(value, kind):
+        return convert(value)
+    if isinstance(value, Mapping):
+        return {name: converted(entry, kind, convert) for name, entry in value.items()}
+    if named := _named_fields(value):
+        return type(value)(**{name: converted(entry, kind, convert) for name, entry in named.items()})
+    if isinstance(value, list | tuple):
+        return type(value)(converted(entry, kind, convert) for entry in value)
+    return value
 
 
 def key_of(*values: Any) -> str:

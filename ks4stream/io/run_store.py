@@ -32,7 +32,7 @@ from ks4stream.errors import DamagedFileError, Ks4StreamError, ResultsError
 from ks4stream.io.atomic import DRAFT, atomic_write, explain_write_errors
 from ks4stream.io.objects import UnconditionalError, Version, Versioned, listing, read_versioned, write_bytes, write_if
 from ks4stream.io.places import ObjectPath, Place, below, read_whole, remove, size_of
-from ks4stream.io.records import key_of, read_record, write_record
+from ks4stream.io.records import converted, key_of, read_record, write_record
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.tables import Receipt
 from ks4stream.messages import hand_on, listeners, warn
@@ -142,14 +142,13 @@ class StageStore:
             return {index: value for index, values in enumerate(each) for value in values}
 
     def _read(self, path: Place, n_bytes: int, size: Size) -> Any:
-        value = read_record(path, (Receipt, *self.classes), size=n_bytes)
-        receipt = getattr(value, "receipt", value)
-        if not isinstance(receipt, Receipt):
-            return value
-        receipt = replace(receipt, path=str(self.folder / Path(receipt.path).name))  # the folder may have been moved
-        if not receipt.is_there(size):
-            raise DamagedFileError(receipt.path)
-        return receipt if isinstance(value, Receipt) else value._replace(receipt=receipt)
+        def present(receipt: Receipt) -> Receipt:
+            here = replace(receipt, path=str(self.folder / Path(receipt.path).name))  # the folder may have been moved
+            if not here.is_there(size):
+                raise DamagedFileError(here.path)
+            return here
+
+        return converted(read_record(path, (Receipt, *self.classes), size=n_bytes), Receipt, present)
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,8 @@ def open_store(folder: Place, *, data: str, fresh: bool = False, recall: bool = 
             else:
                 lock = stack.enter_context(ObjectLock(folder / LOCK))
                 scratch = stack.enter_context(scratch_folder())
-            if found := {} if fresh else _manifest(folder):
+            found = {} if fresh else _manifest(folder)
+            if found:
                 _check_manifest(folder, found, expected)
             if fresh or not recall:
                 _empty(folder)

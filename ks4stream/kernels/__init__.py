@@ -7,7 +7,7 @@ stand for the same axes throughout the package, in einsum, shape comments and do
 ====== ==================================================================================================
 letter axis
 ====== ==================================================================================================
-c      channel (sorted channels, probe order)
+c      channel (those that are sorted, probe order)
 t      sample
 w      sample within a waveform, 0 … nt−1
 b      batch (tile)

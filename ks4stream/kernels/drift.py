@@ -91,7 +91,7 @@ def register(
     parts : slice
         Parts (second axis) that are summed.
     nblocks : int
-        ``nblocks``.
+        Number of depth segments if they did not overlap; see :func:`segment_bounds`.
     smoothing : tuple of float
         Widths of the smoothing over shift, batch and segment.
 
@@ -187,12 +187,15 @@ def _peak_between_bins(similarity: NDArray[np.float64], reach: int) -> NDArray[n
 def shift_at(
     depth_um: NDArray[np.float64], centre_um: NDArray[np.float32], shift_um: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Shift at given depths, linear between segment centres and extrapolated outside: (c,), (g,), (g,) to (c,)."""
+    """Shift at given depths, linear between segment centres and extrapolated outside: (c,), (g,), (g,) to (c,).
+
+    If there are more segments than depth bins, several have the same centre; between two such, it is that of the first.
+    """
     if len(centre_um) == 1:
         return np.full(len(depth_um), float(shift_um[0]))
     segment = np.clip(np.searchsorted(centre_um, depth_um) - 1, 0, len(centre_um) - 2)
     width = centre_um[segment + 1].astype(float) - centre_um[segment]
-    along = (depth_um - centre_um[segment]) / width
+    along = np.divide(depth_um - centre_um[segment], width, out=np.zeros(len(depth_um)), where=width > 0)
     return np.asarray(shift_um[segment] * (1 - along) + shift_um[segment + 1] * along, np.float64)
 
 

@@ -61,7 +61,7 @@ _GUI_NAMES = {
     "binning_depth": "binning_depth",
     "sig_interp": "sig_interp",
 }
-_STEPS = {
+_STEP_OF_GROUP = {
     "recording": "data",
     "preprocessing": "preprocessing",
     "whitening": "preprocessing",
@@ -77,7 +77,7 @@ _STEPS = {
 def _parameter(name: str) -> dict[str, Any]:
     """Describe a setting as Kilosort4's window and SpikeInterface read it."""
     if name in _RECORDING:
-        about: Mapping[str, Any] = {"stage": "recording", "gt": 0} | _RECORDING[name]
+        about: Mapping[str, Any] = {"group": "recording", "gt": 0} | _RECORDING[name]
         default = about["default"]
     else:
         spec = Settings.__dataclass_fields__[name]
@@ -93,7 +93,7 @@ def _parameter(name: str) -> dict[str, Any]:
         "max": most if has_bounds else None,
         "exclude": [] if above is None else [above],
         "default": list(default) if isinstance(default, tuple) else default,
-        "step": "data" if name == "nt" else _STEPS[about["stage"]],
+        "step": "data" if name == "nt" else _STEP_OF_GROUP[about["group"]],
         "description": _described(about),
     }
 

@@ -144,7 +144,7 @@ def run_kilosort(
     save_extra_vars : bool
         Also write tF, Wall, full_st, full_clu and full_amp.
     clear_cache : bool
-        Accepted for compatibility with Kilosort4; memory is bounded without it.
+        After each step, free the GPU memory that torch keeps for later.
     save_preprocessed_copy : bool
         Also write the preprocessed traces to ``temp_wh.dat``, and let Phy show those.
     bad_channels : list of int, optional
@@ -156,7 +156,7 @@ def run_kilosort(
     verbose_console : bool
         Show on the console everything that goes to the log.
     verbose_log : bool
-        Write more detail to ``kilosort4.log``.
+        Also log each task as it ends, and memory after each step.
     torch_thread_lim : int, optional
         Maximum number of workers on this machine (each computes on one core), which then computes whether or not a
         client is active; ignored if `client` is given.
@@ -203,9 +203,9 @@ def run_kilosort(
         Before work starts, if a worker cannot compute, or memory or disk are too small.
     """
     values, of_recording, given = split_settings(settings)
-    limit = {"device": device, "workers": torch_thread_lim}
+    limit = {"device": device, "workers": torch_thread_lim, "clear_cache": clear_cache or None}
     resources = Resources.given(resources, of_resources)
-    resources = Resources.given(resources, limit if resources.client is None else {"device": device})
+    resources = Resources.given(resources, limit if resources.client is None else limit | {"workers": None})
     places = given | given_places(
         filename=filename,
         data_dir=data_dir,

@@ -31,6 +31,7 @@ PROBE_DIR = DOWNLOADS_DIR / "probes"
 """Where Kilosort4 keeps probes, and users theirs. Probes that come with ks4stream need not be in it."""
 
 _GB = 1024**3
+_SHORT = 1000  # entries of arrays that are written out
 
 logger = logging.getLogger("ks4stream")
 
@@ -132,13 +133,24 @@ def ops_as_string(ops: Mapping[str, Any]) -> str:
 
 
 def _source(name: str, values: Mapping[str, Any]) -> str:
-    lines = [f"    {key!r}: {_literal(value)}," for key, value in values.items()]
+    lines = []
+    for key, value in values.items():
+        source, hash_mark, remark = _literal(value).partition("  #")
+        lines.append(f"    {key!r}: {source},{hash_mark}{remark}")
     return "\n".join([f"{name} = {{", *lines, "}", ""])
 
 
 def _literal(value: Any) -> str:
+    """A value as source; of large arrays, only shape and type."""
     if torch.is_tensor(value):
-        return f"torch.tensor({value.tolist()!r})" if value.numel() <= 1000 else f"torch.{tuple(value.shape)}"
+        is_short = value.numel() <= _SHORT
+        return f"torch.tensor({value.tolist()!r})" if is_short else f"torch.zeros{tuple(value.shape)}  # not its values"
     if isinstance(value, np.ndarray):
-        return f"np.{value!r}"
+        dtype = f"dtype={value.dtype.str!r}"
+        is_short = value.size <= _SHORT
+        return (
+            f"np.array({value.tolist()!r}, {dtype})"
+            if is_short
+            else f"np.zeros({value.shape}, {dtype})  # not its values"
+        )
     return repr(value)

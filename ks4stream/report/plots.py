@@ -75,9 +75,9 @@ def save_plot(figure: Figure, path: Path) -> None:
 
 
 def plot_drift_amount(sorting: Sorting) -> Figure:
-    """Draw the estimated drift of each depth segment over time."""
+    """Draw the drift correction of each depth segment over time: the negative of the tissue's displacement."""
     figure, axes = _figure(8.0, 3.6)
-    _label(axes, "Drift estimate", "Time", "Shift (µm)")
+    _label(axes, "Drift estimate", "Time", "Correction (µm)")
     if sorting.drift is None or not sorting.drift.shift_um.size:
         return _empty(figure, axes, "no drift estimate")
     shift, depth = sorting.drift.shift_um, sorting.drift.centre_um

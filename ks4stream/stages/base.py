@@ -97,7 +97,7 @@ class Stage(Step[Result], Generic[Item, Part, Result]):
     records: ClassVar[tuple[type, ...]] = ()
 
     def items(self, run: Run) -> Sequence[Item]:
-        """Items of the tasks: blocks of tiles, or numbers of regions."""
+        """Items of the tasks: blocks of tiles, or region indices."""
         raise NotImplementedError
 
     def work(self, items: Sequence[Item]) -> Sequence[float]:

@@ -23,7 +23,10 @@ GRAPH_BYTES = 160  # per spike during clustering: its columns, order, template, 
 
 
 class ClusterMethod(Protocol):
-    """Assigns rows to clusters. Another method is a frozen dataclass with this interface, named in `CLUSTER_METHOD`."""
+    """Assigns rows to clusters.
+
+    Another method is a frozen dataclass with this interface, named in :data:`CLUSTER_METHOD`.
+    """
 
     def __init__(self, settings: Settings, device: str = "cpu", *, final: bool = False) -> None:
         """Take what it needs of the settings; `final` clusters will be units, others templates for matching."""

@@ -1,8 +1,8 @@
-"""Drift: the displacement of the tissue, batch by batch (section 4)."""
+"""Drift: how far the traces of each batch are moved, to undo the tissue's displacement (section 4)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -33,7 +33,12 @@ class DriftResult(NamedTuple):
 class DriftEstimator(Protocol):
     """Estimates the drift from all peaks, which it is given block by block.
 
-    Another estimator is a class with this interface, named as the default of :class:`EstimateDrift`.
+    Another estimator is a class with this interface, named in :data:`DRIFT_METHOD`.
+
+    Attributes
+    ----------
+    reads : tuple of str
+        Names of the settings, or of groups of settings, that it reads.
     """
 
     reads: ClassVar[tuple[str, ...]]
@@ -45,13 +50,17 @@ class DriftEstimator(Protocol):
         ...
 
     def estimate(self) -> Drift:
-        """The shift of each batch at each segment of the probe."""
+        """The correction of each batch at each segment of the probe: the negative of the tissue's displacement."""
         ...
 
     @staticmethod
-    def needs(load: Load) -> Needs:
-        """Memory of the calling process, and disk."""
+    def n_bytes(load: Load) -> tuple[int, int]:
+        """Memory of the calling process, and disk space."""
         ...
+
+
+DRIFT_METHOD: type[DriftEstimator] = Registration
+"""The estimator that is used."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,18 +68,15 @@ class EstimateDrift(Step[DriftResult]):
     """Estimate the drift from the peaks of all batches, and keep a subset of the peaks for a plot."""
 
     name = "drift"
+    reads = DRIFT_METHOD.reads
 
     tiles: Preprocessor
     peaks: Peaks
-    estimator: type[DriftEstimator] = Registration
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "settings", self.settings.part(*self.estimator.reads))
 
     def run(self, run: Run) -> DriftResult:
         """Give all peaks to the estimator."""
         tiling = self.tiles.tiling
-        estimator = self.estimator(self.settings, tiling, self.tiles.probe, run.scratch)
+        estimator = DRIFT_METHOD(self.settings, tiling, self.tiles.probe, run.scratch)
         max_per_tile = -(-MAX_PLOTTED // len(tiling))
         plotted = []
         for sample, depth_um, score in self.peaks.in_time():
@@ -84,4 +90,5 @@ class EstimateDrift(Step[DriftResult]):
     @classmethod
     def needs(cls, load: Load) -> Needs:
         """Needs of the estimator."""
-        return replace(cls.estimator.needs(load), name=cls.name) if load.settings.nblocks else Needs(cls.name)
+        client_bytes, scratch_bytes = DRIFT_METHOD.n_bytes(load) if load.settings.nblocks else (0, 0)
+        return Needs(cls.name, client_bytes=client_bytes, scratch_bytes=scratch_bytes)

@@ -107,7 +107,7 @@ class Load:
 
     @property
     def n_channels(self) -> int:
-        """Number of sorted channels (c)."""
+        """Number of channels that are sorted (c)."""
         return self.probe.n_channels
 
     @cached_property

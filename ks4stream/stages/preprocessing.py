@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ks4stream import geometry
 from ks4stream.blocks import Tile, Tiling
-from ks4stream.errors import BadChannelWarning, ProbeError, RecordingError
+from ks4stream.errors import BadChannelWarning, ProbeError, RecordingError, SettingsError
 from ks4stream.kernels import drift as drift_kernels
 from ks4stream.kernels import preprocessing as kernels
 from ks4stream.messages import hand_on, listeners, warn
@@ -38,8 +38,15 @@ def tiling_of(recording: Recording, settings: Settings) -> Tiling:
     ------
     RecordingError
         If there are fewer samples to sort than one waveform has.
+    SettingsError
+        If the filter's cutoff is not below half the sampling rate.
     """
     rate = recording.sampling_rate_hz
+    if settings.highpass_cutoff >= rate / 2:
+        raise SettingsError(
+            f"highpass_cutoff={settings.highpass_cutoff:g} Hz must be below half the sampling rate of "
+            f"{recording.name}, {rate / 2:g} Hz. Lower it, or correct the sampling rate (fs)."
+        )
     reach = kernels.highpass_reach(sampling_rate_hz=rate, cutoff_hz=settings.highpass_cutoff)
     artifact = artifact_margin(rate) + settings.nt
     halo = reach + max(settings.nt // 2 + MATCHING_REACH_WAVEFORMS * settings.nt, artifact)
@@ -63,7 +70,7 @@ class Preprocessor(Portable):
     settings : Settings
         Those in `reads`; if drift is corrected, those in `reads_if_moved` too.
     dead : ndarray of int64
-        Sorted channels without signal: they are left out of reference and whitening.
+        Channels without signal (probe order): they are left out of reference and whitening.
     whitening, drift : Whitening, Drift or None
         None until they have been estimated.
     device : str
@@ -107,7 +114,7 @@ class Preprocessor(Portable):
 
     @property
     def without_signal(self) -> NDArray[np.int64]:
-        """Sorted channels without signal: those dead in the file and, once it is known, those of the whitening."""
+        """Channels without signal (probe order): those dead in the file or, once known, those of the whitening."""
         return self.dead if self.whitening is None else self.whitening.dead
 
     def core(self, tile: Tile) -> slice:
@@ -269,7 +276,7 @@ def read_tile(recording: Recording, tiling: Tiling, tile: Tile) -> NDArray[Any]:
 
 
 def dead_channels(recording: Recording, probe: Probe, dead_in_file: list[int]) -> NDArray[np.int64]:
-    """Sorted channels among those that are constant in the file."""
+    """Indices (probe order) of the channels among those that are constant in the file."""
     dead = np.flatnonzero(np.isin(probe.chan_map, dead_in_file))
     if len(dead):
         warn(

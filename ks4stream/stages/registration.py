@@ -16,7 +16,7 @@ from ks4stream.messages import warn
 from ks4stream.probe import Probe
 from ks4stream.results import Drift
 from ks4stream.settings import Settings
-from ks4stream.stages.needs import Load, Needs
+from ks4stream.stages.needs import Load
 
 HELD_BYTES = 8 << 20  # of fingerprints in memory; larger ones are in a file and read a few batches at a time
 MIN_RELIABILITY = 0.5  # correlation of the shifts estimated from the two halves of the peaks; lower ones are noise
@@ -84,7 +84,7 @@ class Registration:
         return Drift(shift_um=shift * settings.binning_depth, centre_um=centre)
 
     @staticmethod
-    def needs(load: Load) -> Needs:
+    def n_bytes(load: Load) -> tuple[int, int]:
         """Fingerprints of all batches, in memory or on disk, and the arrays of the registration."""
         n, segments = len(load.tiling), 2 * load.settings.nblocks - 1
         depth_bins = kernels.n_depth_bins(float(np.ptp(load.probe.y_um)), load.settings.binning_depth)
@@ -93,11 +93,7 @@ class Registration:
         n_chunk = min(kernels.batches_per_chunk(depth_bins), n)
         # Logarithms of a chunk of fingerprints, and their similarity at 101 shifts; that of all at 11, in each segment.
         registering = 24 * n_chunk * bins + 8 * (101 * n_chunk + 3 * 11 * n) * segments
-        return Needs(
-            "registration",
-            client_bytes=min(fingerprints, HELD_BYTES) + registering,
-            scratch_bytes=fingerprints if fingerprints > HELD_BYTES else 0,
-        )
+        return min(fingerprints, HELD_BYTES) + registering, fingerprints if fingerprints > HELD_BYTES else 0
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

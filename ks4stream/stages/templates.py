@@ -134,8 +134,24 @@ def bounded_sample(
     rank = np.arange(n) - np.repeat(np.cumsum(size) - size, size)
     chosen = ranked[rank < share[group_of[ranked]]]
     weight = size[group_of[chosen]] / share[group_of[chosen]]
+    weight *= _unrepresented(size, share, slice_of_group)[group_of[chosen]]
     in_time = np.lexsort((centre[chosen], sample[chosen]))
     return chosen[in_time], weight[in_time]
+
+
+def _unrepresented(
+    size: NDArray[np.int64], share: NDArray[np.int64], slice_of_group: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Factor of the weights in each group by which those chosen also represent the groups that have no share.
+
+    These are the others of their slice, or of all slices where a whole slice has no share. It is 1 where all have one.
+    """
+    of_slice, chosen_of_slice = (
+        np.bincount(slice_of_group, size * kept, N_SLICES) for kept in (np.ones_like(size), share > 0)
+    )
+    within = of_slice / np.maximum(chosen_of_slice, 1)
+    between = size.sum() / of_slice[chosen_of_slice > 0].sum()
+    return np.asarray(within[slice_of_group] * between, np.float64)
 
 
 def _shares(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:

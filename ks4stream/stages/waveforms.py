@@ -20,6 +20,7 @@ from ks4stream.io.places import Place
 from ks4stream.kernels import waveforms as kernels
 from ks4stream.messages import warn
 from ks4stream.results import Waveforms
+from ks4stream.settings import Settings
 from ks4stream.stages.base import Block, Run, Stage
 from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
@@ -33,6 +34,13 @@ SEED = 1  # of the k-means starts; the method has no setting for it
 SHIPPED_RATE_HZ, SHIPPED_PEAK = 30_000.0, 20  # of the waveforms in the package
 
 Snippets = list[NDArray[np.float32]]  # for each tile, the unit-norm waveforms of its isolated peaks (n, w)
+
+
+def thresholds(settings: Settings) -> list[float]:
+    """Thresholds to try on all batches, in this order, until there are enough snippets."""
+    highest = settings.Th_single_ch
+    steps = np.arange(highest, MIN_THRESHOLD - 1e-9, -THRESHOLD_STEP)
+    return [float(step) for step in steps] or [highest]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,15 +80,9 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
         every = list(range(len(self.tiles.tiling)))
         subset = self.tiles.tiling.evenly(EVERY_BATCH)
         tries = [(self.settings.Th_single_ch, subset)] if len(subset) < len(every) else []
-        tries += [(threshold, every) for threshold in self.thresholds()]
+        tries += [(threshold, every) for threshold in thresholds(self.settings)]
         for threshold, chosen in tries:
             yield replace(self, threshold=threshold, max_per_tile=-(-MAX_SNIPPETS // len(chosen))), chosen
-
-    def thresholds(self) -> list[float]:
-        """Thresholds to try, in this order, until there are enough snippets."""
-        highest = self.settings.Th_single_ch
-        steps = np.arange(highest, MIN_THRESHOLD - 1e-9, -THRESHOLD_STEP)
-        return [float(step) for step in steps] or [highest]
 
     def task(self, item: Block, folder: Place) -> Snippets:
         """Cut out the waveforms of the isolated peaks of each tile."""
@@ -157,8 +159,10 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
 
         All samples of these channels may be above threshold, as in movement artifacts.
         """
+        if not load.settings.templates_from_data:
+            return Needs(cls.name)
         c, t, nt = load.n_channels, load.tiling.size, load.settings.nt
-        n_tiles = len(load.tiling.evenly(EVERY_BATCH))  # all tiles, if there are too few isolated peaks
+        n_tiles = len(load.tiling.evenly(EVERY_BATCH))  # if these have enough isolated peaks; see `rare_passes`
         # Movement makes many more snippets than there are spikes: a tile's share, or as many as can be isolated.
         of_tile = min(-(-MAX_SNIPPETS // n_tiles), c * -(-t // (kernels.ALONE_REACH + 1)))
         near = geometry.ALONE_NEIGHBOURS * (2 * kernels.ALONE_REACH + 1)
@@ -179,3 +183,11 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
             passes=load.detections,
             n_tiles_read=n_tiles,
         )
+
+    @staticmethod
+    def rare_passes(load: Load) -> int:
+        """Passes over all batches, at most, beyond those in :meth:`needs`, where isolated peaks are rare."""
+        if not load.settings.templates_from_data:
+            return 0
+        begun = len(load.tiling.evenly(EVERY_BATCH)) == len(load.tiling)  # then the first attempt was on all batches
+        return load.detections * (len(thresholds(load.settings)) - begun)

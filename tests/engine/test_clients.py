@@ -87,7 +87,7 @@ def test_a_task_does_not_wait_for_workers_of_its_own_cluster(active: Client) -> 
     assert active.submit(active_client, pure=False).result() is None
 
 
-def test_a_sort_does_not_make_its_own_client_that_of_others(active: Client) -> None:
+def test_the_client_of_a_sort_does_not_become_the_active_one(active: Client) -> None:
     with local_client(n_workers=1, processes=False) as own:
         assert active_client() is active is not own
     with connected(active.scheduler.address) as other:  # type: ignore[attr-defined]
@@ -157,6 +157,14 @@ def test_gpus_of_workers_that_are_not_used_are_told_of(active: Client, monkeypat
 
 @pytest.mark.parametrize("address", ["tls://127.0.0.1:9", "no-port", "foo://x:1"])
 def test_an_address_that_leads_nowhere_is_told(address: str) -> None:
+    with pytest.raises(LostWorkerError, match="No Dask scheduler answers at"), connected(address):
+        pass
+
+
+@pytest.mark.parametrize("address", ["lopp", "tcp://host", "foo://x:1", ""])
+def test_no_client_is_made_for_what_is_not_an_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fails while it is made keeps its threads, for which the program waits at its end."""
+    monkeypatch.setattr("ks4stream.engine.cluster.Client", None)
     with pytest.raises(LostWorkerError, match="No Dask scheduler answers at"), connected(address):
         pass
 

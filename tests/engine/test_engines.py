@@ -121,7 +121,7 @@ def test_progress_is_told_from_none_to_all(client: Client) -> None:
 def test_larger_priorities_are_begun_first(client: Client) -> None:
     with local_client(n_workers=1, processes=False) as single:
         squares, items = Squares(), list(range(30))
-        found = list(Cluster(single).map(squares, items, stage="squares", priority=[float(i % 7) for i in items]))
+        found = list(Cluster(single).map(squares, items, stage="squares", work=[float(i % 7) for i in items]))
         assert found == [item**2 for item in items]
         wanted = sorted(items, key=lambda i: -(i % 7))
         late = [abs(squares.begun.index(item) - wanted.index(item)) for item in items]
@@ -499,7 +499,7 @@ def test_a_task_that_hangs_is_told_once(
     assert "in hangs_on_the_last" in caplog.text
 
 
-def test_what_is_slow_is_held_against_how_much_there_is_to_do(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_task_is_judged_by_the_amount_of_its_work(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest regions are begun first, and take as long as that."""
     monkeypatch.setattr(cluster_module, "SLOW_SECONDS", 0.0)
     clock = Clock()
@@ -652,7 +652,7 @@ def test_a_cluster_that_adapts_begins_from_no_worker(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("when", ["many tasks are left", "a look is due", "the next stage begins"])
-def test_a_scheduler_that_is_lost_is_told_wherever_that_shows(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_scheduler_is_reported_wherever_it_is_noticed(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "LOOK_SECONDS", 0.0 if when == "a look is due" else 1e6)
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),  # to find it again
@@ -677,7 +677,7 @@ def test_a_scheduler_that_is_lost_is_told_wherever_that_shows(when: str, monkeyp
             may_end.set()
 
 
-def test_a_scheduler_that_is_lost_is_told() -> None:
+def test_a_lost_scheduler_is_reported() -> None:
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),  # to find it again
         users_cluster(1, timeout_s=1, silence_logs=50) as client,
@@ -757,7 +757,7 @@ def test_tidying_up_does_not_wait_for_a_worker_that_hangs(
     assert caplog.text.count("Tidying up failed at inproc://") == caplog.text.count("TimeoutError()") == 1
 
 
-def test_a_scheduler_without_workers_is_waited_for_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_the_first_worker_raises_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "PATIENCE_SECONDS", 0.1)
     with local_client(n_workers=1, processes=False) as client:
         client.cluster.scale(0)
@@ -804,7 +804,7 @@ def test_what_is_lost_with_all_workers_is_sent_and_computed_again(client: Client
     settled(client)
 
 
-def test_cancelled_tasks_are_begun_anew_and_never_results(client: Client) -> None:
+def test_cancelled_tasks_are_run_again_and_never_taken_for_results(client: Client) -> None:
     tasks = cluster_module._Tasks(client, Squares(slow=(0, 1)), "cancelled")
     tasks.begin(0, 0)
     tasks.begin(1, 1)
@@ -879,7 +879,7 @@ def test_tasks_go_only_to_workers_that_declare_a_gpu(a_gpu: None, client: Client
 def test_one_process_per_gpu_each_seeing_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     see_gpus(monkeypatch, 80, 80)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    with local_client() as client:
+    with local_client(device="cuda") as client:
         seen = client.run(lambda: os.environ["CUDA_VISIBLE_DEVICES"])
         assert sorted(seen.values()) == ["3", "5"]
         assert Cluster(client, device="cuda").n_workers == 2
@@ -924,14 +924,14 @@ def test_as_many_workers_share_a_gpu_as_machine_and_gpu_carry(
     monkeypatch.setattr(cluster_module, "CPU_COUNT", cores)
     monkeypatch.setattr(cluster_module, "MEMORY_LIMIT", memory_gb * 10**9)
     share = task_gb and Share(gpu_bytes=task_gb[0] * 10**9, memory_bytes=task_gb[1] * 10**9)
-    assert cluster_module.local_workers(sharing=share or None) == n_workers
+    assert cluster_module.local_workers("cuda", sharing=share or None) == n_workers
 
 
 def test_on_windows_one_thread_computes_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As threads would compute on the first one in turn."""
     see_gpus(monkeypatch, 80, 80)
     monkeypatch.setattr(sys, "platform", "win32")
-    assert cluster_module.local_workers(sharing=Share(10**9, 10**9)) == 1
+    assert cluster_module.local_workers("cuda", sharing=Share(10**9, 10**9)) == 1
 
 
 def test_an_engine_knows_the_memory_of_the_gpu_that_its_workers_share(a_gpu: None) -> None:
@@ -1101,7 +1101,7 @@ class Visits:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_run_on_workers_is_once_in_each_worker_and_failures_are_told_only(
+def test_run_on_workers_runs_once_in_each_worker_and_only_logs_failures(
     engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, fails: bool
 ) -> None:
     engine.run_on_workers(Visits(tmp_path, fails=fails))

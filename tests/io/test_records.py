@@ -67,6 +67,8 @@ def test_what_has_no_arrays_in_it_is_refused(tmp_path: Path) -> None:
         write_record(tmp_path / "a.npz", [object()])
     with pytest.raises(ValueError, match="Object arrays cannot be saved"):
         write_record(tmp_path / "a.npz", np.array([object()]))
+    with pytest.raises(TypeError, match="Keys in a record must be strings, as they would come back as such; 1 is not"):
+        write_record(tmp_path / "a.npz", [{"a": 0, 1: 2}])
     assert not list(tmp_path.iterdir())
 
 

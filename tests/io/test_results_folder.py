@@ -652,7 +652,7 @@ def test_a_part_of_the_store_is_ours(
     assert not ResultsFolder.open(where).somebodys() and names(where.parent) == {"kilosort4"}
 
 
-def test_the_empty_objects_that_stand_for_folders_are_in_nobodys_way(
+def test_empty_objects_that_mark_folders_do_not_matter(
     write: Any, make_sorting: MakeSorting, object_store: Any
 ) -> None:
     """Consoles and other tools make them; they cannot be asked for or removed."""
@@ -955,7 +955,7 @@ def test_a_record_that_is_not_understood_makes_nothing_ours(
     assert names(tmp_path) == {"kilosort4", "kilosort4-1"}
 
 
-def test_a_table_that_cannot_be_read_is_nobodys_business(
+def test_a_table_that_cannot_be_read_is_not_taken_for_a_curation(
     write: Any, make_sorting: MakeSorting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(make_sorting(), tmp_path)

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -82,6 +83,38 @@ def test_a_receipt_counts_as_long_as_its_file_is_there(tmp_path: Path) -> None:
     assert [found[i].digest() for i in (0, 1)] == [receipt.digest() for receipt in receipts]
     Path(receipts[0].path).unlink()
     assert list(stage.recall([3, 4])) == [1]
+
+
+class Deep(NamedTuple):
+    several: list[Receipt]
+    by_name: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Holding:
+    number: int
+    rows: Receipt
+
+
+def test_receipts_count_and_move_wherever_they_are_in_a_result(tmp_path: Path) -> None:
+    stage = RunStore(tmp_path / "a").stage("x", "0" * 64, (Deep, Holding))
+
+    def write(number: int) -> Deep:
+        one, two, three = (
+            write_block(stage.folder / f"{name}.rows", {"a": np.arange(number)}, np.zeros(number, np.int64), 1)
+            for name in ("one", "two", "three")
+        )
+        return Deep([one], {"two": (two, 5), "three": Holding(7, three)})
+
+    Checkpointed(write, stage)(4)
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = RunStore(tmp_path / "b").stage("x", "0" * 64, (Deep, Holding))
+    found = moved.recall([4])[0]
+    assert type(found) is Deep and found.by_name["two"][1] == 5 and found.by_name["three"].number == 7
+    for receipt in (found.several[0], found.by_name["two"][0], found.by_name["three"].rows):
+        assert read_column(receipt, "a").tolist() == [0, 1, 2, 3]
+    (moved.folder / "three.rows").unlink()
+    assert moved.recall([4]) == {}
 
 
 def test_only_one_run_at_a_time_and_nothing_is_left_locked(tmp_path: Path) -> None:
@@ -218,7 +251,7 @@ def test_a_task_that_still_writes_while_a_store_is_emptied_is_no_error(
 
 @pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("name", ["data.bin", "scratch/thesis.txt", "letter.draft"])
-def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path, name: str, fresh: bool) -> None:
+def test_a_folder_that_is_not_a_store_is_left_alone(tmp_path: Path, name: str, fresh: bool) -> None:
     file = tmp_path / "run" / name
     file.parent.mkdir(parents=True)
     file.write_text("precious")
@@ -376,7 +409,7 @@ def test_a_clock_that_is_wrong_makes_no_second_owner(
 
 
 @pytest.mark.parametrize("left", [None, FREE, b"node 1 killed 7"])
-def test_of_many_who_claim_a_lock_at_once_one_gets_it(
+def test_one_of_many_simultaneous_claims_gets_the_lock(
     left: bytes | None, object_store: Any, recwarn: pytest.WarningsRecorder
 ) -> None:
     """There was none, it is free, or its holder was killed."""
@@ -600,7 +633,7 @@ def test_a_store_without_conditions_is_told_once_and_has_a_lock_nevertheless(
         objects.write_bytes(str(lock), FREE)
 
 
-def test_of_two_who_claim_without_conditions_the_last_to_write_has_it(
+def test_without_conditional_writes_the_last_writer_gets_the_lock(
     object_store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")

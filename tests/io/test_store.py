@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from dataclasses import fields, is_dataclass
 
 import numpy as np
@@ -70,6 +71,20 @@ def test_a_store_of_a_version_that_kept_less_is_read(make_sorting, tmp_path):
     assert load_sorting(path).provenance == Provenance(torch="3.0")
 
 
+def test_a_store_whose_artifacts_were_not_declared_is_read(make_sorting, tmp_path):
+    sorting = make_sorting()
+    path = save_sorting(sorting, tmp_path / "sorting.zarr")
+    attrs = json.loads((path / "artifacts" / ".zattrs").read_text())
+    assert attrs["_ARRAY_DIMENSIONS"] == ["span", "edge"] and attrs["units"] == "samples"
+    (path / "artifacts" / ".zattrs").write_text(json.dumps({"_ARRAY_DIMENSIONS": ["axis_0", "axis_1"]}))
+    attrs = json.loads((path / ".zattrs").read_text())
+    del attrs["values"]["provenance"]["python"]
+    (path / ".zattrs").write_text(json.dumps(attrs))
+    assert_same(load_sorting(path), sorting)
+    shutil.rmtree(path / "artifacts")
+    assert load_sorting(path).artifacts.shape == (0, 2)
+
+
 def test_features_may_be_left_out_when_writing_or_reading(make_sorting, tmp_path):
     sorting = make_sorting()
     bare = without_features(sorting)
@@ -129,7 +144,7 @@ def test_a_failed_save_leaves_the_old_store(make_sorting, tmp_path, monkeypatch)
     assert [entry.name for entry in tmp_path.iterdir()] == ["sorting.zarr"]
 
 
-def test_what_is_no_sorting_is_refused(make_sorting, tmp_path):
+def test_what_is_not_a_sorting_is_refused(make_sorting, tmp_path):
     with pytest.raises(ResultsError, match="does not hold a sorting"):
         load_sorting(tmp_path)
     path = save_sorting(make_sorting(), tmp_path / "sorting.zarr")

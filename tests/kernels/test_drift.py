@@ -155,6 +155,11 @@ def test_shifts_are_interpolated_between_segments_and_extrapolated_beyond() -> N
     np.testing.assert_allclose(estimate, [-2, 0, 3, 6, 4, 3], atol=1e-9)  # whole numbers, computed in float64
 
 
+def test_segments_with_the_same_centre_do_not_divide_by_zero() -> None:
+    estimate = shift_at(np.array([0.0, 1, 1.5, 2, 3]), np.array([1, 1, 2, 2], "f4"), np.array([4, 4, 6, 6], "f4"))
+    assert estimate.tolist() == [4, 4, 5, 6, 6]
+
+
 def test_one_segment_moves_everything_alike() -> None:
     assert shift_at(np.array([0.0, 500]), np.array([7], np.float32), np.array([2.5], np.float32)).tolist() == [2.5, 2.5]
 

@@ -118,7 +118,7 @@ def test_unlike_templates_are_not_merged() -> None:
     assert merged([train[::2], train[1::2]], [template(0), template(2)]).unit_of.tolist() == [0, 1]
 
 
-def test_units_that_are_no_neuron_absorb_nothing_but_may_be_absorbed() -> None:
+def test_units_that_are_not_refractory_absorb_nothing() -> None:
     draw = np.random.default_rng(5)
     noise = np.sort(draw.integers(0, 3_000_000, 4000))
     train = one_neuron(3000, 6)

@@ -69,6 +69,7 @@ def test_drift_lines_are_at_the_middle_of_their_batches(make_sorting):
     assert [line.get_label() for line in lines] == ["20", "80"]
     assert np.allclose(lines[0].get_xdata(), 1 + 2 * np.arange(6))  # seconds
     assert np.allclose(lines[1].get_ydata(), sorting.drift.shift_um[:, 1])
+    assert plot_drift_amount(sorting).axes[0].get_ylabel() == "Correction (µm)"  # not how far the tissue moved
 
 
 def test_many_spikes_are_thinned_evenly(make_sorting, monkeypatch):

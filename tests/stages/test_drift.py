@@ -14,9 +14,11 @@ from ks4stream.blocks import Tiling
 from ks4stream.io.sources import ArraySource
 from ks4stream.io.tables import Receipt, write_block
 from ks4stream.recording import Recording
+from ks4stream.simulate import staggered_probe
 from ks4stream.stages import drift, registration
 from ks4stream.stages.detection import Peaks
-from ks4stream.stages.preprocessing import Preprocessor
+from ks4stream.stages.needs import Load, Needs
+from ks4stream.stages.preprocessing import Preprocessor, tiling_of
 
 SIZE, N_BATCHES, PER_BATCH = 1000, 40, 400
 
@@ -59,6 +61,20 @@ def test_fingerprints_in_a_file_tell_the_same(
     monkeypatch.setattr(registration, "HELD_BYTES", 0)
     mapped, again = moved_by(source, receipts, tmp_path)
     assert np.array_equal(held.shift_um, mapped.shift_um) and np.array_equal(sample.sample, again.sample)
+
+
+def test_another_estimator_plans_with_its_own_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Frugal(registration.Registration):
+        @staticmethod
+        def n_bytes(load: Load) -> tuple[int, int]:
+            return 5, 7
+
+    recording = Recording(ArraySource.open(np.zeros((SIZE * N_BATCHES, 32), np.int16)), 30_000.0, staggered_probe(32))
+    load = Load(recording, Settings(), tiling_of(recording, Settings()), "cpu", 10.0)
+    usual = drift.EstimateDrift.needs(load)
+    assert (usual.name, usual.scratch_bytes) == ("drift", 0) and usual.client_bytes > 1000
+    monkeypatch.setattr(drift, "DRIFT_METHOD", Frugal)
+    assert drift.EstimateDrift.needs(load) == Needs("drift", client_bytes=5, scratch_bytes=7)
 
 
 def cut(peaks: dict[str, NDArray[np.generic]], folder: Path, tiles_per_block: int) -> list[Receipt]:

@@ -136,7 +136,7 @@ def test_a_crop_sees_nothing_beyond_its_ends(samples: np.ndarray) -> None:
     np.testing.assert_array_equal(seen[: tile.halo], np.broadcast_to(samples[3000], (tile.halo, 8)))
 
 
-def test_times_that_are_no_binary_fractions() -> None:
+def test_times_that_are_not_binary_fractions() -> None:
     recording = open_recording(np.zeros((90_000, 8), np.int16), fs=RATE, probe=PROBE)
     tiling = tiling_of(recording, SETTINGS.replace(tmin=2.3, tmax=2.9))  # 2.3 · 30000 = 68999.99999999999
     assert (tiling.start, tiling.stop) == (69_000, 87_000)

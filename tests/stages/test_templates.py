@@ -66,7 +66,17 @@ def test_never_more_than_asked_for_and_the_weights_add_up_to_all(most: int) -> N
     assert weight.sum() == pytest.approx(5000, abs=1e-6)  # thousands of sums in float64
 
 
-def test_the_choice_does_not_hang_on_the_order_of_the_spikes() -> None:
+@pytest.mark.parametrize("most", [1, 50, 99, 100, 150])
+def test_spikes_without_a_share_are_represented_by_others(most: int) -> None:
+    """Fewer places than slices of time, or than centres in a slice."""
+    chosen, weight = bounded_sample(TIMES, np.arange(10_000) % 3, max_peaks=most)
+    assert len(chosen) == most
+    assert weight.sum() == pytest.approx(10_000, abs=1e-6)
+    if most >= 100:
+        np.testing.assert_allclose(np.bincount(chosen // 100, weight), 100)  # in each slice
+
+
+def test_the_choice_does_not_depend_on_the_order_of_the_spikes() -> None:
     rng = np.random.default_rng(6)
     sample, centre = rng.permutation(10**6)[:3000], rng.integers(0, 4, 3000)
     order = rng.permutation(3000)

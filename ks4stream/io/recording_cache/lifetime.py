@@ -96,7 +96,9 @@ def forget(caches: Iterable[CachedSource]) -> None:
         cache.forget()
 
 
-def cached_while_held(recording: Recording, cache_dir: str | os.PathLike[str] | None = None) -> Recording:
+def cached_while_held(
+    recording: Recording, cache_dir: str | os.PathLike[str] | None = None, cache_bytes: int | None = None
+) -> Recording:
     """A recording that is fetched once, for as long as the returned object is referenced, for instance by a lazy array.
 
     Parameters
@@ -106,6 +108,8 @@ def cached_while_held(recording: Recording, cache_dir: str | os.PathLike[str] | 
         As in :func:`cached`, but by default the cache is not shared with other calls, is on this machine only, and is
         removed when the returned recording is garbage-collected or the program ends. Until then other processes can
         use it.
+    cache_bytes : int, optional
+        As in :func:`cached`.
 
     Raises
     ------
@@ -113,7 +117,7 @@ def cached_while_held(recording: Recording, cache_dir: str | os.PathLike[str] | 
         If `cache_dir` cannot be created on this machine.
     """
     folder = _folder(cache_dir)
-    source = _wrapped(recording.source, folder, 0 if cache_dir == OFF else None, is_private=folder is None)
+    source = _wrapped(recording.source, folder, 0 if cache_dir == OFF else cache_bytes, is_private=folder is None)
     callers = _parts(recording.source)
     for part in _parts(source):
         if isinstance(part, CachedSource) and part.is_private and part not in callers:

@@ -125,7 +125,7 @@ def test_a_folder_that_is_exchanged_meanwhile_is_used_no_longer(
 
 
 @OF_OURS
-def test_where_all_names_are_taken_it_is_told_and_nothing_is_kept(temporary: Path) -> None:
+def test_if_all_folder_names_are_taken_a_warning_says_so_and_nothing_is_cached(temporary: Path) -> None:
     for number in range(folders.TEMPORARY_NAMES):
         (temporary / f"ks4stream-cache-{os.geteuid()}{f'-{number}' if number else ''}").touch()
     with (

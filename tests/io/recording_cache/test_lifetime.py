@@ -21,7 +21,7 @@ from ks4stream.io.recording_cache import cached, cached_while_held, ending
 from ks4stream.io.sources import ArraySource, BinarySource, ConcatenatedSource
 
 
-def test_by_default_what_is_far_is_kept_while_it_is_sorted(temporary: Path) -> None:
+def test_by_default_remote_recordings_are_cached_during_a_sort(temporary: Path) -> None:
     far = FarSource()
     recording = recording_of(far, ArraySource(SAMPLES))
     with cached(recording) as found:
@@ -113,7 +113,7 @@ def test_parts_of_parts_are_removed_too(temporary: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_somebody_holds_is_kept_as_long(temporary: Path) -> None:
+def test_a_cache_is_kept_while_its_recording_is_referenced(temporary: Path) -> None:
     far = FarSource()
     found = cached_while_held(recording_of(far, ArraySource(SAMPLES)))
     assert not far.fetched
@@ -138,7 +138,7 @@ def test_what_somebody_holds_is_kept_as_long(temporary: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_held_until_the_end_of_a_program_is_removed_then(temporary: Path) -> None:
+def test_a_cache_referenced_until_the_program_ends_is_removed_then(temporary: Path) -> None:
     code = """
 import numpy as np
 from ks4stream.io.sources import ArraySource
@@ -157,7 +157,7 @@ print(held.source._place().is_dir())
 
 
 @pytest.mark.slow
-def test_what_somebody_holds_in_a_folder_of_his_own_stays(tmp_path: Path) -> None:
+def test_a_cache_in_a_given_folder_outlives_its_recording(tmp_path: Path) -> None:
     far = FarSource()
     for _ in range(2):
         cached_while_held(recording_of(far), tmp_path / "cache").read(0, 1000)
@@ -167,6 +167,13 @@ def test_what_somebody_holds_in_a_folder_of_his_own_stays(tmp_path: Path) -> Non
     assert far.fetched == Counter([*range(N_PIECES)] * 2)
     with pytest.raises(ResultsError, match=r"cache_dir=.* cannot be created"):
         cached_while_held(recording_of(far), "/dev/null/cache")
+
+
+def test_what_somebody_holds_takes_no_more_room_than_was_given(tmp_path: Path) -> None:
+    far = FarSource()
+    held = cached_while_held(recording_of(far), tmp_path / "cache", cache_bytes=0)
+    held.read(0, 1000)
+    assert not pieces_in(tmp_path / "cache")
 
 
 def test_off_keeps_nothing(temporary: Path) -> None:
