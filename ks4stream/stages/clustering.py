@@ -43,7 +43,7 @@ class ClusterMethod(Protocol):
         ...
 
     def __call__(
-        self, rows: FeatureRows, *, sample: NDArray[np.int64] | None = None, sampling_rate_hz: float = 30_000.0
+        self, rows: FeatureRows, *, sample: NDArray[np.int64] | None = None, sampling_rate_hz: float | None = None
     ) -> NDArray[np.int64]:
         """Cluster the rows of one region.
 
@@ -53,7 +53,8 @@ class ClusterMethod(Protocol):
             Features of n peaks or spikes.
         sample : ndarray of int64, shape (n,), optional
             Their times, ascending, if clustering may use them.
-        sampling_rate_hz : float
+        sampling_rate_hz : float, optional
+            Given with times.
 
         Returns
         -------
@@ -93,7 +94,7 @@ class GraphClustering(Portable):
         object.__setattr__(self, "settings", self.settings.part(*reads))
 
     def __call__(
-        self, rows: FeatureRows, *, sample: NDArray[np.int64] | None = None, sampling_rate_hz: float = 30_000.0
+        self, rows: FeatureRows, *, sample: NDArray[np.int64] | None = None, sampling_rate_hz: float | None = None
     ) -> NDArray[np.int64]:
         """See :class:`ClusterMethod`."""
         settings = self.settings
