@@ -63,8 +63,8 @@ class ClusterMethod(Protocol):
         """
         ...
 
-    @staticmethod
-    def max_peaks(settings: Settings) -> int:
+    @property
+    def max_peaks(self) -> int:
         """Maximum number of peaks of a region to cluster; of more, a subset is enough."""
         ...
 
@@ -110,10 +110,10 @@ class GraphClustering(Portable):
             ccg_threshold=settings.ccg_threshold if self.final else math.inf,  # only final clusters are compared
         )
 
-    @staticmethod
-    def max_peaks(settings: Settings) -> int:
+    @property
+    def max_peaks(self) -> int:
         """See :class:`ClusterMethod`: as many as the maximum number of landmarks can represent."""
-        return settings.cluster_downsampling * settings.landmark_limit
+        return self.settings.cluster_downsampling * self.settings.landmark_limit
 
     @staticmethod
     def n_bytes(load: Load, n: int) -> int:
