@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from clusters import users_cluster
 from distributed import Client
 from seen_gpus import see_gpus
 
-from ks4stream import kilosort, simulate, sorter
+from ks4stream import simulate, sorter
 from ks4stream.deploy import client_for
 from ks4stream.engine import workers
 from ks4stream.engine.cluster import Cluster, active_client, connected, local_client
@@ -114,6 +115,7 @@ def test_run_kilosort_tidies_up_where_the_active_client_computed(
     active: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
+    kilosort = import_module("ks4stream.kilosort4.run_kilosort")
     monkeypatch.setattr(kilosort, "ending", lambda *_: ["a cache"])
     monkeypatch.setattr(kilosort, "forget_on_workers", lambda client, caches: asked.append(client))
     monkeypatch.setattr(kilosort._Job, "run", lambda *_: None)
