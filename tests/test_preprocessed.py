@@ -91,7 +91,7 @@ def test_what_is_far_is_fetched_once(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(lifetime, "PIECE_BYTES", 8 * 2 * 500)
     far = CountingSource(ArraySource(samples))
-    far.path = "s3://far/away.dat"  # type: ignore[attr-defined]
+    far.is_remote = True  # type: ignore[attr-defined]
     recording = Recording(far, 30_000.0, PROBE)  # type: ignore[arg-type]
     traces = preprocess(
         recording, SETTINGS, whitening=whitening, drift=moving(7), device="cpu", cache_dir=None if keeps else "off"
