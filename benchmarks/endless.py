@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream import Probe, simulate
-from ks4stream.recording import Recording
+from ks4stream.recording import BaseSource, Recording
 from ks4stream.simulate import EPOCH_SAMPLES
 from ks4stream.simulate.scene import Scene
 from ks4stream.simulate.trains import Spikes, draw_trains
@@ -46,8 +46,10 @@ def _minute(trains: MinuteByMinute, index: int) -> Spikes:
 
 
 @dataclass(frozen=True, eq=False)
-class Endless:
+class Endless(BaseSource):
     """The source of samples."""
+
+    is_remote = False
 
     scene: Scene
     n_samples: int

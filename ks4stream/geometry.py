@@ -77,12 +77,17 @@ def channel_neighbours(probe: Probe, count: int, *, same_shank: bool = True, dea
     return [row[row >= 0] for row in index]
 
 
-def padded(lists: list[Ints]) -> Ints:
-    """Stack lists of indices in one array (n, longest), padding each with its own first entry (0 if empty)."""
-    longest = max((len(row) for row in lists), default=1)
-    return np.array(
-        [np.concatenate([row, np.full(longest - len(row), row[0] if len(row) else 0)]) for row in lists], np.int64
-    ).reshape(len(lists), longest)
+def padded(lists: list[Ints], *, fill: int | None = None) -> Ints:
+    """Stack lists of indices in one array (n, longest), padding each with `fill`, or its first entry (0 if empty).
+
+    >>> padded([np.array([3, 4]), np.array([5])]).tolist(), padded([np.array([3, 4]), np.array([5])], fill=-1).tolist()
+    ([[3, 4], [5, 5]], [[3, 4], [5, -1]])
+    """
+    stacked = np.zeros((len(lists), max(map(len, lists), default=1) or 1), np.int64)
+    for number, row in enumerate(lists):
+        stacked[number] = fill if fill is not None else row[0] if len(row) else 0
+        stacked[number, : len(row)] = row
+    return stacked
 
 
 def reference_groups(probe: Probe, dead: Ints) -> list[tuple[Ints, Ints]]:

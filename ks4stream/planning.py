@@ -363,25 +363,27 @@ class _Advice:
             return
         for need in self.plan.stages:
             if PYTHON_BYTES + need.memory_bytes > available:
+                remedies = (f"use fewer workers (now {n_workers})", *self._remedies(need, rows=True))
                 yield Shortfall(
                     f"A task of {need.name} may need {format_bytes(PYTHON_BYTES + need.memory_bytes)}, but a worker "
-                    f"has {format_bytes(available)}. Use fewer workers (now {n_workers}), or lower "
-                    f"{self._remedies(need, rows=True)}.",
+                    f"has {format_bytes(available)}. {_one_of(*remedies)}",
                     certain=False,
                 )
 
     def _on_gpu(self, available: int) -> Iterator[Shortfall]:
         sharing, share = self.plan.workers_per_gpu, available // self.plan.workers_per_gpu
-        elsewhere = f"use fewer workers (now {self.plan.n_workers}), or " * (sharing > 1) + 'compute with device="cpu"'
+        elsewhere: tuple[str, ...] = ('compute with device="cpu"',)
         if self.load.min_tile_bytes() > available:
-            yield self._no_batch(f"the GPU has {format_bytes(available)} free", available, 'compute with device="cpu"')
+            yield self._no_batch(f"the GPU has {format_bytes(available)} free", available, *elsewhere)
             return
+        if sharing > 1:
+            elsewhere = (f"use fewer workers (now {self.plan.n_workers})", *elsewhere)
         has = f"a worker's share is {format_bytes(share)}" if sharing > 1 else f"it has {format_bytes(available)} free"
         for need in self.plan.stages:
             if need.gpu_bytes > share:
                 yield Shortfall(
                     f"A task of {need.name} may need {format_bytes(need.gpu_bytes)} on the GPU, but {has}. "
-                    f"Lower {self._remedies(need, rows=False)}, or {elsewhere}.",
+                    f"{_one_of(*self._remedies(need, rows=False), *elsewhere)}",
                     certain=False,
                 )
 
@@ -396,14 +398,14 @@ class _Advice:
                 certain=records > available,
             )
 
-    def _remedies(self, need: Needs, *, rows: bool) -> str:
-        """What to lower; `rows`: also what lowers the rows of a block."""
+    def _remedies(self, need: Needs, *, rows: bool) -> tuple[str, ...]:
+        """What to do if a task needs too much; `rows`: also what lowers the rows of a block."""
         if not need.n_tiles_read:
             return need.remedies
         smaller = f" or block_batches (now {self.plan.batches_per_task})" * (rows and need.writes_blocks)
-        return f"batch_size (now {self.load.tiling.size}){smaller}{need.remedies}"
+        return (f"lower batch_size (now {self.load.tiling.size}){smaller}", *need.remedies)
 
-    def _no_batch(self, has: str, available: int, elsewhere: str) -> Shortfall:
+    def _no_batch(self, has: str, available: int, *elsewhere: str) -> Shortfall:
         load = self.load
 
         def fits(size: int) -> bool:
@@ -411,13 +413,24 @@ class _Advice:
             return CUDA_BYTES * load.on_gpu + load.tile_bytes(size) + beside <= available
 
         size = load.longest_size(fits)
-        smaller = f"Lower batch_size (for instance to {size}). " if size else ""
+        smaller = [f"lower batch_size (for instance to {size})"] if size else []
         return Shortfall(
             f"One batch of {load.tiling.size} samples on {load.n_channels} channels takes "
-            f"at least {format_bytes(load.min_tile_bytes())}, but {has}. {smaller}Otherwise "
-            f"{elsewhere}, or sort the shanks one at a time.",
+            f"at least {format_bytes(load.min_tile_bytes())}, but {has}. "
+            f"{_one_of(*smaller, *elsewhere, 'sort the shanks one at a time')}",
             certain=True,
         )
+
+
+def _one_of(*phrases: str) -> str:
+    """A sentence that offers several things to do.
+
+    >>> _one_of("use fewer workers", "lower nt", "take a break")
+    'Use fewer workers, lower nt, or take a break.'
+    """
+    *others, last = phrases
+    sentence = f"{', '.join(others)}, or {last}." if others else f"{last}."
+    return sentence[0].upper() + sentence[1:]
 
 
 def _free_bytes(folder: Place) -> int:

@@ -108,7 +108,7 @@ def check_traces(
         _check_finite(block, start + first, channels, recording)
         is_dead &= (block == block[0]).all(axis=0)
         all_zero &= not block.any()
-        if getattr(recording.source, "is_flat", False):  # otherwise its shape is stored with it
+        if recording.source.is_flat:  # otherwise its shape is stored with it
             stream.add(rows)
         steps.add(rows, channels)
         noise.add(block)

@@ -71,7 +71,7 @@ class Source(Protocol):
     """Samples that can be read by time; immutable, and cheap to pickle where they lie in files.
 
     Samples are counted from 0 and may exceed 2^31. ``read`` delivers ``dtype`` in native byte order:
-    int16, uint16, int32 or float32.
+    int16, uint16, int32 or float32. :class:`BaseSource` has what most sources say of themselves.
     """
 
     @property
@@ -106,6 +106,53 @@ class Source(Protocol):
     def digest_is_exact(self) -> bool:
         """Whether any change of the data changes the digest; False where only some samples enter it."""
         ...
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether samples are fetched over a network, so that a copy on the local disk saves time."""
+        ...
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the shape of the data is not stored with them, so that what a caller said of it may be wrong."""
+        ...
+
+    @property
+    def chunk_samples(self) -> int:
+        """Number of samples that are stored, and so have to be read, together."""
+        ...
+
+    @property
+    def parts(self) -> tuple[Source, ...]:
+        """The sources that it joins in time; none if it is a single one."""
+        ...
+
+    def to_dask(self) -> dask.array.Array | None:
+        """Return the Dask array that it is made of, if it is."""
+        ...
+
+
+class BaseSource:
+    """A source of which nothing special is to be said; a format's source inherits it and overrides what differs."""
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the shape of the data is not stored with them: no."""
+        return False
+
+    @property
+    def chunk_samples(self) -> int:
+        """Number of samples that are stored together: any number can be read."""
+        return 1
+
+    @property
+    def parts(self) -> tuple[Source, ...]:
+        """The sources that it joins in time: none."""
+        return ()
+
+    def to_dask(self) -> dask.array.Array | None:
+        """Return the Dask array that it is made of: none."""
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,17 +319,16 @@ def _lazy_array(source: Source, rate_hz: float) -> dask.array.Array:
     """A source in chunks of about a second, each made of whole stored chunks, so that every chunk is read once."""
     import dask.array as da
 
-    array: dask.array.Array
-    if hasattr(source, "to_dask"):  # it already is a Dask array: no second graph around it
-        array = source.to_dask()
+    array: dask.array.Array | None = source.to_dask()
+    if array is not None:  # no second graph around it
         return array
-    if hasattr(source, "sources"):  # parts are stored separately
+    if source.parts:  # they are stored separately
         concatenate: Any = da.concatenate  # untyped
-        array = concatenate([_lazy_array(part, rate_hz) for part in source.sources])
-        return array
-    stored = getattr(source, "chunk_samples", 1)
+        joined: dask.array.Array = concatenate([_lazy_array(part, rate_hz) for part in source.parts])
+        return joined
+    stored = source.chunk_samples
     from_array: Any = da.from_array  # untyped
-    array = from_array(
+    lazy: dask.array.Array = from_array(
         _Sliceable(source),
         chunks=(max(1, round(rate_hz / stored)) * stored, source.n_channels),
         name=False,  # Dask would read the content to derive a name from it
@@ -291,7 +337,7 @@ def _lazy_array(source: Source, rate_hz: float) -> dask.array.Array:
         inline_array=True,
         meta=np.empty((0, 0), source.dtype),
     )
-    return array
+    return lazy
 
 
 class _Sliceable:

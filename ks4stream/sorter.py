@@ -17,6 +17,7 @@ import scipy
 import torch
 from numpy.typing import NDArray
 
+from ks4stream import report
 from ks4stream.deploy import client_for, engine_for
 from ks4stream.engine import Engine, Progress, gpus, no_progress, one_thread
 from ks4stream.io.places import ObjectPath, Place, place
@@ -29,6 +30,7 @@ from ks4stream.pipeline import find_units
 from ks4stream.planning import plan
 from ks4stream.quality import check_traces
 from ks4stream.recording import Recording
+from ks4stream.report.log import version_of
 from ks4stream.resources import Resources
 from ks4stream.results import Provenance, Sorting
 from ks4stream.run import Run
@@ -99,8 +101,6 @@ def sort(
     ResultsError
         At any time, if the disk is full or a write is refused; finished tasks are kept.
     """
-    from ks4stream import report
-
     progress = progress or no_progress
     settings = settings or Settings()
     resources = Resources.given(resources, of_resources)
@@ -224,8 +224,6 @@ def check_plan(
 
 def provenance_of(tiles: Preprocessor) -> Provenance:
     """What is sorted and with which versions, as of the start of the sort."""
-    from ks4stream.report.log import version_of
-
     recording = tiles.recording
     return Provenance(
         ks4stream=version_of("ks4stream"),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ks4stream import messages, simulate
 from ks4stream.io.recordings import open_recording
-from ks4stream.recording import Recording
+from ks4stream.recording import BaseSource, Recording
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
 from ks4stream.sorter import sort
@@ -36,8 +36,10 @@ logger = logging.getLogger("ks4stream")
 
 
 @dataclass(frozen=True)
-class Talkative:
+class Talkative(BaseSource):
     """Samples in memory; every time they are read is logged, by whatever thread reads them."""
+
+    is_remote = False
 
     samples: NDArray[np.int16]
     name: str

@@ -70,6 +70,7 @@ def test_missing_neighbours_are_minus_one_at_infinite_distance() -> None:
 def test_short_lists_are_padded_with_their_own_first_entry() -> None:
     lists = [np.array([4, 5, 6]), np.array([7]), np.array([], np.int64)]
     assert padded(lists).tolist() == [[4, 5, 6], [7, 7, 7], [0, 0, 0]]
+    assert padded(lists, fill=-1).tolist() == [[4, 5, 6], [7, -1, -1], [-1, -1, -1]]
 
 
 def groups_of(probe: Probe, dead: list[int]) -> list[tuple[list[int], list[int]]]:

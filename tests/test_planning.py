@@ -24,7 +24,7 @@ from ks4stream.engine import Loop
 from ks4stream.errors import MachineError, MachineWarning, ProbeError, SettingsError
 from ks4stream.io.probes import load_probe
 from ks4stream.probe import Probe
-from ks4stream.recording import Recording
+from ks4stream.recording import BaseSource, Recording
 from ks4stream.resources import Resources
 from ks4stream.stages import needs
 from ks4stream.stages.preprocessing import tiling_of
@@ -36,8 +36,10 @@ ROOMY = {"n_workers": 2, "worker_memory_bytes": 64 * GB}
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class Unreadable(BaseSource):
     """Samples that nobody may read."""
+
+    is_remote = False
 
     n_channels: int
     n_samples: int
@@ -149,7 +151,7 @@ def test_what_depends_on_the_spikes_is_a_warning():
 def test_a_gpu_too_small_for_a_batch_is_refused():
     recording = recording_of(384, probe=load_probe("neuropixels_1"))
     found = plan(recording, device="cuda", gpu_memory_bytes=0.2 * GB, **ROOMY)
-    with pytest.raises(MachineError, match=r"One batch of .* the GPU has 200 MB free\. .*compute with device="):
+    with pytest.raises(MachineError, match=r"One batch of .* the GPU has 200 MB free\. .*[Cc]ompute with device="):
         found.check()
 
 

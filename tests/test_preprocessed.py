@@ -16,7 +16,7 @@ from ks4stream.errors import ProbeError, RecordingError, SettingsError
 from ks4stream.io.recording_cache import lifetime
 from ks4stream.io.sources import ArraySource
 from ks4stream.preprocessed import preprocess
-from ks4stream.recording import Recording
+from ks4stream.recording import BaseSource, Recording
 from ks4stream.results import Drift, PeakSample, Whitening
 from ks4stream.settings import Settings
 from ks4stream.sorter import prepare
@@ -91,7 +91,7 @@ def test_what_is_far_is_fetched_once(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(lifetime, "PIECE_BYTES", 8 * 2 * 500)
     far = CountingSource(ArraySource(samples))
-    far.path = "s3://far/away.dat"  # type: ignore[attr-defined]
+    far.is_remote = True  # type: ignore[attr-defined]
     recording = Recording(far, 30_000.0, PROBE)  # type: ignore[arg-type]
     traces = preprocess(
         recording, SETTINGS, whitening=whitening, drift=moving(7), device="cpu", cache_dir=None if keeps else "off"
@@ -144,7 +144,8 @@ def test_a_long_recording_costs_no_memory(whitening: Whitening) -> None:
     """Two hundred hours: 10^10 samples of which none exists."""
     n_samples = 200 * 3600 * 30_000
 
-    class Endless:
+    class Endless(BaseSource):
+        is_remote = False
         n_channels, dtype, digest_is_exact = 8, np.dtype(np.int16), True
 
         def __init__(self) -> None:

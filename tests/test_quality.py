@@ -20,14 +20,16 @@ from ks4stream.io.recordings import open_recording
 from ks4stream.io.sources import ArraySource, ConcatenatedSource
 from ks4stream.probe import Probe
 from ks4stream.quality import check_traces
-from ks4stream.recording import Recording
+from ks4stream.recording import BaseSource, Recording
 
 RATE = 30_000.0
 
 
 @dataclass(frozen=True)
-class CountingSource:
+class CountingSource(BaseSource):
     """Sample t of channel c is t + c, modulo 1000; counts what is read."""
+
+    is_remote = False
 
     n_samples: int = 250
     n_channels: int = 4

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from ks4stream.errors import ProbeError, RecordingError
 from ks4stream.io.sources import ArraySource, ConcatenatedSource, DaskSource
 from ks4stream.probe import Probe
-from ks4stream.recording import Recording, Source
+from ks4stream.recording import BaseSource, Recording, Source
 
 
 @dataclass(frozen=True)
-class CountingSource:
+class CountingSource(BaseSource):
     """Sample t of channel c is t + c, modulo 1000; counts what is read."""
+
+    is_remote = False
 
     n_samples: int = 250
     n_channels: int = 4
@@ -104,7 +106,9 @@ def test_traces_are_cut_where_chunks_are_stored(stored: int, length: int) -> Non
 
     @dataclass(frozen=True)
     class Stored(CountingSource):
-        chunk_samples: int = stored
+        @property
+        def chunk_samples(self) -> int:
+            return stored
 
     parts = (Stored(n_samples=250), CountingSource(n_samples=101), Stored(n_samples=180))
     traces = Recording(ConcatenatedSource(parts), 100.0).traces

@@ -227,7 +227,9 @@ def _warn_of_repeated(parts: Sequence[Opened]) -> None:
     seen = set()
     for part in parts:
         places = tuple(file if is_remote(file) else os.path.realpath(file) for file in part.files)
-        same = (places, part.source.n_samples, getattr(part.source, "offset_bytes", 0))
+        flat = part.source.flat_files
+        begins = () if isinstance(flat, str) else tuple(file.offset_bytes for file in flat)
+        same = (places, part.source.n_samples, begins)
         if places and same in seen:
             warn(f"{part.files[0]} was given more than once; its spikes will be found that many times.")
         seen.add(same)

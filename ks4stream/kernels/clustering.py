@@ -13,18 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ks4stream.kernels.correlograms import is_refractory_pair
-from ks4stream.kernels.graph import (
-    CHUNK,
-    DenseRows,
-    FeatureRows,
-    ScatteredRows,
-    SpikeGraph,
-    choose_landmarks,
-    join_to_landmarks,
-)
+from ks4stream.kernels.graph import CHUNK, FeatureRows, ScatteredRows, SpikeGraph, choose_landmarks, join_to_landmarks
 from ks4stream.kernels.tree import APART_BELOW, BIMODAL_FROM, flatten, leaf_sums, links_between, merge_tree, split_score
 
-__all__ = ["DenseRows", "FeatureRows", "ScatteredRows", "cluster_region"]
+__all__ = ["FeatureRows", "ScatteredRows", "cluster_region"]
 
 N_SEEDS = 200  # maximum number of clusters the sweeps start with (step 3)
 SPIKES_PER_SEED, MIN_SEEDS = 20, 10
@@ -34,6 +26,7 @@ than 20 spikes."""
 N_CANDIDATES = 100  # each seed is the best of this many points (step 3)
 SEEDS_PER_CHUNK = 16  # random numbers are drawn for this many, then it is tested whether more are needed
 MAX_SWEEPS = 200  # step 4
+RESOLUTION = 1.0  # λ of step 4
 LANDMARK_NULL = 1 / 10  # weight of the expected links in the landmark step (step 4)
 SPIKE_NULL = 1 / 200  # the same in the spike step
 
@@ -45,12 +38,12 @@ MIN_SPIKES = 50
 """Regions with fewer spikes are one cluster. The published 1000 is more than most regions of a short recording have."""
 
 
-def seed_labels(points: Tensor, *, seed: int, n_seeds: int = N_SEEDS, n_candidates: int = N_CANDIDATES) -> Tensor:
+def seed_labels(points: Tensor, *, seed: int, n_seeds: int) -> Tensor:
     """Initialise a clustering: choose as seeds, one after the other, the points that explain the most energy.
 
-    Each seed c is the best of `n_candidates` points, which are drawn with probability proportional to their energy
-    that previous seeds do not explain. The seed explains 2x·c − ‖c‖² of the energy of a point x, and the point is
-    assigned to it if that is more than its current seed explains.
+    Each seed c is the best of :data:`N_CANDIDATES` points, which are drawn with probability proportional to what
+    previous seeds do not explain of their energy. The seed explains 2x·c − ‖c‖² of the energy of a point x, and the
+    point is assigned to it if that is more than its current seed explains.
 
     Parameters
     ----------
@@ -58,7 +51,7 @@ def seed_labels(points: Tensor, *, seed: int, n_seeds: int = N_SEEDS, n_candidat
         Landmarks.
     seed : int
         Seed of the random draws, which are always made on the CPU (``cluster_init_seed``).
-    n_seeds, n_candidates : int
+    n_seeds : int
 
     Returns
     -------
@@ -76,7 +69,7 @@ def seed_labels(points: Tensor, *, seed: int, n_seeds: int = N_SEEDS, n_candidat
             clocks.exponential_(generator=generator)
         before = explained.clone()
         for number, clocks in enumerate(noise.to(points.device), first):
-            candidate = _draw(energy - explained, clocks, min(n_candidates, m))
+            candidate = _draw(energy - explained, clocks, min(N_CANDIDATES, m))
             gain = 2.0 * (points[candidate] @ points.T) - energy[candidate, None] - explained  # (candidates, m)
             gain.clamp_(min=0.0)
             gain = gain.index_select(0, gain.sum(1).argmax(0, keepdim=True))[0]
@@ -156,9 +149,7 @@ def _sum_by_label(values: Tensor, label: Tensor, n_labels: int) -> Tensor:
     return total.scatter_add_(0, label, values.long()).double()
 
 
-def sweep(
-    graph: SpikeGraph, landmark_label: Tensor, n_labels: int, *, resolution: float = 1.0, max_sweeps: int = MAX_SWEEPS
-) -> tuple[Tensor, Tensor]:
+def sweep(graph: SpikeGraph, landmark_label: Tensor, n_labels: int) -> tuple[Tensor, Tensor]:
     """Update the labels of spikes and landmarks in turn until none changes (step 4).
 
     Parameters
@@ -167,9 +158,6 @@ def sweep(
     landmark_label : Tensor, shape (m,), int64
         Initial labels.
     n_labels : int
-    resolution : float
-        λ.
-    max_sweeps : int
 
     Returns
     -------
@@ -177,27 +165,27 @@ def sweep(
         Labels from 0, each of them used.
     landmark_label : Tensor, shape (m,), int64
     """
-    spike_label = spike_step(graph, landmark_label, n_labels, resolution=resolution)
-    for _ in range(max_sweeps):
-        landmark_label = landmark_step(graph, spike_label, n_labels, resolution=resolution)
-        before, spike_label = spike_label, spike_step(graph, landmark_label, n_labels, resolution=resolution)
+    spike_label = spike_step(graph, landmark_label, n_labels, resolution=RESOLUTION)
+    for _ in range(MAX_SWEEPS):
+        landmark_label = landmark_step(graph, spike_label, n_labels, resolution=RESOLUTION)
+        before, spike_label = spike_label, spike_step(graph, landmark_label, n_labels, resolution=RESOLUTION)
         if torch.equal(before, spike_label):
             break
     used, spike_label = torch.unique(spike_label, return_inverse=True)
-    return spike_label, landmark_step(graph, spike_label, len(used), resolution=resolution)
+    return spike_label, landmark_step(graph, spike_label, len(used), resolution=RESOLUTION)
 
 
 def cluster_region(
     rows: FeatureRows,
     *,
+    n_neighbors: int,
+    downsampling: int,
+    max_landmarks: int,
+    seed: int,
+    ccg_threshold: float,
     sample: NDArray[np.int64] | None = None,
-    sampling_rate_hz: float = 30_000.0,
+    sampling_rate_hz: float | None = None,
     final: bool = False,
-    n_neighbors: int = 10,
-    downsampling: int = 20,
-    max_landmarks: int = 25_000,
-    seed: int = 5,
-    ccg_threshold: float = 0.25,
     min_spikes: int = MIN_SPIKES,
     min_landmarks: int = MIN_LANDMARKS,
 ) -> NDArray[np.int64]:
@@ -207,14 +195,15 @@ def cluster_region(
     ----------
     rows : FeatureRows, (n, d)
         Features of the region's spikes, in order of time.
-    sample : ndarray, shape (n,), int64, samples
-        Spike times; required if `final`.
-    sampling_rate_hz : float
-    final : bool
-        Whether clusters with a refractory cross-correlogram are kept together (step 6b).
     n_neighbors, downsampling, max_landmarks, seed, ccg_threshold
         ``cluster_neighbors``, ``cluster_downsampling``, ``max_cluster_subset``, ``cluster_init_seed`` and
         ``ccg_threshold`` of the settings.
+    sample : ndarray, shape (n,), int64, samples
+        Spike times; required if `final`.
+    sampling_rate_hz : float
+        Required if `final`.
+    final : bool
+        Whether clusters with a refractory cross-correlogram are kept together (step 6b).
     min_spikes : int
         Fewer spikes are one cluster (section 6).
     min_landmarks : int
@@ -227,8 +216,8 @@ def cluster_region(
     """
     if rows.n < max(min_spikes, 2):
         return np.zeros(rows.n, np.int64)
-    if final and sample is None:
-        raise ValueError("The final clustering requires spike times: pass `sample`.")
+    if final and (sample is None or sampling_rate_hz is None):
+        raise ValueError("The final clustering requires spike times: pass `sample` and `sampling_rate_hz`.")
     landmark = choose_landmarks(
         rows.n, downsampling=downsampling, min_landmarks=min_landmarks, max_landmarks=max_landmarks
     )
@@ -244,7 +233,7 @@ def cluster_region(
         """Decide whether the children of a node stay apart (step 6): by links, refractoriness, bimodality."""
         if ratio < APART_BELOW:
             return True
-        if final and sample is not None:
+        if final and sample is not None and sampling_rate_hz is not None:
             a, b = clusters.train(left, sample), clusters.train(right, sample)
             if is_refractory_pair(a, b, sampling_rate_hz=sampling_rate_hz, ccg_threshold=ccg_threshold):
                 return False

@@ -18,6 +18,7 @@ REACH_MS = 500  # largest lag, on either side (section 7)
 REFRACTORY_MS = 10  # windows of ±1 … ±10 ms are tested
 MIN_SPIKES = 11  # an auto-correlogram of fewer is not informative
 MAX_PAIRS = 100_000_000  # with more, a subset of the reference spikes is enough
+UNIT_CHANCE = 0.2  # largest Q of a unit that is refractory
 PAIR_CHANCE = 0.002  # probability of an empty correlogram between unrelated trains; measured, see `is_refractory_pair`
 PAIRS_PER_CHUNK = 1 << 18  # pairs in memory at a time
 
@@ -159,9 +160,7 @@ def refractoriness_of(counts: NDArray[np.int64]) -> Refractoriness:
     return Refractoriness(ratio, 0.5 * (1.0 + math.erf(float(deviation.min()))))
 
 
-def refractoriness(
-    times_a: Samples, times_b: Samples | None = None, *, sampling_rate_hz: float, max_pairs: int = MAX_PAIRS
-) -> Refractoriness:
+def refractoriness(times_a: Samples, times_b: Samples | None = None, *, sampling_rate_hz: float) -> Refractoriness:
     """Measure the refractoriness of a train, or of a pair of trains.
 
     Parameters
@@ -169,8 +168,6 @@ def refractoriness(
     times_a, times_b : ndarray, int64, samples
         Sorted spike times; without `times_b`, the auto-correlogram is used.
     sampling_rate_hz : float
-    max_pairs : int
-        See :func:`correlogram`.
 
     Returns
     -------
@@ -179,39 +176,30 @@ def refractoriness(
     """
     if min(len(times_a), len(times_a if times_b is None else times_b)) == 0:
         return Refractoriness(1.0, 1.0)
-    return refractoriness_of(correlogram(times_a, times_b, sampling_rate_hz=sampling_rate_hz, max_pairs=max_pairs))
+    return refractoriness_of(correlogram(times_a, times_b, sampling_rate_hz=sampling_rate_hz))
 
 
-def is_refractory_unit(
-    times: Samples, *, sampling_rate_hz: float, acg_threshold: float = 0.2, q_threshold: float = 0.2
-) -> bool:
+def is_refractory_unit(times: Samples, *, sampling_rate_hz: float, acg_threshold: float) -> bool:
     """Whether a unit fires like one neuron ("good", section 7)."""
     if len(times) < MIN_SPIKES or times[0] == times[-1]:
         return False
     ratio, probability = refractoriness(times, sampling_rate_hz=sampling_rate_hz)
-    return ratio < acg_threshold and probability < q_threshold
+    return ratio < acg_threshold and probability < UNIT_CHANCE
 
 
-def is_refractory_pair(
-    times_a: Samples,
-    times_b: Samples,
-    *,
-    sampling_rate_hz: float,
-    ccg_threshold: float = 0.25,
-    chance: float = PAIR_CHANCE,
-) -> bool:
+def is_refractory_pair(times_a: Samples, times_b: Samples, *, sampling_rate_hz: float, ccg_threshold: float) -> bool:
     """Whether the cross-correlogram of two trains is refractory, as for parts of one neuron's train (section 7).
 
     It is if some window of ±1 … ±10 ms has less than `ccg_threshold` of the baseline rate, and so few pairs
-    that their Poisson probability for independent trains is below `chance`. Both must hold in the same window:
-    the published pair of conditions (R < 0.25 in one window, Q < 0.05 in another) is met by chance too often
+    that their Poisson probability for independent trains is below :data:`PAIR_CHANCE`. Both must hold in the same
+    window: the published pair of conditions (R < 0.25 in one window, Q < 0.05 in another) is met by chance too often
     if the baseline is a few pairs per bin.
 
     Parameters
     ----------
     times_a, times_b : ndarray, int64, samples
         Sorted spike times.
-    sampling_rate_hz, ccg_threshold, chance : float
+    sampling_rate_hz, ccg_threshold : float
     """
     if min(len(times_a), len(times_b)) == 0:
         return False
@@ -219,4 +207,4 @@ def is_refractory_pair(
     # The larger baseline for the rate, as published, but the smaller one for the probability.
     expected = min(flanks.far, 0.5 * (flanks.left + flanks.right)) * 2 * flanks.width
     is_empty = flanks.within < ccg_threshold * flanks.largest * 2 * flanks.width
-    return bool((is_empty & (pdtr(flanks.within, expected) < chance)).any())
+    return bool((is_empty & (pdtr(flanks.within, expected) < PAIR_CHANCE)).any())

@@ -39,29 +39,6 @@ class FeatureRows(Protocol):
         """Rows at `index` (int64), shape (len(index), d), float32."""
 
 
-class DenseRows:
-    """Rows of a matrix in memory.
-
-    Parameters
-    ----------
-    features : Tensor, shape (n, d), float32, noise s.d.
-        One row per spike.
-    """
-
-    def __init__(self, features: Tensor) -> None:
-        self._features = features
-        self.n, self.d = features.shape
-        self.device = features.device
-
-    def chunk(self, start: int, stop: int) -> Tensor:
-        """Rows ``start … stop−1``."""
-        return self._features[start:stop].float()
-
-    def take(self, index: Tensor) -> Tensor:
-        """Rows at `index`."""
-        return self._features[index].float()
-
-
 class ScatteredRows:
     """Rows computed on demand from compact features: a spike's features on its own channels, zeros elsewhere.
 
@@ -202,9 +179,7 @@ def nearest_landmarks(
     return index.sort(dim=1).values
 
 
-def join_to_landmarks(
-    rows: FeatureRows, landmark: Tensor, *, n_neighbors: int, chunk: int = CHUNK, inner: int = INNER_CHUNK
-) -> SpikeGraph:
+def join_to_landmarks(rows: FeatureRows, landmark: Tensor, *, n_neighbors: int) -> SpikeGraph:
     """Link every spike to its nearest landmarks, by exact Euclidean distances, in chunks.
 
     Parameters
@@ -215,8 +190,6 @@ def join_to_landmarks(
         Indices of the spikes that are landmarks, ascending.
     n_neighbors : int
         Links per spike (``cluster_neighbors``); all landmarks if there are fewer.
-    chunk, inner : int
-        Number of spikes read, and of spikes compared, at a time.
 
     Returns
     -------
@@ -236,9 +209,9 @@ def join_to_landmarks(
             buffer = points.new_empty(len(spikes), len(points))
         links.copy_(nearest_landmarks(spikes, points, half_squared, n_links, out=buffer[: len(spikes)]))
 
-    for start in range(0, rows.n, chunk):
-        x = rows.chunk(start, min(start + chunk, rows.n))
-        in_chunks(link, x, neighbor[start : start + len(x)], size=inner)
+    for start in range(0, rows.n, CHUNK):
+        x = rows.chunk(start, min(start + CHUNK, rows.n))
+        in_chunks(link, x, neighbor[start : start + len(x)], size=INNER_CHUNK)
     return graph_of(neighbor, landmark)
 
 

@@ -40,7 +40,7 @@ ROWS_PER_CHUNK = ChunkSize(cpu=1 << 15, gpu=1 << 16)  # windows of 2·nt − 1 s
 
 
 class TileSpikes(NamedTuple):
-    """TileSpikes of one tile, sorted by (sample, unit).
+    """Spikes of one tile, sorted by (sample, unit).
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class PreparedTemplates:
     norm : Tensor, shape (u,), float32
     template_channels : Tensor, shape (u, j), int64
         Channels of a spike's features: those nearest to the template's largest channel, nearest first, padded with −1.
-    unit_of, group_of : Tensor, shape (row,), int64
+    unit_of : Tensor, shape (row,), int64
     members : Tensor, shape (g, m), int64
         Rows of each group, by ascending unit; padded with u, a row that has no scores.
     near : Tensor, shape (g, x), int64
@@ -99,7 +99,6 @@ class PreparedTemplates:
     norm: Tensor
     template_channels: Tensor
     unit_of: Tensor
-    group_of: Tensor
     members: Tensor
     near: Tensor
     channels: tuple[slice | Tensor, ...]
@@ -172,7 +171,6 @@ def prepare(
         norm=norm,
         template_channels=neighbours.to(device)[largest.to(device)],
         unit_of=unit_of,
-        group_of=group_of,
         members=_padded(torch.arange(len(groups), device=device)[:, None] == group_of, len(unit_of)),
         near=_padded(sharing, len(groups)),
         channels=channels,
@@ -257,16 +255,8 @@ def _padded(mask: Tensor, fill: int) -> Tensor:
 # -- matching ----------------------------------------------------------------------------------------
 
 
-def match(
-    traces: Tensor,
-    templates: PreparedTemplates,
-    *,
-    threshold: float = 8.0,
-    max_peels: int = 100,
-    first: int | None = None,
-    last: int | None = None,
-) -> TileSpikes:
-    """Find spikes by matching pursuit.
+def match(traces: Tensor, templates: PreparedTemplates, *, threshold: float, max_peels: int) -> TileSpikes:
+    """Find spikes by matching pursuit, everywhere but in the outer nt samples.
 
     Parameters
     ----------
@@ -277,28 +267,13 @@ def match(
         ``Th_learned``: a spike's score √G exceeds it.
     max_peels : int
         Maximum number of rounds.
-    first, last : int, optional
-        Samples searched for the centres of windows, half-open; by default all but the outer nt. Samples that are not
-        searched neither have spikes nor prevent any.
-
-    Raises
-    ------
-    ValueError
-        If the window of a searched sample is not within the traces.
     """
     nt = templates.nt
-    first = nt if first is None else first
-    last = traces.shape[1] - nt if last is None else last
-    if first < last and (first < nt // 2 or last > traces.shape[1] - nt // 2):
-        raise ValueError(
-            f"Samples {first} to {last} cannot be searched: windows of nt={nt} samples around them extend beyond the "
-            f"{traces.shape[1]} samples of the traces. Use first >= {nt // 2} and last <= {traces.shape[1] - nt // 2}."
-        )
     none = torch.zeros(0, dtype=torch.int64, device=traces.device)
     empty = _RoundPeaks(none, none, none, traces.new_zeros(0))
     rounds = [empty]
-    if templates.n_units and first < last:
-        search = _ScoreMap(traces, templates, first, last)
+    if templates.n_units and traces.shape[1] > 2 * nt:
+        search = _ScoreMap(traces, templates)
         for _ in range(max_peels):
             peaks = search.peaks(threshold)
             if not len(peaks.sample):
@@ -309,11 +284,11 @@ def match(
     unit = templates.unit_of[row]
     order = torch.argsort(sample * templates.n_units + unit, stable=True)
     unit, score = unit[order], score[order]
-    return TileSpikes(sample[order] - nt + first, unit, score, score / templates.norm[unit])
+    return TileSpikes(sample[order], unit, score, score / templates.norm[unit])
 
 
 class _RoundPeaks(NamedTuple):
-    """Peaks of one round; samples are counted from nt before the first one searched."""
+    """Peaks of one round."""
 
     group: Tensor
     sample: Tensor
@@ -324,17 +299,17 @@ class _RoundPeaks(NamedTuple):
 class _ScoreMap:
     """Scores of one tile and their maxima, updated as spikes are subtracted.
 
-    The time axis starts one bin before the first sample searched and ends at least one bin after the last. Samples
-    that are not searched have the score −∞, which no subtraction changes.
+    The time axis is that of the traces, and ends at least one bin after the last sample that is searched. The outer nt
+    samples, which are not searched, have the score −∞, which no subtraction changes.
     """
 
-    def __init__(self, traces: Tensor, templates: PreparedTemplates, first: int, last: int) -> None:
-        nt, n_groups = templates.nt, len(templates.members)
+    def __init__(self, traces: Tensor, templates: PreparedTemplates) -> None:
+        nt, n_groups, n_searched = templates.nt, len(templates.members), traces.shape[1] - 2 * templates.nt
         self.templates = templates
-        self.n_bins = -(-(last - first) // nt) + 2
+        self.n_bins = -(-n_searched // nt) + 2
         width = self.n_bins * nt
         self.scores = traces.new_full((templates.n_units + 1, width), -torch.inf)
-        _score(traces, templates, first, self.scores[:, nt : nt + last - first])
+        _score(traces, templates, nt, self.scores[:, nt : nt + n_searched])
         self.best = traces.new_full((n_groups + 1, width), -torch.inf)
         self.top = traces.new_full((n_groups + 1, self.n_bins), -torch.inf)
         self.top_sample = torch.zeros_like(self.top, dtype=torch.int64)

@@ -87,18 +87,16 @@ def merge_clusters(
     lag: NDArray[np.int64],
     similarity_row: SimilarityRow,
     sampling_rate_hz: float,
-    acg_threshold: float = 0.2,
-    ccg_threshold: float = 0.25,
-    similar_above: float = SIMILAR_ABOVE,
+    acg_threshold: float,
+    ccg_threshold: float,
 ) -> MergedUnits:
     """Merge clusters with similar templates whose cross-correlogram is refractory (section 9).
 
     Each cluster begins as a unit of its own. Units absorb others in descending order of their count; only units that
-    were refractory before merging do. Of the units with a similarity above `similar_above`, most similar first, the
-    first one whose cross-correlogram with the unit is refractory is absorbed; then the unit starts over. Beyond the
+    were refractory before merging do. Of the units with a similarity above :data:`SIMILAR_ABOVE`, most similar first,
+    the first one whose cross-correlogram with the unit is refractory is absorbed; then the unit starts over. Beyond the
     published method, a correlogram has to be improbably empty (see :func:`is_refractory_pair`), and twins
-    (:data:`TWIN_SIMILARITY`) are merged unless their correlogram contradicts it, even by units that are not
-    refractory.
+    (:data:`TWIN_SIMILARITY`) are merged unless their correlogram contradicts it, even by units that are not refractory.
 
     Parameters
     ----------
@@ -115,7 +113,7 @@ def merge_clusters(
         it with u (row).
     similarity_row : callable
         The same for the template of a merged unit: ``(template (c, q), templates (v, c, q)) → (v,), (v,)``.
-    sampling_rate_hz, acg_threshold, ccg_threshold, similar_above : float
+    sampling_rate_hz, acg_threshold, ccg_threshold : float
 
     Returns
     -------
@@ -130,7 +128,7 @@ def merge_clusters(
     similarity, lag = similarity.copy(), lag.copy()
     for u in np.argsort(-n_spikes, kind="stable").tolist():
         while u in alive:
-            above = similar_above if absorbs[u] else TWIN_SIMILARITY
+            above = SIMILAR_ABOVE if absorbs[u] else TWIN_SIMILARITY
             v = _partner(u, alive, similarity[u], lag[u], sampling_rate_hz, ccg_threshold, above)
             if v is None:
                 break

@@ -17,6 +17,12 @@ WHITENING_FLOOR = 1e-6  # added to the eigenvalues; relative to the mean varianc
 INTERPOLATION_NOISE = 0.01  # noise variance of the Gaussian interpolation, section 4
 
 
+def fft_length(n_samples: int) -> int:
+    """The next even length with a fast real FFT."""
+    n_fft = int(next_fast_len(n_samples + n_samples % 2, real=True))
+    return n_fft if n_fft % 2 == 0 else fft_length(n_fft + 1)
+
+
 def highpass_response(n_samples: int, *, sampling_rate_hz: float, cutoff_hz: float) -> NDArray[np.float32]:
     """Response of the zero-phase high-pass filter at the frequencies of a real FFT of at least `n_samples`.
 
@@ -25,28 +31,26 @@ def highpass_response(n_samples: int, *, sampling_rate_hz: float, cutoff_hz: flo
     Returns
     -------
     ndarray of float32, shape (n_fft // 2 + 1,)
-        ``n_fft`` is the next even length with a fast FFT. All ones if `cutoff_hz` is 0.
+        ``n_fft`` is that of :func:`fft_length`. All ones if `cutoff_hz` is 0.
     """
-    n_fft = next_fast_len(n_samples + n_samples % 2, real=True)
-    while n_fft % 2:
-        n_fft = next_fast_len(n_fft + 1, real=True)
+    n_fft = fft_length(n_samples)
     if cutoff_hz == 0:
         return np.ones(n_fft // 2 + 1, np.float32)
+    return _squared_response(n_fft, sampling_rate_hz, cutoff_hz).astype(np.float32)
+
+
+def _squared_response(n_fft: int, sampling_rate_hz: float, cutoff_hz: float) -> NDArray[np.float64]:
     sections = butter(BUTTERWORTH_ORDER, cutoff_hz, btype="high", fs=sampling_rate_hz, output="sos")
     _, response = sosfreqz(sections, worN=np.fft.rfftfreq(n_fft, 1 / sampling_rate_hz), fs=sampling_rate_hz)
-    return (np.abs(response) ** 2).astype(np.float32)
+    return np.asarray(np.abs(response) ** 2)
 
 
 def highpass_reach(*, sampling_rate_hz: float, cutoff_hz: float) -> int:
     """Lag in samples beyond which the filter's impulse response is below ``FILTER_FLOOR`` (443 at 30 kHz, 300 Hz)."""
     if cutoff_hz == 0:
         return 0
-    length = 1 << math.ceil(math.log2(sampling_rate_hz / cutoff_hz * 32))
-    response = highpass_response(length, sampling_rate_hz=sampling_rate_hz, cutoff_hz=cutoff_hz)
-    sections = butter(BUTTERWORTH_ORDER, cutoff_hz, btype="high", fs=sampling_rate_hz, output="sos")
-    n_fft = 2 * (len(response) - 1)
-    _, exact = sosfreqz(sections, worN=np.fft.rfftfreq(n_fft, 1 / sampling_rate_hz), fs=sampling_rate_hz)
-    impulse = np.abs(np.fft.irfft(np.abs(exact) ** 2, n=n_fft)[: n_fft // 2])
+    n_fft = 1 << math.ceil(math.log2(sampling_rate_hz / cutoff_hz * 32))
+    impulse = np.abs(np.fft.irfft(_squared_response(n_fft, sampling_rate_hz, cutoff_hz), n=n_fft)[: n_fft // 2])
     return int(np.flatnonzero(impulse >= FILTER_FLOOR)[-1]) + 1
 
 

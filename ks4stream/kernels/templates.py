@@ -179,13 +179,10 @@ class Merged(NamedTuple):
     features : Tensor, shape (v, c, q), float32
     n_spikes : Tensor, shape (v,), float64
         Number of spikes each represents.
-    new_number : Tensor, shape (u,), int64
-        New number of each old template.
     """
 
     features: Tensor
     n_spikes: Tensor
-    new_number: Tensor
 
 
 def merge_similar(
@@ -196,7 +193,7 @@ def merge_similar(
     In that order (ties: lowest number) each remaining template absorbs all other remaining templates with similarity >
     `threshold` and ``2|a − b| / (a + b) < norm_tolerance`` for the norms a, b. The result is their mean, weighted by
     counts, each rolled by the lag at which it is most similar to the absorbing template: without that, the mean of two
-    misaligned templates would resemble neither. New numbers are in the order of the absorbing templates' old numbers.
+    misaligned templates would resemble neither. They are in the order of the absorbing templates.
 
     Parameters
     ----------
@@ -226,4 +223,4 @@ def merge_similar(
     weight[index, torch.arange(len(features))] = count.double()
     total = weight.sum(dim=1)
     weight = (weight / total.clamp_min(1e-30)[:, None]).to(features)
-    return Merged(torch.einsum("vu,ucq->vcq", weight, rolled), total, index)
+    return Merged(torch.einsum("vu,ucq->vcq", weight, rolled), total)

@@ -43,7 +43,7 @@ class ClusterMethod(Protocol):
         ...
 
     def __call__(
-        self, rows: FeatureRows, *, sample: NDArray[np.int64] | None = None, sampling_rate_hz: float = 30_000.0
+        self, rows: FeatureRows, *, sample: NDArray[np.int64] | None = None, sampling_rate_hz: float | None = None
     ) -> NDArray[np.int64]:
         """Cluster the rows of one region.
 
@@ -53,7 +53,8 @@ class ClusterMethod(Protocol):
             Features of n peaks or spikes.
         sample : ndarray of int64, shape (n,), optional
             Their times, ascending, if clustering may use them.
-        sampling_rate_hz : float
+        sampling_rate_hz : float, optional
+            Given with times.
 
         Returns
         -------
@@ -62,8 +63,8 @@ class ClusterMethod(Protocol):
         """
         ...
 
-    @staticmethod
-    def max_peaks(settings: Settings) -> int:
+    @property
+    def max_peaks(self) -> int:
         """Maximum number of peaks of a region to cluster; of more, a subset is enough."""
         ...
 
@@ -93,7 +94,7 @@ class GraphClustering(Portable):
         object.__setattr__(self, "settings", self.settings.part(*reads))
 
     def __call__(
-        self, rows: FeatureRows, *, sample: NDArray[np.int64] | None = None, sampling_rate_hz: float = 30_000.0
+        self, rows: FeatureRows, *, sample: NDArray[np.int64] | None = None, sampling_rate_hz: float | None = None
     ) -> NDArray[np.int64]:
         """See :class:`ClusterMethod`."""
         settings = self.settings
@@ -109,10 +110,10 @@ class GraphClustering(Portable):
             ccg_threshold=settings.ccg_threshold if self.final else math.inf,  # only final clusters are compared
         )
 
-    @staticmethod
-    def max_peaks(settings: Settings) -> int:
+    @property
+    def max_peaks(self) -> int:
         """See :class:`ClusterMethod`: as many as the maximum number of landmarks can represent."""
-        return settings.cluster_downsampling * settings.landmark_limit
+        return self.settings.cluster_downsampling * self.settings.landmark_limit
 
     @staticmethod
     def n_bytes(load: Load, n: int) -> int:

@@ -160,6 +160,6 @@ class Detect(Stage[Block, Receipt, Peaks]):
             scratch_bytes=load.row_bytes * load.n_spikes,
             passes=load.detections,
             n_tiles_read=len(load.tiling),
-            remedies=", raise dminx or dmin (fewer centres)",
+            remedies=("raise dminx or dmin (fewer centres)",),
             writes_blocks=True,
         )

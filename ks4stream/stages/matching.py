@@ -89,12 +89,13 @@ class Match(Stage[Block, Matched, Spikes]):
         columns = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
         nt, first, last = self.settings.nt, item[0].start, item[-1].stop
         outer = (columns["sample"] < first + nt) | (columns["sample"] >= last - nt)
-        columns = {name: values[columns["counts"] | outer] for name, values in columns.items()}
-        counts, region = columns.pop("counts"), self.region_of[columns["template"]]
-        order = np.argsort(region, kind="stable")  # as write_block does
+        rows = np.flatnonzero(columns["counts"] | outer)
+        region = self.region_of[columns["template"][rows]]
+        order = np.argsort(region, kind="stable")  # that of the file, so that edges can tell rows
+        columns = {name: values[rows[order]] for name, values in columns.items()}
+        sample, template, counts = columns["sample"], columns["template"], columns.pop("counts")
         path = folder / f"spikes-{item[0].index:08d}-{item[-1].index:08d}.rows"
-        receipt = write_block(path, columns, region, len(self.regions))
-        sample, template, counts = columns["sample"][order], columns["template"][order], counts[order]
+        receipt = write_block(path, columns, region[order], len(self.regions))
 
         def edge(rows: NDArray[np.bool_]) -> Edge:
             return Edge(np.flatnonzero(rows), Reported(sample[rows], template[rows], counts[rows]))
@@ -174,11 +175,7 @@ class Match(Stage[Block, Matched, Spikes]):
     def _slots(self) -> NDArray[np.int64]:
         """Each channel's nearest channels of its shank, itself first, padded with −1: (c, j)."""
         dead, count = self.tiles.without_signal, self.settings.nearest_chans
-        lists = geometry.channel_neighbours(self.tiles.probe, count, dead=dead)
-        slots = np.full((len(lists), max(1, *map(len, lists))), -1, np.int64)
-        for channel, near in enumerate(lists):
-            slots[channel, : len(near)] = near
-        return slots
+        return geometry.padded(geometry.channel_neighbours(self.tiles.probe, count, dead=dead), fill=-1)
 
     @cached_property
     def template_channels(self) -> NDArray[np.int64]:

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from scipy.fft import next_fast_len
-
 from ks4stream import geometry
 from ks4stream.blocks import Tiling, tiles_per_task
 from ks4stream.errors import ProbeError
+from ks4stream.kernels.preprocessing import fft_length
 from ks4stream.messages import silent
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
@@ -53,8 +52,9 @@ class Needs:
         Maximum number of times the stage runs.
     n_tiles_read : int
         Number of tiles read in one pass.
-    remedies : str
-        Which settings to change if a task needs too much; for tasks on tiles, in addition to ``batch_size``.
+    remedies : tuple of str
+        What to do if a task needs too much, for instance "lower nblocks"; for tasks on tiles, besides a lower
+        ``batch_size``.
     writes_blocks : bool
         Whether a task keeps the rows of a block in memory, of which smaller blocks have fewer.
     """
@@ -67,7 +67,7 @@ class Needs:
     scratch_bytes: int = 0
     passes: int = 1
     n_tiles_read: int = 0
-    remedies: str = ""
+    remedies: tuple[str, ...] = ()
     writes_blocks: bool = False
 
 
@@ -185,7 +185,7 @@ class Load:
 
     def fft_samples(self, size: int | None = None) -> int:
         """Samples of the filter's FFT for a tile with a core of `size` samples."""
-        return int(next_fast_len((size or self.tiling.size) + 2 * self.tiling.halo, real=True))
+        return fft_length((size or self.tiling.size) + 2 * self.tiling.halo)
 
     def file_bytes(self, size: int | None = None) -> int:
         """Bytes of a tile as it is stored in the file."""

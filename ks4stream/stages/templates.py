@@ -65,7 +65,7 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         receipts = self.peaks.receipts
         centre = read_region(receipts, "centre", item).astype(np.int64)
         sample = read_region(receipts, "sample", item)
-        chosen, weight = bounded_sample(sample, centre, max_peaks=self.cluster.max_peaks(self.cluster.settings))
+        chosen, weight = bounded_sample(sample, centre, max_peaks=self.cluster.max_peaks)
         features = pick_region(receipts, "features", item, chosen)
         own = self.centres.channels[self.regions.of_centre == item]
         union = np.unique(own[own >= 0])
@@ -91,12 +91,12 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
     @classmethod
     def needs(cls, load: Load) -> Needs:
         """A bounded number of a region's peaks, read and chosen, and their graph."""
-        n = min(load.largest_region, CLUSTER_METHOD.max_peaks(load.settings))
+        n = min(load.largest_region, CLUSTER_METHOD(load.settings).max_peaks)
         choosing = 64 * load.largest_region  # times and centres of all peaks, and their time slices
         return load.on_regions(
             cls.name,
             max(choosing, CLUSTER_METHOD.n_bytes(load, n)) + load.row_bytes * n,
-            remedies="max_cluster_subset or cluster_downsampling (a smaller sample)",
+            remedies=("lower max_cluster_subset or cluster_downsampling (a smaller sample)",),
         )
 
 

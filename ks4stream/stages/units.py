@@ -130,7 +130,7 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
             cls.name,
             min(4 * load.n_features * n, HELD_BYTES) + CLUSTER_METHOD.n_bytes(load, n),
             scratch_bytes=CLUSTERED_SPIKE_BYTES * load.n_spikes,
-            remedies="max_cluster_subset (fewer landmarks), or sort a part with tmin and tmax",
+            remedies=("lower max_cluster_subset (fewer landmarks)", "sort a part with tmin and tmax"),
         )
 
 
@@ -229,9 +229,11 @@ class Merge(Step[Units]):
         stays, refractory, contamination = np.zeros(n_units, bool), np.zeros(n_units, bool), np.zeros(n_units)
         for unit in range(n_units):
             members = np.flatnonzero(merged.unit_of == unit)
-            train, score = _unit_train(
-                clusters, members, merged.lag_of, kept, min_samples=int(settings.duplicate_spike_ms * rate / 1000)
+            train, score, kept_of = _without_duplicates(
+                clusters, members, merged.lag_of, min_samples=int(settings.duplicate_spike_ms * rate / 1000)
             )
+            for member, flags in zip(members, kept_of, strict=True):
+                kept[clusters.first[member] : clusters.first[member] + len(flags)] = flags
             stays[unit] = is_neuron(train, score, settings.Th_learned, self.min_spikes, impossible_samples=rate / 1000)
             if stays[unit]:
                 refractory[unit], contamination[unit] = labels(train, rate, settings.acg_threshold)
@@ -254,26 +256,19 @@ class Merge(Step[Units]):
         return Needs(cls.name, client_bytes=min(load.n_spikes, HELD_BYTES))
 
 
-def _unit_train(
-    clusters: Clusters,
-    members: NDArray[np.int64],
-    lag_of: NDArray[np.int64],
-    kept: NDArray[np.bool_],
-    *,
-    min_samples: int,
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Times, ascending, and scores of a unit's spikes without duplicates; sets `kept` for all its spikes."""
+def _without_duplicates(
+    clusters: Clusters, members: NDArray[np.int64], lag_of: NDArray[np.int64], *, min_samples: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32], list[NDArray[np.bool_]]]:
+    """Times, ascending, and scores of a unit's spikes without duplicates, and which of each member's these are."""
     before = [clusters[member] for member in members]
     sample = np.concatenate([times - lag_of[member] for member, times in zip(members, before, strict=True)])
     order = np.lexsort((np.concatenate(before), sample))  # the order of the final sorting
     alone = np.zeros(len(sample), bool)
     alone[order] = merging.mark_duplicates(sample[order], np.zeros(len(sample), np.int64), min_samples=min_samples)
     ends = np.cumsum([len(times) for times in before])[:-1]
-    for member, flags in zip(members, np.split(alone, ends), strict=True):
-        kept[clusters.first[member] : clusters.first[member] + len(flags)] = flags
     score = np.concatenate([clusters.column(member, "score") for member in members])
     stays = order[alone[order]]
-    return sample[stays], score[stays]
+    return sample[stays], score[stays], np.split(alone, ends)
 
 
 def labels(sample: NDArray[np.int64], sampling_rate_hz: float, acg_threshold: float) -> tuple[bool, float]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ks4stream.errors import RecordingError
 from ks4stream.io.recording_cache import CachedSource
 from ks4stream.io.sources import ConcatenatedSource
-from ks4stream.recording import Recording, Source
+from ks4stream.recording import BaseSource, Recording, Source
 
 SAMPLES = np.random.default_rng(0).integers(-500, 500, (1000, 3)).astype(np.int16)
 
@@ -26,10 +26,11 @@ PIECE = 64
 N_PIECES = 16
 
 
-class FarSource:
+class FarSource(BaseSource):
     """A source far away, that counts how often each piece is fetched, and fails if told so."""
 
-    path = "s3://far/away.zarr"
+    is_remote = True
+
     chunk_samples = PIECE
     digest_is_exact = True
 

@@ -88,28 +88,33 @@ def test_trains_that_say_nothing() -> None:
     none, one = np.zeros(0, np.int64), np.array([5])
     for train in (none, one, np.array([5, 5, 5])):
         assert refractoriness(train, sampling_rate_hz=RATE) == (1.0, 1.0)
-        assert not is_refractory_unit(train, sampling_rate_hz=RATE)
-        assert not is_refractory_pair(train, none, sampling_rate_hz=RATE)
-        assert not is_refractory_pair(train, one, sampling_rate_hz=RATE)
-    assert not is_refractory_unit(np.zeros(50, np.int64), sampling_rate_hz=RATE)
+        assert not is_refractory_unit(train, sampling_rate_hz=RATE, acg_threshold=0.2)
+        assert not is_refractory_pair(train, none, sampling_rate_hz=RATE, ccg_threshold=0.25)
+        assert not is_refractory_pair(train, one, sampling_rate_hz=RATE, ccg_threshold=0.25)
+    assert not is_refractory_unit(np.zeros(50, np.int64), sampling_rate_hz=RATE, acg_threshold=0.2)
 
 
 def test_units_are_told_from_noise() -> None:
-    assert is_refractory_unit(poisson_train(2000, 60, 3, refractory_ms=3), sampling_rate_hz=RATE)
-    assert not is_refractory_unit(poisson_train(2000, 60, 3), sampling_rate_hz=RATE)
+    assert is_refractory_unit(poisson_train(2000, 60, 3, refractory_ms=3), sampling_rate_hz=RATE, acg_threshold=0.2)
+    assert not is_refractory_unit(poisson_train(2000, 60, 3), sampling_rate_hz=RATE, acg_threshold=0.2)
 
 
 def test_halves_of_a_train_avoid_each_other_and_strangers_do_not() -> None:
     train = poisson_train(2000, 120, 4, refractory_ms=3)
-    assert is_refractory_pair(train[::2], train[1::2], sampling_rate_hz=RATE)
+    assert is_refractory_pair(train[::2], train[1::2], sampling_rate_hz=RATE, ccg_threshold=0.25)
     other = poisson_train(1000, 120, 5, refractory_ms=3)
-    assert not is_refractory_pair(train[::2], other, sampling_rate_hz=RATE)
+    assert not is_refractory_pair(train[::2], other, sampling_rate_hz=RATE, ccg_threshold=0.25)
 
 
 def test_an_empty_middle_of_few_pairs_is_no_evidence() -> None:
     """The published conditions are met by chance; at 0.6 pairs per bin one of fifty unrelated pairs passes."""
     verdicts = [
-        is_refractory_pair(poisson_train(600, 120, seed), poisson_train(150, 120, 1000 + seed), sampling_rate_hz=RATE)
+        is_refractory_pair(
+            poisson_train(600, 120, seed),
+            poisson_train(150, 120, 1000 + seed),
+            sampling_rate_hz=RATE,
+            ccg_threshold=0.25,
+        )
         for seed in range(200)
     ]
     assert sum(verdicts) <= 2
@@ -118,4 +123,6 @@ def test_an_empty_middle_of_few_pairs_is_no_evidence() -> None:
 def test_the_order_of_a_pair_does_not_matter() -> None:
     train = poisson_train(1500, 120, 6, refractory_ms=3)
     for a, b in ((train[::2], train[1::2]), (train[::3], poisson_train(300, 120, 7))):
-        assert is_refractory_pair(a, b, sampling_rate_hz=RATE) == is_refractory_pair(b, a, sampling_rate_hz=RATE)
+        assert is_refractory_pair(a, b, sampling_rate_hz=RATE, ccg_threshold=0.25) == is_refractory_pair(
+            b, a, sampling_rate_hz=RATE, ccg_threshold=0.25
+        )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dense_rows import DenseRows
 
-from ks4stream.kernels.graph import DenseRows, FeatureRows, ScatteredRows, choose_landmarks, graph_of, join_to_landmarks
+from ks4stream.kernels import graph as graph_module
+from ks4stream.kernels.graph import FeatureRows, ScatteredRows, choose_landmarks, graph_of, join_to_landmarks
 
 
 def on_a_line(*positions: float) -> DenseRows:
@@ -58,18 +60,20 @@ def test_fewer_landmarks_than_neighbours_are_all_joined() -> None:
     assert graph.neighbor.tolist() == [[0, 1]] * 3
 
 
-def test_chunks_do_not_matter() -> None:
+def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
     landmark = torch.arange(0, 300, 4)
     whole = join_to_landmarks(DenseRows(x), landmark, n_neighbors=5)
-    parts = join_to_landmarks(DenseRows(x), landmark, n_neighbors=5, chunk=64, inner=20)
+    monkeypatch.setattr(graph_module, "CHUNK", 64)
+    monkeypatch.setattr(graph_module, "INNER_CHUNK", 20)
+    parts = join_to_landmarks(DenseRows(x), landmark, n_neighbors=5)
     assert torch.equal(whole.neighbor, parts.neighbor)
     assert whole.neighbor.dtype == torch.int32
     distance = torch.cdist(x.double(), x[landmark].double())
     assert torch.equal(whole.neighbor.long(), distance.topk(5, largest=False).indices.sort(dim=1).values)
 
 
-def test_rows_are_never_made_all_at_once() -> None:
+def test_rows_are_never_made_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     class Watched(DenseRows):
         most = 0
 
@@ -78,7 +82,8 @@ def test_rows_are_never_made_all_at_once() -> None:
             return super().chunk(start, stop)
 
     rows: FeatureRows = Watched(torch.zeros(500, 3))
-    join_to_landmarks(rows, torch.arange(0, 500, 50), n_neighbors=3, chunk=100)
+    monkeypatch.setattr(graph_module, "CHUNK", 100)
+    join_to_landmarks(rows, torch.arange(0, 500, 50), n_neighbors=3)
     assert Watched.most == 100
 
 

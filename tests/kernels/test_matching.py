@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from ks4stream.kernels import matching
 from ks4stream.kernels.convolution import correlate
-from ks4stream.kernels.matching import (
-    PreparedTemplates,
-    TileSpikes,
-    bisected,
-    features,
-    match,
-    prepare,
-    subtract,
-    trimmed,
-)
+from ks4stream.kernels.matching import PreparedTemplates, TileSpikes, bisected, features, prepare, subtract, trimmed
 from ks4stream.kernels.memory import ChunkSize
 
 NT = 21
@@ -58,6 +52,11 @@ def planted(
     return traces
 
 
+def match(traces: torch.Tensor, templates: PreparedTemplates, **changes: Any) -> TileSpikes:
+    """Match with Kilosort4's defaults."""
+    return matching.match(traces, templates, **({"threshold": 8.0, "max_peels": 100} | changes))
+
+
 def oracle(
     traces: torch.Tensor,
     templates: PreparedTemplates,
@@ -76,7 +75,8 @@ def oracle(
     norm = units.norm(dim=(1, 2))
     n_units, length = len(units), traces.shape[1]
     group = torch.empty(n_units, dtype=torch.int64)
-    group[templates.unit_of] = templates.group_of
+    for number, rows in enumerate(templates.members):
+        group[templates.unit_of[rows[rows < n_units]]] = number
     rivals = torch.ones(n_units, n_units, dtype=torch.bool)
     if not everywhere:
         rivals = torch.tensor([[bool((templates.near[g] == h).any()) for h in group] for g in group]).reshape(
@@ -210,18 +210,13 @@ def test_far_apart_on_the_probe_is_one_round_nearby_takes_two() -> None:
     assert as_list(match(traces, templates, max_peels=2)) == [(15, 0), (15, 1), (16, 2)]
 
 
-def test_the_threshold_is_strict_and_only_what_is_searched_counts() -> None:
+def test_the_threshold_is_strict_and_nothing_within_nt_of_the_ends_counts() -> None:
     templates = box_templates([[2.0]])
     traces = torch.zeros(1, 40)
     traces[0, [4, 5, 20, 34, 35]] = torch.tensor([20.0, 10.0, 8.0, 9.0, 20.0])
     assert as_list(match(traces, templates)) == [(5, 0), (34, 0)]
     assert as_list(match(traces, templates, threshold=7.9)) == [(5, 0), (20, 0), (34, 0)]
-    assert as_list(match(traces, templates, first=6, last=35)) == [(34, 0)]
-    assert as_list(match(traces, templates, first=3, last=36)) == [(4, 0), (5, 0), (34, 0), (35, 0)]
-    assert as_list(match(traces, templates, first=20, last=20)) == []
-    for bad in ({"first": 1}, {"last": 39}):
-        with pytest.raises(ValueError, match="extend beyond the 40 samples of the traces"):
-            match(traces, templates, **bad)
+    assert as_list(match(torch.full((1, 10), 20.0), templates)) == [], "nothing is searched"
 
 
 def test_no_units_no_spikes_and_an_empty_template() -> None:

@@ -62,6 +62,8 @@ def merged(trains: list[np.ndarray], templates: list[torch.Tensor]) -> Outcome:
         similarity=alike.value.numpy(),
         lag=alike.lag.numpy(),
         sampling_rate_hz=RATE,
+        acg_threshold=0.2,
+        ccg_threshold=0.25,
         similarity_row=lambda one, others: similarity_to(one, others, PCS),
     )
     lag = np.repeat(units.lag_of, [len(train) for train in trains])
@@ -153,6 +155,8 @@ def test_nothing_to_merge(n_units: int) -> None:
         lag=np.zeros((n_units, n_units), np.int64),
         similarity_row=lambda *_: pytest.fail("there is nobody to compare with"),
         sampling_rate_hz=RATE,
+        acg_threshold=0.2,
+        ccg_threshold=0.25,
     )
     assert units.unit_of.tolist() == list(range(n_units))
     assert units.features.shape[0] == n_units

@@ -134,7 +134,6 @@ def test_merging_weighs_by_count_and_keeps_the_order() -> None:
     one, other = random_features(2, 3, seed=2)
     features = torch.stack([other, one * 1.05, one, one * 1.5])  # the last is too large to be the same
     merged = merge_similar(features, torch.tensor([5.0, 10.0, 30.0, 7.0]), components())
-    assert merged.new_number.tolist() == [0, 1, 1, 2]
     assert merged.n_spikes.tolist() == [5.0, 40.0, 7.0]
     torch.testing.assert_close(merged.features, torch.stack([other, one * (1.05 * 10 + 30) / 40, one * 1.5]))
 
@@ -155,8 +154,8 @@ def test_the_most_numerous_takes_in_its_like_but_not_the_like_of_those() -> None
     angle = torch.tensor([0.0, 0.4, 0.8])  # neighbours correlate 0.92, the ends 0.70
     features = torch.zeros(3, 2, NT)
     features[:, 0, 10], features[:, 1, 10] = torch.cos(angle), torch.sin(angle)
-    assert merge_similar(features, torch.tensor([9, 5, 1]), pcs).new_number.tolist() == [0, 0, 1]
-    assert merge_similar(features, torch.tensor([1, 5, 1]), pcs).new_number.tolist() == [0, 0, 0]
-    assert merge_similar(features, torch.tensor([5, 1, 5]), pcs).new_number.tolist() == [0, 0, 1]
-    assert merge_similar(features, torch.tensor([1, 1, 1]), pcs, threshold=0.95).new_number.tolist() == [0, 1, 2]
+    assert merge_similar(features, torch.tensor([9, 5, 1]), pcs).n_spikes.tolist() == [14, 1]
+    assert merge_similar(features, torch.tensor([1, 5, 1]), pcs).n_spikes.tolist() == [7]
+    assert merge_similar(features, torch.tensor([5, 1, 5]), pcs).n_spikes.tolist() == [6, 5]
+    assert merge_similar(features, torch.tensor([1, 1, 1]), pcs, threshold=0.95).n_spikes.tolist() == [1, 1, 1]
     assert merge_similar(features[:0], torch.zeros(0), pcs).features.shape == (0, 2, NT)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from dense_rows import DenseRows
 
-from ks4stream.kernels.graph import DenseRows, graph_of
+from ks4stream.kernels.graph import graph_of
 from ks4stream.kernels.tree import (
     BIMODAL_FROM,
     N_BINS,

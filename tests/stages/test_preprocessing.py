@@ -14,6 +14,7 @@ from ks4stream import simulate
 from ks4stream.errors import BadChannelWarning
 from ks4stream.io.recordings import open_recording
 from ks4stream.probe import Probe
+from ks4stream.recording import BaseSource
 from ks4stream.results import Drift, Whitening
 from ks4stream.settings import Settings
 from ks4stream.sorter import prepare
@@ -51,8 +52,10 @@ def test_types_of_the_file_say_the_same(samples: np.ndarray) -> None:
         assert torch.equal(referenced(source_of(other)), expected)
 
 
-class Noted:
+class Noted(BaseSource):
     """A source that records which thread reads what, and fails from a given sample on."""
+
+    is_remote = False
 
     def __init__(self, samples: np.ndarray, broken_from: int) -> None:
         self.samples, self.broken_from = samples, broken_from

@@ -13,7 +13,6 @@ from pathlib import Path
 from uuid import uuid4
 
 from ks4stream.errors import ResultsError
-from ks4stream.io.objects import is_remote
 from ks4stream.io.recording_cache.account import SHARE_OF_FREE
 from ks4stream.io.recording_cache.folders import temporary_folder
 from ks4stream.io.recording_cache.source import CachedSource
@@ -141,11 +140,11 @@ def _wrapped(source: Source, folder: str | None, limit_bytes: int | None, *, is_
     """The source with its remote parts cached; if a folder was given, all parts that are not arrays in memory."""
     if isinstance(source, ConcatenatedSource):
         return join(_wrapped(part, folder, limit_bytes, is_private=is_private) for part in source.sources)
-    near = isinstance(source, ArraySource) if folder else not is_remote(getattr(source, "path", ""))
+    near = isinstance(source, ArraySource) if folder else not source.is_remote
     if near or isinstance(source, CachedSource):
         return source
     row_bytes = source.n_channels * source.dtype.itemsize
-    chunk = max(min(getattr(source, "chunk_samples", 1), source.n_samples), 1)
+    chunk = max(min(source.chunk_samples, source.n_samples), 1)
     length = chunk * max(-(-PIECE_BYTES // (chunk * row_bytes)), 1)
     is_private &= limit_bytes != 0
     is_shared = source.digest_is_exact and not is_private  # data that may have changed are never recognized

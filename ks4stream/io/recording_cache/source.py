@@ -29,7 +29,7 @@ from ks4stream.errors import ResultsError
 from ks4stream.io.atomic import atomic_write
 from ks4stream.io.recording_cache.account import ROOM, take
 from ks4stream.io.recording_cache.folders import USE, is_ours, remove_lock, remove_stale, temporary_folder, was_left
-from ks4stream.recording import FlatFile, Source
+from ks4stream.recording import BaseSource, FlatFile, Source
 
 FETCHES = 16  # concurrent fetches of pieces in one process
 LOCKS = 64  # lock files with which processes agree on who fetches a piece
@@ -50,7 +50,7 @@ class _State:
 
 
 @dataclass(frozen=True)
-class CachedSource:
+class CachedSource(BaseSource):
     """A source whose samples are fetched once and read again from the disk of the machine that reads.
 
     Attributes
@@ -104,9 +104,14 @@ class CachedSource:
         return self.source.flat_files
 
     @property
+    def is_remote(self) -> bool:
+        """Whether the source is remote."""
+        return self.source.is_remote
+
+    @property
     def is_flat(self) -> bool:
         """Whether the source is flat."""
-        return getattr(self.source, "is_flat", False)
+        return self.source.is_flat
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel), and start to fetch what is likely to come next."""

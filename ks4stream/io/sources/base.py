@@ -17,7 +17,7 @@ from ks4stream.io.formats import HEAD_BYTES, folder_refusal
 from ks4stream.io.objects import Status, is_remote, read_bytes, status
 from ks4stream.io.spikeglx import SpikeGLXMeta
 from ks4stream.probe import Probe
-from ks4stream.recording import Source
+from ks4stream.recording import BaseSource, Source
 
 DIGEST_SAMPLES = 1024  # length of the stretches that are hashed
 _DTYPES = ("int16", "uint16", "int32", "float32")
@@ -162,10 +162,26 @@ def status_of(path: str) -> Status:
     return found
 
 
-class OfArray:
+class OfPath(BaseSource):
+    """A source of the file or object at a ``path``."""
+
+    path: str
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is an object."""
+        return is_remote(self.path)
+
+
+class OfArray(BaseSource):
     """Shape and type of a source with an ``array`` of shape (time, channel)."""
 
     array: Any
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether samples are fetched over a network: what the array does is not known."""
+        return False
 
     @property
     def n_samples(self) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.errors import RecordingError
 from ks4stream.io.objects import locate, name_of, read_bytes
-from ks4stream.io.sources.base import File, Opened, check_rank, delivered_dtype, hash_of, status_of
+from ks4stream.io.sources.base import File, OfPath, Opened, check_rank, delivered_dtype, hash_of, status_of
 from ks4stream.io.spikeglx import warn_of_lf
 from ks4stream.recording import FlatFile
 
@@ -23,7 +23,7 @@ _NPY_HEADER_BYTES = 1 << 14  # more than the longest header that NumPy considers
 
 
 @dataclass(frozen=True)
-class BinarySource:
+class BinarySource(OfPath):
     """Samples in a flat binary file or object, channels interleaved (time-major).
 
     Attributes

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from ks4stream.errors import RecordingError
 from ks4stream.io.objects import locate, name_of, read_bytes, read_metadata, status
-from ks4stream.io.sources.base import File, Opened, delivered_dtype, hash_of, status_of
+from ks4stream.io.sources.base import File, OfPath, Opened, delivered_dtype, hash_of, status_of
 
 
 @dataclass(frozen=True)
-class CbinSource:
+class CbinSource(OfPath):
     """Samples in a ``.cbin`` file or object.
 
     Attributes

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ks4stream.errors import Ks4StreamError, RecordingError
 from ks4stream.io.formats import is_hdf5, refusal
 from ks4stream.io.objects import is_remote, name_of
-from ks4stream.io.sources.base import File, Opened, check_rank, delivered_dtype, hash_of, status_of, time_first
+from ks4stream.io.sources.base import File, OfPath, Opened, check_rank, delivered_dtype, hash_of, status_of, time_first
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
 from ks4stream.recording import is_same_rate
@@ -28,7 +28,7 @@ _TIMESTAMPS = 100_000  # that give the rate: if rounded to milliseconds, to 3 pa
 
 
 @dataclass(frozen=True)
-class Hdf5Source:
+class Hdf5Source(OfPath):
     """Samples in a dataset of an HDF5 file.
 
     Attributes

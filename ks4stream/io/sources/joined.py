@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from ks4stream.errors import RecordingError
 from ks4stream.io.sources.base import hash_of
-from ks4stream.recording import FlatFile, Source
+from ks4stream.recording import BaseSource, FlatFile, Source
 
 
 @dataclass(frozen=True)
-class ConcatenatedSource:
+class ConcatenatedSource(BaseSource):
     """Several sources, one after the other in time.
 
     Attributes
@@ -75,9 +75,19 @@ class ConcatenatedSource:
         return files
 
     @property
+    def parts(self) -> tuple[Source, ...]:
+        """The sources that it joins."""
+        return self.sources
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a part is."""
+        return any(part.is_remote for part in self.sources)
+
+    @property
     def is_flat(self) -> bool:
         """Whether all parts are flat."""
-        return all(getattr(part, "is_flat", False) for part in self.sources)
+        return all(part.is_flat for part in self.sources)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read samples ``start`` to ``stop``, shape (time, channel), across the joints."""

@@ -17,6 +17,7 @@ from ks4stream.io.objects import can_list, child, credentials_key, listing, loca
 from ks4stream.io.probes import load_probe
 from ks4stream.io.sources.base import (
     File,
+    OfPath,
     Opened,
     check_rank,
     content_hash,
@@ -32,7 +33,7 @@ from ks4stream.probe import Probe
 
 
 @dataclass(frozen=True)
-class ZarrSource:
+class ZarrSource(OfPath):
     """Samples in a Zarr array, version 2 or 3, in a folder or an object store; each process opens it at the first read.
 
     Attributes
@@ -43,7 +44,7 @@ class ZarrSource:
         Its shape.
     file_dtype : numpy.dtype
         Type of the stored samples.
-    chunk_samples : int
+    length : int
         Number of samples per chunk; for sharded arrays, per chunk within a shard.
     version : str
         Version tag of the array's metadata when the source was created.
@@ -55,7 +56,7 @@ class ZarrSource:
     n_samples: int
     n_channels: int
     file_dtype: np.dtype[Any]
-    chunk_samples: int
+    length: int
     version: str
     is_complete: bool = False
 
@@ -100,6 +101,11 @@ class ZarrSource:
     def dtype(self) -> np.dtype[Any]:
         """Type of the samples as they are delivered."""
         return delivered_dtype(self.file_dtype)
+
+    @property
+    def chunk_samples(self) -> int:
+        """Number of samples per chunk."""
+        return self.length
 
     @property
     def flat_files(self) -> str:

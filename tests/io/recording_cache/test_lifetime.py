@@ -145,7 +145,7 @@ from ks4stream.io.sources import ArraySource
 from ks4stream.io.recording_cache import cached_while_held
 from ks4stream.recording import Recording
 class Far(ArraySource):
-    path = "s3://far/away"
+    is_remote = True
 held = cached_while_held(Recording(Far(np.arange(3000, dtype=np.int16).reshape(1000, 3)), 1000.0))
 held.read(0, 1000)
 print(held.source._place().is_dir())
