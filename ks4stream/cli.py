@@ -293,15 +293,14 @@ def _read_time(_: click.Context, __: click.Parameter, text: str | None) -> datet
         raise click.BadParameter(f"{text!r} is not a time like 2026-03-01T14:30:00+01:00.") from None
 
 
-def _read_json(_: click.Context, __: click.Parameter, file: str | None) -> dict[str, Any] | None:
-    if file is None:
-        return None
+def _read_metadata(file: str) -> dict[str, Any]:
+    example = '{"experimenter": ["Doe, Jane"]}'
     try:
         found = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise click.BadParameter(f"{file} cannot be read as JSON: {error}.") from None
+        raise click.BadParameter(f"{file} cannot be read as JSON: {error}.", param_hint="--metadata") from None
     if not isinstance(found, dict):
-        raise click.BadParameter(f'{file} must hold one JSON object, for instance {{"experimenter": ["Doe, Jane"]}}.')
+        raise click.BadParameter(f"{file} must hold one JSON object, like {example}.", param_hint="--metadata")
     return found
 
 
@@ -673,8 +672,8 @@ def _show(found: Plan) -> None:
 )
 @click.option(
     "--metadata",
+    "metadata_file",
     metavar="FILE",
-    callback=_read_json,
     help="JSON file with what NWB calls experimenter, institution, session_id, … and subject.",
 )
 @click.option("--location", default="unknown", show_default=True, help="Brain region of all electrodes.")
@@ -690,7 +689,7 @@ def export_command(
     results: str,
     nwb: Path,
     session_start: datetime | None,
-    metadata: dict[str, Any] | None,
+    metadata_file: str | None,
     location: str,
     gain_uv: float | None,
     overwrite: bool,
@@ -703,6 +702,7 @@ def export_command(
     from ks4stream.io.nwb import write_nwb
     from ks4stream.io.store import map_sorting
 
+    metadata = None if metadata_file is None else _read_metadata(metadata_file)
     sorting = map_sorting(results)
     if gain_uv is not None:
         sorting = replace(sorting, gain_uv=gain_uv)

@@ -65,7 +65,9 @@ def read(path: Path) -> SimpleNamespace:
             subject=file.subject,
             experimenter=file.experimenter,
             identifier=file.identifier,
-            generated_by=[[text.decode() for text in row] for row in file.was_generated_by or []],
+            generated_by=np.asarray([] if file.was_generated_by is None else file.was_generated_by)
+            .astype(str)
+            .tolist(),
             electrodes=file.electrodes.to_dataframe(),
             groups={name: group.device.name for name, group in file.electrode_groups.items()},
             units=SimpleNamespace(**columns),
@@ -77,6 +79,10 @@ def read(path: Path) -> SimpleNamespace:
             settings=dict(zip(*(tables[nwb.SETTINGS][name][:] for name in ("setting", "value")), strict=True)),
             provenance=dict(zip(*(tables[nwb.PROVENANCE][name][:] for name in ("fact", "value")), strict=True)),
         )
+
+
+def texts(data: Any) -> list[Any]:
+    return [] if data is None else np.asarray(data).astype(str).tolist()
 
 
 def bounds(stop: Any) -> list[tuple[int, int]]:
