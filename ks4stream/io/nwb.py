@@ -99,10 +99,9 @@ def write_nwb(
             "The gain of the recording is not known, so mean waveforms are in units of its samples. Give gain_uv (on "
             "the command line --gain-uv) for µV.",
             Ks4StreamWarning,
-            stacklevel=2,
         )
     if not sorting.n_units:
-        warn("The sorting has no units; the Units table will be empty.", FewSpikesWarning, stacklevel=2)
+        warn("The sorting has no units; the Units table will be empty.", FewSpikesWarning)
     with atomic_draft(path) as draft:
         _add_electrodes(contents, sorting, location)
         contents.units = _units_table(sorting, contents.electrodes)
