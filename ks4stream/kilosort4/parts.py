@@ -355,7 +355,11 @@ def _estimate_drift(ops: Ops, at: _Computing) -> NDArray[np.float64]:
     drift, plotted = run.do(EstimateDrift(settings, tiles, peaks))
     put_waveforms(ops, waveforms)
     put_peaks(ops, plotted)
-    ops.update(dshift=drift.shift_um, yblk=drift.centre_um, iKxx=torch.from_numpy(tiles.interpolation()))
+    ops.update(
+        dshift=drift.shift_um,
+        yblk=drift.centre_um,
+        iKxx=torch.from_numpy(tiles.with_drift(drift, settings).interpolation()),
+    )
     return drift_table(peaks, tiles, run.scratch)
 
 
