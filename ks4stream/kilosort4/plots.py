@@ -83,7 +83,7 @@ def plot_drift_scatter(st0: NDArray[np.float64], results_dir: PathLike, tmin: fl
         raise OpsError("st0 must be the table of peaks (seconds, depth, score) that compute_drift_correction returns.")
     rows = np.asarray(st0)[plots.thinned(len(st0))]
     peaks = PeakSample(np.rint((rows[:, 0] + tmin) * _RATE_HZ), rows[:, 1], rows[:, 2])
-    figure = plots.plot_drift_scatter(_drawn(peaks=peaks, sampling_rate_hz=_RATE_HZ))
+    figure = plots.plot_drift_scatter(_drawn(peaks=peaks))
     _write("drift_scatter.png", figure, results_dir, {})
 
 
@@ -188,6 +188,7 @@ def _drawn(**known: Any) -> Sorting:
         "similarity": np.zeros((0, 0)),
         "refractory": np.zeros(n_units),
         "contamination": np.zeros(n_units),
+        "sampling_rate_hz": _RATE_HZ,
     }
     return Sorting(**empty | known)
 

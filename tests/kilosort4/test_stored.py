@@ -1,0 +1,117 @@
+"""Results read back: from our folders, from Kilosort4's, and what is no result."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ks4stream.errors import ResultsError
+from ks4stream.io.phy import export_phy
+from ks4stream.kilosort4.stored import load_sorting
+
+
+@pytest.fixture
+def folder(make_sorting: Any, tmp_path: Path) -> Path:
+    """The Phy files of a sorting, with extra variables."""
+    return export_phy(make_sorting(), tmp_path / "kilosort4", save_extra_vars=True)
+
+
+def test_seven_values(folder: Path, make_sorting: Any) -> None:
+    sorting = make_sorting()
+    found = load_sorting(folder, device=torch.device("cpu"))
+    assert isinstance(found, tuple) and len(found) == 7
+    ops, st, clu, similar_templates, is_ref, est_contam_rate, kept_spikes = found
+    assert ops["settings"]["nt"] == sorting.settings.nt and torch.is_tensor(ops["wPCA"])
+    assert st.dtype == np.int64 and np.array_equal(st, sorting.sample[sorting.kept])
+    assert clu.dtype == np.int32 and np.array_equal(clu, sorting.unit[sorting.kept])
+    assert similar_templates.dtype == np.float32 and np.array_equal(similar_templates, sorting.similarity)
+    assert is_ref.dtype == bool and np.array_equal(is_ref, sorting.refractory)
+    np.testing.assert_allclose(est_contam_rate, sorting.contamination, rtol=0, atol=0.0006)
+    assert kept_spikes.dtype == bool and np.array_equal(kept_spikes, sorting.kept)
+
+
+def test_twelve_values(folder: Path, make_sorting: Any) -> None:
+    sorting = make_sorting()
+    found = load_sorting(str(folder), "cpu", load_extra_vars=True)
+    assert len(found) == 12
+    tF, Wall, full_st, full_clu, full_amp = found[7:]
+    assert torch.equal(tF, torch.from_numpy(sorting.features))
+    assert torch.equal(Wall, torch.from_numpy(sorting.unit_features))
+    assert full_st.shape == (400, 3) and np.array_equal(full_st[:, 0], sorting.sample - sorting.tiling.start)
+    assert np.array_equal(full_clu, sorting.unit) and full_amp.shape == (400,)
+    assert np.array_equal(full_clu[found[6]], found[2])
+
+
+def test_a_curated_sorting(folder: Path) -> None:
+    """Phy writes its tables again, with units that were merged or split."""
+    clu = np.load(folder / "spike_clusters.npy")
+    np.save(folder / "spike_clusters.npy", np.where(clu == 1, 4, clu))
+    (folder / "cluster_KSLabel.tsv").write_text("cluster_id\tKSLabel\n0\tgood\n2\tmua\n3\tgood\n4\tgood\n")
+    (folder / "cluster_ContamPct.tsv").write_text("cluster_id\tContamPct\n4\t7.5\n3\t2.0\n2\t100.0\n0\t1.0\n")
+    _, _, found, _, is_ref, est_contam_rate, _ = load_sorting(folder, "cpu")
+    assert set(found) == {0, 2, 3, 4}
+    assert is_ref.tolist() == [True, False, False, True]
+    np.testing.assert_allclose(est_contam_rate, [0.01, np.nan, 1.0, 0.02])
+
+
+def test_an_empty_sorting(make_sorting: Any, tmp_path: Path) -> None:
+    export_phy(make_sorting(n_spikes=0, n_units=0), tmp_path, save_extra_vars=True)
+    found = load_sorting(tmp_path, "cpu", load_extra_vars=True)
+    assert [len(values) for values in found[1:]] == [0] * 11
+
+
+def test_a_folder_of_an_early_kilosort4(folder: Path) -> None:
+    """It did not save which spikes are kept."""
+    (folder / "kept_spikes.npy").unlink()
+    found = load_sorting(folder, "cpu")
+    assert found[6].all() and len(found[6]) == len(found[1])
+
+
+def test_what_holds_no_results(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="There is no results folder"):
+        load_sorting(tmp_path / "nowhere")
+    with pytest.raises(ResultsError, match=r"there is no ops\.npy, spike_times\.npy.*shank_<n>"):
+        load_sorting(tmp_path)
+    (folder / "tF.npy").unlink()
+    with pytest.raises(ResultsError, match=r"has no tF\.npy\. Sort with save_extra_vars=True"):
+        load_sorting(folder, load_extra_vars=True)
+    assert len(load_sorting(folder, "cpu")) == 7
+
+
+class Runs:
+    """Unpickling it would run a program."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("echo run > ran",)
+
+
+@pytest.mark.parametrize("name", ["ops", "spike_times", "spike_clusters", "similar_templates", "kept_spikes"])
+def test_nothing_pickled_is_run(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    np.save(folder / f"{name}.npy", np.array([Runs()], dtype=object), allow_pickle=True)
+    with pytest.raises(ResultsError, match=f"{name}.npy"):
+        load_sorting(folder, "cpu")
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("spike_times.npy", b"", "cannot be read"),
+        ("ops.npy", b"\x93NUMPY", "cannot be read"),
+        ("cluster_KSLabel.tsv", b"cluster_id\tKSLabel\nzero\tgood\n", "not a table of units"),
+        ("cluster_KSLabel.tsv", b"cluster_id\tKSLabel\n0\n", "not a table of units"),
+        ("cluster_ContamPct.tsv", b"cluster_id\tContamPct\n0\tmuch\n", "not a number"),
+        ("cluster_ContamPct.tsv", b"\xff\xfe", "not a table of units"),
+    ],
+)
+def test_damaged_files_are_named(folder: Path, name: str, content: bytes, said: str) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(ResultsError, match=said) as caught:
+        load_sorting(folder, "cpu")
+    assert name in str(caught.value)
