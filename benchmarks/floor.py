@@ -127,7 +127,7 @@ def make_stage(binary: Path, settings: dict[str, Any]) -> Detect:
     known = Settings.from_dict(settings)
     tiles = prepare(recording, known)
     with run_here(tiles) as run:
-        tiles = tiles.with_results(whitening=run.do(LearnWhitening(known, tiles)))
+        tiles = tiles.with_whitening(run.do(LearnWhitening(known, tiles)))
         waveforms = run.do(LearnWaveforms(known, tiles))
     centres = geometry.template_centres(tiles.probe, known, tiles.without_signal)
     return Detect(known, tiles, waveforms, centres, geometry.clustering_regions(centres, known))

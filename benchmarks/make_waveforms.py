@@ -18,7 +18,7 @@ from ks4stream.sorter import prepare
 from ks4stream.stages.waveforms import LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
 
-PER_RECORDING, MOST_PER_TILE = 200, 1000
+PER_RECORDING, MAX_PER_TILE = 200, 1000
 THRESHOLD = 8.0
 SEED = 7  # of the recordings; no benchmark uses it
 
@@ -32,8 +32,8 @@ def main() -> None:
         settings = Settings(nskip=1)  # whitening from all batches
         tiles = prepare(recording, settings)
         with run_here(tiles) as run:
-            tiles = tiles.with_results(whitening=run.do(LearnWhitening(settings, tiles)))
-            learn = LearnWaveforms(settings, tiles, threshold=THRESHOLD, max_per_tile=MOST_PER_TILE)
+            tiles = tiles.with_whitening(run.do(LearnWhitening(settings, tiles)))
+            learn = LearnWaveforms(settings, tiles, threshold=THRESHOLD, max_per_tile=MAX_PER_TILE)
             parts = run.map(learn, run.blocks(tiles.tiling))
             found = np.concatenate([snippets for part in parts for snippets in part])
         kept.append(found[np.linspace(0, len(found) - 1, PER_RECORDING).astype(int)])

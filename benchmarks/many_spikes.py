@@ -46,7 +46,7 @@ from ks4stream.stages.detection import rows_of_region
 from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Spikes
 from ks4stream.stages.preprocessing import Preprocessor, tiling_of
-from ks4stream.stages.units import ENOUGH_SPIKES, Merge, SortRegions
+from ks4stream.stages.units import ENOUGH_SPIKES, ClusterSpikes, Merge
 from ks4stream.stages.waveforms import LearnWaveforms
 
 RATE_HZ = 30_000.0
@@ -141,9 +141,9 @@ class Scene:
             sampling_rate_hz=RATE_HZ,
         )
 
-    def sorter(self, spikes: Spikes, cluster: ClusterMethod) -> SortRegions:
+    def sorter(self, spikes: Spikes, cluster: ClusterMethod) -> ClusterSpikes:
         """The final clustering."""
-        return SortRegions(self.settings, spikes, self.probe, cluster)
+        return ClusterSpikes(self.settings, spikes, self.probe, cluster)
 
     def waveforms(self) -> Waveforms:
         """Those of the package."""
@@ -208,7 +208,7 @@ def region(n_spikes: int, folder: Path, usage: Usage) -> dict[str, object]:
         spikes = scene.write(folder, n_spikes)
     with usage.of("final clustering"), one_thread():
         found = scene.sorter(spikes, GraphClustering(scene.settings)).task(0, folder)
-    return {"spikes": found.receipt.n_rows, "clusters": len(found.unit_features), "true units": len(scene.rate_hz)}
+    return {"spikes": found.receipt.n_rows, "clusters": len(found.features), "true units": len(scene.rate_hz)}
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from ks4stream.errors import MisreadWarning, RecordingError
 from ks4stream.quality import check_traces
 from ks4stream.simulate import simulate
 
-FEWEST = 8  # recordings on which each mistake has to be caught
+MIN_RECORDINGS = 8  # recordings on which each mistake has to be caught
 PARTS = (  # of Neuropixels probes, one for each layout of contacts
     "NP1000",
     "NP1020",
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for mistake, texts in caught.items():
         n_refused = sum(text.startswith("refused") for text in texts)
         print(f"{mistake:<28} caught on {len(texts):>2} of {len(found)}, refused on {n_refused:>2}")
-    if alarms or min(map(len, caught.values())) < FEWEST:
+    if alarms or min(map(len, caught.values())) < MIN_RECORDINGS:
         sys.exit(1)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import outcome
 
-LEARNED_FROM, MOST_LEARNED_FROM = 25, 8
+LEARNED_FROM, MAX_LEARNED_FROM = 25, 8
 """Universal waveforms are learned from every 25th batch; ``--stages`` keeps the traces of the first of these too."""
 
 
@@ -125,7 +125,7 @@ def _run_in_stages(
     ops, bfile, peaks = ks.compute_drift_correction(ops, device, tic0=began)
     last = int(ops["Nbatches"]) - 1
     spread = np.linspace(0, last, max(n_batches, 2)).astype(int)[:n_batches]
-    batches = np.union1d(spread, np.arange(0, last + 1, LEARNED_FROM)[:MOST_LEARNED_FROM])
+    batches = np.union1d(spread, np.arange(0, last + 1, LEARNED_FROM)[:MAX_LEARNED_FROM])
     kept |= {"batches": batches, "whitened": np.stack([_array(bfile.padded_batch_to_torch(b)) for b in batches])}
     if peaks is not None:  # with nblocks=0 there is no first pass
         kept |= {"drift_um": ops["dshift"], "drift_centre_um": ops["yblk"], "peaks": peaks}

@@ -123,7 +123,7 @@ def real_block_s(n_channels: int, seconds: float) -> float:
     settings = Settings()
     tiles = prepare(recording, settings)
     with run_here(tiles) as run:
-        tiles = tiles.with_results(whitening=run.do(LearnWhitening(settings, tiles)))
+        tiles = tiles.with_whitening(run.do(LearnWhitening(settings, tiles)))
         centres = geometry.template_centres(tiles.probe, settings)
         regions = geometry.clustering_regions(centres, settings)
         detect = Detect(settings, tiles, LearnWaveforms(settings, tiles).shipped(), centres, regions)

@@ -49,7 +49,7 @@ from ks4stream.stages.matching import Match, Spikes
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.registration import Registration
 from ks4stream.stages.templates import LearnTemplates
-from ks4stream.stages.units import Merge, SortRegions, min_unit_spikes
+from ks4stream.stages.units import ClusterSpikes, Merge, min_unit_spikes
 from ks4stream.stages.waveforms import EVERY_BATCH, MAX_SNIPPETS, LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
 
@@ -93,14 +93,15 @@ class Pair:
     @property
     def whitened(self) -> Preprocessor:
         """With Kilosort4's whitening."""
-        return self.tiles.with_results(whitening=Whitening(self.theirs["whitening"], dead=np.zeros(0)))
+        return self.tiles.with_whitening(Whitening(self.theirs["whitening"], dead=np.zeros(0)))
 
     @property
     def moved(self) -> Preprocessor:
         """With Kilosort4's whitening and shifts."""
         if "drift_um" not in self.theirs:
             return self.whitened
-        return self.whitened.with_results(drift=Drift(self.theirs["drift_um"], self.theirs["drift_centre_um"]))
+        drift = Drift(self.theirs["drift_um"], self.theirs["drift_centre_um"])
+        return self.whitened.with_drift(drift, self.settings)
 
     def their_waveforms(self, which: str = "") -> Waveforms:
         """Of the drift-corrected pass, or of the first (``"_1"``)."""
@@ -545,10 +546,10 @@ def compare_templates(pair: Pair) -> list[Line]:
     components = torch.from_numpy(shapes.components)
     centres, cluster = our_centres(pair), GraphClustering(pair.settings)
     detect = _detection(pair, pair.moved, shapes, centres)
-    fewest = min_unit_spikes(pair.tiling, pair.rate_hz)
+    min_spikes = min_unit_spikes(pair.tiling, pair.rate_hz)
     with run_here(pair.moved) as run:
         peaks = run.do(detect)
-        learn = LearnTemplates(pair.settings, peaks, shapes, pair.probe, centres, detect.regions, cluster, fewest)
+        learn = LearnTemplates(pair.settings, peaks, shapes, pair.probe, centres, detect.regions, cluster, min_spikes)
         found = run.do(learn)
     ours, n_peaks = torch.from_numpy(found.features), int(peaks.of_region.sum())
     alike = template_kernels.similarity(torch.cat([ours, theirs]), components).value[: len(ours), len(ours) :].numpy()
@@ -682,12 +683,12 @@ def compare_units(pair: Pair) -> list[Line]:
             region_of=region_of,
             sampling_rate_hz=pair.rate_hz,
         )
-        found = run.do(SortRegions(settings, spikes, probe, GraphClustering(settings)))
-        fewest = min_unit_spikes(pair.tiling, pair.rate_hz)
-        ours = run.do(Merge(settings, found, shapes, probe, pair.rate_hz, fewest))
+        found = run.do(ClusterSpikes(settings, spikes, probe, GraphClustering(settings)))
+        min_spikes = min_unit_spikes(pair.tiling, pair.rate_hz)
+        ours = run.do(Merge(settings, found, shapes, probe, pair.rate_hz, min_spikes))
         joined = run.do(Join(settings, ours, spikes, shapes, probe))
     our_sample, our_unit = joined["sample"], joined["unit"]
-    before = sum(len(region.unit_features) for region in found)
+    before = sum(len(region.features) for region in found)
     final = pair.theirs["final_spikes"][:, 0]
     held = score(np.rint(final), pair.theirs["final_unit"], our_sample, our_unit, sampling_rate_hz=pair.rate_hz)
     lines = [

@@ -21,11 +21,13 @@ HEAD = """\
 
 # Settings
 
-Names and defaults are Kilosort4's. Settings are what changes a result. How many workers there are, which device
-computes, and how many batches a task takes are not settings: they never change a result, except
-that another kind of processor may change last digits (see [Machines and clusters](clusters.md)).
+This page lists every setting, and which ones to try first. Names and defaults are Kilosort4's.
 
-In Python, `Settings` checks values when it is made, and refuses unknown names:
+Everything that changes a result is a setting, and nothing else is. The number of workers, the device, and the number of
+batches per task never change a result, except that another kind of processor may change last digits; see
+[Machines and clusters](clusters.md).
+
+In Python, `Settings` checks all values on construction, and refuses unknown names:
 
 ```python
 import ks4stream
@@ -35,14 +37,14 @@ finer = settings.replace(batch_size=30_000)  # the same with one change
 from_file = ks4stream.Settings.from_dict({{"Th_learned": 7, "tmax": 600}})
 ```
 
-On the command line every setting is an option with dashes in place of underscores, as in `--Th-learned 7`
-(`do_CAR=False` is `--no-CAR`), or `--set Th_learned=7`. `ks4stream sort --help` lists them.
+On the command line, every setting is an option with dashes instead of underscores, such as `--Th-learned 7`
+(`do_CAR=False` is `--no-CAR`); `--set Th_learned=7` does the same. `ks4stream sort --help` lists them.
 
 ## The ones to try first
 
 {tries}
 
-Values in "noise s.d." are multiples of the noise's standard deviation in the whitened traces.
+The unit "noise s.d." is the standard deviation of the noise in the whitened traces.
 """
 
 TRIES = (
@@ -55,9 +57,13 @@ TRIES = (
     (
         "`Th_universal`, `Th_learned`",
         "10 and 9",
-        "There are too many units that look like noise, or a plan does not fit.",
+        "There are too many units that look like noise, or too many spikes for memory or disk.",
     ),
-    ("`nblocks`", "0", "Short or sparse probes, 2-D arrays, or preparations that cannot move: drift is not corrected."),
+    (
+        "`nblocks`",
+        "0",
+        "Short or sparse probes, 2-D arrays, or preparations that cannot move. Drift is not corrected then.",
+    ),
     (
         "`nblocks`",
         "3 to 5",
@@ -73,23 +79,24 @@ TRIES = (
     (
         "`batch_size`",
         "120000 or more",
-        "Few channels or few spikes: the drift estimate has more to go by in each batch.",
+        "Few channels or few spikes. The drift estimate then uses more peaks per batch.",
     ),
     ("`do_CAR`", "False", "The recording has been referenced already."),
     ("`acg_threshold`", "lower", "Only cleaner units should be labelled good."),
 )
 
 INTRODUCTIONS = {
-    "recording": "What is read, and in which pieces. The sampling rate and the number of channels are not settings: "
-    "`open_recording(…, fs=…, n_chan=…)`, `--fs` and `--n-chan`.",
-    "preprocessing": "What happens to the traces first: filter, reference, blanking of artifacts.",
+    "recording": "What is read, how it is divided, and how values are scaled. The sampling rate and the number of "
+    "channels are not settings: they belong to the recording (`open_recording(…, fs=…, n_chan=…)`, `--fs` and "
+    "`--n-chan`).",
+    "preprocessing": "Filter, common reference, and blanking of artifacts.",
     "whitening": "How channels are decorrelated.",
-    "waveforms": "The universal waveforms, learned from clean single-channel spikes.",
-    "detection": "The first pass: universal waveforms at template centres all over the probe.",
-    "drift": "How the movement of the tissue along the probe is estimated, and how traces are moved back.",
-    "matching": "The second pass: learned templates are matched and subtracted, round by round.",
-    "clustering": "Both clusterings, the labels of units and the merging of pairs.",
-    "results": "How single spikes are reported.",
+    "waveforms": "The universal waveforms, learned from isolated peaks on single channels.",
+    "detection": "The detection of peaks with universal templates all over the probe.",
+    "drift": "How the movement of the tissue along the probe is estimated and corrected.",
+    "matching": "Matching pursuit: learned templates are matched and subtracted, round by round.",
+    "clustering": "The two clusterings, the merging of units and their labels.",
+    "results": "Duplicates and positions of spikes.",
 }
 
 
@@ -97,9 +104,9 @@ def page() -> str:
     """Return the page."""
     tries = _table(("setting", "try", "when"), TRIES)
     parts = [HEAD.format(tries=tries)]
-    for stage, group in groupby(fields(Settings), key=lambda spec: spec.metadata["stage"]):
-        table = _table(("setting", "default", "unit", "bounds", "meaning"), map(_row, group))
-        parts.append(f"## {stage.capitalize()}\n\n{INTRODUCTIONS[stage]}\n\n{table}\n")
+    for group, specs in groupby(fields(Settings), key=lambda spec: spec.metadata["group"]):
+        table = _table(("setting", "default", "unit", "bounds", "meaning"), map(_row, specs))
+        parts.append(f"## {group.capitalize()}\n\n{INTRODUCTIONS[group]}\n\n{table}\n")
     return "\n".join(parts)
 
 

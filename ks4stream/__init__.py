@@ -1,7 +1,7 @@
-"""Spike sorting the way Kilosort4 does it, as a dataflow on Dask.
+"""Spike sorting with the method of Kilosort4, as a dataflow on Dask.
 
-Names are loaded on first use, so that importing the package costs next to nothing. Three of them are modules:
-``simulate`` makes recordings with known spikes, ``scoring`` says how well a sorting found them, and ``errors`` has
+Names are loaded on first use, so that importing the package takes almost no time. Three of them are modules:
+``simulate`` makes recordings with known spikes, ``scoring`` measures how well a sorting found them, and ``errors`` has
 all errors and warnings.
 """
 

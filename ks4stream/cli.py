@@ -31,6 +31,7 @@ from ks4stream.messages import warn
 from ks4stream.settings import Settings
 
 if TYPE_CHECKING:
+    from ks4stream.engine import Progress
     from ks4stream.io.places import Place
     from ks4stream.planning import Plan
     from ks4stream.recording import Recording
@@ -111,7 +112,7 @@ def _clean_stop(console: Console, ctx: click.Context) -> Iterator[None]:
 
 
 @contextmanager
-def _shown_progress() -> Iterator[Callable[[str, int, int], None]]:
+def _shown_progress() -> Iterator[Progress]:
     """Show progress on stderr; raises at the next report once a signal asked to stop."""
     from ks4stream.report.progress import shown_progress
 
@@ -158,7 +159,7 @@ _debug_option = click.option(
     expose_value=False,
     is_eager=True,
     callback=_note_debug,
-    help="Show tracebacks of errors, and warnings of libraries.",
+    help="Show tracebacks of errors, and warnings from libraries.",
 )
 
 
@@ -166,7 +167,10 @@ _debug_option = click.option(
 @click.version_option(package_name="ks4stream")
 @_debug_option
 def main() -> None:
-    """Spike sorting with Kilosort4's method, as a dataflow on Dask."""
+    """Sort spikes with the method of Kilosort4, as a dataflow on Dask.
+
+    ks4stream COMMAND --help lists the options of a command.
+    """
 
 
 # --- options made from the settings --------------------------------------------------------------------------
@@ -217,7 +221,7 @@ def _setting_options(command: Command) -> Command:
             *_FLAGS.get(spec.name, dict.fromkeys([name, name.lower()])),
             spec.name,
             cls=_Option,
-            section=f"Settings: {spec.metadata['stage']}",
+            section=f"Settings: {spec.metadata['group']}",
             metavar=_KINDS[spec.metadata["kind"]][0],
             callback=_read_option,
             help=_setting_help(spec),
@@ -307,13 +311,13 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     metavar="NUMBER",
     cls=_Option,
     section="Recording",
-    help="Sampling rate. [Hz; default: from the recording's metadata, or else 30000]",
+    help="Sampling rate. [Hz; default: that of the recording's metadata, otherwise 30000]",
 )
 @click.option(
     "--probe",
     cls=_Option,
     section="Recording",
-    help="Probe file (.json, .mat, .prb, .meta) or the name of a shipped probe (see: ks4stream probes). Not needed "
+    help="Probe file (.json, .mat, .prb, .meta) or the name of an included probe (see: ks4stream probes). Not needed "
     "if the recording's metadata describe the probe.",
 )
 @click.option("--dtype", cls=_Option, section="Recording", help="Type of the samples in the file. [default: int16]")
@@ -323,7 +327,7 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     metavar="INTEGERS",
     cls=_Option,
     section="Recording",
-    help="Columns of the file to leave out, for instance 3,191.",
+    help="Channels (columns of the file, from 0) to leave out, for instance 3,191.",
 )
 @click.option(
     "--shank",
@@ -340,7 +344,7 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     cls=_Option,
     section="Results and machine",
     help="Folder or s3:// address for the results. [default: kilosort4/ next to the first file, or in the "
-    "current folder if that is a URL]",
+    "current folder if the file is at a URL]",
 )
 @click.option(
     "--save-extra-vars",
@@ -354,7 +358,7 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     is_flag=True,
     cls=_Option,
     section="Results and machine",
-    help="Do not write the features of all spikes, which are nine tenths of the results of a long recording.",
+    help="Do not write the features of the spikes, which are most of the results of a long recording.",
 )
 @click.option(
     "--fresh",
@@ -368,7 +372,7 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     default=True,
     cls=_Option,
     section="Results and machine",
-    help="Keep run/, so that a sort with a changed setting recomputes only the stages it affects. [default: keep]",
+    help="Keep run/, so that after a change of settings only the affected stages are computed again. [default: keep]",
 )
 @click.option(
     "--cache",
@@ -376,8 +380,8 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     metavar="FOLDER|off",
     cls=_Option,
     section="Results and machine",
-    help="Folder for a copy of the recording while it is sorted. [default: the temporary folder if the recording is a "
-    "URL, otherwise off]",
+    help="Folder in which a copy of the recording is kept for later sorts, or off. [default: for the duration of the "
+    "sort, in the temporary folder, if the recording is at a URL; otherwise off]",
 )
 @click.option(
     "--cache-gb",
@@ -391,7 +395,7 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     "--device",
     cls=_Option,
     section="Results and machine",
-    help="Where to compute: cpu, cuda, cuda:1. [default: the GPU if there is one]",
+    help="Device that computes: cpu, cuda or cuda:1. [default: cuda if there is a GPU, otherwise cpu]",
 )
 @click.option(
     "--workers",
@@ -399,15 +403,16 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     metavar="INTEGER",
     cls=_Option,
     section="Results and machine",
-    help="Number of tasks that run at once. [default: one per GPU (up to four for long recordings), or one per core as "
-    "memory allows]",
+    help="Number of workers on this machine. [default: one per GPU, up to four for long recordings; without a GPU one "
+    "per core, as memory allows]",
 )
 @click.option(
     "--scheduler",
     metavar="ADDRESS",
     cls=_Option,
     section="Results and machine",
-    help="Compute on the workers of a running Dask scheduler, like tcp://host:8786. [default: this machine]",
+    help="Address of a running Dask scheduler whose workers compute, such as tcp://host:8786. [default: this machine "
+    "computes]",
 )
 @click.option(
     "--block-batches",
@@ -415,7 +420,7 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     metavar="INTEGER",
     cls=_Option,
     section="Results and machine",
-    help="Batches per task; never changes a result. [default: about a minute of recording]",
+    help="Batches per task; never changes a result. [default: a minute of recording, or less]",
 )
 @click.option(
     "--set",
@@ -424,7 +429,7 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
     metavar="NAME=VALUE",
     cls=_Option,
     section="Results and machine",
-    help="Any setting by its Kilosort4 name, for instance Th_learned=7; may be repeated.",
+    help="Any setting by its name in Kilosort4, for instance Th_learned=7; may be repeated.",
 )
 @_debug_option
 @click.pass_context
@@ -440,9 +445,10 @@ def sort_command(
     assignments: tuple[str, ...],
     **options: Any,
 ) -> None:
-    """Sort a recording: a flat binary file, several of them joined in time, a .npy file or a Zarr array.
+    """Sort a recording into units.
 
-    Files and Zarr arrays may also be s3://bucket/key, gs://, az:// or https:// addresses.
+    FILE is a flat binary file, a SpikeGLX, .cbin, .npy, NWB or HDF5 file, or a Zarr folder. Several files are joined in
+    time. With the extra "cloud", most of them may also be at s3://bucket/key, gs://, az:// or https:// addresses.
 
     A SpikeGLX .meta next to a .bin supplies channels, rate and contacts. Other flat files need --n-chan and --probe,
     and --fs if the rate is not 30 kHz.
@@ -503,10 +509,7 @@ def _open(
     )
     rate = recording.sampling_rate_hz
     if fs is not None and not is_same_rate(fs, rate):
-        warn(
-            f"{recording.name} is read at {fs:g} Hz, as --fs says, not at the {rate:g} Hz of its metadata.",
-            Ks4StreamWarning,
-        )
+        warn(f"{recording.name} is read at {fs:g} Hz, as --fs says, not at the {rate:g} Hz of its metadata.")
         recording = replace(recording, sampling_rate_hz=fs)
     if recording.probe is None:
         raise ProbeError(
@@ -562,7 +565,7 @@ _ONLY_SORTING = {"save_extra_vars", "no_features", "fresh", "keep_run", "cache_d
     metavar="GB",
     cls=_Option,
     section="Results and machine",
-    help="Memory of one worker. [default: its share of this machine's]",
+    help="Memory of each worker. [default: its share of this machine's memory]",
 )
 @click.option(
     "--gpu-memory",
@@ -570,7 +573,7 @@ _ONLY_SORTING = {"save_extra_vars", "no_features", "fresh", "keep_run", "cache_d
     metavar="GB",
     cls=_Option,
     section="Results and machine",
-    help="Memory of one GPU. [default: what is free on this machine's]",
+    help="Memory of each GPU. [default: what is free on this machine's GPUs]",
 )
 @click.option(
     "--spikes-per-channel",
@@ -598,7 +601,7 @@ def plan_command(
 ) -> None:
     """Estimate the memory and disk space that a sort needs, without reading the recording.
 
-    Lists what does not fit, and then exits with status 1.
+    Takes the files and options of ks4stream sort. If something does not fit, says so and exits with status 1.
     """
     recording, settings = _asked_for(ctx, files, options, assignments, probe, dtype, bad_channels, shanks)
     from ks4stream.deploy import SPIKES_PER_CHANNEL_HZ
@@ -647,13 +650,13 @@ def _show(found: Plan) -> None:
     show_default=True,
     help="Folder for the recording, the ground truth and the results.",
 )
-@click.option("--seconds", type=float, default=60.0, show_default=True, help="Length of the recording.")
+@click.option("--seconds", type=float, default=60.0, show_default=True, help="Length of the recording, in seconds.")
 @click.option(
     "--seed", type=int, default=1, show_default=True, help="Random seed; another seed makes another recording."
 )
 @_debug_option
 def demo_command(out: Path, seconds: float, seed: int) -> None:
-    """Simulate a drifting recording with known units, sort it, and show how well each unit was found."""
+    """Sort a simulated recording with known units and drift, and show how well each unit was found."""
     from ks4stream import demo
 
     click.echo(f"Simulating {seconds:g} s of {demo.N_CHANNELS} channels with {demo.N_UNITS} units in drifting tissue")
@@ -672,7 +675,7 @@ def demo_command(out: Path, seconds: float, seed: int) -> None:
 @main.command("probes")
 @_debug_option
 def probes_command() -> None:
-    """List the probes that come with ks4stream."""
+    """List the probes that come with ks4stream, for --probe."""
     from ks4stream.io.probes import load_probe, shipped_probes
 
     for name in shipped_probes():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ks4stream import scoring, simulate
+from ks4stream.engine import Progress
 from ks4stream.errors import ResultsError
 from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.probes import save_probe
@@ -41,9 +41,7 @@ class DemoRecording:
         )
 
 
-def make_recording(
-    folder: Path, *, duration_s: float, seed: int, progress: Callable[[str, int, int], None]
-) -> DemoRecording:
+def make_recording(folder: Path, *, duration_s: float, seed: int, progress: Progress) -> DemoRecording:
     """Simulate two staggered columns of contacts in moving tissue, and write recording, probe and truth.
 
     Parameters
@@ -105,7 +103,7 @@ def _check_free(folder: Path) -> None:
         )
 
 
-def _write_traces(truth: simulate.SimulatedRecording, path: Path, progress: Callable[[str, int, int], None]) -> None:
+def _write_traces(truth: simulate.SimulatedRecording, path: Path, progress: Progress) -> None:
     starts = range(0, truth.traces.shape[0], simulate.EPOCH_SAMPLES)
     progress("simulation", 0, len(starts))
     with path.open("wb") as file:

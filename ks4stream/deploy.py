@@ -11,7 +11,7 @@ from typing import Any
 
 from ks4stream.engine import Engine, Loop, Progress, gpus
 from ks4stream.errors import MachineWarning
-from ks4stream.io.tile_cache import CachedSource, forget
+from ks4stream.io.recording_cache import CachedSource, forget
 from ks4stream.messages import warn
 from ks4stream.pipeline import STAGES
 from ks4stream.recording import Recording
@@ -64,7 +64,6 @@ def engine_for(
                 f"{len(idle)} of the client's workers see a GPU (for instance the one at {idle[0]}), but this process "
                 "does not, so the CPUs compute. Pass device='cuda' to use the GPUs, or device='cpu' to keep it so.",
                 MachineWarning,
-                stacklevel=5,
             )
         yield engine
 

@@ -1,8 +1,8 @@
-"""Every error and warning ks4stream raises on purpose.
+"""Every error and warning that ks4stream raises on purpose.
 
-All errors derive from :class:`Ks4StreamError` and from the built-in a caller would expect, so that
-both ``except Ks4StreamError`` and ``except ValueError`` work. A message says what was given, what was
-needed and what to change.
+All errors derive from :class:`Ks4StreamError` and from the built-in exception that a caller would expect, so that both
+``except Ks4StreamError`` and ``except ValueError`` work. A message says what was given, what is needed and what to
+change.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class OpsError(Ks4StreamError, ValueError):
 
 
 class RecordingError(Ks4StreamError, ValueError):
-    """A recording cannot be opened, or holds nothing that can be sorted."""
+    """A recording cannot be opened, or has nothing that can be sorted."""
 
 
 class ResultsError(Ks4StreamError, OSError):
-    """Results cannot be written to, or read from, the given place."""
+    """Results cannot be written to, or read from, the given folder or address."""
 
 
 class DamagedFileError(ResultsError):
@@ -38,6 +38,7 @@ class DamagedFileError(ResultsError):
     Attributes
     ----------
     path : str
+        The file.
     """
 
     def __init__(self, path: str) -> None:
@@ -93,11 +94,11 @@ class MisreadWarning(Ks4StreamWarning):
 
 
 class SettingsWarning(Ks4StreamWarning):
-    """A setting was valid but did not fit the probe and was clamped."""
+    """A setting was valid but did not fit the probe, and was lowered."""
 
 
 class CurationWarning(Ks4StreamWarning):
-    """The results folder holds a curation or another sorter's results, which are moved before results are written."""
+    """The results folder has a curation or another sorter's results, which are moved before results are written."""
 
 
 class VersionWarning(Ks4StreamWarning):

@@ -166,7 +166,6 @@ def template_centres(probe: Probe, settings: Settings, dead: Ints | None = None)
         warn(
             f"nearest_chans={settings.nearest_chans} but the probe has {probe.n_channels} channels; using {n_slots}.",
             SettingsWarning,
-            stacklevel=2,
         )
     alive = ~np.isin(np.arange(probe.n_channels), [] if dead is None else dead)
     channels, distance = nearest_positions(

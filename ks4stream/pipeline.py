@@ -22,7 +22,7 @@ from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Match, Spikes
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.templates import LearnTemplates
-from ks4stream.stages.units import Merge, SortRegions, Units, min_unit_spikes
+from ks4stream.stages.units import ClusterSpikes, Merge, Units, min_unit_spikes
 from ks4stream.stages.waveforms import LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
 
@@ -46,7 +46,7 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
     Sorting
     """
     # Decorrelate the noise of neighbouring channels.
-    tiles = tiles.with_results(whitening=run.do(LearnWhitening(settings, tiles)))
+    tiles = tiles.with_whitening(run.do(LearnWhitening(settings, tiles)))
 
     # Detect everything that looks like a spike. If its depths show that the tissue moved, move the traces back and
     # detect again.
@@ -56,7 +56,7 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
     if settings.nblocks > 0:
         drift, plotted = run.do(EstimateDrift(settings, tiles, peaks))
         if np.any(drift.shift_um):
-            tiles = tiles.with_results(drift=drift)
+            tiles = tiles.with_drift(drift, settings)
             waveforms, peaks = find_peaks(run, tiles, settings, centres, regions)
 
     # Learn the templates of the neurons from these peaks, find all their spikes, and sort them into units.
@@ -92,7 +92,6 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
             f"Only {sorting.n_spikes} spikes in {sorting.n_units} units were found. If more were to be expected, check "
             "the probe's units (µm), the channel map, dtype and n_chan, or lower Th_universal and Th_learned.",
             FewSpikesWarning,
-            stacklevel=5,
         )
     return sorting
 
@@ -133,9 +132,9 @@ def find_spikes(
 def cluster_spikes(run: Run, tiles: Preprocessor, settings: Settings, waveforms: Waveforms, spikes: Spikes) -> Units:
     """Cluster the spikes of each region, merge the clusters that are one neuron, and drop those that are none."""
     probe, rate = tiles.probe, tiles.sampling_rate_hz
-    clusters = run.do(SortRegions(settings, spikes, probe, CLUSTER_METHOD(settings, tiles.device, final=True)))
+    clusters = run.do(ClusterSpikes(settings, spikes, probe, CLUSTER_METHOD(settings, tiles.device, final=True)))
     return run.do(Merge(settings, clusters, waveforms, probe, rate, min_unit_spikes(tiles.tiling, rate)))
 
 
-STAGES = (LearnWhitening, LearnWaveforms, Detect, EstimateDrift, LearnTemplates, Match, SortRegions, Merge, Join)
+STAGES = (LearnWhitening, LearnWaveforms, Detect, EstimateDrift, LearnTemplates, Match, ClusterSpikes, Merge, Join)
 """What the plan sums over."""

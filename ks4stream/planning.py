@@ -44,8 +44,9 @@ class Shortfall:
     Attributes
     ----------
     text : str
+        What does not fit, and what to change.
     certain : bool
-        Whether the sort is bound to fail; otherwise that depends on the number of spikes.
+        True if the sort would fail in any case; False if that depends on the number of spikes.
     """
 
     text: str
@@ -59,15 +60,17 @@ class Plan:
     Attributes
     ----------
     recording : str
+        Its name.
     duration_s : float
-        Length of what is sorted.
+        Length of what is sorted, in s.
     n_channels : int
         Number of channels that are sorted.
     n_batches, batches_per_task : int
+        Number of batches, in all and per task.
     n_centres, n_regions : int
         Universal template centres, and regions that are clustered.
     spikes_per_channel_hz : float
-        Assumed spike rate.
+        Assumed spike rate per channel, in Hz.
     n_spikes, n_templates : int
         Numbers that follow from the assumed rate.
     n_passes : int
@@ -86,8 +89,9 @@ class Plan:
     client_bytes : int
         Memory of the calling process.
     scratch_bytes, results_bytes : int
-        Disk space of ``run``, which may be deleted when the sort is done, and of the results next to it.
+        Disk space of ``run``, which may be deleted when the sort is finished, and of the results.
     n_workers : int
+        Number of tasks at a time.
     memory_bytes : int
         Memory of this machine.
     workers_per_gpu : int
@@ -96,6 +100,7 @@ class Plan:
         What is available: memory for one task at a time, free memory on one GPU, free disk space where the results go;
         None if unknown.
     shortfalls : tuple of Shortfall
+        What does not fit.
     """
 
     recording: str
@@ -147,7 +152,7 @@ class Plan:
         if certain:
             raise MachineError(" ".join(certain))
         for shortfall in self.shortfalls:
-            warn(shortfall.text, MachineWarning, stacklevel=3)
+            warn(shortfall.text, MachineWarning)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain numbers, strings and lists, for JSON."""
@@ -224,7 +229,7 @@ def plan(
     spikes_per_channel_hz: float = SPIKES_PER_CHANNEL_HZ,
     **of_resources: Any,
 ) -> Plan:
-    """Estimate what a sort will need, and what does not fit, reading nothing but metadata.
+    """Estimate what a sort will need, and what does not fit; only metadata are read.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ks4stream.deploy import client_for
 from ks4stream.engine import gpus
 from ks4stream.errors import ProbeError, RecordingError, SettingsError
-from ks4stream.io.tile_cache import cached_while_held
+from ks4stream.io.recording_cache import cached_while_held
 from ks4stream.pipeline import find_peaks, layout
 from ks4stream.recording import Recording
 from ks4stream.resources import Resources
@@ -33,7 +33,7 @@ def preprocess(
     resources: Resources | None = None,
     **of_resources: Any,
 ) -> xarray.DataArray:
-    """Lazily filter, reference and whiten a recording and correct its drift: the traces that are sorted.
+    """Return the traces that are sorted (filtered, referenced, whitened, drift-corrected) as a lazy array.
 
     Parameters
     ----------
@@ -41,22 +41,22 @@ def preprocess(
         With a probe.
     settings : Settings, optional
     whitening : Whitening, optional
-        That of a finished sorting (``sorting.whitening``); by default estimated now from a sample of the batches.
+        That of a finished sorting (``sorting.whitening``); by default it is estimated now from some batches.
     drift : Drift or "estimate", optional
-        That of a finished sorting (``sorting.drift``), or "estimate" to estimate it now, which is a pass over the
+        That of a finished sorting (``sorting.drift``), or "estimate" to estimate it now, which takes a pass over the
         whole recording; by default drift is not corrected.
     resources : Resources, optional
-        As in :func:`ks4stream.sort`: `client` and `workers` estimate what is not given; `device` is where traces are
-        computed later. With a cache, samples that several batches see are fetched once; in the temporary folder
-        it is kept until the array and everything derived from it are garbage-collected.
+        As in :func:`ks4stream.sort`: `client` and `workers` are used to estimate what is not given; `device` is where
+        traces are computed later. With a cache, samples that several batches share are fetched once; a cache in the
+        temporary folder is kept until the array and everything derived from it are garbage-collected.
     **of_resources
         Any field of :class:`~ks4stream.Resources`.
 
     Returns
     -------
     xarray.DataArray of float32
-        dims ``time, channel``, in multiples of the noise's standard deviation; one Dask chunk per batch. ``time`` is
-        the sample of the recording, as spike times are; tmin and tmax limit its range. If whitening and drift are
+        dims ``time, channel``, in standard deviations of the noise; one Dask chunk per batch. ``time`` counts
+        samples of the recording, as spike times do; tmin and tmax limit its range. If whitening and drift are
         given (or drift is not corrected), nothing has been read yet.
 
     Raises
@@ -92,8 +92,8 @@ def preprocess(
     if whitening is None or drift == ESTIMATE:
         tiles = _learned(tiles, settings, resources, whitening, client=client, with_drift=drift == ESTIMATE)
     else:
-        tiles = tiles.with_results(whitening=whitening)
-    return whitened_traces(tiles.with_results(drift=drift) if isinstance(drift, Drift) else tiles)
+        tiles = tiles.with_whitening(whitening)
+    return whitened_traces(tiles.with_drift(drift, settings) if isinstance(drift, Drift) else tiles)
 
 
 def _learned(
@@ -107,11 +107,11 @@ def _learned(
 ) -> Preprocessor:
     """Estimate the whitening, unless given, and the drift, if requested."""
     with started(tiles, settings, resources, None, client=client) as run:
-        tiles = tiles.with_results(whitening=whitening or run.do(LearnWhitening(settings, tiles)))
+        tiles = tiles.with_whitening(whitening or run.do(LearnWhitening(settings, tiles)))
         if not with_drift:
             return tiles
         _, peaks = find_peaks(run, tiles, settings, *layout(tiles, settings))
-        return tiles.with_results(drift=run.do(EstimateDrift(settings, tiles, peaks)).drift)
+        return tiles.with_drift(run.do(EstimateDrift(settings, tiles, peaks)).drift, settings)
 
 
 def _check_whitening(tiles: Preprocessor, whitening: Whitening) -> None:

@@ -37,8 +37,8 @@ SURE_CHANNEL_SHARE = 0.5
 PLAUSIBLE_SHARE = 0.999  # of numbers whose size is that of a sample, if bytes are of floats
 
 FLAT_VALUES = 1 << 20  # of each spot that are compared with later ones
-FEWEST_ROWS = 500  # to distinguish differences between columns from chance (5 to 10 %)
-FARTHEST_LAG = 4200  # at least: the channels of the largest probes
+MIN_ROWS = 500  # to distinguish differences between columns from chance (5 to 10 %)
+MAX_LAG = 4200  # the channels of the largest probes; raised for a recording that has more
 CLIPPED_MADS = 5.0  # so that artifacts and railing channels do not decide
 OUTLYING = 20.0  # times the median square, at which squared steps are clipped: of normal steps, 3 in 1000
 SHARP = 0.7  # the difference at the lag that is the number of channels, relative to one value earlier and later
@@ -124,7 +124,7 @@ def check_traces(
         )
     finding = steps.finding(~is_dead, recording) or stream.finding(recording) or noise.finding(~is_dead, recording)
     if finding:
-        warn(finding, MisreadWarning, stacklevel=3)
+        warn(finding, MisreadWarning)
     return [int(channel) for channel in channels[is_dead]]
 
 
@@ -279,8 +279,8 @@ class _FlatStream:
         """The warning's text, if there is anything to warn of."""
         n_channels = self._n_channels
         n_rows = sum(map(len, self._spots))
-        n_lags = min(max(FARTHEST_LAG, 2 * n_channels + 2), max((spot.size // 16 for spot in self._spots), default=0))
-        if n_rows < FEWEST_ROWS or n_lags < 2 * n_channels + 2:
+        n_lags = min(max(MAX_LAG, 2 * n_channels + 2), max((spot.size // 16 for spot in self._spots), default=0))
+        if n_rows < MIN_ROWS or n_lags < 2 * n_channels + 2:
             return None
         rough = self._rough_differences(n_lags)
         lags = np.arange(2, n_lags - 1)

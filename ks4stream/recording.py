@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -163,7 +164,7 @@ class Recording:
     source : Source
         Where the samples come from.
     sampling_rate_hz : float
-        Samples per second.
+        In Hz.
     probe : Probe or None
         The contacts of the channels to be sorted; None if they are not (yet) known.
     gain_uv, offset_uv : float or None
@@ -171,7 +172,7 @@ class Recording:
     name : str
         For messages and logs.
     files : tuple of str
-        The files that hold the samples, in order of time; empty for arrays in memory.
+        Files with the samples, in order of time; empty for arrays in memory.
 
     Raises
     ------
@@ -351,15 +352,34 @@ class _Sliceable:
 
     def __getitem__(self, key: tuple[Any, ...]) -> NDArray[Any]:
         """Read what a slice or an index in time selects, then select channels."""
-        time, *channel = key if isinstance(key, tuple) else (key,)
-        if isinstance(time, slice):
-            wanted = range(self.shape[0])[time]
-            if not len(wanted):
-                block = np.empty((0, self.shape[1]), self.dtype)
-            else:
-                first, last = min(wanted[0], wanted[-1]), max(wanted[0], wanted[-1])
-                block = self.source.read(first, last + 1)[:: wanted.step]
+        return sliced(self.source.read, self.shape, self.dtype, key)
+
+
+def sliced(
+    read: Callable[[int, int], NDArray[Any]], shape: tuple[int, int], dtype: np.dtype[Any], key: Any
+) -> NDArray[Any]:
+    """Index samples by (time, channel), as an array of this shape and type would be.
+
+    Parameters
+    ----------
+    read : callable
+        ``read(start, stop)`` returns the samples of all channels, (time, channel).
+    shape : tuple of int
+    dtype : numpy.dtype
+    key : slice, int, or tuple of an index in time and any index of channels
+        In time, a slice or an integer; an ellipsis or nothing selects everything.
+    """
+    time, *channel = key if isinstance(key, tuple) else (key,)
+    if time is Ellipsis:
+        time = slice(None)
+    if isinstance(time, slice):
+        wanted = range(shape[0])[time]
+        if not len(wanted):
+            block = np.empty((0, shape[1]), dtype)
         else:
-            sample = range(self.shape[0])[time]
-            block = self.source.read(sample, sample + 1)[0]
-        return block[(..., *channel)] if channel else block
+            first, last = min(wanted[0], wanted[-1]), max(wanted[0], wanted[-1])
+            block = read(first, last + 1)[:: wanted.step]
+    else:
+        sample = range(shape[0])[time]
+        block = read(sample, sample + 1)[0]
+    return block[(..., *channel)] if channel else block

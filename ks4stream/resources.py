@@ -21,23 +21,25 @@ class Resources:
     Attributes
     ----------
     client : distributed.Client or str, optional
-        Where to compute, or the address of the scheduler ("tcp://host:8786"); by default the active client, as for
-        Dask's own functions, or without one the cores and GPUs of this machine. The string "loop" computes in this
-        thread, one task after the other.
+        A client, or the address of a scheduler ("tcp://host:8786"); by default the active client, as in Dask's own
+        functions, and without one the cores and GPUs of this machine. The string "loop" computes in this thread, one
+        task after another.
     workers : int, optional
-        Number of workers on this machine, whether or not a client is active; by default one per GPU (up to four for
-        long recordings), or else one per core, as memory allows.
+        Number of workers on this machine, which then computes whether or not a client is active; by default one per GPU
+        (up to four for long recordings), and without a GPU one per core, as memory allows.
     device : str or torch.device, optional
         Where kernels run: "cpu", "cuda" or "cuda:1"; by default the GPU if this process sees one.
     block_batches : int, optional
         Batches per task; by default a minute of recording, or less if that would make fewer than 32 tasks. With a
         different number, a run does not find the blocks that an earlier one finished.
     cache_dir : path, optional
-        Where each machine that computes keeps a compressed copy of the recording. By default this is the temporary
-        folder, for the duration of the sort, if the recording lies on an object store; otherwise there is no copy.
-        "off" fetches the recording again in every pass. See :func:`ks4stream.io.tile_cache.cached`.
+        Folder in which each machine that computes keeps a compressed copy of the recording. By default this is the
+        temporary folder, for the duration of the sort, if the recording is in an object store; otherwise there is no
+        copy. With "off" the recording is fetched again in every pass. See :func:`ks4stream.io.recording_cache.cached`.
     cache_bytes : int, optional
         Disk space that the cache may use on each machine; by default half of what is free.
+    clear_cache : bool
+        After each step, free the GPU memory that torch keeps for later, for other programs that share the GPU.
 
     Raises
     ------
@@ -51,6 +53,7 @@ class Resources:
     block_batches: int | None = None
     cache_dir: str | os.PathLike[str] | None = None
     cache_bytes: int | None = None
+    clear_cache: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("block_batches", 1), ("cache_bytes", 0)):

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from ks4stream.blocks import Tiling, tiles_per_task
-from ks4stream.engine import Engine, Progress, give_back_memory, no_progress
+from ks4stream.engine import Engine, Progress, give_back_memory, gpus, no_progress, resident_bytes
 from ks4stream.errors import DamagedFileError
 from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.places import place, remove
 from ks4stream.io.records import key_of
-from ks4stream.io.run_store import METHOD_VERSION, Checkpointed, RunStore
+from ks4stream.io.run_store import Checkpointed, RunStore
+from ks4stream.messages import DETAIL
+from ks4stream.method import METHOD_VERSION
 from ks4stream.stages.base import Block, Item, Part, Result, Stage, Step
 
 logger = logging.getLogger("ks4stream")
@@ -36,6 +38,8 @@ class Run:
     sampling_rate_hz : float
     block_batches : int or None
         Batches per task; None chooses.
+    clear_cache : bool
+        Free the GPU memory that torch keeps, after each step.
     progress : callable
     seconds : dict of float
         Wall time by step, of all its passes together; the log has each pass.
@@ -45,6 +49,7 @@ class Run:
     store: RunStore
     sampling_rate_hz: float
     block_batches: int | None = None
+    clear_cache: bool = False
     progress: Progress = no_progress
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -75,6 +80,7 @@ class Run:
         fresh = self.engine.map(task, missing, stage=stage.name, work=stage.work(missing))
         for index in range(len(items)):
             yield known.pop(index) if index in known else next(fresh)
+            logger.log(DETAIL, "%s: task %d of %d has ended", stage.name, index + 1, len(items))
         yield from fresh  # yields nothing more, but runs the generator to its end
 
     def blocks(self, tiling: Tiling, indices: Sequence[int] | None = None) -> list[Block]:
@@ -104,4 +110,7 @@ class Run:
         spent_s = time.perf_counter() - start
         self.seconds[name] = self.seconds.get(name, 0.0) + spent_s
         give_back_memory()
+        if self.clear_cache:
+            self.engine.run_on_workers(gpus.clear_cache)
         logger.info("%s: %.2f s", name, spent_s)
+        logger.log(DETAIL, "%s: this process uses %.0f MB of memory", name, resident_bytes() / 1e6)

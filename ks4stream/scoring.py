@@ -348,6 +348,7 @@ def score(
     truth_units, sorted_units : array_like of int, shape (spike,)
         Unit of each spike.
     sampling_rate_hz : float
+        In Hz.
     tolerance_ms : float
         Largest time between a true and a sorted spike that are paired, in ms.
     truth_ids : array_like of int, shape (unit,), optional

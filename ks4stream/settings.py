@@ -1,9 +1,9 @@
 """The user's choices: every parameter of the method, declared once.
 
-The names are Kilosort4's. Each field carries its default, bounds, unit, the stage that first reads it
-and one line of documentation; the command line, the checks and the documentation are generated from them.
-Properties of the recording (its sampling rate, its number of channels) are not settings, and neither is where the
-computation runs (:class:`~ks4stream.Resources`), which never changes a result.
+The names are Kilosort4's. Each field carries its default, bounds, unit, one line of documentation and the group it is
+listed in; the command line, the checks and the documentation are generated from them. Stages declare which settings, or
+whole groups of them, they read. Properties of the recording (its sampling rate, its number of channels) are not
+settings, and neither is where the computation runs (:class:`~ks4stream.Resources`), which never changes a result.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _setting(
     default: Any,
     doc: str,
     *,
-    stage: str,
+    group: str,
     kind: type = float,
     ge: float | None = None,
     gt: float | None = None,
@@ -47,7 +47,7 @@ def _setting(
         default=default,
         metadata={
             "doc": doc,
-            "stage": stage,
+            "group": group,
             "kind": kind,
             "ge": ge,
             "gt": gt,
@@ -83,7 +83,9 @@ def _refuses_unknown_names(cls: Class) -> Class:
 @_refuses_unknown_names
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Parameters of a sort: frozen, checked on construction.
+    """Everything that changes the result of a sort; frozen, and checked on construction.
+
+    Names and defaults are Kilosort4's.
 
     Raises
     ------
@@ -92,144 +94,146 @@ class Settings:
         bounds, or two values contradict each other.
     """
 
-    # -- the recording -------------------------------------------------------------------------------
+    # -- recording -----------------------------------------------------------------------------------
     batch_size: int = _setting(
         60000,
-        "Length of a batch; drift is estimated once per batch.",
-        stage="recording",
+        "Length of a batch, for which one drift is estimated; at least 4·nt.",
+        group="recording",
         kind=int,
         ge=1,
         unit="samples",
     )
-    batch_downsampling: int = _setting(1, "Sort only every n-th batch.", stage="recording", kind=int, ge=1)
-    tmin: float = _setting(0.0, "Time at which sorting begins.", stage="recording", ge=0, unit="s")
-    tmax: float = _setting(math.inf, "Time at which sorting ends.", stage="recording", gt=0, unit="s")
-    shift: float | None = _setting(None, "Offset added to the traces after scaling.", stage="recording", optional=True)
+    batch_downsampling: int = _setting(1, "Sort only every n-th batch.", group="recording", kind=int, ge=1)
+    tmin: float = _setting(0.0, "Time at which sorting begins.", group="recording", ge=0, unit="s")
+    tmax: float = _setting(math.inf, "Time at which sorting ends.", group="recording", gt=0, unit="s")
     scale: float | None = _setting(
-        None, "Factor applied to the traces as they are read.", stage="recording", optional=True
+        None, "Factor applied to the traces as they are read.", group="recording", optional=True
     )
+    shift: float | None = _setting(None, "Offset added to the traces after scaling.", group="recording", optional=True)
+    invert_sign: bool = _setting(False, "Invert the sign of the traces.", group="recording", kind=bool)
     # -- preprocessing -------------------------------------------------------------------------------
-    highpass_cutoff: float = _setting(300.0, "Cutoff of the high-pass filter.", stage="preprocessing", ge=0, unit="Hz")
+    highpass_cutoff: float = _setting(300.0, "Cutoff of the high-pass filter.", group="preprocessing", ge=0, unit="Hz")
+    do_CAR: bool = _setting(True, "Subtract the common median reference.", group="preprocessing", kind=bool)
     artifact_threshold: float = _setting(
         math.inf,
-        "Blank all channels around samples whose filtered amplitude reaches this, in units of the file.",
-        stage="preprocessing",
+        "Blank all channels around samples that reach this after filtering, in units of the file.",
+        group="preprocessing",
         ge=0,
     )
-    do_CAR: bool = _setting(True, "Subtract the common median reference.", stage="preprocessing", kind=bool)
-    invert_sign: bool = _setting(False, "Invert the sign of the traces.", stage="preprocessing", kind=bool)
+    # -- whitening -----------------------------------------------------------------------------------
     whitening_range: int = _setting(
-        32, "Number of nearest channels used to whiten a channel.", stage="whitening", kind=int, ge=1
+        32, "Number of nearest channels used to whiten a channel.", group="whitening", kind=int, ge=1
     )
     nskip: int = _setting(
-        25, "Estimate the whitening from every n-th batch.", stage="whitening", kind=int, ge=1, unit="batches"
+        25, "Estimate the whitening from every n-th batch.", group="whitening", kind=int, ge=1, unit="batches"
     )
     # -- waveforms -----------------------------------------------------------------------------------
-    nt: int = _setting(61, "Length of a waveform; odd.", stage="waveforms", kind=int, ge=1, unit="samples")
+    nt: int = _setting(61, "Length of a waveform; odd.", group="waveforms", kind=int, ge=1, unit="samples")
     nt0min: int | None = _setting(
         None,
         "Sample of the peak within a waveform.",
-        stage="waveforms",
+        group="waveforms",
         kind=int,
         ge=0,
         unit="samples",
         optional=True,
         if_none="int(20·nt/61)",
     )
-    n_templates: int = _setting(6, "Number of universal waveforms.", stage="waveforms", kind=int, ge=1)
-    n_pcs: int = _setting(6, "Number of principal components of the waveforms.", stage="waveforms", kind=int, ge=1)
+    n_templates: int = _setting(6, "Number of universal waveforms.", group="waveforms", kind=int, ge=1)
+    n_pcs: int = _setting(6, "Number of principal components of the waveforms.", group="waveforms", kind=int, ge=1)
     templates_from_data: bool = _setting(
         True,
-        "Learn the universal waveforms from the recording; False uses those shipped.",
-        stage="waveforms",
+        "Learn the universal waveforms from the recording; False uses those that come with ks4stream.",
+        group="waveforms",
         kind=bool,
     )
     Th_single_ch: float = _setting(
-        6.0, "Single-channel threshold for learning waveforms.", stage="waveforms", gt=0, unit="noise s.d."
+        6.0, "Single-channel threshold for learning waveforms.", group="waveforms", gt=0, unit="noise s.d."
     )
     # -- detection -----------------------------------------------------------------------------------
     Th_universal: float = _setting(
-        9.0, "Threshold of detection with universal templates.", stage="detection", gt=0, unit="noise s.d."
+        9.0, "Threshold of detection with universal templates.", group="detection", gt=0, unit="noise s.d."
     )
     dmin: float | None = _setting(
         None,
         "Twice the vertical spacing of template centres.",
-        stage="detection",
+        group="detection",
         gt=0,
         unit="µm",
         optional=True,
         if_none="median contact spacing",
     )
-    dminx: float = _setting(32.0, "Twice the lateral spacing of template centres.", stage="detection", gt=0, unit="µm")
+    dminx: float = _setting(32.0, "Twice the lateral spacing of template centres.", group="detection", gt=0, unit="µm")
     min_template_size: float = _setting(
-        10.0, "Width of the smallest spatial Gaussian.", stage="detection", gt=0, unit="µm"
+        10.0, "Width of the smallest spatial Gaussian.", group="detection", gt=0, unit="µm"
     )
-    template_sizes: int = _setting(5, "Number of spatial sizes.", stage="detection", kind=int, ge=1)
-    nearest_chans: int = _setting(10, "Number of channels per template centre.", stage="detection", kind=int, ge=1)
+    template_sizes: int = _setting(5, "Number of spatial sizes.", group="detection", kind=int, ge=1)
+    nearest_chans: int = _setting(10, "Number of channels per template centre.", group="detection", kind=int, ge=1)
     nearest_templates: int = _setting(
-        100,
-        "Number of neighbouring centres among which a detection must be the largest.",
-        stage="detection",
-        kind=int,
-        ge=1,
+        100, "Number of neighbouring centres among which a peak must be the largest.", group="detection", kind=int, ge=1
     )
     max_channel_distance: float = _setting(
-        32.0, "Largest distance of a template centre from the nearest contact.", stage="detection", ge=1, unit="µm"
+        32.0, "Largest distance of a template centre from the nearest contact.", group="detection", ge=1, unit="µm"
     )
     # -- drift ---------------------------------------------------------------------------------------
     nblocks: int = _setting(
         1,
-        "Number of depth segments of the drift estimate; 0 turns drift correction off, 1 is rigid.",
-        stage="drift",
+        "Depth blocks of the drift estimate (2n − 1 overlapping segments): 1 is rigid, 0 turns it off.",
+        group="drift",
         kind=int,
         ge=0,
     )
     binning_depth: float = _setting(
-        5.0, "Size of the depth bins of the drift estimate.", stage="drift", gt=0, unit="µm"
+        5.0, "Size of the depth bins of the drift estimate.", group="drift", gt=0, unit="µm"
     )
     sig_interp: float = _setting(
-        20.0, "Width of the interpolation that corrects drift.", stage="drift", gt=0, unit="µm"
+        20.0, "Width of the interpolation that corrects drift.", group="drift", gt=0, unit="µm"
     )
     drift_smoothing: tuple[float, float, float] = _setting(
-        (0.5, 0.5, 0.5), "Smoothing of the drift estimate over shift, batch and segment.", stage="drift", kind=tuple
+        (0.5, 0.5, 0.5), "Smoothing of the drift estimate over shift, batch and segment.", group="drift", kind=tuple
     )
     # -- matching ------------------------------------------------------------------------------------
     Th_learned: float = _setting(
-        8.0, "Threshold of matching with learned templates.", stage="matching", gt=0, unit="noise s.d."
+        8.0, "Threshold of matching with learned templates.", group="matching", gt=0, unit="noise s.d."
     )
     max_peels: int = _setting(
-        100, "Maximum number of rounds of matching pursuit.", stage="matching", kind=int, ge=1, le=10_000
+        100, "Maximum number of rounds of matching pursuit.", group="matching", kind=int, ge=1, le=10_000
     )
     # -- clustering ----------------------------------------------------------------------------------
     cluster_neighbors: int = _setting(
-        10, "Number of landmarks each spike is linked to.", stage="clustering", kind=int, ge=2
+        10, "Number of landmarks each spike is linked to.", group="clustering", kind=int, ge=2
     )
     cluster_downsampling: int = _setting(
-        20, "In regions with many spikes, one spike in n is a landmark.", stage="clustering", kind=int, ge=1
+        20, "One spike in n is a landmark, but at least 500 per region.", group="clustering", kind=int, ge=1
     )
     max_cluster_subset: int | None = _setting(
-        25_000, "Maximum number of landmarks per region.", stage="clustering", kind=int, ge=1, optional=True
+        25_000, "Maximum number of landmarks per region.", group="clustering", kind=int, ge=1, optional=True
     )
     x_centers: int | None = _setting(
         None,
         "Number of columns of clustering regions.",
-        stage="clustering",
+        group="clustering",
         kind=int,
         ge=1,
         optional=True,
         if_none="one per 200 µm of width",
     )
-    cluster_init_seed: int = _setting(5, "Random seed of the clustering.", stage="clustering", kind=int, ge=1)
-    acg_threshold: float = _setting(0.2, "Largest contamination of a good unit.", stage="clustering", gt=0)
+    cluster_init_seed: int = _setting(5, "Random seed of the clustering.", group="clustering", kind=int, ge=1)
+    acg_threshold: float = _setting(
+        0.2,
+        "Largest contamination (rate of refractory violations relative to chance) of a good unit.",
+        group="clustering",
+        gt=0,
+    )
     ccg_threshold: float = _setting(
-        0.25, "Largest contamination of the cross-correlogram of a merged pair.", stage="clustering", gt=0
+        0.25, "Largest rate of coincidences of a merged pair, relative to chance.", group="clustering", gt=0
     )
     # -- results -------------------------------------------------------------------------------------
     duplicate_spike_ms: float = _setting(
-        0.25, "Spikes of one unit closer than this are duplicates.", stage="results", ge=0, unit="ms"
+        0.25, "Spikes of one unit closer than this are duplicates.", group="results", ge=0, unit="ms"
     )
     position_limit: float = _setting(
-        100.0, "Largest distance of the channels used to locate a spike.", stage="results", ge=0, unit="µm"
+        100.0, "Largest distance of the channels used to locate a spike.", group="results", ge=0, unit="µm"
     )
 
     def __post_init__(self) -> None:
@@ -307,7 +311,7 @@ class Settings:
         vars(part).update(
             (spec.name, held[spec.name])
             for spec in fields(Settings)
-            if spec.name in held and (spec.name in names or spec.metadata["stage"] in names)
+            if spec.name in held and (spec.name in names or spec.metadata["group"] in names)
         )
         return part
 

@@ -21,10 +21,11 @@ from ks4stream import report
 from ks4stream.deploy import client_for, engine_for
 from ks4stream.engine import Engine, Progress, gpus, no_progress, one_thread
 from ks4stream.io.places import ObjectPath, Place, place
-from ks4stream.io.run_store import METHOD_VERSION, RunStore, open_store
+from ks4stream.io.recording_cache import cached, ending, forget
+from ks4stream.io.run_store import RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
-from ks4stream.io.tile_cache import cached, ending, forget
 from ks4stream.messages import recorded
+from ks4stream.method import METHOD_VERSION
 from ks4stream.pipeline import find_units
 from ks4stream.planning import plan
 from ks4stream.quality import check_traces
@@ -58,28 +59,28 @@ def sort(
     recording : Recording
         From :func:`ks4stream.open_recording`, with a probe.
     settings : Settings, optional
-        Everything that changes the result.
+        Everything that changes the result; by default Kilosort4's defaults.
     results_dir : path, optional
-        Folder for the Phy files, plots and the native store, or an address in an object store
+        Folder for the Phy files, plots and ``sorting.zarr``, or an address in an object store
         (``s3://bucket/key``); None writes nothing.
     resources : Resources, optional
-        Where to compute and with what, which never changes the result: by default on the active Dask client, or else
-        on the cores and GPUs of this machine.
+        Where to compute, which never changes the result; by default the active Dask client, otherwise the cores and
+        GPUs of this machine.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
     resume : bool
-        Continue where an earlier run into `results_dir` stopped: tasks that it finished, on the same recording and with
-        the same settings where they matter, are not computed again. False starts over. Only files, Zarr arrays and
-        arrays in memory up to 256 MB are recognized as the same; others are always sorted again.
+        Continue where an earlier run into `results_dir` stopped: tasks that it finished on the same recording, with the
+        same settings for their stage, are not computed again. False starts over. Recordings in files and Zarr arrays,
+        and arrays in memory of up to 256 MB, are recognised; all others are always sorted from the start.
     keep_run : bool
-        Keep what the tasks of this sort found, in ``run`` in the results folder, once results are written: a sort with
-        a changed setting then recomputes only the stages that the setting affects. It takes about twice as much space
-        as the results.
+        Keep the results of the tasks in ``run`` in the results folder when the sort is finished: a sort with a changed
+        setting then computes only the stages that the setting affects. They take about twice as much space as the
+        results.
     save_extra_vars : bool
-        Write Kilosort4's extra files too.
+        Also write Kilosort4's extra files.
     save_features : bool
-        Write the features of all spikes into the results folder. They make up nine tenths of the results of a long
-        recording, and only Phy's feature view and later analyses of features need them.
+        Write the features of all spikes into the results folder. They are most of the results of a long recording, and
+        only Phy's feature view and later analyses of features need them.
     save_preprocessed_copy : bool
         Also write the whitened, drift-corrected traces to ``temp_wh.dat`` in the results folder, and let Phy show
         those.
@@ -98,7 +99,7 @@ def sort(
     MachineError
         Before work starts, if a batch needs more memory than a worker or GPU has, or the disk is full.
     ResultsError
-        At any time, if the disk is full or a write is refused; finished tasks stay usable.
+        At any time, if the disk is full or a write is refused; finished tasks are kept.
     """
     progress = progress or no_progress
     settings = settings or Settings()
@@ -174,7 +175,14 @@ def started(
         store = stack.enter_context(run_store(tiles, results_dir, fresh=fresh, token=token))
         client = client_for(resources) if client is ... else client
         engine = engine_for(tiles.recording, settings, resources, tiles.device, progress, client=client)
-        yield Run(stack.enter_context(engine), store, tiles.sampling_rate_hz, resources.block_batches, progress)
+        yield Run(
+            stack.enter_context(engine),
+            store,
+            tiles.sampling_rate_hz,
+            resources.block_batches,
+            resources.clear_cache,
+            progress,
+        )
 
 
 def prepare(recording: Recording, settings: Settings, *, device: str = "cpu") -> Preprocessor:
@@ -251,7 +259,9 @@ def _preprocessed(tiles: Preprocessor, sorting: Sorting) -> Iterator[tuple[int, 
     """Whitened and drift-corrected traces, batch by batch: first sample and (time, channel)."""
     # The workers of a client may have had a GPU that this process lacks.
     device = tiles.device if gpus.visible(tiles.device) else "cpu"
-    tiles = replace(tiles, device=device).with_results(whitening=sorting.whitening, drift=sorting.drift)
+    tiles = replace(tiles, device=device, whitening=sorting.whitening)
+    if sorting.drift is not None:
+        tiles = tiles.with_drift(sorting.drift, sorting.settings)
     for tile in tiles.tiling:
         traces, _ = tiles.whitened(tile)
         yield tile.start, traces[:, tiles.core(tile)].T.cpu().numpy()

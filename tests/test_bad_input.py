@@ -43,7 +43,7 @@ def refuse(source: Any, settings: Settings = SETTINGS, probe: Probe | None = PRO
     sort(recording, settings, client=Unstarted(), progress=Unstarted(), **options)
 
 
-def test_a_file_that_is_no_multiple_of_its_channels(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_multiple_of_its_channels(tmp_path: Path) -> None:
     path = tmp_path / "odd.bin"
     path.write_bytes(bytes(2 * 10 * 1000 + 6))
     with pytest.raises(RecordingError, match=r"odd\.bin.*20006 bytes.*10.*n_chan"):
@@ -127,7 +127,7 @@ def test_a_plan_for_a_number_of_workers_that_makes_no_sense() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_samples_that_are_no_numbers(value: float) -> None:
+def test_samples_that_are_not_numbers(value: float) -> None:
     samples = noise(dtype="float32")
     samples[7000, 3] = value
     with pytest.raises(RecordingError, match=rf"channel 3 is {value} at sample 7000.*replace NaN|channel 3 is .* 7000"):

@@ -66,7 +66,7 @@ def test_there_are_no_tiles_before_the_first_or_after_the_last(index: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("n_tiles", "every", "least", "most", "chosen"),
+    ("n_tiles", "every", "min_tiles", "max_tiles", "chosen"),
     [
         (10, 5, 1, 9, [0, 5]),  # as asked for
         (10, 5, 4, 9, [0, 2, 5, 7]),  # at least four
@@ -75,8 +75,8 @@ def test_there_are_no_tiles_before_the_first_or_after_the_last(index: int) -> No
         (11, 5, 1, 9, [0, 3, 7]),  # a part of five begun counts
     ],
 )
-def test_evenly(n_tiles: int, every: int, least: int, most: int, chosen: list[int]) -> None:
-    assert tiling(300 * n_tiles).evenly(every, min_tiles=least, max_tiles=most) == chosen
+def test_evenly(n_tiles: int, every: int, min_tiles: int, max_tiles: int, chosen: list[int]) -> None:
+    assert tiling(300 * n_tiles).evenly(every, min_tiles=min_tiles, max_tiles=max_tiles) == chosen
 
 
 @pytest.mark.parametrize(

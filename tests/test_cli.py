@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 from clusters import users_cluster
 
 from ks4stream import cli, sorter
+from ks4stream.engine import Progress
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning
 from ks4stream.settings import Settings
 
@@ -134,7 +135,7 @@ class Interrupts:
 def test_ctrl_c_in_a_destructor_is_not_lost(tetrode_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
 
-    def sort(recording: Any, settings: Any, *, progress: Callable[[str, int, int], None], **_: Any) -> Any:
+    def sort(recording: Any, settings: Any, *, progress: Progress, **_: Any) -> Any:
         del recording
         Interrupts()
         told.append("went on")
@@ -157,6 +158,12 @@ def test_help_comes_quickly_as_a_program_of_its_own() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "demo" in done.stdout and "sort" in done.stdout and "probes" in done.stdout
     assert done.stdout.endswith("False\n")
+
+
+def test_the_package_can_be_run_as_a_program() -> None:
+    command = [sys.executable, "-m", "ks4stream", "plan", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Usage: python -m ks4stream plan" in done.stdout
 
 
 def test_every_setting_has_an_option_with_unit_bounds_and_default() -> None:

@@ -40,7 +40,7 @@ def test_neighbours_come_by_distance_and_ties_go_to_the_lower_index() -> None:
     assert neighbours == [[0, 1, 2], [1, 0, 2], [2, 1, 3], [3, 2, 4], [4, 3, 2]]
 
 
-def test_neighbours_hang_on_places_not_on_channel_numbers() -> None:
+def test_neighbours_depend_on_positions_not_on_channel_numbers() -> None:
     probe = Probe.from_positions([(0, 40), (0, 0), (0, 60), (0, 20)])
     assert [row.tolist() for row in channel_neighbours(probe, 2)] == [[0, 2], [1, 3], [2, 0], [3, 0]]
 
@@ -51,7 +51,7 @@ def test_neighbours_stay_on_the_shank_unless_told_otherwise() -> None:
     assert [row.tolist() for row in channel_neighbours(probe, 2, same_shank=False)] == [[0, 1], [1, 0], [2, 0]]
 
 
-def test_dead_channels_are_nobodys_neighbours_and_have_none() -> None:
+def test_dead_channels_have_no_neighbours_and_are_not_neighbours() -> None:
     neighbours = channel_neighbours(linear(4), 2, dead=np.array([1]))
     assert [row.tolist() for row in neighbours] == [[0, 2], [], [2, 3], [3, 2]]
 
@@ -61,7 +61,7 @@ def test_distances_that_differ_by_rounding_are_equal() -> None:
     assert nearest_positions(positions[:1], positions, 3)[0].tolist() == [[0, 1, 2]]
 
 
-def test_where_no_neighbour_is_left_stands_minus_one_at_infinite_distance() -> None:
+def test_missing_neighbours_are_minus_one_at_infinite_distance() -> None:
     index, distance = nearest_positions(np.zeros((1, 2)), np.array([[3.0, 4.0]]), 2)
     assert index.tolist() == [[0, -1]]
     assert distance.tolist() == [[5.0, np.inf]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ks4stream import kilosort
 from ks4stream.kilosort4 import run_kilosort
 from ks4stream.settings import Settings
 
@@ -93,7 +93,7 @@ def test_who_calls_run_kilosort_gets_them(tmp_path: Path, monkeypatch: pytest.Mo
         asked.update(settings.to_dict() | {"recording": recording})
         raise AskedError
 
-    monkeypatch.setattr(kilosort, "sort", sort)
+    monkeypatch.setattr(sys.modules[run_kilosort.__module__], "sort", sort)
     probe = {"chanMap": np.arange(4), "xc": np.zeros(4), "yc": 20.0 * np.arange(4), "kcoords": np.zeros(4)}
     with pytest.raises(AskedError):
         run_kilosort({"n_chan_bin": 4}, probe=probe, filename=tmp_path / "data.bin")

@@ -1,4 +1,4 @@
-"""Who may know whom: imports run downward only, and each room uses the libraries that are its business."""
+"""Who may know whom: imports run downward only, and each layer uses the libraries that are its business."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ NUMBERS = {"numpy", "scipy"}
 EXTRAS = {"obstore", "boto3", "h5py"}
 ARRAYS = {"dask.array", "dask.delayed", "xarray"}
 
-# Room: the rooms it may import from beside itself, and the libraries it may use.
-ROOMS: dict[str, tuple[set[str], set[str]]] = {
+# Layer: the layers it may import from beside itself, and the libraries it may use.
+LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "words": (set(), NUMBERS | {"dask.array", "xarray"}),
     "kernels": (set(), NUMBERS | {"torch"}),
     "io": ({"words"}, NUMBERS | {"dask.array", "xarray", "zarr", "numcodecs", "probeinterface", "filelock"} | EXTRAS),
@@ -25,12 +25,13 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "engine": ({"words", "kernels", "stages"}, NUMBERS | ARRAYS | {"torch", "dask", "distributed", "psutil"}),
     "top": (
         {"words", "kernels", "io", "stages", "engine"},
-        NUMBERS | ARRAYS | {"torch", "matplotlib", "rich", "click"},
+        NUMBERS | ARRAYS | {"torch", "psutil", "matplotlib", "rich", "click"},
     ),
 }
 WORDS = {
     "errors",
     "messages",
+    "method",
     "settings",
     "resources",
     "probe",
@@ -44,7 +45,7 @@ LAZY = {"dask", "xarray", "matplotlib", "probeinterface"} | EXTRAS  # used by wo
 FILES = sorted(ROOT.rglob("*.py"))
 
 
-def room_of(module: str) -> str:
+def layer_of(module: str) -> str:
     first = module.removeprefix("ks4stream").lstrip(".").partition(".")[0]
     if first in ("kernels", "io", "stages", "engine"):
         return first
@@ -83,23 +84,23 @@ def imports_of(path: Path) -> list[tuple[str, bool]]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_a_room_imports_only_what_is_below_it(path):
-    room = room_of(module_of(path))
+def test_a_layer_imports_only_what_is_below_it(path):
+    layer = layer_of(module_of(path))
     for name, _ in imports_of(path):
         if name.split(".")[0] == "ks4stream":
-            assert room_of(name) in {room} | ROOMS[room][0], f"{room} must not know {name}"
+            assert layer_of(name) in {layer} | LAYERS[layer][0], f"{layer} must not know {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_a_room_uses_only_its_libraries(path):
-    room = room_of(module_of(path))
-    allowed = ROOMS[room][1]
+def test_a_layer_uses_only_its_libraries(path):
+    layer = layer_of(module_of(path))
+    allowed = LAYERS[layer][1]
     for name, at_load in imports_of(path):
         library = name.split(".")[0]
         if library == "ks4stream" or library in sys.stdlib_module_names:
             continue
-        assert any(name == one or name.startswith(f"{one}.") for one in allowed), f"{room} must not use {name}"
-        if room in ("words", "io") and library in LAZY:
+        assert any(name == one or name.startswith(f"{one}.") for one in allowed), f"{layer} must not use {name}"
+        if layer in ("words", "io") and library in LAZY:
             assert not at_load, f"{name} takes long to load and belongs into the function that needs it"
 
 

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 import ks4stream
 from ks4stream import messages
-from ks4stream.errors import DriftWarning, FewSpikesWarning
+from ks4stream.errors import FewSpikesWarning, Ks4StreamWarning
 from ks4stream.io.probes import load_probe
+from ks4stream.io.recording_cache import CachedSource
 from ks4stream.io.recordings import open_recording
 from ks4stream.io.sources import ArraySource
-from ks4stream.io.tile_cache import CachedSource
 from ks4stream.settings import Settings
+from ks4stream.sorter import sort
 from ks4stream.stages.preprocessing import Preprocessor, tiling_of
 
 
@@ -43,16 +44,34 @@ def test_as_an_error_it_is_recorded_first(caplog):
     assert said == ["few"] == [record.getMessage() for record in caplog.records]
 
 
-def test_it_is_shown_where_the_caller_says():
-    def function() -> None:
-        messages.warn("here", DriftWarning, stacklevel=1)
-        messages.warn("there", DriftWarning, stacklevel=2)
+def line_of(text: str) -> int:
+    """Return the number of the only line of this file that ends with `text`."""
+    (number,) = (n for n, line in enumerate(Path(__file__).read_text("utf-8").splitlines(), 1) if line.endswith(text))
+    return number
 
-    with pytest.warns(DriftWarning) as shown:
-        function()
-    first = function.__code__.co_firstlineno
-    assert [one.filename for one in shown] == [__file__] * 2
-    assert shown[0].lineno == first + 1 and shown[1].lineno > first + 2
+
+@pytest.mark.slow
+def test_a_warning_from_deep_inside_names_the_line_that_called_sort():
+    """Also through context managers, which put frames of contextlib between ours."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 20, (40_000, 4)).astype(np.int16)
+    recording = open_recording(noise, fs=20_000, probe=load_probe("tetrode"))
+    settings = Settings(batch_size=10_000, nblocks=0, Th_single_ch=50)
+    with pytest.warns(Ks4StreamWarning) as shown:
+        sort(recording, settings, client="loop", device="cpu")  # the line to be named
+    issued_by = {"clean spikes": "LearnWaveforms", "nearest_chans": "geometry", "units were found": "pipeline"}
+    for text, where in issued_by.items():
+        assert any(text in str(one.message) for one in shown), where
+    assert {(one.filename, one.lineno) for one in shown} == {(__file__, line_of("# the line to be named"))}
+
+
+def test_a_method_made_by_dataclasses_is_not_taken_for_the_caller():
+    """Such a method has no file, but the module of its class."""
+    namespace: dict[str, Any] = {"__name__": "ks4stream.made", "warn": messages.warn}
+    exec("def made():\n    warn('few')", namespace)
+    with pytest.warns(Ks4StreamWarning) as shown:
+        namespace["made"]()  # outside
+    assert [(one.filename, one.lineno) for one in shown] == [(__file__, line_of("# outside"))]
 
 
 def test_outside_a_sort_it_is_only_shown(caplog):
@@ -113,7 +132,7 @@ def test_threads_record_their_own(order):
 
 
 @pytest.mark.filterwarnings("ignore::ks4stream.errors.Ks4StreamWarning")
-def test_who_starts_a_thread_hands_on_who_listens():
+def test_listeners_are_passed_on_to_new_threads():
     def helper(those: tuple[str, ...]) -> None:
         messages.warn("unheard", FewSpikesWarning)
         with messages.heard_by(those):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ks4stream import simulate
 from ks4stream.errors import FewSpikesWarning
 from ks4stream.io.recordings import open_recording
-from ks4stream.io.run_store import METHOD_VERSION
+from ks4stream.method import METHOD_VERSION
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
 from ks4stream.sorter import sort
@@ -136,7 +136,7 @@ def check(found: Pinned) -> None:
     if differ:
         pytest.fail(
             f"Method {METHOD_VERSION} finds something else than it did: {'; '.join(differ)}. If the method was "
-            "changed, raise METHOD_VERSION in ks4stream/io/run_store.py, or runs that go on would mix old results with "
+            "changed, raise METHOD_VERSION in ks4stream/method.py, or runs that go on would mix old results with "
             f"new ones, and add to RECORDED of {__file__}:\n{entry(METHOD_VERSION + 1, found)}\n"
             f"If it was not, look at the libraries: it was recorded with {expected.made_with}."
         )

@@ -212,4 +212,4 @@ def test_constants_name_sections_that_are_there() -> None:
 
 
 def test_the_version_is_that_of_the_code() -> None:
-    assert f"This is version {in_the_code('io/run_store.py: METHOD_VERSION')} of the method" in TEXT
+    assert f"This is version {in_the_code('method.py: METHOD_VERSION')} of the method" in TEXT

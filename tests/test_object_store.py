@@ -27,7 +27,7 @@ from ks4stream.results import Sorting
 from ks4stream.settings import Settings
 from ks4stream.sorter import sort
 from ks4stream.stages.matching import Match
-from ks4stream.stages.units import SortRegions
+from ks4stream.stages.units import ClusterSpikes
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
@@ -211,7 +211,7 @@ def test_results_and_store_may_lie_there_too(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(SortRegions, "run", interrupted)
+        patch.setattr(ClusterSpikes, "run", interrupted)
         quiet_sort(recording, results_dir=target)
     assert b"KeyboardInterrupt" in read_whole(place(target) / "kilosort4.log")
     monkeypatch.setattr(Match, "task", lambda *_: pytest.fail("it is finished"))

@@ -274,7 +274,7 @@ from ks4stream.stages.clustering import GraphClustering
 from ks4stream.stages.detection import Detect, Peaks
 from ks4stream.stages.matching import Match, Spikes
 from ks4stream.stages.templates import LearnTemplates
-from ks4stream.stages.units import SortRegions
+from ks4stream.stages.units import ClusterSpikes
 from ks4stream.stages.waveforms import LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
 
@@ -287,7 +287,7 @@ probe = simulate.staggered_probe(64)
 def made_ready(traces):
     tiles = prepare(open_recording(traces, fs=30_000, probe=probe), settings)
     learn = LearnWhitening(settings, tiles)
-    return tiles.with_results(whitening=learn.combine([learn.task((tiles.tiling[1],), folder)], None))
+    return tiles.with_whitening(learn.combine([learn.task((tiles.tiling[1],), folder)], None))
 
 
 def moving():
@@ -342,7 +342,7 @@ stages = [
     (Detect(settings, still, shapes, centres, regions), tiles),
     (match, tiles),
     (LearnTemplates(settings, Peaks(peaks), shapes, probe, centres, regions, cluster, 5), peaks_in),
-    (SortRegions(settings, spikes, probe, cluster), spikes_in),
+    (ClusterSpikes(settings, spikes, probe, cluster), spikes_in),
 ]
 del still, moved, match  # a recording in memory is no stage's
 while stages:

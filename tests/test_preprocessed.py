@@ -13,8 +13,8 @@ import pytest
 
 from ks4stream import simulate
 from ks4stream.errors import ProbeError, RecordingError, SettingsError
+from ks4stream.io.recording_cache import lifetime
 from ks4stream.io.sources import ArraySource
-from ks4stream.io.tile_cache import lifetime
 from ks4stream.preprocessed import preprocess
 from ks4stream.recording import BaseSource, Recording
 from ks4stream.results import Drift, PeakSample, Whitening
@@ -126,7 +126,7 @@ def test_values_are_those_of_the_stages(
 ) -> None:
     settings = SETTINGS.replace(**options)
     traces = preprocess(recording, settings, whitening=whitening, drift=moving(7), device="cpu")
-    source = prepare(recording, settings).with_results(whitening=whitening, drift=moving(7))
+    source = prepare(recording, settings).with_whitening(whitening).with_drift(moving(7), settings)
     np.testing.assert_array_equal(traces.compute(scheduler=scheduler), seen_by_stages(source))
 
 

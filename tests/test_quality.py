@@ -15,9 +15,9 @@ from scipy import signal
 
 from ks4stream import simulate
 from ks4stream.errors import MisreadWarning, RecordingError
+from ks4stream.io.recording_cache import cached
 from ks4stream.io.recordings import open_recording
 from ks4stream.io.sources import ArraySource, ConcatenatedSource
-from ks4stream.io.tile_cache import cached
 from ks4stream.probe import Probe
 from ks4stream.quality import check_traces
 from ks4stream.recording import BaseSource, Recording

@@ -118,6 +118,35 @@ def test_a_changed_setting_redoes_the_stages_it_touches(
     assert len(list((tmp_path / "run").glob("matching-*"))) == 1
 
 
+def test_the_width_of_the_drift_correction_matters_only_to_corrected_traces(
+    tmp_path: Path, computed: Counter[str]
+) -> None:
+    probe, path = simulate.linear_probe(10, pitch_um=20), tmp_path / "data.bin"
+    truth = simulate.simulate(
+        probe,
+        6.0,
+        seed=3,
+        n_units=6,
+        amplitude_range_uv=(90, 250),
+        rate_range_hz=(25, 60),
+        hash_per_channel=0,
+        drift="rigid",
+        drift_range_um=20.0,
+    )
+    truth.write_binary(path)
+    recording = open_recording(path, n_chan=10, fs=30_000, dtype="int16", probe=probe)
+    settings = Settings(batch_size=15_000)
+    first = run(recording, tmp_path, settings)
+    assert first.drift is not None and first.drift.shift_um.any()
+    all_tasks = Counter(computed)
+    computed.clear()
+    run(recording, tmp_path, settings.replace(sig_interp=25))
+    assert "whitening" not in computed
+    for stage in ("waveforms", "detection"):  # of the two passes, only that over corrected traces
+        assert 2 * computed[stage] == all_tasks[stage], stage
+    assert computed["matching"] == all_tasks["matching"]
+
+
 def test_a_curation_stays_until_the_result_changes_and_is_moved_then(recording: Recording, tmp_path: Path) -> None:
     folder, curated = tmp_path / "kilosort4", "cluster_id\tgroup\n0\tgood\n"
     run(recording, folder)
@@ -181,7 +210,7 @@ def cut(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 @pytest.mark.parametrize("pattern", ["detection-*/*.record.npz", "detection-*/p*2.rows", "matching-*/sp*4.rows"])
-def test_what_is_damaged_is_computed_anew(
+def test_what_is_damaged_is_computed_again(
     recording: Recording,
     tmp_path: Path,
     computed: Counter[str],

@@ -35,3 +35,16 @@ def test_a_step_that_comes_twice_is_logged_with_the_time_of_each_pass(
         assert [run.do(Quick(Settings())) for _ in range(2)] == [7, 7]
     assert caplog.messages == ["quick: 3.00 s", "quick: 1.00 s"]
     assert run.seconds == {"quick": 4.0}
+
+
+@pytest.mark.parametrize("is_wanted", [False, True])
+def test_memory_of_gpus_is_freed_after_each_step_if_that_is_wanted(
+    is_wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed: list[bool] = []
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: freed.append(True))
+    run = Run(Loop(), RunStore(tmp_path), 30_000.0, clear_cache=is_wanted)
+    for _ in range(2):
+        run.do(Quick(Settings()))
+    assert len(freed) == 2 * is_wanted

@@ -85,7 +85,7 @@ def test_senseless_values_are_refused(name: str, value: float) -> None:
 
 @pytest.mark.parametrize("spec", NUMBERS, ids=named)
 @pytest.mark.parametrize("value", [True, math.nan, "many", [1, 2], 10**400], ids=lambda value: repr(value)[:9])
-def test_what_is_no_number_is_refused(spec: Field[Any], value: object) -> None:
+def test_what_is_not_a_number_is_refused(spec: Field[Any], value: object) -> None:
     with pytest.raises(SettingsError, match=rf"{spec.name}=.* must be a number \({spec.metadata['kind'].__name__}\)"):
         Settings(**{spec.name: value})
 

@@ -25,10 +25,10 @@ from ks4stream.engine.cluster import local_client
 from ks4stream.errors import BadChannelWarning, FewSpikesWarning, Ks4StreamWarning, SettingsError
 from ks4stream.io.recordings import open_recording
 from ks4stream.io.records import key_of
-from ks4stream.io.run_store import METHOD_VERSION
 from ks4stream.io.store import load_sorting
 from ks4stream.kernels import detection, graph, matching
 from ks4stream.kernels.memory import in_chunks
+from ks4stream.method import METHOD_VERSION
 from ks4stream.planning import plan
 from ks4stream.preprocessed import preprocess
 from ks4stream.probe import Probe
@@ -347,7 +347,7 @@ def test_reference_and_sign_are_part_of_what_a_task_depends_on(case: Case) -> No
 
 
 @pytest.mark.parametrize("function", [sort, preprocess])
-def test_what_is_a_setting_is_no_argument(case: Case, function: Any) -> None:
+def test_a_setting_is_not_an_argument(case: Case, function: Any) -> None:
     with pytest.raises(SettingsError, match=r"do_CAR is a setting: pass it as settings=Settings\(do_CAR=…\)"):
         function(case.recording, SETTINGS, do_CAR=False)
     with pytest.raises(SettingsError, match="Did you mean 'workers'"):

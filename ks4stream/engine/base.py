@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, TypeVar
 
+import psutil
 import torch
 
 from ks4stream.engine.gpus import GpuMemory
@@ -81,6 +82,11 @@ class Engine(Protocol):
             Picklable. Several workers of a machine may call it at the same time.
         """
         ...
+
+
+def resident_bytes() -> int:
+    """Memory that this process uses."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def run(function: Callable[[Item], Result], item: Item) -> Result:

@@ -45,14 +45,14 @@ from distributed.system import MEMORY_LIMIT
 from ks4stream.engine import gpus, workers
 from ks4stream.engine.base import Item, Progress, Result, log_failures, no_progress, run, with_task_note
 from ks4stream.engine.gpus import GpuMemory
-from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, LostWorkerError, WorkerError
+from ks4stream.errors import Ks4StreamError, LostWorkerError, WorkerError
 from ks4stream.messages import heard_by, listeners, warn
 
 IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would only hold memory
 FREE_GPU_SHARE = 0.8  # of a GPU's free memory that workers share: each also keeps freed memory, in fragments
 WORKERS_PER_GPU = 4  # at most: a single one leaves the GPU idle between short kernels
 WORKER_MEMORY_BYTES = 3 << 30  # what one worker needs of the machine's memory for itself, torch included
-MOST_LOSSES = 3  # times that all workers may die during one map, like scheduler.allowed-failures for one task
+MAX_LOSSES = 3  # times that all workers may die during one map, like scheduler.allowed-failures for one task
 RESTART_SECONDS = 300  # that a dead worker may take to come back
 PATIENCE_SECONDS = 10  # without any worker before we say that we are waiting for one
 LOOK_SECONDS = 5  # between checks whether workers have joined
@@ -61,7 +61,7 @@ START_SECONDS = 300  # that a worker's process may take to load torch, or to tid
 ANSWER_SECONDS = 10  # that a worker may take to report the lines a task is at
 SLOW_SECONDS = 300.0  # that a task may take before it is compared with the others
 SLOW_FACTOR = 10  # times as long as the others is too long
-FEWEST_OTHERS = 3  # finished tasks that show how long one takes
+MIN_FINISHED = 3  # tasks, to know how long one takes
 ALONE_SLOW_SECONDS = 1800.0  # that a task may take while fewer have finished
 LOCAL_CONFIG = {
     "distributed.worker.profile.enabled": False,  # takes the GIL 100 times per second and worker
@@ -253,7 +253,7 @@ class Cluster:
         try:
             self._check_new_workers()
         except WorkerError as error:  # raised at the start of the next stage
-            warn(f"{error} This stage continues with the other workers.", Ks4StreamWarning, stacklevel=3)
+            warn(f"{error} This stage continues with the other workers.")
             return False
         return True
 
@@ -332,7 +332,7 @@ class _Tasks:
                 lost.append(task.number)
                 is_function_lost |= task.constants is self._constants  # otherwise they have been sent again since
             except KilledWorker as error:
-                raise LostWorkerError(ADVICE.format(stage=self._stage, times=MOST_LOSSES + 1)) from error
+                raise LostWorkerError(ADVICE.format(stage=self._stage, times=MAX_LOSSES + 1)) from error
             del self._index[future]
         if is_function_lost:
             self._start_over()
@@ -351,7 +351,7 @@ class _Tasks:
         from when the worker was first asked for its lines and could report them, or did not answer: until then another
         sort may have kept the worker busy.
         """
-        usual = statistics.median(self._took) if len(self._took) >= FEWEST_OTHERS else math.inf
+        usual = statistics.median(self._took) if len(self._took) >= MIN_FINISHED else math.inf
         now, in_flight = _clock(), {future.key: task for future, task in self._index.items()}
         ask: dict[str, list[Any]] = {}
         for address, keys in self._client.processing().items():
@@ -407,9 +407,7 @@ class _Tasks:
             f"Task {task.number + 1} of {total} of stage {self._stage!r} has been running on the worker at {address} "
             f"for {ran_s:.0f} s; {others}. If that worker hangs because its disk, network or GPU does not respond, "
             "kill its process: another worker then gets the task. Or stop the sort and run it again: finished tasks "
-            "are not recomputed. The log shows the lines the task is at.",
-            Ks4StreamWarning,
-            stacklevel=4,
+            "are not recomputed. The log shows the lines the task is at."
         )
 
     def cancel(self) -> None:
@@ -425,7 +423,7 @@ class _Tasks:
 
     def _start_over(self) -> None:
         self._losses += 1
-        if self._losses > MOST_LOSSES:
+        if self._losses > MAX_LOSSES:
             raise LostWorkerError(ADVICE.format(stage=self._stage, times=self._losses))
         if _first_worker(self._client, RESTART_SECONDS) is None and not self._client.nthreads():
             raise LostWorkerError(ADVICE.format(stage=self._stage, times=self._losses))
@@ -500,7 +498,7 @@ def _first_worker(client: Client, timeout_s: float = math.inf) -> str | None:
                 f"None of the {len(known)} workers of the scheduler at {address} has started a task for "
                 f"{waited_s:.0f} s: another sort keeps them busy, or they hang. This sort waits for the first free one."
             )
-        warn(text, Ks4StreamWarning, stacklevel=2)
+        warn(text)
     return None
 
 

@@ -45,6 +45,12 @@ class Free(NamedTuple):
     kept_bytes: int
 
 
+def clear_cache() -> None:
+    """Free the GPU memory that torch keeps in this process for later."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def chosen(device: str | torch.device | None, *, here: bool = True) -> str:
     """The device to compute on: the one that was asked for, or by default the GPU if this process sees one.
 

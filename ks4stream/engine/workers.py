@@ -128,7 +128,6 @@ def check(here: Facts, workers: Mapping[str, Facts | BaseException]) -> None:
             "The workers differ. Results are identical from run to run, to the last bit, only if versions, processors "
             "and (if used) GPU models are. " + "; ".join(differences) + ".",
             VersionWarning,
-            stacklevel=2,
         )
 
 

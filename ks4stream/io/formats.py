@@ -27,8 +27,8 @@ from ks4stream.io.objects import is_remote, name_of
 
 HEAD_BYTES = 4096  # of a file's beginning that are examined
 _TEXT_BYTES = 1024  # of these that decide whether it is text
-_LEAST_TEXT_BYTES = 64  # shorter files are not judged
-_LEAST_CHARACTERS = 8  # different ones in a text: samples that hardly change are not text
+_MIN_TEXT_BYTES = 64  # shorter files are not judged
+_MIN_CHARACTERS = 8  # different ones in a text: samples that hardly change are not text
 _ENOUGH_BYTES = 8  # that agree, to need no further proof
 _RANDOM_BITS = 7.5  # of entropy per byte: 4096 random bytes have 7.95, samples that use ten of their 16 bits 6
 _FOLDERS_LOOKED_INTO = 200
@@ -79,7 +79,7 @@ def is_npy(head: bytes) -> bool:
 
 def is_hdf5(head: bytes) -> bool:
     """Whether a file is HDF5, but not one of MATLAB's, which hold transposed arrays."""
-    return next((entry for entry in FORMATS if entry.begins(head)), None) is HDF5
+    return next((entry for entry in NOT_FLAT if entry.begins(head)), None) is HDF5
 
 
 def refusal(path: str, head: bytes) -> str | None:
@@ -94,7 +94,7 @@ def refusal(path: str, head: bytes) -> str | None:
     """
     suffix = os.path.splitext(name_of(path))[1].lower()
     by_name = _OF_SUFFIX.get(suffix)
-    found = next((entry for entry in FORMATS if entry.begins(head)), None)
+    found = next((entry for entry in NOT_FLAT if entry.begins(head)), None)
     if found is not None and by_name is not None and found.is_container:
         found = by_name  # an .nwb is an HDF5 file, and an .npz a ZIP archive
     if found is not None:
@@ -132,10 +132,10 @@ def is_text(head: bytes) -> bool:
             return False
         text = sample[: error.start].decode("utf-8-sig")
     return (
-        len(sample) >= _LEAST_TEXT_BYTES
+        len(sample) >= _MIN_TEXT_BYTES
         and all(character.isprintable() or character in "\t\r\n\f" for character in text)
         and sum(map(str.isascii, text)) > 0.9 * len(text)
-        and len(set(text)) >= _LEAST_CHARACTERS
+        and len(set(text)) >= _MIN_CHARACTERS
         and ("\n" in text or "\r" in text or text[0] in "{[<")
     )
 
@@ -223,7 +223,7 @@ _DECOMPRESS = "decompress it first, and give the resulting file"
 _SAMPLES = "give the file that holds the samples"
 
 # The first match counts: containers and text, on which other formats are built, come last.
-FORMATS = (
+NOT_FLAT = (
     # Files of acquisition systems
     Format(
         "a Blackrock or Ripple file",
@@ -398,9 +398,9 @@ FORMATS = (
         (".csv", ".tsv", ".txt", ".log", ".ini", ".yaml", ".yml", ".toml"),
     ),
 )
-TEXT = FORMATS[-1]
-HDF5 = next(entry for entry in FORMATS if ".hdf5" in entry.suffixes)
-_OF_SUFFIX = {suffix: entry for entry in FORMATS for suffix in entry.suffixes}
+TEXT = NOT_FLAT[-1]
+HDF5 = next(entry for entry in NOT_FLAT if ".hdf5" in entry.suffixes)
+_OF_SUFFIX = {suffix: entry for entry in NOT_FLAT for suffix in entry.suffixes}
 
 # The end of a file name within a folder (a leading slash: the whole name), what the folder is, what to give instead.
 _FOLDERS = (

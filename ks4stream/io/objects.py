@@ -32,7 +32,7 @@ CONNECTION = {"connect_timeout": "5s", "read_timeout": "20s", "timeout": "15min"
 BACKOFF = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2}
 HASTY = {"max_retries": 4, "retry_timeout": timedelta(seconds=15), "backoff": BACKOFF}  # to report mistakes soon
 PATIENT = {"max_retries": 10, "retry_timeout": timedelta(minutes=5), "backoff": BACKOFF}  # hours of work are at stake
-LARGEST_METADATA_BYTES = 1 << 25  # no file that describes a recording or a probe is larger
+MAX_METADATA_BYTES = 1 << 25  # no file that describes a recording or a probe is larger
 _COPIED_BYTES = 5 << 30  # what a store copies in one request, at most (the limit of S3)
 _ADVICE = {
     "s3": "Check the bucket, AWS_REGION, and AWS_ENDPOINT_URL if the store is not Amazon's",
@@ -191,10 +191,10 @@ def read_metadata(location: str, size_bytes: int) -> bytes:
     RecordingError
         If it cannot be read, or is larger than any such description.
     """
-    if size_bytes > LARGEST_METADATA_BYTES:
+    if size_bytes > MAX_METADATA_BYTES:
         raise RecordingError(
             f"{location} has {size_bytes} bytes; a file that describes a recording or a probe may have at most "
-            f"{LARGEST_METADATA_BYTES}. Check that it is the right file."
+            f"{MAX_METADATA_BYTES}. Check that it is the right file."
         )
     return bytes(read_bytes(location, 0, size_bytes))
 

@@ -7,6 +7,7 @@ hold the kept spikes; ``kept_spikes.npy`` says which of all spikes these are.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from ks4stream.io.sources import BinarySource
 from ks4stream.recording import FlatFile
 from ks4stream.results import Sorting
 
-__all__ = ["export_phy", "params_text", "write_extra_vars", "write_preprocessed_copy"]
+__all__ = ["export_phy", "params_text", "write_extra_vars", "write_preprocessed_copy", "write_traces"]
 
 PARAMS = "params.py"
 PREPROCESSED_SCALE = 200.0  # the preprocessed copy holds whitened traces times this, as int16
@@ -49,7 +50,7 @@ def export_phy(
     home: Place | None = None,
     save_extra_vars: bool = False,
     save_features: bool = True,
-    preprocessed: Iterable[tuple[int, NDArray[Any]]] | None = None,
+    preprocessed: Iterable[tuple[int, NDArray[Any]]] | Path | None = None,
 ) -> Path:
     """Write the files for Phy and ``ops.npy``; the caller takes care of files that are already there.
 
@@ -65,8 +66,8 @@ def export_phy(
         Also write tF, Wall, full_st, full_clu and full_amp: all spikes, duplicates included.
     save_features : bool, optional
         Write ``pc_features.npy``, without which Phy shows no feature view.
-    preprocessed : iterable of (start, traces), optional
-        For a preprocessed copy, see :func:`write_preprocessed_copy`.
+    preprocessed : iterable of (start, traces), or Path, optional
+        For a preprocessed copy, or where one was written; see :func:`write_preprocessed_copy`.
 
     Returns
     -------
@@ -322,12 +323,9 @@ def _portable(file: Path, folder: Path) -> str:
 
 
 def write_preprocessed_copy(
-    sorting: Sorting, folder: str | os.PathLike[str], pieces: Iterable[tuple[int, NDArray[Any]]]
+    sorting: Sorting, folder: str | os.PathLike[str], pieces: Iterable[tuple[int, NDArray[Any]]] | Path
 ) -> Path:
-    """Write the whitened, drift-corrected traces to ``temp_wh.dat`` and let Phy show them.
-
-    The file holds traces times 200 as int16 and has the shape of the original, so that spike times and
-    ``channel_map`` hold for both. Whatever was not sorted (other channels, time outside tmin and tmax) is 0.
+    """Write the whitened, drift-corrected traces to ``temp_wh.dat`` and let Phy show them; see :func:`write_traces`.
 
     Parameters
     ----------
@@ -335,30 +333,76 @@ def write_preprocessed_copy(
         Supplies the channels and the length.
     folder : path
         Results folder, exported before.
-    pieces : iterable of (start, traces)
-        First sample, counted from the recording's first, and traces of shape (time, channel that is sorted).
+    pieces : iterable of (start, traces), or Path
+        First sample, counted from the recording's first, and traces of shape (time, channel that is sorted); or a file
+        that :func:`write_traces` made of them, which is linked (or copied, if the disk has no links).
 
     Returns
     -------
     Path
         The file.
+
+    Raises
+    ------
+    ResultsError
+        If there is no probe, or the file has another size than the recording's traces.
     """
     if sorting.probe is None:
         raise ResultsError("The sorting has no probe, so the columns of the preprocessed copy are not known.")
     path = Path(folder) / PREPROCESSED_COPY
-    limits = np.iinfo(np.int16)
-    row_bytes = 2 * n_chan_file(sorting)
-    with path.open("wb") as file:
-        for start, traces in pieces:
-            scaled = np.rint(np.asarray(traces, np.float32) * PREPROCESSED_SCALE)
-            block = np.zeros((len(scaled), n_chan_file(sorting)), np.int16)
-            block[:, sorting.probe.chan_map] = np.clip(scaled, limits.min, limits.max).astype(np.int16)
-            file.seek(start * row_bytes)
-            block.tofile(file)
-        file.truncate(sorting.n_samples * row_bytes)
+    if isinstance(pieces, Path):
+        _link(pieces, path, n_bytes=2 * n_chan_file(sorting) * sorting.n_samples)
+    else:
+        write_traces(path, pieces, sorting.probe.chan_map, n_chan_file(sorting), sorting.n_samples)
     copy = FlatFile(str(path), np.dtype(np.int16).str, 0, sorting.n_samples, n_chan_file(sorting))
     _write_params(path.parent, params_text(sorting, path.parent, (copy,), hp_filtered=True))
     return path
+
+
+def write_traces(
+    path: Path,
+    pieces: Iterable[tuple[int, NDArray[Any]]],
+    chan_map: NDArray[np.int64],
+    n_chan_file: int,
+    n_samples: int,
+) -> None:
+    """Write preprocessed traces, times 200 as int16, in the shape of the original.
+
+    Spike times and ``channel_map`` therefore hold for both files. Whatever was not sorted (other channels, time outside
+    tmin and tmax) is 0.
+
+    Parameters
+    ----------
+    path : Path
+    pieces : iterable of (start, traces)
+        First sample, counted from the recording's first, and traces of shape (time, channel that is sorted).
+    chan_map : ndarray of int64, shape (n_channels,)
+        Column of each sorted channel.
+    n_chan_file, n_samples : int
+        Shape of the original.
+    """
+    limits = np.iinfo(np.int16)
+    row_bytes = 2 * n_chan_file
+    with path.open("wb") as file:
+        for start, traces in pieces:
+            scaled = np.rint(np.asarray(traces, np.float32) * PREPROCESSED_SCALE)
+            block = np.zeros((len(scaled), n_chan_file), np.int16)
+            block[:, chan_map] = np.clip(scaled, limits.min, limits.max).astype(np.int16)
+            file.seek(start * row_bytes)
+            block.tofile(file)
+        file.truncate(n_samples * row_bytes)
+
+
+def _link(source: Path, target: Path, *, n_bytes: int) -> None:
+    if source.stat().st_size != n_bytes:
+        raise ResultsError(
+            f"{source} has {source.stat().st_size} bytes, but the preprocessed traces of this recording have "
+            f"{n_bytes}. Write it again."
+        )
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _write_params(folder: Path, text: str) -> None:

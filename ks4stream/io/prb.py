@@ -23,8 +23,8 @@ from ks4stream.io.records import ONE_AT_A_TIME
 
 _BUDGET = 2_000_000  # steps and elements: a file written by write_prb for 1000 contacts takes 15 000
 _LONGEST_FILE = 500_000  # characters: parsing as many statements briefly takes some 300 MB
-_LARGEST_INTEGER = 2**63 - 1
-_LARGEST_EXPONENT = 64
+_MAX_INTEGER = 2**63 - 1
+_MAX_EXPONENT = 64
 
 _NUMBERS = (int, float)
 _SCALARS = (int, float, str, type(None))
@@ -350,8 +350,8 @@ class _Evaluator(ast.NodeVisitor):
         """Arithmetic on numbers; concatenation and repetition of sequences."""
         kind, types = type(op), {type(operand) for operand in operands}
         if kind in _ARITHMETIC and all(isinstance(operand, _NUMBERS) for operand in operands):
-            if kind is ast.Pow and abs(operands[1]) > _LARGEST_EXPONENT:
-                raise ValueError(f"the exponent is larger than {_LARGEST_EXPONENT}")
+            if kind is ast.Pow and abs(operands[1]) > _MAX_EXPONENT:
+                raise ValueError(f"the exponent is larger than {_MAX_EXPONENT}")
         elif kind is ast.Add and len(types) == 1 and types <= {list, tuple, str}:
             self.pay(len(operands[0]) + len(operands[1]))
         elif kind is ast.Mult and types & {list, tuple, str} and int in types:
@@ -492,7 +492,7 @@ class _Evaluator(ast.NodeVisitor):
 
 def _bounded(value: Any) -> Any:
     """Return a value unchanged; refuse integers that are too large, and complex numbers."""
-    if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+    if isinstance(value, int) and abs(value) > _MAX_INTEGER:
         raise ValueError("an integer has more than 64 bits")
     if isinstance(value, complex):
         raise ValueError("the number is complex")

@@ -16,12 +16,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
+from ks4stream.errors import ProbeError, RecordingError
 from ks4stream.io import spikeglx
 from ks4stream.io.objects import read_metadata
 from ks4stream.io.prb import evaluate
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
+
+KILOSORT_NAMES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "neuropixPhase3B1_kilosortChanMap": ("neuropixels_1", (191,)),
+    "NeuroPix1_default": ("neuropixels_1", (191,)),
+    "NP2_kilosortChanMap": ("neuropixels_2_single_shank", ()),
+    "NeuroPix2_default": ("neuropixels_2_single_shank", ()),
+}
+"""Kilosort's names of probes: which of ours has the same contacts, and the channels it leaves out (the reference of
+Neuropixels 1.0)."""
 
 _UM_PER_UNIT = {"um": 1.0, "µm": 1.0, "mm": 1e3, "m": 1e6}
 
@@ -34,7 +43,8 @@ def load_probe(probe: Probe | Mapping[str, Any] | str | os.PathLike[str]) -> Pro
     probe : Probe, mapping or path
         A :class:`~ks4stream.probe.Probe` (returned unchanged); a mapping with Kilosort's keys ``chanMap``,
         ``xc``, ``yc``, ``kcoords``; a file (Kilosort ``.json`` or ``.mat``, klusta ``.prb``, probeinterface
-        ``.json``, SpikeGLX ``.meta``); or the name of a shipped probe (see :func:`shipped_probes`).
+        ``.json``, SpikeGLX ``.meta``); or the name of a shipped probe (see :func:`shipped_probes`), ours or Kilosort's
+        (:data:`KILOSORT_NAMES`), with or without the ending ``.json`` or ``.mat``.
 
     Returns
     -------
@@ -68,9 +78,12 @@ def load_probe(probe: Probe | Mapping[str, Any] | str | os.PathLike[str]) -> Pro
             )
         return reader(path)
     shipped = shipped_probes()
-    name = path.name.removesuffix(".json")
-    if name in shipped and path.name == str(probe):
-        return _read_json(shipped[name])
+    name = path.name.removesuffix(".json").removesuffix(".mat")
+    if path.name == str(probe):
+        own, without = KILOSORT_NAMES.get(name, (name, ()))
+        if own in shipped:
+            found = _read_json(shipped[own])
+            return found.drop_channels(without) if without else found
     near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.5)
     raise ProbeError(
         f"{probe} is neither a probe file nor the name of a shipped probe."
@@ -270,9 +283,7 @@ def _warn_if_from_one(probe: Probe) -> Probe:
     if n > 1 and np.array_equal(np.sort(probe.chan_map), np.arange(1, n + 1)):
         warn(
             f"{probe.name}: the channel map of {n} contacts has the numbers 1 to {n}. Channels are counted from 0: if "
-            "yours are counted from 1, subtract 1. If you left out channel 0 of the file on purpose, ignore this.",
-            Ks4StreamWarning,
-            stacklevel=2,
+            "yours are counted from 1, subtract 1. If you left out channel 0 of the file on purpose, ignore this."
         )
     return probe
 
@@ -310,9 +321,7 @@ def _probeinterface_columns(probe: Any, first_shank: int, first_contact: int, na
     if channels is None:
         warn(
             f"{name} has no wiring (device_channel_indices): contact i is assumed to be channel i of the file. "
-            "If that is wrong, set the wiring with probeinterface.",
-            Ks4StreamWarning,
-            stacklevel=2,
+            "If that is wrong, set the wiring with probeinterface."
         )
         channels = first_contact + np.arange(len(positions_um))
     channels = np.asarray(channels)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
+from ks4stream.errors import ProbeError, RecordingError
 from ks4stream.io.formats import is_hdf5, refusal
 from ks4stream.io.objects import is_remote, locate
 from ks4stream.io.probes import load_probe
@@ -63,18 +63,18 @@ def open_recording(
         - a list of these, joined in time.
 
         URLs are ``s3://bucket/key``, ``gs://bucket/key``, ``az://container/key`` and ``https://…``. Keys are not
-        percent-encoded (in ``https://`` they are as the web server requires). Each process that reads takes
+        percent-encoded, except in ``https://`` if the web server requires it. Each process that reads takes
         credentials from its environment, never from URLs.
     n_chan : int, optional
         Number of channels in the file, sorted or not. Required for flat files without metadata.
     fs : float, optional
-        Samples per second. Required if the metadata do not give it; overrides them if they do.
+        Sampling rate, in Hz. Required if the metadata do not give it; takes precedence if they do.
     dtype : dtype-like, optional
         Type of the samples of flat files; by default int16.
     probe : Probe, mapping, path or name, optional
         The contacts, in any form that :func:`~ks4stream.io.probes.load_probe` takes; overrides the metadata.
     default_fs : float, optional
-        Samples per second if neither `fs` nor the metadata give them.
+        Sampling rate, in Hz, if neither `fs` nor the metadata give it.
 
     Returns
     -------
@@ -160,7 +160,7 @@ def _refuse(file: File) -> None:
         raise RecordingError(reason)
 
 
-FORMATS: tuple[Callable[[File], Opened | None], ...] = (
+OPENERS: tuple[Callable[[File], Opened | None], ...] = (
     zarr.opens,
     hdf5.opens,
     _refuse,
@@ -168,12 +168,12 @@ FORMATS: tuple[Callable[[File], Opened | None], ...] = (
     spikeglx.opens,
     cbin.opens,
 )
-"""The first format that recognizes a file opens it; a file that none recognizes is flat."""
+"""The first that recognizes a file opens it, or refuses it; a file that none recognizes is flat."""
 
 
 def _look_at_path(path: str | os.PathLike[str], n_chan: int | None, dtype: DTypeLike | None) -> Opened:
     file = File(locate(path), n_chan, dtype)
-    for opens in FORMATS:
+    for opens in OPENERS:
         found = opens(file)
         if found is not None:
             return found
@@ -231,11 +231,7 @@ def _warn_of_repeated(parts: Sequence[Opened]) -> None:
         begins = () if isinstance(flat, str) else tuple(file.offset_bytes for file in flat)
         same = (places, part.source.n_samples, begins)
         if places and same in seen:
-            warn(
-                f"{part.files[0]} was given more than once; its spikes will be found that many times.",
-                Ks4StreamWarning,
-                stacklevel=4,
-            )
+            warn(f"{part.files[0]} was given more than once; its spikes will be found that many times.")
         seen.add(same)
 
 

@@ -269,6 +269,37 @@ class ResultsFolder:
         self._write_record({"state": "complete", "key": key, "files": files})
         return kept
 
+    def add_early(self, draft: Path) -> list[Place]:
+        """Add files of results that are not complete yet: these are ours, and :meth:`replace` replaces or removes them.
+
+        Until then the earlier results of a sort stay beside them, but they no longer count as complete. Nothing is
+        changed if the same files are here already. Files that are not ours are moved away first.
+
+        Parameters
+        ----------
+        draft : Path
+            Folder of files with names among :data:`WRITTEN`.
+
+        Returns
+        -------
+        list of Path or ObjectPath
+            Numbered folders that files were moved to.
+        """
+        found: dict[str, Description] = {entry.name: _described(entry) for entry in draft.iterdir()}
+        moved = [self.set_aside()] if self.somebodys() else []
+        late: list[Place] = []
+        ours = self._ours()
+        new = {name: about for name, about in found.items() if ours.get(name, {}).get("digest") != about["digest"]}
+        if not new:
+            return moved
+        self._write_record({"state": "replacing", "files": ours, "new": new})
+        for name in sorted(new):
+            while not self._may_go(name, ours):
+                self._move_late(name, late)
+            new[name] = self._install(draft / name, new[name])
+        self._write_record({"state": "replacing", "files": {**ours, **new}, "new": {}})
+        return moved + late
+
     def set_aside(self) -> Place:
         """Move everything here that belongs to a sorting into a numbered folder: the first free one beside this one.
 

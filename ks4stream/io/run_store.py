@@ -28,7 +28,7 @@ from uuid import uuid4
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from ks4stream.errors import DamagedFileError, Ks4StreamError, Ks4StreamWarning, ResultsError
+from ks4stream.errors import DamagedFileError, Ks4StreamError, ResultsError
 from ks4stream.io.atomic import DRAFT, atomic_write, explain_write_errors
 from ks4stream.io.objects import UnconditionalError, Version, Versioned, listing, read_versioned, write_bytes, write_if
 from ks4stream.io.places import ObjectPath, Place, below, read_whole, remove, size_of
@@ -36,11 +36,9 @@ from ks4stream.io.records import converted, key_of, read_record, write_record
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.tables import Receipt
 from ks4stream.messages import hand_on, listeners, warn
+from ks4stream.method import METHOD_VERSION
 
 FORMAT = "ks4stream.Run/1"
-METHOD_VERSION = 4
-"""Raised with each change of the method that changes a result: records with another number cannot be used."""
-
 MANIFEST, LOCK, SCRATCH = "manifest.json", "lock", "scratch"
 RENEWED_S, LOOKED_S, LEASE_S, SETTLED_S = 20.0, 2.0, 120.0, 3.0  # see ObjectLock
 RELEASED_S = 10.0  # how long the end of a sort waits for its lock to be released
@@ -324,9 +322,7 @@ class ObjectLock:
             if not waited_s:
                 warn(
                     f"Another run{_by(found)} holds {self._path}. Waiting up to {self._lease_s:.0f} s to see whether "
-                    "it is still alive: if it was killed, this run continues where it stopped.",
-                    Ks4StreamWarning,
-                    stacklevel=2,
+                    "it is still alive: if it was killed, this run continues where it stopped."
                 )
             time.sleep(self._looked_s)
             waited_s += self._looked_s
@@ -402,9 +398,7 @@ class ObjectLock:
         self._is_conditional = False
         warn(
             f"The store of {self._path} does not support conditional writes (If-Match, If-None-Match), so two runs "
-            f"that start within the same {SETTLED_S:.0f} s cannot be kept apart. Start them one after the other.",
-            Ks4StreamWarning,
-            stacklevel=2,
+            f"that start within the same {SETTLED_S:.0f} s cannot be kept apart. Start them one after the other."
         )
 
     def _held(self, by: Versioned | None) -> ResultsError:

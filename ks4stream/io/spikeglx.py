@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
+from ks4stream.errors import ProbeError, RecordingError
 from ks4stream.io.objects import is_remote, locate, name_of, read_metadata, status
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
@@ -40,8 +40,8 @@ _REFERENCE_CHANNEL = {"NP10": 191, "NP13": 191, "NP14": 191, "PRB_1": 191, "NP20
 _PHASE_3A_REFERENCES = (36, 75, 112, 151, 188, 227, 264, 303, 340, 379)  # its option 4 has 276 channels
 
 _NP2_AP_GAIN = {"21": 80.0, "24": 80.0}  # fixed in the prototypes; 100 in the probes sold since
-_MOST_CHANNELS = 100_000  # in a file
-_LARGEST_NUMBER = 2**53  # in a table of contacts
+_MAX_CHANNELS = 100_000  # in a file
+_MAX_NUMBER = 2**53  # in a table of contacts
 _JOINTS_SHOWN = 4
 _RUN = re.compile(r"([^/\\]+)_g\d+_t[^/\\]*$")  # in the name that a file had: run_g0_t0.imec0.ap.bin
 # Files are created when they are first written, some seconds after their first sample; runs are minutes apart.
@@ -238,9 +238,7 @@ class SpikeGLXMeta:
         if self._named_part() is None and kind in _TYPES_OF_SEVERAL_LAYOUTS:
             warn(
                 f"{self.path} does not give a part number (imDatPrb_pn). The contacts are assumed to lie as on {part}, "
-                f"but some probes of type {kind} have another layout. If yours is one of them, give the probe (probe).",
-                Ks4StreamWarning,
-                stacklevel=2,
+                f"but some probes of type {kind} have another layout. If yours is one of them, give the probe (probe)."
             )
         x_um, y_um = probe.contact_positions.T
         n_per_shank = len(x_um) // probe.get_shank_count()
@@ -292,7 +290,7 @@ class SpikeGLXMeta:
         if (
             table.ndim != 2
             or (n_fields is not None and table.shape[1] != n_fields)
-            or not (np.abs(table) < _LARGEST_NUMBER).all()  # nor nan
+            or not (np.abs(table) < _MAX_NUMBER).all()  # nor nan
         ):
             raise ProbeError(
                 f"{self.path}: ~{tag} cannot be read: all entries must have {n_fields or 'equally many'} numbers. "
@@ -360,8 +358,8 @@ def read_meta(path: str | os.PathLike[str]) -> SpikeGLXMeta:
     stream = tags.get("typeThis", "imec")
     rate_tag = {"nidq": "niSampRate", "obx": "obSampRate"}.get(stream, "imSampRate")
     n_channels = int(_number(tags, "nSavedChans", path))
-    if not 1 <= n_channels <= _MOST_CHANNELS:
-        raise RecordingError(f"{path}: nSavedChans={tags['nSavedChans']}; it must be between 1 and {_MOST_CHANNELS}.")
+    if not 1 <= n_channels <= _MAX_CHANNELS:
+        raise RecordingError(f"{path}: nSavedChans={tags['nSavedChans']}; it must be between 1 and {_MAX_CHANNELS}.")
     return SpikeGLXMeta(
         path=path,
         stream=stream,
@@ -437,11 +435,7 @@ def _amplification(tags: Mapping[str, str], probe_type: str) -> float | None:
 
 def warn_of_lf(path: str) -> None:
     """Warn that a file holds no spikes."""
-    warn(
-        f"{path} holds the LF band, which is too slow for spikes; those are in the .ap.bin of the same run.",
-        Ks4StreamWarning,
-        stacklevel=5,
-    )
+    warn(f"{path} holds the LF band, which is too slow for spikes; those are in the .ap.bin of the same run.")
 
 
 # -- files joined in time --------------------------------------------------------------------------------------
@@ -510,7 +504,7 @@ def check_joined(parts: Sequence[Part]) -> None:
                 else f"the last {length} of {first.name} are in {second.name} too"
             )
     if joints:
-        _warn(
+        warn(
             "Files that are joined in time do not follow each other: "
             + "; ".join(joints[:_JOINTS_SHOWN])
             + f"; and {len(joints) - _JOINTS_SHOWN} more" * (len(joints) > _JOINTS_SHOWN)
@@ -535,10 +529,10 @@ def _of_one_acquisition(first: SpikeGLXMeta, second: SpikeGLXMeta) -> bool:
 def _check_acquisitions(first: Part, second: Part) -> None:
     """Warn of files of different acquisitions that do not seem to follow each other."""
     if _differ_in_probe(first, second):
-        _warn(f"{_of_two_probes(first, second)}: units cannot continue from one to the other. Sort them separately.")
+        warn(f"{_of_two_probes(first, second)}: units cannot continue from one to the other. Sort them separately.")
     before, after = first.meta.created, second.meta.created
     if before is not None and after is not None and after < before:
-        _warn(
+        warn(
             f"{second.name} was created at {after}, but {first.name}, which precedes it here, at {before}. Are the "
             "files in order of time?"
         )
@@ -566,7 +560,3 @@ def _wrong_order(parts: Sequence[Part], first: Part, second: Part) -> str:
         f"The files to join are not in order of time: {second.name} begins at sample {second.start} of the "
         f"acquisition, but {first.name}, which precedes it here, at {first.start}. The right order is {right}."
     )
-
-
-def _warn(text: str) -> None:
-    warn(text, Ks4StreamWarning, stacklevel=6)

@@ -97,14 +97,14 @@ def without_features(sorting: Sorting) -> Sorting:
 
 
 def load_sorting(path: str | os.PathLike[str], *, features: bool = True) -> Sorting:
-    """Read a sorting that :func:`save_sorting` wrote.
+    """Read a finished sorting from its results.
 
     Parameters
     ----------
     path : path
-        The store, or a results folder with a ``sorting.zarr`` in it; may be an address in an object store.
+        A results folder, or the ``sorting.zarr`` in it; on disk or in an object store.
     features : bool
-        Read the features of all spikes, too.
+        Whether to read the features of all spikes as well.
 
     Returns
     -------

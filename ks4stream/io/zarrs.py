@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, RecordingError
+from ks4stream.errors import Ks4StreamError, RecordingError
 from ks4stream.io.objects import can_list, child, listing, status, translate_errors, zarr_store
 from ks4stream.messages import warn
 
@@ -34,7 +34,7 @@ _CODEC_PACKAGES = {
 }
 _METADATA = (".zarray", ".zgroup", ".zmetadata", "zarr.json")
 _PICKLE = re.compile(r"^(?:numcodecs\.)?pickle$", re.IGNORECASE)  # a codec that executes what a file holds
-_MOST_MISSING = 10**6  # chunks: each that is missing takes memory
+_MAX_MISSING = 10**6  # chunks: each that is missing takes memory
 _BLOSC_HEADER_BYTES = 16
 _STRETCHES_SHOWN = 3
 
@@ -135,7 +135,7 @@ def check_chunks(path: str, array: Any) -> bool:
         raise RecordingError(
             f"{path} holds no samples: its metadata are there, but none of its {n_all} chunks. Copy it again."
         )
-    if n_all - len(stored) > _MOST_MISSING:
+    if n_all - len(stored) > _MAX_MISSING:
         raise RecordingError(
             f"{path} should have {n_all} chunks, but {len(stored)} are stored: its metadata are damaged, or nearly all "
             "of it is missing. Copy it again."
@@ -147,9 +147,7 @@ def check_chunks(path: str, array: Any) -> bool:
     warn(
         f"{len(missing)} of the {n_all} chunks of {path} are not stored (samples {where}), and read as "
         f"{array.fill_value or 0}. That is right if whoever wrote them left out chunks of this value; if the copy is "
-        "incomplete, copy it again.",
-        Ks4StreamWarning,
-        stacklevel=5,
+        "incomplete, copy it again."
     )
     return False
 

@@ -16,13 +16,13 @@ class Reported(NamedTuple):
     sample : array, shape (n,), int64, samples
         Spike times, counted as `border` is.
     unit : array, shape (n,), int
-    in_core : array, shape (n,), bool
-        Whether the spike lies in the tile's core; or, once a border has been settled, whether the spike counts.
+    counts : array, shape (n,), bool
+        Whether the spike counts: if it lies in the tile's core, until a border has been settled.
     """
 
     sample: NDArray[np.int64]
     unit: NDArray[np.integer]
-    in_core: NDArray[np.bool_]
+    counts: NDArray[np.bool_]
 
 
 def settle(
@@ -33,8 +33,8 @@ def settle(
     Both tiles process the samples around their border. Spikes within `nt` of it (``border − nt <= sample <
     border + nt``) are paired one to one: same unit, at most `tolerance` apart, nearest first, then earlier. A pair
     is one spike, and the left tile's version is kept. A spike without a partner counts if it lies in the core of the
-    tile that reports it. Spikes farther from the border keep their `in_core`, so the two borders of a tile can be
-    settled one after the other: pass the result of the first as the `in_core` of the second.
+    tile that reports it. Spikes farther from the border keep their `counts`, so the two borders of a tile can be
+    settled one after the other: pass the result of the first as the `counts` of the second.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def settle(
     >>> settle(left, right, border=100, nt=61, tolerance=20)
     (array([ True]), array([False]))
     """
-    keep_left, keep_right = np.array(left.in_core, bool), np.array(right.in_core, bool)
+    keep_left, keep_right = np.array(left.counts, bool), np.array(right.counts, bool)
     for i_left, i_right in _pairs(left, right, border, nt, tolerance):
         keep_left[i_left], keep_right[i_right] = True, False
     return keep_left, keep_right

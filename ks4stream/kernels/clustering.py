@@ -205,7 +205,7 @@ def cluster_region(
     final : bool
         Whether clusters with a refractory cross-correlogram are kept together (step 6b).
     min_spikes : int
-        Fewer spikes are one cluster (section 5).
+        Fewer spikes are one cluster (section 6).
     min_landmarks : int
         Minimum number of landmarks, if there are as many spikes.
 

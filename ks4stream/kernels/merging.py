@@ -1,4 +1,4 @@
-"""Merging units of the same neuron, and marking duplicate spikes (sections 9 and 10)."""
+"""Merging clusters of the same neuron, and marking duplicate spikes (sections 9 and 10)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ improbable: where fewer than 6.2 are expected within ±10 ms, even zero has a pr
 alone, a rarely firing neuron that drift has split in two would remain split."""
 
 SimilarityRow = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Similarity of one template (c, q) to others (v, c, q): values (v,) and lags (v,); see :func:`merge_units`."""
+"""Similarity of one template (c, q) to others (v, c, q): values (v,) and lags (v,); see :func:`merge_clusters`."""
 
 
 class Trains(Protocol):
-    """Sorted spike times of each unit, in memory or on disk."""
+    """Sorted spike times of each cluster, in memory or on disk."""
 
-    def __getitem__(self, unit: int, /) -> NDArray[np.int64]: ...
+    def __getitem__(self, cluster: int, /) -> NDArray[np.int64]: ...
 
 
 class MergedUnits(NamedTuple):
@@ -36,11 +36,11 @@ class MergedUnits(NamedTuple):
     Attributes
     ----------
     features : Tensor, shape (u, c, q), float32
-        Templates of the remaining units.
-    unit_of : ndarray, shape (u before,), int64
-        New number of each old unit, counted from 0 in the order of the old numbers.
-    lag_of : ndarray, shape (u before,), int64, samples
-        Lag by which the waveform of each old unit is rolled: the times of its spikes become ``sample − lag``,
+        Templates of the units.
+    unit_of : ndarray, shape (cluster,), int64
+        Unit of each cluster, counted from 0 in the order of each unit's first cluster.
+    lag_of : ndarray, shape (cluster,), int64, samples
+        Lag by which the waveform of each cluster is rolled: the times of its spikes become ``sample − lag``,
         and their features ``features @ roll_matrix(components, lag)``
         (:func:`~ks4stream.kernels.templates.roll_matrix`).
     """
@@ -51,7 +51,7 @@ class MergedUnits(NamedTuple):
 
 
 class _GrowingUnit:
-    """A unit during merging: the old units it contains with their lags, its spikes and its template."""
+    """A unit during merging: the clusters it contains with their lags, its spikes and its template."""
 
     def __init__(self, number: int, trains: Trains, n_spikes: int, features: Tensor) -> None:
         self.n_spikes, self.features = n_spikes, features
@@ -67,17 +67,17 @@ class _GrowingUnit:
         self.lags |= {number: before + lag for number, before in other.lags.items()}
 
     def train(self) -> NDArray[np.int64]:
-        """Sorted times of its spikes; not cached, as the trains of all units may not fit in memory."""
+        """Sorted times of its spikes; not cached, as all trains together may not fit in memory."""
         return joined_train(self._trains, self.lags)
 
 
 def joined_train(trains: Trains, lags: Mapping[int, int]) -> NDArray[np.int64]:
-    """Sorted spike times of several units, each unit's shifted earlier by its lag."""
+    """Sorted spike times of several clusters, each shifted earlier by its lag."""
     moved = [trains[number] - lag for number, lag in lags.items()]
     return moved[0] if len(moved) == 1 else np.sort(np.concatenate(moved))
 
 
-def merge_units(
+def merge_clusters(
     trains: Trains,
     n_spikes: NDArray[np.int64],
     features: Tensor,
@@ -90,11 +90,11 @@ def merge_units(
     acg_threshold: float,
     ccg_threshold: float,
 ) -> MergedUnits:
-    """Merge units with similar templates whose cross-correlogram is refractory (section 9).
+    """Merge clusters with similar templates whose cross-correlogram is refractory (section 9).
 
-    Units absorb others in descending order of their count; only units that were refractory before merging
-    do. Of the units with a similarity above :data:`SIMILAR_ABOVE`, most similar first, the first one whose
-    cross-correlogram with the unit is refractory is absorbed; then the unit starts over. Beyond the
+    Each cluster begins as a unit of its own. Units absorb others in descending order of their count; only units that
+    were refractory before merging do. Of the units with a similarity above :data:`SIMILAR_ABOVE`, most similar first,
+    the first one whose cross-correlogram with the unit is refractory is absorbed; then the unit starts over. Beyond the
     published method, a correlogram has to be improbably empty (see :func:`is_refractory_pair`), and twins
     (:data:`TWIN_SIMILARITY`) are merged unless their correlogram contradicts it, even by units that are not
     refractory.
@@ -102,14 +102,14 @@ def merge_units(
     Parameters
     ----------
     trains : sequence of ndarray, int64, samples
-        Sorted spike times of each unit. They are read one or two at a time, possibly more than once.
-    n_spikes : ndarray, shape (u,), int64
+        Sorted spike times of each cluster. They are read one or two at a time, possibly more than once.
+    n_spikes : ndarray, shape (cluster,), int64
         Length of each train.
-    features : Tensor, shape (u, c, q), float32
-        Templates.
+    features : Tensor, shape (cluster, c, q), float32
+        Mean of each cluster.
     components : Tensor, shape (q, w), float32
         wPCA.
-    similarity, lag : ndarray, shape (u, u), float32 and int64
+    similarity, lag : ndarray, shape (cluster, cluster), float32 and int64
         For each pair the largest correlation over lags, and the lag by which v (column) is rolled to align
         it with u (row).
     similarity_row : callable
@@ -120,11 +120,11 @@ def merge_units(
     -------
     MergedUnits
     """
-    n_units = len(n_spikes)
-    alive = {u: _GrowingUnit(u, trains, int(n_spikes[u]), features[u]) for u in range(n_units)}
+    n_clusters = len(n_spikes)
+    alive = {u: _GrowingUnit(u, trains, int(n_spikes[u]), features[u]) for u in range(n_clusters)}
     absorbs = [
         is_refractory_unit(trains[u], sampling_rate_hz=sampling_rate_hz, acg_threshold=acg_threshold)
-        for u in range(n_units)
+        for u in range(n_clusters)
     ]
     similarity, lag = similarity.copy(), lag.copy()
     for u in np.argsort(-n_spikes, kind="stable").tolist():
@@ -136,7 +136,7 @@ def merge_units(
             alive[u].absorb(alive.pop(v), int(lag[u, v]), components)
             _renew_row(u, alive, similarity, lag, similarity_row)
     remaining = [alive[u] for u in sorted(alive)]
-    unit_of, lag_of = np.zeros(n_units, np.int64), np.zeros(n_units, np.int64)
+    unit_of, lag_of = np.zeros(n_clusters, np.int64), np.zeros(n_clusters, np.int64)
     for new, unit in enumerate(remaining):
         for member, shift in unit.lags.items():
             unit_of[member], lag_of[member] = new, shift

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ks4stream.engine import Progress
 from ks4stream.errors import ProbeError, RecordingError, ResultsError, SettingsError
 from ks4stream.io.places import place
 from ks4stream.io.probes import shipped_probes
@@ -18,7 +19,6 @@ from ks4stream.recording import Recording, is_same_rate
 from ks4stream.settings import OF_RECORDING, Settings
 
 PathLike = str | os.PathLike[str]
-Progress = Callable[[str, int, int], None]
 
 _PLACES = ("filename", "data_dir", "results_dir", "data_dtype", "probe", "probe_name", "probe_path")
 _BINARY_SUFFIXES = (".bin", ".dat", ".bat", ".raw")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ks4stream.errors import ResultsError
 from ks4stream.kilosort4.arguments import PathLike
+from ks4stream.messages import DETAIL
 from ks4stream.report.log import LOG_NAME
 
 NAME = "kilosort"
@@ -60,6 +63,23 @@ def close_logger() -> None:
         logger.removeHandler(handler)
         handler.close()
     _Forwarder.stop()
+
+
+@contextmanager
+def detailed(is_wanted: bool) -> Iterator[None]:
+    """Log more inside, if that is wanted: each task as it ends, and memory after each step."""
+    files = [handler for handler in logging.getLogger(NAME).handlers if isinstance(handler, logging.FileHandler)]
+    loggers = [_ours, logging.getLogger(NAME)]
+    both: list[logging.Handler | logging.Logger] = [*files, *loggers]
+    before = [(one, one.level) for one in both]
+    if is_wanted:
+        for one, level in before:
+            one.setLevel(min(DETAIL, level or DETAIL))
+    try:
+        yield
+    finally:
+        for one, level in before:
+            one.setLevel(level)
 
 
 class _Forwarder(logging.Handler):

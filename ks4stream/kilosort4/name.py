@@ -62,10 +62,10 @@ class _Metadata(metadata.DistributionFinder):
         """No modules are found here."""
 
     def find_distributions(
-        self, context: metadata.DistributionFinder.Context = metadata.DistributionFinder.Context()
+        self, context: metadata.DistributionFinder.Context | None = None
     ) -> Iterable[metadata.Distribution]:
         """The distribution, if it is asked for by its name."""
-        return [_Named()] if context.name == "kilosort" else []
+        return [_Named()] if context is not None and context.name == "kilosort" else []
 
 
 class _Named(metadata.Distribution):

@@ -125,13 +125,14 @@ def recording_of(ops: dict[str, Any], file_object: Any = None) -> Recording:
     RecordingError, ProbeError, SettingsError
         If it cannot be opened.
     """
-    files = _files(ops) if file_object is None else []
+    probe, files = probe_of(ops), _files(ops) if file_object is None else []
     if file_object is None and not files:
         raise RecordingError(
             "ops['filename'] names no file, as the samples are those of a file_object: pass it as file_object."
         )
     known = {"fs": needed(ops, "fs"), "n_chan_bin": needed(ops, "n_chan_bin")}
-    return opened(files, file_object, known, {"data_dtype": ops.get("data_dtype"), "probe": probe_of(ops)})
+    data_dtype = ops.get("data_dtype") if file_object is None else None  # an array knows its own
+    return opened(files, file_object, known, {"data_dtype": data_dtype, "probe": probe})
 
 
 def _files(ops: Mapping[str, Any]) -> list[Any]:
@@ -231,18 +232,18 @@ def tiles_of(ops: dict[str, Any], recording: Recording, device: str) -> Preproce
         dead = array(own(ops).get("dead", whitening_of(ops).dead), np.int64)
         tiles = Preprocessor(recording, tiling_of(recording, settings), settings, dead=dead, device=device)
     if "preprocessing" in ops:
-        tiles = tiles.with_results(whitening=whitening_of(ops))
+        tiles = tiles.with_whitening(whitening_of(ops))
     drift = drift_of(ops)
-    return tiles if drift is None or not np.any(drift.shift_um) else _drifting(tiles, drift)
+    return tiles if drift is None or not np.any(drift.shift_um) else _drifting(tiles, drift, settings)
 
 
-def _drifting(tiles: Preprocessor, drift: Drift) -> Preprocessor:
+def _drifting(tiles: Preprocessor, drift: Drift, settings: Settings) -> Preprocessor:
     if len(drift.shift_um) != len(tiles.tiling):
         raise OpsError(
             f"ops['dshift'] is for {len(drift.shift_um)} batches, but the recording has {len(tiles.tiling)}. Give one "
             "row per batch, or set it to None."
         )
-    return tiles.with_results(drift=drift)
+    return tiles.with_drift(drift, settings)
 
 
 # -- results -----------------------------------------------------------------------------------------------

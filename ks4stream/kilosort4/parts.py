@@ -30,9 +30,9 @@ from ks4stream.errors import OpsError
 from ks4stream.io.kilosort_ops import channels_of_templates, dtype_name, highpass_impulse, ops_from_sorting
 from ks4stream.io.objects import is_remote
 from ks4stream.io.probes import load_probe
+from ks4stream.io.recording_cache import cached
 from ks4stream.io.results_folder import PREPROCESSED_COPY, ResultsFolder
 from ks4stream.io.run_store import open_store
-from ks4stream.io.tile_cache import cached
 from ks4stream.kernels import merging, templates
 from ks4stream.kilosort4.arguments import (
     PathLike,
@@ -47,6 +47,7 @@ from ks4stream.kilosort4.arguments import (
     split_settings,
 )
 from ks4stream.kilosort4.binary import BinaryFiltered
+from ks4stream.kilosort4.logger import detailed
 from ks4stream.kilosort4.ops import (
     array,
     artifacts_of,
@@ -316,8 +317,13 @@ def compute_drift_correction(
         As in :func:`~ks4stream.kilosort4.run_kilosort.run_kilosort`.
     file_object : array-like, optional
         As in :func:`compute_preprocessing`.
-    tic0, clear_cache, verbose
-        Accepted for compatibility; memory is bounded, and logs are complete, without them.
+    tic0 : float
+        Accepted for compatibility.
+    clear_cache : bool
+        After each step, free the GPU memory that torch keeps for later.
+    verbose : bool
+        Also log each task as it ends, and memory after each step, in the file of
+        :func:`~ks4stream.kilosort4.run_kilosort.setup_logger`.
 
     Returns
     -------
@@ -337,7 +343,7 @@ def compute_drift_correction(
     needed(ops, "preprocessing")
     ops.update(dshift=None, yblk=None, iKxx=None)
     recording = recording_of(ops, file_object)
-    with _computing(ops, device, recording, progress_bar) as at:
+    with _computing(ops, device, recording, progress_bar, clear_cache, verbose) as at:
         ops["Nbatches"] = len(at.tiles.tiling)
         st0 = at.do(partial(_estimate_drift, ops, at)) if at.settings.nblocks else None
     return ops, BinaryFiltered.of(tiles_of(ops, recording, at.tiles.device)), st0
@@ -373,7 +379,7 @@ def detect_spikes(
         From :func:`compute_drift_correction`. Only its samples are used; everything else is taken from `ops`.
     progress_bar : optional
     tic0, clear_cache, verbose
-        Accepted for compatibility.
+        As in :func:`compute_drift_correction`.
 
     Returns
     -------
@@ -392,7 +398,7 @@ def detect_spikes(
         If the drift was not estimated, or the `ops` belongs to another recording.
     """
     needed(ops, "dshift")
-    with _computing(ops, device, bfile.recording, progress_bar) as at:
+    with _computing(ops, device, bfile.recording, progress_bar, clear_cache, verbose) as at:
         st, features, template_features = at.do(partial(_detect, ops, at))
     return st, _tensor(features), _tensor(template_features), st[:, 1].astype(np.int32)
 
@@ -433,7 +439,7 @@ def cluster_spikes(
         As in :func:`detect_spikes`.
     progress_bar : optional
     tic0, clear_cache, verbose
-        Accepted for compatibility.
+        As in :func:`compute_drift_correction`.
 
     Returns
     -------
@@ -450,7 +456,7 @@ def cluster_spikes(
         If spikes were not detected, the `ops` belongs to another recording, or `st` and `tF` do not fit each other.
     """
     needed(ops, "iCC")
-    with _computing(ops, device, bfile.recording, progress_bar) as at:
+    with _computing(ops, device, bfile.recording, progress_bar, clear_cache, verbose) as at:
         columns, unit_features = at.do(partial(_cluster, ops, at, array(st, np.float64), array(tF, np.float32)))
     found = np.column_stack([columns["sample"] - at.tiles.tiling.start, columns["template"], columns["score"]])
     return columns["unit"], _tensor(unit_features), found.astype(np.float64), _tensor(columns["features"])
@@ -608,7 +614,8 @@ def _check_units(unit: NDArray[np.int32], unit_features: NDArray[np.float32], n_
         )
     if unit_features.ndim != 3 or unit_features.shape[1] != n_channels:
         raise OpsError(
-            f"Wall has shape {unit_features.shape}; it must be (n_units, n_channels, n_pcs), with {n_channels} channels."
+            f"Wall has shape {unit_features.shape}; it must be (n_units, n_channels, n_pcs), and ops has "
+            f"{n_channels} channels."
         )
 
 
@@ -630,12 +637,18 @@ class _Computing:
 
 @contextmanager
 def _computing(
-    ops: Ops, device: str | torch.device | None, recording: Recording, progress_bar: Any = None
+    ops: Ops,
+    device: str | torch.device | None,
+    recording: Recording,
+    progress_bar: Any = None,
+    clear_cache: bool = False,
+    verbose: bool = False,
 ) -> Iterator[_Computing]:
-    resources = Resources(client=ops.get("client"), workers=ops.get("workers"), device=device)
+    resources = Resources(client=ops.get("client"), workers=ops.get("workers"), device=device, clear_cache=clear_cache)
     folder, progress = folder_of(ops), progress_of(progress_bar) or no_progress
-    chosen = gpus.chosen(device, here=client_for(resources) in (None, "loop"))
-    with recorded() as warned, ExitStack() as stack:
+    client = client_for(resources)
+    chosen = gpus.chosen(device, here=client in (None, "loop"))
+    with recorded() as warned, detailed(verbose), ExitStack() as stack:
         recording = stack.enter_context(cached(recording, None, None))
         is_first = "provenance" not in own(ops)
         tiles = tiles_of(ops, recording, chosen)
@@ -649,6 +662,7 @@ def _computing(
                 fresh=is_first and bool(token),
                 token=token,
                 progress=progress,
+                client=client,
             )
         )
         if is_first:

@@ -18,8 +18,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.deploy import client_for, forget_on_workers
 from ks4stream.io.kilosort_ops import TENSORS, ops_from_sorting, spike_table
+from ks4stream.io.recording_cache import cached, ending
 from ks4stream.io.results_folder import ResultsFolder
-from ks4stream.io.tile_cache import cached, ending
 from ks4stream.kilosort4.arguments import (
     PathLike,
     files_of,
@@ -108,17 +108,17 @@ def run_kilosort(
     resources: Resources | None = None,
     **of_resources: Any,
 ) -> KilosortResults:
-    """Sort a recording, called like Kilosort4.
+    """Sort a recording with the arguments, results and files of Kilosort4's function.
 
     Parameters
     ----------
     settings : mapping or Settings
-        Kilosort4's settings by name; ``n_chan_bin`` is required, all others have defaults. As in Kilosort4 it may
-        also hold ``filename``, ``data_dir``, ``results_dir``, ``data_dtype``, ``probe``, ``probe_name`` and
+        Kilosort4's settings by name; ``n_chan_bin`` is required, all others have defaults. As in Kilosort4, it may
+        also contain ``filename``, ``data_dir``, ``results_dir``, ``data_dtype``, ``probe``, ``probe_name`` and
         ``probe_path``; arguments of the same name take precedence.
     probe : Probe, mapping or path, optional
         A :class:`~ks4stream.probe.Probe`, a dictionary with ``chanMap``, ``xc``, ``yc``, ``kcoords``, or a
-        probe file. Without any of the probe arguments, the probe is taken from the recording's metadata.
+        probe file. Without any probe argument, the probe is that of the recording's metadata.
     probe_name : str, optional
         A probe shipped with ks4stream, or a probe file; used if `probe` is None.
     filename : path or list of paths, optional
@@ -144,29 +144,29 @@ def run_kilosort(
     save_extra_vars : bool
         Also write tF, Wall, full_st, full_clu and full_amp.
     clear_cache : bool
-        Accepted for compatibility with Kilosort4; memory is bounded without it.
+        After each step, free the GPU memory that torch keeps for later.
     save_preprocessed_copy : bool
         Also write the preprocessed traces to ``temp_wh.dat``, and let Phy show those.
     bad_channels : list of int, optional
         Columns of the file that are not sorted.
     shank_idx : int or list of int, optional
         Sort only this shank (a value of ``kcoords``), into a folder ``shank_<idx>`` within the results
-        folder. Shanks in a list are sorted one after the other, and the last one's results are returned.
-        By default all shanks are sorted together; templates and units never span two.
+        folder. Shanks in a list are sorted one after another, and the results of the last one are returned.
+        By default all shanks are sorted together; templates and units never span two of them.
     verbose_console : bool
         Show on the console everything that goes to the log.
     verbose_log : bool
-        Write more detail to ``kilosort4.log``.
+        Also log each task as it ends, and memory after each step.
     torch_thread_lim : int, optional
-        Maximum number of this machine's cores to use (each task computes on one), whether or not a client is active;
-        no effect if `client` is given.
+        Maximum number of workers on this machine (each computes on one core), which then computes whether or not a
+        client is active; ignored if `client` is given.
     resume : bool
         Continue where an earlier run into the same results folder stopped; False starts over.
     keep_run : bool
-        Keep what the tasks found, in ``run`` in the results folder; a sort with a changed setting then recomputes only
+        Keep the results of the tasks in ``run`` in the results folder; a sort with a changed setting then computes only
         the stages that the setting affects.
     resources : Resources, optional
-        Where to compute and with what, as in :func:`ks4stream.sort`; `device` and `torch_thread_lim` take precedence.
+        Where to compute, as in :func:`ks4stream.sort`; `device` and `torch_thread_lim` take precedence.
     **of_resources
         Any field of :class:`~ks4stream.Resources`, such as `client`.
 
@@ -187,7 +187,7 @@ def run_kilosort(
     is_ref : ndarray of bool, shape (n_units,)
         Whether a unit is refractory ("good").
     est_contam_rate : ndarray of float64, shape (n_units,)
-        Estimated contamination.
+        Estimated contamination: rate of refractory violations relative to chance.
     kept_spikes : ndarray of bool, shape (n_spikes,)
         False for duplicates.
 
@@ -198,12 +198,14 @@ def run_kilosort(
         and probe cannot be sorted (:class:`~ks4stream.errors.SettingsError`,
         :class:`~ks4stream.errors.RecordingError`, :class:`~ks4stream.errors.ProbeError`).
     ResultsError
-        If the results folder cannot be written to.
+        If the results folder cannot be written to, or the disk is full.
+    WorkerError, MachineError
+        Before work starts, if a worker cannot compute, or memory or disk are too small.
     """
     values, of_recording, given = split_settings(settings)
-    limit = {"device": device, "workers": torch_thread_lim}
+    limit = {"device": device, "workers": torch_thread_lim, "clear_cache": clear_cache or None}
     resources = Resources.given(resources, of_resources)
-    resources = Resources.given(resources, limit if resources.client is None else {"device": device})
+    resources = Resources.given(resources, limit if resources.client is None else limit | {"workers": None})
     places = given | given_places(
         filename=filename,
         data_dir=data_dir,

@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ks4stream.errors import CurationWarning, Ks4StreamError
+from ks4stream.errors import CurationWarning, Ks4StreamError, ResultsError
 from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.kilosort_ops import OPS
 from ks4stream.io.objects import Status, status, write_file
@@ -34,7 +34,7 @@ from ks4stream.messages import warn
 from ks4stream.report.log import LOG_NAME, length_before, log_inputs, run_log
 from ks4stream.results import Sorting
 
-__all__ = ["announce", "finish", "log_inputs", "log_kept", "results_folder", "run_log"]
+__all__ = ["announce", "finish", "log_inputs", "log_kept", "results_folder", "run_log", "written_early"]
 
 _log = logging.getLogger(__name__)
 
@@ -78,12 +78,40 @@ def announce(results: ResultsFolder) -> None:
             f"ks4stream wrote ({_some(somebodys)}). They will be moved into a numbered folder beside it when new "
             "results are written; if the new results are the same, nothing is touched.",
             CurationWarning,
-            stacklevel=3,
         )
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+
+
+@contextmanager
+def written_early(target: Path, files: Collection[str] = ()) -> Iterator[Path]:
+    """Make a folder for files of results that are not complete yet; at the end they are moved into the results folder.
+
+    They count as written by a sort, so that the results folder is not taken for somebody else's. Results that were
+    curated, or that are not ours, are moved into a numbered folder first.
+
+    Parameters
+    ----------
+    target : Path
+    files : collection of str, optional
+        Locations of the recording's files.
+
+    Raises
+    ------
+    ResultsError
+        If nothing can be written there.
+    """
+    results = ResultsFolder.open(target, files)
+    with explain_write_errors(target), results.draft() as draft:
+        yield draft
+        _warn_of_moved(target, results.add_early(draft))
+
+
+def _warn_of_moved(home: Place, moved: list[Place]) -> None:
+    for aside in moved:
+        warn(f"Earlier results or edits in {home} were moved to {aside}.", CurationWarning)
 
 
 @dataclass
@@ -152,7 +180,7 @@ def finish(
     *,
     save_extra_vars: bool = False,
     save_features: bool = True,
-    preprocessed: Iterable[tuple[int, NDArray[Any]]] | None = None,
+    preprocessed: Iterable[tuple[int, NDArray[Any]]] | Path | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Place | None:
     """Write everything a sorting leaves: the Phy folder, the native store ``sorting.zarr`` and the plots.
@@ -171,8 +199,8 @@ def finish(
         Also write tF, Wall, full_st, full_clu and full_amp.
     save_features : bool, optional
         Write the features of all spikes, nine tenths of all bytes.
-    preprocessed : iterable of (start, traces), optional
-        For a preprocessed copy: see :func:`ks4stream.io.phy.write_preprocessed_copy`.
+    preprocessed : iterable of (start, traces), or Path, optional
+        For a preprocessed copy, or where one was written: see :func:`ks4stream.io.phy.write_preprocessed_copy`.
     check : callable, optional
         Called before anything is moved or replaced; raises if the results no longer belong to this run.
 
@@ -185,11 +213,13 @@ def finish(
     ------
     ResultsError
         If the folder cannot be written to, its disk is full, or the store refuses it; repeating the call then writes
-        everything.
+        everything. If there is no preprocessed copy where one should have been written.
     """
     from ks4stream.report.plots import write_plots  # imports matplotlib: only if there is something to draw
 
     began, home = time.perf_counter(), results.place
+    if isinstance(preprocessed, Path) and not preprocessed.is_file():
+        raise ResultsError(f"There is no preprocessed copy {preprocessed}; write it before the results.")
     key = fingerprint(sorting)
     wanted = {*PHY, STORE, *EXTRA[: len(EXTRA) * save_extra_vars], *plot_names(sorting)}
     wanted |= {PREPROCESSED_COPY} if preprocessed is not None else set()
@@ -220,10 +250,8 @@ def finish(
                 f"{_some(sorted(kept))} in {home} were changed since they were written, and stay as they are. To have "
                 "them written again, move them away.",
                 CurationWarning,
-                stacklevel=3,
             )
-    for aside in moved:
-        warn(f"Earlier results or edits in {home} were moved to {aside}.", CurationWarning, stacklevel=3)
+    _warn_of_moved(home, moved)
     _log.info(
         "%d units (%d good), %d spikes (%d kept) written to %s in %.1f s",
         sorting.n_units,

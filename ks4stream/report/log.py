@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ks4stream.errors import ResultsError
-from ks4stream.messages import listeners, listening
+from ks4stream.messages import DETAIL, listeners, listening
 from ks4stream.recording import Recording
 from ks4stream.settings import Settings
 
@@ -29,7 +29,6 @@ __all__ = ["LOG_NAME", "log_inputs", "run_log"]
 
 LOG_NAME = "kilosort4.log"
 _PACKAGES = ("ks4stream", "numpy", "scipy", "torch", "dask", "distributed", "xarray", "zarr", "matplotlib")
-_EVERYTHING = 1  # a level below DEBUG, for what is logged in the innermost loops
 
 _logger = logging.getLogger("ks4stream")
 _lock = threading.Lock()
@@ -54,7 +53,7 @@ def run_log(
     verbose_console : bool, optional
         None: nothing on the console. False: main messages. True: everything that goes to the file.
     verbose_log : bool, optional
-        Also write records below the level DEBUG, for debugging; slower.
+        Also log each task as it ends, and memory after each step.
 
     Yields
     ------
@@ -71,7 +70,7 @@ def run_log(
         yield _logger
         return
     with ExitStack() as stack:
-        handlers = {_file_handler(path): _EVERYTHING if verbose_log else logging.DEBUG}
+        handlers = {_file_handler(path): DETAIL if verbose_log else logging.DEBUG}
         if verbose_console is not None:
             handlers[_console_handler()] = logging.DEBUG if verbose_console else logging.INFO
         own = _OfOneSort(stack.enter_context(listening()))

@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 
 from ks4stream.results import Sorting
 
-__all__ = ["plot_diagnostics", "plot_drift_amount", "plot_drift_scatter", "plot_spike_positions", "write_plots"]
+__all__ = [
+    "plot_diagnostics",
+    "plot_drift_amount",
+    "plot_drift_scatter",
+    "plot_spike_positions",
+    "save_plot",
+    "write_plots",
+]
 
 MAX_POINTS = 100_000
 _DPI = 150
@@ -57,9 +64,14 @@ def write_plots(sorting: Sorting, folder: str | os.PathLike[str]) -> list[Path]:
     for name, plot in plots.items():
         path = Path(folder) / name
         if plot is not None:
-            plot(sorting).savefig(path, dpi=_DPI)
+            save_plot(plot(sorting), path)
             written.append(path)
     return written
+
+
+def save_plot(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
+    figure.savefig(path, dpi=_DPI)
 
 
 def plot_drift_amount(sorting: Sorting) -> Figure:
@@ -107,7 +119,7 @@ def plot_drift_scatter(sorting: Sorting) -> Figure:
     peaks = sorting.peaks
     if peaks is None or not len(peaks.sample):
         return _empty(figure, axes, "no detections")
-    chosen = _thin(len(peaks.sample))
+    chosen = thinned(len(peaks.sample))
     time, unit = _time(peaks.sample[chosen], sorting)
     axes.set_xlabel(f"Time ({unit})")
     score = peaks.score[chosen].astype(float)
@@ -158,7 +170,7 @@ def plot_spike_positions(sorting: Sorting) -> Figure:
             linewidths=0.8,
             zorder=0,
         )
-    spikes = _thin(sorting.n_spikes)
+    spikes = thinned(sorting.n_spikes)
     spikes = spikes[sorting.kept[spikes]]
     if not len(spikes):
         return _empty(figure, axes, "no spikes")
@@ -223,7 +235,10 @@ def _amplitude_against_count(figure: Figure, axes: Axes, sorting: Sorting) -> No
         rows = slice(at, at + MAX_POINTS)
         count += np.bincount(sorting.unit[rows][sorting.kept[rows]], minlength=sorting.n_units)
     norm = np.linalg.norm(sorting.unit_features, axis=(1, 2))
-    for is_good, colour, label in ((False, _MUA, "mua"), (True, _GOOD, "good")):
+    groups = [(False, _MUA, "mua"), (True, _GOOD, "good")]
+    if np.isnan(sorting.contamination).all():
+        groups = [(False, _INK, "not labelled")]
+    for is_good, colour, label in groups:
         chosen = sorting.refractory == is_good
         axes.scatter(
             np.maximum(count[chosen], 1),
@@ -320,7 +335,7 @@ def _width(sorting: Sorting) -> float:
     return float(np.clip(9.0 * across / along, 4.5, 12.0))
 
 
-def _thin(n: int) -> NDArray[np.int64]:
+def thinned(n: int) -> NDArray[np.int64]:
     """At most MAX_POINTS of `n` indices, evenly spaced."""
     if n <= MAX_POINTS:
         return np.arange(n)

@@ -6,20 +6,21 @@ Both are what :func:`ks4stream.sorter.sort` calls as ``progress(stage, done, tot
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
+from rich.progress import Progress as ProgressBars
 from rich.text import Text
+
+from ks4stream.engine import Progress
 
 __all__ = ["shown_progress"]
 
-ReportProgress = Callable[[str, int, int], None]
-
 
 @contextmanager
-def shown_progress(console: Console) -> Iterator[ReportProgress]:
+def shown_progress(console: Console) -> Iterator[Progress]:
     """Show the progress of a sort on a console.
 
     Parameters
@@ -42,14 +43,14 @@ def shown_progress(console: Console) -> Iterator[ReportProgress]:
         TextColumn("{task.completed:>4.0f} of {task.total:.0f}"),
         _TimeLeft(),
     )
-    with Progress(*columns, console=console, refresh_per_second=4) as bars:
+    with ProgressBars(*columns, console=console, refresh_per_second=4) as bars:
         yield _Bars(bars)
 
 
 class _Bars:
     """One bar per stage."""
 
-    def __init__(self, bars: Progress) -> None:
+    def __init__(self, bars: ProgressBars) -> None:
         self._bars = bars
         self._current: tuple[str, TaskID] | None = None
         self._began = 0.0

@@ -45,7 +45,9 @@ class SimulatedRecording:
     traces : dask.array of int16, shape (time, file channel)
         In bits; nothing is computed until it is read.
     sampling_rate_hz : float
+        In Hz.
     probe : Probe
+        The contacts.
     gain_uv : float
         µV per bit.
     spike_samples : ndarray of int64, shape (spike,)
@@ -63,6 +65,7 @@ class SimulatedRecording:
     artifact_spans : ndarray of int64, shape (artifact, 2)
         Start (inclusive) and stop (exclusive) of each artifact, in samples.
     seed : int
+        Seed of all random numbers.
     scene : Scene
         Everything the samples are computed from.
     """
@@ -148,6 +151,7 @@ def simulate(
     n_units : int
         Number of units in the ground truth.
     sampling_rate_hz : float
+        In Hz.
     drift : {"none", "rigid", "nonrigid"}
         How the tissue moves along y; see :class:`Motion`.
     drift_range_um : float

@@ -102,8 +102,8 @@ def _spans(units: Units, first: NDArray[np.int64]) -> Iterator[dict[str, NDArray
         edges = all_edges[block : block + BLOCKS_PER_CHUNK + 1]
         bounds = np.empty((len(numbers), len(edges)), np.int64)
         for row, number in enumerate(numbers.tolist()):
-            region, unit = clusters.receipt_and_unit[number].tolist()
-            start, stop = clusters.receipts[region].start[unit : unit + 2]
+            region, in_region = clusters.receipt_and_number[number].tolist()
+            start, stop = clusters.receipts[region].start[in_region : in_region + 2]
             times = columns[region]["sample"][start:stop]
             bounds[row] = start + np.searchsorted(times, edges + units.lag_of[number])
         for span in range(len(edges) - 1):
@@ -123,7 +123,7 @@ def _span(
     clusters = units.clusters
     filled = np.flatnonzero(stop > start)
     numbers, start, stop = numbers[filled], start[filled], stop[filled]
-    region = clusters.receipt_and_unit[numbers, 0]
+    region = clusters.receipt_and_number[numbers, 0]
     parts = list(zip(region.tolist(), start.tolist(), stop.tolist(), strict=True))
 
     def column(name: str, dtype: str) -> NDArray[Any]:
@@ -133,7 +133,7 @@ def _span(
     before, lag = column("sample", "int64"), units.lag_of[number]
     offset = [
         clusters.first[n] - clusters.receipts[r].start[k]
-        for n, (r, k) in zip(numbers.tolist(), clusters.receipt_and_unit[numbers].tolist(), strict=True)
+        for n, (r, k) in zip(numbers.tolist(), clusters.receipt_and_number[numbers].tolist(), strict=True)
     ]
     kept = [units.kept[a + shift : b + shift] for (_, a, b), shift in zip(parts, offset, strict=True)]
     columns_of_span: dict[str, NDArray[Any]] = {

@@ -136,12 +136,12 @@ class Match(Stage[Block, Matched, Spikes]):
             receipts.append(block.receipt)
             artifacts.append(block.artifacts)
             counts.append(
-                _by_row(block.left, block.left.spikes.in_core) | _by_row(block.right, block.right.spikes.in_core)
+                _by_row(block.left, block.left.spikes.counts) | _by_row(block.right, block.right.spikes.counts)
             )
             if before is not None and self.tiles.tiling.step == 1:
                 settled = np.array([counts[-2][row] for row in before.right.row.tolist()], bool)
                 keep_left, keep_right = self._settle(
-                    before.right.spikes._replace(in_core=settled), block.left.spikes, block.first
+                    before.right.spikes._replace(counts=settled), block.left.spikes, block.first
                 )
                 counts[-2] |= _by_row(before.right, keep_left)
                 counts[-1] |= _by_row(block.left, keep_right)

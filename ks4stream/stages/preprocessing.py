@@ -68,7 +68,7 @@ class Preprocessor(Portable):
         With a probe.
     tiling : Tiling
     settings : Settings
-        Those in `reads`.
+        Those in `reads`; if drift is corrected, those in `reads_if_moved` too.
     dead : ndarray of int64
         Channels without signal (probe order): they are left out of reference and whitening.
     whitening, drift : Whitening, Drift or None
@@ -77,7 +77,8 @@ class Preprocessor(Portable):
         Where kernels run: "cpu", "cuda".
     """
 
-    reads: ClassVar[tuple[str, ...]] = ("recording", "preprocessing", "sig_interp")
+    reads: ClassVar[tuple[str, ...]] = ("recording", "preprocessing")
+    reads_if_moved: ClassVar[tuple[str, ...]] = ("sig_interp",)
 
     recording: Recording
     tiling: Tiling
@@ -88,11 +89,16 @@ class Preprocessor(Portable):
     drift: Drift | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "settings", self.settings.part(*self.reads))
+        reads = self.reads if self.drift is None else self.reads + self.reads_if_moved
+        object.__setattr__(self, "settings", self.settings.part(*reads))
 
-    def with_results(self, **results: Whitening | Drift | None) -> Preprocessor:
-        """Return a copy with a whitening or a drift."""
-        return replace(self, **results)  # type: ignore[arg-type]
+    def with_whitening(self, whitening: Whitening) -> Preprocessor:
+        """Return a copy that whitens."""
+        return replace(self, whitening=whitening)
+
+    def with_drift(self, drift: Drift, settings: Settings) -> Preprocessor:
+        """Return a copy that corrects the drift, for which it reads more of the settings."""
+        return replace(self, drift=drift, settings=settings)
 
     @property
     def sampling_rate_hz(self) -> float:
@@ -276,6 +282,5 @@ def dead_channels(recording: Recording, probe: Probe, dead_in_file: list[int]) -
         warn(
             f"{recording.name}: channels {probe.chan_map[dead].tolist()} of the file have no signal and are left out.",
             BadChannelWarning,
-            stacklevel=2,
         )
     return dead

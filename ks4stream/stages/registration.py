@@ -79,7 +79,6 @@ class Registration:
                     "Drift is taken as zero: the correlation of the shifts estimated from even and from odd peaks is "
                     f"only {reliability:.2f} (few peaks).",
                     DriftWarning,
-                    stacklevel=3,
                 )
             return no_drift
         return Drift(shift_um=shift * settings.binning_depth, centre_um=centre)

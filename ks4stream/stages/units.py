@@ -1,8 +1,9 @@
 """From spikes to units: final clustering per region, merging, and selection of units (sections 7, 9 and 10).
 
-The spikes of a region are read by the task that clusters them, which writes them again, grouped by unit. After that,
-one unit is processed at a time: its train is enough to merge it, to find its duplicates and to label it. A spike has a
-number in each of these files; docs/method.md, appendix A, draws them with an example.
+The spikes of a region are read by the task that clusters them, which writes them again, grouped by cluster. After that,
+one cluster is processed at a time: its train is enough to merge it, to find its duplicates and to label it. Clusters
+that were merged are a unit if they can be a neuron. A spike has a number in each of these files; docs/method.md,
+appendix A, draws them with an example.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ks4stream.stages.detection import rows_of_region
 from ks4stream.stages.matching import Spikes
 from ks4stream.stages.needs import Load, Needs
 
-UNIT_SPIKE_BYTES = 24  # per spike in the file of a region: sample, template, score, and the row of its features
+CLUSTERED_SPIKE_BYTES = 24  # per spike in the file of a region: sample, template, score, and the row of its features
 MIN_MARGIN = 1.5
 """Minimum difference of the mean score of a unit's spikes and ``Th_learned``, in noise standard deviations. Beyond the
 published method (section 9.3): clusters closer to the threshold are the upper part of a distribution of which the
@@ -47,23 +48,23 @@ def min_unit_spikes(tiling: Tiling, sampling_rate_hz: float) -> int:
     return int(np.clip(seconds / SECONDS_PER_SPIKE, MIN_SPIKES, ENOUGH_SPIKES))
 
 
-class RegionUnits(NamedTuple):
-    """Units of one region."""
+class RegionClusters(NamedTuple):
+    """Clusters of one region's spikes."""
 
-    receipt: Receipt  # of its spikes, grouped by unit (numbered within the region), sorted by (time, template) in each
-    unit_features: NDArray[np.float32]  # (u, c, q), noise s.d.
+    receipt: Receipt  # of the spikes, by cluster (numbered within the region), in each sorted by (time, template)
+    features: NDArray[np.float32]  # (cluster, c, q) mean of each cluster, on all channels, noise s.d.
 
 
 @dataclass(frozen=True, eq=False)
-class SortRegions(Stage[int, RegionUnits, list[RegionUnits]]):
-    """Cluster the spikes of each region into units, and write them grouped by unit.
+class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
+    """Cluster the spikes of each region, and write them grouped by cluster.
 
     Columns: ``sample``, ``template``, ``score``, and ``row``, the row of the spike in the files of all blocks, where
     its features are.
     """
 
     name = "final clustering"
-    records = (RegionUnits,)
+    records = (RegionClusters,)
 
     spikes: Spikes
     probe: Probe
@@ -83,8 +84,8 @@ class SortRegions(Stage[int, RegionUnits, list[RegionUnits]]):
     def _of_region(self) -> NDArray[np.int64]:
         return rows_of_region(self.spikes.receipts)
 
-    def task(self, item: int, folder: Place) -> RegionUnits:
-        """Cluster one region's spikes, and write them grouped by unit."""
+    def task(self, item: int, folder: Place) -> RegionClusters:
+        """Cluster one region's spikes, and write them grouped by cluster."""
         spikes, receipts = self.spikes, self.spikes.receipts
         rows = counted_rows(spikes, item)
         sample, template = (pick_region(receipts, name, item, rows) for name in ("sample", "template"))
@@ -96,16 +97,16 @@ class SortRegions(Stage[int, RegionUnits, list[RegionUnits]]):
         union = np.unique(own[own >= 0])
         n_channels, device = self.probe.n_channels, self.cluster.device
         scattered = scattered_rows(features, template, spikes.template_channels, union, n_channels, device)
-        unit = self.cluster(scattered, sample=sample, sampling_rate_hz=spikes.sampling_rate_hz)
-        mean, _ = cluster_means(scattered, unit, np.ones(len(unit)))
+        label = self.cluster(scattered, sample=sample, sampling_rate_hz=spikes.sampling_rate_hz)
+        mean, _ = cluster_means(scattered, label, np.ones(len(label)))
         columns = {
             "sample": sample,
             "template": template,
             "row": self._row_in_files(item)[rows],
             "score": pick_region(receipts, "score", item, rows),
         }
-        receipt = write_block(folder / f"units-{item:06d}.rows", columns, unit, len(mean))
-        return RegionUnits(receipt, on_all_channels(mean, union, n_channels, features.shape[2]))
+        receipt = write_block(folder / f"clusters-{item:06d}.rows", columns, label, len(mean))
+        return RegionClusters(receipt, on_all_channels(mean, union, n_channels, features.shape[2]))
 
     def _row_in_files(self, region: int) -> NDArray[np.int64]:
         """For each row of the region, its number among the rows of all blocks."""
@@ -117,7 +118,7 @@ class SortRegions(Stage[int, RegionUnits, list[RegionUnits]]):
         ]
         return np.concatenate(parts).astype(np.int64)
 
-    def combine(self, parts: Iterable[RegionUnits], run: Run) -> list[RegionUnits]:
+    def combine(self, parts: Iterable[RegionClusters], run: Run) -> list[RegionClusters]:
         """All regions."""
         return list(parts)
 
@@ -128,7 +129,7 @@ class SortRegions(Stage[int, RegionUnits, list[RegionUnits]]):
         return load.on_regions(
             cls.name,
             min(4 * load.n_features * n, HELD_BYTES) + CLUSTER_METHOD.n_bytes(load, n),
-            scratch_bytes=UNIT_SPIKE_BYTES * load.n_spikes,
+            scratch_bytes=CLUSTERED_SPIKE_BYTES * load.n_spikes,
             remedies=("lower max_cluster_subset (fewer landmarks)", "sort a part with tmin and tmax"),
         )
 
@@ -146,24 +147,24 @@ def counted_rows(spikes: Spikes, region: int) -> NDArray[np.int64]:
 
 
 class Clusters:
-    """The units of all regions before merging, numbered across regions; their spikes stay on disk.
+    """The clusters of all regions, numbered across regions; their spikes stay on disk.
 
     Attributes
     ----------
-    receipt_and_unit : ndarray of int64, shape (k, 2)
+    receipt_and_number : ndarray of int64, shape (cluster, 2)
         For each cluster, the index of its region's receipt, and its number within the region.
-    n_spikes : ndarray of int64, shape (k,)
-    first : ndarray of int64, shape (k,)
+    n_spikes : ndarray of int64, shape (cluster,)
+    first : ndarray of int64, shape (cluster,)
         Total number of spikes of the previous clusters.
     """
 
     def __init__(self, receipts: Sequence[Receipt]) -> None:
         self.receipts = receipts
         counts = [np.diff(receipt.start) for receipt in receipts]
-        self.receipt_and_unit = np.array(
+        self.receipt_and_number = np.array(
             [(i, k) for i, count in enumerate(counts) for k in range(len(count))], np.int64
         )
-        self.receipt_and_unit = self.receipt_and_unit.reshape(-1, 2)
+        self.receipt_and_number = self.receipt_and_number.reshape(-1, 2)
         self.n_spikes = np.concatenate([np.zeros(0, np.int64), *counts])
         self.first = np.cumsum(self.n_spikes) - self.n_spikes
 
@@ -173,16 +174,16 @@ class Clusters:
 
     def column(self, number: int, name: str) -> NDArray[Any]:
         """One column of the spikes of a cluster."""
-        receipt, unit = self.receipt_and_unit[number].tolist()
-        return read_region([self.receipts[receipt]], name, unit)
+        receipt, in_region = self.receipt_and_number[number].tolist()
+        return read_region([self.receipts[receipt]], name, in_region)
 
 
 class Units(NamedTuple):
     """The units of a sorting; their spikes are those of their clusters."""
 
     clusters: Clusters
-    unit_of: NDArray[np.int64]  # (k,) unit of each cluster, −1 for those that are not neurons
-    lag_of: NDArray[np.int64]  # (k,) lag by which its waveforms are rolled, and its spikes are earlier
+    unit_of: NDArray[np.int64]  # (cluster,) unit of each cluster, −1 for those that are not neurons
+    lag_of: NDArray[np.int64]  # (cluster,) lag by which its waveforms are rolled, and its spikes are earlier
     kept: NDArray[np.bool_]  # (n,) for the spikes of one cluster after another: False for duplicates
     features: NDArray[np.float32]  # (u, c, q), noise s.d.
     refractory: NDArray[np.bool_]  # (u,)
@@ -192,26 +193,26 @@ class Units(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Merge(Step[Units]):
-    """Merge units of the same neuron, drop those that are not neurons, find duplicates, and label what remains."""
+    """Merge clusters of the same neuron, drop what is not a neuron, find duplicates, and label the units."""
 
     name = "merging"
     reads = ("n_pcs", "Th_learned", "acg_threshold", "ccg_threshold", "duplicate_spike_ms")
 
-    regions: list[RegionUnits]
+    regions: list[RegionClusters]
     waveforms: Waveforms
     probe: Probe
     sampling_rate_hz: float
     min_spikes: int
 
     def run(self, run: Run) -> Units:
-        """Process one unit after another, with their spikes on this machine's disk."""
+        """Process one cluster after another, with their spikes on this machine's disk."""
         settings, rate = self.settings, self.sampling_rate_hz
         clusters = Clusters([localize(region.receipt, run.scratch) for region in self.regions])
         empty = np.zeros((0, self.probe.n_channels, settings.n_pcs), np.float32)
-        features = torch.from_numpy(np.concatenate([empty, *(region.unit_features for region in self.regions)]))
+        features = torch.from_numpy(np.concatenate([empty, *(region.features for region in self.regions)]))
         components = torch.from_numpy(self.waveforms.components)
         similarity = templates.similarity(features, components)
-        merged = merging.merge_units(
+        merged = merging.merge_clusters(
             clusters,
             clusters.n_spikes,
             features,

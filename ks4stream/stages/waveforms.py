@@ -151,7 +151,6 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
             f"Only {n_snippets} clean spikes were found to learn waveforms from, down to a threshold of "
             f"{self.threshold:g} (Th_single_ch); {used}.",
             FewSpikesWarning,
-            stacklevel=4,
         )
 
     @classmethod

@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Iterator
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +22,7 @@ from ks4stream.engine import workers
 from ks4stream.engine.cluster import Cluster, active_client, connected, local_client
 from ks4stream.errors import LostWorkerError, MachineWarning, WorkerError
 from ks4stream.io.recordings import open_recording
+from ks4stream.kilosort4 import run_kilosort
 from ks4stream.preprocessed import preprocess
 from ks4stream.recording import Recording
 from ks4stream.resources import Resources
@@ -87,7 +87,7 @@ def test_a_task_does_not_wait_for_workers_of_its_own_cluster(active: Client) -> 
     assert active.submit(active_client, pure=False).result() is None
 
 
-def test_a_sort_does_not_make_its_own_client_that_of_others(active: Client) -> None:
+def test_the_client_of_a_sort_does_not_become_the_active_one(active: Client) -> None:
     with local_client(n_workers=1, processes=False) as own:
         assert active_client() is active is not own
     with connected(active.scheduler.address) as other:  # type: ignore[attr-defined]
@@ -115,13 +115,13 @@ def test_run_kilosort_tidies_up_where_the_active_client_computed(
     active: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
-    kilosort = import_module("ks4stream.kilosort4.run_kilosort")
-    monkeypatch.setattr(kilosort, "ending", lambda *_: ["a cache"])
-    monkeypatch.setattr(kilosort, "forget_on_workers", lambda client, caches: asked.append(client))
-    monkeypatch.setattr(kilosort._Job, "run", lambda *_: None)
+    module = sys.modules[run_kilosort.__module__]  # the package's attribute of that name is the function
+    monkeypatch.setattr(module, "ending", lambda *_: ["a cache"])
+    monkeypatch.setattr(module, "forget_on_workers", lambda client, caches: asked.append(client))
+    monkeypatch.setattr(module._Job, "run", lambda *_: None)
     (tmp_path / "a.bin").write_bytes(bytes(8 * 1000))
     for options in ({}, {"torch_thread_lim": 1}):
-        kilosort.run_kilosort({"n_chan_bin": 4}, probe=simulate.linear_probe(4), filename=tmp_path / "a.bin", **options)
+        run_kilosort({"n_chan_bin": 4}, probe=simulate.linear_probe(4), filename=tmp_path / "a.bin", **options)
     assert asked == [active]
 
 

@@ -499,7 +499,7 @@ def test_a_task_that_hangs_is_told_once(
     assert "in hangs_on_the_last" in caplog.text
 
 
-def test_what_is_slow_is_held_against_how_much_there_is_to_do(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_task_is_judged_by_the_amount_of_its_work(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest regions are begun first, and take as long as that."""
     monkeypatch.setattr(cluster_module, "SLOW_SECONDS", 0.0)
     clock = Clock()
@@ -652,7 +652,7 @@ def test_a_cluster_that_adapts_begins_from_no_worker(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("when", ["many tasks are left", "a look is due", "the next stage begins"])
-def test_a_scheduler_that_is_lost_is_told_wherever_that_shows(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_scheduler_is_reported_wherever_it_is_noticed(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "LOOK_SECONDS", 0.0 if when == "a look is due" else 1e6)
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),  # to find it again
@@ -677,7 +677,7 @@ def test_a_scheduler_that_is_lost_is_told_wherever_that_shows(when: str, monkeyp
             may_end.set()
 
 
-def test_a_scheduler_that_is_lost_is_told() -> None:
+def test_a_lost_scheduler_is_reported() -> None:
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),  # to find it again
         users_cluster(1, timeout_s=1, silence_logs=50) as client,
@@ -757,7 +757,7 @@ def test_tidying_up_does_not_wait_for_a_worker_that_hangs(
     assert caplog.text.count("Tidying up failed at inproc://") == caplog.text.count("TimeoutError()") == 1
 
 
-def test_a_scheduler_without_workers_is_waited_for_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_the_first_worker_raises_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "PATIENCE_SECONDS", 0.1)
     with local_client(n_workers=1, processes=False) as client:
         client.cluster.scale(0)
@@ -804,7 +804,7 @@ def test_what_is_lost_with_all_workers_is_sent_and_computed_again(client: Client
     settled(client)
 
 
-def test_cancelled_tasks_are_begun_anew_and_never_results(client: Client) -> None:
+def test_cancelled_tasks_are_run_again_and_never_taken_for_results(client: Client) -> None:
     tasks = cluster_module._Tasks(client, Squares(slow=(0, 1)), "cancelled")
     tasks.begin(0, 0)
     tasks.begin(1, 1)
@@ -1101,7 +1101,7 @@ class Visits:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_run_on_workers_is_once_in_each_worker_and_failures_are_told_only(
+def test_run_on_workers_runs_once_in_each_worker_and_only_logs_failures(
     engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, fails: bool
 ) -> None:
     engine.run_on_workers(Visits(tmp_path, fails=fails))

@@ -30,7 +30,7 @@ def client() -> Iterator[Client]:
         yield client
 
 
-def test_equal_workers_are_nothing_to_speak_of() -> None:
+def test_equal_workers_raise_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         workers.check(HERE, {"tcp://a:1": dict(HERE), "tcp://b:1": dict(HERE)})

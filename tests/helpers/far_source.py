@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.errors import RecordingError
+from ks4stream.io.recording_cache import CachedSource
 from ks4stream.io.sources import ConcatenatedSource
-from ks4stream.io.tile_cache import CachedSource
 from ks4stream.recording import BaseSource, Recording, Source
 
 SAMPLES = np.random.default_rng(0).integers(-500, 500, (1000, 3)).astype(np.int16)

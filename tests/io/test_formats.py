@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from ks4stream.errors import RecordingError
-from ks4stream.io.formats import FORMATS, HEAD_BYTES, is_text, refusal
+from ks4stream.io.formats import HEAD_BYTES, NOT_FLAT, is_text, refusal
 from ks4stream.io.recordings import open_recording
 
 SAMPLES = np.random.default_rng(1).normal(0, 40, (4000, 4)).astype(np.int16)
@@ -116,7 +116,7 @@ def test_what_a_file_holds_is_told_under_any_name(kind: str, tmp_path: Path) -> 
         assert "name that ends with .bin" not in str(caught.value)  # which would not help
 
 
-@pytest.mark.parametrize("suffix", [suffix for one in FORMATS for suffix in one.suffixes])
+@pytest.mark.parametrize("suffix", [suffix for one in NOT_FLAT for suffix in one.suffixes])
 def test_what_a_file_is_called_is_told_and_renaming_helps(suffix: str, tmp_path: Path) -> None:
     for name in (f"x{suffix}", f"X{suffix.upper()}"):
         (tmp_path / name).write_bytes(FLAT)
@@ -179,7 +179,7 @@ def test_flat_samples_are_never_taken_for_something_else(kind: str) -> None:
 @pytest.mark.parametrize("scale", [1, 30, 300, 3000])
 def test_samples_that_begin_with_a_short_magic_number_by_chance_stay_samples(scale: int) -> None:
     """Whatever follows four bytes of gzip, ZIP, Zstandard, Intan, Plexon, XML or HTML is noise, and harmless."""
-    short = [(offset, magic) for one in FORMATS for offset, magic in one.magic if len(magic) < 8]
+    short = [(offset, magic) for one in NOT_FLAT for offset, magic in one.magic if len(magic) < 8]
     assert len(short) >= 7
     for seed in range(300):
         noise = np.random.default_rng([seed, scale]).normal(0, scale, HEAD_BYTES // 2).astype(np.int16).tobytes()
@@ -189,7 +189,7 @@ def test_samples_that_begin_with_a_short_magic_number_by_chance_stay_samples(sca
 
 
 def test_magic_numbers_are_long_or_proved() -> None:
-    for one in FORMATS:
+    for one in NOT_FLAT:
         assert one.proof is not None or all(len(magic) >= 8 for _, magic in one.magic), one.what
 
 

@@ -201,7 +201,7 @@ def test_the_digest_follows_every_chunk(object_store: Any, tmp_path: Path) -> No
     assert ZarrSource.open(url).digest() == far.digest()
 
 
-def test_other_surroundings_open_another_store(
+def test_a_changed_environment_opens_another_store(
     object_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = object_store.put(write_zarr(tmp_path / "a.zarr"), "surroundings/a.zarr")
@@ -251,14 +251,14 @@ def test_files_that_go_while_they_are_listed_are_left_out(tmp_path: Path, monkey
     assert objects.status(str(tmp_path / "goes")) is None
 
 
-def test_the_empty_objects_that_stand_for_folders_are_no_objects(object_store: Any) -> None:
+def test_empty_objects_that_mark_folders_are_not_listed(object_store: Any) -> None:
     for name in ("", "deep/", "deep/a"):
         object_store.put(b"", f"folders/{name}")
     assert [path for path, _ in objects.listing("s3://recordings/folders")] == ["deep/a"]
     assert [*objects.entries("s3://recordings/folders")] == ["deep"]
 
 
-def test_of_an_empty_list_nothing_is_deleted(object_store: Any) -> None:
+def test_deleting_an_empty_list_deletes_nothing(object_store: Any) -> None:
     url = object_store.put(b"a person's", "deleted/a")
     objects.delete(url, [])
     assert objects.status(url) is not None

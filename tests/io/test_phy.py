@@ -11,8 +11,8 @@ from ks4stream.errors import ResultsError
 from ks4stream.io.kilosort_ops import spike_table
 from ks4stream.io.phy import export_phy, params_text, write_preprocessed_copy
 from ks4stream.io.places import ObjectPath
+from ks4stream.io.recording_cache import CachedSource
 from ks4stream.io.recordings import open_recording
-from ks4stream.io.tile_cache import CachedSource
 from ks4stream.recording import FlatFile, Recording
 from ks4stream.settings import Settings
 

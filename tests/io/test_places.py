@@ -68,7 +68,7 @@ def test_an_object_has_a_name_and_a_parent() -> None:
     assert pickle.loads(pickle.dumps(found)) == found
 
 
-def test_where_something_lies_is_no_matter_to_keys() -> None:
+def test_keys_do_not_depend_on_where_a_file_lies() -> None:
     assert key_of(1, ObjectPath("s3://a/b")) == key_of(1, Path("/c")) == key_of(1)
 
 
@@ -117,7 +117,7 @@ def test_a_move_replaces_nothing(where: Place) -> None:
     assert sorted(below(home)) == [("b", False), ("deep", True)] and read_whole(aside / "a") == b"a"
 
 
-def test_copies_that_a_move_left_are_in_nobodys_way(object_store: Any) -> None:
+def test_copies_left_by_an_interrupted_move_do_not_block_it(object_store: Any) -> None:
     """Also if the copy has another tag, as that of an object which was written in parts."""
     home, aside = ObjectPath("s3://recordings/left/home"), ObjectPath("s3://recordings/left/aside")
     of = {"Bucket": "recordings", "Key": "left/home/same"}

@@ -264,7 +264,7 @@ def test_contradictions_are_refused(source: Any, arguments: dict[str, Any], mess
         open_recording(source, fs=100, **arguments)
 
 
-def test_a_size_that_is_no_multiple_is_refused(tmp_path: Path) -> None:
+def test_a_size_that_is_not_a_multiple_is_refused(tmp_path: Path) -> None:
     SAMPLES.tofile(tmp_path / "a.bin")
     with pytest.raises(RecordingError, match=r"180 bytes.*7 channels × 2 bytes.*12 bytes are left over"):
         open_recording(tmp_path / "a.bin", n_chan=7, fs=100)

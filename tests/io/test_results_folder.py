@@ -33,7 +33,7 @@ from ks4stream.io.results_folder import (
     fingerprint,
 )
 from ks4stream.recording import FlatFile
-from ks4stream.report import announce, finish, plot_names, results_folder, run_log
+from ks4stream.report import announce, finish, plot_names, results_folder, run_log, written_early
 from ks4stream.results import Sorting
 
 MakeSorting = Callable[..., Sorting]
@@ -652,7 +652,7 @@ def test_a_part_of_the_store_is_ours(
     assert not ResultsFolder.open(where).somebodys() and names(where.parent) == {"kilosort4"}
 
 
-def test_the_empty_objects_that_stand_for_folders_are_in_nobodys_way(
+def test_empty_objects_that_mark_folders_do_not_matter(
     write: Any, make_sorting: MakeSorting, object_store: Any
 ) -> None:
     """Consoles and other tools make them; they cannot be asked for or removed."""
@@ -955,7 +955,7 @@ def test_a_record_that_is_not_understood_makes_nothing_ours(
     assert names(tmp_path) == {"kilosort4", "kilosort4-1"}
 
 
-def test_a_table_that_cannot_be_read_is_nobodys_business(
+def test_a_table_that_cannot_be_read_is_not_taken_for_a_curation(
     write: Any, make_sorting: MakeSorting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(make_sorting(), tmp_path)
@@ -1068,3 +1068,102 @@ def test_large_objects_are_copied_as_well(object_store: Any, monkeypatch: pytest
     monkeypatch.setattr(objects, "_COPIED_BYTES", 3)
     objects.copy(str(where / "a"), str(where / "b"), 7)
     assert contents(where) == {"a": b"content", "b": b"content"}
+
+
+# -- before the results are complete ------------------------------------------------------------------
+
+
+def early(where: Place, tmp_path: Path, **files: bytes) -> list[Place]:
+    """Add files early, as plots that are drawn while a sort goes on."""
+    draft = tmp_path / "draft"
+    draft.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (draft / f"{name}.png").write_bytes(content)
+    return ResultsFolder.open(where).add_early(draft)
+
+
+def test_early_files_are_ours_and_go_with_the_results(
+    write: Any, make_sorting: MakeSorting, where: Place, tmp_path: Path
+) -> None:
+    assert early(where, tmp_path, drift_amount=b"1", drift_scatter=b"2") == []
+    assert names(where) == {"drift_amount.png", "drift_scatter.png", RECORD}
+    assert early(where, tmp_path, drift_amount=b"3", diagnostics=b"4") == []
+    assert read_whole(where / "drift_amount.png") == b"3"
+    results = ResultsFolder.open(where)
+    assert results.somebodys() == [] and results.missing("any", ["diagnostics.png"]) is None
+    write(make_sorting(drift=None, peaks=None), where)
+    assert not {"drift_amount.png", "drift_scatter.png"} & names(where)
+    assert read_whole(where / "diagnostics.png") == b"a picture"
+    assert ResultsFolder.open(where).somebodys() == []
+
+
+def test_early_files_move_a_curation_before_them(
+    write: Any, make_sorting: MakeSorting, where: Place, tmp_path: Path
+) -> None:
+    write(make_sorting(), where)
+    put(where / "cluster_group.tsv", "cluster_id\tgroup\n0\tgood\n")
+    before = contents(where)
+    (aside,) = early(where, tmp_path, drift_amount=b"1")
+    assert names(where) == {"drift_amount.png", RECORD}
+    assert {name: content for name, content in contents(aside).items() if name != RECORD} == {
+        name: content for name, content in before.items() if name != RECORD
+    }
+    assert early(where, tmp_path, drift_amount=b"2") == []
+    write(make_sorting(n_units=3), where)
+    assert {name for name, _ in below(where)} >= {"spike_times.npy", STORE}
+
+
+def test_early_files_leave_a_result_that_nobody_touched_until_it_is_replaced(
+    write: Any, make_sorting: MakeSorting, where: Place, tmp_path: Path
+) -> None:
+    write(make_sorting(), where)
+    before = contents(where)
+    assert early(where, tmp_path, drift_amount=b"a picture") == [] and contents(where) == before  # the same again
+    assert early(where, tmp_path, drift_amount=b"1") == []
+    assert contents(where) == {**before, "drift_amount.png": b"1", RECORD: contents(where)[RECORD]}
+    write(make_sorting(), where)
+    assert read_whole(where / "drift_amount.png") == b"a picture"
+
+
+def test_a_kill_while_early_files_are_added_leaves_only_ours(
+    write: Any, make_sorting: MakeSorting, where: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install, calls = ResultsFolder._install, []
+
+    def killed(self: ResultsFolder, entry: Path, about: Any) -> Any:
+        calls.append(entry.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return install(self, entry, about)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ResultsFolder, "_install", killed)
+        early(where, tmp_path, drift_amount=b"1", drift_scatter=b"2")
+    assert names(where) == {"drift_amount.png", RECORD}
+    assert ResultsFolder.open(where).somebodys() == []
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_preprocessed_copy_that_was_written_early_is_kept(
+    write: Any, make_sorting: MakeSorting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    if not has_links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links here")))
+    sorting, where = make_sorting(), tmp_path / "kilosort4"
+    copy = where / "temp_wh.dat"
+    with pytest.raises(ResultsError, match="There is no preprocessed copy"):
+        write(sorting, where, preprocessed=copy)
+    with written_early(where) as draft:
+        (draft / copy.name).write_bytes(b"short")
+    with pytest.raises(ResultsError, match="has 5 bytes, but the preprocessed traces"):
+        write(sorting, where, preprocessed=copy)
+    content = b"\1\2" * (sorting.n_samples * sorting.n_chan_file)
+    with written_early(where) as draft:
+        (draft / copy.name).write_bytes(content)
+    inode = copy.stat().st_ino
+    write(sorting, where, preprocessed=copy)
+    assert copy.read_bytes() == content
+    assert (copy.stat().st_ino == inode) == has_links
+    assert "dat_path = ['temp_wh.dat']" in (where / "params.py").read_text()
+    assert ResultsFolder.open(where).somebodys() == []
+    assert not [name for name in names(where) if name.startswith(".ks4stream-")]

@@ -251,7 +251,7 @@ def test_a_task_that_still_writes_while_a_store_is_emptied_is_no_error(
 
 @pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("name", ["data.bin", "scratch/thesis.txt", "letter.draft"])
-def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path, name: str, fresh: bool) -> None:
+def test_a_folder_that_is_not_a_store_is_left_alone(tmp_path: Path, name: str, fresh: bool) -> None:
     file = tmp_path / "run" / name
     file.parent.mkdir(parents=True)
     file.write_text("precious")
@@ -409,7 +409,7 @@ def test_a_clock_that_is_wrong_makes_no_second_owner(
 
 
 @pytest.mark.parametrize("left", [None, FREE, b"node 1 killed 7"])
-def test_of_many_who_claim_a_lock_at_once_one_gets_it(
+def test_one_of_many_simultaneous_claims_gets_the_lock(
     left: bytes | None, object_store: Any, recwarn: pytest.WarningsRecorder
 ) -> None:
     """There was none, it is free, or its holder was killed."""
@@ -633,7 +633,7 @@ def test_a_store_without_conditions_is_told_once_and_has_a_lock_nevertheless(
         objects.write_bytes(str(lock), FREE)
 
 
-def test_of_two_who_claim_without_conditions_the_last_to_write_has_it(
+def test_without_conditional_writes_the_last_writer_gets_the_lock(
     object_store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")

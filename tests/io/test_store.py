@@ -144,7 +144,7 @@ def test_a_failed_save_leaves_the_old_store(make_sorting, tmp_path, monkeypatch)
     assert [entry.name for entry in tmp_path.iterdir()] == ["sorting.zarr"]
 
 
-def test_what_is_no_sorting_is_refused(make_sorting, tmp_path):
+def test_what_is_not_a_sorting_is_refused(make_sorting, tmp_path):
     with pytest.raises(ResultsError, match="does not hold a sorting"):
         load_sorting(tmp_path)
     path = save_sorting(make_sorting(), tmp_path / "sorting.zarr")

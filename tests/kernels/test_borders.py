@@ -62,20 +62,20 @@ def test_nearest_first_then_earlier() -> None:
 def test_far_from_the_border_nothing_changes_so_that_borders_can_be_settled_in_turn() -> None:
     for far in (-NT - 1, NT):
         left, right = left_tile((BORDER + far, 1)), right_tile((BORDER + far, 1))
-        assert settled(left, right) == (left.in_core.tolist(), right.in_core.tolist())
+        assert settled(left, right) == (left.counts.tolist(), right.counts.tolist())
     # a tile from 500 to 1000: what its left border decided stands at its right border
     middle = Reported(np.array([498, 505, 1003]), np.array([1, 2, 3]), np.array([False, True, False]))
     before = Reported(np.array([505]), np.array([2]), np.array([False]))
     _, keep = settle(before, middle, border=500, nt=NT, tolerance=TOLERANCE)
     assert keep.tolist() == [False, False, False]
-    middle = middle._replace(in_core=keep)
+    middle = middle._replace(counts=keep)
     assert settled(middle, right_tile((1001, 3))) == ([False, False, True], [False])
 
 
 def test_the_arguments_are_left_alone_and_nothing_is_nothing() -> None:
     left, right = left_tile((BORDER + 3, 1)), right_tile((BORDER + 3, 1))
     settled(left, right)
-    assert (left.in_core.tolist(), right.in_core.tolist()) == ([False], [True])
+    assert (left.counts.tolist(), right.counts.tolist()) == ([False], [True])
     assert settled(left_tile(), right_tile()) == ([], [])
 
 

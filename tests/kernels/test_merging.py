@@ -1,4 +1,4 @@
-"""Merging of units, and duplicates."""
+"""Merging of clusters, and duplicates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ks4stream.kernels.merging import joined_train, mark_duplicates, merge_units
+from ks4stream.kernels.merging import joined_train, mark_duplicates, merge_clusters
 from ks4stream.kernels.templates import roll_matrix, similarity, similarity_to
 
 RATE = 30_000.0
@@ -50,11 +50,11 @@ class Outcome(NamedTuple):
 
 
 def merged(trains: list[np.ndarray], templates: list[torch.Tensor]) -> Outcome:
-    """Merge units given by train and template."""
+    """Merge clusters given by train and template."""
     features = torch.stack(templates)
     alike = similarity(features, PCS)
 
-    units = merge_units(
+    units = merge_clusters(
         trains,
         np.array([len(train) for train in trains]),
         features,
@@ -120,7 +120,7 @@ def test_unlike_templates_are_not_merged() -> None:
     assert merged([train[::2], train[1::2]], [template(0), template(2)]).unit_of.tolist() == [0, 1]
 
 
-def test_units_that_are_no_neuron_absorb_nothing_but_may_be_absorbed() -> None:
+def test_units_that_are_not_refractory_absorb_nothing() -> None:
     draw = np.random.default_rng(5)
     noise = np.sort(draw.integers(0, 3_000_000, 4000))
     train = one_neuron(3000, 6)
@@ -146,7 +146,7 @@ def test_twins_of_few_spikes_are_merged() -> None:
 @pytest.mark.parametrize("n_units", [0, 1])
 def test_nothing_to_merge(n_units: int) -> None:
     features = torch.stack([template(0)] * n_units) if n_units else torch.zeros(0, 4, len(PCS))
-    units = merge_units(
+    units = merge_clusters(
         [np.arange(1)] * n_units,
         np.ones(n_units, np.int64),
         features,

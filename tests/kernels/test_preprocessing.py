@@ -207,7 +207,7 @@ def test_rows_hold_nothing_outside_the_neighbourhood_and_are_zero_without_one() 
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e3])
-def test_whitened_traces_do_not_hang_on_the_unit_of_the_file(scale: float) -> None:
+def test_whitened_traces_do_not_depend_on_the_unit_of_the_file(scale: float) -> None:
     traces, scaled = mixed(), mixed(scale)
     once = local_whitening(covariance(traces), ALL) @ traces
     again = local_whitening(covariance(scaled), ALL) @ scaled

@@ -76,11 +76,11 @@ def test_many_spikes_are_thinned_evenly(make_sorting, monkeypatch):
     monkeypatch.setattr(plots, "MAX_POINTS", 50)
     sorting = make_sorting()
     figure = plot_spike_positions(sorting)
-    drawn = sorting.kept[plots._thin(sorting.n_spikes)].sum()
+    drawn = sorting.kept[plots.thinned(sorting.n_spikes)].sum()
     assert 25 < drawn < 50  # duplicates among the fifty are left out
     assert len(figure.axes[0].collections[-1].get_offsets()) == drawn
     assert len(plot_drift_scatter(make_sorting()).axes[0].collections[0].get_offsets()) == 50
-    assert np.array_equal(plots._thin(100), np.arange(0, 100, 2))
+    assert np.array_equal(plots.thinned(100), np.arange(0, 100, 2))
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def test_a_terminal_gets_one_bar_per_stage_a_second_pass_included():
 
 
 def test_the_time_left_follows_from_the_mean_time_per_task():
-    with progress.Progress(console=Console(file=io.StringIO())) as bars:
+    with progress.ProgressBars(console=Console(file=io.StringIO())) as bars:
         report = progress._Bars(bars)
         report("detection", 0, 4)
         (task,) = bars.tasks

@@ -15,7 +15,7 @@ from ks4stream.settings import Settings
 from ks4stream.stages.clustering import GraphClustering
 from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Spikes
-from ks4stream.stages.units import Clusters, SortRegions, Units, counted_rows
+from ks4stream.stages.units import Clusters, ClusterSpikes, Units, counted_rows
 
 DOCUMENT = Path(ks4stream.__file__).parent.parent / "docs" / "method.md"
 NT = 61
@@ -70,11 +70,11 @@ def test_the_example_of_the_four_numberings(tmp_path: Path) -> None:
     for block, names in enumerate(in_files):
         for row, name in enumerate(names):
             place[name] |= {"block": block, "row in block's file": row}
-    sorter = SortRegions(settings, spikes, probe, GraphClustering(settings))
+    stage = ClusterSpikes(settings, spikes, probe, GraphClustering(settings))
     receipts: list[Receipt] = []
-    unit_files: list[str] = []
+    cluster_files: list[str] = []
     for region, clusters in CLUSTERS.items():
-        global_row = sorter._row_in_files(region)
+        global_row = stage._row_in_files(region)
         rows = counted_rows(spikes, region)
         for row, number in enumerate(global_row):
             place[everywhere[number]] |= {"row among all blocks": int(number), "region": region, "row of region": row}
@@ -87,11 +87,11 @@ def test_the_example_of_the_four_numberings(tmp_path: Path) -> None:
             "row": global_row[rows],
         }
         unit = np.array([clusters[name] for name in names])
-        receipts.append(write_block(tmp_path / f"units-{region}.rows", columns, unit, int(unit.max()) + 1))
-        in_unit_file = [everywhere[number] for number in read_column(receipts[-1], "row")]
-        for row, name in enumerate(in_unit_file):
-            place[name] |= {"row in unit file": row, "place in kept": len(unit_files) + row}
-        unit_files += in_unit_file
+        receipts.append(write_block(tmp_path / f"clusters-{region}.rows", columns, unit, int(unit.max()) + 1))
+        in_cluster_file = [everywhere[number] for number in read_column(receipts[-1], "row")]
+        for row, name in enumerate(in_cluster_file):
+            place[name] |= {"row in cluster file": row, "place in kept": len(cluster_files) + row}
+        cluster_files += in_cluster_file
     clusters_of_all = Clusters(receipts)
     assert clusters_of_all.first.tolist() == [0, 3, 5]
     units = Units(
@@ -113,7 +113,7 @@ def test_the_example_of_the_four_numberings(tmp_path: Path) -> None:
     for at, time in enumerate(times):
         place[name_at[time]] |= {"place in time": at}
     header = ["block", "row in block's file", "row among all blocks", "region", "row of region"]
-    header += ["row in unit file", "place in kept", "place in time"]
+    header += ["row in cluster file", "place in kept", "place in time"]
     documented = {row[0]: [int(cell) for cell in row[1:]] for row in rows_of_the_document()}
     assert documented == {name: [place[name][column] for column in header] for name in "abcdefgh"}
     for name, row in (("d′", 6), ("d", 3)):
@@ -123,8 +123,8 @@ def test_the_example_of_the_four_numberings(tmp_path: Path) -> None:
 def test_the_left_version_of_a_spike_at_the_border_counts() -> None:
     """Of d and d′ of the example."""
     left, right = (
-        Reported(np.array([s for _, s, _ in block]), np.array([t for _, _, t in block]), np.array(in_core))
-        for block, in_core in ((FOUND[0], [True, True, True, False]), (FOUND[1], [True, True, True]))
+        Reported(np.array([s for _, s, _ in block]), np.array([t for _, _, t in block]), np.array(counts))
+        for block, counts in ((FOUND[0], [True, True, True, False]), (FOUND[1], [True, True, True]))
     )
     keep_left, keep_right = settle(left, right, border=100, nt=30, tolerance=20)
     assert keep_left.tolist() == [True, True, True, True]

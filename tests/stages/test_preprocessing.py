@@ -139,7 +139,7 @@ def test_a_crop_sees_nothing_beyond_its_ends(samples: np.ndarray) -> None:
     np.testing.assert_array_equal(seen[: tile.halo], np.broadcast_to(samples[3000], (tile.halo, 8)))
 
 
-def test_times_that_are_no_binary_fractions() -> None:
+def test_times_that_are_not_binary_fractions() -> None:
     recording = open_recording(np.zeros((90_000, 8), np.int16), fs=RATE, probe=PROBE)
     tiling = tiling_of(recording, SETTINGS.replace(tmin=2.3, tmax=2.9))  # 2.3 · 30000 = 68999.99999999999
     assert (tiling.start, tiling.stop) == (69_000, 87_000)
@@ -165,10 +165,10 @@ def test_a_dead_channel_stays_silent_when_traces_are_moved(samples: np.ndarray, 
         source = source_of(broken)
     whitening = np.diag([0.1, 0.1, 0.1, 0, 0.1, 0.1, 0.1, 0.1])
     drift = Drift(np.full((len(source.tiling), 1), shift), [70.0])
-    source = source.with_results(whitening=Whitening(whitening, [3]), drift=drift)
+    source = source.with_whitening(Whitening(whitening, [3])).with_drift(drift, SETTINGS)
     others = Probe.from_positions(PROBE.positions_um[alive])
     without = source_of(broken[:, alive], probe=others)
-    without = without.with_results(whitening=Whitening(np.eye(7) * 0.1, []), drift=drift)
+    without = without.with_whitening(Whitening(np.eye(7) * 0.1, [])).with_drift(drift, SETTINGS)
     traces, _ = source.whitened(source.tiling[1])
     expected, _ = without.whitened(without.tiling[1])
     assert not traces[3].any()

@@ -76,7 +76,7 @@ def test_spikes_without_a_share_are_represented_by_others(most: int) -> None:
         np.testing.assert_allclose(np.bincount(chosen // 100, weight), 100)  # in each slice
 
 
-def test_the_choice_does_not_hang_on_the_order_of_the_spikes() -> None:
+def test_the_choice_does_not_depend_on_the_order_of_the_spikes() -> None:
     rng = np.random.default_rng(6)
     sample, centre = rng.permutation(10**6)[:3000], rng.integers(0, 4, 3000)
     order = rng.permutation(3000)

@@ -17,14 +17,14 @@ from ks4stream.settings import Settings
 from ks4stream.stages.clustering import GraphClustering
 from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Spikes
-from ks4stream.stages.units import Clusters, Merge, SortRegions, counted_rows, is_neuron, min_unit_spikes
+from ks4stream.stages.units import Clusters, ClusterSpikes, Merge, counted_rows, is_neuron, min_unit_spikes
 
-THRESHOLD, FEWEST, IMPOSSIBLE = 8.0, 5, 30.0
+THRESHOLD, MIN_SPIKES, IMPOSSIBLE = 8.0, 5, 30.0
 
 
 def is_one(train: list[int], score: float = 20.0) -> bool:
     scores = np.full(len(train), score, np.float32)
-    return is_neuron(np.array(train, np.int64), scores, THRESHOLD, FEWEST, impossible_samples=IMPOSSIBLE)
+    return is_neuron(np.array(train, np.int64), scores, THRESHOLD, MIN_SPIKES, impossible_samples=IMPOSSIBLE)
 
 
 def regular(n: int, every: int = 1000) -> list[int]:
@@ -43,7 +43,7 @@ def test_scores_stand_clear_of_the_threshold(score: float, neuron: bool) -> None
 
 def test_it_is_the_mean_score_that_counts() -> None:
     score = np.where(np.arange(6) < 3, 8.5, 12.0).astype(np.float32)  # mean 10.25
-    assert is_neuron(np.array(regular(6)), score, THRESHOLD, FEWEST, impossible_samples=IMPOSSIBLE)
+    assert is_neuron(np.array(regular(6)), score, THRESHOLD, MIN_SPIKES, impossible_samples=IMPOSSIBLE)
 
 
 def pairs(n: int, apart: int) -> list[int]:
@@ -85,9 +85,9 @@ def in_blocks(receipts: list[Receipt], first: list[int], dropped: list[list[int]
     )
 
 
-def sorter_of(spikes: Spikes) -> SortRegions:
+def clustering_of(spikes: Spikes) -> ClusterSpikes:
     settings = Settings(n_pcs=1)
-    return SortRegions(settings, spikes, simulate.linear_probe(1), GraphClustering(settings))
+    return ClusterSpikes(settings, spikes, simulate.linear_probe(1), GraphClustering(settings))
 
 
 def two_blocks(folder: Path) -> Spikes:
@@ -101,12 +101,12 @@ def test_rows_that_were_dropped_do_not_count(tmp_path: Path) -> None:
     assert counted_rows(matches, 1).tolist() == [0, 1, 2]
 
 
-def test_a_regions_spikes_are_written_by_unit_with_their_place_in_the_blocks(tmp_path: Path) -> None:
-    units = sorter_of(two_blocks(tmp_path)).task(0, tmp_path)
-    assert units.unit_features.shape == (1, 1, 1)
-    assert read_column(units.receipt, "sample").tolist() == [5, 130]
-    assert read_column(units.receipt, "score").tolist() == [5, 130]
-    assert read_column(units.receipt, "row").tolist() == [0, 5]  # of 4 + 3 rows, grouped by region
+def test_a_regions_spikes_are_written_by_cluster_with_their_place_in_the_blocks(tmp_path: Path) -> None:
+    clusters = clustering_of(two_blocks(tmp_path)).task(0, tmp_path)
+    assert clusters.features.shape == (1, 1, 1)
+    assert read_column(clusters.receipt, "sample").tolist() == [5, 130]
+    assert read_column(clusters.receipt, "score").tolist() == [5, 130]
+    assert read_column(clusters.receipt, "row").tolist() == [0, 5]  # of 4 + 3 rows, grouped by region
 
 
 @pytest.mark.parametrize("n_regions", [1, 2])
@@ -120,11 +120,11 @@ def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, 
     }
     receipt = write_block(tmp_path / "a.npz", columns, np.array([0, n_regions - 1]), n_regions)
     spikes, run = in_blocks([receipt], [0], [[0, 1]]), RunHere(tmp_path)
-    regions = sorter_of(spikes).run(run)
-    assert [region.unit_features.shape for region in regions] == [(0, 1, 1)] * n_regions
+    regions = clustering_of(spikes).run(run)
+    assert [region.features.shape for region in regions] == [(0, 1, 1)] * n_regions
     waveforms = Waveforms(np.ones((1, 3)), np.ones((1, 3)))
     settings, probe = Settings(n_pcs=1), simulate.linear_probe(1)
-    units = Merge(settings, regions, waveforms, probe, 30_000.0, FEWEST).run(run)
+    units = Merge(settings, regions, waveforms, probe, 30_000.0, MIN_SPIKES).run(run)
     assert units.features.shape == (0, 1, 1)
     columns = Join(settings, units, spikes, waveforms, probe).run(run)
     assert columns["sample"].shape == (0,) and columns["features"].shape == (0, 1, 1)
@@ -133,19 +133,19 @@ def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, 
 def test_where_there_was_no_spike_there_are_no_units(tmp_path: Path) -> None:
     nothing, run, settings = in_blocks([], [], []), RunHere(tmp_path), Settings(n_pcs=1)
     waveforms, probe = Waveforms(np.ones((1, 3)), np.ones((1, 3))), simulate.linear_probe(1)
-    units = Merge(settings, sorter_of(nothing).run(run), waveforms, probe, 30_000.0, FEWEST).run(run)
+    units = Merge(settings, clustering_of(nothing).run(run), waveforms, probe, 30_000.0, MIN_SPIKES).run(run)
     assert (units.features.shape, units.similarity.shape, units.contamination.shape) == ((0, 1, 1), (0, 0), (0,))
     assert Join(settings, units, nothing, waveforms, probe).run(run)["features"].shape == (0, 1, 1)
 
 
 def test_a_region_too_large_for_memory_comes_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its features are in a file in the folder of its stage, which may not exist before the task."""
-    sorter = sorter_of(two_blocks(tmp_path))
-    held = sorter.task(0, tmp_path)
+    clustering = clustering_of(two_blocks(tmp_path))
+    held = clustering.task(0, tmp_path)
     monkeypatch.setattr(spikes, "HELD_BYTES", 0)
-    mapped = sorter.task(0, tmp_path / "not" / "made")
+    mapped = clustering.task(0, tmp_path / "not" / "made")
     assert mapped.receipt.digest() == held.receipt.digest()
-    assert np.array_equal(mapped.unit_features, held.unit_features)
+    assert np.array_equal(mapped.features, held.features)
 
 
 def test_clusters_are_numbered_through_all_regions(tmp_path: Path) -> None:

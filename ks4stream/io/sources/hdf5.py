@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, RecordingError
+from ks4stream.errors import Ks4StreamError, RecordingError
 from ks4stream.io.formats import is_hdf5, refusal
 from ks4stream.io.objects import is_remote, name_of
 from ks4stream.io.sources.base import File, OfPath, Opened, check_rank, delivered_dtype, hash_of, status_of, time_first
@@ -23,7 +23,7 @@ from ks4stream.messages import warn
 from ks4stream.probe import Probe
 from ks4stream.recording import is_same_rate
 
-_FEWEST_SAMPLES = 1000  # of a table that may be a recording; shorter ones hold positions or times of events
+_MIN_SAMPLES = 1000  # of a table that may be a recording; shorter ones hold positions or times of events
 _TIMESTAMPS = 100_000  # that give the rate: if rounded to milliseconds, to 3 parts in 10 000 at 30 kHz
 
 
@@ -159,7 +159,7 @@ def read_series(path: str) -> Opened:
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
-            if len(item.shape or ()) == 2 and max(item.shape) >= _FEWEST_SAMPLES and min(item.shape) > 0:
+            if len(item.shape or ()) == 2 and max(item.shape) >= _MIN_SAMPLES and min(item.shape) > 0:
                 with suppress(RecordingError):  # not of a type that samples have
                     delivered_dtype(item.dtype)
                     tables.append(name)
@@ -174,7 +174,7 @@ def read_series(path: str) -> Opened:
         if len(found) != 1:
             raise RecordingError(
                 f"{path} is an HDF5 file with {len(found)} "
-                + ("electrical series" if series else f"tables of {_FEWEST_SAMPLES} samples or more")
+                + ("electrical series" if series else f"tables of {_MIN_SAMPLES} samples or more")
                 + "; it must have exactly one. Open it with h5py and pass the dataset with the traces, "
                 + f"h5py.File({path!r})['NAME']"
                 + (f", where NAME is one of {', '.join(sorted(found)[:8])}." if found else ".")
@@ -216,9 +216,7 @@ def _rate_of(timestamps: Any, what: str) -> float | None:
         warn(
             f"{what} has {len(timestamps)} samples, which last {counted_s:.3f} s at the {rate_hz:.6g} Hz of its first "
             f"timestamps, but the last timestamp is {stamped_s:.3f} s after the first: there are gaps, or the rate "
-            "changes. Spike times count samples as if they were contiguous, at one rate.",
-            Ks4StreamWarning,
-            stacklevel=6,
+            "changes. Spike times count samples as if they were contiguous, at one rate."
         )
     return rate_hz
 
@@ -232,7 +230,7 @@ def _find_probe(source: Hdf5Source, group: str) -> Probe | None:
     except MemoryError:
         raise
     except Exception as error:  # the samples can be read, and another probe can be given
-        warn(f"The probe stored in {source.path} is ignored: {error}", Ks4StreamWarning, stacklevel=3)
+        warn(f"The probe stored in {source.path} is ignored: {error}")
         return None
 
 

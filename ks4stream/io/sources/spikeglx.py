@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
+from ks4stream.errors import ProbeError, RecordingError
 from ks4stream.io.objects import name_of
 from ks4stream.io.sources.base import File, Opened, delivered_dtype
 from ks4stream.io.sources.binary import BinarySource
@@ -38,19 +38,13 @@ def opens(file: File) -> Opened | None:
         source = BinarySource.open(path, meta.n_channels, "int16")
     n_bytes = source.n_samples * source.n_channels * source.file_dtype.itemsize
     if meta.file_size_bytes not in (None, n_bytes):
-        warn(
-            f"{path} has {n_bytes} bytes, but {meta.path.name} says {meta.file_size_bytes}: was it copied completely?",
-            Ks4StreamWarning,
-            stacklevel=4,
-        )
+        warn(f"{path} has {n_bytes} bytes, but {meta.path.name} says {meta.file_size_bytes}: was it copied completely?")
     n_expected = 0.0 if meta.duration_s is None else meta.duration_s * meta.sampling_rate_hz
     if meta.file_size_bytes == n_bytes and abs(source.n_samples - n_expected) > _DURATION_TOLERANCE * n_expected > 0:
         warn(
             f"{path} has {source.n_samples} samples of {source.n_channels} channels, but {meta.path.name} gives a "
             f"length of {meta.duration_s:g} s, which is {n_expected:.0f} samples at {meta.sampling_rate_hz:g} Hz: are "
-            "its number of channels (nSavedChans) and its sampling rate correct?",
-            Ks4StreamWarning,
-            stacklevel=4,
+            "its number of channels (nSavedChans) and its sampling rate correct?"
         )
     if meta.is_lf:
         warn_of_lf(path)
@@ -59,7 +53,7 @@ def opens(file: File) -> Opened | None:
         try:
             return meta.probe()
         except ProbeError as error:  # the samples can be read, and another probe can be given
-            warn(str(error), Ks4StreamWarning, stacklevel=3)
+            warn(str(error))
             return None
 
     return Opened(

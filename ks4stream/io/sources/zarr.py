@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import Ks4StreamWarning, ProbeError, RecordingError
+from ks4stream.errors import ProbeError, RecordingError
 from ks4stream.io.objects import can_list, child, credentials_key, listing, locate, name_of
 from ks4stream.io.probes import load_probe
 from ks4stream.io.sources.base import (
@@ -215,5 +215,5 @@ def _probe_of_attrs(attrs: Mapping[str, Any], path: str) -> Probe | None:
     try:
         return replace(load_probe(content), name=os.path.splitext(name_of(path))[0])
     except ProbeError as error:  # the samples can be read, and another probe can be given
-        warn(f"The probe stored in {path} is ignored: {error}", Ks4StreamWarning, stacklevel=3)
+        warn(f"The probe stored in {path} is ignored: {error}")
         return None

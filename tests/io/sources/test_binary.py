@@ -13,7 +13,7 @@ from ks4stream.errors import RecordingError
 from ks4stream.io.sources import BinarySource
 
 
-def test_a_size_that_is_no_multiple_is_refused_with_all_numbers(tmp_path: Path) -> None:
+def test_a_size_that_is_not_a_multiple_is_refused_with_all_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.bin", SAMPLES, header=b"xy")
     with pytest.raises(RecordingError, match=r"182 bytes.*3 channels × 2 bytes \(int16\): 2 bytes are left over"):
         BinarySource.open(path, 3)

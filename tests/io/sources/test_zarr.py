@@ -36,7 +36,7 @@ def test_a_zarr_array_that_is_replaced_is_opened_again(tmp_path: Path) -> None:
     assert ZarrSource.open(path).n_samples == 8
 
 
-def test_what_is_no_zarr_array_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_a_zarr_array_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordingError, match="is not a Zarr array"):
         ZarrSource.open(tmp_path)
     (tmp_path / "broken").mkdir()

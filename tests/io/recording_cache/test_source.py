@@ -67,7 +67,7 @@ def test_pieces_of_one_read_are_fetched_side_by_side(tmp_path: Path) -> None:
     np.testing.assert_array_equal(cache(Meeting(), tmp_path).read(0, 4 * PIECE), SAMPLES[: 4 * PIECE])
 
 
-def test_who_reads_on_finds_the_next_tile_on_its_way(tmp_path: Path) -> None:
+def test_the_next_tile_is_fetched_ahead_of_a_sequential_reader(tmp_path: Path) -> None:
     far = FarSource()
     source = cache(far, tmp_path)
     source.read(0, 2 * PIECE)
@@ -87,7 +87,7 @@ def wait_for(condition: Callable[[], bool], longest_s: float = 300.0) -> None:
         time.sleep(0.01)
 
 
-def test_damaged_pieces_are_fetched_anew(tmp_path: Path) -> None:
+def test_damaged_pieces_are_fetched_again(tmp_path: Path) -> None:
     far = FarSource()
     cache(far, tmp_path).read(0, 1000)
     first, second, third, *_ = pieces_in(tmp_path)
@@ -114,7 +114,7 @@ def test_a_disk_that_refuses_does_no_harm(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ks4stream.io.tile_cache.source.atomic_write", full)
+    monkeypatch.setattr("ks4stream.io.recording_cache.source.atomic_write", full)
     np.testing.assert_array_equal(cache(FarSource(), tmp_path).read(0, 1000), SAMPLES)
     (tmp_path / "a file").touch()
     np.testing.assert_array_equal(cache(FarSource(), tmp_path / "a file").read(0, 1000), SAMPLES)

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from ks4stream.errors import ResultsError
-from ks4stream.io.tile_cache.account import ROOM
+from ks4stream.io.recording_cache.account import ROOM
 
 _log = logging.getLogger(__name__)
 STALE_DAYS = 7.0  # after which an unused cache in a temporary folder is removed

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from ks4stream.errors import ResultsError
 from ks4stream.io.atomic import atomic_write
-from ks4stream.io.tile_cache.account import ROOM, take
-from ks4stream.io.tile_cache.folders import USE, is_ours, remove_lock, remove_stale, temporary_folder, was_left
+from ks4stream.io.recording_cache.account import ROOM, take
+from ks4stream.io.recording_cache.folders import USE, is_ours, remove_lock, remove_stale, temporary_folder, was_left
 from ks4stream.recording import BaseSource, FlatFile, Source
 
 FETCHES = 16  # concurrent fetches of pieces in one process

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
-from ks4stream.errors import Ks4StreamWarning, ResultsError
+from ks4stream.errors import ResultsError
+from ks4stream.io.recording_cache.account import SHARE_OF_FREE
+from ks4stream.io.recording_cache.folders import temporary_folder
+from ks4stream.io.recording_cache.source import CachedSource
 from ks4stream.io.sources import ArraySource, ConcatenatedSource, join
-from ks4stream.io.tile_cache.account import SHARE_OF_FREE
-from ks4stream.io.tile_cache.folders import temporary_folder
-from ks4stream.io.tile_cache.source import CachedSource
 from ks4stream.messages import warn
 from ks4stream.recording import Recording, Source
 
@@ -163,13 +163,11 @@ def _warn_of_little_room(parts: list[CachedSource], folder: str | None, limit_by
     try:
         place = temporary_folder() if folder is None else Path(folder)
     except ResultsError as error:
-        warn(f"{error} Until then the recording is fetched in every pass.", Ks4StreamWarning, stacklevel=4)
+        warn(f"{error} Until then the recording is fetched in every pass.")
         return
     room = limit_bytes if limit_bytes is not None else int(SHARE_OF_FREE * shutil.disk_usage(place).free)
     if needed > room:
         warn(
             f"The cache in {place} may use {room / 1e9:.3g} GB, but the recording needs about {needed / 1e9:.3g} GB: "
-            "what does not fit is fetched in every pass. If that is slow, give a larger disk (cache_dir, --cache).",
-            Ks4StreamWarning,
-            stacklevel=4,
+            "what does not fit is fetched in every pass. If that is slow, give a larger disk (cache_dir, --cache)."
         )

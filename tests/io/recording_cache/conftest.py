@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ks4stream.io.tile_cache import lifetime
+from ks4stream.io.recording_cache import lifetime
 
 
 @pytest.fixture(autouse=True)

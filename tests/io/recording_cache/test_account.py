@@ -20,7 +20,7 @@ def test_a_full_cache_keeps_what_it_has(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", [b"", b"cut off"])
 @pytest.mark.parametrize("when", ["before a sort", "while it runs"])
-def test_an_account_that_was_not_written_is_counted_anew(left: bytes, when: str, tmp_path: Path) -> None:
+def test_an_account_that_was_not_written_is_counted_again(left: bytes, when: str, tmp_path: Path) -> None:
     far = FarSource()
     source = cache(far, tmp_path, 2000)
     source.read(0, 4 * PIECE)

@@ -17,11 +17,11 @@ import pytest
 from far_source import N_PIECES, SAMPLES, FarSource, pieces_in, recording_of
 
 from ks4stream.errors import Ks4StreamWarning, ResultsError
+from ks4stream.io.recording_cache import cached, cached_while_held, ending
 from ks4stream.io.sources import ArraySource, BinarySource, ConcatenatedSource
-from ks4stream.io.tile_cache import cached, cached_while_held, ending
 
 
-def test_by_default_what_is_far_is_kept_while_it_is_sorted(temporary: Path) -> None:
+def test_by_default_remote_recordings_are_cached_during_a_sort(temporary: Path) -> None:
     far = FarSource()
     recording = recording_of(far, ArraySource(SAMPLES))
     with cached(recording) as found:
@@ -63,7 +63,7 @@ def test_a_sort_that_was_killed_does_not_count_as_a_user(temporary: Path) -> Non
 import os, sys
 sys.path.insert(0, {str(Path(far_source.__file__).parent)!r})
 from far_source import FarSource, recording_of
-from ks4stream.io.tile_cache import cached, lifetime
+from ks4stream.io.recording_cache import cached, lifetime
 lifetime.PIECE_BYTES = 1
 with cached(recording_of(FarSource())) as found:
     found.read(0, 100)
@@ -113,7 +113,7 @@ def test_parts_of_parts_are_removed_too(temporary: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_somebody_holds_is_kept_as_long(temporary: Path) -> None:
+def test_a_cache_is_kept_while_its_recording_is_referenced(temporary: Path) -> None:
     far = FarSource()
     found = cached_while_held(recording_of(far, ArraySource(SAMPLES)))
     assert not far.fetched
@@ -138,11 +138,11 @@ def test_what_somebody_holds_is_kept_as_long(temporary: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_held_until_the_end_of_a_program_is_removed_then(temporary: Path) -> None:
+def test_a_cache_referenced_until_the_program_ends_is_removed_then(temporary: Path) -> None:
     code = """
 import numpy as np
 from ks4stream.io.sources import ArraySource
-from ks4stream.io.tile_cache import cached_while_held
+from ks4stream.io.recording_cache import cached_while_held
 from ks4stream.recording import Recording
 class Far(ArraySource):
     is_remote = True
@@ -157,7 +157,7 @@ print(held.source._place().is_dir())
 
 
 @pytest.mark.slow
-def test_what_somebody_holds_in_a_folder_of_his_own_stays(tmp_path: Path) -> None:
+def test_a_cache_in_a_given_folder_outlives_its_recording(tmp_path: Path) -> None:
     far = FarSource()
     for _ in range(2):
         cached_while_held(recording_of(far), tmp_path / "cache").read(0, 1000)

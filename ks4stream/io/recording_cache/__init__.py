@@ -7,7 +7,7 @@ one read are fetched concurrently, and if a thread continues where its last read
 next pieces are fetched ahead.
 """
 
-from ks4stream.io.tile_cache.lifetime import cached, cached_while_held, ending, forget
-from ks4stream.io.tile_cache.source import CachedSource
+from ks4stream.io.recording_cache.lifetime import cached, cached_while_held, ending, forget
+from ks4stream.io.recording_cache.source import CachedSource
 
 __all__ = ["CachedSource", "cached", "cached_while_held", "ending", "forget"]

@@ -39,7 +39,7 @@ from ks4stream.io.run_store import ObjectLock
 from ks4stream.settings import Settings
 from ks4stream.sorter import sort
 from ks4stream.stages.matching import Match
-from ks4stream.stages.units import SortRegions
+from ks4stream.stages.units import ClusterSpikes
 
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
@@ -297,7 +297,7 @@ def test_a_sort_goes_on_there(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> 
 
     target = f"{cloud.bucket}/{FOLDER}/sorted"
     with monkeypatch.context() as patch:
-        patch.setattr(SortRegions, "run", interrupted)
+        patch.setattr(ClusterSpikes, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             sorted_to(cloud.zarr, target)
     with monkeypatch.context() as patch:

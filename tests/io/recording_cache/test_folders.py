@@ -13,7 +13,7 @@ import pytest
 from far_source import N_PIECES, SAMPLES, FarSource, pieces_in, recording_of
 
 from ks4stream.errors import Ks4StreamWarning
-from ks4stream.io.tile_cache import cached, folders
+from ks4stream.io.recording_cache import cached, folders
 
 
 def test_stale_caches_are_removed_by_the_next_sort(temporary: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_folder_that_is_exchanged_meanwhile_is_used_no_longer(
 
 
 @OF_OURS
-def test_where_all_names_are_taken_it_is_told_and_nothing_is_kept(temporary: Path) -> None:
+def test_if_all_folder_names_are_taken_a_warning_says_so_and_nothing_is_cached(temporary: Path) -> None:
     for number in range(folders.TEMPORARY_NAMES):
         (temporary / f"ks4stream-cache-{os.geteuid()}{f'-{number}' if number else ''}").touch()
     with (

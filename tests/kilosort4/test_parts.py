@@ -1,0 +1,309 @@
+"""Kilosort4's functions called one by one: what they hand on, and that together they are the whole."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from ks4stream import simulate
+from ks4stream.errors import FewSpikesWarning, OpsError, ProbeError, RecordingError, SettingsError
+from ks4stream.kilosort4.run_kilosort import (
+    cluster_spikes,
+    compute_drift_correction,
+    compute_preprocessing,
+    detect_spikes,
+    get_run_parameters,
+    initialize_ops,
+    run_kilosort,
+    save_sorting,
+    set_files,
+)
+
+CPU = torch.device("cpu")
+SETTINGS = {"batch_size": 15_000, "nearest_chans": 8}
+BUSY = {"amplitude_range_uv": (90, 250), "rate_range_hz": (25, 60), "hash_per_channel": 0}
+SCENES = {
+    "still": (simulate.staggered_probe(16), {"seed": 1, "n_units": 8, "hash_per_channel": 0}, {"nblocks": 0}),
+    "drifting": (
+        simulate.linear_probe(12, pitch_um=20),
+        {"seed": 3, "n_units": 6, "drift": "rigid", "drift_range_um": 20.0, **BUSY},
+        {},
+    ),
+    "two shanks, a part of the time": (
+        simulate.multi_shank_probe(2, 8),
+        {"seed": 9, "n_units": 8},
+        {"tmin": 0.4, "tmax": 7.0, "batch_downsampling": 1},
+    ),
+}
+ARRAYS = ("st", "clu", "tF", "Wall", "similar_templates", "is_ref", "est_contam_rate", "kept_spikes")
+
+pytestmark = pytest.mark.filterwarnings("ignore::ks4stream.errors.FewSpikesWarning")
+
+
+def as_dictionary(probe):
+    names = {"chanMap": probe.chan_map, "xc": probe.x_um, "yc": probe.y_um, "kcoords": probe.shank}
+    return {**names, "n_chan": probe.n_channels}
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    """Files of simulated recordings, by name, made once: path, probe and settings."""
+    made: dict[str, tuple] = {}
+
+    def get(name: str):
+        if name not in made:
+            probe, options, settings = SCENES[name]
+            path = tmp_path_factory.mktemp("scene") / "recording.bin"
+            simulate.simulate(probe, 8.0, **options).read(0, 240_000).tofile(path)
+            made[name] = path, as_dictionary(probe), {"n_chan_bin": probe.n_channels, **SETTINGS, **settings}
+        return made[name]
+
+    return get
+
+
+def begun(scene, folder, *, file_object=None, **changes):
+    """The `ops` of a scene."""
+    path, probe, settings = scene
+    settings = {**settings, **changes}
+    filename = path if file_object is None else ""
+    _, _, _, probe = set_files(settings, filename, probe, "", "", folder, None, None)
+    ops, _ = initialize_ops(settings, probe, "int16", True, False, CPU, False)
+    return ops | {"client": "loop"}
+
+
+def detected(ops, file_object=None):
+    """`ops`, bfile, st and tF."""
+    ops = compute_preprocessing(ops, CPU, file_object=file_object)
+    ops, bfile, _ = compute_drift_correction(ops, CPU, file_object=file_object)
+    st, tF, _, _ = detect_spikes(ops, CPU, bfile)
+    return ops, bfile, st, tF
+
+
+def sorted_by_parts(ops, file_object=None):
+    """The eight arrays of a sort, by name."""
+    ops, bfile, st, tF = detected(ops, file_object)
+    clu, Wall, st, tF = cluster_spikes(st, tF, ops, CPU, bfile)
+    _, *rest = save_sorting(ops, ops["results_dir"], st, clu, tF, Wall, bfile.imin)
+    return dict(zip(ARRAYS, (st, clu, tF, Wall, *rest), strict=True))
+
+
+def whole(scene, folder, **changes):
+    path, probe, settings = scene
+    settings = {**settings, **changes}
+    results = run_kilosort(settings, probe=probe, filename=path, results_dir=folder, device="cpu", client="loop")
+    return dict(zip(ARRAYS, results[1:], strict=True))
+
+
+def assert_same(one, other):
+    for name in ARRAYS:
+        a, b = np.asarray(one[name]), np.asarray(other[name])
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), name
+        assert a.tobytes() == b.tobytes(), name
+
+
+# -- together they are the whole ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCENES)
+def test_one_by_one_they_give_what_the_whole_gives(name, scene, tmp_path):
+    assert_same(sorted_by_parts(begun(scene(name), tmp_path / "parts")), whole(scene(name), tmp_path / "whole"))
+    written = {name: content_of(tmp_path / name) for name in ("parts", "whole")}
+    del written["whole"]["kilosort4.log"]  # which only setup_logger begins
+    assert written["parts"].keys() == written["whole"].keys()
+    differ = {name for name, content in written["whole"].items() if written["parts"][name] != content}
+    assert differ == {"ks4stream.json", "ops.npy", "sorting.zarr/.zattrs"}  # with times and folders
+
+
+def content_of(folder):
+    """The files of a results folder without its run, and what they hold."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] != "run"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow
+def test_drift_correction_is_left_out_where_ops_says_so(scene, tmp_path):
+    """As SpikeInterface does: at the top level of `ops`, and after preprocessing."""
+    ops = compute_preprocessing(begun(scene("drifting"), tmp_path / "parts"), CPU)
+    ops["nblocks"] = 0
+    ops, bfile, st0 = compute_drift_correction(ops, CPU)
+    assert st0 is None and ops["dshift"] is None
+    st, tF, _, _ = detect_spikes(ops, CPU, bfile)
+    clu, Wall, st, tF = cluster_spikes(st, tF, ops, CPU, bfile)
+    _, *rest = save_sorting(ops, tmp_path / "parts", st, clu, tF, Wall, bfile.imin)
+    found = dict(zip(ARRAYS, (st, clu, tF, Wall, *rest), strict=True))
+    assert_same(found, whole(scene("drifting"), tmp_path / "whole", nblocks=0))
+
+
+class Wrapped:
+    """An array-like that knows slices in time only, as Kilosort4's wrapper of SpikeInterface's recordings does."""
+
+    def __init__(self, path, n_channels) -> None:
+        self._samples = np.fromfile(path, np.int16).reshape(-1, n_channels)
+        self.shape, self.dtype = self._samples.shape, self._samples.dtype
+
+    def __getitem__(self, items):
+        time, *channels = items if isinstance(items, tuple) else (items,)
+        assert isinstance(time, slice)
+        return self._samples[(time, *channels)]
+
+
+@pytest.mark.slow
+def test_samples_of_a_file_object(scene, tmp_path):
+    path, probe, _ = scene("drifting")
+    ops = begun(scene("drifting"), tmp_path / "parts", file_object=True)
+    assert ops["filename"] == []
+    assert_same(
+        sorted_by_parts(ops, file_object=Wrapped(path, probe["n_chan"])), whole(scene("drifting"), tmp_path / "whole")
+    )
+
+
+@pytest.mark.slow
+def test_what_was_detected_to_estimate_the_drift_is_not_detected_again(scene, tmp_path, caplog):
+    """Also of arrays that cannot be recognized for certain, as long as `ops` says that they are the same."""
+    path, probe, _ = scene("still")
+
+    class Inexact(Wrapped):
+        pass
+
+    samples = Inexact(path, probe["n_chan"])
+    ops = begun(scene("still"), tmp_path / "parts", file_object=True, nblocks=1)
+    compute_preprocessing(ops, CPU, file_object=samples)
+    _, bfile, st0 = compute_drift_correction(ops, CPU, file_object=samples)
+    assert st0.shape[1] == 6 and np.all(np.diff(st0[:, 0]) >= 0)
+    with caplog.at_level(logging.INFO, "ks4stream"):
+        detect_spikes(ops, CPU, bfile)
+    assert any(text.startswith("detection: ") and "already finished" in text for text in caplog.messages)
+
+
+# -- spikes and units that callers change -----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_dropped_spikes_stay_away_and_their_order_does_not_matter(scene, tmp_path):
+    ops, bfile, st, tF = detected(begun(scene("still"), tmp_path))
+    kept = st[:, 1] != 0
+    clu, _, found, _ = cluster_spikes(st[kept], tF[torch.from_numpy(kept)], ops, CPU, bfile)
+    assert len(found) and not np.any(found[:, 1] == 0)
+    assert set(found[:, 0]) <= set(st[kept, 0])
+    shuffled = np.random.default_rng(0).permutation(np.flatnonzero(kept))
+    again, _, same, _ = cluster_spikes(st[shuffled], tF[shuffled], ops, CPU, bfile)
+    assert np.array_equal(found, same) and np.array_equal(clu, again)
+
+
+@pytest.mark.slow
+def test_units_that_a_caller_has_merged_are_saved_as_they_are(scene, tmp_path):
+    ops, bfile, st, tF = detected(begun(scene("still"), tmp_path))
+    clu, Wall, st, tF = cluster_spikes(st, tF, ops, CPU, bfile)
+    merged = np.where(clu == clu.max(), 0, clu)
+    _, similar, is_ref, _, kept = save_sorting(ops, tmp_path, st, merged, tF, Wall[:-1], bfile.imin)
+    assert similar.shape == (len(Wall) - 1,) * 2 and is_ref.shape == (len(Wall) - 1,)
+    assert np.array_equal(np.load(tmp_path / "spike_clusters.npy"), merged[kept])
+    assert ops["n_units_total"] == len(Wall) - 1
+
+
+# -- files, settings and probe -------------------------------------------------------------------------------------
+
+
+def test_files_folders_and_probe(scene, tmp_path):
+    path, probe, settings = scene("still")
+    settings = dict(settings)
+    files, data, folder, found = set_files(settings, str(path), probe, None, None, None, [3], None)
+    assert (files, data, folder) == ([path], path.parent, path.parent / "kilosort4")
+    assert (settings["filename"], settings["data_dir"], settings["results_dir"]) == (files, data, folder)
+    assert found["n_chan"] == 15 and 3 not in found["chanMap"]
+    files, data, folder, _ = set_files(dict(settings), [path, path], probe, None, None, tmp_path, None, None)
+    assert (files, folder) == ([path, path], tmp_path)
+    _, _, _, shank = set_files(dict(scene("two shanks, a part of the time")[2]), path, *two_shanks(scene), 1)
+    assert np.all(shank["kcoords"] == 1)
+
+
+def two_shanks(scene):
+    return scene("two shanks, a part of the time")[1], None, None, None, None
+
+
+def test_what_set_files_refuses(scene, tmp_path):
+    path, probe, settings = scene("still")
+    with pytest.raises(RecordingError, match="Nothing to sort"):
+        set_files(dict(settings), "", probe, "", "", "", None, None)
+    with pytest.raises(SettingsError, match="n_chan_bin is missing"):
+        set_files({}, path, probe, "", "", "", None, None)
+    with pytest.raises(ProbeError, match=r"bad_channels=\[16\]"):
+        set_files(dict(settings), path, probe, "", "", "", [16], None)
+    with pytest.raises(ProbeError, match="no shank 5"):
+        set_files(dict(settings), path, probe, "", "", tmp_path, None, 5)
+
+
+def test_ops_and_run_parameters(scene, tmp_path):
+    path, probe, settings = scene("still")
+    ops, complete = initialize_ops(
+        {**settings, "filename": [path], "artifact_threshold": None}, probe, np.dtype("uint16"), False, True, CPU, True
+    )
+    assert complete["nt0min"] == 20 and "do_CAR" not in complete and complete["fs"] == 30_000
+    assert ops["settings"].items() >= complete.items()
+    assert (ops["do_CAR"], ops["invert_sign"], ops["save_preprocessed_copy"]) == (False, True, True)
+    parameters = get_run_parameters(ops)
+    assert len(parameters) == 17
+    assert parameters[:5] == [16, 30_000, 15_000, 61, 20] and parameters[6:9] == ["uint16", False, True]
+    assert np.array_equal(parameters[5], probe["chanMap"]) and np.array_equal(parameters[10], probe["yc"])
+    assert parameters[11:] == [0.0, np.inf, np.inf, None, None, 1]
+    with pytest.raises(SettingsError, match="Did you mean 'nblocks'"):
+        initialize_ops({**settings, "nblock": 1}, probe, None, True, False, None, False)
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def test_functions_in_the_wrong_order(scene, tmp_path):
+    ops = begun(scene("still"), tmp_path)
+    with pytest.raises(OpsError, match=r"no 'preprocessing'. Call compute_preprocessing"):
+        compute_drift_correction(ops, CPU)
+    with pytest.raises(OpsError, match=r"no 'dshift'. Call compute_drift_correction"):
+        detect_spikes(ops, CPU, None)
+    with pytest.raises(OpsError, match=r"no 'iCC'. Call detect_spikes"):
+        cluster_spikes(np.zeros((0, 3)), torch.zeros(0, 8, 6), ops, CPU, None)
+    with pytest.raises(OpsError, match=r"no 'iCC'. Call detect_spikes"):
+        save_sorting(ops, tmp_path, np.zeros((0, 3)), np.zeros(0), torch.zeros(0, 8, 6), torch.zeros(0, 16, 6), 0)
+    with pytest.raises(OpsError, match=r"no 'probe'. Call initialize_ops"):
+        compute_preprocessing({}, CPU)
+    with pytest.raises(RecordingError, match="pass it as file_object"):
+        compute_preprocessing({**ops, "filename": []}, CPU)
+
+
+@pytest.mark.slow
+def test_ops_of_another_recording(scene, tmp_path):
+    ops = compute_preprocessing(begun(scene("still"), tmp_path), CPU)
+    other = tmp_path / "other.bin"
+    other.write_bytes(scene("still")[0].read_bytes()[: 2 * 16 * 200_000])
+    with pytest.raises(OpsError, match="another recording"):
+        compute_drift_correction({**ops, "filename": [other]}, CPU)
+
+
+@pytest.mark.slow
+def test_arrays_that_do_not_fit_each_other(scene, tmp_path):
+    ops, bfile, st, tF = detected(begun(scene("still"), tmp_path))
+    with pytest.raises(OpsError, match="Drop the same spikes from both"):
+        cluster_spikes(st[1:], tF, ops, CPU, bfile)
+    with pytest.raises(OpsError, match="of the same detect_spikes"):
+        cluster_spikes(st + np.array([0, 99, 0]), tF, ops, CPU, bfile)
+    clu, Wall, st, tF = cluster_spikes(st, tF, ops, CPU, bfile)
+    with pytest.raises(OpsError, match="Change clu and Wall together"):
+        save_sorting(ops, tmp_path, st, clu, tF, Wall[:-1], bfile.imin)
+    with pytest.raises(OpsError, match="ops has 16 channels"):
+        save_sorting(ops, tmp_path, st, clu, tF, Wall[:, 1:], bfile.imin)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ks4stream.errors.Ks4StreamWarning")
+def test_noise_gives_an_empty_sorting(tmp_path):
+    probe = simulate.tetrode_probe(1)
+    path = tmp_path / "noise.bin"
+    simulate.simulate(probe, 4.0, seed=11, n_units=0, hash_per_channel=0).read(0, 120_000).tofile(path)
+    scene = path, as_dictionary(probe), {"n_chan_bin": 4, **SETTINGS}
+    found = sorted_by_parts(begun(scene, tmp_path / "parts", Th_universal=50.0))
+    assert_same(found, whole(scene, tmp_path / "whole", Th_universal=50.0))
+    assert len(found["st"]) == 0 and found["Wall"].shape == (0, 4, 6)
+    assert issubclass(FewSpikesWarning, UserWarning)
