@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ks4stream import errors, scoring, simulate
+    from ks4stream.io.nwb import write_nwb
     from ks4stream.io.probes import load_probe
     from ks4stream.io.recordings import open_recording
     from ks4stream.io.store import load_sorting
     from ks4stream.kilosort4.run_kilosort import run_kilosort
+    from ks4stream.mean_waveforms import mean_waveforms
     from ks4stream.planning import plan
     from ks4stream.preprocessed import preprocess
     from ks4stream.probe import Probe
@@ -36,6 +38,8 @@ __all__ = [
     "sort",
     "Sorting",
     "load_sorting",
+    "mean_waveforms",
+    "write_nwb",
     "preprocess",
     "run_kilosort",
     "simulate",
@@ -54,6 +58,8 @@ _HOME = {
     "sort": "ks4stream.sorter",
     "Sorting": "ks4stream.results",
     "load_sorting": "ks4stream.io.store",
+    "mean_waveforms": "ks4stream.mean_waveforms",
+    "write_nwb": "ks4stream.io.nwb",
     "preprocess": "ks4stream.preprocessed",
     "run_kilosort": "ks4stream.kilosort4.run_kilosort",
 }

@@ -1,4 +1,4 @@
-"""The command line: ``ks4stream sort``, ``ks4stream plan``, ``ks4stream demo`` and ``ks4stream probes``.
+"""The command line: ``ks4stream sort``, ``plan``, ``export``, ``demo`` and ``probes``.
 
 The settings' options, their help and their conversion are made from the fields of
 :class:`~ks4stream.settings.Settings`. Libraries that take long to load are imported by the commands.
@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import Field, fields, replace
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -287,6 +288,24 @@ def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> t
         return tuple(int(number) for number in text.split(",")) if text else ()
     except ValueError:
         raise click.BadParameter(f"{text!r} must be whole numbers separated by commas, for instance 3,191.") from None
+
+
+def _read_time(_: click.Context, __: click.Parameter, text: str | None) -> datetime | None:
+    try:
+        return None if text is None else datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not a time like 2026-03-01T14:30:00+01:00.") from None
+
+
+def _read_metadata(file: str) -> dict[str, Any]:
+    example = '{"experimenter": ["Doe, Jane"]}'
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{file} cannot be read as JSON: {error}.", param_hint="--metadata") from None
+    if not isinstance(found, dict):
+        raise click.BadParameter(f"{file} must hold one JSON object, like {example}.", param_hint="--metadata")
+    return found
 
 
 # --- ks4stream sort ------------------------------------------------------------------------------------------
@@ -637,6 +656,61 @@ def _show(found: Plan) -> None:
     Console().print(table)
     for shortfall in found.shortfalls:
         _say(Console(), f"{'Will not fit' if shortfall.certain else 'May not fit'}: {shortfall.text}", "bold red")
+
+
+# --- ks4stream export ----------------------------------------------------------------------------------------
+
+
+@main.command("export")
+@click.argument("results", metavar="RESULTS")
+@click.option(
+    "--nwb", metavar="FILE", type=click.Path(path_type=Path), required=True, help="NWB file to write; needs pynwb."
+)
+@click.option(
+    "--session-start",
+    metavar="TIME",
+    callback=_read_time,
+    help="When the recording began, for instance 2026-03-01T14:30:00+01:00; without a time zone, in that of this "
+    "machine. [default: what SpikeGLX noted, if its .meta is still next to the recording]",
+)
+@click.option(
+    "--metadata",
+    "metadata_file",
+    metavar="FILE",
+    help="JSON file with what NWB calls experimenter, institution, session_id, … and subject.",
+)
+@click.option("--location", default="unknown", show_default=True, help="Brain region of all electrodes.")
+@click.option(
+    "--gain-uv",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="NUMBER",
+    help="µV per unit of the recording's samples. [default: what the recording's metadata said]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@_debug_option
+def export_command(
+    results: str,
+    nwb: Path,
+    session_start: datetime | None,
+    metadata_file: str | None,
+    location: str,
+    gain_uv: float | None,
+    overwrite: bool,
+) -> None:
+    """Write a sorting to an NWB file: units with their spike times and mean waveforms, electrodes, and settings.
+
+    RESULTS is a results folder or a sorting.zarr, on disk or at an address like s3://bucket/sorted. What was sorted is
+    exported: changes made in Phy are not.
+    """
+    from ks4stream.io.nwb import write_nwb
+    from ks4stream.io.store import map_sorting
+
+    metadata = None if metadata_file is None else _read_metadata(metadata_file)
+    sorting = map_sorting(results)
+    if gain_uv is not None:
+        sorting = replace(sorting, gain_uv=gain_uv)
+    write_nwb(sorting, nwb, session_start=session_start, metadata=metadata, location=location, overwrite=overwrite)
+    click.echo(f"{sorting.n_units} units with {int(sorting.kept.sum())} spikes: {nwb}")
 
 
 # --- ks4stream demo, ks4stream probes ------------------------------------------------------------------------

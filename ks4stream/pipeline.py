@@ -85,6 +85,7 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
         files=recording.files,
         dtype=recording.dtype.name,
         n_chan_file=recording.n_channels,
+        gain_uv=recording.gain_uv,
         seconds=dict(run.seconds),
     )
     if sorting.n_spikes < FEW_SPIKES or sorting.n_units < 2:

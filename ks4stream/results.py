@@ -167,6 +167,7 @@ class Sorting(Checked):
     flat_files: tuple[FlatFile, ...] | str = "it is not known where the samples are stored"  # or why there are none
     dtype: str = "int16"  # of the samples as they were read
     n_chan_file: int = 0
+    gain_uv: float | None = None  # µV per unit of the file, the same for all sorted channels; None if unknown
     provenance: Provenance = Provenance()
     seconds: dict[str, float] = field(default_factory=dict)  # wall time per stage
     warnings: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ import ks4stream
 
 ROOT = Path(ks4stream.__file__).parent
 NUMBERS = {"numpy", "scipy"}
-EXTRAS = {"obstore", "boto3", "h5py"}
+EXTRAS = {"obstore", "boto3", "h5py", "pynwb", "hdmf"}
 ARRAYS = {"dask.array", "dask.delayed", "xarray"}
 
 # Layer: the layers it may import from beside itself, and the libraries it may use.
@@ -40,6 +40,7 @@ WORDS = {
     "blocks",
     "results",
     "geometry",
+    "mean_waveforms",
 }
 LAZY = {"dask", "xarray", "matplotlib", "probeinterface"} | EXTRAS  # used by words and edges within functions only
 FILES = sorted(ROOT.rglob("*.py"))

@@ -23,6 +23,8 @@ NAMES = [
     "sort",
     "Sorting",
     "load_sorting",
+    "mean_waveforms",
+    "write_nwb",
     "preprocess",
     "run_kilosort",
     "simulate",

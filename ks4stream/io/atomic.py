@@ -103,13 +103,25 @@ def atomic_write(path: Place) -> Iterator[BinaryIO]:
         yield buffer
         write_bytes(path.location, buffer.getvalue())
         return
+    with atomic_draft(path) as draft, draft.open("wb") as file:
+        yield file
+
+
+@contextmanager
+def atomic_draft(path: Path) -> Iterator[Path]:
+    """The name under which to write a file; it appears under its own only when complete. Its folder is made.
+
+    Raises
+    ------
+    ResultsError
+        If it cannot be written.
+    """
     draft = path.with_suffix(f".{uuid4().hex}.draft")  # two machines may compute the same task at the same time
     with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with draft.open("wb") as file:
-                yield file
-                file.flush()
+            yield draft
+            with draft.open("rb+") as file:
                 os.fsync(file.fileno())
             draft.replace(path)
         finally:

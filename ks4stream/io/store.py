@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ks4stream.blocks import Tiling
 from ks4stream.errors import ResultsError
 from ks4stream.io.atomic import explain_write_errors
-from ks4stream.io.mapped import release_pages
+from ks4stream.io.mapped import LARGE_MAP_BYTES, release_pages, scratch_array
 from ks4stream.io.places import place, size_of
 from ks4stream.io.zarrs import without_pickle
 from ks4stream.probe import Probe
@@ -116,6 +116,26 @@ def load_sorting(path: str | os.PathLike[str], *, features: bool = True) -> Sort
     ResultsError
         If there is no such store, or it was written by something else.
     """
+    return _load(path, _in_memory, leave_out=() if features else ("features",))
+
+
+def map_sorting(path: str | os.PathLike[str]) -> Sorting:
+    """Read a sorting without features whose large columns stay on disk, in unnamed files of the temporary folder.
+
+    Parameters
+    ----------
+    path : path
+        As for :func:`load_sorting`.
+
+    Raises
+    ------
+    ResultsError
+        If there is no such store, it was written by something else, or the temporary folder is full.
+    """
+    return _load(path, _mapped, leave_out=("features",))
+
+
+def _load(path: str | os.PathLike[str], read: Callable[[Any], NDArray[Any]], leave_out: Collection[str]) -> Sorting:
     given = place(path)
     store = next(
         (folder for folder in (given / "sorting.zarr", given) if size_of(folder / ".zgroup") is not None), None
@@ -131,9 +151,22 @@ def load_sorting(path: str | os.PathLike[str], *, features: bool = True) -> Sort
             f"{store} has format {written_as!r}; this version of ks4stream reads {FORMAT!r}. "
             "Open it with the version that wrote it, or sort again."
         )
-    found = _read(group, Sorting, leave_out=() if features else ("features",))
+    found = _read(group, Sorting, read, leave_out)
     assert isinstance(found, Sorting)
     return found
+
+
+def _in_memory(array: Any) -> NDArray[Any]:
+    return np.asarray(array[...])
+
+
+def _mapped(array: Any) -> NDArray[Any]:
+    """A stored array, chunk by chunk: in memory if it is small, otherwise mapped from a file."""
+    values = scratch_array(array.shape, array.dtype, held_bytes=LARGE_MAP_BYTES)
+    for at in range(0, len(values), max(array.chunks[0], 1)):
+        values[at : at + array.chunks[0]] = array[at : at + array.chunks[0]]
+        release_pages(values)
+    return values
 
 
 def to_dataset(sorting: Sorting) -> xarray.Dataset:
@@ -212,7 +245,7 @@ def _write(group: Any, result: Any) -> None:
     group.attrs["values"] = values
 
 
-def _read(group: Any, kind: type, leave_out: Collection[str] = ()) -> Any:
+def _read(group: Any, kind: type, read: Callable[[Any], NDArray[Any]], leave_out: Collection[str] = ()) -> Any:
     """Create a result from its group; fields that the store does not have keep their defaults."""
     values = {name: _from_json(value) for name, value in dict(group.attrs)["values"].items()}
     known = {spec.name for spec in fields(kind)}
@@ -220,7 +253,7 @@ def _read(group: Any, kind: type, leave_out: Collection[str] = ()) -> Any:
         if name in leave_out:
             values[name] = np.zeros((group[name].shape[0], 0, *group[name].shape[2:]), group[name].dtype)
         else:
-            values[name] = _read(group[name], _NESTED[name]) if name in _NESTED else np.asarray(group[name][...])
+            values[name] = _read(group[name], _NESTED[name], _in_memory) if name in _NESTED else read(group[name])
     found = {name: _MADE_OF.get(name, _as_it_is)(value) for name, value in values.items() if name in known}
     if kind is Sorting and "tiling" not in found:  # written by a version that did not store it
         found["tiling"] = Tiling.by_settings(

@@ -42,6 +42,7 @@ from ks4stream.kilosort4.parts import (
     save_sorting,
     set_files,
 )
+from ks4stream.kilosort4.stored import load_sorting
 from ks4stream.messages import silent
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
@@ -60,6 +61,7 @@ __all__ = [
     "detect_spikes",
     "get_run_parameters",
     "initialize_ops",
+    "load_sorting",
     "ops_from_sorting",
     "run_kilosort",
     "save_sorting",

@@ -57,7 +57,7 @@ def test_a_store_of_a_version_that_kept_less_is_read(make_sorting, tmp_path):
     sorting = make_sorting(settings=settings, files=("a.bin",), flat_files=(FlatFile("a.bin", "<i2", 0, 9, 13),))
     path = save_sorting(sorting, tmp_path / "sorting.zarr")
     attrs = json.loads((path / ".zattrs").read_text())
-    for name in ("tiling", "flat_files", "provenance"):
+    for name in ("tiling", "flat_files", "provenance", "gain_uv"):
         del attrs["values"][name]
     for name in ("do_CAR", "invert_sign"):
         del attrs["values"]["settings"][name]
@@ -66,6 +66,7 @@ def test_a_store_of_a_version_that_kept_less_is_read(make_sorting, tmp_path):
     assert (found.tiling, found.settings, found.files) == (sorting.tiling, settings, ("a.bin",))
     assert found.tiling.start == 60_300 and len(found.tiling) == 8
     assert found.flat_files == "it is not known where the samples are stored" and found.provenance == Provenance()
+    assert found.gain_uv is None
     later = attrs["values"] | {"provenance": {"torch": "3.0", "weather": "fine"}}
     (path / ".zattrs").write_text(json.dumps(attrs | {"values": later}))
     assert load_sorting(path).provenance == Provenance(torch="3.0")

@@ -35,7 +35,7 @@ SCENES = {
     "two shanks, a part of the time": (
         simulate.multi_shank_probe(2, 8),
         {"seed": 9, "n_units": 8},
-        {"tmin": 0.4, "tmax": 7.0, "batch_downsampling": 1},
+        {"tmin": 0.4, "tmax": 4.5, "batch_downsampling": 1},
     ),
 }
 ARRAYS = ("st", "clu", "tF", "Wall", "similar_templates", "is_ref", "est_contam_rate", "kept_spikes")
@@ -57,7 +57,7 @@ def scene(tmp_path_factory):
         if name not in made:
             probe, options, settings = SCENES[name]
             path = tmp_path_factory.mktemp("scene") / "recording.bin"
-            simulate.simulate(probe, 8.0, **options).read(0, 240_000).tofile(path)
+            simulate.simulate(probe, 5.0, **options).read(0, 150_000).tofile(path)
             made[name] = path, as_dictionary(probe), {"n_chan_bin": probe.n_channels, **SETTINGS, **settings}
         return made[name]
 
@@ -277,7 +277,7 @@ def test_functions_in_the_wrong_order(scene, tmp_path):
 def test_ops_of_another_recording(scene, tmp_path):
     ops = compute_preprocessing(begun(scene("still"), tmp_path), CPU)
     other = tmp_path / "other.bin"
-    other.write_bytes(scene("still")[0].read_bytes()[: 2 * 16 * 200_000])
+    other.write_bytes(scene("still")[0].read_bytes()[: 2 * 16 * 100_000])
     with pytest.raises(OpsError, match="another recording"):
         compute_drift_correction({**ops, "filename": [other]}, CPU)
 
