@@ -317,7 +317,7 @@ def load_ops(ops_path: PathLike, device: str | torch.device | None = None) -> di
     Raises
     ------
     ResultsError
-        If there is no such file, it is damaged, or it holds anything else than values, arrays and paths.
+        If there is no such file, it is damaged, or it holds anything other than values, arrays and paths.
     """
     ops = load_object(ops_path)
     if not isinstance(ops, dict):

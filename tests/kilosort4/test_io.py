@@ -72,7 +72,7 @@ def test_a_probe_is_a_dictionary_of_arrays(tmp_path: Path) -> None:
         ("NeuroPix2_default.mat", "neuropixels_2_single_shank", 384),
     ],
 )
-def test_probes_that_are_shipped_have_kilosorts_names_too(name: str, own: str, n_channels: int) -> None:
+def test_shipped_probes_have_kilosorts_names_too(name: str, own: str, n_channels: int) -> None:
     found, ours = load_probe(name), load_probe(shipped_probes()[own])
     assert found["n_chan"] == n_channels and (191 in found["chanMap"]) == (n_channels == 384)
     kept = np.isin(ours["chanMap"], found["chanMap"])
@@ -253,7 +253,7 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "ops.npy").exists()
 
 
-def test_what_is_no_ops(tmp_path: Path) -> None:
+def test_other_files_are_not_ops(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="There is no file"):
         load_ops(tmp_path / "ops.npy")
     np.save(tmp_path / "list.npy", np.array([[1, None]], dtype=object)[:, :1].reshape(()), allow_pickle=True)
