@@ -13,19 +13,19 @@ import ks4stream
 
 ROOT = Path(ks4stream.__file__).parent
 NUMBERS = {"numpy", "scipy"}
-EXTRAS = {"obstore", "boto3", "h5py"}
+EXTRAS = {"obstore", "boto3", "h5py", "spikeinterface"}
 ARRAYS = {"dask.array", "dask.delayed", "xarray"}
 
 # Room: the rooms it may import from beside itself, and the libraries it may use.
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
-    "words": (set(), NUMBERS | {"dask.array", "xarray"}),
+    "words": (set(), NUMBERS | {"dask.array", "xarray", "spikeinterface"}),
     "kernels": (set(), NUMBERS | {"torch"}),
     "io": ({"words"}, NUMBERS | {"dask.array", "xarray", "zarr", "numcodecs", "probeinterface", "filelock"} | EXTRAS),
     "stages": ({"words", "kernels", "io"}, NUMBERS | {"torch"}),
     "engine": ({"words", "kernels", "stages"}, NUMBERS | ARRAYS | {"torch", "dask", "distributed", "psutil"}),
     "top": (
         {"words", "kernels", "io", "stages", "engine"},
-        NUMBERS | ARRAYS | {"torch", "matplotlib", "rich", "click"},
+        NUMBERS | ARRAYS | {"torch", "matplotlib", "rich", "click", "spikeinterface"},
     ),
 }
 WORDS = {
@@ -38,6 +38,7 @@ WORDS = {
     "quality",
     "blocks",
     "results",
+    "exchange",
     "geometry",
 }
 LAZY = {"dask", "xarray", "matplotlib", "probeinterface"} | EXTRAS  # used by words and edges within functions only
