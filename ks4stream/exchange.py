@@ -217,29 +217,39 @@ def unit_properties(sorting: Sorting, channel_ids: Any = None) -> dict[str, NDAr
         "y_um": y_um,
         "depth": y_um,
         "template": templates,
-        "template_channel_ids": ids[channels],
+        "template_channel_ids": _ids_at(ids, channels),
     }
+
+
+def _ids_at(ids: NDArray[Any], channels: NDArray[np.int64]) -> NDArray[Any]:
+    """Names of channels; an empty one, or −1, where there is none."""
+    if ids.dtype.kind not in "iU":
+        ids = ids.astype(str)
+    found = ids[channels]
+    found[channels < 0] = "" if ids.dtype.kind == "U" else -1
+    return found
 
 
 def _templates(sorting: Sorting) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Whitened waveforms of all units on the channels where they are largest (peak to peak), and these channels.
 
-    (u, w, j) and (u, j). There are as many as features have, or all: of shanks with different numbers of channels,
-    SpikeInterface can then join the properties.
+    (u, w, j) and (u, j). There are `nearest_chans` of them, for a smaller probe 0 on channel −1: SpikeInterface joins
+    properties of shanks only if they have the same shape.
     """
-    n_slots = max(1, min(sorting.template_channels.shape[1], sorting.n_channels))
+    n_slots, n_found = sorting.settings.nearest_chans, min(sorting.settings.nearest_chans, sorting.n_channels)
     if sorting.waveforms is None:
         if sorting.n_units:
             raise ResultsError(f"The sorting has {sorting.n_units} units but no waveform components.")
         return np.zeros((0, sorting.settings.nt, n_slots), np.float32), np.zeros((0, n_slots), np.int64)
     components = np.asarray(sorting.waveforms.components, np.float32)
-    templates = np.empty((sorting.n_units, components.shape[1], n_slots), np.float32)
-    channels = np.empty((sorting.n_units, n_slots), np.int64)
+    templates = np.zeros((sorting.n_units, components.shape[1], n_slots), np.float32)
+    channels = np.full((sorting.n_units, n_slots), -1, np.int64)
     for at in range(0, sorting.n_units, _UNITS_AT_ONCE):
         rows = slice(at, at + _UNITS_AT_ONCE)
         dense = np.einsum("ucq,qw->uwc", sorting.unit_features[rows], components)
-        channels[rows] = np.argsort(-np.ptp(dense, axis=1), axis=1, kind="stable")[:, :n_slots]
-        templates[rows] = np.take_along_axis(dense, channels[rows][:, None, :], axis=2)
+        largest = np.argsort(-np.ptp(dense, axis=1), axis=1, kind="stable")[:, :n_found]
+        templates[rows, :, :n_found] = np.take_along_axis(dense, largest[:, None, :], axis=2)
+        channels[rows, :n_found] = largest
     return templates, channels
 
 

@@ -154,7 +154,7 @@ def _drift(displacement_um: NDArray[np.float64], depths_um: NDArray[np.float64],
                 "µm that count as the probe's y does."
             )
         # Between these and the outermost depths the shift is interpolated, and so remains constant.
-        below, above = lowest_um < depths_um[0], highest_um > depths_um[-1]
+        below, above = bool(lowest_um < depths_um[0]), bool(highest_um > depths_um[-1])
         depths_um = np.concatenate([[lowest_um] * below, depths_um, [highest_um] * above])
         displacement_um = np.pad(displacement_um, ((0, 0), (int(below), int(above))), mode="edge")
     return Drift(shift_um=-displacement_um, centre_um=depths_um)

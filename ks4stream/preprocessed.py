@@ -87,9 +87,10 @@ def preprocess(
     else:
         tiles = Preprocessor(recording, tiling_of(recording, settings), settings, dead=whitening.dead, device=device)
         _check_whitening(tiles, whitening)
-    given = None if drift is None or isinstance(drift, str) else given_drift(drift, tiles)
-    if whitening is None or drift == ESTIMATE:
-        tiles = _learned(tiles, settings, resources, whitening, with_drift=drift == ESTIMATE)
+    is_estimated = isinstance(drift, str)
+    given = None if drift is None or is_estimated else given_drift(drift, tiles)
+    if whitening is None or is_estimated:
+        tiles = _learned(tiles, settings, resources, whitening, with_drift=is_estimated)
     else:
         tiles = tiles.with_results(whitening=whitening)
     return whitened_traces(tiles if given is None else tiles.with_results(drift=given))

@@ -212,7 +212,8 @@ class Sorting(Checked):
             as in the Phy folder; ``main_channel_id`` and ``main_channel_index`` (column in the file), of the largest
             peak to peak; its ``shank``; ``x_um``, ``y_um`` and ``depth`` (again y), the mean of the spikes' positions;
             ``template``, whitened, in multiples of the noise's standard deviation, (unit, sample, slot), on
-            ``template_channel_ids``, (unit, slot): the channels where it is largest, the main one first.
+            ``template_channel_ids``, (unit, slot): the `nearest_chans` channels where it is largest, the main one
+            first.
 
         Raises
         ------

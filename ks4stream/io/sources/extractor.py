@@ -142,7 +142,8 @@ def opens(extractor: Any) -> Opened:
     MissingDependencyError
         If SpikeInterface is too old.
     RecordingError
-        If the samples have a type that is not supported, or are floating-point numbers of an unknown unit.
+        If the samples have a type that is not supported, are floating-point numbers of an unknown unit, or lie in a
+        file one channel after the other.
     """
     spikeinterface_core()
     name = name_of(extractor)
@@ -243,9 +244,15 @@ def _where_they_lie(extractor: Any) -> list[Source] | None:
 
 
 def _binary_sources(extractor: Any) -> list[Source] | None:
-    if not extractor.binary_compatible_with(time_axis=0):
+    if not extractor.binary_compatible_with():
         return None
     about = extractor.get_binary_description()
+    if about["time_axis"] != 0:  # SpikeInterface (to 0.105.3) takes a stretch of the file for a stretch of time
+        raise RecordingError(
+            f"{name_of(extractor)} holds one channel after the other (time_axis=1). SpikeInterface delivers the wrong "
+            "samples of such a file, unless it is read all at once. Open it without SpikeInterface: "
+            "numpy.memmap(path, dtype, 'r', shape=(channels, samples)).T"
+        )
     paths, dtype = about["file_paths"], np.dtype(about["dtype"])
     if about["num_channels"] != extractor.get_num_channels() or len(paths) != extractor.get_num_segments():
         return None
