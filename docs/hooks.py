@@ -9,8 +9,8 @@ _ROLE = re.compile(r":(?:func|class|meth|attr|data|mod):<code>~?(?:[\w.]+\.)?(\w
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Examples that tests do not run are Python all the same."""
-    return markdown.replace("```python no-run\n", "```python\n")
+    """Examples that tests do not run, or only where a library is installed, are Python all the same."""
+    return re.sub(r"^```python [\w-]+$", "```python", markdown, flags=re.MULTILINE)
 
 
 def on_page_content(html: str, **_: Any) -> str:

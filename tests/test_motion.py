@@ -198,7 +198,6 @@ def test_motion_across_the_probe_is_refused(motion_class: Any) -> None:
         given_drift(motion, tiles_of())
 
 
-@pytest.mark.filterwarnings("ignore:.*:numba.core.errors.NumbaWarning")
 def test_both_libraries_move_traces_the_same_way(motion_class: Any) -> None:
     """A bump at 400 µm, in tissue that has moved up by 30 µm, appears at 430 µm, and is moved back by both."""
     interpolation = pytest.importorskip("spikeinterface.sortingcomponents.motion.motion_interpolation")

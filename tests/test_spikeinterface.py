@@ -20,7 +20,7 @@ from ks4stream.spikeinterface import register
 
 core = pytest.importorskip("spikeinterface.core")
 sorters = pytest.importorskip("spikeinterface.sorters")
-from extractors import with_contacts  # noqa: E402
+from extractors import with_contacts, with_probe  # noqa: E402
 
 RATE, SECONDS, SPLIT = 30_000.0, 16.0, 270_000  # the border lies within a batch
 PROBE = simulate.linear_probe(16)
@@ -149,13 +149,13 @@ def test_wrong_parameters_are_refused(
 
 def test_recordings_that_cannot_be_sorted_are_refused(path: Path, tmp_path: Path) -> None:
     bare = core.BinaryRecordingExtractor([path], RATE, "int16", num_channels=16)
-    with pytest.raises(RuntimeError, match="Channel locations are required"):
+    with pytest.raises(Exception, match="hannel locations"):  # SpikeInterface's own, another one before 0.105
         run(bare, tmp_path / "bare")
     floats = core.BinaryRecordingExtractor([path], RATE, "float32", num_channels=16)
     with pytest.raises(RecordingError, match="float32 samples without a gain"):
         run(with_contacts(floats, PROBE.positions_um, gain_uv=None), tmp_path / "floats")
     deep = binary(path)
-    deep.set_probe(deep.get_probe().to_3d(axes="xy"))
+    deep = with_probe(deep, deep.get_probe().to_3d(axes="xy"))
     with pytest.raises(ProbeError, match="three coordinates"):
         run(deep, tmp_path / "deep")
 

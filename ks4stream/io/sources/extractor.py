@@ -19,6 +19,7 @@ from ks4stream.exchange import segment_lengths, spikeinterface_core
 from ks4stream.io.objects import child, locate
 from ks4stream.io.sources.base import DIGEST_SAMPLES, Opened, content_hash, delivered_dtype
 from ks4stream.io.sources.binary import BinarySource
+from ks4stream.io.sources.channels import ChannelSource
 from ks4stream.io.sources.joined import join
 from ks4stream.io.sources.zarr import ZarrSource
 from ks4stream.probe import Probe
@@ -237,10 +238,28 @@ def _common_value(values: Any) -> float | None:
 
 def _where_they_lie(extractor: Any) -> list[Source] | None:
     """Sources that read the extractor's own files, one per segment; None if they must be read through it."""
-    sources = _binary_sources(extractor) or _zarr_sources(extractor)
+    parent, columns = _without_slices(extractor)
+    sources = _binary_sources(parent) or _zarr_sources(parent)
     if sources is None or [source.n_samples for source in sources] != segment_lengths(extractor):
         return None
+    if columns != tuple(range(parent.get_num_channels())):
+        sources = [ChannelSource(source, columns) for source in sources]
     return sources if all(_is_same(source, extractor, index) for index, source in enumerate(sources)) else None
+
+
+def _without_slices(extractor: Any) -> tuple[Any, tuple[int, ...]]:
+    """The recording that channels were selected from, as probes and groups do, and which of its channels they are."""
+    columns = np.arange(extractor.get_num_channels())
+    while type(extractor).__name__ == "ChannelSliceRecording":
+        kwargs = extractor._kwargs
+        parent = kwargs.get("recording", kwargs.get("parent_recording"))  # as it is called since 0.105, and before
+        if parent is None:
+            break
+        ids = kwargs.get("channel_ids")
+        if ids is not None:
+            columns = np.asarray(parent.ids_to_indices(ids))[columns]
+        extractor = parent
+    return extractor, tuple(int(column) for column in columns)
 
 
 def _binary_sources(extractor: Any) -> list[Source] | None:
@@ -287,7 +306,7 @@ def _is_same(source: Source, extractor: Any, segment_index: int) -> bool:
 
 
 def _path_of(source: Source) -> str:
-    assert isinstance(source, BinarySource | ZarrSource)
+    assert isinstance(source, BinarySource | ZarrSource | ChannelSource)
     return source.path
 
 

@@ -14,9 +14,11 @@ import pytest
 import ks4stream
 from ks4stream.errors import MissingDependencyError, ProbeError, RecordingError
 from ks4stream.io.sources import BinarySource, ConcatenatedSource, ZarrSource
+from ks4stream.io.sources.channels import ChannelSource
+from ks4stream.io.sources.extractor import ExtractorSource
 
 core = pytest.importorskip("spikeinterface.core")
-from extractors import with_contacts  # noqa: E402
+from extractors import with_contacts, with_probe  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::ks4stream.errors.Ks4StreamWarning")
 
@@ -104,13 +106,32 @@ def test_one_channel_after_the_other_is_refused(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ks4stream.open_recording(mapped, fs=RATE).read(10, 500), SAMPLES[10:500])
 
 
-def test_a_slice_of_channels_has_its_own_order(tmp_path: Path) -> None:
-    extractor = binary(tmp_path)
-    order = [4, 0, 2]
-    recording = ks4stream.open_recording(extractor.select_channels(extractor.channel_ids[order]))
-    np.testing.assert_array_equal(recording.read(0, 50), SAMPLES[:50, order])
+@saves_files
+@pytest.mark.parametrize("format", ["flat", "zarr", "lazy", "memory"])
+def test_a_slice_of_channels_has_its_own_order(format: str, tmp_path: Path) -> None:
+    """Slices are made whenever a probe does not use all channels, and for each group."""
+    extractor = in_memory() if format == "memory" else binary(tmp_path, n_files=2)
+    if format == "zarr":
+        extractor = extractor.save(format="zarr", folder=tmp_path / "saved.zarr", progress_bar=False, n_jobs=1)
+    expected = SAMPLES
+    if format == "lazy":
+        extractor, expected = lazy(extractor), 2 * SAMPLES
+    extractor = extractor.select_channels(extractor.channel_ids[[4, 1, 0, 2]])
+    extractor = extractor.select_channels(extractor.channel_ids[[3, 0, 2]])
+    order = [2, 4, 0]
+    recording = ks4stream.open_recording(extractor)
+    np.testing.assert_array_equal(recording.read(4000, 5000), expected[4000:5000, order])
     np.testing.assert_array_equal(recording.probe.chan_map, [0, 1, 2])
     np.testing.assert_array_equal(recording.probe.positions_um, POSITIONS[order])
+    parts = getattr(recording.source, "sources", (recording.source,))
+    kind = ChannelSource if format in ("flat", "zarr") else ExtractorSource
+    assert {type(part) for part in parts} == {kind}
+    if format == "flat":
+        assert recording.files == (str(tmp_path / "part0.bin"), str(tmp_path / "part1.bin"))
+        assert b"spikeinterface" not in pickle.dumps(recording.source)
+        assert recording.source.flat_files == (f"3 of 6 channels were selected from {tmp_path / 'part0.bin'}")
+        other = ks4stream.open_recording(extractor.select_channels(extractor.channel_ids[::-1]))
+        assert recording.source.digest_is_exact and other.digest() != recording.digest()
 
 
 def test_a_class_that_changes_the_samples_of_a_file_is_asked_for_them(tmp_path: Path) -> None:
@@ -264,7 +285,7 @@ def test_shanks_of_a_probe_are_shanks_whatever_the_groups() -> None:
     probe = probeinterface.generate_multi_shank(num_shank=2, num_columns=1, num_contact_per_column=3)
     probe.set_device_channel_indices(np.arange(6))
     extractor = core.NumpyRecording([SAMPLES], RATE)
-    extractor.set_probe(probe, group_mode="by_probe")
+    extractor = with_probe(extractor, probe, group_mode="by_probe")
     np.testing.assert_array_equal(ks4stream.open_recording(extractor).probe.shank, [0, 0, 0, 1, 1, 1])
 
 
@@ -274,7 +295,7 @@ def test_the_order_of_contacts_is_that_of_channels() -> None:
     probe = probeinterface.generate_linear_probe(num_elec=6, ypitch=25)
     probe.set_device_channel_indices([3, 1, 0, 5, 4, 2])
     extractor = core.NumpyRecording([SAMPLES], RATE)
-    extractor.set_probe(probe)
+    extractor = with_probe(extractor, probe)
     expected = extractor.get_channel_locations()
     found = ks4stream.open_recording(extractor).probe
     np.testing.assert_array_equal(found.positions_um, expected)
@@ -295,7 +316,7 @@ def test_three_coordinates_are_refused() -> None:
     probe = probeinterface.generate_linear_probe(num_elec=6, ypitch=25).to_3d()
     probe.set_device_channel_indices(np.arange(6))
     extractor = core.NumpyRecording([SAMPLES], RATE)
-    extractor.set_probe(probe)
+    extractor = with_probe(extractor, probe)
     with pytest.raises(ProbeError, match=r"three coordinates.*planarize"):
         ks4stream.open_recording(extractor)
     assert ks4stream.open_recording(extractor, probe="tetrode").probe.n_channels == 4
@@ -315,7 +336,7 @@ def test_contacts_without_a_place_are_refused() -> None:
     extractor = in_memory()
     positions = POSITIONS.copy()
     positions[2] = np.nan
-    with_contacts(extractor, positions)
+    extractor = with_contacts(extractor, positions)
     with pytest.raises(ProbeError, match=r"is nan for contact 2"):
         ks4stream.open_recording(extractor)
 
