@@ -264,6 +264,22 @@ def test_a_recording_in_memory_is_sorted_in_this_process(path: Path, expected: A
 
 
 @pytest.mark.slow
+def test_a_recording_that_other_processes_cannot_read_is_refused_before_work(path: Path) -> None:
+    from distributed import Client, LocalCluster
+
+    samples = np.fromfile(path, np.int16).reshape(-1, 16)
+    extractor = with_contacts(core.NumpyRecording([samples], RATE), PROBE.positions_um)
+    extractor._serializability["memory"] = False
+    recording = ks4stream.open_recording(extractor)
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster),
+        pytest.raises(RecordingError, match="exists only in this process"),
+    ):
+        ks4stream.sort(recording)
+
+
+@pytest.mark.slow
 def test_groups_are_sorted_by_themselves(path: Path, tmp_path: Path) -> None:
     """And have the units that ``sort`` finds on their channels; units of groups of different sizes are joined."""
     recording = binary(path)

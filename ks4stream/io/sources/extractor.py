@@ -69,6 +69,17 @@ class ExtractorSource:
         """Why there are none."""
         return f"the samples are read through SpikeInterface ({type(self.extractor).__name__})"
 
+    @property
+    def only_here(self) -> str:
+        """Why other processes cannot read the samples; empty if they can."""
+        if self.extractor.check_serializability("memory"):
+            return ""
+        return (
+            f"{name_of(self.extractor)} exists only in this process: SpikeInterface cannot describe it to worker "
+            f"processes ({type(self.extractor).__name__} is not serializable). Save it (recording.save(folder=…)) and "
+            "sort the copy, or sort in this process (client='loop')."
+        )
+
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Copy samples ``start`` to ``stop``, shape (time, channel)."""
         traces = self.extractor.get_traces(
@@ -99,8 +110,8 @@ class ExtractorSource:
         RecordingError
             If SpikeInterface cannot describe the recording to another process.
         """
-        if not self.extractor.check_serializability("memory"):
-            raise RecordingError(_only_here(self.extractor))
+        if self.only_here:
+            raise RecordingError(self.only_here)
         description = self.extractor.to_dict(include_annotations=True, include_properties=True, recursive=True)
         if not self.extractor.check_serializability("pickle"):  # it holds its samples
             return _reopened, (description, self.segment_index)
@@ -119,14 +130,6 @@ def _loaded(description: bytes) -> Any:
 def _reopened_once(description: bytes, segment_index: int) -> ExtractorSource:
     """Open a recording once in each process, whatever the number of tasks and segments."""
     return ExtractorSource(_loaded(description), segment_index)
-
-
-def _only_here(extractor: Any) -> str:
-    return (
-        f"{name_of(extractor)} exists only in this process: SpikeInterface cannot describe it to worker processes "
-        f"({type(extractor).__name__} is not serializable). Save it (recording.save(folder=…)) and sort the copy, "
-        "or sort in this process (client='loop')."
-    )
 
 
 def is_extractor(value: Any) -> bool:
