@@ -72,9 +72,8 @@ def engine_for(
 
 def _check_can_be_sent(recording: Recording) -> None:
     """Raise a RecordingError if the samples cannot be read in other processes, before one is asked to."""
-    for part in getattr(recording.source, "sources", (recording.source,)):
-        if reason := getattr(getattr(part, "source", part), "only_here", ""):  # perhaps in a cache
-            raise RecordingError(reason)
+    if recording.source.only_here:
+        raise RecordingError(recording.source.only_here)
 
 
 def client_for(resources: Resources) -> Any:

@@ -84,7 +84,7 @@ def _of_motion(motion: Any, tiles: Preprocessor) -> Drift:
     """From SpikeInterface's Motion, whose segments are those that were joined in time."""
     if motion.direction != "y":
         raise SettingsError(f"The given Motion is along {motion.direction!r}; only motion along 'y' can be corrected.")
-    parts = getattr(tiles.recording.source, "sources", (tiles.recording.source,))
+    parts = tiles.recording.source.parts or (tiles.recording.source,)
     lengths = [part.n_samples for part in parts] if len(motion.displacement) > 1 else [tiles.recording.n_samples]
     if len(lengths) != len(motion.displacement):
         raise RecordingError(

@@ -42,6 +42,11 @@ class ChannelSource(BaseSource):
         return self.source.is_remote
 
     @property
+    def only_here(self) -> str:
+        """Why other processes cannot read the samples; empty if they can."""
+        return self.source.only_here
+
+    @property
     def n_samples(self) -> int:
         """Number of samples per channel."""
         return self.source.n_samples
