@@ -170,7 +170,8 @@ def test_what_was_detected_to_estimate_the_drift_is_not_detected_again(scene, tm
         pass
 
     samples = Inexact(path, probe["n_chan"])
-    ops = begun(scene("still"), tmp_path / "parts", file_object=True, nblocks=1)
+    one_batch = {"nblocks": 1, "batch_size": 150_000}  # which cannot drift
+    ops = begun(scene("still"), tmp_path / "parts", file_object=True, **one_batch)
     compute_preprocessing(ops, CPU, file_object=samples)
     _, bfile, st0 = compute_drift_correction(ops, CPU, file_object=samples)
     assert st0.shape[1] == 6 and np.all(np.diff(st0[:, 0]) >= 0)

@@ -449,11 +449,20 @@ def test_progress_bars_of_all_kinds(fake, data):
         def update(self, n) -> None:
             self.done += n
 
-    bar, simple, signal, seen = Bar(), Simple(), Signal(), []
-    for progress in (bar, simple, signal, lambda *args: seen.append(args)):
+    class QtBar:
+        update = reset = None  # as widgets have them, which are something else
+
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def setValue(self, percent: int) -> None:
+            self.seen.append(percent)
+
+    bar, simple, signal, qt, seen = Bar(), Simple(), Signal(), QtBar(), []
+    for progress in (bar, simple, signal, qt, lambda *args: seen.append(args)):
         run_kilosort(SETTINGS, probe=PROBE, filename=data, progress_bar=progress)
     assert (bar.n, bar.total, bar.said, simple.done) == (2, 2, ["detection"], 2)
-    assert signal.seen == [0, 50, 100]
+    assert signal.seen == qt.seen == [0, 50, 100]
     assert seen == [("detection", 0, 2), ("detection", 1, 2), ("detection", 2, 2)]
     with pytest.raises(SettingsError, match="is not a progress bar"):
         run_kilosort(SETTINGS, probe=PROBE, filename=data, progress_bar="bar")
