@@ -129,8 +129,14 @@ class Signal:
 # -- of the whole ------------------------------------------------------------------------------------------
 
 
-def test_a_recording_upside_down_is_sorted_as_the_other(file: Path, probe: Any, whole: Any, tmp_path: Path) -> None:
+def test_a_recording_upside_down_is_sorted_as_the_other_whatever_is_shown(
+    file: Path, probe: Any, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    freed: list[bool] = []
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: freed.append(True))
     (-np.fromfile(file, np.int16)).tofile(tmp_path / "inverted.bin")
+    bar = Bar()
     ops, *found = run_kilosort(
         SETTINGS,
         probe=probe,
@@ -139,9 +145,17 @@ def test_a_recording_upside_down_is_sorted_as_the_other(file: Path, probe: Any, 
         invert_sign=True,
         device="cpu",
         client="loop",
+        progress_bar=bar,
+        clear_cache=True,
+        verbose_console=True,
+        verbose_log=True,
     )
     assert np.any(ops["dshift"]), "the drift is corrected, too"
     assert_same(found, whole)
+    assert bar.stages[:3] == ["whitening", "waveforms", "detection"] and bar.done == bar.totals
+    assert len(freed) == 11  # steps
+    for text in ((tmp_path / "results" / "kilosort4.log").read_text(), capfd.readouterr().err):
+        assert "matching: task 1 of 10 has ended" in text and "matching: this process uses" in text
 
 
 # -- of the functions that sort step by step -----------------------------------------------------------------
