@@ -192,7 +192,7 @@ def progress_of(bar: Any) -> Progress | None:
     show = getattr(bar, "emit", None) or getattr(bar, "setValue", None)  # a Qt signal, a Qt progress bar
     if show is not None:
         return lambda stage, done, total: show(100 * done // max(total, 1))
-    if hasattr(bar, "update") and hasattr(bar, "reset"):
+    if hasattr(bar, "update"):
         return _Tqdm(bar)
     if callable(bar):
         found: Progress = bar
@@ -204,7 +204,7 @@ def progress_of(bar: Any) -> Progress | None:
 
 
 class _Tqdm:
-    """One round of a tqdm bar per stage."""
+    """One round of a tqdm bar per stage; a bar that can only be updated goes on."""
 
     def __init__(self, bar: Any) -> None:
         self._bar = bar
@@ -213,8 +213,10 @@ class _Tqdm:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage != self._stage or done < self._done:
-            self._bar.reset(total=total)
-            self._bar.set_description(stage)
+            if hasattr(self._bar, "reset"):
+                self._bar.reset(total=total)
+            if hasattr(self._bar, "set_description"):
+                self._bar.set_description(stage)
             self._stage, self._done = stage, 0
         self._bar.update(done - self._done)
         self._done = done

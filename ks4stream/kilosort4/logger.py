@@ -68,9 +68,9 @@ def close_logger() -> None:
 @contextmanager
 def detailed(is_wanted: bool) -> Iterator[None]:
     """Log more inside, if that is wanted: each task as it ends, and memory after each step."""
-    files = [handler for handler in logging.getLogger(NAME).handlers if isinstance(handler, logging.FileHandler)]
+    complete = [handler for handler in logging.getLogger(NAME).handlers if handler.level <= logging.DEBUG]
     loggers = [_ours, logging.getLogger(NAME)]
-    both: list[logging.Handler | logging.Logger] = [*files, *loggers]
+    both: list[logging.Handler | logging.Logger] = [*complete, *loggers]
     before = [(one, one.level) for one in both]
     if is_wanted:
         for one, level in before:

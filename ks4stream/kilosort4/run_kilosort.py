@@ -141,8 +141,8 @@ def run_kilosort(
     device : str or torch.device, optional
         Where kernels run: "cpu", "cuda" or "cuda:1"; by default the GPU if this process sees one.
     progress_bar : optional
-        A tqdm bar (one round per stage), a Qt progress bar or signal (percent of a stage), or a callable
-        ``progress(stage, done, total)``.
+        A tqdm bar (one round per stage) or any other with ``update``, a Qt progress bar or signal (percent of a stage),
+        or a callable ``progress(stage, done, total)``.
     save_extra_vars : bool
         Also write tF, Wall, full_st, full_clu and full_amp.
     clear_cache : bool

@@ -70,9 +70,10 @@ def run_log(
         yield _logger
         return
     with ExitStack() as stack:
-        handlers = {_file_handler(path): DETAIL if verbose_log else logging.DEBUG}
+        everything = DETAIL if verbose_log else logging.DEBUG
+        handlers = {_file_handler(path): everything}
         if verbose_console is not None:
-            handlers[_console_handler()] = logging.DEBUG if verbose_console else logging.INFO
+            handlers[_console_handler()] = everything if verbose_console else logging.INFO
         own = _OfOneSort(stack.enter_context(listening()))
         for handler, level in handlers.items():
             handler.addFilter(own)

@@ -62,13 +62,16 @@ def test_callers_may_close_the_handlers_themselves(tmp_path: Path) -> None:
 
 
 def test_more_detail_where_it_is_wanted(tmp_path: Path) -> None:
-    setup_logger(tmp_path)
-    for is_wanted in (False, True):
-        with detailed(is_wanted):
-            OURS.log(DETAIL, "a task, %s", is_wanted)
-    OURS.log(DETAIL, "after it")
-    log = (tmp_path / "kilosort4.log").read_text()
-    assert "a task, True" in log and "a task, False" not in log and "after it" not in log
+    for verbose_console in (False, True):
+        setup_logger(tmp_path / str(verbose_console), verbose_console=verbose_console)
+        console().setStream(shown := io.StringIO())
+        for is_wanted in (False, True):
+            with detailed(is_wanted):
+                OURS.log(DETAIL, "a task, %s", is_wanted)
+        OURS.log(DETAIL, "after it")
+        log = (tmp_path / str(verbose_console) / "kilosort4.log").read_text()
+        assert "a task, True" in log and "a task, False" not in log and "after it" not in log
+        assert ("a task, True" in shown.getvalue()) is verbose_console and "a task, False" not in shown.getvalue()
 
 
 def test_a_log_that_cannot_be_written_is_told(tmp_path: Path) -> None:

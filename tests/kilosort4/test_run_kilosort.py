@@ -19,8 +19,10 @@ from plain_pickle import load_plain
 from ks4stream.errors import CurationWarning, ProbeError, RecordingError, ResultsError, SettingsError
 from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.kilosort4 import run_kilosort
+from ks4stream.messages import DETAIL
 from ks4stream.probe import Probe
 from ks4stream.report import finish
+from ks4stream.resources import Resources
 from ks4stream.settings import Settings
 from ks4stream.sorter import _preprocessed, prepare
 
@@ -66,6 +68,8 @@ class FakeSort:
 
     def __call__(self, recording, settings, *, results_dir, save_extra_vars, save_preprocessed_copy, **options):
         self.calls.append((recording, settings, Path(results_dir), options))
+        for level, text in ((logging.INFO, "a message"), (logging.DEBUG, "a detail"), (DETAIL, "a task")):
+            logging.getLogger("ks4stream").log(level, text)
         if options["progress"] is not None:
             for done in range(3):
                 options["progress"]("detection", done, 2)
@@ -316,6 +320,41 @@ def test_a_file_object_takes_the_place_of_a_file(fake, data, tmp_path):
         run_kilosort(SETTINGS, probe=PROBE, file_object=Wrapped())
 
 
+@pytest.mark.slow
+def test_a_file_object_need_only_know_slices_of_time(fake, data, tmp_path):
+    samples = np.fromfile(data, np.int16).reshape(-1, 13)
+
+    class Slices:
+        """Without a base class, a length or a number of dimensions."""
+
+        shape, dtype = samples.shape, "int16"
+
+        def __getitem__(self, key):
+            assert isinstance(key, slice), key
+            return samples[key]
+
+    run_kilosort(SETTINGS, probe=PROBE, file_object=Slices(), results_dir=tmp_path, data_dtype="int16")
+    recording = fake.calls[0][0]
+    assert np.array_equal(recording.read(5, 9), samples[5:9]) and recording.dtype == np.int16
+    with pytest.raises(RecordingError, match="dtype=float32, but array holds int16"):
+        run_kilosort(SETTINGS, probe=PROBE, file_object=Slices(), results_dir=tmp_path, data_dtype="float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["int16", "uint16", "int32", "float32"])
+@pytest.mark.parametrize("scaled", [{}, {"scale": 0.5, "shift": 3.0}])
+def test_samples_of_other_types(name, scaled, fake, data):
+    samples = np.fromfile(data, np.int16).astype(np.int32)
+    (samples + (2**15 if name == "uint16" else 0)).astype(name).tofile(data.with_name("other.bin"))
+    run_kilosort(SETTINGS | scaled, probe=PROBE, filename=data.with_name("other.bin"), data_dtype=name)
+    recording, settings, *_ = fake.calls[0]
+    assert recording.dtype == name and recording.n_samples == 30_000
+    tiles = prepare(recording, settings)
+    read = tiles.raw(tiles.tiling[0])[:, tiles.tiling.halo :][:, :30_000]
+    expected = samples.reshape(-1, 13)[:, :12].T * scaled.get("scale", 1.0) + scaled.get("shift", 0.0)
+    assert np.array_equal(read, expected)
+
+
 def test_nothing_to_sort():
     with pytest.raises(RecordingError, match="Nothing to sort"):
         run_kilosort(SETTINGS, probe=PROBE)
@@ -345,6 +384,16 @@ def test_probe_by_name_object_and_path(fake, data, tmp_path):
     assert fake.calls[-1][0].probe == probe
     with pytest.raises(ProbeError, match=r"probe_name \(shipped: .*tetrode"):
         run_kilosort(SETTINGS, filename=data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "n_channels"), [("neuropixels_1.mat", 384), ("neuropixPhase3B1_kilosortChanMap.mat", 383)]
+)
+def test_shipped_probes_have_kilosorts_names_too(name, n_channels, fake, tmp_path):
+    np.random.default_rng(0).integers(-99, 99, (5_000, 385), np.int16).tofile(tmp_path / "recording.bin")
+    run_kilosort(SETTINGS | {"n_chan_bin": 385}, probe_name=name, filename=tmp_path / "recording.bin")
+    assert fake.calls[0][0].probe.n_channels == n_channels
 
 
 @pytest.mark.slow
@@ -394,11 +443,26 @@ def test_progress_bars_of_all_kinds(fake, data):
         def emit(self, percent: int) -> None:
             self.seen.append(percent)
 
-    bar, signal, seen = Bar(), Signal(), []
-    for progress in (bar, signal, lambda *args: seen.append(args)):
+    class Simple:
+        done = 0
+
+        def update(self, n) -> None:
+            self.done += n
+
+    class QtBar:
+        update = reset = None  # as widgets have them, which are something else
+
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def setValue(self, percent: int) -> None:
+            self.seen.append(percent)
+
+    bar, simple, signal, qt, seen = Bar(), Simple(), Signal(), QtBar(), []
+    for progress in (bar, simple, signal, qt, lambda *args: seen.append(args)):
         run_kilosort(SETTINGS, probe=PROBE, filename=data, progress_bar=progress)
-    assert (bar.n, bar.total, bar.said) == (2, 2, ["detection"])
-    assert signal.seen == [0, 50, 100]
+    assert (bar.n, bar.total, bar.said, simple.done) == (2, 2, ["detection"], 2)
+    assert signal.seen == qt.seen == [0, 50, 100]
     assert seen == [("detection", 0, 2), ("detection", 1, 2), ("detection", 2, 2)]
     with pytest.raises(SettingsError, match="is not a progress bar"):
         run_kilosort(SETTINGS, probe=PROBE, filename=data, progress_bar="bar")
@@ -409,6 +473,38 @@ def test_the_logger_is_left_alone(fake, data):
     before = list(logging.getLogger("ks4stream").handlers)
     run_kilosort(SETTINGS, probe=PROBE, filename=data, verbose_console=True, verbose_log=True)
     assert logging.getLogger("ks4stream").handlers == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verbose_console", [False, True])
+@pytest.mark.parametrize("verbose_log", [False, True])
+def test_verbosity(verbose_console, verbose_log, fake, data, capsys):
+    run_kilosort(SETTINGS, probe=PROBE, filename=data, verbose_console=verbose_console, verbose_log=verbose_log)
+    texts = (data.parent / "kilosort4" / "kilosort4.log").read_text(), capsys.readouterr().err
+    in_log, on_console = ([word in text for word in ("a message", "a detail", "a task")] for text in texts)
+    assert in_log == [True, True, verbose_log]
+    assert on_console == (in_log if verbose_console else [True, False, False])
+
+
+# -- where it computes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_where_it_computes_and_what_it_keeps(fake, data, tmp_path):
+    def asked(**options):
+        run_kilosort(SETTINGS, probe=PROBE, filename=data, **options)
+        return fake.calls[-1][3]
+
+    assert asked()["resources"] == Resources()
+    assert (fake.calls[-1][3]["resume"], fake.calls[-1][3]["keep_run"]) == (True, True)
+    found = asked(device=torch.device("cuda:1"), torch_thread_lim=3, clear_cache=True, resume=False, keep_run=False)
+    assert found["resources"] == Resources(device=torch.device("cuda:1"), workers=3, clear_cache=True)
+    assert (found["resume"], found["keep_run"]) == (False, False)
+    assert asked(torch_thread_lim=3, client="loop")["resources"] == Resources(client="loop")  # it has its own workers
+    given = Resources(workers=2, device="cuda", block_batches=4)
+    assert asked(resources=given)["resources"] == given
+    found = asked(resources=given, torch_thread_lim=1, device="cpu", cache_dir=tmp_path)["resources"]
+    assert found == Resources(workers=1, device="cpu", block_batches=4, cache_dir=tmp_path)
 
 
 # -- files written on request ----------------------------------------------------------------------------------

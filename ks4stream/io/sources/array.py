@@ -61,8 +61,8 @@ class ArraySource(OfArray):
         return f"the samples are those of an array ({kind.__module__.partition('.')[0]}.{kind.__qualname__})"
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Copy samples ``start`` to ``stop``, shape (time, channel)."""
-        return np.array(self.array[start:stop, :], dtype=self.dtype)
+        """Copy samples ``start`` to ``stop``, shape (time, channel); slices of time are all that it asks for."""
+        return np.array(self.array[start:stop], dtype=self.dtype)
 
     def digest(self) -> str:
         """Hash of shape, type and all samples; of arrays over 256 MB, of samples from 32 places."""
