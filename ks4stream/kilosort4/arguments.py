@@ -14,6 +14,7 @@ from ks4stream.errors import ProbeError, RecordingError, ResultsError, SettingsE
 from ks4stream.io.places import place
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
+from ks4stream.kilosort4 import utils
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording, is_same_rate
 from ks4stream.settings import OF_RECORDING, Settings
@@ -132,8 +133,16 @@ def opened(
 
 
 def probe_in(places: Mapping[str, Any]) -> Any:
-    """The probe, in whichever form it was given; None if it was not."""
-    return next((places[name] for name in ("probe", "probe_path", "probe_name") if name in places), None)
+    """The probe, in whichever form it was given; None if it was not.
+
+    A name without a folder may be that of a file in Kilosort4's folder of probes, where labs keep theirs.
+    """
+    given = next((name for name in ("probe", "probe_path", "probe_name") if name in places), None)
+    if given != "probe_name":
+        return None if given is None else places[given]
+    name = Path(places[given])
+    kept = utils.PROBE_DIR / name
+    return kept if name.name == str(name) and not name.is_file() and kept.is_file() else places[given]
 
 
 def shanks_of(shank_idx: float | Sequence[float] | None) -> list[tuple[int | None, str]]:
