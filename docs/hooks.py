@@ -15,8 +15,8 @@ BAR = re.compile(r"<mo>(&#x02016;|&#x0007C;)</mo>")  # of norms and absolute val
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Examples that tests do not run are Python all the same."""
-    return markdown.replace("```python no-run\n", "```python\n")
+    """Examples that tests do not run, or only where a library is installed, are Python all the same."""
+    return re.sub(r"^```python [\w-]+$", "```python", markdown, flags=re.MULTILINE)
 
 
 def on_page_content(html: str, *, page: Any, **_: Any) -> str:

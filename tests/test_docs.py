@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 SECONDS = 6.0  # of the recording that the examples sort
+RUN = {"python"} | ({"python spikeinterface"} if importlib.util.find_spec("spikeinterface") else set())
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -45,7 +46,8 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def examples(page: Path) -> list[Block]:
-    return [block for block in blocks(page) if block.info == "python"]
+    """Blocks that are run: those that need a library, where it is installed."""
+    return [block for block in blocks(page) if block.info in RUN]
 
 
 def commands(page: Path) -> Iterator[list[str]]:
@@ -93,7 +95,7 @@ def test_the_examples_of_a_page_run(
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_blocks_say_what_they_are(page: Path) -> None:
-    known = {"python", "python no-run", "bash", "text"}
+    known = {"python", "python no-run", "python spikeinterface", "bash", "text"}
     assert {block.info for block in blocks(page)} <= known
 
 
