@@ -181,6 +181,7 @@ assert np.array_equal(full_clu[kept_spikes], clu) and len(Wall) == len(is_ref) =
 """
 
 PARTS = """
+import time
 from pathlib import Path
 
 import numpy as np
@@ -200,7 +201,7 @@ from {package}.run_kilosort import (
 )
 from {package}.utils import PROBE_DIR
 
-device = torch.device("cpu")
+device, tic0 = torch.device("cpu"), time.time()
 settings = {**DEFAULT_SETTINGS, "n_chan_bin": 12, "nt0min": 20}
 probe = io.load_probe(PROBE_DIR / "of_a_lab.json")
 filename, data_dir, results_dir, probe = set_files(
@@ -212,21 +213,21 @@ ops, settings = initialize_ops(settings, probe, "int16", True, False, device, Fa
 n_chan_bin, fs, NT, *_ = get_run_parameters(ops)
 assert (n_chan_bin, fs, NT) == (12, 30_000, 60_000)
 
-ops = compute_preprocessing(ops, device)
-ops, bfile, st0 = compute_drift_correction(ops, device)
+ops = compute_preprocessing(ops, device, tic0=tic0)
+ops, bfile, st0 = compute_drift_correction(ops, device, tic0=tic0)
 io.save_ops(ops, results_dir)
 plots.plot_drift_amount(ops, results_dir)
 plots.plot_drift_scatter(st0, results_dir)
 traces = bfile.padded_batch_to_torch(0, ops)
 assert traces.shape[0] == 12 and bfile.n_batches == ops["Nbatches"]
 
-st, tF, Wall0, clu0 = detect_spikes(ops, device, bfile)
+st, tF, Wall0, clu0 = detect_spikes(ops, device, bfile, tic0=tic0)
 plots.plot_diagnostics(Wall0, clu0, ops, results_dir)
-clu, Wall, st, tF = cluster_spikes(st, tF, ops, device, bfile)
+clu, Wall, st, tF = cluster_spikes(st, tF, ops, device, bfile, tic0=tic0)
 ops, similar_templates, is_ref, est_contam_rate, kept_spikes = save_sorting(
-    ops, results_dir, st, clu, tF, Wall, bfile.imin
+    ops, results_dir, st, clu, tF, Wall, bfile.imin, tic0=tic0
 )
-plots.plot_spike_positions(clu, is_ref, results_dir)
+plots.plot_spike_positions(clu[kept_spikes], is_ref, results_dir)
 close_logger()
 
 assert len(st) == len(clu) == len(tF) == len(kept_spikes) and len(Wall) == len(is_ref)
