@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ks4stream.engine import Engine, Loop, Progress, gpus
-from ks4stream.errors import MachineWarning
+from ks4stream.errors import MachineWarning, RecordingError
 from ks4stream.io.recording_cache import CachedSource, forget
 from ks4stream.messages import warn
 from ks4stream.pipeline import STAGES
@@ -58,6 +58,8 @@ def engine_for(
             client = stack.enter_context(cluster.connected(client))
         elif client is cluster.active_client():
             logger.info("Computing on the active Dask client, %r; without one, on this machine.", client)
+        if not is_own and not client.scheduler.address.startswith("inproc://"):
+            _check_can_be_sent(recording)
         engine = cluster.Cluster(client, progress, device=device)
         if not is_own and resources.device is None and device == "cpu" and (idle := engine.workers_with_gpu()):
             warn(
@@ -66,6 +68,12 @@ def engine_for(
                 MachineWarning,
             )
         yield engine
+
+
+def _check_can_be_sent(recording: Recording) -> None:
+    """Raise a RecordingError if the samples cannot be read in other processes, before one is asked to."""
+    if recording.source.only_here:
+        raise RecordingError(recording.source.only_here)
 
 
 def client_for(resources: Resources) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from ks4stream.errors import FewSpikesWarning
 from ks4stream.geometry import Centres, Regions, clustering_regions, template_centres
 from ks4stream.messages import warn
-from ks4stream.results import Sorting, Templates, Waveforms
+from ks4stream.results import Drift, Sorting, Templates, Waveforms
 from ks4stream.run import Run
 from ks4stream.settings import Settings
 from ks4stream.stages.clustering import CLUSTER_METHOD
@@ -31,7 +31,7 @@ logger = logging.getLogger("ks4stream")
 FEW_SPIKES = 1000
 
 
-def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
+def find_units(run: Run, tiles: Preprocessor, settings: Settings, drift: Drift | None = None) -> Sorting:
     """Sort a recording that was prepared.
 
     Parameters
@@ -40,6 +40,8 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
         Where the stages compute, and where what they found is kept.
     tiles : Preprocessor
     settings : Settings
+    drift : Drift, optional
+        Used in place of an estimate.
 
     Returns
     -------
@@ -51,9 +53,11 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings) -> Sorting:
     # Detect everything that looks like a spike. If its depths show that the tissue moved, move the traces back and
     # detect again.
     centres, regions = layout(tiles, settings)
+    if drift is not None and np.any(drift.shift_um):
+        tiles = tiles.with_drift(drift, settings)
     waveforms, peaks = find_peaks(run, tiles, settings, centres, regions)
-    drift, plotted = None, None
-    if settings.nblocks > 0:
+    plotted = None
+    if drift is None and settings.nblocks > 0:
         drift, plotted = run.do(EstimateDrift(settings, tiles, peaks))
         if np.any(drift.shift_um):
             tiles = tiles.with_drift(drift, settings)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from ks4stream.deploy import client_for
 from ks4stream.engine import gpus
-from ks4stream.errors import ProbeError, RecordingError, SettingsError
+from ks4stream.errors import ProbeError, SettingsError
 from ks4stream.io.recording_cache import cached_while_held
+from ks4stream.motion import given_drift
 from ks4stream.pipeline import find_peaks, layout
 from ks4stream.recording import Recording
 from ks4stream.resources import Resources
@@ -29,7 +30,7 @@ def preprocess(
     settings: Settings | None = None,
     *,
     whitening: Whitening | None = None,
-    drift: Drift | str | None = None,
+    drift: Drift | str | Any | None = None,
     resources: Resources | None = None,
     **of_resources: Any,
 ) -> xarray.DataArray:
@@ -42,9 +43,9 @@ def preprocess(
     settings : Settings, optional
     whitening : Whitening, optional
         That of a finished sorting (``sorting.whitening``); by default it is estimated now from some batches.
-    drift : Drift or "estimate", optional
-        That of a finished sorting (``sorting.drift``), or "estimate" to estimate it now, which takes a pass over the
-        whole recording; by default drift is not corrected.
+    drift : Drift, "estimate", xarray.DataArray or spikeinterface.core.Motion, optional
+        That of a finished sorting (``sorting.drift``), or what :func:`ks4stream.sort` takes instead of an estimate, or
+        "estimate" to estimate it now, which takes a pass over the whole recording; by default drift is not corrected.
     resources : Resources, optional
         As in :func:`ks4stream.sort`: `client` and `workers` are used to estimate what is not given; `device` is where
         traces are computed later. With a cache, samples that several batches share are fetched once; a cache in the
@@ -87,13 +88,13 @@ def preprocess(
     else:
         tiles = Preprocessor(recording, tiling_of(recording, settings), settings, dead=whitening.dead, device=device)
         _check_whitening(tiles, whitening)
-    if isinstance(drift, Drift):
-        _check_drift(tiles, drift)
-    if whitening is None or drift == ESTIMATE:
-        tiles = _learned(tiles, settings, resources, whitening, client=client, with_drift=drift == ESTIMATE)
+    is_estimated = isinstance(drift, str)
+    given = None if drift is None or is_estimated else given_drift(drift, tiles)
+    if whitening is None or is_estimated:
+        tiles = _learned(tiles, settings, resources, whitening, client=client, with_drift=is_estimated)
     else:
         tiles = tiles.with_whitening(whitening)
-    return whitened_traces(tiles.with_drift(drift, settings) if isinstance(drift, Drift) else tiles)
+    return whitened_traces(tiles if given is None else tiles.with_drift(given, settings))
 
 
 def _learned(
@@ -119,13 +120,4 @@ def _check_whitening(tiles: Preprocessor, whitening: Whitening) -> None:
         raise ProbeError(
             f"The given whitening is for {len(whitening.matrix)} channels, but {tiles.recording.name} has "
             f"{tiles.probe.n_channels} to be sorted. Give that of the same recording and probe, or none."
-        )
-
-
-def _check_drift(tiles: Preprocessor, drift: Drift) -> None:
-    if len(drift.shift_um) != len(tiles.tiling):
-        raise RecordingError(
-            f"The given drift is for {len(drift.shift_um)} batches, but {tiles.recording.name} has "
-            f"{len(tiles.tiling)} of batch_size={tiles.tiling.size}. Give that of the same recording and settings "
-            "(batch_size, batch_downsampling, tmin, tmax), or drift='estimate'."
         )

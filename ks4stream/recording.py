@@ -127,6 +127,11 @@ class Source(Protocol):
         """The sources that it joins in time; none if it is a single one."""
         ...
 
+    @property
+    def only_here(self) -> str:
+        """Why other processes cannot read the samples, and what to do; empty if they can."""
+        ...
+
     def to_dask(self) -> dask.array.Array | None:
         """Return the Dask array that it is made of, if it is."""
         ...
@@ -149,6 +154,11 @@ class BaseSource:
     def parts(self) -> tuple[Source, ...]:
         """The sources that it joins in time: none."""
         return ()
+
+    @property
+    def only_here(self) -> str:
+        """Why other processes cannot read the samples: they can."""
+        return ""
 
     def to_dask(self) -> dask.array.Array | None:
         """Return the Dask array that it is made of: none."""

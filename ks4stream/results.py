@@ -7,7 +7,7 @@ and written to files); kernels convert them to tensors on their device.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from ks4stream.blocks import Tiling
 from ks4stream.probe import Probe
 from ks4stream.recording import FlatFile
 from ks4stream.settings import Settings
+
+if TYPE_CHECKING:
+    import xarray
 
 Array = NDArray[Any]
 
@@ -186,3 +189,79 @@ class Sorting(Checked):
     def n_spikes(self) -> int:
         """Number of spikes, duplicates included."""
         return len(self.sample)
+
+    def to_dataset(self) -> xarray.Dataset:
+        """View the sorting as an :class:`xarray.Dataset`, without copying; mapped arrays stay mapped.
+
+        Returns
+        -------
+        xarray.Dataset
+            Variables by their names here, along spike, unit, channel, sample …
+            Those of spikes have the prefix ``spike_`` (``spike_unit``, as ``unit`` is an axis), those of nested
+            results the result's name (``drift_shift_um``). Attributes give unit and meaning. If a matrix has the same
+            axis twice, the second is called ``other_unit`` and so on.
+        """
+        from ks4stream.exchange import to_dataset
+
+        return to_dataset(self)
+
+    def to_spikeinterface(self, recording: Any = None, *, keep_good_only: bool = False) -> Any:
+        """Make a SpikeInterface sorting of the kept spikes.
+
+        Parameters
+        ----------
+        recording : spikeinterface.core.BaseRecording, optional
+            The recording that was sorted. It gives the segments and the channels' ids, and is registered with the
+            sorting. Without it there is one segment, and channels are called by their column in the file.
+        keep_good_only : bool
+            Leave out units whose label is "mua".
+
+        Returns
+        -------
+        spikeinterface.core.NumpySorting
+            Unit ids are those of `unit`. Times are samples of their segment; spikes whose waveform lies on both sides
+            of a border between segments are left out. Properties of units: ``KSLabel``, ``ContamPct`` and ``Amplitude``
+            as in the Phy folder; ``main_channel_id`` and ``main_channel_index`` (column in the file), of the largest
+            peak to peak; its ``shank``; ``x_um``, ``y_um`` and ``depth`` (again y), the mean of the spikes' positions;
+            ``template``, whitened, in multiples of the noise's standard deviation, (unit, sample, slot), on
+            ``template_channel_ids``, (unit, slot): the `nearest_chans` channels where it is largest, the main one
+            first.
+
+        Raises
+        ------
+        MissingDependencyError
+            If SpikeInterface is not installed, or is too old.
+        RecordingError, ProbeError
+            If it is not the recording that was sorted.
+        """
+        from ks4stream.exchange import to_spikeinterface
+
+        return to_spikeinterface(self, recording, keep_good_only=keep_good_only)
+
+    def to_motion(self, recording: Any = None) -> Any:
+        """The drift as SpikeInterface's ``Motion``.
+
+        Parameters
+        ----------
+        recording : spikeinterface.core.BaseRecording, optional
+            The recording that was sorted, which gives the segments and when they start; without it there is one
+            segment that starts at 0 s.
+
+        Returns
+        -------
+        spikeinterface.core.Motion
+            One bin per batch and depth. Its displacement is that of the tissue, so it has the opposite sign of
+            ``drift.shift_um``.
+
+        Raises
+        ------
+        MissingDependencyError
+            If SpikeInterface is not installed, or is too old.
+        ResultsError
+            If the sorting has no drift.
+        RecordingError, ProbeError
+            If it is not the recording that was sorted.
+        """
+        from ks4stream.exchange import to_motion
+
+        return to_motion(self, recording)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy
@@ -26,16 +26,20 @@ from ks4stream.io.run_store import RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.messages import recorded
 from ks4stream.method import METHOD_VERSION
+from ks4stream.motion import given_drift
 from ks4stream.pipeline import find_units
 from ks4stream.planning import plan
 from ks4stream.quality import check_traces
 from ks4stream.recording import Recording
 from ks4stream.report.log import version_of
 from ks4stream.resources import Resources
-from ks4stream.results import Provenance, Sorting
+from ks4stream.results import Drift, Provenance, Sorting
 from ks4stream.run import Run
 from ks4stream.settings import Settings
 from ks4stream.stages.preprocessing import Preprocessor, dead_channels, tiling_of
+
+if TYPE_CHECKING:
+    import xarray
 
 
 def sort(
@@ -50,6 +54,7 @@ def sort(
     save_extra_vars: bool = False,
     save_features: bool = True,
     save_preprocessed_copy: bool = False,
+    drift: Drift | xarray.DataArray | Any | None = None,
     **of_resources: Any,
 ) -> Sorting:
     """Sort a recording into units.
@@ -84,6 +89,11 @@ def sort(
     save_preprocessed_copy : bool
         Also write the whitened, drift-corrected traces to ``temp_wh.dat`` in the results folder, and let Phy show
         those.
+    drift : Drift, xarray.DataArray or spikeinterface.core.Motion, optional
+        Corrected in place of an estimate, whatever ``nblocks`` is: that of another sorting of the same batches
+        (``sorting.drift``), or the tissue's displacement in µm, positive towards larger depth. A DataArray has dims
+        ``time`` (coordinate in seconds from the recording's first sample) and ``depth`` (in µm); one depth stands for
+        all.
     **of_resources
         Any field of :class:`~ks4stream.Resources`: ``sort(recording, workers=4)``.
 
@@ -114,11 +124,13 @@ def sort(
             results, folder = stack.enter_context(report.results_folder(results_dir, recording.files))
             log = stack.enter_context(report.log_kept(folder, results_dir))
             stack.enter_context(report.run_log(folder))
-            report.log_inputs(recording, settings, device=device)
+            of_drift = {} if drift is None else {"drift": f"given as {type(drift).__name__}"}
+            report.log_inputs(recording, settings, device=device, **of_drift)
             report.announce(results)
         given = recording
         recording = stack.enter_context(cached(recording, resources.cache_dir, resources.cache_bytes))
         tiles = prepare(recording, settings, device=device)
+        found = None if drift is None else given_drift(drift, tiles)
         provenance, flat_files = provenance_of(tiles), recording.source.flat_files
         run = stack.enter_context(
             started(tiles, settings, resources, results_dir, client=client, fresh=not resume, progress=progress)
@@ -126,7 +138,7 @@ def sort(
         if results_dir is not None:
             stack.enter_context(log.owned(run.store.check))
         check_plan(recording, settings, resources, device, run.engine, results_dir)
-        sorting = run.retry_damaged(partial(find_units, run, tiles, settings))
+        sorting = run.retry_damaged(partial(find_units, run, tiles, settings, found))
         sorting = replace(sorting, warnings=tuple(warned), provenance=provenance, flat_files=flat_files)
         if results_dir is not None:
             progress("results", 0, 1)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ks4stream.kilosort4 import run_kilosort
+from ks4stream.kilosort4.parameters import DEFAULT_SETTINGS
 from ks4stream.settings import Settings
 
 KILOSORT4: dict[str, Any] = {  # `kilosort.DEFAULT_SETTINGS` of release 4.1.7, as it prints
@@ -79,6 +80,12 @@ def test_there_are_no_others() -> None:
     assert names - set(ARGUMENTS) == set(KILOSORT4) - RECORDINGS
     for name in names & set(ARGUMENTS):
         assert getattr(Settings(), name) == ARGUMENTS[name]
+
+
+def test_the_table_of_the_interface_is_kilosort4s() -> None:
+    assert DEFAULT_SETTINGS == KILOSORT4
+    for name, value in DEFAULT_SETTINGS.items():
+        assert isinstance(value, bool) == isinstance(KILOSORT4[name], bool)
 
 
 def test_who_calls_run_kilosort_gets_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,19 +13,19 @@ import ks4stream
 
 ROOT = Path(ks4stream.__file__).parent
 NUMBERS = {"numpy", "scipy"}
-EXTRAS = {"obstore", "boto3", "h5py", "pynwb", "hdmf"}
+EXTRAS = {"obstore", "boto3", "h5py", "pynwb", "hdmf", "spikeinterface"}
 ARRAYS = {"dask.array", "dask.delayed", "xarray"}
 
 # Layer: the layers it may import from beside itself, and the libraries it may use.
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
-    "words": (set(), NUMBERS | {"dask.array", "xarray"}),
+    "words": (set(), NUMBERS | {"dask.array", "xarray", "spikeinterface"}),
     "kernels": (set(), NUMBERS | {"torch"}),
     "io": ({"words"}, NUMBERS | {"dask.array", "xarray", "zarr", "numcodecs", "probeinterface", "filelock"} | EXTRAS),
     "stages": ({"words", "kernels", "io"}, NUMBERS | {"torch"}),
     "engine": ({"words", "kernels", "stages"}, NUMBERS | ARRAYS | {"torch", "dask", "distributed", "psutil"}),
     "top": (
         {"words", "kernels", "io", "stages", "engine"},
-        NUMBERS | ARRAYS | {"torch", "psutil", "matplotlib", "rich", "click"},
+        NUMBERS | ARRAYS | {"torch", "psutil", "matplotlib", "rich", "click", "spikeinterface"},
     ),
 }
 WORDS = {
@@ -39,6 +39,7 @@ WORDS = {
     "quality",
     "blocks",
     "results",
+    "exchange",
     "geometry",
     "mean_waveforms",
 }

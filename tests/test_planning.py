@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from seen_gpus import see_gpus
 
 import ks4stream
 from ks4stream import Settings, plan, planning, simulate, sort
-from ks4stream.engine import Loop
+from ks4stream.engine import Loop, cluster
 from ks4stream.errors import MachineError, MachineWarning, ProbeError, SettingsError
 from ks4stream.io.probes import load_probe
 from ks4stream.probe import Probe
@@ -187,6 +187,16 @@ def test_a_plan_takes_what_a_sort_takes():
     assert (here.n_workers, here.worker_memory_bytes) == (1, here.memory_bytes)
     with pytest.raises(SettingsError, match="Did you mean 'block_batches'"):
         plan(recording, block_batch=1)
+
+
+def test_blocks_too_large_for_several_workers_are_computed_by_one(monkeypatch: pytest.MonkeyPatch):
+    see_gpus(monkeypatch, 80)
+    monkeypatch.setattr(cluster, "CPU_COUNT", 16)
+    monkeypatch.setattr(cluster, "MEMORY_LIMIT", 128 * 10**9)
+    recording = recording_of(384, hours=10, probe=load_probe("neuropixels_1"))
+    recording = replace(recording, files=("a.bin",))  # what is in memory is sorted by this process
+    assert plan(recording, device="cuda").n_workers == 4
+    assert plan(recording, device="cuda", block_batches=18_000).n_workers == 1
 
 
 @pytest.mark.slow

@@ -244,7 +244,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 def _checked_bytes(content: Any) -> bytes:
     if not isinstance(content, bytes):
-        raise pickle.UnpicklingError("bytes that are none")
+        raise pickle.UnpicklingError("bytes made of something else")
     return content
 
 

@@ -29,8 +29,8 @@ KILOSORT_NAMES: dict[str, tuple[str, tuple[int, ...]]] = {
     "NP2_kilosortChanMap": ("neuropixels_2_single_shank", ()),
     "NeuroPix2_default": ("neuropixels_2_single_shank", ()),
 }
-"""Kilosort's names of probes: which of ours has the same contacts, and the channels it leaves out (the reference of
-Neuropixels 1.0)."""
+"""Probe names of Kilosort: our probe with the same contacts, and the channels that Kilosort's leaves out (the reference
+of Neuropixels 1.0)."""
 
 _UM_PER_UNIT = {"um": 1.0, "µm": 1.0, "mm": 1e3, "m": 1e6}
 

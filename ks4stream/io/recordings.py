@@ -22,6 +22,7 @@ from ks4stream.io.sources import (
     Hdf5Source,
     binary,
     cbin,
+    extractor,
     hdf5,
     join,
     npy,
@@ -49,7 +50,7 @@ def open_recording(
 
     Parameters
     ----------
-    source : path, URL, list, array or Recording
+    source : path, URL, list, array, Recording or SpikeInterface recording
         - path or URL of a flat binary file (``.bin``, ``.dat``, …; channels interleaved). A SpikeGLX ``.meta``
           next to a ``.bin`` supplies channels, rate, gain and contacts, without sync channel and reference. A
           ``.cbin``, compressed by mtscomp, with its ``.ch`` is read in the same way;
@@ -60,6 +61,8 @@ def open_recording(
         - a NumPy array or memory map, a Dask array, or anything with a shape, a dtype and slicing
           (``h5py.Dataset``, ``zarr.Array``), of shape (time, channel);
         - an ``xarray.DataArray`` with dims ``time`` and ``channel``, in any order; best with Dask chunks;
+        - a SpikeInterface recording. Flat files and SpikeInterface's own Zarr folders are read where they lie, anything
+          else through SpikeInterface; segments are joined in time. Column i is its i-th channel;
         - a list of these, joined in time.
 
         URLs are ``s3://bucket/key``, ``gs://bucket/key``, ``az://container/key`` and ``https://…``. Keys are not
@@ -134,6 +137,8 @@ def _look_at(source: Any, n_chan: int | None, dtype: DTypeLike | None) -> Opened
         return _look_at_list(source, n_chan, dtype)
     elif isinstance(source, Recording):
         found = _look_at_recording(source)
+    elif extractor.is_extractor(source):
+        found = extractor.opens(source)
     elif _is_from(source, "xarray"):
         found = _look_at_xarray(source)
     elif _is_from(source, "dask.array"):
@@ -147,7 +152,7 @@ def _look_at(source: Any, n_chan: int | None, dtype: DTypeLike | None) -> Opened
     else:
         raise RecordingError(
             f"A recording cannot be opened from an object of type {type(source).__name__}; give a path, a list of "
-            "paths, or a NumPy, Dask or xarray array of shape (time, channel)."
+            "paths, a NumPy, Dask or xarray array of shape (time, channel), or a SpikeInterface recording."
         )
     found.check(n_chan, dtype)
     return found

@@ -208,7 +208,7 @@ class ResultsFolder:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def replace(self, draft: Path, key: str) -> list[Place]:
+    def replace(self, draft: Path, key: str, *, kept: Collection[str] = ()) -> list[Place]:
         """Replace the files of an earlier sort by those of a draft; files that are not ours are moved away first.
 
         Parameters
@@ -216,6 +216,8 @@ class ResultsFolder:
         draft : Path
         key : str
             From :func:`fingerprint`.
+        kept : collection of str
+            Names that are neither replaced nor removed, if they are ours: they were added early.
 
         Returns
         -------
@@ -228,7 +230,8 @@ class ResultsFolder:
         ours = self._ours()
         self._write_record({"state": "replacing", "files": ours, "new": new})
         self._retire_cache()
-        for name in sorted(({*WRITTEN} & self._of_a_sorting()) | new.keys()):
+        stay = {name: about for name, about in ours.items() if name in kept and name not in new}
+        for name in sorted((({*WRITTEN} & self._of_a_sorting()) | new.keys()) - stay.keys()):
             was_moved = False
             while not self._may_go(name, ours):  # it may be saved again while it is moved
                 self._move_late(name, late)
@@ -240,7 +243,7 @@ class ResultsFolder:
         # a table of another name, saved by a program that still shows the earlier units
         for name in sorted(self._of_a_sorting() - {RECORD, *_COMPANIONS} - new.keys() - ours.keys()):
             self._move_late(name, late)
-        self._write_record({"state": "complete", "key": key, "files": new})
+        self._write_record({"state": "complete", "key": key, "files": {**new, **stay}})
         return moved + late
 
     def add(self, draft: Path, key: str, names: Collection[str]) -> set[str]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zarr
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from ks4stream.blocks import Tiling
 from ks4stream.errors import ResultsError
+from ks4stream.exchange import DIM_NAMES, about, distinct
 from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.mapped import LARGE_MAP_BYTES, release_pages, scratch_array
 from ks4stream.io.places import place, size_of
@@ -36,27 +37,12 @@ from ks4stream.recording import FlatFile
 from ks4stream.results import Drift, PeakSample, Provenance, Sorting, Waveforms, Whitening
 from ks4stream.settings import Settings
 
-if TYPE_CHECKING:
-    import xarray
-
-__all__ = ["load_sorting", "save_sorting", "to_dataset"]
+__all__ = ["load_sorting", "save_sorting"]
 
 FORMAT = "ks4stream.Sorting/1"
 _NESTED = {"probe": Probe, "whitening": Whitening, "waveforms": Waveforms, "drift": Drift, "peaks": PeakSample}
 _CHUNK_BYTES = 2**23
 _CODEC = Blosc(cname="zstd", clevel=3, shuffle=Blosc.BITSHUFFLE)
-_DIM_NAMES = {
-    "n": "spike",
-    "u": "unit",
-    "v": "template",
-    "c": "channel",
-    "j": "neighbour",
-    "q": "component",
-    "w": "sample",
-    "p": "waveform",
-    "b": "batch",
-    "g": "segment",
-}
 
 
 def save_sorting(sorting: Sorting, path: str | os.PathLike[str], *, features: bool = True) -> Path:
@@ -169,64 +155,6 @@ def _mapped(array: Any) -> NDArray[Any]:
     return values
 
 
-def to_dataset(sorting: Sorting) -> xarray.Dataset:
-    """View a sorting as an :class:`xarray.Dataset`, without copying.
-
-    Parameters
-    ----------
-    sorting : Sorting
-        A sorting.
-
-    Returns
-    -------
-    xarray.Dataset
-        Variables by the names of :class:`~ks4stream.results.Sorting`, along spike, unit, channel, sample …
-        Those of spikes have the prefix ``spike_`` (``spike_unit``, as ``unit`` is an axis), those of nested
-        results the result's name (``drift_shift_um``). Attributes give unit and meaning. If a matrix has the same
-        axis twice, the second is called ``other_unit`` and so on.
-    """
-    import xarray as xr
-
-    variables = {
-        f"spike_{name}" if value[0][0] == "spike" else name: value for name, value in _variables(sorting).items()
-    }
-    for name in _NESTED.keys() - {"probe"}:
-        nested = getattr(sorting, name)
-        if nested is not None:
-            own = {"n": "peak"} if name == "peaks" else {}
-            variables |= {f"{name}_{key}": value for key, value in _variables(nested, own).items()}
-    coords: dict[str, Any] = {"unit": np.arange(sorting.n_units)}
-    if sorting.probe is not None:
-        probe = sorting.probe
-        coords |= {
-            "channel": probe.chan_map,
-            "channel_x_um": ("channel", probe.x_um, {"units": "µm"}),
-            "channel_y_um": ("channel", probe.y_um, {"units": "µm"}),
-            "shank": ("channel", probe.shank),
-        }
-    attrs = {"sampling_rate_hz": sorting.sampling_rate_hz, "n_samples": sorting.n_samples, "files": sorting.files}
-    return xr.Dataset(variables, coords, attrs)
-
-
-def _variables(result: Any, dim_names: dict[str, str] | None = None) -> dict[str, tuple[Any, ...]]:
-    """The declared arrays of one result, in the form that xarray takes."""
-    found: dict[str, tuple[Any, ...]] = {}
-    for spec in fields(result):
-        if "dims" in spec.metadata:
-            dims = _distinct([(_DIM_NAMES | (dim_names or {})).get(d, d) for d in spec.metadata["dims"]])
-            found[spec.name] = (dims, getattr(result, spec.name), _about(spec.metadata))
-    return found
-
-
-def _distinct(dims: list[str]) -> list[str]:
-    return [f"other_{dim}" if dim in dims[:axis] else dim for axis, dim in enumerate(dims)]
-
-
-def _about(metadata: Any) -> dict[str, str]:
-    about = {"units": metadata["unit"], "description": metadata["doc"]}
-    return {key: text for key, text in about.items() if text}
-
-
 # -- one group per result --------------------------------------------------------------------------------
 
 
@@ -287,8 +215,8 @@ def _array_attrs(metadata: Any, value: NDArray[Any]) -> dict[str, Any]:
     """Dims under the name that xarray reads, unit and meaning."""
     if "dims" not in metadata:
         return {"_ARRAY_DIMENSIONS": [f"axis_{axis}" for axis in range(value.ndim)]}
-    dims = _distinct([_DIM_NAMES.get(dim, dim) for dim in metadata["dims"]])
-    return {"_ARRAY_DIMENSIONS": dims, **_about(metadata)}
+    dims = distinct([DIM_NAMES.get(dim, dim) for dim in metadata["dims"]])
+    return {"_ARRAY_DIMENSIONS": dims, **about(metadata)}
 
 
 def _to_json(value: Any) -> Any:

@@ -14,7 +14,7 @@ from ks4stream.errors import ProbeError, RecordingError, ResultsError, SettingsE
 from ks4stream.io.places import place
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
-from ks4stream.kilosort4 import utils
+from ks4stream.kilosort4.utils import PROBE_DIR
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording, is_same_rate
 from ks4stream.settings import OF_RECORDING, Settings
@@ -135,14 +135,13 @@ def opened(
 def probe_in(places: Mapping[str, Any]) -> Any:
     """The probe, in whichever form it was given; None if it was not.
 
-    A name without a folder may be that of a file in Kilosort4's folder of probes, where labs keep theirs.
+    A name is looked for in Kilosort4's folder of probes first.
     """
-    given = next((name for name in ("probe", "probe_path", "probe_name") if name in places), None)
-    if given != "probe_name":
-        return None if given is None else places[given]
-    name = Path(places[given])
-    kept = utils.PROBE_DIR / name
-    return kept if name.name == str(name) and not name.is_file() and kept.is_file() else places[given]
+    for name in ("probe", "probe_path", "probe_name"):
+        if name in places:
+            is_here = name == "probe_name" and (PROBE_DIR / places[name]).is_file()
+            return PROBE_DIR / places[name] if is_here else places[name]
+    return None
 
 
 def shanks_of(shank_idx: float | Sequence[float] | None) -> list[tuple[int | None, str]]:

@@ -317,7 +317,7 @@ def load_ops(ops_path: PathLike, device: str | torch.device | None = None) -> di
     Raises
     ------
     ResultsError
-        If there is no such file, it is damaged, or it holds anything else than values, arrays and paths.
+        If there is no such file, it is damaged, or it holds anything other than values, arrays and paths.
     """
     ops = load_object(ops_path)
     if not isinstance(ops, dict):
@@ -501,7 +501,7 @@ def save_preprocessing(
     ----------
     filename : path
         The file to write. ``temp_wh.dat`` in the results folder of `ops` becomes a part of these results, which
-        `save_sorting` names in ``params.py`` with ``save_preprocessed_copy=True``.
+        `save_sorting` keeps, and names in ``params.py`` with ``save_preprocessed_copy=True``.
     ops : mapping
     bfile : BinaryFiltered, optional
         The traces.
@@ -527,6 +527,8 @@ def save_preprocessing(
         pieces = _told(bfile, ops) if verbose else bfile.cores(ops)
         n_chan_file, n_samples = bfile.n_chan_bin, bfile.total_samples
         write_traces(draft / target.name, pieces, bfile.chan_map, n_chan_file, n_samples)
+    if is_result and isinstance(ops.get(OWN), dict):
+        ops[OWN]["has_copy"] = True  # so that save_sorting keeps it
 
 
 def _told(bfile: BinaryFiltered, ops: Mapping[str, Any]) -> Iterator[tuple[int, NDArray[np.float32]]]:

@@ -14,7 +14,7 @@ _RECORDING: dict[str, dict[str, Any]] = {
     "n_chan_bin": {"kind": int, "default": None, "doc": "Number of channels in the file, sorted or not."},
     "fs": {"kind": float, "default": 30000, "doc": "Sampling rate.", "unit": "Hz"},
 }
-"""Settings that belong to the recording, and are none of :class:`~ks4stream.Settings`."""
+"""Settings that belong to the recording, which :class:`~ks4stream.Settings` does not have."""
 
 _MAIN = ("n_chan_bin", "fs", "batch_size", "nblocks", "Th_universal", "Th_learned", "tmin", "tmax")
 _EXTRA = (

@@ -342,11 +342,13 @@ def compute_drift_correction(
     """
     needed(ops, "preprocessing")
     ops.update(dshift=None, yblk=None, iKxx=None)
+    own(ops).pop("has_copy", None)
     recording = recording_of(ops, file_object)
     with _computing(ops, device, recording, progress_bar, clear_cache, verbose) as at:
         ops["Nbatches"] = len(at.tiles.tiling)
         st0 = at.do(partial(_estimate_drift, ops, at)) if at.settings.nblocks else None
-    return ops, BinaryFiltered.of(tiles_of(ops, recording, at.tiles.device)), st0
+    tiles = tiles_of(ops, recording, at.tiles.device)
+    return ops, BinaryFiltered.of(tiles, at.settings.nt, at.settings.peak_sample), st0
 
 
 def _estimate_drift(ops: Ops, at: _Computing) -> NDArray[np.float64]:
@@ -402,9 +404,15 @@ def detect_spikes(
         If the drift was not estimated, or the `ops` belongs to another recording.
     """
     needed(ops, "dshift")
-    with _computing(ops, device, bfile.recording, progress_bar, clear_cache, verbose) as at:
+    with _computing(ops, device, _recording_of(bfile, ops), progress_bar, clear_cache, verbose) as at:
         st, features, template_features = at.do(partial(_detect, ops, at))
     return st, _tensor(features), _tensor(template_features), st[:, 1].astype(np.int32)
+
+
+def _recording_of(bfile: BinaryFiltered, ops: Ops) -> Recording:
+    """The recording of a bfile; one that was made by hand does not know where contacts are."""
+    recording: Recording = bfile.recording
+    return recording if recording.probe is not None else recording.with_probe(probe_of(ops))
 
 
 def _detect(ops: Ops, at: _Computing) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
@@ -460,7 +468,7 @@ def cluster_spikes(
         If spikes were not detected, the `ops` belongs to another recording, or `st` and `tF` do not fit each other.
     """
     needed(ops, "iCC")
-    with _computing(ops, device, bfile.recording, progress_bar, clear_cache, verbose) as at:
+    with _computing(ops, device, _recording_of(bfile, ops), progress_bar, clear_cache, verbose) as at:
         columns, unit_features = at.do(partial(_cluster, ops, at, array(st, np.float64), array(tF, np.float32)))
     found = np.column_stack([columns["sample"] - at.tiles.tiling.start, columns["template"], columns["score"]])
     return columns["unit"], _tensor(unit_features), found.astype(np.float64), _tensor(columns["features"])
@@ -534,8 +542,13 @@ def save_sorting(
         sorting = replace(sorting, flat_files=f"skip_dat_path was given; the samples are in {files}")
     folder = Path(results_dir)
     with recorded() as warned:
-        copy = folder / PREPROCESSED_COPY if save_preprocessed_copy else None
-        finish(sorting, ResultsFolder.open(folder, sorting.files), save_extra_vars=save_extra_vars, preprocessed=copy)
+        finish(
+            sorting,
+            ResultsFolder.open(folder, sorting.files),
+            save_extra_vars=save_extra_vars,
+            preprocessed=folder / PREPROCESSED_COPY if save_preprocessed_copy else None,
+            kept={PREPROCESSED_COPY} if own(ops).get("has_copy") else (),
+        )
     _note(ops, warned)
     _tidy(ops)
     made = ops_from_sorting(sorting, folder, save_preprocessed_copy=save_preprocessed_copy)

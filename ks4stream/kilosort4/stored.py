@@ -14,6 +14,8 @@ from ks4stream.engine import gpus
 from ks4stream.errors import ResultsError
 from ks4stream.io.kilosort_ops import OPS
 from ks4stream.kilosort4.io import PathLike, load_ops
+from ks4stream.kilosort4.ops import OWN, needed, settings_of
+from ks4stream.stages.units import labels
 
 __all__ = ["load_sorting"]
 
@@ -49,7 +51,8 @@ def load_sorting(
     similar_templates : ndarray of float32, shape (n_units, n_units)
     is_ref : ndarray of bool, shape (n_units,)
     est_contam_rate : ndarray of float64, shape (n_units,)
-        As the table of units has it, rounded; NaN for units that it no longer lists.
+        Of ks4stream's results, both are computed again, so that they are those of a curated sorting, too. Of
+        Kilosort4's, they are as its tables have them: rounded, and NaN for units that are not listed.
     kept_spikes : ndarray of bool, shape (n_spikes,)
         Which of all spikes are kept.
     tF : Tensor, shape (n_spikes, nearest_chans, n_pcs)
@@ -83,21 +86,38 @@ def load_sorting(
         )
     st, clu = _array(folder, "spike_times").ravel(), _array(folder, "spike_clusters").ravel()
     similar_templates = _array(folder, "similar_templates")
-    is_ref = np.array([label == "good" for label in _column(folder / LABELS, len(similar_templates), "")], np.bool_)
-    contamination = _column(folder / CONTAMINATION, len(similar_templates), "nan")
-    try:
-        est_contam_rate = np.array(contamination, np.float64) / 100
-    except ValueError as error:
-        raise ResultsError(f"{folder / CONTAMINATION} has a value that is not a number: {error}.") from error
+    ops, n_units = load_ops(folder / OPS, device), max(len(similar_templates), int(clu.max(initial=-1)) + 1)
+    is_ref, est_contam_rate = _labels(ops, st, clu, n_units) if OWN in ops else _tables(folder, n_units)
     kept_spikes = np.ones(len(st), np.bool_)  # as in results of early versions of Kilosort4, which have no such file
     if (folder / "kept_spikes.npy").is_file():
         kept_spikes = _array(folder, "kept_spikes").astype(np.bool_)
-    found = (load_ops(folder / OPS, device), st, clu, similar_templates, is_ref, est_contam_rate, kept_spikes)
+    found = (ops, st, clu, similar_templates, is_ref, est_contam_rate, kept_spikes)
     if not load_extra_vars:
         return found
     to = torch.device(gpus.chosen(device))
     extra = [_array(folder, name) for name in _EXTRA]
     return (*found, *(torch.from_numpy(values).to(to) for values in extra[:2]), *extra[2:])
+
+
+def _labels(
+    ops: dict[str, Any], st: NDArray[np.int64], clu: NDArray[np.integer[Any]], n_units: int
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Labels and contamination of units, by the times of their spikes."""
+    threshold, rate_hz = settings_of(ops).acg_threshold, float(needed(ops, "fs"))
+    is_ref, est_contam_rate = np.zeros(n_units, np.bool_), np.zeros(n_units)
+    ends = np.cumsum(np.bincount(clu, minlength=n_units))
+    for unit, rows in enumerate(np.split(np.argsort(clu, kind="stable"), ends[:-1])[:n_units]):
+        is_ref[unit], est_contam_rate[unit] = labels(st[rows], rate_hz, threshold)
+    return is_ref, est_contam_rate
+
+
+def _tables(folder: Path, n_units: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Labels and contamination of units, as the tables in the folder have them."""
+    is_ref = np.array([label == "good" for label in _column(folder / LABELS, n_units, "")], np.bool_)
+    try:
+        return is_ref, np.array(_column(folder / CONTAMINATION, n_units, "nan"), np.float64) / 100
+    except ValueError as error:
+        raise ResultsError(f"{folder / CONTAMINATION} has a value that is not a number: {error}.") from error
 
 
 def _array(folder: Path, name: str) -> NDArray[Any]:

@@ -181,6 +181,7 @@ def finish(
     save_extra_vars: bool = False,
     save_features: bool = True,
     preprocessed: Iterable[tuple[int, NDArray[Any]]] | Path | None = None,
+    kept: Collection[str] = (),
     check: Callable[[], None] = lambda: None,
 ) -> Place | None:
     """Write everything a sorting leaves: the Phy folder, the native store ``sorting.zarr`` and the plots.
@@ -201,6 +202,8 @@ def finish(
         Write the features of all spikes, nine tenths of all bytes.
     preprocessed : iterable of (start, traces), or Path, optional
         For a preprocessed copy, or where one was written: see :func:`ks4stream.io.phy.write_preprocessed_copy`.
+    kept : collection of str, optional
+        Names of files that :func:`written_early` has added, which stay although they are not a part of these results.
     check : callable, optional
         Called before anything is moved or replaced; raises if the results no longer belong to this run.
 
@@ -244,7 +247,7 @@ def finish(
         write_plots(sorting, draft)
         check()
         if missing is None:
-            moved = results.replace(draft, key)
+            moved = results.replace(draft, key, kept=kept)
         elif kept := results.add(draft, key, missing):
             warn(
                 f"{_some(sorted(kept))} in {home} were changed since they were written, and stay as they are. To have "

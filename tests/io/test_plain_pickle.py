@@ -153,7 +153,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "an array instead of a function": (b"cnumpy\nndarray\n(I0\ntR.", "cannot be read"),
     "a function with a state": (b"cnumpy\ndtype\n}S'_make'\nI1\nsb.", "a state was given to a function"),
     "a set of a number": (b"cbuiltins\nset\n(I3\ntR.", "not made of a list"),
-    "bytes of a number": (b"cbuiltins\nbytearray\n(I999999999999\ntR.", "bytes that are none"),
+    "bytes of a number": (b"cbuiltins\nbytearray\n(I999999999999\ntR.", "bytes made of something else"),
     "memo": (b"]r\xff\xff\xff\x7f.", "cannot be read"),
     "outside": (b"Pid\n.", "reference to another object"),
     "registered": (b"\x82\x01.", "registered class number 1"),
@@ -161,7 +161,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_what_is_no_pickle_of_values_is_an_error(tmp_path: Path, name: str) -> None:
+def test_damaged_pickles_are_errors(tmp_path: Path, name: str) -> None:
     content, said = DAMAGED[name]
     with pytest.raises(ResultsError, match=said):
         load_object(write(tmp_path / "ops.npy", content))
@@ -208,7 +208,7 @@ def test_an_array_that_contradicts_itself_is_an_error(tmp_path: Path, name: str)
         load_object(write(tmp_path / "ops.npy", content))
 
 
-def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_files_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ResultsError, match="There is no file"):
         load_object(tmp_path / "nowhere.npy")
     with pytest.raises(ResultsError, match="cannot be read"):

@@ -1143,6 +1143,22 @@ def test_a_kill_while_early_files_are_added_leaves_only_ours(
     assert ResultsFolder.open(where).somebodys() == []
 
 
+def test_an_early_file_that_is_kept_belongs_to_the_results_afterwards(
+    write: Any, make_sorting: MakeSorting, where: Place, tmp_path: Path
+) -> None:
+    early(where, tmp_path, spike_positions=b"1", drift_amount=b"2", drift_scatter=b"3")
+    sorting = make_sorting(drift=None, peaks=None)
+    write(sorting, where, kept={"drift_amount.png", "spike_positions.png", "diagnostics.png"})
+    assert "drift_scatter.png" not in names(where)
+    assert read_whole(where / "drift_amount.png") == b"2"
+    assert read_whole(where / "spike_positions.png") == b"a picture"  # which is one of the new results
+    assert ResultsFolder.open(where).somebodys() == []
+    write(sorting, where)  # the same result: nothing is touched
+    assert read_whole(where / "drift_amount.png") == b"2"
+    write(make_sorting(n_units=3, drift=None, peaks=None), where)
+    assert "drift_amount.png" not in names(where)
+
+
 @pytest.mark.parametrize("has_links", [True, False])
 def test_a_preprocessed_copy_that_was_written_early_is_kept(
     write: Any, make_sorting: MakeSorting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool

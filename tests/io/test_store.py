@@ -13,7 +13,7 @@ import pytest
 
 from ks4stream.errors import ResultsError
 from ks4stream.io import store
-from ks4stream.io.store import load_sorting, save_sorting, to_dataset, without_features
+from ks4stream.io.store import load_sorting, save_sorting, without_features
 from ks4stream.recording import FlatFile
 from ks4stream.results import Provenance, Sorting
 from ks4stream.settings import Settings
@@ -157,7 +157,7 @@ def test_what_is_not_a_sorting_is_refused(make_sorting, tmp_path):
 
 def test_dataset_views_the_arrays(make_sorting):
     sorting = make_sorting()
-    dataset = to_dataset(sorting)
+    dataset = sorting.to_dataset()
     names = {spec.name: spec.metadata["dims"] for spec in fields(Sorting) if "dims" in spec.metadata}
     assert {f"spike_{name}" if dims[0] == "n" else name for name, dims in names.items()} <= set(dataset.variables)
     assert dataset["spike_features"].dims == ("spike", "neighbour", "component")
@@ -168,7 +168,7 @@ def test_dataset_views_the_arrays(make_sorting):
 
 
 def test_dataset_of_an_empty_sorting(make_sorting):
-    dataset = to_dataset(make_sorting(n_spikes=0, n_units=0, probe=None, drift=None))
+    dataset = make_sorting(n_spikes=0, n_units=0, probe=None, drift=None).to_dataset()
     assert dataset.sizes["spike"] == dataset.sizes["unit"] == 0
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from ks4stream import simulate
 from ks4stream.io.probes import save_probe
-from ks4stream.kilosort4 import utils
+from ks4stream.kilosort4 import arguments, utils
 
 SECONDS, RATE = 3, 30_000
 
@@ -285,7 +285,8 @@ def code(name: str, package: str) -> str:
 def test_only_the_import_differs(name: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "file object of SpikeInterface":
         pytest.importorskip("spikeinterface")
-    monkeypatch.setattr(utils, "PROBE_DIR", here / "probes")
+    for module in (arguments, utils):
+        monkeypatch.setattr(module, "PROBE_DIR", here / "probes")
     if name != "basic":  # the plots of a short sort take as long as the rest of it
         monkeypatch.setattr("ks4stream.report.plots.write_plots", lambda *_: [])
     matplotlib.use("Agg")

@@ -13,10 +13,11 @@ import torch
 
 from ks4stream import simulate
 from ks4stream.errors import CurationWarning, OpsError, ProbeError, RecordingError, ResultsError
+from ks4stream.io import probes
 from ks4stream.io.phy import write_preprocessed_copy
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.results_folder import ResultsFolder
-from ks4stream.kilosort4 import io
+from ks4stream.kilosort4 import arguments, io
 from ks4stream.kilosort4.io import (
     RecordingExtractorAsArray,
     bfile_from_ops,
@@ -71,12 +72,23 @@ def test_a_probe_is_a_dictionary_of_arrays(tmp_path: Path) -> None:
         ("NeuroPix2_default.mat", "neuropixels_2_single_shank", 384),
     ],
 )
-def test_probes_that_are_shipped_have_kilosorts_names_too(name: str, own: str, n_channels: int) -> None:
+def test_shipped_probes_have_kilosorts_names_too(name: str, own: str, n_channels: int) -> None:
     found, ours = load_probe(name), load_probe(shipped_probes()[own])
     assert found["n_chan"] == n_channels and (191 in found["chanMap"]) == (n_channels == 384)
     kept = np.isin(ours["chanMap"], found["chanMap"])
     assert np.array_equal(ours["yc"][kept], found["yc"])
     assert load_probe(PROBE_DIR / name)["n_chan"] == n_channels
+
+
+def test_a_name_is_looked_for_in_kilosort4s_folder_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_probe(TWO_SHANKS, tmp_path / "neuropixels_1.json")
+    save_probe(remove_bad_channels(TWO_SHANKS, [3]), tmp_path / "mine.json")
+    monkeypatch.setattr(arguments, "PROBE_DIR", tmp_path)
+    for name, n_channels in (("neuropixels_1.json", 6), ("mine.json", 5), ("tetrode", 4)):
+        found = probes.load_probe(arguments.probe_in({"probe_name": name}))
+        assert found.n_channels == n_channels
+    assert probes.load_probe(arguments.probe_in({"probe_path": "neuropixels_1"})).n_channels == 384
+    assert arguments.probe_in({}) is None
 
 
 def test_probes_that_are_not_there() -> None:
@@ -241,7 +253,7 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "ops.npy").exists()
 
 
-def test_what_is_no_ops(tmp_path: Path) -> None:
+def test_other_files_are_not_ops(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="There is no file"):
         load_ops(tmp_path / "ops.npy")
     np.save(tmp_path / "list.npy", np.array([[1, None]], dtype=object)[:, :1].reshape(()), allow_pickle=True)

@@ -18,8 +18,7 @@ from plain_pickle import load_plain
 
 from ks4stream.errors import CurationWarning, ProbeError, RecordingError, ResultsError, SettingsError
 from ks4stream.io.results_folder import ResultsFolder
-from ks4stream.kilosort4 import run_kilosort, utils
-from ks4stream.kilosort4.arguments import probe_in
+from ks4stream.kilosort4 import run_kilosort
 from ks4stream.probe import Probe
 from ks4stream.report import finish
 from ks4stream.settings import Settings
@@ -330,19 +329,6 @@ def test_a_locked_results_folder_is_told_before_work(fake, data):
 
 
 # -- probes, channels, shanks ------------------------------------------------------------------------------
-
-
-def test_a_name_may_be_that_of_a_file_in_the_folder_of_probes(tmp_path, monkeypatch):
-    monkeypatch.setattr(utils, "PROBE_DIR", tmp_path / "probes")
-    monkeypatch.chdir(tmp_path)
-    of_lab = tmp_path / "probes" / "tetrode.json"
-    assert probe_in({"probe_name": "tetrode.json"}) == "tetrode.json"  # ours
-    of_lab.parent.mkdir()
-    of_lab.touch()
-    assert probe_in({"probe_name": "tetrode.json"}) == of_lab
-    assert probe_in({"probe_name": "tetrode.json", "probe_path": "other.json"}) == "other.json"
-    (tmp_path / "tetrode.json").touch()
-    assert probe_in({"probe_name": "tetrode.json"}) == "tetrode.json"
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import torch
 from ks4stream.errors import ResultsError
 from ks4stream.io.phy import export_phy
 from ks4stream.kilosort4.stored import load_sorting
+from ks4stream.stages.units import labels
 
 
 @pytest.fixture
@@ -30,8 +31,9 @@ def test_seven_values(folder: Path, make_sorting: Any) -> None:
     assert st.dtype == np.int64 and np.array_equal(st, sorting.sample[sorting.kept])
     assert clu.dtype == np.int32 and np.array_equal(clu, sorting.unit[sorting.kept])
     assert similar_templates.dtype == np.float32 and np.array_equal(similar_templates, sorting.similarity)
-    assert is_ref.dtype == bool and np.array_equal(is_ref, sorting.refractory)
-    np.testing.assert_allclose(est_contam_rate, sorting.contamination, rtol=0, atol=0.0006)
+    expected = [labels(st[clu == unit], sorting.sampling_rate_hz, 0.2) for unit in range(4)]
+    assert is_ref.dtype == bool and est_contam_rate.dtype == np.float64
+    assert list(zip(is_ref.tolist(), est_contam_rate.tolist(), strict=True)) == expected
     assert kept_spikes.dtype == bool and np.array_equal(kept_spikes, sorting.kept)
 
 
@@ -48,15 +50,39 @@ def test_twelve_values(folder: Path, make_sorting: Any) -> None:
 
 
 def test_a_curated_sorting(folder: Path) -> None:
-    """Phy writes its tables again, with units that were merged or split."""
+    clu = np.load(folder / "spike_clusters.npy")
+    np.save(folder / "spike_clusters.npy", np.where(np.isin(clu, [1, 3]), 4, clu))
+    _, st, found, _, is_ref, est_contam_rate, _ = load_sorting(folder, "cpu")
+    assert set(found) == {0, 2, 4} and len(is_ref) == len(est_contam_rate) == 5
+    assert est_contam_rate[4] == labels(st[found == 4], 30_000.0, 0.2)[1]
+
+
+def forget(folder: Path) -> None:
+    """Make an ``ops.npy`` like Kilosort4's, which has nothing of ours."""
+    ops = np.load(folder / "ops.npy", allow_pickle=True).item()
+    del ops["ks4stream"]
+    np.save(folder / "ops.npy", np.array(ops, dtype=object), allow_pickle=True)
+
+
+def test_tables_of_kilosort4(folder: Path, make_sorting: Any) -> None:
+    forget(folder)
+    sorting = make_sorting()
+    *_, is_ref, est_contam_rate, _ = load_sorting(folder, "cpu")
+    assert is_ref.dtype == bool and np.array_equal(is_ref, sorting.refractory)
+    np.testing.assert_allclose(est_contam_rate, sorting.contamination, rtol=0, atol=0.0006)
+
+
+def test_tables_of_kilosort4_that_were_curated(folder: Path) -> None:
+    """Phy writes them again, with units that were merged or split."""
+    forget(folder)
     clu = np.load(folder / "spike_clusters.npy")
     np.save(folder / "spike_clusters.npy", np.where(clu == 1, 4, clu))
     (folder / "cluster_KSLabel.tsv").write_text("cluster_id\tKSLabel\n0\tgood\n2\tmua\n3\tgood\n4\tgood\n")
     (folder / "cluster_ContamPct.tsv").write_text("cluster_id\tContamPct\n4\t7.5\n3\t2.0\n2\t100.0\n0\t1.0\n")
     _, _, found, _, is_ref, est_contam_rate, _ = load_sorting(folder, "cpu")
     assert set(found) == {0, 2, 3, 4}
-    assert is_ref.tolist() == [True, False, False, True]
-    np.testing.assert_allclose(est_contam_rate, [0.01, np.nan, 1.0, 0.02])
+    assert is_ref.tolist() == [True, False, False, True, True]
+    np.testing.assert_allclose(est_contam_rate, [0.01, np.nan, 1.0, 0.02, 0.075])
 
 
 def test_an_empty_sorting(make_sorting: Any, tmp_path: Path) -> None:
@@ -111,6 +137,7 @@ def test_nothing_pickled_is_run(folder: Path, name: str, monkeypatch: pytest.Mon
     ],
 )
 def test_damaged_files_are_named(folder: Path, name: str, content: bytes, said: str) -> None:
+    forget(folder)
     (folder / name).write_bytes(content)
     with pytest.raises(ResultsError, match=said) as caught:
         load_sorting(folder, "cpu")

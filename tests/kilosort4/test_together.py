@@ -11,7 +11,7 @@ import torch
 
 from ks4stream import simulate
 from ks4stream.io.results_folder import ResultsFolder
-from ks4stream.kilosort4.io import bfile_from_ops, load_ops, save_ops, save_preprocessing, save_to_phy
+from ks4stream.kilosort4.io import BinaryFiltered, bfile_from_ops, load_ops, save_ops, save_preprocessing, save_to_phy
 from ks4stream.kilosort4.parts import (
     cluster_spikes,
     compute_drift_correction,
@@ -81,7 +81,7 @@ def test_results_with_all_files_in_two_sittings(scene: Any, tmp_path: Path) -> N
 
     ops = load_ops(folder / "ops.npy", CPU)
     bfile = bfile_from_ops(ops, device=CPU)
-    st, tF, Wall0, clu0 = detect_spikes(ops, CPU, bfile)
+    st, tF, Wall0, clu0 = detect_spikes(ops, CPU, BinaryFiltered(path, 12, NT=15_000, device=CPU))  # only its samples
     plot_diagnostics(Wall0, clu0, ops, folder)
     clu, Wall, st, tF = cluster_spikes(st, tF, ops, CPU, bfile)
     ops, similar_templates, is_ref, est_contam_rate, kept_spikes = save_sorting(
@@ -99,12 +99,15 @@ def test_results_with_all_files_in_two_sittings(scene: Any, tmp_path: Path) -> N
     assert found[0]["n_units_total"] == len(Wall)
     assert np.array_equal(found[1], st[kept_spikes, 0]) and np.array_equal(found[2], clu[kept_spikes])
     assert np.array_equal(found[3], similar_templates) and np.array_equal(found[4], is_ref)
-    np.testing.assert_allclose(found[5], est_contam_rate, rtol=0, atol=0.0006)
+    assert np.array_equal(found[5], est_contam_rate)
     assert np.array_equal(found[6], kept_spikes) and torch.equal(found[7], tF) and torch.equal(found[8], Wall)
     assert np.array_equal(found[9], st) and np.array_equal(found[10], clu)
+    traces = bfile_from_ops(found[0], device=CPU)  # of a finished sorting that was loaded
+    assert torch.equal(traces.padded_batch_to_torch(3), bfile.padded_batch_to_torch(3))
     other = tmp_path / "other"
+    save_preprocessing(other / "temp_wh.dat", ops | {"results_dir": other}, bfile)
     there, *rest = save_to_phy(st, clu, tF, Wall, probe, ops, bfile.imin, other, "int16")
     assert there == other and all(map(np.array_equal, rest, (similar_templates, is_ref, est_contam_rate, kept_spikes)))
     assert np.array_equal(np.load(other / "spike_times.npy"), np.load(folder / "spike_times.npy"))
-    traces = bfile_from_ops(found[0], device=CPU)  # of a finished sorting that was loaded
-    assert torch.equal(traces.padded_batch_to_torch(3), bfile.padded_batch_to_torch(3))
+    assert (other / "temp_wh.dat").read_bytes() == written["temp_wh.dat"]  # kept, but not what Phy shows
+    assert "recording.bin" in (other / "params.py").read_text()

@@ -84,6 +84,11 @@ class CachedSource(BaseSource):
         return type(self), (self.source, self.key, self.piece_samples, self.folder, self.limit_bytes, self.is_private)
 
     @property
+    def only_here(self) -> str:
+        """Why other processes cannot read the samples; empty if they can."""
+        return self.source.only_here
+
+    @property
     def n_samples(self) -> int:
         """Number of samples per channel."""
         return self.source.n_samples

@@ -49,6 +49,11 @@ class ConcatenatedSource(BaseSource):
         object.__setattr__(self, "_ends", tuple(itertools.accumulate(part.n_samples for part in self.sources)))
 
     @property
+    def only_here(self) -> str:
+        """Why other processes cannot read the samples; empty if they can."""
+        return next((part.only_here for part in self.sources if part.only_here), "")
+
+    @property
     def n_samples(self) -> int:
         """Number of samples of all parts together."""
         return self._ends[-1]

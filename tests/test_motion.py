@@ -1,0 +1,230 @@
+"""Drift that was estimated elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import ks4stream
+from ks4stream import simulate
+from ks4stream.errors import RecordingError, SettingsError
+from ks4stream.motion import given_drift
+from ks4stream.results import Drift
+from ks4stream.settings import Settings
+from ks4stream.stages.preprocessing import Preprocessor, tiling_of
+
+RATE = 30_000.0
+
+
+def tiles_of(duration_s: float = 10.0, *, n_parts: int = 1, **settings: Any) -> Preprocessor:
+    """Five batches of 2 s, by default, on 10 contacts between 0 and 900 µm."""
+    n_samples = int(duration_s * RATE)
+    parts = np.array_split(np.zeros((n_samples, 10), np.int16), n_parts)
+    probe = simulate.linear_probe(10, pitch_um=100.0)
+    recording = ks4stream.open_recording(parts if n_parts > 1 else parts[0], fs=RATE, probe=probe)
+    values = Settings(**settings)
+    return Preprocessor(recording, tiling_of(recording, values), values)
+
+
+def array(displacement_um: Any, time: Any, depth: Any) -> xr.DataArray:
+    return xr.DataArray(displacement_um, dims=("time", "depth"), coords={"time": time, "depth": depth})
+
+
+def test_a_displacement_is_interpolated_at_the_middle_of_each_batch() -> None:
+    given = array([[0.0, 0.0], [20.0, 40.0]], [0.0, 10.0], [0.0, 900.0])
+    drift = given_drift(given, tiles_of())
+    np.testing.assert_allclose(drift.shift_um, [[-2, -4], [-6, -12], [-10, -20], [-14, -28], [-18, -36]], rtol=1e-6)
+    np.testing.assert_array_equal(drift.centre_um, [0, 900])
+    np.testing.assert_array_equal(given_drift(given.transpose(), tiles_of()).shift_um, drift.shift_um)
+
+
+def test_times_count_from_the_start_of_the_recording_whatever_is_sorted() -> None:
+    given = array([[0.0], [20.0]], [0.0, 10.0], [100.0])
+    drift = given_drift(given, tiles_of(tmin=4.0, tmax=8.0))
+    np.testing.assert_allclose(drift.shift_um, [[-10], [-14]], rtol=1e-6)
+
+
+def test_beyond_the_outermost_depths_the_displacement_remains() -> None:
+    from ks4stream.kernels.drift import shift_at
+
+    tiles = tiles_of()
+    drift = given_drift(array([[10.0, 30.0]] * 2, [0.0, 10.0], [200.0, 700.0]), tiles)
+    at = shift_at(tiles.probe.y_um, drift.centre_um, drift.shift_um[0])
+    np.testing.assert_allclose(at, [-10, -10, -10, -14, -18, -22, -26, -30, -30, -30], rtol=1e-6)
+
+
+def test_a_drift_of_ours_is_taken_as_it_is() -> None:
+    drift = Drift(np.ones((5, 2)), [100.0, 500.0])
+    assert given_drift(drift, tiles_of()) is drift
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ("estimate", SettingsError, "drift=str is not a drift: give a Drift"),
+        (np.zeros((5, 2)), SettingsError, "drift=ndarray is not a drift"),
+        (xr.DataArray(np.zeros((5, 2)), dims=("time", "y")), SettingsError, r"dims \('time', 'y'\)"),
+        (array([[0.0, np.nan]] * 2, [0, 10], [0, 900]), SettingsError, "not a finite number at 2 of 4 places"),
+        (array(np.zeros((2, 2)), [10, 0], [0, 900]), SettingsError, "times .* ascending"),
+        (array(np.zeros((2, 2)), [0, 10], [900, 0]), SettingsError, "depths .* ascending"),
+        (array(np.zeros((0, 2)), [], [0, 900]), SettingsError, r"shape \(0, 2\)"),
+        (array(np.zeros((3, 1)), [100, 105, 110], [0]), RecordingError, "times of the given drift are 100 to 110 s"),
+        (array(np.zeros((4, 1)), [0, 1, 2, 3], [0]), RecordingError, "times of the given drift are 0 to 3 s"),
+        (array(np.zeros((2, 3)), [0, 10], [0, 0.4, 0.9]), RecordingError, "depths of the given drift are 0 to 0.9 µm"),
+        (Drift(np.zeros((4, 1)), [0.0]), RecordingError, "for 4 batches, but .* has 5"),
+        (Drift(np.zeros((5, 2)), [0.0]), SettingsError, "shifts at 2 depths, but 1 depths"),
+        (Drift(np.full((5, 1), np.inf), [0.0]), SettingsError, "not a finite number at 5 of 5 places"),
+        (Drift(np.zeros((5, 2)), [10.0, 0.0]), SettingsError, "depths .* ascending"),
+    ],
+)
+def test_bad_input_is_refused(given: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        given_drift(given, tiles_of())
+
+
+def test_what_cannot_be_used_is_refused_before_work(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 20, (300_000, 10)).astype(np.int16)
+    recording = ks4stream.open_recording(noise, fs=RATE, probe=simulate.linear_probe(10))
+    with pytest.raises(SettingsError, match="is not a drift"):
+        ks4stream.sort(recording, client="loop", drift=3.0, results_dir=tmp_path)
+    with pytest.raises(RecordingError, match="for 4 batches"):
+        ks4stream.preprocess(recording, client="loop", drift=Drift(np.zeros((4, 1)), [0.0]))
+
+
+# -- a recording that drifts -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drifting() -> simulate.SimulatedRecording:
+    return simulate.simulate(
+        simulate.linear_probe(24),
+        60.0,
+        seed=4,
+        n_units=14,
+        drift="rigid",
+        drift_range_um=40.0,
+        amplitude_range_uv=(80.0, 250.0),
+        rate_range_hz=(5.0, 12.0),
+    )
+
+
+@pytest.fixture(scope="module")
+def recording(drifting: simulate.SimulatedRecording) -> Any:
+    traces = drifting.read(0, drifting.traces.shape[0])
+    return ks4stream.open_recording(traces, fs=RATE, probe=drifting.probe)
+
+
+@pytest.fixture(scope="module")
+def estimated(recording: Any) -> Any:
+    return ks4stream.sort(recording, client="loop")
+
+
+@pytest.mark.slow
+def test_the_shift_is_the_opposite_of_the_displacement(estimated: Any, drifting: simulate.SimulatedRecording) -> None:
+    true_um = drifting.drift.displacement_um(estimated.tiling.centres / RATE)
+    shift_um = estimated.drift.shift_um[:, 0]
+    assert np.corrcoef(shift_um, true_um)[0, 1] < -0.99
+    np.testing.assert_allclose(shift_um, -(true_um - np.median(true_um)), atol=5)
+
+
+@pytest.mark.slow
+def test_a_given_drift_takes_the_place_of_the_estimate(recording: Any, estimated: Any, tmp_path: Path) -> None:
+    """The same drift gives the same result, whatever nblocks is; it is in the log."""
+    given = ks4stream.sort(
+        recording, Settings(nblocks=0), client="loop", drift=estimated.drift, results_dir=tmp_path / "given"
+    )
+    assert given.peaks is None
+    for spec in fields(given):
+        if "dims" in spec.metadata:
+            np.testing.assert_array_equal(getattr(given, spec.name), getattr(estimated, spec.name), spec.name)
+    np.testing.assert_array_equal(given.drift.shift_um, estimated.drift.shift_um)
+    log = (tmp_path / "given" / "kilosort4.log").read_text(encoding="utf-8")
+    assert "drift = 'given as Drift'" in log and "The drift was given: shifts from" in log
+    assert (tmp_path / "given" / "drift_amount.png").exists()
+
+
+@pytest.mark.slow
+def test_a_displacement_and_the_estimate_give_the_same_traces(
+    recording: Any, estimated: Any, drifting: simulate.SimulatedRecording
+) -> None:
+    centres_s = estimated.tiling.centres / RATE
+    given = array(-estimated.drift.shift_um, centres_s, estimated.drift.centre_um)
+    ours = ks4stream.preprocess(recording, whitening=estimated.whitening, drift=estimated.drift)
+    theirs = ks4stream.preprocess(recording, whitening=estimated.whitening, drift=given)
+    np.testing.assert_array_equal(theirs[:3000].compute(), ours[:3000].compute())
+
+
+# -- SpikeInterface's Motion --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def motion_class() -> Any:
+    return pytest.importorskip("spikeinterface.core.motion").Motion
+
+
+def test_a_motion_comes_back_as_the_drift_it_was_made_of(motion_class: Any, make_sorting: Any) -> None:
+    shift = np.random.default_rng(0).normal(0, 5, (5, 2)).astype(np.float32)
+    tiles = tiles_of()
+    drift = Drift(shift, [0.0, 900.0])
+    sorting = make_sorting(
+        n_samples=tiles.recording.n_samples, n_spikes=0, drift=drift, tiling=tiles.tiling, probe=tiles.probe
+    )
+    back = given_drift(sorting.to_motion(), tiles)
+    np.testing.assert_array_equal(back.shift_um, drift.shift_um)
+    np.testing.assert_array_equal(back.centre_um, drift.centre_um)
+
+
+def test_segments_of_a_motion_are_those_that_were_joined(motion_class: Any) -> None:
+    tiles = tiles_of(n_parts=2)  # of 5 s; the third batch has its middle at the border
+    displacement = [np.array([[1.0], [2.0]]), np.array([[10.0], [20.0]])]
+    times = [np.array([0.0, 5.0]), np.array([0.0, 5.0])]
+    drift = given_drift(motion_class(displacement, times, np.array([300.0])), tiles)
+    np.testing.assert_allclose(drift.shift_um[:, 0], [-1.2, -1.6, -10, -14, -18], rtol=1e-6)
+    with pytest.raises(RecordingError, match="has 2 segments, but array has 1"):
+        given_drift(motion_class(displacement, times, np.array([300.0])), tiles_of())
+    late = [times[0], times[1] + 100]
+    with pytest.raises(RecordingError, match="times of segment 1 of the given Motion are 100 to 105 s"):
+        given_drift(motion_class(displacement, late, np.array([300.0])), tiles)
+
+
+def test_motion_across_the_probe_is_refused(motion_class: Any) -> None:
+    motion = motion_class(np.zeros((2, 1)), np.array([0.0, 10.0]), np.array([300.0]), direction="x")
+    with pytest.raises(SettingsError, match="along 'x'"):
+        given_drift(motion, tiles_of())
+
+
+def test_both_libraries_move_traces_the_same_way(motion_class: Any) -> None:
+    """A bump at 400 µm, in tissue that has moved up by 30 µm, appears at 430 µm, and is moved back by both."""
+    interpolation = pytest.importorskip("spikeinterface.sortingcomponents.motion.motion_interpolation")
+    probe = simulate.linear_probe(40, pitch_um=20.0)
+    n_samples, moved_um = 6000, 30.0
+    bump = np.exp(-((probe.y_um - 400 - moved_um) ** 2) / (2 * 30.0**2))
+    times_s = np.array([0.0, n_samples / RATE])
+    motion = motion_class(np.full((2, 1), moved_um), times_s, np.array([400.0]))
+
+    def centre(values: Any) -> float:
+        weight = np.clip(values, 0, None) ** 2
+        return float((weight * probe.y_um).sum() / weight.sum())
+
+    theirs = interpolation.interpolate_motion_on_traces(
+        bump[None].astype(np.float32), np.array([0.1]), probe.positions_um, motion
+    )[0]
+
+    import torch
+
+    from ks4stream.kernels.preprocessing import Mover
+
+    recording = ks4stream.open_recording(np.zeros((n_samples, 40), np.int16), fs=RATE, probe=probe)
+    settings = Settings(batch_size=n_samples)
+    drift = given_drift(motion, Preprocessor(recording, tiling_of(recording, settings), settings))
+    shift = torch.full((40,), float(drift.shift_um[0, 0]), dtype=torch.float64)
+    mover = Mover(torch.from_numpy(probe.positions_um), torch.from_numpy(probe.shank.copy()), sigma_um=20.0)
+    ours = (mover.matrix(shift) @ torch.from_numpy(bump).float()).numpy()
+    assert centre(bump) == pytest.approx(430, abs=3)
+    assert centre(theirs) == pytest.approx(400, abs=3)
+    assert centre(ours) == pytest.approx(400, abs=3)
