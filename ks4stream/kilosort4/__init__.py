@@ -8,10 +8,22 @@ The functions compute the stages of :func:`ks4stream.sort`; their arguments and 
 
 from __future__ import annotations
 
-from ks4stream.kilosort4 import parameters
+from ks4stream.kilosort4 import io, parameters, plots, utils
 from ks4stream.kilosort4.name import VERSION, as_kilosort
+from ks4stream.kilosort4.parameters import DEFAULT_SETTINGS
 from ks4stream.kilosort4.run_kilosort import run_kilosort
+from ks4stream.kilosort4.utils import DOWNLOADS_DIR, PROBE_DIR
 
-__all__ = ["as_kilosort", "io", "parameters", "plots", "run_kilosort", "utils"]
+__all__ = [
+    "DEFAULT_SETTINGS",
+    "DOWNLOADS_DIR",
+    "PROBE_DIR",
+    "as_kilosort",
+    "io",
+    "parameters",
+    "plots",
+    "run_kilosort",
+    "utils",
+]
 
 __version__ = VERSION

@@ -122,7 +122,8 @@ def run_kilosort(
         A :class:`~ks4stream.probe.Probe`, a dictionary with ``chanMap``, ``xc``, ``yc``, ``kcoords``, or a
         probe file. Without any probe argument, the probe is that of the recording's metadata.
     probe_name : str, optional
-        A probe shipped with ks4stream, or a probe file; used if `probe` is None.
+        A probe that comes with ks4stream, by our name or by Kilosort4's; a file in
+        :data:`~ks4stream.kilosort4.utils.PROBE_DIR`; or a path. Used if `probe` is None.
     filename : path or list of paths, optional
         Binary files, joined in time in this order. Anything else that
         :func:`~ks4stream.io.recordings.open_recording` opens (Zarr, ``.npy``) works too.

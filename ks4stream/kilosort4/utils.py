@@ -28,7 +28,8 @@ DOWNLOADS_DIR = Path(os.environ.get("KILOSORT_LOCAL_DOWNLOADS_PATH") or Path.hom
 """Kilosort4's folder in this user's home; nothing is downloaded to it here."""
 
 PROBE_DIR = DOWNLOADS_DIR / "probes"
-"""Where Kilosort4 keeps probes, and users theirs. Probes that come with ks4stream need not be in it."""
+"""Where Kilosort4 keeps probes, and users theirs; ``probe_name`` may name a file in it. Probes that come with ks4stream
+need not be there."""
 
 _GB = 1024**3
 _SHORT = 1000  # entries of arrays that are written out

@@ -62,3 +62,6 @@ def test_all_that_kilosort4_documents_is_there() -> None:
     for module, expected in names.items():
         found = importlib.import_module(f"ks4stream.kilosort4.{module}")
         assert [name for name in expected.split() if not hasattr(found, name)] == []
+        assert getattr(kilosort4, module) is found or module == "run_kilosort"  # a function hides the module
+    assert kilosort4.DEFAULT_SETTINGS is kilosort4.parameters.DEFAULT_SETTINGS
+    assert kilosort4.PROBE_DIR == kilosort4.utils.PROBE_DIR
