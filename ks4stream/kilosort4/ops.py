@@ -7,9 +7,11 @@ it is turned back into the values that the stages take.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from ks4stream.blocks import Tiling
-from ks4stream.errors import OpsError, RecordingError
+from ks4stream.errors import OpsError, RecordingError, SettingsError
+from ks4stream.io.kilosort_ops import highpass_impulse
 from ks4stream.io.probes import load_probe
 from ks4stream.kilosort4.arguments import opened, results_folder
 from ks4stream.probe import Probe
@@ -48,7 +51,7 @@ def needed(ops: Mapping[str, Any], name: str) -> Any:
     OpsError
         If it is missing.
     """
-    if name not in ops:
+    if ops.get(name) is None and not (name in ops and name == "dshift"):  # which may be None
         before = MADE_BY.get(name, "initialize_ops")
         raise OpsError(f"ops has no {name!r}. Call {before}(…) first, and pass on the ops that it returned or changed.")
     return ops[name]
@@ -62,7 +65,15 @@ def own(ops: dict[str, Any]) -> dict[str, Any]:
 
 def array(value: Any, dtype: Any) -> NDArray[Any]:
     """A tensor on any device, an array or a list, as an array."""
-    return np.ascontiguousarray(value.detach().cpu().numpy() if torch.is_tensor(value) else value, dtype)
+    if torch.is_tensor(value):
+        value = value.detach().cpu()
+        value = (value.float() if value.is_floating_point() and value.element_size() < 4 else value).numpy()
+    return np.ascontiguousarray(value, dtype)
+
+
+def tensor(values: NDArray[Any]) -> torch.Tensor:
+    """A tensor of the same memory, or of a copy if it is read-only, which torch does not support."""
+    return torch.from_numpy(values if values.flags.writeable else values.copy())
 
 
 # -- settings, probe, recording ------------------------------------------------------------------------
@@ -80,6 +91,11 @@ def settings_of(ops: Mapping[str, Any]) -> Settings:
         If one is not valid.
     """
     values = {name: _plain(ops[name]) for name in Settings.__dataclass_fields__ if name in ops}
+    if values.get("artifact_threshold", 0) is None:  # as callers pass it on through JSON, which has no infinity
+        values["artifact_threshold"] = math.inf
+    for name, (given, filled) in ops.get(OWN, {}).get("filled", {}).items():
+        if values.get(name) == filled:  # a default that we computed
+            values[name] = given
     if "preprocessing" in ops and np.size(_unless_none(ops["preprocessing"].get("hp_filter"))) <= 1:
         values["highpass_cutoff"] = 0.0
     return Settings.from_dict(values)
@@ -149,6 +165,11 @@ def folder_of(ops: Mapping[str, Any]) -> Path:
         If there is neither.
     """
     places = {"results_dir": ops.get("results_dir"), "data_dir": ops.get("data_dir")}
+    if os.name != "nt" and any(isinstance(value, PureWindowsPath) for value in places.values()):
+        raise SettingsError(
+            f"ops was made on Windows, with results_dir={str(places['results_dir'])!r}. Set ops['results_dir'] to a "
+            "folder of this machine."
+        )
     return results_folder({name: value for name, value in places.items() if value}, _files(ops))
 
 
@@ -161,6 +182,7 @@ def remember(ops: dict[str, Any], tiles: Preprocessor) -> None:
     flat = recording.source.flat_files
     own(ops).update(
         dead=tiles.dead,
+        prepared_with=_for_preparing(settings_of(ops)),
         tiling=asdict(tiles.tiling),
         provenance=asdict(provenance),
         recording={
@@ -168,10 +190,16 @@ def remember(ops: dict[str, Any], tiles: Preprocessor) -> None:
             "n_samples": recording.n_samples,
             "n_chan_file": recording.n_channels,
             "dtype": recording.dtype.name,
+            "gain_uv": recording.gain_uv,
             "files": list(recording.files),
             "flat_files": flat if isinstance(flat, str) else [asdict(file) for file in flat],
         },
     )
+
+
+def _for_preparing(settings: Settings) -> dict[str, Any]:
+    """The settings that decide what the traces are, and which of them are sorted."""
+    return dict(vars(settings.part("recording", "preprocessing", "whitening", "nt")))
 
 
 def sorted_of(ops: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +249,6 @@ def tiles_of(ops: dict[str, Any], recording: Recording, device: str) -> Preproce
     settings = settings_of(ops)
     if "provenance" not in own(ops):
         tiles = prepare(recording, settings, device=device)
-        remember(ops, tiles)
     else:
         known, found = own(ops)["provenance"], recording.digest()
         if known["recording_digest"] != found:
@@ -229,12 +256,32 @@ def tiles_of(ops: dict[str, Any], recording: Recording, device: str) -> Preproce
                 f"ops has results of another recording ({known['recording']}) than {recording.name}, or the recording "
                 "was changed since. Begin with a new ops from initialize_ops."
             )
+        _check_unchanged(ops, settings)
         dead = array(own(ops).get("dead", whitening_of(ops).dead), np.int64)
         tiles = Preprocessor(recording, tiling_of(recording, settings), settings, dead=dead, device=device)
     if "preprocessing" in ops:
-        tiles = tiles.with_whitening(whitening_of(ops))
+        tiles = tiles.with_whitening(whitening_of(ops, tiles.dead))
     drift = drift_of(ops)
     return tiles if drift is None or not np.any(drift.shift_um) else _drifting(tiles, drift, settings)
+
+
+def _check_unchanged(ops: dict[str, Any], settings: Settings) -> None:
+    """Raise an OpsError if a setting was changed after the traces were prepared with it."""
+    now = _for_preparing(settings)
+    before = own(ops).get("prepared_with", now)
+    changed = [name for name, value in now.items() if before.get(name) != value]
+    if changed:
+        raise OpsError(
+            f"ops[{changed[0]!r}] is {now[changed[0]]!r}, but traces were prepared with {before[changed[0]]!r}. Call "
+            "compute_preprocessing again after changing it."
+        )
+    highpass = _unless_none(ops.get("preprocessing", {}).get("hp_filter"))
+    rate_hz = float(own(ops).get("recording", ops).get("sampling_rate_hz", ops.get("fs", 0)))
+    if highpass.size > 1 and not np.allclose(highpass, highpass_impulse(settings, rate_hz), atol=1e-5):
+        raise OpsError(
+            "ops['preprocessing']['hp_filter'] is another filter than that of highpass_cutoff. Change highpass_cutoff "
+            "and call compute_preprocessing again, or set it to None for no filter."
+        )
 
 
 def _drifting(tiles: Preprocessor, drift: Drift, settings: Settings) -> Preprocessor:
@@ -249,8 +296,8 @@ def _drifting(tiles: Preprocessor, drift: Drift, settings: Settings) -> Preproce
 # -- results -----------------------------------------------------------------------------------------------
 
 
-def whitening_of(ops: dict[str, Any]) -> Whitening:
-    """The whitening; the identity if `compute_preprocessing` was left out.
+def whitening_of(ops: dict[str, Any], dead: NDArray[np.int64] | None = None) -> Whitening:
+    """The whitening; if `compute_preprocessing` was left out, the identity without channels that are dead in the file.
 
     Raises
     ------
@@ -262,7 +309,7 @@ def whitening_of(ops: dict[str, Any]) -> Whitening:
     matrix = np.eye(n_channels, dtype=np.float32) if given is None else array(given, np.float32)
     if np.array_equal(matrix, np.eye(len(matrix))):  # SpikeInterface's is for all channels of the recording
         matrix = np.eye(n_channels, dtype=np.float32)
-        matrix[array(own(ops).get("dead", []), np.int64)] = 0
+        matrix[array(own(ops).get("dead", []), np.int64) if dead is None else dead] = 0
     if matrix.shape != (n_channels, n_channels):
         raise OpsError(
             f"ops['preprocessing']['whiten_mat'] has shape {matrix.shape}, but {n_channels} channels are sorted. Call "
@@ -289,12 +336,13 @@ def drift_of(ops: dict[str, Any]) -> Drift | None:
 def peaks_of(ops: dict[str, Any]) -> PeakSample | None:
     """The peaks for the plot of the drift."""
     known = own(ops).get("peaks")
-    return None if known is None else PeakSample(**{name: array(known[name], known[name].dtype) for name in known})
+    types = {"sample": np.int64, "depth_um": np.float32, "score": np.float32}
+    return None if known is None else PeakSample(**{name: array(known[name], types[name]) for name in types})
 
 
 def artifacts_of(ops: dict[str, Any]) -> NDArray[np.int64]:
     """Blanked spans (m, 2), in samples, half-open."""
-    return array(own(ops).get("artifacts", np.zeros((0, 2))), np.int64)
+    return array(own(ops).get("artifacts", []), np.int64).reshape(-1, 2)
 
 
 def template_channels_of(ops: dict[str, Any]) -> NDArray[np.int64]:
@@ -320,8 +368,24 @@ def put_peaks(ops: dict[str, Any], peaks: PeakSample) -> None:
     own(ops)["peaks"] = {"sample": peaks.sample, "depth_um": peaks.depth_um, "score": peaks.score}
 
 
-def forget_results(ops: dict[str, Any]) -> None:
-    """Drop what belonged to an earlier recording, before a first function sees another."""
-    ops[OWN] = {}
-    for name in ("preprocessing", "Wrot", "fwav", "dshift", "yblk", "wPCA", "wTEMP", "iCC", "iCC_mask", "iU"):
-        ops.pop(name, None)
+_RESULTS = (
+    ("preprocessing", "Wrot", "fwav", "Nbatches"),
+    ("dshift", "yblk", "iKxx"),
+    ("wPCA", "wTEMP", "iCC", "iCC_mask", "iU"),
+    ("n_spikes", "n_units_total", "n_units_good", "runtime", "is_tensor"),
+)
+"""Entries of results, in the order in which they are found."""
+
+
+def forget_results(ops: dict[str, Any], *, since: str = "preprocessing") -> None:
+    """Drop the entry `since` and all results that were found later.
+
+    With those of preprocessing, everything goes that is known of a recording.
+    """
+    for names in _RESULTS[next(index for index, names in enumerate(_RESULTS) if since in names) :]:
+        for name in names:
+            ops.pop(name, None)
+    if since == "preprocessing":
+        ops[OWN] = {name: own(ops)[name] for name in ("filled",) if name in own(ops)}
+    else:
+        own(ops).pop("artifacts", None)

@@ -5,12 +5,14 @@ found in ``run`` in the results folder. All they know of each other is in ``ops`
 (:mod:`ks4stream.kilosort4.ops`).
 
 They compute where ``sort`` would: on the active Dask client (``with distributed.Client(): …``), or else on this
-machine. ``ops["client"]`` (a client, the address of a scheduler, or "loop" for this thread) and ``ops["workers"]``
-choose otherwise.
+machine. ``ops["client"]`` (the address of a scheduler, "loop" for this thread, or a client, with which the ``ops``
+cannot be copied) and ``ops["workers"]`` choose otherwise. If there is a run of another recording in the results folder,
+``ops["resume"] = False`` starts over.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,7 +28,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.deploy import client_for
 from ks4stream.engine import gpus, no_progress
-from ks4stream.errors import OpsError
+from ks4stream.errors import Ks4StreamError, OpsError, RecordingError
+from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.kilosort_ops import channels_of_templates, dtype_name, highpass_impulse, ops_from_sorting
 from ks4stream.io.objects import is_remote
 from ks4stream.io.probes import load_probe
@@ -49,6 +52,7 @@ from ks4stream.kilosort4.arguments import (
 from ks4stream.kilosort4.binary import BinaryFiltered
 from ks4stream.kilosort4.logger import detailed
 from ks4stream.kilosort4.ops import (
+    OWN,
     array,
     artifacts_of,
     drift_of,
@@ -67,12 +71,14 @@ from ks4stream.kilosort4.ops import (
     settings_of,
     sorted_of,
     template_channels_of,
+    tensor,
     tiles_of,
+    tiling_in,
     waveforms_of,
     whitening_of,
 )
 from ks4stream.kilosort4.parameters import DEFAULT_SETTINGS
-from ks4stream.kilosort4.spikes import check_spikes, drift_table, spikes_from, table_of
+from ks4stream.kilosort4.spikes import check_spikes, drift_table, in_order, spikes_from, table_of
 from ks4stream.messages import recorded
 from ks4stream.pipeline import cluster_spikes as cluster
 from ks4stream.pipeline import find_peaks, find_spikes, layout
@@ -91,6 +97,7 @@ from ks4stream.stages.units import labels
 from ks4stream.stages.whitening import LearnWhitening
 
 Ops = dict[str, Any]
+_log = logging.getLogger("ks4stream")
 Found = TypeVar("Found")
 
 RUN_PARAMETERS = (
@@ -152,6 +159,11 @@ def set_files(
     RecordingError, ProbeError, SettingsError
         If there is no such file or probe, or no folder for the results.
     """
+    noted = settings.get("filename")
+    if isinstance(noted, _Noted):  # by an earlier call, perhaps for another recording
+        own_folder = noted.folder is not None and settings.get("results_dir") == noted.folder
+        names = ("filename", "data_dir", *(["results_dir"] if own_folder else []))
+        settings.update(dict.fromkeys(names))
     _, of_recording, places = split_settings(settings)
     places |= given_places(
         filename=filename, data_dir=data_dir, results_dir=results_dir, probe=probe, probe_name=probe_name
@@ -163,9 +175,28 @@ def set_files(
     shanks = None if shank_idx is None else [shank for shank, _ in shanks_of(shank_idx) if shank is not None]
     chosen = chosen_channels(load_probe(probe_in(places)), of_recording["n_chan_bin"], shanks, bad_channels)
     found: list[PathLike] = [file if is_remote(os.fspath(file)) else Path(file) for file in files]
-    data = Path(found[0]).parent if found else Path(places["data_dir"]) if "data_dir" in places else None
-    settings.update(filename=found, data_dir=data, results_dir=folder)
+    for file in found:
+        if isinstance(file, Path) and not file.exists():
+            raise RecordingError(f"{file} does not exist. Correct filename.")
+    data = found[0].parent if found and isinstance(found[0], Path) else None
+    if not found and "data_dir" in places:
+        data = Path(places["data_dir"])
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    derived = None if "results_dir" in places else folder
+    settings.update(filename=_Noted(found, derived), data_dir=data, results_dir=folder)
     return found, data, folder, probe_words(chosen)
+
+
+class _Noted(list[PathLike]):
+    """Files that `set_files` has noted in the settings, and the results folder if it follows from them.
+
+    The next call with the same settings does not take them for a user's.
+    """
+
+    def __init__(self, files: Sequence[PathLike] = (), folder: Path | None = None) -> None:
+        super().__init__(files)
+        self.folder = folder
 
 
 def initialize_ops(
@@ -213,14 +244,19 @@ def initialize_ops(
     complete |= {"nt0min": checked.peak_sample, "drift_smoothing": list(checked.drift_smoothing)}
     of_method = {name: complete.pop(name) for name in ("do_CAR", "invert_sign")}
     words = probe_words(load_probe(probe))
+    filled = {name: [values.get(name), complete[name]] for name in ("nt0min",) if values.get(name) is None}
+    named = {name: given[name] for name in ("filename", "data_dir") if name in given}
+    complete |= named
     ops: Ops = {
         **complete,
-        "filename": places.get("filename", []),
+        "filename": list(files_of(places, needed=False)),
         "data_dir": places.get("data_dir"),
         "results_dir": places.get("results_dir"),
-        "settings": complete | {name: given[name] for name in ("filename", "data_dir") if name in given},
+        "settings": dict(complete),
         "probe": words,
-        **{name: words[name] for name in ("chanMap", "xc", "yc", "kcoords", "n_chan")},
+        "chanMap": words["chanMap"].astype(np.int32),
+        **{name: words[name].astype(np.float32) for name in ("xc", "yc", "kcoords")},
+        "n_chan": words["n_chan"],
         "Nchan": words["n_chan"],
         "data_dtype": dtype_name(np.dtype("int16" if data_dtype is None else data_dtype).str),
         "do_CAR": bool(do_CAR) and of_method["do_CAR"],
@@ -229,6 +265,7 @@ def initialize_ops(
         "duplicate_spike_bins": int(checked.duplicate_spike_ms * complete["fs"] / 1000),
         "torch_device": str(device or "cpu"),
         "save_preprocessed_copy": bool(save_preprocessed_copy),
+        OWN: {"filled": filled},
     }
     return ops, complete
 
@@ -341,6 +378,7 @@ def compute_drift_correction(
         If the `ops` was not preprocessed, or belongs to another recording.
     """
     needed(ops, "preprocessing")
+    forget_results(ops, since="dshift")
     ops.update(dshift=None, yblk=None, iKxx=None)
     own(ops).pop("has_copy", None)
     recording = recording_of(ops, file_object)
@@ -404,13 +442,16 @@ def detect_spikes(
         If the drift was not estimated, or the `ops` belongs to another recording.
     """
     needed(ops, "dshift")
+    forget_results(ops, since="wPCA")
     with _computing(ops, device, _recording_of(bfile, ops), progress_bar, clear_cache, verbose) as at:
         st, features, template_features = at.do(partial(_detect, ops, at))
-    return st, _tensor(features), _tensor(template_features), st[:, 1].astype(np.int32)
+    return st, tensor(features), tensor(template_features), st[:, 1].astype(np.int32)
 
 
 def _recording_of(bfile: BinaryFiltered, ops: Ops) -> Recording:
     """The recording of a bfile; one that was made by hand does not know where contacts are."""
+    if not isinstance(getattr(bfile, "recording", None), Recording):
+        raise OpsError(f"bfile={bfile!r} has no samples; pass the one that compute_drift_correction returned.")
     recording: Recording = bfile.recording
     return recording if recording.probe is not None else recording.with_probe(probe_of(ops))
 
@@ -471,7 +512,7 @@ def cluster_spikes(
     with _computing(ops, device, _recording_of(bfile, ops), progress_bar, clear_cache, verbose) as at:
         columns, unit_features = at.do(partial(_cluster, ops, at, array(st, np.float64), array(tF, np.float32)))
     found = np.column_stack([columns["sample"] - at.tiles.tiling.start, columns["template"], columns["score"]])
-    return columns["unit"], _tensor(unit_features), found.astype(np.float64), _tensor(columns["features"])
+    return columns["unit"], tensor(unit_features), found.astype(np.float64), tensor(columns["features"])
 
 
 def _cluster(
@@ -480,6 +521,7 @@ def _cluster(
     run, tiles, settings = at.run, at.tiles, at.settings
     _, regions = layout(tiles, settings)
     waveforms = waveforms_of(ops)
+    check_spikes(ops, st, features, len(template_channels_of(ops)))
     spikes = spikes_from(run, tiles, regions, st, features, template_channels_of(ops), artifacts_of(ops))
     units = cluster(run, tiles, settings, waveforms, spikes)
     return run.do(Join(settings, units, spikes, waveforms, tiles.probe)), units.features
@@ -527,7 +569,7 @@ def save_sorting(
     is_ref : ndarray of bool, shape (n_units,)
     est_contam_rate : ndarray of float64, shape (n_units,)
     kept_spikes : ndarray of bool, shape (n_spikes,)
-        False for duplicates.
+        False for duplicates; in the order of `st`.
 
     Raises
     ------
@@ -553,7 +595,9 @@ def save_sorting(
     _tidy(ops)
     made = ops_from_sorting(sorting, folder, save_preprocessed_copy=save_preprocessed_copy)
     ops.update({name: made[name] for name in ("n_spikes", "n_units_total", "n_units_good", "runtime", "is_tensor")})
-    return ops, sorting.similarity, sorting.refractory, sorting.contamination, sorting.kept
+    kept = np.empty_like(sorting.kept)
+    kept[in_order(array(st, np.float64), array(clu, np.int32))] = sorting.kept  # in the caller's order
+    return ops, sorting.similarity, sorting.refractory, sorting.contamination, kept
 
 
 def sorting_of(
@@ -571,20 +615,23 @@ def sorting_of(
     OpsError
         If they do not fit each other or the `ops`.
     """
-    st, unit = array(st, np.float64), array(clu, np.int32)
-    features, unit_features = array(tF, np.float32), array(Wall, np.float32)
-    channels = template_channels_of(ops)
-    check_spikes(st, features, len(channels))
-    _check_units(unit, unit_features, len(st), probe_of(ops).n_channels)
-    if "recording" not in own(ops):  # the ops of a whole sort
+    if "recording" not in own(ops):  # the ops of a whole sort by an earlier version
         remember(ops, tiles_of(ops, recording_of(ops), "cpu"))
+    st, features, unit_features = array(st, np.float64), array(tF, np.float32), array(Wall, np.float32)
+    unit = array(clu, np.float64)
+    channels = template_channels_of(ops)
+    check_spikes(ops, st, features, len(channels))
+    _check_units(unit, unit_features, len(st), probe_of(ops).n_channels)
+    unit = unit.astype(np.int32)
+    if int(imin) != tiling_in(ops).start:
+        raise OpsError(f"imin={imin}, but sorting began at sample {tiling_in(ops).start}. Pass bfile.imin.")
     settings, waveforms, probe, rate = (
         settings_of(ops),
         waveforms_of(ops),
         probe_of(ops),
         float(sorted_of(ops)["sampling_rate_hz"]),
     )
-    order = np.lexsort((unit, st[:, 0]))
+    order = in_order(st, unit)
     if np.any(np.diff(order) != 1):  # changed by the caller
         st, unit, features = st[order], unit[order], features[order]
     sample, template = st[:, 0].astype(np.int64) + int(imin), st[:, 1].astype(np.int32)
@@ -623,11 +670,12 @@ def sorting_of(
     )
 
 
-def _check_units(unit: NDArray[np.int32], unit_features: NDArray[np.float32], n_spikes: int, n_channels: int) -> None:
-    if unit.shape != (n_spikes,) or (n_spikes and not 0 <= unit.min() <= unit.max() < len(unit_features)):
+def _check_units(unit: NDArray[Any], unit_features: NDArray[np.float32], n_spikes: int, n_channels: int) -> None:
+    whole = np.all(unit == np.round(unit))
+    if unit.shape != (n_spikes,) or not whole or (n_spikes and not 0 <= unit.min() <= unit.max() < len(unit_features)):
         raise OpsError(
             f"clu has shape {unit.shape} and units up to {unit.max(initial=-1)}, but there are {n_spikes} spikes, and "
-            f"Wall has {len(unit_features)} units. Change clu and Wall together."
+            f"Wall has {len(unit_features)} units, numbered from 0. Change clu and Wall together."
         )
     if unit_features.ndim != 3 or unit_features.shape[1] != n_channels:
         raise OpsError(
@@ -669,14 +717,15 @@ def _computing(
         recording = stack.enter_context(cached(recording, None, None))
         is_first = "provenance" not in own(ops)
         tiles = tiles_of(ops, recording, chosen)
-        token = "" if recording.source.digest_is_exact else own(ops).setdefault("token", uuid4().hex)
+        token = "" if recording.source.digest_is_exact else own(ops).get("token", uuid4().hex)
+        is_fresh = is_first and (bool(token) or not ops.get("resume", True))
         run = stack.enter_context(
             started(
                 tiles,
                 settings_of(ops),
                 resources,
                 folder,
-                fresh=is_first and bool(token),
+                fresh=is_fresh,
                 token=token,
                 progress=progress,
                 client=client,
@@ -684,6 +733,8 @@ def _computing(
         )
         if is_first:
             check_plan(recording, settings_of(ops), resources, chosen, run.engine, folder)
+            remember(ops, tiles)
+            own(ops)["token"] = token
         yield _Computing(run, tiles, settings_of(ops))
         seconds = own(ops).setdefault("seconds", {})
         for name, spent_s in run.seconds.items():
@@ -701,13 +752,11 @@ def _note(ops: Ops, warned: Sequence[str]) -> None:
 def _tidy(ops: Ops) -> None:
     """Remove what the stages of other settings have left in the run's store."""
     known, folder = own(ops), folder_of(ops) / "run"
-    if "stages" in known and folder.is_dir():
-        provenance = known["provenance"]
-        with open_store(folder, data=provenance["recording_digest"] + known.get("token", "")) as store:
+    if "stages" not in known or not folder.is_dir():
+        return
+    try:
+        with open_store(folder, data=known["provenance"]["recording_digest"] + known.get("token", "")) as store:
             store.used.update(known["stages"])
             store.tidy(keep=True)
-
-
-def _tensor(values: NDArray[Any]) -> torch.Tensor:
-    """A tensor of the same memory, or of a copy if it is read-only, which torch does not support."""
-    return torch.from_numpy(values if values.flags.writeable else values.copy())
+    except Ks4StreamError as error:  # another run has begun there
+        _log.info("%s is left as it is: %s", folder, error)

@@ -32,6 +32,7 @@ from ks4stream.kilosort4.arguments import (
     with_channels,
 )
 from ks4stream.kilosort4.logger import close_logger, setup_logger
+from ks4stream.kilosort4.ops import tensor
 from ks4stream.kilosort4.parts import (
     cluster_spikes,
     compute_drift_correction,
@@ -269,22 +270,17 @@ class _Job:
 
 
 def _as_kilosort(sorting: Sorting, ops: dict[str, Any]) -> KilosortResults:
-    tensors: dict[str, Any] = {name: _tensor(ops[name]) for name in TENSORS if name in ops}
+    tensors: dict[str, Any] = {name: tensor(ops[name]) for name in TENSORS if name in ops}
     if "Wrot" in tensors:
         tensors["preprocessing"] = {"whiten_mat": tensors["Wrot"], "hp_filter": tensors["fwav"]}
     return (
         ops | tensors,
         spike_table(sorting),
         sorting.unit,
-        _tensor(sorting.features),
-        _tensor(sorting.unit_features),
+        tensor(sorting.features),
+        tensor(sorting.unit_features),
         sorting.similarity,
         sorting.refractory,
         sorting.contamination,
         sorting.kept,
     )
-
-
-def _tensor(array: NDArray[Any]) -> torch.Tensor:
-    """A tensor of the same memory, or of a copy if it is read-only, which torch does not support."""
-    return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -12,6 +13,7 @@ from ks4stream.errors import OpsError
 from ks4stream.geometry import Regions
 from ks4stream.io.mapped import release_pages, scratch_array
 from ks4stream.io.tables import Receipt, read_column, write_block
+from ks4stream.kilosort4.ops import settings_of, template_channels_of, tiling_in
 from ks4stream.run import Run
 from ks4stream.stages.detection import Peaks
 from ks4stream.stages.matching import Spikes, template_regions
@@ -92,13 +94,7 @@ def spikes_from(
     """Write spikes that a caller has passed to files of blocks, from which they can be clustered.
 
     They are removed with the scratch folder of the run.
-
-    Raises
-    ------
-    OpsError
-        If `st` and `tF` do not fit each other or the templates.
     """
-    check_spikes(st, tF, len(template_channels))
     order = np.lexsort((st[:, 1], st[:, 0]))
     sample = st[order, 0].astype(np.int64) + tiles.tiling.start
     region_of = template_regions(template_channels, tiles.probe, regions)
@@ -130,8 +126,8 @@ def spikes_from(
     )
 
 
-def check_spikes(st: NDArray[np.float64], tF: NDArray[np.float32], n_templates: int) -> None:
-    """Check that spikes fit each other and the templates.
+def check_spikes(ops: dict[str, Any], st: NDArray[np.float64], tF: NDArray[np.float32], n_templates: int) -> None:
+    """Check that spikes fit each other, the templates and the recording.
 
     Raises
     ------
@@ -143,8 +139,24 @@ def check_spikes(st: NDArray[np.float64], tF: NDArray[np.float32], n_templates: 
             f"st has shape {st.shape} and tF {tuple(tF.shape)}; they must be (n_spikes, 3) and (n_spikes, "
             "nearest_chans, n_pcs), as detect_spikes returns them. Drop the same spikes from both."
         )
+    wanted = (template_channels_of(ops).shape[1], settings_of(ops).n_pcs)
+    if tF.shape[1:] != wanted:
+        raise OpsError(f"tF has shape {tuple(tF.shape)}; it must be (n_spikes, {wanted[0]}, {wanted[1]}), by ops.")
+    tiling = tiling_in(ops)
+    if not np.isfinite(st).all():
+        raise OpsError("st has values that are not numbers. Drop these spikes, from tF as well.")
+    if len(st) and not (st[:, 0].min() >= 0 and st[:, 0].max() < tiling.stop - tiling.start):
+        raise OpsError(
+            f"st has times from {st[:, 0].min():.0f} to {st[:, 0].max():.0f}, but {tiling.stop - tiling.start} samples "
+            "are sorted. Times count from the first sorted sample."
+        )
     if len(st) and not (st[:, 1].min() >= 0 and st[:, 1].max() < n_templates):
         raise OpsError(
             f"st has templates {st[:, 1].min():g} to {st[:, 1].max():g}, but ops has {n_templates}. Pass st and ops of "
             "the same detect_spikes."
         )
+
+
+def in_order(st: NDArray[np.float64], unit: NDArray[Any]) -> NDArray[np.int64]:
+    """Order of spikes by time and then by unit, as a sorting has them."""
+    return np.lexsort((unit, st[:, 0]))
