@@ -51,7 +51,7 @@ def needed(ops: Mapping[str, Any], name: str) -> Any:
     OpsError
         If it is missing.
     """
-    if ops.get(name) is None and not (name in ops and name == "dshift"):  # which may be None
+    if name not in ops or (name == "preprocessing" and ops[name] is None):
         before = MADE_BY.get(name, "initialize_ops")
         raise OpsError(f"ops has no {name!r}. Call {before}(…) first, and pass on the ops that it returned or changed.")
     return ops[name]

@@ -245,8 +245,7 @@ def initialize_ops(
     of_method = {name: complete.pop(name) for name in ("do_CAR", "invert_sign")}
     words = probe_words(load_probe(probe))
     filled = {name: [values.get(name), complete[name]] for name in ("nt0min",) if values.get(name) is None}
-    named = {name: given[name] for name in ("filename", "data_dir") if name in given}
-    complete |= named
+    complete |= {str(name): given[name] for name in ("filename", "data_dir") if name in given}
     ops: Ops = {
         **complete,
         "filename": list(files_of(places, needed=False)),

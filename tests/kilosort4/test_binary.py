@@ -127,7 +127,7 @@ class Lazy:
         self._samples, self.shape, self.dtype = samples, samples.shape, samples.dtype
 
     def __getitem__(self, key: Any) -> Any:
-        assert all(isinstance(part, slice) for part in key)
+        assert all(isinstance(part, slice) for part in (key if isinstance(key, tuple) else (key,)))
         return self._samples[key]
 
 
