@@ -127,15 +127,44 @@ def ops_from_sorting(
         "n_units_total": sorting.n_units,
         "n_units_good": int(sorting.refractory.sum()),
         "runtime": float(sum(sorting.seconds.values())),
-        "ks4stream": {
-            "seconds": dict(sorting.seconds),
-            "warnings": list(sorting.warnings),
-            "files": list(sorting.files),
-            "provenance": asdict(sorting.provenance),
-        },
+        "ks4stream": _own_ops(sorting),
     }
     ops |= _probe_ops(sorting) | _stage_ops(sorting)
     return ops | {"is_tensor": [name for name in TENSORS if name in ops]}
+
+
+def _own_ops(sorting: Sorting) -> dict[str, Any]:
+    """What Kilosort4 has no name for: with it, the sorting can be found again from its ``ops`` and its arrays."""
+    given, probe, waveforms, peaks = sorting.settings, sorting.probe, sorting.waveforms, sorting.peaks
+    filled: dict[str, list[Any]] = {"nt0min": [given.nt0min, given.peak_sample]}
+    if probe is not None:
+        filled["dmin"] = [given.dmin, given.dmin or vertical_pitch_um(probe)]
+    flat = sorting.flat_files
+    own: dict[str, Any] = {
+        "seconds": dict(sorting.seconds),
+        "warnings": list(sorting.warnings),
+        "files": list(sorting.files),
+        "provenance": asdict(sorting.provenance),
+        "tiling": asdict(sorting.tiling),
+        "filled": {name: pair for name, pair in filled.items() if pair[0] is None},
+        "artifacts": sorting.artifacts,
+        "recording": {
+            "sampling_rate_hz": sorting.sampling_rate_hz,
+            "n_samples": sorting.n_samples,
+            "n_chan_file": sorting.n_chan_file,
+            "dtype": sorting.dtype,
+            "gain_uv": sorting.gain_uv,
+            "files": list(sorting.files),
+            "flat_files": flat if isinstance(flat, str) else [asdict(file) for file in flat],
+        },
+    }
+    if sorting.whitening is not None:
+        own["whitening_batches"] = sorting.whitening.n_batches
+    if waveforms is not None:
+        own["waveforms"] = {"n_snippets": waveforms.n_snippets, "threshold": waveforms.threshold}
+    if peaks is not None:
+        own["peaks"] = {"sample": peaks.sample, "depth_um": peaks.depth_um, "score": peaks.score}
+    return own
 
 
 def _for_kilosort(sorting: Sorting) -> tuple[list[str], str]:

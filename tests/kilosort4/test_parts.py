@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ks4stream import simulate
-from ks4stream.errors import FewSpikesWarning, OpsError, ProbeError, RecordingError, SettingsError
+from ks4stream.errors import FewSpikesWarning, OpsError, ProbeError, RecordingError, ResultsError, SettingsError
 from ks4stream.kilosort4.run_kilosort import (
     cluster_spikes,
     compute_drift_correction,
@@ -306,3 +306,100 @@ def test_noise_gives_an_empty_sorting(tmp_path):
     assert_same(found, whole(scene, tmp_path / "whole", Th_universal=50.0))
     assert len(found["st"]) == 0 and found["Wall"].shape == (0, 4, 6)
     assert issubclass(FewSpikesWarning, UserWarning)
+
+
+# -- what is edited or used again between the calls --------------------------------------------------------------
+
+
+def test_settings_that_were_used_do_not_tie_the_next_recording(scene, tmp_path):
+    """As in a loop over recordings with one dictionary of settings."""
+    _, probe, settings = scene("still")
+    settings, folders = dict(settings), []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.bin").write_bytes(bytes(2 * 16 * 1000))
+        files, _, folder, _ = set_files(settings, tmp_path / name / "data.bin", probe, "", "", "", None, None)
+        folders.append(folder)
+        assert files == [tmp_path / name / "data.bin"] and folder.is_dir()
+    assert folders == [tmp_path / "a" / "kilosort4", tmp_path / "b" / "kilosort4"]
+    assert set_files(settings, "", probe, "", "", tmp_path, None, None)[0] == []  # for a file object
+    chosen = {**scene("still")[2], "results_dir": tmp_path / "chosen"}
+    for name in ("a", "b"):
+        found = set_files(chosen, tmp_path / name / "data.bin", probe, "", "", "", None, None)
+        assert found[2] == tmp_path / "chosen"
+    with pytest.raises(RecordingError, match="does not exist"):
+        set_files(settings, tmp_path / "none.bin", probe, "", "", "", None, None)
+
+
+@pytest.mark.slow
+def test_what_is_edited_after_it_was_used_is_refused(scene, tmp_path):
+    ops = compute_preprocessing(begun(scene("still"), tmp_path), CPU)
+    for name, value in {"tmin": 1.0, "batch_size": 20_000, "highpass_cutoff": 500.0, "whitening_range": 4}.items():
+        with pytest.raises(OpsError, match=f"{name}.*compute_preprocessing again"):
+            compute_drift_correction({**ops, name: value}, CPU)
+    other = {**ops["preprocessing"], "hp_filter": 2 * ops["preprocessing"]["hp_filter"]}
+    with pytest.raises(OpsError, match="another filter"):
+        compute_drift_correction({**ops, "preprocessing": other}, CPU)
+    with pytest.raises(OpsError, match="Call compute_preprocessing"):
+        compute_drift_correction({**ops, "preprocessing": None}, CPU)
+
+
+@pytest.mark.slow
+def test_what_later_functions_found_is_dropped_when_an_earlier_one_is_called_again(scene, tmp_path):
+    ops, bfile, st, tF = detected(begun(scene("still"), tmp_path))
+    compute_drift_correction(ops, CPU)
+    with pytest.raises(OpsError, match=r"no 'iCC'. Call detect_spikes"):
+        cluster_spikes(st, tF, ops, CPU, bfile)
+    ops["n_units_total"] = 3
+    compute_preprocessing(ops, CPU)
+    assert not {"n_units_total", "dshift", "wPCA", "iU"} & ops.keys()
+    with pytest.raises(OpsError, match="pass the one that compute_drift_correction returned"):
+        detect_spikes({**ops, "dshift": None}, CPU, None)
+
+
+@pytest.mark.slow
+def test_impossible_spikes_and_units_are_refused(scene, tmp_path):
+    ops, bfile, st, tF = detected(begun(scene("still"), tmp_path))
+    for change, message in (([1e9, 0, 0], "samples are sorted"), ([np.nan, 0, 0], "not numbers")):
+        with pytest.raises(OpsError, match=message):
+            cluster_spikes(st + np.array(change), tF, ops, CPU, bfile)
+    with pytest.raises(OpsError, match=r"it must be \(n_spikes, 8, 6\)"):
+        cluster_spikes(st, tF[:, :5], ops, CPU, bfile)
+    clu, Wall, st, tF = cluster_spikes(st, tF.to(torch.bfloat16), ops, CPU, bfile)
+    with pytest.raises(OpsError, match="Change clu and Wall together"):
+        save_sorting(ops, tmp_path, st, clu + 0.5, tF, Wall, bfile.imin)
+    with pytest.raises(OpsError, match=r"Pass bfile.imin"):
+        save_sorting(ops, tmp_path, st, clu, tF, Wall, bfile.imin + 5)
+
+
+@pytest.mark.slow
+def test_kept_spikes_are_in_the_order_of_the_caller(scene, tmp_path):
+    ops, bfile, st, tF = detected(begun(scene("still"), tmp_path / "first"))
+    clu, Wall, st, tF = cluster_spikes(st, tF, ops, CPU, bfile)
+    st[1::7, 0] = st[::7, 0][: len(st[1::7])]  # some duplicates
+    order = np.argsort(clu, kind="stable")
+    expected = save_sorting(ops, tmp_path / "first", st, clu, tF, Wall, bfile.imin)[-1]
+    found = save_sorting(ops, tmp_path / "second", st[order], clu[order], tF[order], Wall, bfile.imin)[-1]
+    assert np.array_equal(found, expected[order])
+
+
+@pytest.mark.slow
+def test_the_whole_can_be_saved_again_from_its_ops(scene, tmp_path):
+    """Nothing that it found is missing in its `ops`: the same results are recognized and left alone."""
+    path, probe, settings = scene("drifting")
+    ops, st, clu, tF, Wall, *_ = run_kilosort(
+        settings, probe=probe, filename=path, results_dir=tmp_path / "sorted", device="cpu", client="loop"
+    )
+    (tmp_path / "sorted" / "cluster_group.tsv").write_text("cluster_id\tgroup\n0\tnoise\n")
+    save_sorting(ops, tmp_path / "sorted", st, clu, tF, Wall, 0)
+    assert (tmp_path / "sorted" / "cluster_group.tsv").read_text().endswith("noise\n")
+    assert [found.name for found in tmp_path.iterdir()] == ["sorted"]
+
+
+@pytest.mark.slow
+def test_another_recording_in_the_same_folder_can_start_over(scene, tmp_path):
+    compute_preprocessing(begun(scene("still"), tmp_path), CPU)
+    ops = begun(scene("two shanks, a part of the time"), tmp_path)
+    with pytest.raises(ResultsError, match="another recording"):
+        compute_preprocessing(ops, CPU)
+    assert "preprocessing" in compute_preprocessing({**ops, "resume": False}, CPU)
