@@ -1,7 +1,8 @@
 """A sorting in Kilosort4's terms: the dictionary ``ops``, the file ``ops.npy``, and the table of spikes ``st``.
 
-``ops.npy`` is a pickle because its readers expect one. ks4stream writes it and never reads it, and nothing in ks4stream
-reads an ``ops``.
+``ops.npy`` is a pickle because its readers expect one. ks4stream sorts from settings, never from an ``ops``: only
+Kilosort4's functions, in ``kilosort4/``, read one, and :func:`ks4stream.kilosort4.io.load_ops` its file, without
+running what a pickle may contain.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def ops_from_sorting(
     """Describe a sorting the way Kilosort4's ``ops`` does, with the keys that mean the same in both.
 
     Every setting is in ``ops`` itself and in ``ops['settings']``; `do_CAR` and `invert_sign`, which are arguments
-    of Kilosort4 and not settings, are only in ``ops``. Nothing in ks4stream reads an ``ops``.
+    of Kilosort4 and not settings, are only in ``ops``. :func:`ks4stream.sort` reads no ``ops``; Kilosort4's functions
+    do (:mod:`ks4stream.kilosort4`).
 
     Parameters
     ----------

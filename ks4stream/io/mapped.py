@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -25,6 +26,9 @@ LARGE_MAP_BYTES = 16 << 20  # a larger private map is worth paging out
 _PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4; Python has no name for it
 
 Columns = Mapping[str, NDArray[Any]]
+Map = np.memmap[Any, np.dtype[Any]]
+
+_maps: WeakValueDictionary[int, Map] = WeakValueDictionary()  # those made here that are in use, by their address
 
 
 def scratch_array(
@@ -53,7 +57,7 @@ def scratch_array(
     with explain_write_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):  # otherwise a full disk would crash the process when the array is filled
             os.posix_fallocate(file.fileno(), 0, n_bytes)
-        return np.memmap(file, dtype, mode="r+" if os.fstat(file.fileno()).st_size else "w+", shape=shape)
+        return _known(np.memmap(file, dtype, mode="r+" if os.fstat(file.fileno()).st_size else "w+", shape=shape))
 
 
 def release_pages(values: NDArray[Any]) -> None:
@@ -61,17 +65,40 @@ def release_pages(values: NDArray[Any]) -> None:
 
     Until then, pages read from a mapped file count as this process's memory. Nothing is lost, not even changes in a
     private map, whose pages are only offered for paging out. As that also drops pages from the system's cache, small
-    private maps are left alone, as are arrays in memory.
+    private maps are left alone, as are arrays in memory. An array of a tensor is released if the tensor's memory is a
+    map that was made in this module.
     """
-    owner: Any = values
-    while isinstance(owner, np.ndarray) and not isinstance(owner.base, mmap.mmap):
-        owner = owner.base  # of a view, or of a map that was turned into a plain array
-    if not isinstance(owner, np.memmap) or sys.platform != "linux":
+    owner = _map_of(values) if sys.platform == "linux" else None
+    if owner is None:
         return
     is_private = owner.mode == "c"
     if not is_private or owner.nbytes > LARGE_MAP_BYTES:
         with suppress(OSError):  # an older kernel
             owner.base.madvise(_PAGEOUT if is_private else mmap.MADV_DONTNEED)  # type: ignore[union-attr]
+
+
+def _map_of(values: NDArray[Any]) -> Map | None:
+    """The map whose memory an array shares, if any."""
+    owner: Any = values
+    while isinstance(owner, np.ndarray) and not isinstance(owner.base, mmap.mmap):
+        owner = owner.base  # of a view, or of a map that was turned into a plain array
+    if owner is None or isinstance(owner, np.ndarray):
+        return owner if isinstance(owner, np.memmap) else None
+    return _map_at(values.ctypes.data)  # something that is not an array, such as a tensor, owns the memory
+
+
+def _map_at(address: int) -> Map | None:
+    for reference in _maps.valuerefs():  # a copy, as other threads make maps meanwhile
+        found = reference()
+        if found is not None and 0 <= address - found.ctypes.data < found.nbytes:
+            return found
+    return None
+
+
+def _known(found: Map) -> Map:
+    """The same map, which can be found by its address from now on."""
+    _maps[found.ctypes.data] = found
+    return found
 
 
 class StreamedArray:
@@ -119,7 +146,7 @@ class ColumnWriter:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All rows, by column; changes stay in memory and never reach the files."""
         return {
-            name: np.memmap(self._path(name), dtype, mode="c", shape=(self._length, *shape))
+            name: _known(np.memmap(self._path(name), dtype, mode="c", shape=(self._length, *shape)))
             if self._length * math.prod(shape)
             else np.empty((self._length, *shape), dtype)
             for name, (dtype, shape) in self._kinds.items()

@@ -44,7 +44,7 @@ def write_nwb(
     sorting: Sorting,
     file: str | os.PathLike[str],
     *,
-    session_start: datetime | None = None,
+    session_start: datetime | str | None = None,
     metadata: Mapping[str, Any] | None = None,
     location: str = "unknown",
     overwrite: bool = False,
@@ -61,9 +61,10 @@ def write_nwb(
         Features are not used. Its `gain_uv` decides whether waveforms are in µV, see :func:`mean_waveforms`.
     file : path
         File on a disk, ``.nwb`` by convention.
-    session_start : datetime, optional
-        When the recording's first sample was taken; without a time zone, in that of this machine. By default what
-        SpikeGLX noted in the ``.meta`` of the recording, if that is still there.
+    session_start : datetime or str, optional
+        When the recording's first sample was taken, as text like "2026-03-01T14:30:00+01:00"; without a time zone, in
+        that of this machine. By default ``session_start_time`` of `metadata`, else what SpikeGLX noted in the
+        ``.meta`` of the recording, if that is still there.
     metadata : mapping, optional
         What a sorting cannot know: arguments of ``pynwb.NWBFile`` (``experimenter``, ``institution``, ``session_id``,
         …), and under ``subject`` those of ``pynwb.file.Subject``. Archives require a subject. By default
@@ -157,7 +158,7 @@ def _target(file: str | os.PathLike[str], overwrite: bool) -> Path:
 # -- the file ----------------------------------------------------------------------------------------
 
 
-def _empty_file(sorting: Sorting, start: datetime | None, metadata: Mapping[str, Any]) -> Any:
+def _empty_file(sorting: Sorting, start: datetime | str | None, metadata: Mapping[str, Any]) -> Any:
     """An NWB file in memory with everything but its tables."""
     from pynwb import NWBFile
     from pynwb.file import Subject
@@ -165,8 +166,8 @@ def _empty_file(sorting: Sorting, start: datetime | None, metadata: Mapping[str,
     about = dict(metadata)
     given = about.pop("session_start_time", None)
     try:
-        start = start or _time(given) or session_start_of(sorting)
-        if start is None:
+        began = _time(start) or _time(given) or session_start_of(sorting)
+        if began is None:
             raise ResultsError(
                 "NWB needs the time at which the recording began, and no SpikeGLX .meta of the recording tells it. "
                 "Give session_start (on the command line --session-start 2026-03-01T14:30:00+01:00)."
@@ -182,14 +183,21 @@ def _empty_file(sorting: Sorting, start: datetime | None, metadata: Mapping[str,
             "was_generated_by": [[name, number] for name, number in software.items() if number] or None,
         }
         return NWBFile(
-            session_start_time=_with_zone(start), subject=Subject(**subject) if subject else None, **(defaults | about)
+            session_start_time=_with_zone(began), subject=Subject(**subject) if subject else None, **(defaults | about)
         )
     except (TypeError, ValueError) as error:  # of pynwb, which names the argument
         raise ResultsError(f"The metadata do not fit NWB: {error}") from error
 
 
-def _time(value: str | datetime | None) -> datetime | None:
-    return datetime.fromisoformat(value) if isinstance(value, str) else value
+def _time(value: Any) -> datetime | None:
+    if value is None or isinstance(value, datetime):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a time; give a datetime, or text like 2026-03-01T14:30:00+01:00.")
+    try:
+        return datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a time like 2026-03-01T14:30:00+01:00.") from None
 
 
 def _with_zone(time: datetime | None) -> datetime | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -197,26 +198,39 @@ def progress_of(bar: Any) -> Progress | None:
     if callable(bar):
         found: Progress = bar
         return found
+    if hasattr(bar, "update") and not isinstance(bar, Mapping | Set):
+        return _Tqdm(bar)
     raise SettingsError(
-        f"progress_bar={bar!r} is not a progress bar; give a tqdm bar, a Qt progress bar or signal, or a callable "
-        "progress(stage, done, total)."
+        f"progress_bar={bar!r} is not a progress bar; give a tqdm bar or another with update(n), a Qt progress bar or "
+        "signal, or a callable progress(stage, done, total)."
     )
 
 
 class _Tqdm:
-    """One round of a tqdm bar per stage; a bar that can only be updated goes on."""
+    """One round of a tqdm bar per stage; a bar that cannot be reset counts the tasks of all stages.
+
+    How many tasks will follow is not known then: the total of such a bar, if it has one, is that of the stages so far.
+    """
 
     def __init__(self, bar: Any) -> None:
         self._bar = bar
         self._stage: str | None = None
-        self._done = 0
+        self._done = 0  # of this stage
+        self._total = 0  # of all stages so far
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage != self._stage or done < self._done:
-            if hasattr(self._bar, "reset"):
-                self._bar.reset(total=total)
-            if hasattr(self._bar, "set_description"):
-                self._bar.set_description(stage)
-            self._stage, self._done = stage, 0
+            self._begin(stage, total)
         self._bar.update(done - self._done)
         self._done = done
+
+    def _begin(self, stage: str, total: int) -> None:
+        self._stage, self._done = stage, 0
+        self._total += total
+        if hasattr(self._bar, "reset"):
+            self._bar.reset(total=total)
+        elif hasattr(self._bar, "total"):
+            with suppress(AttributeError):  # it cannot be set
+                self._bar.total = self._total
+        if hasattr(self._bar, "set_description"):
+            self._bar.set_description(stage)

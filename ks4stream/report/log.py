@@ -77,8 +77,8 @@ def run_log(
         own = _OfOneSort(stack.enter_context(listening()))
         for handler, level in handlers.items():
             handler.addFilter(own)
-            _attach(handler, level)
-            stack.callback(_detach, handler)
+            attach(handler, level)
+            stack.callback(detach, handler)
         _log_environment()
         began = time.perf_counter()
         try:
@@ -162,7 +162,7 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
-def _attach(handler: logging.Handler, level: int) -> None:
+def attach(handler: logging.Handler, level: int) -> None:
     """Add a handler to the logger, and lower the logger's level to what the handler wants."""
     global _level_before
     handler.setLevel(level)
@@ -174,8 +174,8 @@ def _attach(handler: logging.Handler, level: int) -> None:
         _logger.setLevel(_wanted_level())
 
 
-def _detach(handler: logging.Handler) -> None:
-    """Undo :func:`_attach`; sorts may end in any order."""
+def detach(handler: logging.Handler) -> None:
+    """Undo :func:`attach`; sorts may end in any order."""
     with _lock:
         _logger.removeHandler(handler)
         del _attached[handler]

@@ -74,12 +74,20 @@ class LearnWhitening(Stage[Block, list[Covariance], Whitening]):
         variance = covariance.diagonal()
         dead = np.union1d(self.tiles.dead, np.flatnonzero(variance <= 1e-12 * np.median(variance)))
         if len(dead) == len(variance):
-            raise RecordingError(f"{self.tiles.recording.name}: no channel has any signal after filtering.")
+            raise RecordingError(f"{self.tiles.recording.name}: no channel has any signal after {self._steps()}.")
         neighbours = geometry.channel_neighbours(
             self.tiles.probe, self.settings.whitening_range, same_shank=False, dead=dead
         )
         matrix = kernels.local_whitening(torch.from_numpy(covariance), neighbours)
         return Whitening(matrix=matrix.numpy(), dead=dead, n_batches=used)
+
+    def _steps(self) -> str:
+        if not self.tiles.settings.do_CAR:
+            return "filtering"
+        return (
+            "filtering and referencing. The common reference is the median of the channels, which removes all of a "
+            "single channel, and of channels with the same signal; sort these with do_CAR=False"
+        )
 
     @classmethod
     def needs(cls, load: Load) -> Needs:

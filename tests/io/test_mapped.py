@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ks4stream.errors import ResultsError
-from ks4stream.io.mapped import ColumnWriter, StreamedArray, release_pages, scratch_array
+from ks4stream.io.mapped import ColumnWriter, StreamedArray, _map_of, _maps, release_pages, scratch_array
 
 
 def test_what_is_too_large_for_memory_lies_in_a_file_without_a_name(
@@ -47,6 +48,45 @@ def test_what_was_read_of_a_mapped_file_does_not_stay_in_memory(tmp_path: Path, 
     assert mapped[7] == -1.0 and mapped[8] == 8.0, "and nothing is lost"
     release_pages(content)
     assert content[8] == 8.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems are not told")
+@pytest.mark.parametrize("is_private", [False, True])
+def test_what_was_read_through_a_tensor_does_not_stay_in_memory(tmp_path: Path, is_private: bool) -> None:
+    shape = (1 << 20, 2, 2)  # 16 MiB of float32, and one row more than small private maps have
+    values = np.arange(4 << 20, dtype=np.float32).reshape(shape)
+    if is_private:
+        columns = ColumnWriter(tmp_path / "columns")
+        columns.append({"features": values})
+        columns.append({"features": values[:1]})
+        mapped = columns.arrays()["features"]
+        with (tmp_path / "columns" / "features.column").open("rb+") as file:
+            os.fsync(file.fileno())  # what is not written yet cannot go
+    else:
+        mapped = scratch_array(shape, np.float32, tmp_path, held_bytes=0)
+        mapped[:] = values
+
+    def resident_bytes() -> int:
+        address = f"{mapped.ctypes.data:x}-"
+        lines = Path("/proc/self/smaps").read_text().split(address)[1].splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("Rss:")).split()[1])
+
+    seen = torch.from_numpy(np.asarray(mapped)).numpy()[1:, 0]
+    assert mapped[:, 0].sum() > 0
+    before = resident_bytes()
+    release_pages(seen)
+    assert before > 15 << 20 and resident_bytes() < 1 << 20
+    assert np.array_equal(mapped[: len(values)], values)
+
+
+def test_maps_are_forgotten_with_their_arrays(tmp_path: Path) -> None:
+    known = len(_maps)
+    mapped = scratch_array((6, 2), np.int32, tmp_path, held_bytes=0)
+    part = torch.from_numpy(mapped).numpy()[2:]
+    assert len(_maps) == known + 1 and _map_of(part) is mapped
+    assert _map_of(torch.ones(3).numpy()) is None and _map_of(np.ones(3)) is None and _map_of(part.copy()) is None
+    del mapped, part
+    assert len(_maps) == known
 
 
 def test_rows_are_read_as_copies(tmp_path: Path) -> None:

@@ -247,6 +247,9 @@ def test_a_failure_leaves_the_old_file_and_no_draft(sorting, tmp_path, monkeypat
     ("changes", "options", "message"),
     [
         ({}, {"session_start": None}, "--session-start"),
+        ({}, {"session_start": "yesterday"}, "'yesterday' is not a time like 2026"),
+        ({}, {"session_start": 2026}, "2026 is not a time; give"),
+        ({}, {"session_start": None, "metadata": {"session_start_time": 2026}}, "2026 is not a time; give"),
         ({"probe": None}, {}, "no probe"),
         ({}, {"metadata": {"weather": "fine"}}, "metadata do not fit NWB.*weather"),
         ({}, {"metadata": {"subject": {"date_of_birth": "spring"}}}, "metadata do not fit NWB.*spring"),
@@ -283,6 +286,15 @@ def test_spikeglx_tells_when_the_session_began(sorting, tmp_path):
     assert session_start_of(known) == datetime(2025, 6, 7, 8, 9, 10)
     assert read(write_nwb(known, tmp_path / "a.nwb")).start == datetime(2025, 6, 7, 8, 9, 10).astimezone()
     assert read(write_nwb(known, tmp_path / "b.nwb", session_start=START)).start == START
+
+
+@pytest.mark.parametrize("where", ["session_start", "metadata"])
+@pytest.mark.parametrize(
+    ("text", "expected"), [(START.isoformat(), START), ("2026-01-01T00:00:00", datetime(2026, 1, 1).astimezone())]
+)
+def test_it_may_be_given_as_text(sorting, tmp_path, where, text, expected):
+    given = {where: text if where == "session_start" else {"session_start_time": text}}
+    assert read(write_nwb(sorting, tmp_path / "a.nwb", **given)).start == expected
 
 
 @pytest.mark.parametrize("files", [(), ("s3://bucket/a.bin",), ("/nowhere/a.dat",)])

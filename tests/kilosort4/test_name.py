@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from types import ModuleType
 
@@ -11,18 +13,35 @@ import pytest
 
 from ks4stream import kilosort4
 from ks4stream.kilosort4 import as_kilosort
+from ks4stream.kilosort4.name import MODULES
 
 
 def test_its_modules_and_its_version_are_found_by_that_name() -> None:
     with as_kilosort() as package:
-        assert importlib.import_module("kilosort") is package is kilosort4
+        assert importlib.import_module("kilosort") is package
+        assert package.run_kilosort is kilosort4.run_kilosort and package.io is kilosort4.io
         from kilosort.io import load_probe
         from kilosort.run_kilosort import detect_spikes
 
         assert load_probe.__module__.startswith("ks4stream.") and detect_spikes.__module__.startswith("ks4stream.")
         assert metadata.version("kilosort") == package.__version__ == "4.1.7"
         assert importlib.util.find_spec("kilosort") is not None
+        assert metadata.version("KiloSort") == "4.1.7"  # names of distributions are compared normalised
         assert metadata.version("numpy")  # others are found as before
+
+
+def test_only_kilosorts_modules_are_found() -> None:
+    with as_kilosort() as package:
+        for name in ("parts", "ops", "arguments"):
+            with pytest.raises(ModuleNotFoundError, match="ks4stream, which has the name"):
+                importlib.import_module(f"kilosort.{name}")
+        with pytest.raises(ImportError):
+            from kilosort import parts  # noqa: F401
+        assert sorted(name for name in sys.modules if name.split(".")[0] == "kilosort") == [
+            "kilosort",
+            *(f"kilosort.{name}" for name in MODULES),
+        ]
+        assert package.__path__ == [] and package.__all__ == kilosort4.__all__
 
 
 def test_what_had_the_name_before_has_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +62,37 @@ def test_it_may_be_entered_twice() -> None:
             pass
         assert metadata.version("kilosort") == "4.1.7" and "kilosort.io" in sys.modules
     assert "kilosort" not in sys.modules or sys.modules["kilosort"] is not kilosort4
+
+
+def test_the_last_to_leave_gives_the_name_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = ModuleType("kilosort")
+    monkeypatch.setitem(sys.modules, "kilosort", theirs)
+    finders = list(sys.meta_path)
+    first, second = as_kilosort(), as_kilosort()
+    package = first.__enter__()
+    assert second.__enter__() is package
+    first.__exit__(None, None, None)
+    assert sys.modules["kilosort"] is package and metadata.version("kilosort") == "4.1.7"
+    second.__exit__(None, None, None)
+    assert sys.modules["kilosort"] is theirs and sys.meta_path == finders
+    assert "kilosort.io" not in sys.modules
+
+
+def test_threads_may_enter_it() -> None:
+    finders, before = list(sys.meta_path), sys.modules.get("kilosort")
+    together = threading.Barrier(4)
+
+    def enter() -> bool:
+        together.wait()
+        for _ in range(200):
+            with as_kilosort() as package:
+                if sys.modules.get("kilosort") is not package or "kilosort.io" not in sys.modules:
+                    return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(each.result() for each in [pool.submit(enter) for _ in range(4)])
+    assert sys.meta_path == finders and sys.modules.get("kilosort") is before
 
 
 def test_all_that_kilosort4_documents_is_there() -> None:
