@@ -34,7 +34,7 @@ from ks4stream.io.sources import BinarySource
 from ks4stream.recording import FlatFile
 from ks4stream.results import Sorting
 
-__all__ = ["export_phy", "params_text", "write_extra_vars", "write_preprocessed_copy", "write_traces"]
+__all__ = ["export_phy", "link", "params_text", "write_extra_vars", "write_preprocessed_copy", "write_traces"]
 
 PARAMS = "params.py"
 PREPROCESSED_SCALE = 200.0  # the preprocessed copy holds whitened traces times this, as int16
@@ -351,7 +351,8 @@ def write_preprocessed_copy(
         raise ResultsError("The sorting has no probe, so the columns of the preprocessed copy are not known.")
     path = Path(folder) / PREPROCESSED_COPY
     if isinstance(pieces, Path):
-        _link(pieces, path, n_bytes=2 * n_chan_file(sorting) * sorting.n_samples)
+        _check_size(pieces, 2 * n_chan_file(sorting) * sorting.n_samples)
+        link(pieces, path)
     else:
         write_traces(path, pieces, sorting.probe.chan_map, n_chan_file(sorting), sorting.n_samples)
     copy = FlatFile(str(path), np.dtype(np.int16).str, 0, sorting.n_samples, n_chan_file(sorting))
@@ -393,12 +394,16 @@ def write_traces(
         file.truncate(n_samples * row_bytes)
 
 
-def _link(source: Path, target: Path, *, n_bytes: int) -> None:
+def _check_size(source: Path, n_bytes: int) -> None:
     if source.stat().st_size != n_bytes:
         raise ResultsError(
             f"{source} has {source.stat().st_size} bytes, but the preprocessed traces of this recording have "
             f"{n_bytes}. Write it again."
         )
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it if the disk has no links."""
     try:
         os.link(source, target)
     except OSError:

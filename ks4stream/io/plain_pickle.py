@@ -3,6 +3,9 @@
 A pickle is a program that names the functions and classes it wants to call. Here, these names stand for a few
 functions of our own, which check what they are given and build arrays, sets and paths; any other name is an error.
 Neither NumPy's nor any other library's code for unpickling is called.
+
+A short file cannot take much memory or time either. What is built may have a few times the bytes of the file, keys are
+values that are hashed at once, and messages contain nothing of unknown length.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ import math
 import os
 import pickle
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.lib import format as npy
@@ -27,8 +31,13 @@ __all__ = ["load_object"]
 MAX_BYTES = 1 << 31
 """Size of the largest file that is read: an ``ops.npy`` has some MB."""
 
+_GROWTH, _SPARE_BYTES = 4, 1 << 16
+"""Arrays and other copies may have this many times the bytes of the file, and some more. It is reached only by copying
+the same bytes again and again: the oldest pickles copy each array twice."""
+
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_TYPES = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c(8|16)|[SU]\d+|O8?)")
+_TYPES = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|c(8|16)|[SU]\d{1,9}|O8?)")
+_KEYS = (str, bytes, int, float, complex, type(None), np.generic, PurePath)
 
 
 def load_object(path: str | os.PathLike[str]) -> Any:
@@ -42,8 +51,8 @@ def load_object(path: str | os.PathLike[str]) -> Any:
     -------
     object
         Dictionaries, lists, tuples, sets, strings, bytes, numbers, None, NumPy arrays and scalars, and paths. A path
-        of this system is a :class:`~pathlib.Path`, one of another system a :class:`~pathlib.PurePath`. Structured
-        arrays and dates are not supported.
+        of this system is a :class:`~pathlib.Path`, one of another system a :class:`~pathlib.PurePath`. A data type
+        becomes its name. Structured arrays, dates, and keys that are tuples are not supported.
 
     Raises
     ------
@@ -63,6 +72,9 @@ def load_object(path: str | os.PathLike[str]) -> Any:
         raise ResultsError(f"{path} has more than {MAX_BYTES} bytes, and is not read.")
     try:
         shape, _, dtype = _HEADERS[npy.read_magic(content)](content)
+    except Exception as error:
+        raise ResultsError(f"{path} cannot be read as an .npy file: {_short(str(error))}.") from error
+    try:
         if not dtype.hasobject or math.prod(shape) != 1:
             raise ResultsError(f"{path} holds an array of {dtype}, shape {shape}, and not a single object.")
         return _finished(_PlainUnpickler(content).load(), {}).item()
@@ -74,7 +86,16 @@ def load_object(path: str | os.PathLike[str]) -> Any:
             "strings, paths and collections of these are read."
         ) from error
     except Exception as error:  # of many types, if the file was not written by pickle
-        raise ResultsError(f"{path} cannot be read as a pickle: {error or type(error).__name__}.") from error
+        raise ResultsError(f"{path} cannot be read as a pickle: {_said(error)}.") from error
+
+
+def _said(error: Exception) -> str:
+    """What went wrong; the text of other errors could describe an object of the file, in any length."""
+    return _short(str(error)) if isinstance(error, pickle.UnpicklingError) else type(error).__name__
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 class _UnknownClassError(Exception):
@@ -87,20 +108,112 @@ class _PlainUnpickler(pickle._Unpickler):
     The class in Python and not the one in C, which allocates as much memory as an index in the file asks for.
     """
 
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
+
+    def __init__(self, content: io.BytesIO) -> None:
+        super().__init__(content)
+        self._left_bytes = _GROWTH * content.getbuffer().nbytes + _SPARE_BYTES
+
     def find_class(self, module: str, name: str) -> Any:
         """Look up one of our functions by the name of what it stands for."""
         try:
-            return _KNOWN[_current(module), name]
+            found = _KNOWN[_current(module), name]
         except KeyError:
-            raise _UnknownClassError(f"{module}.{name}") from None
+            raise _UnknownClassError(_short(f"{module}.{name}")) from None
+        return _Stand(found.make, self._spend) if isinstance(found, _Stand) else found
 
     def persistent_load(self, pid: Any) -> Any:
         """Refuse references to objects outside of the file."""
-        raise _UnknownClassError(f"reference to another object ({pid!r})")
+        raise _UnknownClassError("reference to another object")
 
     def get_extension(self, code: int) -> None:
         """Refuse classes that this process has registered under a number."""
         raise _UnknownClassError(f"registered class number {code}")
+
+    def _spend(self, made: Any) -> None:
+        """Count what was made of values in the file, which may all be the same value."""
+        self._left_bytes -= _bytes_of(made)
+        if self._left_bytes < 0:
+            raise pickle.UnpicklingError("its arrays are far larger than the file")
+
+    # -- what needs checks before pickle's own code --
+
+    def load_bytearray8(self) -> None:
+        """Read as many bytes as there are, before memory is allocated."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        content = self.read(min(length, MAX_BYTES))
+        if len(content) != length:
+            raise pickle.UnpicklingError("it is truncated")
+        self.append(bytearray(content))
+
+    def load_dict(self) -> None:
+        """Make a dictionary of what is on the stack."""
+        items = self.pop_mark()
+        self.append({_key(name): value for name, value in zip(items[::2], items[1::2], strict=True)})
+
+    def load_setitem(self) -> None:
+        """Add an entry to a dictionary."""
+        value, name = self.stack.pop(), self.stack.pop()
+        self.stack[-1][_key(name)] = value
+
+    def load_setitems(self) -> None:
+        """Add entries to a dictionary."""
+        items = self.pop_mark()
+        self.stack[-1].update((_key(name), value) for name, value in zip(items[::2], items[1::2], strict=True))
+
+    def load_additems(self) -> None:
+        """Add entries to a set."""
+        items = self.pop_mark()
+        self.stack[-1].update(map(_key, items))
+
+    def load_frozenset(self) -> None:
+        """Make a set of what is on the stack."""
+        items = self.pop_mark()
+        self.append(frozenset(map(_key, items)))
+
+    def load_build(self) -> None:
+        """Give one of our objects its content; there is nothing else that has a state."""
+        state, made = self.stack.pop(), self.stack[-1]
+        if not isinstance(made, _Stand | _Type | _Array):
+            raise pickle.UnpicklingError("a state was given to a value")
+        made.__setstate__(state)
+        self._spend(made)
+
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+        pickle.DICT[0]: load_dict,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
+        pickle.BUILD[0]: load_build,
+    }
+
+
+def _key(value: Any) -> Any:
+    """A key, or an entry of a set.
+
+    Hashing tuples within tuples may take forever, or more stack than there is.
+    """
+    if not isinstance(value, _KEYS):
+        raise pickle.UnpicklingError(f"a {type(value).__name__} is a key, or in a set")
+    return value
+
+
+def _bytes_of(made: Any) -> int:
+    """Size of a value that was made; of collections, their length, as their entries were there before."""
+    if isinstance(made, _Array):
+        content = made.content
+        return 0 if content is None else content.size if content.dtype.hasobject else content.nbytes
+    if isinstance(made, np.generic):
+        return made.nbytes
+    if isinstance(made, PurePath):
+        return len(str(made))
+    return len(made) if isinstance(made, bytes | bytearray | set | frozenset) else 0
 
 
 def _current(module: str) -> str:
@@ -111,15 +224,17 @@ def _current(module: str) -> str:
 
 
 class _Stand:
-    """A function that stands for a name in a pickle. It has no other state, and a pickle cannot give it any."""
+    """A function that stands for a name in a pickle, which cannot give it a state; `spend` is told what it makes."""
 
-    __slots__ = ("_make",)
+    __slots__ = ("make", "spend")
 
-    def __init__(self, make: Callable[..., Any]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[..., Any], spend: Callable[[Any], None] = lambda _: None) -> None:
+        self.make, self.spend = make, spend
 
     def __call__(self, *given: Any) -> Any:
-        return self._make(*given)
+        made = self.make(*given)
+        self.spend(made)
+        return made
 
     def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError("a state was given to a function")
@@ -132,7 +247,8 @@ class _Type:
 
     def __init__(self, code: Any, *_: Any) -> None:
         if not isinstance(code, str) or not _TYPES.fullmatch(code):
-            raise pickle.UnpicklingError(f"arrays of type {code!r} are not supported")
+            said = repr(_short(code)) if isinstance(code, str) else "unknown"
+            raise pickle.UnpicklingError(f"arrays of type {said} are not supported")
         self.code = code
 
     def __setstate__(self, state: Any) -> None:
@@ -170,8 +286,9 @@ def _array(content: Any, kind: Any, shape: Any, order: Any = "C") -> NDArray[Any
     if not isinstance(kind, _Type) or order not in ("C", "F"):
         raise pickle.UnpicklingError("an array without a type or an order")
     sizes = (shape,) if isinstance(shape, int) else shape
-    if not isinstance(sizes, tuple) or not all(type(size) is int and size >= 0 for size in sizes) or len(sizes) > 32:
-        raise pickle.UnpicklingError(f"{shape!r} is not the shape of an array")
+    is_shape = isinstance(sizes, tuple) and len(sizes) <= 32
+    if not is_shape or not all(type(size) is int and 0 <= size < 1 << 63 for size in sizes):
+        raise pickle.UnpicklingError("something that is not the shape of an array")
     dtype, length = kind.dtype, math.prod(sizes)
     if dtype.hasobject:
         if not isinstance(content, list) or len(content) != length:
@@ -182,8 +299,8 @@ def _array(content: Any, kind: Any, shape: Any, order: Any = "C") -> NDArray[Any
         return flat.reshape(sizes, order=order)
     if not isinstance(content, bytes | bytearray) or len(content) != length * dtype.itemsize:
         raise pickle.UnpicklingError(f"an array of {length} {dtype} without as many bytes")
-    if not dtype.itemsize:
-        return np.zeros(sizes, dtype)
+    if not dtype.itemsize:  # NumPy would make it one byte or more for each
+        raise pickle.UnpicklingError("an array of text without characters")
     return np.frombuffer(bytearray(content), dtype).reshape(sizes, order=order)
 
 
@@ -192,6 +309,8 @@ def _scalar(kind: Any, content: Any = b"") -> Any:
         raise pickle.UnpicklingError("a scalar of an unsupported type")
     if isinstance(content, str):  # pickles of Python 2
         content = content.encode("latin-1")
+    if not kind.dtype.itemsize and not content:
+        return kind.dtype.type()
     return _array(content, kind, ())[()]
 
 
@@ -215,7 +334,7 @@ def _collection(kind: type) -> _Stand:
     def made(values: Any = ()) -> Any:
         if not isinstance(values, list | tuple):
             raise pickle.UnpicklingError(f"a {kind.__name__} that is not made of a list")
-        return kind(values)
+        return kind(map(_key, values))
 
     return _Stand(made)
 
@@ -253,7 +372,9 @@ def _finished(value: Any, known: dict[int, Any]) -> Any:
     if id(value) in known:
         return known[id(value)][1]
     made: Any = value
-    if isinstance(value, _Stand | _Type):
+    if isinstance(value, _Type):
+        return value.dtype.name
+    if isinstance(value, _Stand | memoryview):
         raise pickle.UnpicklingError("a class in place of a value")
     if isinstance(value, _Array):
         if value.content is None:

@@ -8,6 +8,7 @@ recording's own files.
 
 Results are first written to a *draft* and then moved into place, file by file. Meanwhile the record lists both the
 earlier and the new files, so that whatever a killed process leaves is still recognised as ours, and nothing else is.
+A record of files that were added before the results makes a sorting of these files only.
 Each file is checked again just before another takes its place, and is moved, too, if it was changed in the meantime. A
 move never replaces anything: an interrupted move continues into its numbered folder if nothing there is in its way, and
 otherwise into a new one.
@@ -50,9 +51,10 @@ from ks4stream.io.records import key_of
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.results import Sorting
 
-__all__ = ["LOG", "RECORD", "STORE", "WRITTEN", "ResultsFolder", "fingerprint"]
+__all__ = ["EARLY", "LOG", "RECORD", "STORE", "WRITTEN", "ResultsFolder", "fingerprint"]
 
 RECORD, STORE, LOG = "ks4stream.json", "sorting.zarr", "kilosort4.log"
+EARLY = "ks4stream.early"  # folder of files of the next results, as long as others are here
 FEATURES = ("pc_feature_ind.npy", "pc_features.npy")
 PHY = (
     *FEATURES,
@@ -113,6 +115,7 @@ _FORMAT = "ks4stream.Results/1"
 _STATES: dict[str, dict[str, type]] = {
     "complete": {"key": str, "files": dict},
     "replacing": {"files": dict, "new": dict},
+    "early": {"files": dict, "new": dict},
     "moving": {"home": str, "number": int, "within": bool, "before": dict},
 }  # states of a record, and the fields it has in each
 _DRAFT = re.compile(r"\.ks4stream-[0-9a-f]{32}")
@@ -272,11 +275,20 @@ class ResultsFolder:
         self._write_record({"state": "complete", "key": key, "files": files})
         return kept
 
-    def add_early(self, draft: Path) -> list[Place]:
+    def holds_sorting(self) -> bool:
+        """Whether a sorting is here, ours or not: more than files that were added early."""
+        there = self._there()
+        return bool(there.keys() & {*_SIGNS}) and self._added_early(there) is None
+
+    def takes_early(self) -> bool:
+        """Whether files can be added early without touching anything that is not such a file, as it was written."""
+        return not self.holds_sorting() and not self._of_a_sorting() - {RECORD} - self._ours().keys()
+
+    def add_early(self, draft: Path) -> Place:
         """Add files of results that are not complete yet: these are ours, and :meth:`replace` replaces or removes them.
 
-        Until then the earlier results of a sort stay beside them, but they no longer count as complete. Nothing is
-        changed if the same files are here already. Files that are not ours are moved away first.
+        Nothing else is ever touched for them. If a sorting is here, they are put into :data:`EARLY` until it is
+        replaced.
 
         Parameters
         ----------
@@ -285,23 +297,58 @@ class ResultsFolder:
 
         Returns
         -------
-        list of Path or ObjectPath
-            Numbered folders that files were moved to.
+        Path or ObjectPath
+            Where they are now.
+
+        Raises
+        ------
+        ResultsError
+            If one of these files was changed just now.
         """
         found: dict[str, Description] = {entry.name: _described(entry) for entry in draft.iterdir()}
-        moved = [self.set_aside()] if self.somebodys() else []
-        late: list[Place] = []
+        aside = self.place / EARLY
+        if not self.takes_early():
+            for name in sorted(found):
+                if isinstance(aside, ObjectPath):
+                    objects.write_file(str(aside / name), draft / name)
+                else:
+                    aside.mkdir(exist_ok=True)
+                    (draft / name).replace(aside / name)
+            return aside
+        if self._there().get(EARLY):  # from before the sorting was removed
+            for name in found:
+                remove(aside / name)
         ours = self._ours()
         new = {name: about for name, about in found.items() if ours.get(name, {}).get("digest") != about["digest"]}
         if not new:
-            return moved
-        self._write_record({"state": "replacing", "files": ours, "new": new})
+            return self.place
+        self._write_record({"state": "early", "files": ours, "new": new})
         for name in sorted(new):
-            while not self._may_go(name, ours):
-                self._move_late(name, late)
+            if not self._may_go(name, ours):
+                raise ResultsError(f"{self.place / name} was changed while it was being replaced. Repeat the call.")
             new[name] = self._install(draft / name, new[name])
-        self._write_record({"state": "replacing", "files": {**ours, **new}, "new": {}})
-        return moved + late
+        self._write_record({"state": "early", "files": {**ours, **new}, "new": {}})
+        return self.place
+
+    def drop_early(self) -> None:
+        """Remove the files of :data:`EARLY`, when the results are here."""
+        if self._there().get(EARLY) and EARLY not in self._recordings_own():
+            with suppress(OSError):
+                remove(self.place / EARLY, folder=True)
+
+    def exchange(self, draft: Path) -> None:
+        """Replace files of the results here, whosever they are, as somebody asks for by name.
+
+        Plots and the preprocessed copy of a sort of ours stay ours. Everything else counts as changed from then on.
+        """
+        record, ours, new = self._record(), self._ours(), {}
+        for entry in sorted(draft.iterdir()):
+            about = _described(entry)
+            if entry.name in (*PLOTS, PREPROCESSED_COPY) and self._may_go(entry.name, ours):
+                new[entry.name] = about
+            self._install(entry, about)
+        if new and record.get("state") == "complete":
+            self._write_record({**record, "files": {**record["files"], **new}})
 
     def set_aside(self) -> Place:
         """Move everything here that belongs to a sorting into a numbered folder: the first free one beside this one.
@@ -377,7 +424,15 @@ class ResultsFolder:
         there = self._there()
         if not there.keys() & {*_SIGNS}:
             return set()
+        if (early := self._added_early(there)) is not None:
+            return early - self._recordings_own()
         return {name for name, is_folder in there.items() if self._belongs(name, is_folder)} - self._recordings_own()
+
+    def _added_early(self, there: Mapping[str, bool]) -> set[str] | None:
+        """The record and the files that were added early; None if there is more of a sorting, or no record of them."""
+        if "spike_times.npy" in there or RECORD not in there or (record := self._record()).get("state") != "early":
+            return None
+        return {RECORD, *record["files"], *record["new"]} & there.keys()
 
     def _strange(self) -> set[str]:
         """Names of results that exist here although there is no sorting they could belong to."""

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.engine import gpus
-from ks4stream.errors import OpsError, ProbeError, RecordingError, ResultsError
+from ks4stream.errors import Ks4StreamError, OpsError, ProbeError, RecordingError, ResultsError, SettingsError
 from ks4stream.io import probes
 from ks4stream.io.atomic import explain_write_errors
-from ks4stream.io.kilosort_ops import write_ops
+from ks4stream.io.kilosort_ops import OPS, write_ops
 from ks4stream.io.phy import write_traces
 from ks4stream.io.plain_pickle import load_object
-from ks4stream.io.results_folder import PREPROCESSED_COPY
+from ks4stream.io.results_folder import PREPROCESSED_COPY, RECORD, ResultsFolder
+from ks4stream.io.run_store import MANIFEST
 from ks4stream.kilosort4.arguments import files_of, given_places, only_binary
 from ks4stream.kilosort4.binary import BinaryFiltered, BinaryRWFile
 from ks4stream.kilosort4.ops import OWN, folder_of, probe_words, recording_of, settings_of, tiles_of
@@ -286,15 +288,21 @@ def bfile_from_ops(
         if ops_path is None:
             raise OpsError("bfile_from_ops needs ops, or ops_path to load it from.")
         ops = load_ops(ops_path, device="cpu")
-    known = dict(ops)
+    known = _copied(ops)
     if filename is not None:  # a copy may have another time of change, which is part of its identity
-        known |= {"filename": filename, OWN: {k: v for k, v in known.get(OWN, {}).items() if k != "provenance"}}
+        known["filename"] = filename
+        known[OWN].pop("provenance", None)
     settings = settings_of(known)
     tiles = tiles_of(known, recording_of(known), gpus.chosen(device))
     return BinaryFiltered.of(tiles, settings.nt, settings.peak_sample)
 
 
 # -- ops -------------------------------------------------------------------------------------------------
+
+
+def _copied(ops: Mapping[str, Any]) -> dict[str, Any]:
+    """An `ops` in which functions may note what they find, without the caller's being changed."""
+    return {**ops, OWN: deepcopy(dict(ops.get(OWN, {})))}
 
 
 def load_ops(ops_path: PathLike, device: str | torch.device | None = None) -> dict[str, Any]:
@@ -323,7 +331,10 @@ def load_ops(ops_path: PathLike, device: str | torch.device | None = None) -> di
     if not isinstance(ops, dict):
         raise ResultsError(f"{ops_path} holds a {type(ops).__name__} and not the dictionary ops.")
     to = torch.device(gpus.chosen(device))
-    for name in ops.get("is_tensor") or []:
+    tensors = [] if ops.get("is_tensor") is None else ops["is_tensor"]
+    if not isinstance(tensors, list | tuple) or not all(isinstance(name, str) for name in tensors):
+        raise ResultsError(f"{ops_path} is damaged: its is_tensor is not a list of the names of entries.")
+    for name in tensors:
         if name in ops:
             ops[name] = _as_tensor(ops[name], to)
     if isinstance(ops.get("preprocessing"), dict):
@@ -354,6 +365,12 @@ def save_ops(ops: Mapping[str, Any], results_dir: PathLike | None = None) -> Non
         If an entry cannot be saved.
     ResultsError
         If the folder cannot be written to.
+
+    Warns
+    -----
+    CurationWarning
+        If the folder holds other results than those of the `ops`. They stay as they are, and ``ops.npy`` is written to
+        ``ks4stream.early`` in that folder.
     """
     folder = folder_of(ops) if results_dir is None else Path(results_dir)
     plain = {str(name): _plain(value, f"ops[{name!r}]") for name, value in ops.items()}
@@ -389,35 +406,68 @@ def _plain(value: Any, where: str) -> Any:
 
 
 @contextmanager
-def placed(folder: Path, ops: Mapping[str, Any], *, is_result: bool = True) -> Iterator[Path]:
-    """Make a folder to write files to, which are moved into a results folder at the end.
+def placed(folder: Path, ops: Mapping[str, Any] | None = None, *, is_of_results: bool = False) -> Iterator[Path]:
+    """Make a folder to write files to, which are moved into another folder at the end.
 
-    Before the results are complete, they are added as a part of these (:func:`ks4stream.report.written_early`). Of
-    finished results they replace what is there, like any change that a user makes.
+    Of results that are there, whosever they are, nothing is moved, and a file is replaced only by one of the same
+    results. In a folder for results, files are added as a part of those to come
+    (:func:`ks4stream.report.written_early`). In any other folder, they are written and nothing else.
 
     Parameters
     ----------
     folder : Path
-    ops : mapping
-    is_result : bool
-        Whether the files are a part of results at all.
+    ops : mapping, optional
+        What the files are of, if known.
+    is_of_results : bool
+        Whether they are known to be of the results that are there.
     """
-    is_finished = "n_units_total" in ops and (folder / "spike_times.npy").exists()
-    if is_result and not is_finished:
-        files = [os.path.abspath(file) for file in files_of(given_places(filename=ops.get("filename")), needed=False)]
-        with written_early(folder, files) as draft:
+    results = ResultsFolder(folder)
+    is_of_results |= ops is not None and _is_of_results(ops, folder)
+    if not is_of_results and (results.holds_sorting() or _is_for_results(folder, ops)):
+        given = given_places(filename=(ops or {}).get("filename"))
+        with written_early(folder, [os.path.abspath(file) for file in files_of(given, needed=False)]) as draft:
             yield draft
         return
+    with _draft_in(folder) as draft:
+        yield draft
+        results.exchange(draft)
+
+
+@contextmanager
+def _draft_in(folder: Path) -> Iterator[Path]:
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         draft = folder / f".ks4stream-{uuid4().hex}"
         draft.mkdir()
         try:
             yield draft
-            for file in draft.iterdir():
-                file.replace(folder / file.name)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _is_for_results(folder: Path, ops: Mapping[str, Any] | None) -> bool:
+    """Whether results are written to a folder: by this `ops`, by a run that is kept there, or because others were."""
+    if (folder / "run" / MANIFEST).is_file() or (folder / RECORD).is_file():
+        return True
+    try:
+        return ops is not None and os.path.realpath(folder_of(ops)) == os.path.realpath(folder)
+    except SettingsError:  # it names none
+        return False
+
+
+def _is_of_results(ops: Mapping[str, Any], folder: Path) -> bool:
+    """Whether an `ops` is that of the results of ks4stream in a folder."""
+    if "n_units_total" not in ops or not (folder / "spike_times.npy").is_file():
+        return False
+    try:
+        return _identity(ops) == _identity(load_ops(folder / OPS, "cpu"))
+    except (Ks4StreamError, KeyError, TypeError):  # of another sorter, or damaged
+        return False
+
+
+def _identity(ops: Mapping[str, Any]) -> tuple[Any, ...]:
+    digest = ops[OWN]["provenance"]["recording_digest"]
+    return str(digest), int(ops["n_units_total"]), int(ops["n_spikes"]), settings_of(ops)
 
 
 def save_to_phy(
@@ -464,7 +514,7 @@ def save_to_phy(
     ResultsError
         If the results cannot be written.
     """
-    known = dict(ops)
+    known = _copied(ops)
     if probe is not None:
         known["probe"] = probe_words(probes.load_probe(probe))
     if data_dtype is not None:
@@ -500,8 +550,9 @@ def save_preprocessing(
     Parameters
     ----------
     filename : path
-        The file to write. ``temp_wh.dat`` in the results folder of `ops` becomes a part of these results, which
-        `save_sorting` keeps, and names in ``params.py`` with ``save_preprocessed_copy=True``.
+        The file to write, which must not exist. Only ``temp_wh.dat`` in the results folder of `ops` may exist: it
+        becomes a part of these results, which `save_sorting` keeps, and names in ``params.py`` with
+        ``save_preprocessed_copy=True``. If the folder holds other results, it waits in ``ks4stream.early`` there.
     ops : mapping
     bfile : BinaryFiltered, optional
         The traces.
@@ -515,7 +566,7 @@ def save_preprocessing(
     OpsError
         If neither `bfile` nor `bfile_path` is given.
     ResultsError
-        If the file cannot be written.
+        If the file cannot be written, is the recording, or exists.
     """
     if bfile is None:
         if bfile_path is None:
@@ -523,10 +574,17 @@ def save_preprocessing(
         bfile = bfile_from_ops(ops, filename=bfile_path, device=ops.get("torch_device"))
     target = Path(filename)
     is_result = target.name == PREPROCESSED_COPY and os.path.realpath(target.parent) == os.path.realpath(folder_of(ops))
-    with placed(target.parent, ops, is_result=is_result) as draft:
+    files = [*files_of(given_places(filename=ops.get("filename")), needed=False), *bfile.recording.files]
+    if os.path.realpath(target) in {os.path.realpath(file) for file in files}:
+        raise ResultsError(f"{target} is the recording, which is not replaced. Choose another filename.")
+    if not is_result and os.path.lexists(target):
+        raise ResultsError(f"{target} exists, and is not replaced. Choose another filename, or move that file away.")
+    with placed(target.parent, ops) if is_result else _draft_in(target.parent) as draft:
         pieces = _told(bfile, ops) if verbose else bfile.cores(ops)
         n_chan_file, n_samples = bfile.n_chan_bin, bfile.total_samples
         write_traces(draft / target.name, pieces, bfile.chan_map, n_chan_file, n_samples)
+        if not is_result:
+            (draft / target.name).replace(target)
     if is_result and isinstance(ops.get(OWN), dict):
         ops[OWN]["has_copy"] = True  # so that save_sorting keeps it
 

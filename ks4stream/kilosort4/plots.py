@@ -84,7 +84,7 @@ def plot_drift_scatter(st0: NDArray[np.float64], results_dir: PathLike, tmin: fl
     rows = np.asarray(st0)[plots.thinned(len(st0))]
     peaks = PeakSample(np.rint((rows[:, 0] + tmin) * _RATE_HZ), rows[:, 1], rows[:, 2])
     figure = plots.plot_drift_scatter(_drawn(peaks=peaks))
-    _write("drift_scatter.png", figure, results_dir, {})
+    _write("drift_scatter.png", figure, results_dir)
 
 
 def plot_diagnostics(
@@ -174,7 +174,7 @@ def plot_spike_positions(
         else Probe.from_positions(contacts, shank=shank),
     )
     figure = plots.plot_spike_positions(sorting)
-    _write("spike_positions.png", figure, folder, {"n_units_total": len(refractory)})
+    _write("spike_positions.png", figure, folder, is_of_results=True)
 
 
 def _drawn(**known: Any) -> Sorting:
@@ -210,6 +210,13 @@ def _stored(folder: Path, name: str) -> NDArray[Any] | None:
     return found
 
 
-def _write(name: str, figure: Figure, results_dir: PathLike, ops: Mapping[str, Any]) -> None:
-    with placed(Path(results_dir), ops) as draft:
+def _write(
+    name: str,
+    figure: Figure,
+    results_dir: PathLike,
+    ops: Mapping[str, Any] | None = None,
+    *,
+    is_of_results: bool = False,
+) -> None:
+    with placed(Path(results_dir), ops, is_of_results=is_of_results) as draft:
         plots.save_plot(figure, draft / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -124,34 +125,67 @@ def log_performance(
 
 
 def probe_as_string(probe: Mapping[str, Any]) -> str:
-    """A probe as Python source."""
+    """A probe as Python source, for which NumPy is ``np``."""
     return _source("probe", probe)
 
 
 def ops_as_string(ops: Mapping[str, Any]) -> str:
-    """An ``ops`` as Python source, without ``settings`` and ``probe``, which repeat what it has."""
+    """An ``ops`` as Python source, without ``settings`` and ``probe``, which repeat what it has.
+
+    NumPy is ``np`` in it, and torch ``torch``. Paths are strings, a Dask client is the address of its scheduler, large
+    arrays are zeros, and objects of other classes None; a comment says so.
+    """
     return _source("ops", {name: value for name, value in ops.items() if name not in ("settings", "probe")})
 
 
 def _source(name: str, values: Mapping[str, Any]) -> str:
     lines = []
     for key, value in values.items():
-        source, hash_mark, remark = _literal(value).partition("  #")
-        lines.append(f"    {key!r}: {source},{hash_mark}{remark}")
+        remarks: list[str] = []
+        lines.append(f"    {_literal(key, remarks)}: {_literal(value, remarks)},")
+        if remarks:
+            lines[-1] += f"  # not the values of: {', '.join(remarks)}"
     return "\n".join([f"{name} = {{", *lines, "}", ""])
 
 
-def _literal(value: Any) -> str:
-    """A value as source; of large arrays, only shape and type."""
-    if torch.is_tensor(value):
-        is_short = value.numel() <= _SHORT
-        return f"torch.tensor({value.tolist()!r})" if is_short else f"torch.zeros{tuple(value.shape)}  # not its values"
+def _literal(value: Any, remarks: list[str]) -> str:
+    """A value as source; what is not written out is added to the remarks."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_literal(key, remarks)}: {_literal(one, remarks)}' for key, one in value.items())}}}"
+    if isinstance(value, list | tuple | set | frozenset):
+        entries = ", ".join(_literal(one, remarks) for one in value)
+        if isinstance(value, tuple):
+            return f"({entries},)" if value else "()"
+        return f"[{entries}]" if isinstance(value, list) else f"{type(value).__name__}([{entries}])"
     if isinstance(value, np.ndarray):
-        dtype = f"dtype={value.dtype.str!r}"
-        is_short = value.size <= _SHORT
-        return (
-            f"np.array({value.tolist()!r}, {dtype})"
-            if is_short
-            else f"np.zeros({value.shape}, {dtype})  # not its values"
-        )
-    return repr(value)
+        return _array(value, "np.array", "np.zeros", f"dtype={value.dtype.str!r}", remarks)
+    if torch.is_tensor(value):
+        return _array(value, "torch.tensor", "torch.zeros", f"dtype={value.dtype}", remarks)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return repr(float(value)) if math.isfinite(value) else f'float("{float(value)}")'
+    if isinstance(value, complex):
+        return f"complex({_literal(value.real, remarks)}, {_literal(value.imag, remarks)})"
+    kinds: tuple[Any, ...] = (bool, int, str, bytes)
+    for kind in kinds:
+        if isinstance(value, kind):
+            return repr(kind(value))  # a subclass may write itself in another way
+    if isinstance(value, os.PathLike):
+        return repr(os.fspath(value))
+    if isinstance(value, np.dtype | torch.device):
+        return repr(str(value))
+    if type(value).__module__.startswith("distributed."):
+        return repr(str(value.scheduler.address))
+    if value is not None:
+        remarks.append(f"a {type(value).__name__}")
+    return "None"
+
+
+def _array(value: Any, make: str, make_zeros: str, dtype: str, remarks: list[str]) -> str:
+    size, shape = math.prod(value.shape), tuple(value.shape)
+    if 0 < size <= _SHORT:
+        return f"{make}({_literal(value.tolist(), remarks)}, {dtype})"
+    if size:
+        remarks.append(f"{'×'.join(map(str, shape))} numbers")
+    return f"{make_zeros}({shape}, {dtype})"

@@ -16,9 +16,10 @@ from ks4stream.errors import CurationWarning, Ks4StreamError, ResultsError
 from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.kilosort_ops import OPS
 from ks4stream.io.objects import Status, status, write_file
-from ks4stream.io.phy import PARAMS, export_phy, params_text
+from ks4stream.io.phy import PARAMS, export_phy, link, params_text
 from ks4stream.io.places import ObjectPath, Place, copy_here, read_whole, size_of
 from ks4stream.io.results_folder import (
+    EARLY,
     EXTRA,
     FEATURES,
     PHY,
@@ -89,8 +90,8 @@ def _some(names: list[str]) -> str:
 def written_early(target: Path, files: Collection[str] = ()) -> Iterator[Path]:
     """Make a folder for files of results that are not complete yet; at the end they are moved into the results folder.
 
-    They count as written by a sort, so that the results folder is not taken for somebody else's. Results that were
-    curated, or that are not ours, are moved into a numbered folder first.
+    They count as written by a sort, so that the results folder is not taken for somebody else's. If a sorting is
+    there, whosever it is, nothing of it is touched: they are kept in :data:`EARLY` until :func:`finish` replaces it.
 
     Parameters
     ----------
@@ -103,15 +104,20 @@ def written_early(target: Path, files: Collection[str] = ()) -> Iterator[Path]:
     ResultsError
         If nothing can be written there.
     """
-    results = ResultsFolder.open(target, files)
+    results = ResultsFolder(target, files)
+    if results.takes_early():
+        results = ResultsFolder.open(target, files)
     with explain_write_errors(target), results.draft() as draft:
         yield draft
-        _warn_of_moved(target, results.add_early(draft))
-
-
-def _warn_of_moved(home: Place, moved: list[Place]) -> None:
-    for aside in moved:
-        warn(f"Earlier results or edits in {home} were moved to {aside}.", CurationWarning)
+        names = sorted(entry.name for entry in draft.iterdir())
+        where = results.add_early(draft)
+    if where == target:
+        return
+    kept = f"{target} holds a sorting, which stays as it is: {_some(names)} was written to {where}"
+    if OPS in names:  # whoever loads it again must know
+        warn(f"{kept}. Load it from there, or save it in another folder.", CurationWarning)
+    else:
+        _log.info("%s until new results replace the sorting.", kept)
 
 
 @dataclass
@@ -203,7 +209,7 @@ def finish(
     preprocessed : iterable of (start, traces), or Path, optional
         For a preprocessed copy, or where one was written: see :func:`ks4stream.io.phy.write_preprocessed_copy`.
     kept : collection of str, optional
-        Names of files that :func:`written_early` has added, which stay although they are not a part of these results.
+        Names of files that :func:`written_early` has added or kept, which are added to these results.
     check : callable, optional
         Called before anything is moved or replaced; raises if the results no longer belong to this run.
 
@@ -221,17 +227,21 @@ def finish(
     from ks4stream.report.plots import write_plots  # imports matplotlib: only if there is something to draw
 
     began, home = time.perf_counter(), results.place
+    early = _kept_early(home, kept) if preprocessed is None else _kept_early(home, {*kept, PREPROCESSED_COPY})
+    if isinstance(preprocessed, Path):
+        preprocessed = early.get(PREPROCESSED_COPY, preprocessed)
     if isinstance(preprocessed, Path) and not preprocessed.is_file():
         raise ResultsError(f"There is no preprocessed copy {preprocessed}; write it before the results.")
     key = fingerprint(sorting)
     wanted = {*PHY, STORE, *EXTRA[: len(EXTRA) * save_extra_vars], *plot_names(sorting)}
-    wanted |= {PREPROCESSED_COPY} if preprocessed is not None else set()
+    wanted |= early.keys() | ({PREPROCESSED_COPY} if preprocessed is not None else set())
     missing = results.missing(key, wanted if save_features else wanted - {*FEATURES})
     if missing is not None:
         missing |= {PARAMS, OPS} if PREPROCESSED_COPY in missing or _is_elsewhere(sorting, results) else set()
         missing |= {STORE} if missing & {*FEATURES} else set()
     if missing == set():
         _log.info("%s already holds this result; nothing in it was touched.", home)
+        results.drop_early()
         return None
     moved: list[Place] = []
     with explain_write_errors(home), results.draft() as draft:
@@ -245,6 +255,9 @@ def finish(
         )
         save_sorting(sorting, draft / STORE, features=save_features)
         write_plots(sorting, draft)
+        for name, file in early.items():
+            if not (draft / name).exists():
+                link(file, draft / name)
         check()
         if missing is None:
             moved = results.replace(draft, key, kept=kept)
@@ -254,7 +267,9 @@ def finish(
                 "them written again, move them away.",
                 CurationWarning,
             )
-    _warn_of_moved(home, moved)
+        results.drop_early()
+    for aside in moved:
+        warn(f"Earlier results or edits in {home} were moved to {aside}.", CurationWarning)
     _log.info(
         "%d units (%d good), %d spikes (%d kept) written to %s in %.1f s",
         sorting.n_units,
@@ -265,6 +280,12 @@ def finish(
         time.perf_counter() - began,
     )
     return moved[0] if moved else None
+
+
+def _kept_early(home: Place, names: Collection[str]) -> dict[str, Path]:
+    """Files with these names that wait for the results."""
+    files = {name: home / EARLY / name for name in names} if isinstance(home, Path) else {}
+    return {name: file for name, file in files.items() if file.is_file()}
 
 
 def plot_names(sorting: Sorting) -> set[str]:

@@ -224,6 +224,79 @@ def test_other_files_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         load_object(tmp_path / "numbers.npy")
 
 
+def text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def an_array(code: str, content: bytes, shape: int) -> bytes:
+    """An array as protocol 5 has it, of bytes in the same words."""
+    made = b"cnumpy.core.numeric\n_frombuffer\n(" + content + b"cnumpy\ndtype\n(" + text(code) + b"K\x00K\x01tR"
+    return made + b"\x8a\x08" + shape.to_bytes(8, "little") + b"\x85" + text("C") + b"tR"
+
+
+def many_copies(n_bytes: int) -> bytes:
+    """The same bytes in a hundred arrays."""
+    content = b"B" + n_bytes.to_bytes(4, "little") + bytes(n_bytes) + b"q\x05"
+    return b"](" + content + 100 * an_array("u1", b"h\x05", n_bytes) + b"e"
+
+
+def shared_lists(depth: int) -> bytes:
+    """A list that contains the same list twice, and so on; written out, 2^depth entries."""
+    return b"]q\x010" + depth * b"]q\x02(h\x01h\x01e0h\x02q\x010" + b"h\x01"
+
+
+HOSTILE: dict[str, tuple[bytes, str]] = {
+    "tuples within tuples as a key": (b"}" + b")" + 1_000_000 * b"\x85" + b"K\x01s", "a tuple is a key"),
+    "a doubled tuple as a key": (b"}" + b")" + 200 * b"2\x86" + b"K\x01s", "a tuple is a key"),
+    "keys at once": (b"}(" + b")" + 200 * b"2\x86" + b"K\x01u", "a tuple is a key"),
+    "keys in the oldest words": (b"()" + 200 * b"2\x86" + b"K\x01d", "a tuple is a key"),
+    "a tuple in a set": (b"\x8f(" + b")" + 200 * b"2\x86" + b"\x90", "a tuple is a key, or in a set"),
+    "a tuple in a frozen set": (b"(" + b")" + 200 * b"2\x86" + b"\x91", "a tuple is a key, or in a set"),
+    "a tuple in an old set": (b"cbuiltins\nset\n(](" + b")" + 200 * b"2\x86" + b"etR", "a tuple is a key, or in"),
+    "bytes that are not there": (b"\x96" + (1 << 40).to_bytes(8, "little") + b"abc", "truncated"),
+    "text without characters": (b"]" + an_array("S0", b"C\x00", 8 * 10**9) + b"a", "without characters"),
+    "copies": (many_copies(100_000), "far larger than the file"),
+    "copies of text": (
+        b"](" + text("x" * 100_000) + b"q\x05" + 100 * (b"cpathlib\nPurePosixPath\n(h\x05tR") + b"e",
+        "far larger than the file",
+    ),
+    "a type of lists": (b"cnumpy\ndtype\n(" + shared_lists(60) + b"K\x00K\x01tR", "arrays of type unknown"),
+    "a shape of lists": (
+        b"cnumpy.core.numeric\n_frombuffer\n(C\x00cnumpy\ndtype\n("
+        + text("u1")
+        + b"tR"
+        + shared_lists(60)
+        + b"X\1\0\0\0CtR",
+        "shape of an array",
+    ),
+    "a reference of lists": (shared_lists(60) + b"Q", "reference to another object"),
+    "a long name": (b"c" + b"x" * 100_000 + b"\ny\n", "x…, which is not read"),
+    "a state of a path": (
+        b"cpathlib\nPurePosixPath\n(X\1\0\0\0atRN}X\4\0\0\0_strK\1s\x86b",
+        "a state was given to a value",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_short_file_takes_neither_time_nor_memory(tmp_path: Path, name: str) -> None:
+    content, said = HOSTILE[name]
+    with pytest.raises(ResultsError, match=said) as caught:
+        load_object(write(tmp_path / "ops.npy", content + b"."))
+    assert len(str(caught.value)) < 1000
+
+
+def test_types_become_their_names(tmp_path: Path) -> None:
+    value = {"data_dtype": np.dtype("int16"), "swapped": [np.dtype(">f4")], "nothing": np.str_("")}
+    found = load_object(write(tmp_path / "ops.npy", pickled(value, 4)))
+    assert found == {"data_dtype": "int16", "swapped": ["float32"], "nothing": ""}
+
+
+def test_other_keys(tmp_path: Path) -> None:
+    value = {Path("a"): 1, None: 2, 1.5: 3, np.int64(4): 4, b"b": 5, True: 6}
+    assert load_object(write(tmp_path / "ops.npy", pickled(value, 4))) == value
+
+
 WHOLE = pickled({name: VALUES[name] for name in ("numbers", "arrays", "paths", "scalars")}, 4)
 
 

@@ -22,6 +22,7 @@ from ks4stream.io.atomic import atomic_write
 from ks4stream.io.objects import listing
 from ks4stream.io.places import ObjectPath, Place, below, place, read_whole, remove
 from ks4stream.io.results_folder import (
+    EARLY,
     EXTRA,
     FEATURES,
     LOG,
@@ -1073,7 +1074,7 @@ def test_large_objects_are_copied_as_well(object_store: Any, monkeypatch: pytest
 # -- before the results are complete ------------------------------------------------------------------
 
 
-def early(where: Place, tmp_path: Path, **files: bytes) -> list[Place]:
+def early(where: Place, tmp_path: Path, **files: bytes) -> Place:
     """Add files early, as plots that are drawn while a sort goes on."""
     draft = tmp_path / "draft"
     draft.mkdir(exist_ok=True)
@@ -1085,9 +1086,9 @@ def early(where: Place, tmp_path: Path, **files: bytes) -> list[Place]:
 def test_early_files_are_ours_and_go_with_the_results(
     write: Any, make_sorting: MakeSorting, where: Place, tmp_path: Path
 ) -> None:
-    assert early(where, tmp_path, drift_amount=b"1", drift_scatter=b"2") == []
+    assert early(where, tmp_path, drift_amount=b"1", drift_scatter=b"2") == where
     assert names(where) == {"drift_amount.png", "drift_scatter.png", RECORD}
-    assert early(where, tmp_path, drift_amount=b"3", diagnostics=b"4") == []
+    assert early(where, tmp_path, drift_amount=b"3", diagnostics=b"4") == where
     assert read_whole(where / "drift_amount.png") == b"3"
     results = ResultsFolder.open(where)
     assert results.somebodys() == [] and results.missing("any", ["diagnostics.png"]) is None
@@ -1097,32 +1098,82 @@ def test_early_files_are_ours_and_go_with_the_results(
     assert ResultsFolder.open(where).somebodys() == []
 
 
-def test_early_files_move_a_curation_before_them(
-    write: Any, make_sorting: MakeSorting, where: Place, tmp_path: Path
-) -> None:
-    write(make_sorting(), where)
+def with_labels(where: Place) -> None:
     put(where / "cluster_group.tsv", "cluster_id\tgroup\n0\tgood\n")
-    before = contents(where)
-    (aside,) = early(where, tmp_path, drift_amount=b"1")
-    assert names(where) == {"drift_amount.png", RECORD}
-    assert {name: content for name, content in contents(aside).items() if name != RECORD} == {
-        name: content for name, content in before.items() if name != RECORD
-    }
-    assert early(where, tmp_path, drift_amount=b"2") == []
-    write(make_sorting(n_units=3), where)
-    assert {name for name, _ in below(where)} >= {"spike_times.npy", STORE}
 
 
-def test_early_files_leave_a_result_that_nobody_touched_until_it_is_replaced(
-    write: Any, make_sorting: MakeSorting, where: Place, tmp_path: Path
+def by_another_sorter(where: Place) -> None:
+    for name in ("spike_times.npy", "ops.npy", "drift_amount.png"):
+        put(where / name, "of another sorter")
+    with_labels(where)
+
+
+@pytest.mark.filterwarnings("ignore::ks4stream.errors.CurationWarning")
+@pytest.mark.parametrize("owner", ["nobody", "curated", "another sorter"])
+def test_early_files_leave_a_sorting_until_it_is_replaced(
+    write: Any, make_sorting: MakeSorting, where: Place, tmp_path: Path, owner: str
 ) -> None:
-    write(make_sorting(), where)
+    if owner == "another sorter":
+        if isinstance(where, Path):
+            where.mkdir()
+        by_another_sorter(where)
+    else:
+        write(make_sorting(), where)
+    if owner == "curated":
+        with_labels(where)
     before = contents(where)
-    assert early(where, tmp_path, drift_amount=b"a picture") == [] and contents(where) == before  # the same again
-    assert early(where, tmp_path, drift_amount=b"1") == []
-    assert contents(where) == {**before, "drift_amount.png": b"1", RECORD: contents(where)[RECORD]}
+    for content in (b"1", b"2"):
+        assert early(where, tmp_path, drift_amount=content) == where / EARLY
+    assert contents(where) == {**before, f"{EARLY}/drift_amount.png": b"2"}
+    aside = write(make_sorting(n_units=3), where)
+    assert (aside is None) == (owner == "nobody")
+    if aside is not None:
+        assert read_whole(aside / "cluster_group.tsv") == before["cluster_group.tsv"]
+    assert read_whole(where / "drift_amount.png") == b"a picture" and EARLY not in names(where)
+    assert ResultsFolder.open(where).somebodys() == []
+
+
+def test_early_files_leave_the_same_result(write: Any, make_sorting: MakeSorting, where: Place, tmp_path: Path) -> None:
     write(make_sorting(), where)
-    assert read_whole(where / "drift_amount.png") == b"a picture"
+    with_labels(where)
+    before = contents(where)
+    early(where, tmp_path, drift_amount=b"1")
+    write(make_sorting(), where)
+    assert contents(where) == before
+
+
+def test_an_early_file_that_was_changed_is_left_alone(where: Place, tmp_path: Path) -> None:
+    assert early(where, tmp_path, drift_amount=b"1") == where
+    put(where / "drift_amount.png", "mine")
+    assert early(where, tmp_path, drift_amount=b"2") == where / EARLY
+    assert read_whole(where / "drift_amount.png") == b"mine"
+    assert ResultsFolder.open(where).somebodys() == ["drift_amount.png"]
+
+
+def test_early_files_make_a_sorting_of_nothing_else(where: Place, tmp_path: Path) -> None:
+    """Tables of a user that only look like those of a sorting."""
+    others = {"metrics.csv": b"cluster_id,snr\n0,3\n", "spike_counts.npy": b"1", "cluster_info.tsv": b"2"}
+    if isinstance(where, Path):
+        where.mkdir()
+    for name, content in others.items():
+        put(where / name, content)
+    assert early(where, tmp_path, drift_amount=b"1") == early(where, tmp_path, drift_scatter=b"2") == where
+    assert ResultsFolder.open(where).somebodys() == []
+    assert others.items() <= contents(where).items() and not ResultsFolder.open(where).holds_sorting()
+
+
+def test_files_of_results_are_exchanged(write: Any, make_sorting: MakeSorting, tmp_path: Path) -> None:
+    where = tmp_path / "kilosort4"
+    write(make_sorting(), where)
+    put(where / "drift_amount.png", "changed")
+    (tmp_path / "draft").mkdir()
+    for name in ("diagnostics.png", "drift_amount.png", "temp_wh.dat", "ops.npy"):
+        (tmp_path / "draft" / name).write_bytes(b"1")
+    results = ResultsFolder.open(where)
+    results.exchange(tmp_path / "draft")
+    assert read_whole(where / "drift_amount.png") == read_whole(where / "ops.npy") == b"1"
+    assert results.somebodys() == ["drift_amount.png", "ops.npy"]
+    assert results.holds_sorting() and results.missing(fingerprint(make_sorting()), ["temp_wh.dat"]) == set()
 
 
 def test_a_kill_while_early_files_are_added_leaves_only_ours(
@@ -1157,6 +1208,33 @@ def test_an_early_file_that_is_kept_belongs_to_the_results_afterwards(
     assert read_whole(where / "drift_amount.png") == b"2"
     write(make_sorting(n_units=3, drift=None, peaks=None), where)
     assert "drift_amount.png" not in names(where)
+
+
+@pytest.mark.filterwarnings("ignore::ks4stream.errors.CurationWarning")
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_a_preprocessed_copy_beside_another_result_is_added_to_the_next(
+    write: Any, make_sorting: MakeSorting, tmp_path: Path, is_shown: bool
+) -> None:
+    sorting, where = make_sorting(), tmp_path / "kilosort4"
+    write(make_sorting(n_units=3), where)
+    with_labels(where)
+    content = b"\1\2" * (sorting.n_samples * sorting.n_chan_file)
+    with written_early(where) as draft:
+        (draft / "temp_wh.dat").write_bytes(content)
+    assert "temp_wh.dat" not in names(where) and ResultsFolder(where).somebodys() == ["cluster_group.tsv"]
+    copy = where / "temp_wh.dat"
+    assert write(sorting, where, kept={copy.name}, preprocessed=copy if is_shown else None) == tmp_path / "kilosort4-1"
+    assert copy.read_bytes() == content and EARLY not in names(where)
+    assert ("temp_wh.dat" in (where / "params.py").read_text()) == is_shown
+    with written_early(where) as draft:  # of the same result, which has it
+        (draft / "temp_wh.dat").write_bytes(content)
+    assert write(sorting, where, kept={copy.name}) is None and EARLY not in names(where)
+    assert ResultsFolder.open(where).somebodys() == []
+    copy.unlink()
+    with written_early(where) as draft:  # of the same result, which lacks it
+        (draft / "temp_wh.dat").write_bytes(content)
+    write(sorting, where, kept={copy.name})
+    assert copy.read_bytes() == content and ResultsFolder.open(where).somebodys() == []
 
 
 @pytest.mark.parametrize("has_links", [True, False])

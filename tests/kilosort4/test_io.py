@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from ks4stream import simulate
 from ks4stream.errors import CurationWarning, OpsError, ProbeError, RecordingError, ResultsError
 from ks4stream.io import probes
-from ks4stream.io.phy import write_preprocessed_copy
+from ks4stream.io.kilosort_ops import ops_from_sorting
+from ks4stream.io.phy import export_phy, write_preprocessed_copy
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.kilosort4 import arguments, io
@@ -28,6 +30,7 @@ from ks4stream.kilosort4.io import (
     save_ops,
     save_preprocessing,
     save_probe,
+    save_to_phy,
     select_shank,
 )
 from ks4stream.kilosort4.parts import compute_preprocessing, initialize_ops, set_files
@@ -345,6 +348,7 @@ def test_the_preprocessed_copy_is_a_part_of_the_results(
 def test_nothing_is_left_of_a_copy_that_fails(begun: dict[str, Any], tmp_path: Path) -> None:
     class Broken:
         n_chan_bin, total_samples, chan_map = 7, 60_000, np.arange(6)
+        recording = SimpleNamespace(files=())
 
         def cores(self, ops: Any) -> Any:
             yield 0, np.zeros((10, 6), np.float32)
@@ -357,24 +361,113 @@ def test_nothing_is_left_of_a_copy_that_fails(begun: dict[str, Any], tmp_path: P
         assert not list(folder.iterdir())
 
 
-def test_intermediate_ops_move_a_curation_and_final_ones_do_not(begun: dict[str, Any], tmp_path: Path) -> None:
-    folder = tmp_path / "kilosort4"
+@pytest.fixture
+def finished(make_sorting: Any, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """A folder with curated results, and their `ops`."""
+    folder, sorting = tmp_path / "kilosort4", make_sorting()
+    with ResultsFolder.open(folder).draft() as draft:
+        export_phy(sorting, draft, home=folder)
+        ResultsFolder.open(folder).replace(draft, "key")
+    (folder / "cluster_group.tsv").write_text("cluster_id\tgroup\n0\tgood\n")
+    return folder, ops_from_sorting(sorting, folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_only_the_ops_of_results_is_written_to_them(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, ops = finished
+    before = contents(folder)
+    others = {
+        "begun": {name: value for name, value in ops.items() if not name.startswith("n_units")},
+        "a setting was changed": ops | {"Th_learned": 7.5},
+        "of other spikes": ops | {"n_spikes": 1},
+        "of another recording": ops | {"ks4stream": {"provenance": {"recording_digest": "0"}}},
+        "of Kilosort4": {name: value for name, value in ops.items() if name != "ks4stream"},
+    }
+    for name, other in others.items():
+        with pytest.warns(CurationWarning, match=r"ops\.npy was written to .*ks4stream\.early"):
+            save_ops(other | {"name": name}, folder)
+        assert load_ops(folder / "ks4stream.early" / "ops.npy", CPU)["name"] == name
+        assert contents(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["kilosort4"]
+    save_ops(ops | {"name": "of these"}, folder)
+    assert load_ops(folder / "ops.npy", CPU)["name"] == "of these"
+    assert ResultsFolder.open(folder).somebodys() == ["cluster_group.tsv", "ops.npy"]
+
+
+def test_another_sorters_ops_stays(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    _, ops = finished
+    folder = tmp_path / "theirs"
     folder.mkdir()
-    for name in ("spike_times.npy", "ops.npy"):
+    for name in ("spike_times.npy", "ops.npy", "cluster_group.tsv"):
         (folder / name).write_bytes(b"of another sorter")
-    final = copied(begun, folder, n_units_total=3)
-    save_ops(final, folder)
-    assert (folder / "spike_times.npy").exists() and load_ops(folder / "ops.npy")["n_units_total"] == 3
-    with pytest.warns(CurationWarning, match="were moved to"):
-        save_ops(copied(begun, folder))
-    assert not (folder / "spike_times.npy").exists() and (tmp_path / "kilosort4-1" / "spike_times.npy").exists()
-    assert "n_units_total" not in load_ops(folder / "ops.npy")
+    before = contents(folder)
+    for other in (ops, ops | {"results_dir": folder}):
+        with pytest.warns(CurationWarning, match="stays as it is"):
+            save_ops(other, folder)
+        assert contents(folder) == before
+
+
+def test_the_preprocessed_copy_waits_beside_other_results(
+    begun: dict[str, Any], finished: tuple[Path, dict[str, Any]]
+) -> None:
+    folder, _ = finished
+    before, ops = contents(folder), copied(begun, finished[0])
+    save_preprocessing(folder / "temp_wh.dat", ops, bfile_from_ops(ops, device=CPU))
+    assert contents(folder) == before and ops["ks4stream"]["has_copy"]
+    assert (folder / "ks4stream.early" / "temp_wh.dat").stat().st_size == 2 * 7 * 60_000
+
+
+def test_the_recording_and_other_files_are_never_replaced(begun: dict[str, Any], tmp_path: Path) -> None:
+    recording = tmp_path / "recording.bin"
+    recording.write_bytes(Path(begun["filename"][0]).read_bytes())
+    (tmp_path / "link.bin").symlink_to(recording)
+    (tmp_path / "mine.bin").write_bytes(b"mine")
+    before = contents(tmp_path)
+    ops = copied(begun, tmp_path / "kilosort4")
+    bfile = bfile_from_ops(ops, filename=recording, device=CPU)
+    for name in ("recording.bin", "link.bin"):
+        with pytest.raises(ResultsError, match="is the recording"):
+            save_preprocessing(tmp_path / name, ops, bfile)
+        with pytest.raises(ResultsError, match="is the recording"):
+            save_preprocessing(tmp_path / name, ops, bfile_path=recording)
+    with pytest.raises(ResultsError, match="exists, and is not replaced"):
+        save_preprocessing(tmp_path / "mine.bin", ops, bfile)
+    with pytest.raises(ResultsError, match="is the recording"):
+        save_preprocessing(begun["filename"][0], ops, bfile)
+    assert contents(tmp_path) == before
+
+
+def test_an_ops_is_not_changed_by_functions_that_only_read_it(begun: dict[str, Any], tmp_path: Path) -> None:
+    ops = copied(begun, tmp_path)
+    for name in ("provenance", "recording"):
+        del ops["ks4stream"][name]
+    before = set(ops["ks4stream"])
+    bfile_from_ops(ops, device=CPU)
+    assert set(ops["ks4stream"]) == before
+    with pytest.raises(OpsError):
+        save_to_phy(np.zeros((0, 3)), np.zeros(0), np.zeros((0, 1, 1)), np.zeros((0, 6, 1)), None, ops, 0)
+    assert set(ops["ks4stream"]) == before
+    without = {name: value for name, value in begun.items() if name != "ks4stream"}
+    bfile_from_ops(without, device=CPU)
+    assert "ks4stream" not in without
+
+
+def test_a_list_of_tensors_that_is_none(tmp_path: Path) -> None:
+    for value in (5, "wPCA", [["a"]], {"a": 1}, np.arange(2)):
+        np.save(tmp_path / "ops.npy", np.array({"is_tensor": value}, dtype=object), allow_pickle=True)
+        with pytest.raises(ResultsError, match="its is_tensor is not a list"):
+            load_ops(tmp_path / "ops.npy", CPU)
+    np.save(tmp_path / "ops.npy", np.array({"is_tensor": None}, dtype=object), allow_pickle=True)
+    assert load_ops(tmp_path / "ops.npy", CPU) == {"is_tensor": None}
 
 
 def test_the_recording_in_the_results_folder_is_left_alone(begun: dict[str, Any]) -> None:
-    folder = Path(begun["filename"][0]).parent
+    folder, bfile = Path(begun["filename"][0]).parent, bfile_from_ops(begun, device=CPU)
     with pytest.raises(ResultsError, match="is the recording"):
-        save_preprocessing(folder / "temp_wh.dat", copied(begun, folder, filename=[folder / "temp_wh.dat"]), object())  # type: ignore[arg-type]
+        save_preprocessing(folder / "temp_wh.dat", copied(begun, folder, filename=[folder / "temp_wh.dat"]), bfile)
 
 
 def test_all_names_are_there() -> None:

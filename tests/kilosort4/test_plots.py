@@ -13,6 +13,7 @@ from ks4stream.errors import OpsError, ResultsError
 from ks4stream.io.kilosort_ops import ops_from_sorting
 from ks4stream.io.phy import export_phy
 from ks4stream.io.results_folder import ResultsFolder
+from ks4stream.io.run_store import open_store
 from ks4stream.kilosort4 import plots
 from ks4stream.kilosort4.plots import plot_diagnostics, plot_drift_amount, plot_drift_scatter, plot_spike_positions
 from ks4stream.report import plots as drawing
@@ -133,3 +134,55 @@ def test_of_finished_results_a_plot_is_replaced_in_its_place(
     plot_drift_amount(ops_from_sorting(sorting, folder), folder)
     assert (folder / "drift_amount.png").read_text() == "a picture"
     assert (folder / "spike_times.npy").exists() and [path.name for path in tmp_path.iterdir()] == ["kilosort4"]
+
+
+def test_plots_touch_nothing_else(
+    ops: dict[str, Any], make_sorting: Any, tmp_path: Path, drawn: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither other results, whosever they are, nor files of a folder for figures."""
+    st0, sorting = np.ones((3, 6)), make_sorting()
+    theirs, figures, ours = (tmp_path / name for name in ("theirs", "figures", "kilosort4"))
+    for folder, names in (
+        (theirs, ("spike_times.npy", "cluster_group.tsv", "drift_amount.png")),
+        (figures, ("metrics.csv", "spike_counts.npy", "notes.txt")),
+    ):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text("cluster_id,snr\n0,3\n")
+    with ResultsFolder.open(ours).draft() as draft:
+        export_phy(sorting, draft, home=ours)
+        ResultsFolder.open(ours).replace(draft, "key")
+    (ours / "cluster_group.tsv").write_text("cluster_id\tgroup\n0\tgood\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with caplog.at_level("INFO", "ks4stream"):
+        for folder in (theirs, figures, ours):
+            plot_drift_amount(ops, folder)
+            plot_drift_scatter(st0, folder)
+            plot_diagnostics(sorting.unit_features, sorting.unit, ops, folder)
+    assert "which stays as it is: drift_scatter.png was written to" in caplog.text
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert before.items() <= after.items()
+    plotted = {"drift_amount.png", "drift_scatter.png", "diagnostics.png"}
+    assert {path.relative_to(tmp_path).as_posix() for path in after.keys() - before.keys()} == {
+        *(f"{folder}/ks4stream.early/{name}" for folder in ("theirs", "kilosort4") for name in plotted),
+        *(f"figures/{name}" for name in plotted),
+    }
+
+
+def test_plots_of_a_run_belong_to_its_results(tmp_path: Path, drawn: list[Any]) -> None:
+    with open_store(tmp_path / "run", data="0"):
+        pass
+    plot_drift_scatter(np.ones((3, 6)), tmp_path)
+    assert (tmp_path / "ks4stream.json").exists() and ResultsFolder.open(tmp_path).somebodys() == []
+
+
+def test_a_plot_that_is_drawn_again_stays_ours(make_sorting: Any, tmp_path: Path, drawn: list[Any]) -> None:
+    sorting = make_sorting()
+    with ResultsFolder.open(tmp_path).draft() as draft:
+        export_phy(sorting, draft, home=tmp_path)
+        (draft / "spike_positions.png").write_text("another picture")
+        ResultsFolder.open(tmp_path).replace(draft, "key")
+    plot_spike_positions(sorting.unit, sorting.refractory, tmp_path)
+    plot_drift_amount(ops_from_sorting(sorting, tmp_path), tmp_path)
+    results = ResultsFolder.open(tmp_path)
+    assert results.somebodys() == [] and results.missing("key", ["spike_positions.png", "drift_amount.png"]) == set()

@@ -53,3 +53,38 @@ def test_dictionaries_as_source() -> None:
     exec(ops_as_string(ops), {"torch": torch}, found)
     assert found["ops"].keys() == {"nt", "x_centers", "wPCA"} and torch.equal(found["ops"]["wPCA"], torch.eye(2))
     assert "torch.zeros" in ops_as_string({"tF": torch.zeros(100, 100)})
+
+
+def test_whatever_an_ops_holds_is_source() -> None:
+    """Infinities, paths, scalars, and what is not written out, also within other values."""
+    ops = {
+        "tmax": np.inf,
+        "position_limit": np.float32(100),
+        "none": np.array([np.nan, -np.inf]),
+        "filename": [Path("a  # b") / "c.bin"],
+        "pair": (1,),
+        "nothing": (),
+        "flags": {"a": np.bool_(True), "b": {2}, 3: frozenset({1j})},
+        "text": "two  # words",
+        "types": [np.dtype("int16"), torch.device("cpu")],
+        "wPCA": torch.tensor([[1, np.inf]], dtype=torch.float64),
+        "of_objects": np.array([None, 1.5], dtype=object),
+        "empty": np.zeros((0, 3)),
+        "ks4stream": {"peaks": {"sample": np.ones(2000)}, "after": 1},
+        "tF": torch.ones(50, 50),
+        "progress": print,
+    }
+    source = ops_as_string(ops)
+    found: dict = {}
+    exec(source, {"np": np, "torch": torch}, found)
+    found = found["ops"]
+    assert found.keys() == ops.keys()
+    for name in ("tmax", "position_limit", "pair", "nothing", "flags", "text"):
+        assert found[name] == ops[name]
+    for name in ("none", "wPCA", "empty"):
+        np.testing.assert_array_equal(found[name], ops[name])
+        assert found[name].dtype == ops[name].dtype and found[name].shape == ops[name].shape
+    assert found["filename"] == [str(ops["filename"][0])] and found["types"] == ["int16", "cpu"]
+    assert found["of_objects"].tolist() == [None, 1.5] and found["progress"] is None
+    assert found["ks4stream"]["after"] == 1 and not found["ks4stream"]["peaks"]["sample"].any()
+    assert found["tF"].shape == (50, 50) and "# not the values of: 50×50 numbers" in source
