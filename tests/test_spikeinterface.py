@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clusters import users_cluster
 
 import ks4stream
 from ks4stream import simulate
@@ -245,11 +246,9 @@ def test_a_zarr_folder_of_spikeinterface(path: Path, expected: Any, tmp_path: Pa
 def test_a_lazy_recording_is_sorted_by_worker_processes(path: Path, expected: Any, tmp_path: Path) -> None:
     """Preprocessing of SpikeInterface that changes nothing, read in slices by other processes."""
     preprocessing = pytest.importorskip("spikeinterface.preprocessing")
-    from distributed import Client, LocalCluster
-
     recording = preprocessing.scale(binary(path), gain=1.0, dtype="int16")
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
-        found = run(recording, tmp_path / "o", scheduler=cluster.scheduler_address)
+    with users_cluster(2, processes=True) as client:
+        found = run(recording, tmp_path / "o", scheduler=client.scheduler.address)
     assert_same(found, expected)
     params = (tmp_path / "o" / "sorter_output" / "params.py").read_text(encoding="utf-8")
     assert "read through SpikeInterface (ScaleRecording)" in params
