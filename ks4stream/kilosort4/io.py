@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.engine import gpus
 from ks4stream.errors import Ks4StreamError, OpsError, ProbeError, RecordingError, ResultsError, SettingsError
+from ks4stream.geometry import vertical_pitch_um
 from ks4stream.io import probes
 from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.kilosort_ops import OPS, write_ops
@@ -28,7 +30,7 @@ from ks4stream.io.results_folder import PREPROCESSED_COPY, RECORD, ResultsFolder
 from ks4stream.io.run_store import MANIFEST
 from ks4stream.kilosort4.arguments import files_of, given_places, only_binary
 from ks4stream.kilosort4.binary import BinaryFiltered, BinaryRWFile
-from ks4stream.kilosort4.ops import OWN, folder_of, probe_words, recording_of, settings_of, tiles_of
+from ks4stream.kilosort4.ops import OWN, folder_of, probe_of, probe_words, recording_of, settings_of, tiles_of
 from ks4stream.kilosort4.parts import save_sorting
 from ks4stream.kilosort4.utils import PROBE_DIR
 from ks4stream.probe import Probe
@@ -467,7 +469,9 @@ def _is_of_results(ops: Mapping[str, Any], folder: Path) -> bool:
 
 def _identity(ops: Mapping[str, Any]) -> tuple[Any, ...]:
     digest = ops[OWN]["provenance"]["recording_digest"]
-    return str(digest), int(ops["n_units_total"]), int(ops["n_spikes"]), settings_of(ops)
+    settings = settings_of(ops)
+    settings = replace(settings, dmin=settings.dmin or vertical_pitch_um(probe_of(ops)))  # as it is stored
+    return str(digest), int(ops["n_units_total"]), int(ops["n_spikes"]), settings
 
 
 def save_to_phy(

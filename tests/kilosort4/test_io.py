@@ -392,7 +392,7 @@ def test_only_the_ops_of_results_is_written_to_them(finished: tuple[Path, dict[s
         assert load_ops(folder / "ks4stream.early" / "ops.npy", CPU)["name"] == name
         assert contents(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["kilosort4"]
-    save_ops(ops | {"name": "of these"}, folder)
+    save_ops(ops | {"name": "of these", "dmin": None}, folder)  # as it is before it is stored
     assert load_ops(folder / "ops.npy", CPU)["name"] == "of these"
     assert ResultsFolder.open(folder).somebodys() == ["cluster_group.tsv", "ops.npy"]
 
