@@ -264,17 +264,11 @@ def test_a_recording_in_memory_is_sorted_in_this_process(path: Path, expected: A
 
 @pytest.mark.slow
 def test_a_recording_that_other_processes_cannot_read_is_refused_before_work(path: Path) -> None:
-    from distributed import Client, LocalCluster
-
     samples = np.fromfile(path, np.int16).reshape(-1, 16)
     extractor = with_contacts(core.NumpyRecording([samples], RATE), PROBE.positions_um)
     extractor._serializability["memory"] = False
     recording = ks4stream.open_recording(extractor)
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster),
-        pytest.raises(RecordingError, match="exists only in this process"),
-    ):
+    with users_cluster(1), pytest.raises(RecordingError, match="exists only in this process"):
         ks4stream.sort(recording)
 
 

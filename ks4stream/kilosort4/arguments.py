@@ -193,7 +193,7 @@ def progress_of(bar: Any) -> Progress | None:
     show = getattr(bar, "emit", None) or getattr(bar, "setValue", None)  # a Qt signal, a Qt progress bar
     if show is not None:
         return lambda stage, done, total: show(100 * done // max(total, 1))
-    if hasattr(bar, "update"):
+    if hasattr(bar, "update") and hasattr(bar, "reset"):
         return _Tqdm(bar)
     if callable(bar):
         found: Progress = bar
