@@ -201,13 +201,13 @@ class Scheduler:
     address = "tcp://node:8786"
 
 
-class Client:
+class PretendedClient:
     """Stands in for a Dask client."""
 
     scheduler = Scheduler()
 
 
-Client.__module__ = "distributed.client"
+PretendedClient.__module__ = "distributed.client"
 
 OPS: dict[str, Any] = {
     "wPCA": torch.arange(6.0).reshape(2, 3),
@@ -216,7 +216,7 @@ OPS: dict[str, Any] = {
     "nested": {"a": [torch.ones(2), (np.float32(1.5), {1})], "objects": np.array([None, "x"], dtype=object)},
     "filename": [Path("/data/recording.bin")],
     "device": torch.device("cpu"),
-    "client": Client(),
+    "client": PretendedClient(),
     "nothing": None,
     "flag": np.bool_(True),
     "tmax": np.inf,
