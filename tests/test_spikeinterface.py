@@ -268,7 +268,8 @@ def test_a_recording_that_other_processes_cannot_read_is_refused_before_work(pat
     extractor = with_contacts(core.NumpyRecording([samples], RATE), PROBE.positions_um)
     extractor._serializability["memory"] = False
     recording = ks4stream.open_recording(extractor)
-    with users_cluster(1), pytest.raises(RecordingError, match="exists only in this process"):
+    refused = pytest.raises(RecordingError, match="exists only in this process")
+    with users_cluster(1, processes=True), refused:
         ks4stream.sort(recording)
 
 

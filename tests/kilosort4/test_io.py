@@ -197,14 +197,14 @@ def test_a_recording_of_spikeinterface_itself(tmp_path: Path) -> None:
 # -- ops -------------------------------------------------------------------------------------------------
 
 
-class Scheduler:
+class PretendedScheduler:
     address = "tcp://node:8786"
 
 
 class PretendedClient:
     """Stands in for a Dask client."""
 
-    scheduler = Scheduler()
+    scheduler = PretendedScheduler()
 
 
 PretendedClient.__module__ = "distributed.client"
