@@ -103,7 +103,7 @@ def test_what_cannot_be_used_is_refused_before_work(tmp_path: Path) -> None:
 def drifting() -> simulate.SimulatedRecording:
     return simulate.simulate(
         simulate.linear_probe(24),
-        60.0,
+        30.0,
         seed=4,
         n_units=14,
         drift="rigid",

@@ -85,7 +85,7 @@ def write_nwb(
         If pynwb is not installed, or too old.
     ResultsError
         If the file exists or cannot be written, the start of the session is not known, the metadata do not fit NWB, or
-        the sorting has no probe.
+        the sorting lacks a probe.
     """
     _require_pynwb()
     import h5py
@@ -93,7 +93,7 @@ def write_nwb(
 
     path = _target(file, overwrite)
     if sorting.probe is None:
-        raise ResultsError("The sorting has no probe, and NWB needs the positions of its channels. Sort with a probe.")
+        raise ResultsError("NWB needs the positions of the channels, which this sorting lacks. Sort with a probe.")
     contents = _empty_file(sorting, session_start, metadata or {})
     if sorting.gain_uv is None:
         warn(

@@ -345,7 +345,7 @@ def write_preprocessed_copy(
     Raises
     ------
     ResultsError
-        If there is no probe, or the file has another size than the recording's traces.
+        If the sorting lacks a probe, or the file does not have the size of the recording's traces.
     """
     if sorting.probe is None:
         raise ResultsError("The sorting has no probe, so the columns of the preprocessed copy are not known.")

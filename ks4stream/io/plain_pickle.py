@@ -57,15 +57,15 @@ def load_object(path: str | os.PathLike[str]) -> Any:
     Raises
     ------
     ResultsError
-        If there is no such file, it is too large or damaged, or it holds an object of any other class; the message
-        names the class.
+        If the file does not exist, is too large or damaged, or contains an object of any other class, which the
+        message names.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             content = io.BytesIO(file.read(MAX_BYTES + 1))
     except FileNotFoundError as error:
-        raise ResultsError(f"There is no file {path}.") from error
+        raise ResultsError(f"{path} does not exist.") from error
     except OSError as error:
         raise ResultsError(f"{path} cannot be read: {error.strerror or error}.") from error
     if content.getbuffer().nbytes > MAX_BYTES:

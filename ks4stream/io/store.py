@@ -116,7 +116,7 @@ def map_sorting(path: str | os.PathLike[str]) -> Sorting:
     Raises
     ------
     ResultsError
-        If there is no such store, it was written by something else, or the temporary folder is full.
+        If the store does not exist or was written by something else, or the temporary folder is full.
     """
     return _load(path, _mapped, leave_out=("features",))
 

@@ -93,7 +93,7 @@ def results_folder(places: Mapping[str, Any], files: Sequence[PathLike]) -> Path
         return default_results_dir(files[0])
     if places.get("data_dir") is not None:
         return Path(places["data_dir"]) / "kilosort4"
-    raise SettingsError("With file_object there is no folder for the results; give results_dir.")
+    raise SettingsError("A file_object does not say where results go; give results_dir.")
 
 
 def opened(

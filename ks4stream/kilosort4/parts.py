@@ -520,7 +520,7 @@ def _cluster(
     run, tiles, settings = at.run, at.tiles, at.settings
     _, regions = layout(tiles, settings)
     waveforms = waveforms_of(ops)
-    check_spikes(ops, st, features, len(template_channels_of(ops)))
+    check_spikes(ops, st, features)
     spikes = spikes_from(run, tiles, regions, st, features, template_channels_of(ops), artifacts_of(ops))
     units = cluster(run, tiles, settings, waveforms, spikes)
     return run.do(Join(settings, units, spikes, waveforms, tiles.probe)), units.features
@@ -619,17 +619,13 @@ def sorting_of(
     st, features, unit_features = array(st, np.float64), array(tF, np.float32), array(Wall, np.float32)
     unit = array(clu, np.float64)
     channels = template_channels_of(ops)
-    check_spikes(ops, st, features, len(channels))
+    check_spikes(ops, st, features)
     _check_units(unit, unit_features, len(st), probe_of(ops).n_channels)
     unit = unit.astype(np.int32)
     if int(imin) != tiling_in(ops).start:
         raise OpsError(f"imin={imin}, but sorting began at sample {tiling_in(ops).start}. Pass bfile.imin.")
-    settings, waveforms, probe, rate = (
-        settings_of(ops),
-        waveforms_of(ops),
-        probe_of(ops),
-        float(sorted_of(ops)["sampling_rate_hz"]),
-    )
+    settings, waveforms, probe = settings_of(ops), waveforms_of(ops), probe_of(ops)
+    rate = float(sorted_of(ops)["sampling_rate_hz"])
     order = in_order(st, unit)
     if np.any(np.diff(order) != 1):  # changed by the caller
         st, unit, features = st[order], unit[order], features[order]

@@ -126,7 +126,7 @@ def spikes_from(
     )
 
 
-def check_spikes(ops: dict[str, Any], st: NDArray[np.float64], tF: NDArray[np.float32], n_templates: int) -> None:
+def check_spikes(ops: dict[str, Any], st: NDArray[np.float64], tF: NDArray[np.float32]) -> None:
     """Check that spikes fit each other, the templates and the recording.
 
     Raises
@@ -139,13 +139,15 @@ def check_spikes(ops: dict[str, Any], st: NDArray[np.float64], tF: NDArray[np.fl
             f"st has shape {st.shape} and tF {tuple(tF.shape)}; they must be (n_spikes, 3) and (n_spikes, "
             "nearest_chans, n_pcs), as detect_spikes returns them. Drop the same spikes from both."
         )
-    wanted = (template_channels_of(ops).shape[1], settings_of(ops).n_pcs)
+    n_templates, n_slots = template_channels_of(ops).shape
+    wanted = (n_slots, settings_of(ops).n_pcs)
     if tF.shape[1:] != wanted:
         raise OpsError(f"tF has shape {tuple(tF.shape)}; it must be (n_spikes, {wanted[0]}, {wanted[1]}), by ops.")
-    tiling = tiling_in(ops)
+    tiling, nt = tiling_in(ops), settings_of(ops).nt
     if not np.isfinite(st).all():
         raise OpsError("st has values that are not numbers. Drop these spikes, from tF as well.")
-    if len(st) and not (st[:, 0].min() >= 0 and st[:, 0].max() < tiling.stop - tiling.start):
+    # Merging moves spikes of a unit by up to nt, so that those at the ends may lie a little outside.
+    if len(st) and not (st[:, 0].min() >= -nt and st[:, 0].max() < tiling.stop - tiling.start + nt):
         raise OpsError(
             f"st has times from {st[:, 0].min():.0f} to {st[:, 0].max():.0f}, but {tiling.stop - tiling.start} samples "
             "are sorted. Times count from the first sorted sample."

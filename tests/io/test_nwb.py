@@ -250,7 +250,7 @@ def test_a_failure_leaves_the_old_file_and_no_draft(sorting, tmp_path, monkeypat
         ({}, {"session_start": "yesterday"}, "'yesterday' is not a time like 2026"),
         ({}, {"session_start": 2026}, "2026 is not a time; give"),
         ({}, {"session_start": None, "metadata": {"session_start_time": 2026}}, "2026 is not a time; give"),
-        ({"probe": None}, {}, "no probe"),
+        ({"probe": None}, {}, "which this sorting lacks"),
         ({}, {"metadata": {"weather": "fine"}}, "metadata do not fit NWB.*weather"),
         ({}, {"metadata": {"subject": {"date_of_birth": "spring"}}}, "metadata do not fit NWB.*spring"),
         ({}, {"file": "s3://bucket/a.nwb"}, "not on a disk"),

@@ -209,7 +209,7 @@ def test_an_array_that_contradicts_itself_is_an_error(tmp_path: Path, name: str)
 
 
 def test_other_files_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ResultsError, match="There is no file"):
+    with pytest.raises(ResultsError, match="does not exist"):
         load_object(tmp_path / "nowhere.npy")
     with pytest.raises(ResultsError, match="cannot be read"):
         load_object(tmp_path)

@@ -257,7 +257,7 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
 
 
 def test_other_files_are_not_ops(tmp_path: Path) -> None:
-    with pytest.raises(ResultsError, match="There is no file"):
+    with pytest.raises(ResultsError, match="does not exist"):
         load_ops(tmp_path / "ops.npy")
     np.save(tmp_path / "list.npy", np.array([[1, None]], dtype=object)[:, :1].reshape(()), allow_pickle=True)
     with pytest.raises(ResultsError, match="not the dictionary"):

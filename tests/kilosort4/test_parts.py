@@ -104,6 +104,13 @@ def assert_same(one, other):
         assert a.tobytes() == b.tobytes(), name
 
 
+@pytest.fixture(autouse=True)
+def no_plots(request, monkeypatch):
+    """Pictures take longer than a sort of five seconds; one test compares them."""
+    if "test_one_by_one" not in request.node.name:
+        monkeypatch.setattr("ks4stream.report.plots.write_plots", lambda *_: [])
+
+
 # -- together they are the whole ---------------------------------------------------------------------------
 
 
@@ -368,6 +375,8 @@ def test_impossible_spikes_and_units_are_refused(scene, tmp_path):
     clu, Wall, st, tF = cluster_spikes(st, tF.to(torch.bfloat16), ops, CPU, bfile)
     with pytest.raises(OpsError, match="Change clu and Wall together"):
         save_sorting(ops, tmp_path, st, clu + 0.5, tF, Wall, bfile.imin)
+    moved = np.where(np.arange(len(st))[:, None] == 0, [-5, 0, 1], st)  # as merging may move the first spike
+    assert save_sorting(ops, tmp_path, moved, clu, tF, Wall, bfile.imin)[-1][0]
     with pytest.raises(OpsError, match=r"Pass bfile.imin"):
         save_sorting(ops, tmp_path, st, clu, tF, Wall, bfile.imin + 5)
 

@@ -39,6 +39,13 @@ def under_its_name() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take longer than a sort of five seconds; the first test sees them."""
+    if "verbose" not in request.fixturenames:
+        monkeypatch.setattr("ks4stream.report.plots.write_plots", lambda *_: [])
+
+
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recording") / "recording.bin"

@@ -36,7 +36,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     probe = simulate.linear_probe(12, pitch_um=20)
     recording = simulate.simulate(
         probe,
-        8.0,
+        5.0,
         seed=3,
         n_units=6,
         drift="rigid",
@@ -46,7 +46,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
         hash_per_channel=0,
     )
     path = tmp_path_factory.mktemp("scene") / "recording.bin"
-    recording.read(0, 240_000).tofile(path)
+    recording.read(0, 150_000).tofile(path)
     words = {"chanMap": probe.chan_map, "xc": probe.x_um, "yc": probe.y_um, "kcoords": probe.shank, "n_chan": 12}
     return path, words, {"n_chan_bin": 12, "batch_size": 15_000, "nearest_chans": 8}
 

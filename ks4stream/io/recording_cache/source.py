@@ -29,7 +29,8 @@ from ks4stream.errors import ResultsError
 from ks4stream.io.atomic import atomic_write
 from ks4stream.io.recording_cache.account import ROOM, take
 from ks4stream.io.recording_cache.folders import USE, is_ours, remove_lock, remove_stale, temporary_folder, was_left
-from ks4stream.recording import BaseSource, FlatFile, Source
+from ks4stream.io.sources.base import OfSource
+from ks4stream.recording import FlatFile, Source
 
 FETCHES = 16  # concurrent fetches of pieces in one process
 LOCKS = 64  # lock files with which processes agree on who fetches a piece
@@ -50,7 +51,7 @@ class _State:
 
 
 @dataclass(frozen=True)
-class CachedSource(BaseSource):
+class CachedSource(OfSource):
     """A source whose samples are fetched once and read again from the disk of the machine that reads.
 
     Attributes
@@ -84,34 +85,9 @@ class CachedSource(BaseSource):
         return type(self), (self.source, self.key, self.piece_samples, self.folder, self.limit_bytes, self.is_private)
 
     @property
-    def only_here(self) -> str:
-        """Why other processes cannot read the samples; empty if they can."""
-        return self.source.only_here
-
-    @property
-    def n_samples(self) -> int:
-        """Number of samples per channel."""
-        return self.source.n_samples
-
-    @property
-    def n_channels(self) -> int:
-        """Number of channels."""
-        return self.source.n_channels
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the samples as they are delivered."""
-        return self.source.dtype
-
-    @property
     def flat_files(self) -> tuple[FlatFile, ...] | str:
         """The source's."""
         return self.source.flat_files
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether the source is remote."""
-        return self.source.is_remote
 
     @property
     def is_flat(self) -> bool:
@@ -132,11 +108,6 @@ class CachedSource(BaseSource):
     def digest(self) -> str:
         """The source's digest when the sort began."""
         return self.key
-
-    @property
-    def digest_is_exact(self) -> bool:
-        """Whether the source's digest is exact."""
-        return self.source.digest_is_exact
 
     def pin(self) -> None:
         """Create the cache on this machine; it is removed when this object is garbage-collected or the program ends."""

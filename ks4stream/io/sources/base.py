@@ -173,6 +173,42 @@ class OfPath(BaseSource):
         return is_remote(self.path)
 
 
+class OfSource(BaseSource):
+    """What is true of a source if it is true of the ``source`` that it reads."""
+
+    source: Source
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples per channel."""
+        return self.source.n_samples
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels."""
+        return self.source.n_channels
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the samples as they are delivered."""
+        return self.source.dtype
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether samples are fetched over a network."""
+        return self.source.is_remote
+
+    @property
+    def only_here(self) -> str:
+        """Why other processes cannot read the samples; empty if they can."""
+        return self.source.only_here
+
+    @property
+    def digest_is_exact(self) -> bool:
+        """Whether any change of the samples changes the digest."""
+        return self.source.digest_is_exact
+
+
 class OfArray(BaseSource):
     """Shape and type of a source with an ``array`` of shape (time, channel)."""
 

@@ -174,7 +174,7 @@ def binary_of_memmap(array: Any) -> BinarySource | None:
     mapping = array
     while isinstance(mapping.base, np.memmap):
         mapping = mapping.base
-    # Changes to a mapping in mode "c" exist only in memory, and an anonymous mapping has no file to reopen.
+    # Changes to a mapping in mode "c" exist only in memory, and an anonymous mapping cannot be reopened by a name.
     if mapping.filename is None or mapping.mode == "c":
         return None
     offset_bytes = mapping.offset + _address(array) - _address(mapping)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.io.sources.base import hash_of
-from ks4stream.recording import BaseSource, Source
+from ks4stream.io.sources.base import OfSource, hash_of
+from ks4stream.recording import Source
 
 
 @dataclass(frozen=True)
-class ChannelSource(BaseSource):
+class ChannelSource(OfSource):
     """Some channels of a source, in an order of their own.
 
     Attributes
@@ -37,29 +36,9 @@ class ChannelSource(BaseSource):
         return self.source.chunk_samples
 
     @property
-    def is_remote(self) -> bool:
-        """Whether samples are fetched over a network."""
-        return self.source.is_remote
-
-    @property
-    def only_here(self) -> str:
-        """Why other processes cannot read the samples; empty if they can."""
-        return self.source.only_here
-
-    @property
-    def n_samples(self) -> int:
-        """Number of samples per channel."""
-        return self.source.n_samples
-
-    @property
     def n_channels(self) -> int:
         """Number of channels that were selected."""
         return len(self.columns)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the samples as they are delivered."""
-        return self.source.dtype
 
     @property
     def flat_files(self) -> str:
@@ -75,8 +54,3 @@ class ChannelSource(BaseSource):
     def digest(self) -> str:
         """Hash of the source's hash and the columns."""
         return hash_of("channels", self.source.digest(), self.columns)
-
-    @property
-    def digest_is_exact(self) -> bool:
-        """Whether that of the source is."""
-        return self.source.digest_is_exact
