@@ -15,7 +15,7 @@ from ks4stream.messages import warn
 from ks4stream.results import Drift, Sorting, Templates, Waveforms
 from ks4stream.run import Run
 from ks4stream.settings import Settings
-from ks4stream.stages.clustering import CLUSTER_METHOD
+from ks4stream.stages.clustering import CLUSTER_METHOD, Circumstances
 from ks4stream.stages.detection import Detect, Peaks
 from ks4stream.stages.drift import EstimateDrift
 from ks4stream.stages.joining import Join
@@ -129,7 +129,10 @@ def find_spikes(
     """Cluster the peaks of each region of the probe; with the clusters' means as templates, find all spikes."""
     cluster = CLUSTER_METHOD(settings, tiles.device)
     min_spikes = min_unit_spikes(tiles.tiling, tiles.sampling_rate_hz)
-    learn = LearnTemplates(settings, peaks, waveforms, tiles.probe, centres, regions, cluster, min_spikes)
+    circumstances = Circumstances(tiles.tiling, tiles.sampling_rate_hz, tiles.drift)
+    learn = LearnTemplates(
+        settings, peaks, waveforms, tiles.probe, centres, regions, circumstances, cluster, min_spikes
+    )
     templates = run.do(learn)
     return templates, run.do(Match(settings, tiles, waveforms, templates, regions))
 
@@ -137,8 +140,13 @@ def find_spikes(
 def cluster_spikes(run: Run, tiles: Preprocessor, settings: Settings, waveforms: Waveforms, spikes: Spikes) -> Units:
     """Cluster the spikes of each region, merge the clusters that are one neuron, and drop those that are none."""
     probe, rate = tiles.probe, tiles.sampling_rate_hz
-    clusters = run.do(ClusterSpikes(settings, spikes, probe, CLUSTER_METHOD(settings, tiles.device, final=True)))
-    return run.do(Merge(settings, clusters, waveforms, probe, rate, min_unit_spikes(tiles.tiling, rate)))
+    circumstances, cluster = (
+        Circumstances(tiles.tiling, rate, tiles.drift),
+        CLUSTER_METHOD(settings, tiles.device, final=True),
+    )
+    clusters = run.do(ClusterSpikes(settings, spikes, probe, circumstances, cluster))
+    min_spikes = min_unit_spikes(tiles.tiling, rate)
+    return run.do(Merge(settings, clusters, spikes.template_channels, waveforms, probe, rate, min_spikes))
 
 
 STAGES = (LearnWhitening, LearnWaveforms, Detect, EstimateDrift, LearnTemplates, Match, ClusterSpikes, Merge, Join)

@@ -2,22 +2,34 @@
 
 ::
 
-    landmarks ─► graph (graph.py) ─► seeds on landmarks ─► sweeps ─► tree of clusters (tree.py) ─► labels
+    principal components ─► landmarks and graph (graph.py) ─► seeds ─► sweeps ─► join what is one neuron
+             ▲                                                            (agglomeration.py, splits.py)
+             └──────────── each cluster again, until none is divided ◄───────────────┘
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ks4stream.kernels import splits
+from ks4stream.kernels.agglomeration import agglomerate, links_between
 from ks4stream.kernels.correlograms import is_refractory_pair
-from ks4stream.kernels.graph import CHUNK, FeatureRows, ScatteredRows, SpikeGraph, choose_landmarks, join_to_landmarks
-from ks4stream.kernels.tree import APART_BELOW, BIMODAL_FROM, flatten, leaf_sums, links_between, merge_tree, split_score
+from ks4stream.kernels.graph import CHUNK, ChannelRows, ScatteredRows, SpikeGraph, choose_landmarks, join_to_landmarks
+from ks4stream.kernels.splits import Conditions
 
-__all__ = ["FeatureRows", "ScatteredRows", "cluster_region"]
+__all__ = ["ChannelRows", "Conditions", "ScatteredRows", "cluster_region"]
 
+N_COMPONENTS, N_LOCAL_COMPONENTS = 12, 8
+"""Principal components in which a region, and each cluster that is divided further, is clustered."""
+
+COMPONENT_SPIKES = 20_000  # maximum number of spikes from which they are computed
+COMPARED_SPIKES = 1000  # maximum number of spikes of a cluster when two are compared
+SIMILARITY_SPIKES = 500  # maximum number of spikes of which a cluster's mean is taken, to find similar clusters
 N_SEEDS = 200  # maximum number of clusters the sweeps start with (step 3)
 SPIKES_PER_SEED, MIN_SEEDS = 20, 10
 """With few spikes, fewer seeds give the same result in less time: splits can hardly be recognised in clusters of fewer
@@ -27,8 +39,8 @@ N_CANDIDATES = 100  # each seed is the best of this many points (step 3)
 SEEDS_PER_CHUNK = 16  # random numbers are drawn for this many, then it is tested whether more are needed
 MAX_SWEEPS = 200  # step 4
 RESOLUTION = 1.0  # λ of step 4
-LANDMARK_NULL = 1 / 10  # weight of the expected links in the landmark step (step 4)
-SPIKE_NULL = 1 / 200  # the same in the spike step
+LANDMARK_NULL = 5 / 10  # weight of the expected links in the landmark step (step 4); five times the published one
+SPIKE_NULL = 5 / 200  # the same in the spike step
 
 MIN_LANDMARKS = 500
 """Minimum number of landmarks. If one in 20 of a few hundred spikes were a landmark, a quiet unit might have none.
@@ -91,7 +103,7 @@ def _draw(weight: Tensor, clocks: Tensor, n: int) -> Tensor:
 def landmark_step(graph: SpikeGraph, spike_label: Tensor, n_labels: int, *, resolution: float) -> Tensor:
     """Give each landmark the label with the most links beyond expectation among the spikes linked to it.
 
-    The score of label c is (links of j to spikes in c) − λ/10 · kⱼ/m · Σ kᵢ over spikes in c (step 4).
+    The score of label c is (links of j to spikes in c) − λ/2 · kⱼ/m · Σ kᵢ over spikes in c (step 4).
 
     Returns
     -------
@@ -113,8 +125,8 @@ def landmark_step(graph: SpikeGraph, spike_label: Tensor, n_labels: int, *, reso
 def spike_step(graph: SpikeGraph, landmark_label: Tensor, n_labels: int, *, resolution: float) -> Tensor:
     """Give each spike the label with the most links beyond expectation among its landmarks.
 
-    The score of label c is (landmarks of i in c) − λ/200 · kᵢ/m · Σ kⱼ over landmarks in c (step 4). Only
-    the labels of the spike's landmarks are compared: with λ < 20 each of them scores above 0.
+    The score of label c is (landmarks of i in c) − λ/40 · kᵢ/m · Σ kⱼ over landmarks in c (step 4). Only
+    the labels of the spike's landmarks are compared: with λ < 4 each of them scores above 0.
 
     Returns
     -------
@@ -176,34 +188,31 @@ def sweep(graph: SpikeGraph, landmark_label: Tensor, n_labels: int) -> tuple[Ten
 
 
 def cluster_region(
-    rows: FeatureRows,
+    rows: ChannelRows,
+    conditions: Conditions,
     *,
     n_neighbors: int,
     downsampling: int,
     max_landmarks: int,
     seed: int,
     ccg_threshold: float,
-    sample: NDArray[np.int64] | None = None,
-    sampling_rate_hz: float | None = None,
     final: bool = False,
     min_spikes: int = MIN_SPIKES,
     min_landmarks: int = MIN_LANDMARKS,
 ) -> NDArray[np.int64]:
-    """Cluster the spikes of one region.
+    """Cluster the spikes of one region, then the spikes of each cluster, until none is divided.
 
     Parameters
     ----------
-    rows : FeatureRows, (n, d)
+    rows : ChannelRows, (n, d)
         Features of the region's spikes, in order of time.
+    conditions : Conditions
+        Of the same spikes.
     n_neighbors, downsampling, max_landmarks, seed, ccg_threshold
         ``cluster_neighbors``, ``cluster_downsampling``, ``max_cluster_subset``, ``cluster_init_seed`` and
         ``ccg_threshold`` of the settings.
-    sample : ndarray, shape (n,), int64, samples
-        Spike times; required if `final`.
-    sampling_rate_hz : float
-        Required if `final`.
     final : bool
-        Whether clusters with a refractory cross-correlogram are kept together (step 6b).
+        Whether clusters with a refractory cross-correlogram are kept together (step 6).
     min_spikes : int
         Fewer spikes are one cluster (section 6).
     min_landmarks : int
@@ -214,52 +223,116 @@ def cluster_region(
     ndarray, shape (n,), int64
         Labels from 0, each of them used.
     """
-    if rows.n < max(min_spikes, 2):
-        return np.zeros(rows.n, np.int64)
-    if final and (sample is None or sampling_rate_hz is None):
-        raise ValueError("The final clustering requires spike times: pass `sample` and `sampling_rate_hz`.")
-    landmark = choose_landmarks(
-        rows.n, downsampling=downsampling, min_landmarks=min_landmarks, max_landmarks=max_landmarks
-    )
-    graph = join_to_landmarks(rows, landmark, n_neighbors=n_neighbors)
-    n_seeds = min(N_SEEDS, max(MIN_SEEDS, rows.n // SPIKES_PER_SEED))
-    start = seed_labels(rows.take(graph.landmark), seed=seed, n_seeds=n_seeds)
-    spike_label, landmark_label = sweep(graph, start, n_seeds)
-    n_leaves = int(spike_label.max()) + 1
-    tree = merge_tree(links_between(graph, spike_label, landmark_label, n_leaves))
-    clusters = _Clusters(rows, spike_label, n_leaves)
 
-    def stay_apart(left: NDArray[np.int64], right: NDArray[np.int64], ratio: float) -> bool:
-        """Decide whether the children of a node stay apart (step 6): by links, refractoriness, bimodality."""
-        if ratio < APART_BELOW:
-            return True
-        if final and sample is not None and sampling_rate_hz is not None:
-            a, b = clusters.train(left, sample), clusters.train(right, sample)
-            if is_refractory_pair(a, b, sampling_rate_hz=sampling_rate_hz, ccg_threshold=ccg_threshold):
-                return False
-        return clusters.split_score(left, right) >= BIMODAL_FROM
+    def divide(spikes: Tensor, n_components: int) -> Tensor:
+        """Cluster of each of some spikes (k,), numbered from 0: (k,)."""
+        if len(spikes) < max(min_spikes, 2):
+            return torch.zeros_like(spikes)
+        points = PrincipalRows(rows, spikes, n_components)
+        landmark = choose_landmarks(
+            points.n, downsampling=downsampling, min_landmarks=min_landmarks, max_landmarks=max_landmarks
+        )
+        graph = join_to_landmarks(points, landmark, n_neighbors=n_neighbors)
+        n_seeds = min(N_SEEDS, max(MIN_SEEDS, points.n // SPIKES_PER_SEED))
+        start = seed_labels(points.take(graph.landmark), seed=seed, n_seeds=n_seeds)
+        spike_label, landmark_label = sweep(graph, start, n_seeds)
+        n_labels = int(spike_label.max()) + 1
+        by_label = spikes[torch.sort(spike_label, stable=True).indices]
+        members = torch.split(by_label, torch.bincount(spike_label, minlength=n_labels).tolist())
+        compare = _Comparison(rows, conditions, members, ccg_threshold if final else None)
+        links = links_between(graph, spike_label, landmark_label, n_labels)
+        groups = agglomerate(links, compare.are_two, similar=compare.similar() if compare.moves else None)
+        return torch.from_numpy(groups).to(rows.device)[spike_label]
 
-    cluster: NDArray[np.int64] = flatten(tree, stay_apart)[spike_label.cpu().numpy()]
-    return cluster
+    label = np.zeros(rows.n, np.int64)
+    waiting, n_found = [(torch.arange(rows.n, device=rows.device), N_COMPONENTS)], 0
+    while waiting:
+        spikes, n_components = waiting.pop()
+        part = divide(spikes, n_components)
+        n_parts = int(part.max()) + 1 if len(part) else 0
+        if n_parts > 1:
+            waiting += [(spikes[part == number], N_LOCAL_COMPONENTS) for number in reversed(range(n_parts))]
+        else:
+            label[spikes.cpu().numpy()] = n_found
+            n_found += 1
+    return label
 
 
-class _Clusters:
-    """The leaves of a tree: their spikes, and the sums for regressions between groups of leaves."""
+class PrincipalRows:
+    """Some spikes in their principal components, in memory: (n, d), where d is the number of components.
 
-    def __init__(self, rows: FeatureRows, label: Tensor, n_leaves: int) -> None:
-        self._rows = rows
-        by_leaf = torch.sort(label, stable=True).indices
-        self._members = torch.split(by_leaf, torch.bincount(label, minlength=n_leaves).tolist())
-        self._sums = leaf_sums(rows, label, n_leaves)
+    With fewer dimensions, distances have less noise. Two neurons with similar waveforms may differ in none of the
+    region's components, but they do in those of a cluster that has little else.
 
-    def members(self, leaves: NDArray[np.int64]) -> Tensor:
-        """Spikes of some leaves."""
-        return torch.cat([self._members[leaf] for leaf in leaves])
+    Parameters
+    ----------
+    rows : ChannelRows
+    spikes : Tensor, shape (n,), int64
+        Rows that are represented.
+    n_components : int
+        All, if the rows have fewer features.
+    """
 
-    def train(self, leaves: NDArray[np.int64], sample: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Sorted times of the spikes of some leaves."""
-        return np.sort(sample[self.members(leaves).cpu().numpy()])
+    def __init__(self, rows: ChannelRows, spikes: Tensor, n_components: int) -> None:
+        self.n, self.d, self.device = len(spikes), min(n_components, rows.d), rows.device
+        sample = rows.take(spikes[:: -(-self.n // COMPONENT_SPIKES)]).double()
+        mean = sample.mean(0)
+        sample -= mean
+        _, axes = torch.linalg.eigh(sample.T @ sample)  # eigenvalues ascend
+        axes = axes[:, -self.d :].float()
+        self._points = torch.cat([(rows.take(chunk) - mean.float()) @ axes for chunk in torch.split(spikes, CHUNK)])
 
-    def split_score(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> float:
-        """How clearly two groups of leaves are separate clusters."""
-        return split_score(self._rows, self._sums, (left, right), (self.members(left), self.members(right)))
+    def chunk(self, start: int, stop: int) -> Tensor:
+        """Rows ``start … stop−1``."""
+        return self._points[start:stop]
+
+    def take(self, index: Tensor) -> Tensor:
+        """Rows at `index`."""
+        return self._points[index]
+
+
+class _Comparison:
+    """Compares clusters of spikes: the `members` of each, in order of time."""
+
+    def __init__(
+        self, rows: ChannelRows, conditions: Conditions, members: Sequence[Tensor], ccg_threshold: float | None
+    ) -> None:
+        self._rows, self._conditions, self._members, self._ccg_threshold = rows, conditions, members, ccg_threshold
+        self.moves = bool(np.ptp(conditions.displacement_um) > 0)
+
+    def are_two(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> bool:
+        """Whether two groups of clusters are two neurons (step 6)."""
+        spikes = [torch.cat([self._members[number] for number in side]).sort().values for side in (left, right)]
+        trains = [self._conditions.sample[side.cpu().numpy()] for side in spikes]
+        rate = self._conditions.sampling_rate_hz
+        if self._ccg_threshold is not None and is_refractory_pair(
+            *trains, sampling_rate_hz=rate, ccg_threshold=self._ccg_threshold
+        ):
+            return False
+        compared = [_thinned(side, COMPARED_SPIKES) for side in spikes]
+        columns = self._rows.shared_columns(compared)
+        where = [side.cpu().numpy() for side in compared]
+        counts = splits.firsts([self._conditions.sample[side] for side in where], trains, rate)
+        groups = [
+            splits.Group(self._rows.take(side)[:, columns].cpu().double(), self._conditions.at(index), count)
+            for side, index, count in zip(compared, where, counts, strict=True)
+        ]
+        return splits.are_two(*groups)
+
+    def similar(self) -> NDArray[np.bool_]:
+        """Which pairs of clusters have similar means, on the channels that both have; shape (C, C)."""
+        mean = torch.zeros(len(self._members), self._rows.d, dtype=torch.float64, device=self._rows.device)
+        present = torch.zeros_like(mean)
+        for number, members in enumerate(self._members):
+            spikes = _thinned(members, SIMILARITY_SPIKES)
+            columns = self._rows.shared_columns([spikes])
+            mean[number, columns] = self._rows.take(spikes)[:, columns].double().mean(0)
+            present[number, columns] = 1.0
+        energy = (mean * mean) @ present.T  # of each row, on the channels of each column
+        cosine = mean @ mean.T / (energy * energy.T).sqrt().clamp_min(1e-30)
+        return (cosine > splits.MIN_SIMILARITY).cpu().numpy()
+
+
+def _thinned(spikes: Tensor, most: int) -> Tensor:
+    """At most so many of the spikes, evenly."""
+    return spikes[:: -(-len(spikes) // most)]

@@ -6,6 +6,7 @@ for each. Landmarks are a subset of the spikes, few enough to fit in memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,6 +16,8 @@ from ks4stream.kernels.memory import in_chunks
 
 CHUNK = 16_384  # spikes read, or swept over, at a time (section 6, cost)
 INNER_CHUNK = 1024  # spikes whose distances to all landmarks are in memory at a time
+
+SHARED_FROM = 0.8  # share of a group's spikes that have a channel if it is used to compare the group
 
 
 class FeatureRows(Protocol):
@@ -37,6 +40,13 @@ class FeatureRows(Protocol):
 
     def take(self, index: Tensor) -> Tensor:
         """Rows at `index` (int64), shape (len(index), d), float32."""
+
+
+class ChannelRows(FeatureRows, Protocol):
+    """Rows that have features on some of the region's channels."""
+
+    def shared_columns(self, groups: Sequence[Tensor]) -> Tensor:
+        """Columns of the channels that most spikes of each group have, int64; a group is an index (int64)."""
 
 
 class ScatteredRows:
@@ -76,6 +86,15 @@ class ScatteredRows:
         """Rows at `index`."""
         index = index.to(self._features.device)
         return self._scatter(self._features[index], self.kind[index])
+
+    def shared_columns(self, groups: Sequence[Tensor]) -> Tensor:
+        """Columns of the channels that at least :data:`SHARED_FROM` of the spikes of each group have."""
+        shared = torch.ones(self._n_slots, dtype=torch.bool, device=self.device)
+        for index in groups:
+            slot = self._slot_of[self.kind[index.to(self.kind.device)].to(self.device).long()]
+            count = torch.bincount(slot.flatten(), minlength=self._n_slots + 1)[:-1]
+            shared &= count >= SHARED_FROM * len(index)
+        return torch.nonzero(shared.repeat_interleave(self.d // self._n_slots))[:, 0]
 
     def _scatter(self, features: Tensor, kind: Tensor) -> Tensor:
         features = features.to(self.device)

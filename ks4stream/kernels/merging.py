@@ -8,17 +8,22 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import pdtrc
 from torch import Tensor
 
-from ks4stream.kernels.correlograms import is_refractory_pair, is_refractory_unit, refractoriness
+from ks4stream.kernels.correlograms import correlogram, is_refractory_pair, is_refractory_unit
 from ks4stream.kernels.templates import roll_matrix
 
 SIMILAR_ABOVE = 0.5  # less similar templates are never merged (section 9)
-TWIN_SIMILARITY, TWIN_NORMS = 0.95, 0.15
-"""Beyond the published method (section 9): pairs more similar than this, with norms that differ by less than this, are
-merged unless their correlogram contradicts it. Units with few spikes have too few expected coincidences for a dip to be
-improbable: where fewer than 6.2 are expected within ±10 ms, even zero has a probability above 0.002. With that test
-alone, a rarely firing neuron that drift has split in two would remain split."""
+REFRACTORY_MS = 2  # within which one neuron does not fire twice
+TOGETHER_SHARE, TOGETHER_PAIRS = 0.02, 2
+"""Two clusters are two neurons if more pairs of their spikes than this, and than this share of the smaller cluster, are
+within :data:`REFRACTORY_MS`, …"""
+TOGETHER_RATE, TOGETHER_CHANCE = 0.25, 0.01
+"""… and it is improbable that there would be so many pairs at this share of the rate at longer lags."""
+
+AreTwo = Callable[["GrowingUnit", "GrowingUnit", int], bool]
+"""Whether two units are two neurons; the spikes and waveforms of the second one are moved earlier by the lag."""
 
 SimilarityRow = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Similarity of one template (c, q) to others (v, c, q): values (v,) and lags (v,); see :func:`merge_clusters`."""
@@ -50,7 +55,7 @@ class MergedUnits(NamedTuple):
     lag_of: NDArray[np.int64]
 
 
-class _GrowingUnit:
+class GrowingUnit:
     """A unit during merging: the clusters it contains with their lags, its spikes and its template."""
 
     def __init__(self, number: int, trains: Trains, n_spikes: int, features: Tensor) -> None:
@@ -58,7 +63,7 @@ class _GrowingUnit:
         self.lags = {number: 0}
         self._trains = trains
 
-    def absorb(self, other: _GrowingUnit, lag: int, components: Tensor) -> None:
+    def absorb(self, other: GrowingUnit, lag: int, components: Tensor) -> None:
         """Absorb another unit, whose waveform is delayed by `lag` (so its spikes become earlier)."""
         n, m = self.n_spikes, other.n_spikes
         rolled = other.features @ roll_matrix(components, lag)
@@ -89,14 +94,14 @@ def merge_clusters(
     sampling_rate_hz: float,
     acg_threshold: float,
     ccg_threshold: float,
+    are_two: AreTwo,
 ) -> MergedUnits:
-    """Merge clusters with similar templates whose cross-correlogram is refractory (section 9).
+    """Merge clusters with similar templates that are one neuron (section 9).
 
-    Each cluster begins as a unit of its own. Units absorb others in descending order of their count; only units that
-    were refractory before merging do. Of the units with a similarity above :data:`SIMILAR_ABOVE`, most similar first,
-    the first one whose cross-correlogram with the unit is refractory is absorbed; then the unit starts over. Beyond the
-    published method, a correlogram has to be improbably empty (see :func:`is_refractory_pair`), and twins
-    (:data:`TWIN_SIMILARITY`) are merged unless their correlogram contradicts it, even by units that are not refractory.
+    Each cluster begins as a unit of its own. Units absorb others in descending order of their count. Of the units with
+    a similarity above :data:`SIMILAR_ABOVE`, most similar first, a unit absorbs the first one that is part of the same
+    neuron; then it starts over. It is if their cross-correlogram is refractory (which counts only for units that were
+    refractory before merging), or if they do not fire together and their spikes are those of one neuron.
 
     Parameters
     ----------
@@ -114,13 +119,15 @@ def merge_clusters(
     similarity_row : callable
         The same for the template of a merged unit: ``(template (c, q), templates (v, c, q)) → (v,), (v,)``.
     sampling_rate_hz, acg_threshold, ccg_threshold : float
+    are_two : callable
+        See :data:`AreTwo`.
 
     Returns
     -------
     MergedUnits
     """
     n_clusters = len(n_spikes)
-    alive = {u: _GrowingUnit(u, trains, int(n_spikes[u]), features[u]) for u in range(n_clusters)}
+    alive = {u: GrowingUnit(u, trains, int(n_spikes[u]), features[u]) for u in range(n_clusters)}
     absorbs = [
         is_refractory_unit(trains[u], sampling_rate_hz=sampling_rate_hz, acg_threshold=acg_threshold)
         for u in range(n_clusters)
@@ -128,8 +135,8 @@ def merge_clusters(
     similarity, lag = similarity.copy(), lag.copy()
     for u in np.argsort(-n_spikes, kind="stable").tolist():
         while u in alive:
-            above = SIMILAR_ABOVE if absorbs[u] else TWIN_SIMILARITY
-            v = _partner(u, alive, similarity[u], lag[u], sampling_rate_hz, ccg_threshold, above)
+            threshold = ccg_threshold if absorbs[u] else None
+            v = _partner(u, alive, similarity[u], lag[u], sampling_rate_hz, threshold, are_two)
             if v is None:
                 break
             alive[u].absorb(alive.pop(v), int(lag[u, v]), components)
@@ -144,40 +151,45 @@ def merge_clusters(
 
 def _partner(
     u: int,
-    alive: dict[int, _GrowingUnit],
+    alive: dict[int, GrowingUnit],
     similarity: NDArray[np.float32],
     lag: NDArray[np.int64],
     sampling_rate_hz: float,
-    ccg_threshold: float,
-    similar_above: float,
+    ccg_threshold: float | None,
+    are_two: AreTwo,
 ) -> int | None:
-    """The most similar unit to be merged with u, or None."""
+    """The most similar unit to be merged with u, or None; without a threshold, correlograms do not merge."""
     train: NDArray[np.int64] | None = None
     for v in np.argsort(-similarity, kind="stable").tolist():
-        if similarity[v] <= similar_above and v != u:
+        if similarity[v] <= SIMILAR_ABOVE and v != u:
             return None
         if v != u and v in alive:
             train = alive[u].train() if train is None else train
             other = alive[v].train() - lag[v]
-            if is_refractory_pair(train, other, sampling_rate_hz=sampling_rate_hz, ccg_threshold=ccg_threshold):
-                return int(v)
-            if (
-                _are_twins(alive[u], alive[v], float(similarity[v]))
-                and refractoriness(train, other, sampling_rate_hz=sampling_rate_hz).ratio < ccg_threshold
+            if ccg_threshold is not None and is_refractory_pair(
+                train, other, sampling_rate_hz=sampling_rate_hz, ccg_threshold=ccg_threshold
             ):
+                return int(v)
+            if not fire_together(train, other, sampling_rate_hz) and not are_two(alive[u], alive[v], int(lag[v])):
                 return int(v)
     return None
 
 
-def _are_twins(unit: _GrowingUnit, other: _GrowingUnit, similarity: float) -> bool:
-    """Whether two templates are so similar that only a correlogram can distinguish them."""
-    a, b = float(unit.features.norm()), float(other.features.norm())
-    return similarity > TWIN_SIMILARITY and 2 * abs(a - b) < TWIN_NORMS * (a + b)
+def fire_together(a: NDArray[np.int64], b: NDArray[np.int64], sampling_rate_hz: float) -> bool:
+    """Whether two trains (sorted times) have more pairs within a refractory period than one neuron could have."""
+    reach = 60
+    counts = correlogram(a, b, sampling_rate_hz=sampling_rate_hz, reach_ms=reach)
+    lag = np.abs(np.arange(-reach, reach + 1))
+    near, far = (lag > 0) & (lag <= REFRACTORY_MS), lag > 10
+    n_pairs = int(counts[near].sum())
+    tolerated = TOGETHER_RATE * float(counts[far].mean()) * int(near.sum())
+    many = n_pairs > max(TOGETHER_PAIRS, TOGETHER_SHARE * min(len(a), len(b)))
+    return bool(many and pdtrc(n_pairs - 1, tolerated) < TOGETHER_CHANCE)
 
 
 def _renew_row(
     u: int,
-    alive: dict[int, _GrowingUnit],
+    alive: dict[int, GrowingUnit],
     similarity: NDArray[np.float32],
     lag: NDArray[np.int64],
     similarity_row: SimilarityRow,

@@ -10,8 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ks4stream.blocks import Tiling
 from ks4stream.kernels import clustering, graph
-from ks4stream.kernels.graph import CHUNK, FeatureRows, ScatteredRows
+from ks4stream.kernels.drift import shift_at
+from ks4stream.kernels.graph import CHUNK, ChannelRows, ScatteredRows
+from ks4stream.kernels.splits import Conditions
+from ks4stream.results import Drift
 from ks4stream.settings import Settings
 from ks4stream.stages.base import Portable
 from ks4stream.stages.needs import Load
@@ -20,6 +24,33 @@ GPU_FROM_SPIKES = 8192
 """Number of spikes in a region from which a GPU clusters them faster than a CPU, if a GPU is used. With fewer, the
 thousands of small steps are too little work for it."""
 GRAPH_BYTES = 160  # per spike during clustering: its columns, order, template, ten links and their flags, labels
+
+
+@dataclass(frozen=True, eq=False)
+class Circumstances(Portable):
+    """When and at which displacement of the tissue spikes were recorded.
+
+    Attributes
+    ----------
+    tiling : Tiling
+    sampling_rate_hz : float
+    drift : Drift or None
+        The correction that was applied.
+    """
+
+    tiling: Tiling
+    sampling_rate_hz: float
+    drift: Drift | None = None
+
+    def of(self, sample: NDArray[np.int64], depth_um: float) -> Conditions:
+        """Conditions of spikes at the times `sample` (n,), at some depth."""
+        tiling, displacement_um = self.tiling, np.zeros(len(sample), np.float32)
+        if self.drift is not None and np.any(self.drift.shift_um):
+            depth, centre_um = np.array([depth_um]), self.drift.centre_um
+            moved_um = np.array([-shift_at(depth, centre_um, shift_um)[0] for shift_um in self.drift.shift_um])
+            displacement_um = moved_um[tiling.tile_of(sample)].astype(np.float32)
+        elapsed = (sample - tiling.start) / max(tiling.stop - tiling.start, 1)
+        return Conditions(sample, displacement_um, elapsed, self.sampling_rate_hz)
 
 
 class ClusterMethod(Protocol):
@@ -42,19 +73,15 @@ class ClusterMethod(Protocol):
         """Device on which rows are to be computed: "cpu", "cuda"."""
         ...
 
-    def __call__(
-        self, rows: FeatureRows, *, sample: NDArray[np.int64] | None = None, sampling_rate_hz: float | None = None
-    ) -> NDArray[np.int64]:
+    def __call__(self, rows: ChannelRows, conditions: Conditions) -> NDArray[np.int64]:
         """Cluster the rows of one region.
 
         Parameters
         ----------
-        rows : FeatureRows
-            Features of n peaks or spikes.
-        sample : ndarray of int64, shape (n,), optional
-            Their times, ascending, if clustering may use them.
-        sampling_rate_hz : float, optional
-            Given with times.
+        rows : ChannelRows
+            Features of n peaks or spikes, in order of time.
+        conditions : Conditions
+            Their times, and the displacement of the tissue.
 
         Returns
         -------
@@ -76,7 +103,7 @@ class ClusterMethod(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class GraphClustering(Portable):
-    """Communities in the graph of spikes and landmarks, and a tree of them that is split where the data are bimodal."""
+    """Communities in the graph of spikes and landmarks, joined where they are one neuron, and divided further."""
 
     reads: ClassVar[tuple[str, ...]] = (
         "cluster_neighbors",
@@ -93,15 +120,12 @@ class GraphClustering(Portable):
         reads = (*self.reads, "ccg_threshold") if self.final else self.reads
         object.__setattr__(self, "settings", self.settings.part(*reads))
 
-    def __call__(
-        self, rows: FeatureRows, *, sample: NDArray[np.int64] | None = None, sampling_rate_hz: float | None = None
-    ) -> NDArray[np.int64]:
+    def __call__(self, rows: ChannelRows, conditions: Conditions) -> NDArray[np.int64]:
         """See :class:`ClusterMethod`."""
         settings = self.settings
         return clustering.cluster_region(
             rows,
-            sample=sample,
-            sampling_rate_hz=sampling_rate_hz,
+            conditions,
             final=self.final,
             n_neighbors=settings.cluster_neighbors,
             downsampling=settings.cluster_downsampling,
@@ -118,16 +142,20 @@ class GraphClustering(Portable):
     @staticmethod
     def n_bytes(load: Load, n: int) -> int:
         """Bytes of the graph of n spikes and its tree, besides the features."""
-        d, settings = load.region_features, load.settings
+        d, k, settings = load.region_features, clustering.N_COMPONENTS, load.settings
         m = min(max(n // settings.cluster_downsampling, clustering.MIN_LANDMARKS), settings.landmark_limit, n)
         return int(
             GRAPH_BYTES * n
-            + 8 * d * m
+            + 4 * k * n  # principal components
+            + 8 * k * m
+            + 20
+            * d
+            * (clustering.COMPONENT_SPIKES + 2 * clustering.COMPARED_SPIKES + d)  # from which they are computed
             + 12 * clustering.N_CANDIDATES * m  # landmarks, and the energy that candidates explain
             + 4 * graph.INNER_CHUNK * m  # distances
             + 24 * clustering.N_SEEDS * m  # links of landmarks to clusters
             + 20 * min(graph.CHUNK, n) * d  # a chunk of dense rows; those of one cluster in double precision
-            + 8 * clustering.N_SEEDS * d * d  # Σxxᵀ of every leaf
+            + 24 * clustering.N_SEEDS * d  # means of every cluster
         )
 
 

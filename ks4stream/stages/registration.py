@@ -19,6 +19,9 @@ from ks4stream.settings import Settings
 from ks4stream.stages.needs import Load
 
 HELD_BYTES = 8 << 20  # of fingerprints in memory; larger ones are in a file and read a few batches at a time
+MIN_FINGERPRINT_SCORE = 9.0
+"""Minimum score of the peaks that are counted, if detection finds smaller ones: those are mostly of distant neurons,
+and so many that all depths look alike."""
 MIN_RELIABILITY = 0.5  # correlation of the shifts estimated from the two halves of the peaks; lower ones are noise
 STILL_BINS = 1.0  # s.d. of unreliable shifts up to which they are set to zero without a warning
 
@@ -37,6 +40,9 @@ class Registration:
 
     def add(self, sample: NDArray[np.int64], depth_um: NDArray[np.float32], score: NDArray[np.float32]) -> None:
         """Count the peaks by batch, half, depth and amplitude."""
+        threshold = max(self._settings.Th_universal, MIN_FINGERPRINT_SCORE)
+        large = score >= threshold
+        sample, depth_um, score = sample[large], depth_um[large], score[large]
         tile = self._tiling.tile_of(sample)
         rank, _ = kernels.rank_within(tile)
         bins = kernels.fingerprint_bins(
@@ -45,7 +51,7 @@ class Registration:
             lowest_um=self._lowest_um,
             bin_um=self._settings.binning_depth,
             n_bins=self._n_bins,
-            threshold=self._settings.Th_universal,
+            threshold=threshold,
         )
         np.add.at(self._counts, (tile, rank % 2, *bins), 1)
         release_pages(self._counts)

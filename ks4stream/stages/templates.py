@@ -18,7 +18,14 @@ from ks4stream.kernels import templates
 from ks4stream.probe import Probe
 from ks4stream.results import Templates, Waveforms
 from ks4stream.stages.base import Run, Stage
-from ks4stream.stages.clustering import CLUSTER_METHOD, ClusterMethod, cluster_means, on_all_channels, scattered_rows
+from ks4stream.stages.clustering import (
+    CLUSTER_METHOD,
+    Circumstances,
+    ClusterMethod,
+    cluster_means,
+    on_all_channels,
+    scattered_rows,
+)
 from ks4stream.stages.detection import Peaks
 from ks4stream.stages.needs import Load, Needs
 
@@ -47,6 +54,7 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
     probe: Probe
     centres: Centres
     regions: Regions
+    circumstances: Circumstances
     cluster: ClusterMethod
     min_spikes: int
 
@@ -71,7 +79,8 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         union = np.unique(own[own >= 0])
         n_channels, device = self.probe.n_channels, self.cluster.device
         rows = scattered_rows(features, centre[chosen], self.centres.channels, union, n_channels, device)
-        mean, count = cluster_means(rows, self.cluster(rows), weight)
+        conditions = self.circumstances.of(sample[chosen], float(self.regions.position_um[item, 1]))
+        mean, count = cluster_means(rows, self.cluster(rows, conditions), weight)
         return RegionTemplates(on_all_channels(mean, union, n_channels, features.shape[2]), count)
 
     def combine(self, parts: Iterable[RegionTemplates], run: Run) -> Templates:

@@ -8,7 +8,7 @@ appendix A, draws them with an example.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,19 @@ from ks4stream.blocks import Tiling
 from ks4stream.io.mapped import HELD_BYTES, scratch_array
 from ks4stream.io.places import Place
 from ks4stream.io.tables import Receipt, localize, pick_region, read_region, write_block
-from ks4stream.kernels import correlograms, merging, templates
+from ks4stream.kernels import correlograms, merging, splits, templates
+from ks4stream.kernels.graph import SHARED_FROM
 from ks4stream.probe import Probe
 from ks4stream.results import Waveforms
 from ks4stream.stages.base import Run, Stage, Step
-from ks4stream.stages.clustering import CLUSTER_METHOD, ClusterMethod, cluster_means, on_all_channels, scattered_rows
+from ks4stream.stages.clustering import (
+    CLUSTER_METHOD,
+    Circumstances,
+    ClusterMethod,
+    cluster_means,
+    on_all_channels,
+    scattered_rows,
+)
 from ks4stream.stages.detection import rows_of_region
 from ks4stream.stages.matching import Spikes
 from ks4stream.stages.needs import Load, Needs
@@ -37,9 +45,13 @@ MIN_MARGIN = 1.5
 published method (section 9.3): clusters closer to the threshold are the upper part of a distribution of which the
 threshold cuts off more than a tenth (scores have unit noise). Background activity looks like that; they are not
 units."""
+EXAMPLES = 500  # maximum number of spikes of a cluster that are compared with those of other clusters
 SECONDS_PER_SPIKE, MIN_SPIKES, ENOUGH_SPIKES = 3.0, 5, 20
 """A template or a unit has at least one spike in three seconds of recording, but never fewer than 5; 20 always
 suffice."""
+
+
+MIN_COMMON_CHANNELS = 3  # of two clusters that may be one unit
 
 
 def min_unit_spikes(tiling: Tiling, sampling_rate_hz: float) -> int:
@@ -52,6 +64,7 @@ class RegionClusters(NamedTuple):
     """Clusters of one region's spikes."""
 
     receipt: Receipt  # of the spikes, by cluster (numbered within the region), in each sorted by (time, template)
+    examples: Receipt  # of some spikes of each cluster, with features and conditions, for comparisons
     features: NDArray[np.float32]  # (cluster, c, q) mean of each cluster, on all channels, noise s.d.
 
 
@@ -60,7 +73,7 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
     """Cluster the spikes of each region, and write them grouped by cluster.
 
     Columns: ``sample``, ``template``, ``score``, and ``row``, the row of the spike in the files of all blocks, where
-    its features are.
+    its features are. A second file has some spikes of each cluster, with their features, for :class:`Examples`.
     """
 
     name = "final clustering"
@@ -68,6 +81,7 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
 
     spikes: Spikes
     probe: Probe
+    circumstances: Circumstances
     cluster: ClusterMethod
 
     def items(self, run: Run) -> Sequence[int]:
@@ -97,7 +111,8 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
         union = np.unique(own[own >= 0])
         n_channels, device = self.probe.n_channels, self.cluster.device
         scattered = scattered_rows(features, template, spikes.template_channels, union, n_channels, device)
-        label = self.cluster(scattered, sample=sample, sampling_rate_hz=spikes.sampling_rate_hz)
+        conditions = self.circumstances.of(sample, float(self.probe.y_um[own[:, 0]].mean()))
+        label = self.cluster(scattered, conditions)
         mean, _ = cluster_means(scattered, label, np.ones(len(label)))
         columns = {
             "sample": sample,
@@ -106,7 +121,14 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
             "score": pick_region(receipts, "score", item, rows),
         }
         receipt = write_block(folder / f"clusters-{item:06d}.rows", columns, label, len(mean))
-        return RegionClusters(receipt, on_all_channels(mean, union, n_channels, features.shape[2]))
+        some = thinned(label, EXAMPLES)
+        examples = {"sample": sample, "template": template, "features": features, **conditions.columns()}
+        examples = {name: values[some] for name, values in examples.items()}
+        return RegionClusters(
+            receipt,
+            write_block(folder / f"examples-{item:06d}.rows", examples, label[some], len(mean)),
+            on_all_channels(mean, union, n_channels, features.shape[2]),
+        )
 
     def _row_in_files(self, region: int) -> NDArray[np.int64]:
         """For each row of the region, its number among the rows of all blocks."""
@@ -178,6 +200,74 @@ class Clusters:
         return read_region([self.receipts[receipt]], name, in_region)
 
 
+def thinned(label: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Indices of at most so many rows of each label, evenly, sorted by label.
+
+    >>> thinned(np.array([1, 0, 1, 1, 1, 0]), 2).tolist()
+    [1, 5, 0, 3]
+    """
+    order = np.argsort(label, kind="stable")
+    count = np.bincount(label)
+    ends = np.cumsum(count)
+    return np.concatenate(
+        [order[end - n : end : max(1, -(-n // most))] for end, n in zip(ends.tolist(), count.tolist(), strict=True)]
+    )
+
+
+class Examples:
+    """Some spikes of each cluster with their features, on disk, by which clusters are compared."""
+
+    def __init__(
+        self,
+        clusters: Clusters,
+        receipts: Sequence[Receipt],
+        template_channels: NDArray[np.int64],
+        components: torch.Tensor,
+        sampling_rate_hz: float,
+    ) -> None:
+        self._clusters, self._receipts, self._channels = clusters, receipts, template_channels
+        self._components, self._rate = components, sampling_rate_hz
+
+    def are_two(self, unit: merging.GrowingUnit, other: merging.GrowingUnit, lag: int) -> bool:
+        """Whether two units are two neurons, with the spikes and waveforms of the other moved earlier by `lag`."""
+        sides = [self._of(unit.lags), self._of({number: before + lag for number, before in other.lags.items()})]
+        trains = [unit.train(), other.train() - lag]
+        channels = sorted(set.intersection(*(self._shared_channels(side["template"]) for side in sides)))
+        if len(channels) < MIN_COMMON_CHANNELS:
+            return True
+        counts = splits.firsts([side["sample"] for side in sides], trains, self._rate)
+        groups = [
+            splits.Group(self._on(channels, side), splits.Conditions.of_columns(side, self._rate), count)
+            for side, count in zip(sides, counts, strict=True)
+        ]
+        return splits.are_two(*groups)
+
+    def _of(self, lags: Mapping[int, int]) -> dict[str, NDArray[Any]]:
+        """Columns of some spikes of several clusters, of which each is moved earlier by its lag."""
+        parts = []
+        for number, lag in lags.items():
+            receipt, in_region = self._clusters.receipt_and_number[number].tolist()
+            names = self._receipts[receipt].kind
+            part = {name: read_region([self._receipts[receipt]], name, in_region) for name in names}
+            if lag:
+                part["sample"] = part["sample"] - lag
+                part["features"] = part["features"] @ templates.roll_matrix(self._components, lag).numpy()
+            parts.append(part)
+        step = -(-sum(len(part["sample"]) for part in parts) // EXAMPLES)
+        return {name: np.concatenate([part[name] for part in parts])[::step] for name in parts[0]}
+
+    def _shared_channels(self, template: NDArray[np.int32]) -> set[int]:
+        channel, count = np.unique(self._channels[template], return_counts=True)
+        return set(channel[(count >= SHARED_FROM * len(template)) & (channel >= 0)].tolist())
+
+    def _on(self, channels: list[int], side: Mapping[str, NDArray[Any]]) -> torch.Tensor:
+        """Features of spikes on some channels, 0 where a spike has none: (n, d), float64."""
+        n_channels = int(self._channels.max()) + 1
+        union = np.array(channels, np.int64)
+        rows = scattered_rows(side["features"], side["template"], self._channels, union, n_channels, "cpu")
+        return rows.chunk(0, rows.n).double()
+
+
 class Units(NamedTuple):
     """The units of a sorting; their spikes are those of their clusters."""
 
@@ -199,6 +289,7 @@ class Merge(Step[Units]):
     reads = ("n_pcs", "Th_learned", "acg_threshold", "ccg_threshold", "duplicate_spike_ms")
 
     regions: list[RegionClusters]
+    template_channels: NDArray[np.int64]  # (v, j) channels of the features of each template's spikes
     waveforms: Waveforms
     probe: Probe
     sampling_rate_hz: float
@@ -212,6 +303,13 @@ class Merge(Step[Units]):
         features = torch.from_numpy(np.concatenate([empty, *(region.features for region in self.regions)]))
         components = torch.from_numpy(self.waveforms.components)
         similarity = templates.similarity(features, components)
+        examples = Examples(
+            clusters,
+            [localize(region.examples, run.scratch) for region in self.regions],
+            self.template_channels,
+            components,
+            rate,
+        )
         merged = merging.merge_clusters(
             clusters,
             clusters.n_spikes,
@@ -220,6 +318,7 @@ class Merge(Step[Units]):
             similarity=similarity.value.numpy(),
             lag=similarity.lag.numpy(),
             similarity_row=lambda template, others: templates.similarity_to(template, others, components),
+            are_two=examples.are_two,
             sampling_rate_hz=rate,
             acg_threshold=settings.acg_threshold,
             ccg_threshold=settings.ccg_threshold,

@@ -1,0 +1,347 @@
+"""Whether two groups of spikes are two neurons, or one neuron whose spikes vary (section 6, step 6).
+
+The spikes of one neuron differ in ways that are known: the tissue moves past the contacts, amplitudes fall within
+bursts, and they change over minutes. So groups are compared only where these are the same, in *cells*: windows of time
+and ranges of displacement. In each cell, the spikes are projected on the axis that separates the two groups. If there
+is a trough between the groups, they are two neurons.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ks4stream.kernels.correlograms import correlogram
+
+BIMODAL_FROM = 0.6  # minimum score of a bimodal histogram
+RIDGE = 0.01  # of the regression, per weighted mean square
+N_BINS = 399  # of the projection, on [−2, 2]
+SPAN = 2.0
+MIDDLE_BINS = 50  # in which the trough is searched for
+SMOOTHING_BINS = 4.0  # minimum σ of the smoothing
+BANDWIDTH = 0.9
+"""Silverman's factor: σ is at least 0.9 · s.d. · n^(−1/5). Four bins suit thousands of spikes; with fewer spikes, less
+smoothing would leave random troughs."""
+
+MIN_SIMILARITY = 0.5  # of the means; less similar groups are two neurons
+CONTINUING_FROM = 0.8
+"""Similarity of the means from which two groups that were never recorded at the same displacement are one neuron."""
+
+MAX_WINDOWS, SPIKES_PER_WINDOW = 8, 20  # windows of time; the smaller group has so many spikes per window
+RANGE_EFFECT, MIN_RANGE_UM, MAX_RANGE_UM = 2.0, 1.0, 8.0
+"""Within a range of displacement, features change by about two standard deviations of the noise. A waveform changes by
+some 5 % per µm (:data:`CHANGE_PER_UM`), so the ranges of a large unit are narrow."""
+
+CHANGE_PER_UM = 0.05
+MIN_IN_CELL, MIN_IN_CELLS = 5, 15  # spikes of either group in a cell; of the smaller group of each cell, in all cells
+FEW = 60  # spikes; smaller groups do not fill cells
+SHARED_BELOW = 0.25  # share of spikes at the same displacements, below which groups were recorded at different ones
+BURST_MS = 20.0  # maximum interval within a burst
+BURST_EXCESS = 1.5  # pairs within a burst, relative to chance
+FIXED = 1e6  # variance that keeps a direction out of the regression
+
+
+class Conditions(NamedTuple):
+    """What is known of each spike besides its waveform.
+
+    Attributes
+    ----------
+    sample : ndarray, shape (n,), int64, samples
+        Time of the spike.
+    displacement_um : ndarray, shape (n,), float32, µm
+        Displacement of the tissue at that time, from the drift that was corrected; 0 if none was.
+    elapsed : ndarray, shape (n,), float64
+        Share of the recording before the spike, 0 … 1.
+    sampling_rate_hz : float
+    """
+
+    sample: NDArray[np.int64]
+    displacement_um: NDArray[np.float32]
+    elapsed: NDArray[np.float64]
+    sampling_rate_hz: float
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, NDArray[Any]], sampling_rate_hz: float) -> Conditions:
+        """From the columns of a table, of which :meth:`columns` are some."""
+        return cls(columns["sample"], columns["displacement_um"], columns["elapsed"], sampling_rate_hz)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """As columns of a table, besides the times."""
+        return {"displacement_um": self.displacement_um, "elapsed": self.elapsed}
+
+    def at(self, index: NDArray[np.int64] | NDArray[np.bool_]) -> Conditions:
+        """Those of some spikes."""
+        return Conditions(self.sample[index], self.displacement_um[index], self.elapsed[index], self.sampling_rate_hz)
+
+
+class Group(NamedTuple):
+    """Some spikes to be compared with others.
+
+    Attributes
+    ----------
+    features : Tensor, shape (n, d), float64, noise s.d.
+        On the channels that both groups have.
+    conditions : Conditions
+    counts : ndarray, shape (n,), bool
+        False for spikes that follow another one within a burst, if there are bursts; their amplitudes are smaller.
+    """
+
+    features: Tensor
+    conditions: Conditions
+    counts: NDArray[np.bool_]
+
+    @property
+    def n(self) -> int:
+        """Number of spikes."""
+        return len(self.features)
+
+    def counted(self) -> Group:
+        """The spikes that count."""
+        kept = self.counts
+        return Group(self.features[torch.from_numpy(kept)], self.conditions.at(kept), kept[kept])
+
+
+def are_two(a: Group, b: Group) -> bool:
+    """Whether two groups of spikes come from two neurons rather than one.
+
+    The first of these that can be decided decides:
+
+    1. Means less similar than :data:`MIN_SIMILARITY` are those of two neurons.
+    2. Spikes that do not follow another within a burst are compared in cells of time and displacement. Whatever
+       separates them there is not bursting, fading or motion.
+    3. All spikes are compared in ranges of displacement, along directions other than their amplitude, which may have
+       changed.
+    4. If the groups were recorded at different displacements, they are one neuron if the mean of one group continues
+       that of the other.
+    5. Small groups are compared as in 3, in a single cell.
+
+    Parameters
+    ----------
+    a, b : Group
+        Each has at least one spike.
+    """
+    mean_a, mean_b = a.features.mean(0), b.features.mean(0)
+    if cosine(mean_a, mean_b) < MIN_SIMILARITY:
+        return True
+    width_um = RANGE_EFFECT / CHANGE_PER_UM / max(float(mean_a.norm()), float(mean_b.norm()), 1e-9)
+    width_um = min(max(width_um, MIN_RANGE_UM), MAX_RANGE_UM)
+    lowest_um = min(float(group.conditions.displacement_um.min()) for group in (a, b))
+
+    def range_of(group: Group) -> NDArray[np.int64]:
+        return ((group.conditions.displacement_um - lowest_um) / width_um).astype(np.int64)
+
+    counted = [a.counted(), b.counted()]
+    n_windows = min(MAX_WINDOWS, max(1, min(group.n for group in counted) // SPIKES_PER_WINDOW))
+    cells = [range_of(group) * n_windows + window_of(group.conditions.elapsed, n_windows) for group in counted]
+    score = bimodality_within(counted[0].features, counted[1].features, *cells)
+    if score is None:
+        ranges, amplitude = [range_of(a), range_of(b)], mean_a + mean_b
+        score = bimodality_within(a.features, b.features, *ranges, without=amplitude)
+        if score is None and shared(*ranges) < SHARED_BELOW:
+            return cosine(*nearest_means(a.features, b.features, *ranges)) < CONTINUING_FROM
+        if score is None and min(a.n, b.n) < FEW:
+            one_cell = [np.zeros_like(cell) for cell in ranges]
+            score = bimodality_within(a.features, b.features, *one_cell, without=amplitude)
+    return score is not None and score >= BIMODAL_FROM
+
+
+def cosine(x: Tensor, y: Tensor) -> float:
+    """Similarity of two vectors."""
+    return float(x @ y / (x.norm() * y.norm()).clamp_min(1e-30))
+
+
+def window_of(elapsed: NDArray[np.float64], n_windows: int) -> NDArray[np.int64]:
+    """Window of time of each spike."""
+    return (elapsed * n_windows).astype(np.int64).clip(0, n_windows - 1)
+
+
+def shared(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
+    """Overlap of two distributions of small non-negative integers, 0 … 1.
+
+    >>> shared(np.array([0, 0, 1, 1]), np.array([1, 2]))
+    0.5
+    """
+    n = max(int(a.max()), int(b.max())) + 1
+    counts = [np.bincount(values, minlength=n) / len(values) for values in (a, b)]
+    return float(np.minimum(*counts).sum())
+
+
+def nearest_means(
+    a: Tensor, b: Tensor, range_a: NDArray[np.int64], range_b: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """Means of two groups, each in one range of displacement: in the two ranges that are nearest to each other.
+
+    Ranges with few spikes (less than :data:`MIN_IN_CELL`, or a tenth of the group) do not enter.
+    """
+    known = []
+    for features, of in ((a, range_a), (b, range_b)):
+        ranges, index, count = np.unique(of, return_inverse=True, return_counts=True)
+        enough = count >= min(max(MIN_IN_CELL, 0.1 * len(of)), count.max())
+        means = _means(features, torch.from_numpy(index), len(ranges))
+        known.append((ranges[enough], means[torch.from_numpy(enough)]))
+    (ranges_a, means_a), (ranges_b, means_b) = known
+    gap = np.abs(ranges_a[:, None] - ranges_b)
+    i, j = divmod(int(gap.argmin()), len(ranges_b))
+    return means_a[i], means_b[j]
+
+
+def _means(features: Tensor, cell: Tensor, n_cells: int) -> Tensor:
+    """Mean of the features (n, d) of each cell; 0 in empty ones."""
+    total = features.new_zeros(n_cells, features.shape[1]).index_add_(0, cell, features)
+    return total / torch.bincount(cell, minlength=n_cells).clamp_min(1)[:, None]
+
+
+# -- bursts ------------------------------------------------------------------------------------------
+
+
+def follow_in_bursts(a: NDArray[np.int64], b: NDArray[np.int64], sampling_rate_hz: float) -> bool:
+    """Whether spikes of two trains (sorted times) are close together far more often than by chance."""
+    reach = 200
+    counts = correlogram(a, b, sampling_rate_hz=sampling_rate_hz, reach_ms=reach)
+    lag = np.abs(np.arange(-reach, reach + 1))
+    near, far = (lag > 0) & (lag <= BURST_MS), lag > 50
+    by_chance = float(counts[far].mean()) * int(near.sum())
+    return bool(counts[near].sum() > BURST_EXCESS * by_chance + 4 * math.sqrt(by_chance + 1))
+
+
+def is_first(sample: NDArray[np.int64], every: NDArray[np.int64], sampling_rate_hz: float) -> NDArray[np.bool_]:
+    """Which spikes do not follow any of `every` (sorted times) within a burst.
+
+    >>> is_first(np.array([100, 160, 5000]), np.array([100, 160, 5000]), 1000.0).tolist()
+    [True, True, True]
+    >>> is_first(np.array([100, 160, 5000]), np.array([100, 160, 5000]), 30_000.0).tolist()
+    [True, False, True]
+    """
+    before = np.searchsorted(every, sample) - 1
+    interval = sample - every[np.maximum(before, 0)]
+    return (before < 0) | (interval > BURST_MS * sampling_rate_hz / 1000)
+
+
+def firsts(
+    samples: Sequence[NDArray[np.int64]], trains: Sequence[NDArray[np.int64]], sampling_rate_hz: float
+) -> list[NDArray[np.bool_]]:
+    """Which spikes count in a comparison of two trains (sorted times): all, or with bursts only those that begin one.
+
+    Parameters
+    ----------
+    samples : two ndarrays, int64, samples
+        Spikes that will be compared, of one train each.
+    trains : two ndarrays, int64, samples
+        All spikes.
+    sampling_rate_hz : float
+    """
+    if not follow_in_bursts(trains[0], trains[1], sampling_rate_hz):
+        return [np.ones(len(sample), bool) for sample in samples]
+    every = np.sort(np.concatenate(trains))
+    return [is_first(sample, every, sampling_rate_hz) for sample in samples]
+
+
+# -- the test ----------------------------------------------------------------------------------------
+
+
+def bimodality_within(
+    a: Tensor, b: Tensor, cell_a: NDArray[np.int64], cell_b: NDArray[np.int64], *, without: Tensor | None = None
+) -> float | None:
+    """Score how clearly two groups are apart within the same cells.
+
+    −1 (a) and +1 (b) are regressed on the features, which are centred in each cell on the mean of the two groups'
+    means. A cell weighs n·n'/(n + n') for its n and n' spikes, shared equally by the two groups. Each spike is
+    projected on the axis of a regression without that spike (by the exact identity of ridge regression, in which the
+    means of its cell are regressors, too).
+
+    Parameters
+    ----------
+    a, b : Tensor, shape (n, d), (n', d), float64
+    cell_a, cell_b : ndarray, shape (n,), (n',), int64
+        Cell of each spike.
+    without : Tensor, shape (d,), optional
+        A direction that the axis is perpendicular to.
+
+    Returns
+    -------
+    float or None
+        See :func:`bimodality`; None if the groups have too few spikes in the same cells.
+    """
+    names, index = np.unique(np.concatenate([cell_a, cell_b]), return_inverse=True)
+    cells = torch.split(torch.from_numpy(index), [len(cell_a), len(cell_b)])
+    count = [torch.bincount(cell, minlength=len(names)) for cell in cells]
+    both = (count[0] >= MIN_IN_CELL) & (count[1] >= MIN_IN_CELL)
+    if int(torch.minimum(*count)[both].sum()) < MIN_IN_CELLS:
+        return None
+    inside = [both[cell] for cell in cells]
+    cells = tuple(cell[kept] for cell, kept in zip(cells, inside, strict=True))
+    groups = [features[kept] for features, kept in zip((a, b), inside, strict=True)]
+    means = [_means(features, cell, len(names)) for features, cell in zip(groups, cells, strict=True)]
+    middle = 0.5 * (means[0] + means[1])
+    groups = [features - middle[cell] for features, cell in zip(groups, cells, strict=True)]
+    weight = (count[0] * count[1] / (count[0] + count[1]).clamp_min(1)).double() * both
+    weight /= weight.sum()
+    share = [(0.5 * weight / n.clamp_min(1))[cell] for n, cell in zip(count, cells, strict=True)]
+    gram = RIDGE * torch.eye(a.shape[1], dtype=torch.float64)
+    for features, of_spike in zip(groups, share, strict=True):
+        gram.addmm_((features * of_spike[:, None]).T, features)
+    if without is not None:
+        direction = without / without.norm().clamp_min(1e-30)
+        gram.addr_(direction, direction, alpha=FIXED)
+    inverse = torch.linalg.inv(gram)
+    axis = 0.5 * inverse @ (weight @ (means[1] - means[0]))
+    values = []
+    for target, features, of_spike, cell, n in zip((-1.0, 1.0), groups, share, cells, count, strict=True):
+        leverage = of_spike * ((features @ inverse) * features).sum(1) + 0.5 / n[cell]
+        values.append((features @ axis - leverage * target) / (1.0 - leverage).clamp_min(0.1))
+    return bimodality(values[0], values[1], cells[0], cells[1], len(names))
+
+
+def bimodality(a: Tensor, b: Tensor, cell_a: Tensor, cell_b: Tensor, n_cells: int) -> float:
+    """Score the depth of the trough in the middle relative to the lower of the two peaks beside it.
+
+    There is a histogram for each cell, as the groups may have any proportion in it. Troughs, at one place, and lower
+    peaks are added over cells.
+
+    Parameters
+    ----------
+    a, b : Tensor, shape (n,), (n',), float64
+        Projections of the two groups, near −1 and 1.
+    cell_a, cell_b : Tensor, shape (n,), (n',), int64
+    n_cells : int
+
+    Returns
+    -------
+    float
+        1 − trough / lower peak: 1 for two separate peaks, 0 or less without two peaks.
+    """
+    spread = math.sqrt(0.5 * sum(float(side.clamp(-SPAN, SPAN).var(correction=0)) for side in (a, b)))
+    smaller = torch.minimum(torch.bincount(cell_a, minlength=n_cells), torch.bincount(cell_b, minlength=n_cells))
+    counts = histograms(torch.cat([a, b]), torch.cat([cell_a, cell_b]), n_cells)
+    used = np.flatnonzero(smaller.numpy())
+    smooth = np.stack([smoothed(counts[cell], smoothing_bins(spread, int(smaller[cell]))) for cell in used])
+    start = (N_BINS - MIDDLE_BINS + 1) // 2
+    trough = start + int(np.argmin(smooth.sum(0)[start : start + MIDDLE_BINS]))
+    lower_peak = np.minimum(smooth[:, :trough].max(1), smooth[:, trough + 1 :].max(1)).sum()
+    return 1.0 - float(smooth[:, trough].sum() / lower_peak) if lower_peak > 0 else 0.0
+
+
+def histograms(values: Tensor, cell: Tensor, n_cells: int) -> NDArray[np.float64]:
+    """Histogram of each cell's values on [−2, 2] in 399 bins; values outside are ignored: (n_cells, 399)."""
+    inside = (values >= -SPAN) & (values < SPAN)
+    bins = ((values + SPAN) * (N_BINS / (2 * SPAN))).long().clamp(0, N_BINS - 1)
+    counts = torch.bincount((cell * N_BINS + bins)[inside], minlength=n_cells * N_BINS)
+    return counts.view(n_cells, N_BINS).numpy().astype(np.float64)
+
+
+def smoothing_bins(spread: float, n_smaller: int) -> float:
+    """Width of the smoothing, in bins, for projections of some s.d. and the spikes of the smaller group."""
+    return max(SMOOTHING_BINS, BANDWIDTH * spread * n_smaller**-0.2 * N_BINS / (2 * SPAN))
+
+
+def smoothed(histogram: NDArray[np.float64], width_bins: float) -> NDArray[np.float64]:
+    """Smooth a histogram with a Gaussian; what is beyond the ends is 0."""
+    reach = math.ceil(4 * width_bins)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width_bins) ** 2)
+    return np.convolve(histogram, kernel / kernel.sum(), mode="full")[reach : reach + len(histogram)]
