@@ -21,7 +21,7 @@ from ks4stream.spikeinterface import register
 
 core = pytest.importorskip("spikeinterface.core")
 sorters = pytest.importorskip("spikeinterface.sorters")
-from extractors import with_contacts, with_probe  # noqa: E402
+from extractors import with_contacts  # noqa: E402
 
 RATE, SECONDS, SPLIT = 30_000.0, 16.0, 270_000  # the border lies within a batch
 PROBE = simulate.linear_probe(16)
@@ -118,8 +118,8 @@ def test_without_spikeinterface_the_message_names_it(monkeypatch: pytest.MonkeyP
 
 
 def test_a_spikeinterface_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spikeinterface.__version__", "0.101.2")
-    with pytest.raises(MissingDependencyError, match=r"SpikeInterface 0\.101\.2 is too old.*0\.103 or later"):
+    monkeypatch.setattr("spikeinterface.__version__", "0.104.3")
+    with pytest.raises(MissingDependencyError, match=r"SpikeInterface 0\.104\.3 is too old.*0\.105 or later"):
         register()
 
 
@@ -150,13 +150,13 @@ def test_wrong_parameters_are_refused(
 
 def test_recordings_that_cannot_be_sorted_are_refused(path: Path, tmp_path: Path) -> None:
     bare = core.BinaryRecordingExtractor([path], RATE, "int16", num_channels=16)
-    with pytest.raises(Exception, match="hannel locations"):  # SpikeInterface's own, another one before 0.105
+    with pytest.raises(Exception, match="hannel locations"):  # SpikeInterface's own
         run(bare, tmp_path / "bare")
     floats = core.BinaryRecordingExtractor([path], RATE, "float32", num_channels=16)
     with pytest.raises(RecordingError, match="float32 samples without a gain"):
         run(with_contacts(floats, PROBE.positions_um, gain_uv=None), tmp_path / "floats")
     deep = binary(path)
-    deep = with_probe(deep, deep.get_probe().to_3d(axes="xy"))
+    deep.set_probe(deep.get_probe().to_3d(axes="xy"))
     with pytest.raises(ProbeError, match="three coordinates"):
         run(deep, tmp_path / "deep")
 

@@ -70,7 +70,8 @@ def recording(file: Path) -> Any:
     contacts = ContactsOfProbe(ndim=2)
     contacts.set_contacts(positions=PROBE.positions_um, shapes="circle", shape_params={"radius": 5})
     contacts.set_device_channel_indices(np.arange(12))
-    return found.set_probe(contacts) or found
+    found.set_probe(contacts)
+    return found
 
 
 def by_wrapper(recording: Any, folder: Path, **params: Any) -> Any:

@@ -201,22 +201,13 @@ def probe_of(extractor: Any) -> Probe | None:
     if not extractor.has_channel_location():
         return None
     name = name_of(extractor)
-    if _is_3d(extractor):
+    if extractor.has_3d_probe():
         raise ProbeError(
             f"{name} has contacts with three coordinates (x, y, z), but positions here are across and along the probe. "
             "Choose the two that matter: recording.planarize(axes='xy')."
         )
     positions = np.asarray(extractor.get_channel_locations(), np.float64)
     return Probe.from_positions(positions, shank=_shanks(extractor), n_chan_file=len(positions), name=name)
-
-
-def _is_3d(extractor: Any) -> bool:
-    if hasattr(extractor, "has_3d_probe"):  # since 0.105
-        return bool(extractor.has_3d_probe())
-    contacts, locations = extractor.get_property("contact_vector"), extractor.get_property("location")
-    if contacts is not None:
-        return "z" in contacts.dtype.names
-    return bool(np.shape(locations)[1] == 3)
 
 
 def _shanks(extractor: Any) -> NDArray[np.int64]:
@@ -259,11 +250,7 @@ def _without_slices(extractor: Any) -> tuple[Any, tuple[int, ...]]:
     """The recording that channels were selected from, as probes and groups do, and which of its channels they are."""
     columns = np.arange(extractor.get_num_channels())
     while type(extractor).__name__ == "ChannelSliceRecording":
-        kwargs = extractor._kwargs
-        parent = kwargs.get("recording", kwargs.get("parent_recording"))  # as it is called since 0.105, and before
-        if parent is None:
-            break
-        ids = kwargs.get("channel_ids")
+        parent, ids = extractor._kwargs["recording"], extractor._kwargs.get("channel_ids")
         if ids is not None:
             columns = np.asarray(parent.ids_to_indices(ids))[columns]
         extractor = parent
