@@ -421,7 +421,7 @@ def save_to_phy(
     save_extra_vars: bool = False,
     save_preprocessed_copy: bool = False,
     skip_dat_path: bool = False,
-) -> tuple[Path, NDArray[np.float32], NDArray[np.bool_], NDArray[np.float64], NDArray[np.bool_]]:
+) -> tuple[Path, NDArray[np.float32], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     """Label the units, find duplicates and write the results, as :func:`~ks4stream.kilosort4.parts.save_sorting` does.
 
     Parameters
@@ -441,7 +441,7 @@ def save_to_phy(
     -------
     results_dir : Path
     similar_templates : ndarray of float32, shape (n_units, n_units)
-    is_ref : ndarray of bool, shape (n_units,)
+    is_ref : ndarray of float64, shape (n_units,)
     est_contam_rate : ndarray of float64, shape (n_units,)
     kept_spikes : ndarray of bool, shape (n_spikes,)
 

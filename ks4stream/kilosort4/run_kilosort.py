@@ -80,7 +80,7 @@ KilosortResults = tuple[
     torch.Tensor,
     torch.Tensor,
     NDArray[np.float32],
-    NDArray[np.bool_],
+    NDArray[np.float64],
     NDArray[np.float64],
     NDArray[np.bool_],
 ]
@@ -194,8 +194,8 @@ def run_kilosort(
         Template of each unit.
     similar_templates : ndarray of float32, shape (n_units, n_units)
         Largest correlation of two templates over all lags.
-    is_ref : ndarray of bool, shape (n_units,)
-        Whether a unit is refractory ("good").
+    is_ref : ndarray of float64, shape (n_units,)
+        1 for refractory ("good") units, 0 for others.
     est_contam_rate : ndarray of float64, shape (n_units,)
         Estimated contamination: rate of refractory violations relative to chance.
     kept_spikes : ndarray of bool, shape (n_spikes,)
@@ -287,7 +287,7 @@ def _as_kilosort(sorting: Sorting, ops: dict[str, Any]) -> KilosortResults:
         tensor(sorting.features),
         tensor(sorting.unit_features),
         sorting.similarity,
-        sorting.refractory,
+        sorting.refractory.astype(np.float64),
         sorting.contamination,
         sorting.kept,
     )

@@ -117,7 +117,11 @@ def no_plots(request, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENES)
 def test_one_by_one_they_give_what_the_whole_gives(name, scene, tmp_path):
-    assert_same(sorted_by_parts(begun(scene(name), tmp_path / "parts")), whole(scene(name), tmp_path / "whole"))
+    ops = begun(scene(name), tmp_path / "parts")
+    found = sorted_by_parts(ops)
+    assert_same(found, whole(scene(name), tmp_path / "whole"))
+    assert found["is_ref"].dtype == np.float64
+    assert ops["dshift"] is None or ops["dshift"].dtype == ops["yblk"].dtype == np.float64
     written = {name: content_of(tmp_path / name) for name in ("parts", "whole")}
     del written["whole"]["kilosort4.log"]  # which only setup_logger begins
     assert written["parts"].keys() == written["whole"].keys()
