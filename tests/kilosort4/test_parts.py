@@ -104,6 +104,14 @@ def assert_same(one, other):
         assert a.tobytes() == b.tobytes(), name
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short():
+    """Waveforms are learned from the few spikes of a short recording."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ks4stream.stages.waveforms.MIN_SNIPPETS", 100)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_plots(request, monkeypatch):
     """Pictures take longer than a sort of five seconds; one test compares them."""

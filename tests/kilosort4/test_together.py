@@ -30,6 +30,12 @@ CPU = torch.device("cpu")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ks4stream.errors.FewSpikesWarning")]
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waveforms are learned from the few spikes of a short recording."""
+    monkeypatch.setattr("ks4stream.stages.waveforms.MIN_SNIPPETS", 100)
+
+
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """A drifting recording, its probe and settings."""
