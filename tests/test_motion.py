@@ -19,6 +19,7 @@ from ks4stream.results import Drift
 from ks4stream.settings import Settings
 
 RATE = 30_000.0
+SETTINGS = Settings(batch_size=24_000)  # 15 batches
 
 
 def array(displacement_um: Any, time: Any, depth: Any) -> xr.DataArray:
@@ -92,14 +93,14 @@ def test_what_cannot_be_used_is_refused_before_work(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def drifting() -> simulate.SimulatedRecording:
     return simulate.simulate(
-        simulate.linear_probe(24),
-        30.0,
+        simulate.linear_probe(20),
+        12.0,
         seed=4,
-        n_units=14,
+        n_units=12,
         drift="rigid",
         drift_range_um=40.0,
         amplitude_range_uv=(80.0, 250.0),
-        rate_range_hz=(5.0, 12.0),
+        rate_range_hz=(15.0, 35.0),
     )
 
 
@@ -111,7 +112,7 @@ def recording(drifting: simulate.SimulatedRecording) -> Any:
 
 @pytest.fixture(scope="module")
 def estimated(recording: Any) -> Any:
-    return ks4stream.sort(recording, client="loop")
+    return ks4stream.sort(recording, SETTINGS, client="loop")
 
 
 @pytest.mark.slow
@@ -126,7 +127,7 @@ def test_the_shift_is_the_opposite_of_the_displacement(estimated: Any, drifting:
 def test_a_given_drift_takes_the_place_of_the_estimate(recording: Any, estimated: Any, tmp_path: Path) -> None:
     """The same drift gives the same result, whatever nblocks is; it is in the log."""
     given = ks4stream.sort(
-        recording, Settings(nblocks=0), client="loop", drift=estimated.drift, results_dir=tmp_path / "given"
+        recording, SETTINGS.replace(nblocks=0), client="loop", drift=estimated.drift, results_dir=tmp_path / "given"
     )
     assert given.peaks is None
     for spec in fields(given):
@@ -144,6 +145,6 @@ def test_a_displacement_and_the_estimate_give_the_same_traces(
 ) -> None:
     centres_s = estimated.tiling.centres / RATE
     given = array(-estimated.drift.shift_um, centres_s, estimated.drift.centre_um)
-    ours = ks4stream.preprocess(recording, whitening=estimated.whitening, drift=estimated.drift)
-    theirs = ks4stream.preprocess(recording, whitening=estimated.whitening, drift=given)
+    ours = ks4stream.preprocess(recording, SETTINGS, whitening=estimated.whitening, drift=estimated.drift)
+    theirs = ks4stream.preprocess(recording, SETTINGS, whitening=estimated.whitening, drift=given)
     np.testing.assert_array_equal(theirs[:3000].compute(), ours[:3000].compute())
