@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import distributed
 import numpy as np
 import pytest
 
@@ -77,6 +78,13 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class InThisProcess(distributed.Client):
+    """A client whose own workers are threads."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **({"processes": False} if "n_workers" in options else {}) | options)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ks4stream.errors.Ks4StreamWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda page: page.name)
@@ -85,8 +93,10 @@ def test_the_examples_of_a_page_run(
 ) -> None:
     """One after the other, with common names, in a folder that has a small recording.
 
-    A short recording has few spikes to learn waveforms from, and its plots take as long as the sort; README has them.
+    A short recording has few spikes to learn waveforms from, its plots take as long as the sort (README has them), and
+    processes take longer to start than it takes to sort: workers are threads.
     """
+    monkeypatch.setattr(distributed, "Client", InThisProcess)
     monkeypatch.setattr("ks4stream.stages.waveforms.MIN_SNIPPETS", 100)
     if page.name != "README.md":
         monkeypatch.setattr("ks4stream.report.plots.write_plots", lambda *_: [])
