@@ -17,8 +17,8 @@ from ks4stream.results import Sorting
 if TYPE_CHECKING:
     import xarray
 
-OLDEST_SPIKEINTERFACE = (0, 103)
-"""The first version whose recordings have ``get_traces(return_in_uV=…)``."""
+OLDEST_SPIKEINTERFACE = (0, 105)
+"""The first that notes in a sorter's folder what was sorted, and the oldest that is tested."""
 
 DIM_NAMES = {
     "n": "spike",
@@ -112,8 +112,8 @@ def spikeinterface_core() -> Any:
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_SPIKEINTERFACE:
         oldest = ".".join(map(str, OLDEST_SPIKEINTERFACE))
         raise MissingDependencyError(
-            f"SpikeInterface {version} is too old; ks4stream needs version {oldest} or later, whose recordings have "
-            "get_traces(return_in_uV=…). Install it with: pip install --upgrade 'ks4stream[spikeinterface]'."
+            f"SpikeInterface {version} is too old; ks4stream needs version {oldest} or later. Install it with: pip "
+            "install --upgrade 'ks4stream[spikeinterface]'."
         )
     return core
 
@@ -152,8 +152,7 @@ def to_spikeinterface(
     vector = _spike_vector(sorting, units, np.cumsum([0, *lengths]))
     found = core.NumpySorting(vector, sorting.sampling_rate_hz, units)
     while found.get_num_segments() < len(lengths):  # it counts segments up to the last one with spikes
-        kind = type(found.segments[0]) if hasattr(found, "segments") else type(found._sorting_segments[0])
-        found.add_sorting_segment(kind(vector, found.get_num_segments(), units))
+        found.add_sorting_segment(type(found.segments[0])(vector, found.get_num_segments(), units))
     for name, values in unit_properties(sorting, channel_ids).items():
         found.set_property(name, values[units])
     if recording is not None:

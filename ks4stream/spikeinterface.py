@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ks4stream.errors import MissingDependencyError
-from ks4stream.exchange import segment_lengths, spikeinterface_core, to_spikeinterface
+from ks4stream.exchange import spikeinterface_core, to_spikeinterface
 from ks4stream.resources import Resources
 from ks4stream.settings import Settings
 
@@ -183,9 +183,6 @@ def _sorter() -> Any:
             folder = Path(sorter_output_folder)
             sorting = load_sorting(folder, features=False)
             recorded = _json_of(folder.parent / "recording_attributes.json")  # all there is if the recording is gone
-            if not recorded:  # before SpikeInterface 0.105
-                recording = cls.load_recording_from_folder(folder.parent, with_warnings=False)
-                recorded = {"num_samples": segment_lengths(recording), "channel_ids": recording.channel_ids}
             asked = _json_of(folder.parent / "spikeinterface_params.json").get("sorter_params", {})
             return to_spikeinterface(
                 sorting,

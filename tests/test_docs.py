@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import distributed
 import numpy as np
 import pytest
 
@@ -26,7 +27,7 @@ from ks4stream.settings import Settings
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-SECONDS = 6.0  # of the recording that the examples sort
+SECONDS = 4.0  # of the recording that the examples sort
 RUN = {"python"} | ({"python spikeinterface"} if importlib.util.find_spec("spikeinterface") else set())
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -67,7 +68,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recorded")
     probe = load_probe("linear_16")
     truth = simulate.simulate(
-        probe, SECONDS, seed=3, n_units=10, rate_range_hz=(10.0, 20.0), amplitude_range_uv=(80.0, 250.0)
+        probe, SECONDS, seed=3, n_units=10, rate_range_hz=(20.0, 40.0), amplitude_range_uv=(80.0, 250.0)
     )
     truth.write_binary(folder / "data.bin")
     for name in ("morning.bin", "evening.bin"):
@@ -77,13 +78,28 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class InThisProcess(distributed.Client):
+    """A client whose own workers are threads."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **({"processes": False} if "n_workers" in options else {}) | options)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ks4stream.errors.Ks4StreamWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)], ids=lambda page: page.name)
 def test_the_examples_of_a_page_run(
     page: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One after the other, with common names, in a folder that has a small recording."""
+    """One after the other, with common names, in a folder that has a small recording.
+
+    A short recording has few spikes to learn waveforms from, its plots take as long as the sort (README has them), and
+    processes take longer to start than it takes to sort: workers are threads.
+    """
+    monkeypatch.setattr(distributed, "Client", InThisProcess)
+    monkeypatch.setattr("ks4stream.stages.waveforms.MIN_SNIPPETS", 100)
+    if page.name != "README.md":
+        monkeypatch.setattr("ks4stream.report.plots.write_plots", lambda *_: [])
     folder = tmp_path / "here"
     shutil.copytree(recorded, folder)
     monkeypatch.chdir(folder)

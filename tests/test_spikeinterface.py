@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ from clusters import users_cluster
 import ks4stream
 from ks4stream import simulate
 from ks4stream.errors import MissingDependencyError, ProbeError, RecordingError, SettingsError
+from ks4stream.mean_waveforms import mean_waveforms
 from ks4stream.settings import Settings
 from ks4stream.spikeinterface import register
 
 core = pytest.importorskip("spikeinterface.core")
 sorters = pytest.importorskip("spikeinterface.sorters")
-from extractors import with_contacts, with_probe  # noqa: E402
+from extractors import with_contacts  # noqa: E402
 
-RATE, SECONDS, SPLIT = 30_000.0, 16.0, 270_000  # the border lies within a batch
+RATE, SECONDS, SPLIT = 30_000.0, 8.0, 150_000  # the border lies within a batch
 PROBE = simulate.linear_probe(16)
 
 pytestmark = [
@@ -38,11 +39,17 @@ def registered() -> None:
     register()
 
 
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take longer than a sort of a few seconds; the sort whose folder many tests read has them."""
+    monkeypatch.setattr("ks4stream.report.plots.write_plots", lambda *_: [])
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16 seconds of eight neurons, some of which fire across the border between segments."""
+    """Eight neurons, some of which fire across the border between segments."""
     truth = simulate.simulate(
-        PROBE, SECONDS, seed=3, n_units=8, amplitude_range_uv=(80.0, 250.0), rate_range_hz=(10.0, 20.0)
+        PROBE, SECONDS, seed=3, n_units=8, amplitude_range_uv=(80.0, 250.0), rate_range_hz=(20.0, 40.0)
     )
     return truth.write_binary(tmp_path_factory.mktemp("recorded") / "data.bin")
 
@@ -118,8 +125,8 @@ def test_without_spikeinterface_the_message_names_it(monkeypatch: pytest.MonkeyP
 
 
 def test_a_spikeinterface_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spikeinterface.__version__", "0.101.2")
-    with pytest.raises(MissingDependencyError, match=r"SpikeInterface 0\.101\.2 is too old.*0\.103 or later"):
+    monkeypatch.setattr("spikeinterface.__version__", "0.104.3")
+    with pytest.raises(MissingDependencyError, match=r"SpikeInterface 0\.104\.3 is too old.*0\.105 or later"):
         register()
 
 
@@ -150,13 +157,13 @@ def test_wrong_parameters_are_refused(
 
 def test_recordings_that_cannot_be_sorted_are_refused(path: Path, tmp_path: Path) -> None:
     bare = core.BinaryRecordingExtractor([path], RATE, "int16", num_channels=16)
-    with pytest.raises(Exception, match="hannel locations"):  # SpikeInterface's own, another one before 0.105
+    with pytest.raises(Exception, match="hannel locations"):  # SpikeInterface's own
         run(bare, tmp_path / "bare")
     floats = core.BinaryRecordingExtractor([path], RATE, "float32", num_channels=16)
     with pytest.raises(RecordingError, match="float32 samples without a gain"):
         run(with_contacts(floats, PROBE.positions_um, gain_uv=None), tmp_path / "floats")
     deep = binary(path)
-    deep = with_probe(deep, deep.get_probe().to_3d(axes="xy"))
+    deep.set_probe(deep.get_probe().to_3d(axes="xy"))
     with pytest.raises(ProbeError, match="three coordinates"):
         run(deep, tmp_path / "deep")
 
@@ -221,6 +228,34 @@ def test_spikeinterface_analyses_the_result(sorted_folder: Path, path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default:::spikeinterface")  # its own
+@pytest.mark.parametrize("has_recording", [False, True])
+def test_spikeinterface_reads_the_folder_as_an_analyzer(
+    sorted_folder: Path, path: Path, expected: Any, has_recording: bool
+) -> None:
+    """Units, templates in µV, and where the spikes are; with the recording, its own amplitudes agree."""
+    extractors = pytest.importorskip("spikeinterface.extractors")
+    recording = binary(path) if has_recording else None
+    analyzer = extractors.read_kilosort_as_analyzer(
+        sorted_folder / "sorter_output", recording, gain_to_uV=0.195, offset_to_uV=0
+    )
+    assert_same(analyzer.sorting, expected)
+    templates = analyzer.get_extension("templates").get_data()  # (unit, time, channel)
+    theirs, ours = (np.ptp(values, axis=1) for values in (templates, mean_waveforms(replace(expected, gain_uv=0.195))))
+    np.testing.assert_array_equal(theirs.argmax(axis=1), ours.argmax(axis=1))
+    np.testing.assert_allclose(theirs.max(axis=1), ours.max(axis=1), rtol=0.1)
+    locations = analyzer.get_extension("spike_locations").get_data()
+    for name, values in (("x", expected.x_um), ("y", expected.y_um)):
+        np.testing.assert_array_equal(locations[name], values[expected.kept])
+    if has_recording:
+        analyzer.compute("spike_amplitudes")
+        amplitudes, unit = analyzer.get_extension("spike_amplitudes").get_data(), expected.unit[expected.kept]
+        medians = np.array([np.median(amplitudes[unit == number]) for number in range(expected.n_units)])
+        assert np.corrcoef(medians, templates.min(axis=(1, 2)))[0, 1] > 0.8
+        np.testing.assert_allclose(medians, templates.min(axis=(1, 2)), rtol=0.5)  # of traces that are not filtered
+
+
+@pytest.mark.slow
 def test_segments_are_joined_and_spikes_given_back_by_segment(path: Path, expected: Any, tmp_path: Path) -> None:
     whole = binary(path)
     n_samples = whole.get_num_samples()
@@ -280,14 +315,16 @@ def test_groups_are_sorted_by_themselves(path: Path, tmp_path: Path) -> None:
     groups = np.repeat([0, 1], [9, 7])
     recording.set_property("group", groups)
     found = sorters.run_sorter_by_property(
-        "ks4stream", recording, "group", folder=tmp_path / "o", scheduler="loop", keep_good_only=True
+        "ks4stream", recording, "group", folder=tmp_path / "o", scheduler="loop", keep_good_only=True, nblocks=0
     )
     n_units = []
     for group in (0, 1):
         columns = np.flatnonzero(groups == group)
         samples = np.fromfile(path, np.int16).reshape(-1, 16)[:, columns]
         probe = ks4stream.Probe.from_positions(PROBE.positions_um[columns])
-        alone = ks4stream.sort(ks4stream.open_recording(samples, fs=RATE, probe=probe), client="loop")
+        alone = ks4stream.sort(
+            ks4stream.open_recording(samples, fs=RATE, probe=probe), Settings(nblocks=0), client="loop"
+        )
         n_units.append(int(alone.refractory.sum()))
     assert [int((found.get_property("group") == group).sum()) for group in (0, 1)] == n_units
     ids = found.get_property("main_channel_id")
@@ -299,7 +336,7 @@ def test_parameters_reach_the_sort(path: Path, tmp_path: Path, capfd: pytest.Cap
     found = run(
         binary(path),
         tmp_path / "o",
-        tmax=6.0,
+        tmax=5.0,
         nblocks=0,
         drift_smoothing=[1, 1, 1],
         save_features=False,
@@ -309,13 +346,13 @@ def test_parameters_reach_the_sort(path: Path, tmp_path: Path, capfd: pytest.Cap
         verbose=True,
     )
     output = tmp_path / "o" / "sorter_output"
-    assert found.to_spike_vector()["sample_index"].max() < 6 * RATE
+    assert found.to_spike_vector()["sample_index"].max() < 5 * RATE
     assert set(found.get_property("KSLabel")) <= {"good"}
     assert not (output / "pc_features.npy").exists()
     assert (output / "full_st.npy").exists()
     assert (output / "run").exists()
     stored = ks4stream.load_sorting(output).settings
-    assert (stored.tmax, stored.nblocks, stored.drift_smoothing) == (6.0, 0, (1.0, 1.0, 1.0))
+    assert (stored.tmax, stored.nblocks, stored.drift_smoothing) == (5.0, 0, (1.0, 1.0, 1.0))
     assert "matching: " in capfd.readouterr().err
 
 

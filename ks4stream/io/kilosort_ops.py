@@ -223,8 +223,8 @@ def _stage_ops(sorting: Sorting) -> dict[str, Any]:
     }
     if sorting.waveforms is not None:
         ops |= {"wPCA": sorting.waveforms.components, "wTEMP": sorting.waveforms.shapes}
-    ops["dshift"] = None if sorting.drift is None else sorting.drift.shift_um
-    ops["yblk"] = None if sorting.drift is None else sorting.drift.centre_um
+    ops["dshift"] = None if sorting.drift is None else sorting.drift.shift_um.astype(np.float64)
+    ops["yblk"] = None if sorting.drift is None else sorting.drift.centre_um.astype(np.float64)
     return ops
 
 

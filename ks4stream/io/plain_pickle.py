@@ -4,8 +4,9 @@ A pickle is a program that names the functions and classes it wants to call. Her
 functions of our own, which check what they are given and build arrays, sets and paths; any other name is an error.
 Neither NumPy's nor any other library's code for unpickling is called.
 
-A short file cannot take much memory or time either. What is built may have a few times the bytes of the file, keys are
-values that are hashed at once, and messages contain nothing of unknown length.
+A short file cannot take much memory or time either. The program may have so many steps and no more, what is built may
+have a few times the bytes of the file, keys are values that are hashed at once, and messages contain nothing of unknown
+length.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import pickle
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, ClassVar
 
@@ -30,6 +31,10 @@ __all__ = ["load_object"]
 
 MAX_BYTES = 1 << 31
 """Size of the largest file that is read: an ``ops.npy`` has some MB."""
+
+MAX_STEPS = 500_000
+"""Length of the longest pickle that is read, in its instructions: an ``ops.npy`` has a few hundred for its settings and
+some ten for each array, whatever the array's size. One byte of the file can be an instruction that makes an object."""
 
 _GROWTH, _SPARE_BYTES = 4, 1 << 16
 """Arrays and other copies may have this many times the bytes of the file, and some more. It is reached only by copying
@@ -116,6 +121,7 @@ class _PlainUnpickler(pickle._Unpickler):
     def __init__(self, content: io.BytesIO) -> None:
         super().__init__(content)
         self._left_bytes = _GROWTH * content.getbuffer().nbytes + _SPARE_BYTES
+        self.dispatch = _Counted(self._instructions)  # type: ignore[misc]  # each reader counts its own
 
     def find_class(self, module: str, name: str) -> Any:
         """Look up one of our functions by the name of what it stands for."""
@@ -182,7 +188,7 @@ class _PlainUnpickler(pickle._Unpickler):
         made.__setstate__(state)
         self._spend(made)
 
-    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
+    _instructions: ClassVar[dict[int, Callable[..., None]]] = {
         **pickle._Unpickler.dispatch,
         pickle.BYTEARRAY8[0]: load_bytearray8,
         pickle.DICT[0]: load_dict,
@@ -192,6 +198,20 @@ class _PlainUnpickler(pickle._Unpickler):
         pickle.FROZENSET[0]: load_frozenset,
         pickle.BUILD[0]: load_build,
     }
+
+
+class _Counted(dict[int, Callable[..., None]]):
+    """What to do for each instruction of a pickle, up to :data:`MAX_STEPS` times."""
+
+    def __init__(self, known: Mapping[int, Callable[..., None]]) -> None:
+        super().__init__(known)
+        self.n_left = MAX_STEPS
+
+    def __getitem__(self, instruction: int) -> Callable[..., None]:
+        self.n_left -= 1
+        if self.n_left < 0:
+            raise pickle.UnpicklingError(f"it has more than {MAX_STEPS} instructions")
+        return super().__getitem__(instruction)
 
 
 def _key(value: Any) -> Any:
@@ -340,6 +360,8 @@ def _collection(kind: type) -> _Stand:
 
 
 def _complex(real: Any, imag: Any) -> complex:
+    if not isinstance(real, int | float) or not isinstance(imag, int | float):
+        raise pickle.UnpicklingError("a complex number that is not made of numbers")
     return complex(float(real), float(imag))
 
 

@@ -15,6 +15,7 @@ from ks4stream.errors import ProbeError, RecordingError, ResultsError, SettingsE
 from ks4stream.io.places import place
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.recordings import default_results_dir, may_tell_rate, open_recording
+from ks4stream.kilosort4.extractor import RecordingExtractorAsArray
 from ks4stream.kilosort4.utils import PROBE_DIR
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording, is_same_rate
@@ -114,6 +115,8 @@ def opened(
     default_fs = fs
     if fs is None and (file_object is not None or not all(map(may_tell_rate, files))):
         default_fs = _DEFAULT_FS
+    if isinstance(file_object, RecordingExtractorAsArray):
+        file_object = file_object.as_recording() or file_object
     source = file_object if file_object is not None else files[0] if len(files) == 1 else list(files)
     recording = open_recording(
         source, n_chan=n_chan, default_fs=default_fs, dtype=places.get("data_dtype"), probe=probe_in(places)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.engine import gpus
-from ks4stream.errors import Ks4StreamError, OpsError, ProbeError, RecordingError, ResultsError, SettingsError
+from ks4stream.errors import Ks4StreamError, OpsError, ProbeError, ResultsError, SettingsError
 from ks4stream.geometry import vertical_pitch_um
 from ks4stream.io import probes
 from ks4stream.io.atomic import explain_write_errors
@@ -30,11 +29,11 @@ from ks4stream.io.results_folder import PREPROCESSED_COPY, RECORD, ResultsFolder
 from ks4stream.io.run_store import MANIFEST
 from ks4stream.kilosort4.arguments import files_of, given_places, only_binary
 from ks4stream.kilosort4.binary import BinaryFiltered, BinaryRWFile
+from ks4stream.kilosort4.extractor import RecordingExtractorAsArray
 from ks4stream.kilosort4.ops import OWN, folder_of, probe_of, probe_words, recording_of, settings_of, tiles_of
 from ks4stream.kilosort4.parts import save_sorting
 from ks4stream.kilosort4.utils import PROBE_DIR
 from ks4stream.probe import Probe
-from ks4stream.recording import sliced
 from ks4stream.report import written_early
 
 __all__ = [
@@ -190,71 +189,6 @@ def find_binary(data_dir: PathLike) -> Path:
         If there is none, or more than one.
     """
     return only_binary(Path(data_dir))
-
-
-class RecordingExtractorAsArray:
-    """A recording of SpikeInterface as an array of shape (time, channel), for a ``file_object``.
-
-    Only what is indexed is read. Segments are joined in time. Other processes get SpikeInterface's own description of
-    the recording; the samples are sent along only if they are in memory.
-
-    Parameters
-    ----------
-    recording_extractor : spikeinterface.core.BaseRecording
-
-    Attributes
-    ----------
-    recording_extractor
-    shape : tuple of int
-    dtype : numpy.dtype
-
-    Raises
-    ------
-    RecordingError
-        If it is not a recording of SpikeInterface.
-    """
-
-    ndim = 2
-
-    def __init__(self, recording_extractor: Any) -> None:
-        missing = [name for name in ("get_traces", "get_num_segments") if not hasattr(recording_extractor, name)]
-        if missing:
-            raise RecordingError(
-                f"A recording of SpikeInterface is needed, but a {type(recording_extractor).__name__} was given. "
-                "Arrays can be passed as file_object as they are."
-            )
-        self.recording_extractor = recording_extractor
-        segments = range(recording_extractor.get_num_segments())
-        lengths = [int(recording_extractor.get_num_samples(segment_index=index)) for index in segments]
-        self._first = list(accumulate(lengths, initial=0))
-        self.shape = (self._first[-1], int(recording_extractor.get_num_channels()))
-        self.dtype: np.dtype[Any] = np.dtype(recording_extractor.get_dtype())
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> NDArray[Any]:
-        """Samples by (time, channel)."""
-        return sliced(self._read, self.shape, self.dtype, key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        raise RecordingError("A recording of SpikeInterface is only read.")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the recording, which SpikeInterface does by its own dictionary."""
-        return type(self), (self.recording_extractor,)
-
-    def _read(self, start: int, stop: int) -> NDArray[Any]:
-        pieces = [np.empty((0, self.shape[1]), self.dtype)]
-        for index, first in enumerate(self._first[:-1]):
-            begin, end = max(start, first), min(stop, self._first[index + 1])
-            if begin < end:
-                pieces.append(
-                    self.recording_extractor.get_traces(
-                        segment_index=index, start_frame=begin - first, end_frame=end - first
-                    )
-                )
-        return np.concatenate(pieces) if len(pieces) > 2 else np.asarray(pieces[-1])
 
 
 def bfile_from_ops(
@@ -487,7 +421,7 @@ def save_to_phy(
     save_extra_vars: bool = False,
     save_preprocessed_copy: bool = False,
     skip_dat_path: bool = False,
-) -> tuple[Path, NDArray[np.float32], NDArray[np.bool_], NDArray[np.float64], NDArray[np.bool_]]:
+) -> tuple[Path, NDArray[np.float32], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     """Label the units, find duplicates and write the results, as :func:`~ks4stream.kilosort4.parts.save_sorting` does.
 
     Parameters
@@ -507,7 +441,7 @@ def save_to_phy(
     -------
     results_dir : Path
     similar_templates : ndarray of float32, shape (n_units, n_units)
-    is_ref : ndarray of bool, shape (n_units,)
+    is_ref : ndarray of float64, shape (n_units,)
     est_contam_rate : ndarray of float64, shape (n_units,)
     kept_spikes : ndarray of bool, shape (n_spikes,)
 

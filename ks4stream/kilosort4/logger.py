@@ -12,7 +12,7 @@ from pathlib import Path
 from ks4stream.errors import ResultsError
 from ks4stream.kilosort4.arguments import PathLike
 from ks4stream.messages import DETAIL
-from ks4stream.report.log import LOG_NAME, attach, detach
+from ks4stream.report.log import LOG_NAME, attach, detach, is_on_console
 
 NAME = "kilosort"
 
@@ -127,7 +127,8 @@ class _LogFile(logging.FileHandler):
 class _Forwarder(logging.Handler):
     """Passes what ks4stream logs to the handlers of "kilosort", until all of them are gone or closed.
 
-    It passes nothing to handlers further up, which get the same messages from the logger "ks4stream".
+    It passes nothing to handlers further up, which get the same messages from the logger "ks4stream", and nothing to a
+    file or the console that shows them already.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -135,9 +136,10 @@ class _Forwarder(logging.Handler):
         if not handlers:  # callers close them by themselves
             _stop_if_unused()
         elif _theirs.isEnabledFor(record.levelno) and _theirs.filter(record):
-            written = _files(record)
+            written, is_shown = _files(record), is_on_console(record)
             for handler in handlers:
-                if record.levelno >= handler.level and getattr(handler, "baseFilename", None) not in written:
+                is_seen = getattr(handler, "baseFilename", None) in written or (is_shown and _is_console(handler))
+                if record.levelno >= handler.level and not is_seen:
                     handler.handle(record)
 
 
@@ -148,6 +150,11 @@ def _files(record: logging.LogRecord) -> set[str]:
         for handler in tuple(_ours.handlers)
         if isinstance(handler, logging.FileHandler) and record.levelno >= handler.level and handler.filter(record)
     }
+
+
+def _is_console(handler: logging.Handler) -> bool:
+    """Whether it is ours, and callers have not sent it elsewhere."""
+    return type(handler) is logging.StreamHandler and handler.stream is sys.stdout
 
 
 def _is_closed(handler: logging.Handler) -> bool:

@@ -395,8 +395,8 @@ def _estimate_drift(ops: Ops, at: _Computing) -> NDArray[np.float64]:
     put_waveforms(ops, waveforms)
     put_peaks(ops, plotted)
     ops.update(
-        dshift=drift.shift_um,
-        yblk=drift.centre_um,
+        dshift=drift.shift_um.astype(np.float64),
+        yblk=drift.centre_um.astype(np.float64),
         iKxx=torch.from_numpy(tiles.with_drift(drift, settings).interpolation()),
     )
     return drift_table(peaks, tiles, run.scratch)
@@ -538,7 +538,7 @@ def save_sorting(
     save_extra_vars: bool = False,
     save_preprocessed_copy: bool = False,
     skip_dat_path: bool = False,
-) -> tuple[Ops, NDArray[np.float32], NDArray[np.bool_], NDArray[np.float64], NDArray[np.bool_]]:
+) -> tuple[Ops, NDArray[np.float32], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     """Label the units, find duplicates and write the results.
 
     Parameters
@@ -565,7 +565,8 @@ def save_sorting(
     ops : dict
         The same `ops`.
     similar_templates : ndarray of float32, shape (n_units, n_units)
-    is_ref : ndarray of bool, shape (n_units,)
+    is_ref : ndarray of float64, shape (n_units,)
+        1 for refractory ("good") units, 0 for others.
     est_contam_rate : ndarray of float64, shape (n_units,)
     kept_spikes : ndarray of bool, shape (n_spikes,)
         False for duplicates; in the order of `st`.
@@ -596,7 +597,7 @@ def save_sorting(
     ops.update({name: made[name] for name in ("n_spikes", "n_units_total", "n_units_good", "runtime", "is_tensor")})
     kept = np.empty_like(sorting.kept)
     kept[in_order(array(st, np.float64), array(clu, np.int32))] = sorting.kept  # in the caller's order
-    return ops, sorting.similarity, sorting.refractory, sorting.contamination, kept
+    return ops, sorting.similarity, sorting.refractory.astype(np.float64), sorting.contamination, kept
 
 
 def sorting_of(

@@ -127,16 +127,14 @@ def plot_diagnostics(
     _write("diagnostics.png", plots.plot_diagnostics(sorting), results_dir, ops)
 
 
-def plot_spike_positions(
-    clu: NDArray[np.integer[Any]], is_refractory: NDArray[np.bool_], results_dir: PathLike
-) -> None:
+def plot_spike_positions(clu: NDArray[np.integer[Any]], is_refractory: NDArray[Any], results_dir: PathLike) -> None:
     """Draw where spikes are on the probe, as ``spike_positions.png``.
 
     Parameters
     ----------
     clu : ndarray of int, shape (n_spikes,) or (n_kept,)
         Unit of each spike, with or without those that are not kept.
-    is_refractory : ndarray of bool, shape (n_units,)
+    is_refractory : ndarray of float64 or bool, shape (n_units,)
     results_dir : path
         Folder with the results, which say where spikes are.
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -49,9 +49,12 @@ from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.report import announce, run_log
 from ks4stream.resources import Resources
-from ks4stream.results import Sorting
+from ks4stream.results import Drift, Sorting
 from ks4stream.settings import Settings
 from ks4stream.sorter import sort
+
+if TYPE_CHECKING:
+    import xarray
 
 __all__ = [
     "KilosortResults",
@@ -77,7 +80,7 @@ KilosortResults = tuple[
     torch.Tensor,
     torch.Tensor,
     NDArray[np.float32],
-    NDArray[np.bool_],
+    NDArray[np.float64],
     NDArray[np.float64],
     NDArray[np.bool_],
 ]
@@ -108,6 +111,7 @@ def run_kilosort(
     *,
     resume: bool = True,
     keep_run: bool = True,
+    drift: Drift | xarray.DataArray | Any | None = None,
     resources: Resources | None = None,
     **of_resources: Any,
 ) -> KilosortResults:
@@ -169,6 +173,8 @@ def run_kilosort(
     keep_run : bool
         Keep the results of the tasks in ``run`` in the results folder; a sort with a changed setting then computes only
         the stages that the setting affects.
+    drift : Drift, xarray.DataArray or spikeinterface.core.Motion, optional
+        Corrected in place of an estimate, whatever ``nblocks`` is, as in :func:`ks4stream.sort`.
     resources : Resources, optional
         Where to compute, as in :func:`ks4stream.sort`; `device` and `torch_thread_lim` take precedence.
     **of_resources
@@ -188,8 +194,8 @@ def run_kilosort(
         Template of each unit.
     similar_templates : ndarray of float32, shape (n_units, n_units)
         Largest correlation of two templates over all lags.
-    is_ref : ndarray of bool, shape (n_units,)
-        Whether a unit is refractory ("good").
+    is_ref : ndarray of float64, shape (n_units,)
+        1 for refractory ("good") units, 0 for others.
     est_contam_rate : ndarray of float64, shape (n_units,)
         Estimated contamination: rate of refractory violations relative to chance.
     kept_spikes : ndarray of bool, shape (n_spikes,)
@@ -234,6 +240,7 @@ def run_kilosort(
             "save_preprocessed_copy": save_preprocessed_copy,
             "resume": resume,
             "keep_run": keep_run,
+            "drift": drift,
         },
         verbose={"verbose_console": verbose_console, "verbose_log": verbose_log},
     )
@@ -280,7 +287,7 @@ def _as_kilosort(sorting: Sorting, ops: dict[str, Any]) -> KilosortResults:
         tensor(sorting.features),
         tensor(sorting.unit_features),
         sorting.similarity,
-        sorting.refractory,
+        sorting.refractory.astype(np.float64),
         sorting.contamination,
         sorting.kept,
     )

@@ -49,7 +49,8 @@ def load_sorting(
     clu : ndarray of int32, shape (n_kept,)
         Their units, as curated if they were.
     similar_templates : ndarray of float32, shape (n_units, n_units)
-    is_ref : ndarray of bool, shape (n_units,)
+    is_ref : ndarray of float64, shape (n_units,)
+        1 for refractory ("good") units, 0 for others.
     est_contam_rate : ndarray of float64, shape (n_units,)
         Of ks4stream's results, both are computed again, so that they are those of a curated sorting, too. Of
         Kilosort4's, they are as its tables have them: rounded, and NaN for units that are not listed.
@@ -101,19 +102,19 @@ def load_sorting(
 
 def _labels(
     ops: dict[str, Any], st: NDArray[np.int64], clu: NDArray[np.integer[Any]], n_units: int
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Labels and contamination of units, by the times of their spikes."""
     threshold, rate_hz = settings_of(ops).acg_threshold, float(needed(ops, "fs"))
-    is_ref, est_contam_rate = np.zeros(n_units, np.bool_), np.zeros(n_units)
+    is_ref, est_contam_rate = np.zeros((2, n_units))
     ends = np.cumsum(np.bincount(clu, minlength=n_units))
     for unit, rows in enumerate(np.split(np.argsort(clu, kind="stable"), ends[:-1])[:n_units]):
         is_ref[unit], est_contam_rate[unit] = labels(st[rows], rate_hz, threshold)
     return is_ref, est_contam_rate
 
 
-def _tables(folder: Path, n_units: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def _tables(folder: Path, n_units: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Labels and contamination of units, as the tables in the folder have them."""
-    is_ref = np.array([label == "good" for label in _column(folder / LABELS, n_units, "")], np.bool_)
+    is_ref = np.array([label == "good" for label in _column(folder / LABELS, n_units, "")], np.float64)
     try:
         return is_ref, np.array(_column(folder / CONTAMINATION, n_units, "nan"), np.float64) / 100
     except ValueError as error:

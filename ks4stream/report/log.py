@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ks4stream.errors import ResultsError
 from ks4stream.messages import DETAIL, listeners, listening
@@ -124,8 +124,16 @@ def _file_handler(path: Path) -> logging.Handler:
     return handler
 
 
+def is_on_console(record: logging.LogRecord) -> bool:
+    """Whether a sort that is running shows a record on the console."""
+    return any(
+        isinstance(handler, _Console) and record.levelno >= handler.level and handler.filter(record)
+        for handler in tuple(_logger.handlers)
+    )
+
+
 def _console_handler() -> logging.Handler:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Console(sys.stderr)
     handler.setFormatter(logging.Formatter("ks4stream: %(message)s"))
     return handler
 
@@ -139,6 +147,10 @@ class _OfOneSort(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return self.listener in listeners()
+
+
+class _Console(logging.StreamHandler[TextIO]):
+    """What one sort shows."""
 
 
 class _LogFile(logging.FileHandler):

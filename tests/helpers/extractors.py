@@ -14,14 +14,8 @@ def with_contacts(recording: Any, positions_um: Any, *, gain_uv: float | None = 
     probe = probeinterface.Probe(ndim=2, si_units="um")
     probe.set_contacts(positions=positions, shapes="circle", shape_params={"radius": 5})
     probe.set_device_channel_indices(np.arange(len(positions)))
-    recording = with_probe(recording, probe)
+    recording.set_probe(probe)
     if gain_uv is not None:
         recording.set_channel_gains(gain_uv)
         recording.set_channel_offsets(0.0)
     return recording
-
-
-def with_probe(recording: Any, probe: Any, **about: Any) -> Any:
-    """Attach a probe: in place since SpikeInterface 0.105, to a copy before."""
-    found = recording.set_probe(probe, **about)
-    return recording if found is None else found

@@ -331,6 +331,33 @@ def test_neuroconv_reads_it(sorting, tmp_path):
         assert all(np.array_equal(a, b) for a, b in zip(values, getattr(other, name), strict=True)), name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("use_pynwb", [False, True])
+@pytest.mark.parametrize("n_electrodes", [4, None])
+def test_neuroconv_writes_what_spikeinterface_reads(sorting, tmp_path, n_electrodes, use_pynwb):
+    """Without `electrodes`, which SpikeInterface reads as a property if all units have equally many of them.
+
+    neuroconv (0.10.2) then adds them as a column of numbers, which pynwb does not write.
+    """
+    extractors = pytest.importorskip("spikeinterface.extractors")
+    neuroconv = pytest.importorskip("neuroconv.tools.spikeinterface")
+    if n_electrodes:
+        followed = (np.arange(12) - 2 * np.arange(4)[:, None]) % 12 < n_electrodes
+        sorting = replace(sorting, unit_features=np.ones_like(sorting.unit_features) * followed[:, :, None])
+    path = write_nwb(sorting, tmp_path / "a.nwb", session_start=START)
+    assert pynwb.validate(path=str(path)) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # neuroconv's own
+        found = extractors.read_nwb_sorting(path, use_pynwb=use_pynwb)
+        assert ("electrodes" in found.get_property_keys()) is (n_electrodes is not None)
+        about = {"NWBFile": {"session_start_time": START, "session_description": "", "identifier": "a"}}
+        neuroconv.write_sorting_to_nwbfile(found, tmp_path / "b.nwb", metadata=about, skip_properties=["electrodes"])
+        again = extractors.read_nwb_sorting(tmp_path / "b.nwb", use_pynwb=use_pynwb, sampling_frequency=29_999.7)
+    for unit, name in zip(found.unit_ids, again.unit_ids, strict=True):
+        assert np.array_equal(again.get_unit_spike_train(name), found.get_unit_spike_train(unit))
+    assert again.get_property("KSLabel").tolist() == ["good", "mua", "good", "mua"]
+
+
 # -- the command -------------------------------------------------------------------------------------
 
 

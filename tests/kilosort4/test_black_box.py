@@ -227,4 +227,5 @@ def test_kilosort4s_results_are_loaded(tmp_path: Path) -> None:
     assert len(ours[0]) > 100 and isinstance(ours[6], torch.Tensor)
     for number, value in enumerate(ours):  # contamination is rounded in the table
         tolerance = 0.0006 if number == 4 else 0
+        assert np.asarray(value).dtype == theirs[f"arr_{number}"].dtype
         np.testing.assert_allclose(np.asarray(value), theirs[f"arr_{number}"], rtol=0, atol=tolerance)

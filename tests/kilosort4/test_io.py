@@ -19,6 +19,7 @@ from ks4stream.io.kilosort_ops import ops_from_sorting
 from ks4stream.io.phy import export_phy, write_preprocessed_copy
 from ks4stream.io.probes import shipped_probes
 from ks4stream.io.results_folder import ResultsFolder
+from ks4stream.io.sources import ArraySource, BinarySource
 from ks4stream.kilosort4 import arguments, io
 from ks4stream.kilosort4.io import (
     RecordingExtractorAsArray,
@@ -192,6 +193,24 @@ def test_a_recording_of_spikeinterface_itself(tmp_path: Path) -> None:
             assert np.array_equal(array[key], expected[key])
             assert np.array_equal(pickle.loads(pickle.dumps(array))[key], expected[key])
     assert len(pickle.dumps(RecordingExtractorAsArray(one))) < 10_000
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_a_recording_of_spikeinterface_that_lies_in_a_file_is_read_there(dtype: str, tmp_path: Path) -> None:
+    """Also floating-point numbers without a gain, which `open_recording` refuses."""
+    core = pytest.importorskip("spikeinterface.core")
+    samples = np.random.default_rng(0).integers(-99, 99, (100, 5)).astype(dtype)
+    samples.tofile(tmp_path / "a.bin")
+    lies = core.read_binary(tmp_path / "a.bin", 25_000.0, dtype, 5)
+    in_memory = core.NumpyRecording([samples], 25_000.0)
+    probe = {"chanMap": np.arange(5), "xc": np.zeros(5), "yc": 20 * np.arange(5), "kcoords": np.zeros(5)}
+    for recording, kind in ((lies, BinarySource), (core.append_recordings([lies, in_memory]), ArraySource)):
+        array = RecordingExtractorAsArray(recording)
+        found = arguments.opened([], array, {"fs": 25_000, "n_chan_bin": 5}, {"probe": probe})
+        assert type(found.source) is kind and found.n_samples == len(array)
+        assert np.array_equal(found.read(0, len(array)), array[:])
+    found = arguments.opened([], RecordingExtractorAsArray(lies), {"fs": None, "n_chan_bin": 5}, {"probe": probe})
+    assert found.files == (str(tmp_path / "a.bin"),) and found.sampling_rate_hz == 25_000
 
 
 # -- ops -------------------------------------------------------------------------------------------------

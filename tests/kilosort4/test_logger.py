@@ -121,6 +121,29 @@ def test_a_sort_with_its_own_log_there_is_logged_once(tmp_path: Path) -> None:
     assert shown.getvalue().count("inside") == 1
 
 
+@pytest.mark.parametrize(("of_logger", "of_sort"), [(False, False), (True, False), (False, True), (True, True)])
+def test_a_sort_that_shows_its_messages_shows_them_once(
+    of_logger: bool, of_sort: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As ``run_kilosort`` after `setup_logger`: each message on one of the two streams."""
+    setup_logger(tmp_path, verbose_console=of_logger)
+    with run_log(tmp_path, verbose_console=of_sort):
+        OURS.info("inside")
+        OURS.debug("a detail")
+    OURS.info("outside")
+    shown = "".join(capfd.readouterr())
+    assert shown.count("inside") == shown.count("outside") == 1
+    assert shown.count("a detail") == (of_logger or of_sort)
+
+
+def test_a_console_that_was_sent_elsewhere_gets_what_a_sort_shows(tmp_path: Path) -> None:
+    setup_logger(tmp_path)
+    console().setStream(shown := io.StringIO())
+    with run_log(tmp_path, verbose_console=False):
+        OURS.info("inside")
+    assert shown.getvalue().count("inside") == 1
+
+
 def test_a_sort_that_overlaps_changes_no_levels(tmp_path: Path) -> None:
     before = OURS.level
     with run_log(tmp_path / "other"):

@@ -31,6 +31,7 @@ from ks4stream.kilosort4.run_kilosort import (
     set_files,
     setup_logger,
 )
+from ks4stream.results import Drift
 
 CPU = torch.device("cpu")
 N_CHANNELS, N_SAMPLES = 16, 90_000
@@ -75,11 +76,11 @@ def probe() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(short: None, file: Path, probe: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The eight arrays of a sort without options."""
+    """The eight arrays of a sort without options, and its `ops`."""
     folder = tmp_path_factory.mktemp("whole")
     ops, *arrays = run_kilosort(SETTINGS, probe=probe, filename=file, results_dir=folder, device="cpu", client="loop")
     assert np.any(ops["dshift"])
-    return dict(zip(ARRAYS, arrays, strict=True))
+    return {"ops": ops, **dict(zip(ARRAYS, arrays, strict=True))}
 
 
 def assert_same(found: Any, whole: dict[str, Any]) -> None:
@@ -156,6 +157,18 @@ def test_a_recording_upside_down_is_sorted_as_the_other_whatever_is_shown(
     assert len(freed) == 11  # steps
     for text in ((tmp_path / "results" / "kilosort4.log").read_text(), capfd.readouterr().err):
         assert "matching: task 1 of 10 has ended" in text and "matching: this process uses" in text
+
+
+def test_a_drift_from_elsewhere_is_corrected(file: Path, probe: Any, whole: Any, tmp_path: Path) -> None:
+    """That of another sort gives the same result, whatever nblocks is; one that cannot be used is told before work."""
+    known = whole["ops"]
+    options = {"probe": probe, "filename": file, "results_dir": tmp_path, "device": "cpu", "client": "loop"}
+    drift = Drift(known["dshift"], known["yblk"])
+    ops, *found = run_kilosort(SETTINGS | {"nblocks": 0}, **options, drift=drift)
+    assert_same(found, whole)
+    assert np.array_equal(ops["dshift"], known["dshift"]) and np.array_equal(ops["yblk"], known["yblk"])
+    with pytest.raises(SettingsError, match="is not a drift"):
+        run_kilosort(SETTINGS, **options, drift=known["dshift"])
 
 
 # -- of the functions that sort step by step -----------------------------------------------------------------

@@ -38,6 +38,7 @@ SCENES = {
         {"tmin": 0.4, "tmax": 4.5, "batch_downsampling": 1},
     ),
 }
+WITH_PLOTS = "drifting"
 ARRAYS = ("st", "clu", "tF", "Wall", "similar_templates", "is_ref", "est_contam_rate", "kept_spikes")
 
 pytestmark = pytest.mark.filterwarnings("ignore::ks4stream.errors.FewSpikesWarning")
@@ -104,10 +105,35 @@ def assert_same(one, other):
         assert a.tobytes() == b.tobytes(), name
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short():
+    """Waveforms are learned from the few spikes of a short recording."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ks4stream.stages.waveforms.MIN_SNIPPETS", 100)
+        yield
+
+
+@pytest.fixture(scope="module")
+def sorted_whole(scene, short, tmp_path_factory):
+    """The results of `run_kilosort` by the name of the scene, sorted once: folder and arrays."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("whole") / "sorted"  # as deep as that of the parts
+            with pytest.MonkeyPatch.context() as patch:
+                if name != WITH_PLOTS:
+                    patch.setattr("ks4stream.report.plots.write_plots", lambda *_: [])
+                made[name] = folder, whole(scene(name), folder)
+        return made[name]
+
+    return get
+
+
 @pytest.fixture(autouse=True)
 def no_plots(request, monkeypatch):
     """Pictures take longer than a sort of five seconds; one test compares them."""
-    if "test_one_by_one" not in request.node.name:
+    if "test_one_by_one" not in request.node.name or WITH_PLOTS not in request.node.name:
         monkeypatch.setattr("ks4stream.report.plots.write_plots", lambda *_: [])
 
 
@@ -116,9 +142,14 @@ def no_plots(request, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENES)
-def test_one_by_one_they_give_what_the_whole_gives(name, scene, tmp_path):
-    assert_same(sorted_by_parts(begun(scene(name), tmp_path / "parts")), whole(scene(name), tmp_path / "whole"))
-    written = {name: content_of(tmp_path / name) for name in ("parts", "whole")}
+def test_one_by_one_they_give_what_the_whole_gives(name, scene, sorted_whole, tmp_path):
+    folder, arrays = sorted_whole(name)
+    ops = begun(scene(name), tmp_path / "parts")
+    found = sorted_by_parts(ops)
+    assert_same(found, arrays)
+    assert found["is_ref"].dtype == np.float64
+    assert ops["dshift"] is None or ops["dshift"].dtype == ops["yblk"].dtype == np.float64
+    written = {"parts": content_of(tmp_path / "parts"), "whole": content_of(folder)}
     del written["whole"]["kilosort4.log"]  # which only setup_logger begins
     assert written["parts"].keys() == written["whole"].keys()
     differ = {name for name, content in written["whole"].items() if written["parts"][name] != content}
@@ -159,13 +190,11 @@ class Wrapped:
 
 
 @pytest.mark.slow
-def test_samples_of_a_file_object(scene, tmp_path):
+def test_samples_of_a_file_object(scene, sorted_whole, tmp_path):
     path, probe, _ = scene("drifting")
     ops = begun(scene("drifting"), tmp_path / "parts", file_object=True)
     assert ops["filename"] == []
-    assert_same(
-        sorted_by_parts(ops, file_object=Wrapped(path, probe["n_chan"])), whole(scene("drifting"), tmp_path / "whole")
-    )
+    assert_same(sorted_by_parts(ops, file_object=Wrapped(path, probe["n_chan"])), sorted_whole("drifting")[1])
 
 
 @pytest.mark.slow

@@ -144,7 +144,9 @@ def test_nine_results(fake, data):
     assert isinstance(tF, torch.Tensor) and tF.shape == (400, 5, 3)
     assert isinstance(Wall, torch.Tensor) and Wall.shape == (4, 12, 3)
     assert similar_templates.shape == (4, 4)
-    assert is_ref.dtype == bool and est_contam_rate.shape == (4,) and kept_spikes.dtype == bool
+    assert is_ref.dtype == np.float64 and np.array_equal(is_ref, sorting.refractory)
+    assert est_contam_rate.shape == (4,) and kept_spikes.dtype == bool
+    assert ops["dshift"].dtype == ops["yblk"].dtype == np.float64
     assert isinstance(ops["wPCA"], torch.Tensor) and ops["do_CAR"] is True and ops["settings"]["n_chan_bin"] == 13
 
 

@@ -21,7 +21,7 @@ from spikeinterface import sorters  # noqa: E402
 from spikeinterface.extractors import read_kilosort  # noqa: E402
 from spikeinterface.sorters.external.kilosort4 import read_kilosort4_motion  # noqa: E402
 
-RATE, SECONDS = 30_000, 5
+RATE, SECONDS = 30_000, 3
 SETTINGS: dict[str, Any] = {"batch_size": 15_000, "nearest_chans": 8}
 PROBE = simulate.linear_probe(12, pitch_um=20)
 
@@ -39,11 +39,20 @@ def under_its_name() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short() -> Iterator[None]:
+    """Waveforms are learned from the few spikes of a short recording."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ks4stream.stages.waveforms.MIN_SNIPPETS", 100)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take longer than a sort of five seconds; the first test sees them."""
-    if "verbose" not in request.fixturenames:
+    """Pictures take longer than a sort of three seconds; the first test sees them."""
+    if "run_kilosort" not in request.node.name:
         monkeypatch.setattr("ks4stream.report.plots.write_plots", lambda *_: [])
+        monkeypatch.setattr("ks4stream.kilosort4.plots._write", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +64,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         seed=3,
         n_units=6,
         amplitude_range_uv=(90, 250),
-        rate_range_hz=(25, 60),
+        rate_range_hz=(40, 90),
         hash_per_channel=0,
         drift="rigid",
         drift_range_um=20.0,
@@ -70,7 +79,8 @@ def recording(file: Path) -> Any:
     contacts = ContactsOfProbe(ndim=2)
     contacts.set_contacts(positions=PROBE.positions_um, shapes="circle", shape_params={"radius": 5})
     contacts.set_device_channel_indices(np.arange(12))
-    return found.set_probe(contacts) or found
+    found.set_probe(contacts)
+    return found
 
 
 def by_wrapper(recording: Any, folder: Path, **params: Any) -> Any:
@@ -100,9 +110,8 @@ def assert_same(sorting: Any, expected: tuple[np.ndarray, np.ndarray]) -> None:
         assert np.array_equal(sorting.get_unit_spike_train(unit), times[units == unit])
 
 
-@pytest.mark.parametrize("verbose", [False, True])
-def test_the_units_are_those_of_run_kilosort(recording: Any, whole: Any, tmp_path: Path, verbose: bool) -> None:
-    sorting = by_wrapper(recording, tmp_path / "si", verbose=verbose)
+def test_the_units_are_those_of_run_kilosort(recording: Any, whole: Any, tmp_path: Path) -> None:
+    sorting = by_wrapper(recording, tmp_path / "si", verbose=True)
     assert_same(sorting, whole)
     folder = tmp_path / "si" / "sorter_output"
     assert (folder / "drift_amount.png").exists() and (folder / "diagnostics.png").exists()

@@ -32,7 +32,7 @@ def test_seven_values(folder: Path, make_sorting: Any) -> None:
     assert clu.dtype == np.int32 and np.array_equal(clu, sorting.unit[sorting.kept])
     assert similar_templates.dtype == np.float32 and np.array_equal(similar_templates, sorting.similarity)
     expected = [labels(st[clu == unit], sorting.sampling_rate_hz, 0.2) for unit in range(4)]
-    assert is_ref.dtype == bool and est_contam_rate.dtype == np.float64
+    assert is_ref.dtype == np.float64 and est_contam_rate.dtype == np.float64
     assert list(zip(is_ref.tolist(), est_contam_rate.tolist(), strict=True)) == expected
     assert kept_spikes.dtype == bool and np.array_equal(kept_spikes, sorting.kept)
 
@@ -68,7 +68,7 @@ def test_tables_of_kilosort4(folder: Path, make_sorting: Any) -> None:
     forget(folder)
     sorting = make_sorting()
     *_, is_ref, est_contam_rate, _ = load_sorting(folder, "cpu")
-    assert is_ref.dtype == bool and np.array_equal(is_ref, sorting.refractory)
+    assert is_ref.dtype == np.float64 and np.array_equal(is_ref, sorting.refractory)
     np.testing.assert_allclose(est_contam_rate, sorting.contamination, rtol=0, atol=0.0006)
 
 

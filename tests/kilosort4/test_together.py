@@ -30,23 +30,29 @@ CPU = torch.device("cpu")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ks4stream.errors.FewSpikesWarning")]
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waveforms are learned from the few spikes of a short recording."""
+    monkeypatch.setattr("ks4stream.stages.waveforms.MIN_SNIPPETS", 100)
+
+
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """A drifting recording, its probe and settings."""
     probe = simulate.linear_probe(12, pitch_um=20)
     recording = simulate.simulate(
         probe,
-        5.0,
+        3.0,
         seed=3,
         n_units=6,
         drift="rigid",
         drift_range_um=20.0,
         amplitude_range_uv=(90, 250),
-        rate_range_hz=(25, 60),
+        rate_range_hz=(40, 90),
         hash_per_channel=0,
     )
     path = tmp_path_factory.mktemp("scene") / "recording.bin"
-    recording.read(0, 150_000).tofile(path)
+    recording.read(0, 90_000).tofile(path)
     words = {"chanMap": probe.chan_map, "xc": probe.x_um, "yc": probe.y_um, "kcoords": probe.shank, "n_chan": 12}
     return path, words, {"n_chan_bin": 12, "batch_size": 15_000, "nearest_chans": 8}
 

@@ -6,7 +6,7 @@ import itertools
 import os
 import pickle
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -154,7 +154,6 @@ def opens(extractor: Any) -> Opened:
         If the samples have a type that is not supported, are floating-point numbers of an unknown unit, or lie in a
         file one channel after the other.
     """
-    spikeinterface_core()
     name = name_of(extractor)
     dtype = delivered_dtype(extractor.get_dtype(), name)
     gain_uv = _common_value(extractor.get_channel_gains())
@@ -165,12 +164,12 @@ def opens(extractor: Any) -> Opened:
             "recording.set_channel_gains(1) and recording.set_channel_offsets(0) if they are in µV, "
             "recording.set_channel_gains(1e6) if they are in volts; or sort the recording before it was scaled."
         )
-    sources = _where_they_lie(extractor)
+    sources = where_they_lie(extractor)
     if sources is None:
         sources = [ExtractorSource(extractor, index) for index in range(extractor.get_num_segments())]
         files = _files_of(extractor)
     else:
-        files = tuple(dict.fromkeys(_path_of(source) for source in sources))
+        files = files_of(sources)
     return Opened(
         join(sources),
         name,
@@ -201,22 +200,13 @@ def probe_of(extractor: Any) -> Probe | None:
     if not extractor.has_channel_location():
         return None
     name = name_of(extractor)
-    if _is_3d(extractor):
+    if extractor.has_3d_probe():
         raise ProbeError(
             f"{name} has contacts with three coordinates (x, y, z), but positions here are across and along the probe. "
             "Choose the two that matter: recording.planarize(axes='xy')."
         )
     positions = np.asarray(extractor.get_channel_locations(), np.float64)
     return Probe.from_positions(positions, shank=_shanks(extractor), n_chan_file=len(positions), name=name)
-
-
-def _is_3d(extractor: Any) -> bool:
-    if hasattr(extractor, "has_3d_probe"):  # since 0.105
-        return bool(extractor.has_3d_probe())
-    contacts, locations = extractor.get_property("contact_vector"), extractor.get_property("location")
-    if contacts is not None:
-        return "z" in contacts.dtype.names
-    return bool(np.shape(locations)[1] == 3)
 
 
 def _shanks(extractor: Any) -> NDArray[np.int64]:
@@ -244,8 +234,17 @@ def _common_value(values: Any) -> float | None:
 # -- where samples lie ---------------------------------------------------------------------------------
 
 
-def _where_they_lie(extractor: Any) -> list[Source] | None:
-    """Sources that read the extractor's own files, one per segment; None if they must be read through it."""
+def where_they_lie(extractor: Any) -> list[Source] | None:
+    """Sources that read the extractor's own files, one per segment; None if they must be read through it.
+
+    Raises
+    ------
+    MissingDependencyError
+        If SpikeInterface is too old.
+    RecordingError
+        If they lie in a file one channel after the other.
+    """
+    spikeinterface_core()
     parent, columns = _without_slices(extractor)
     sources = _binary_sources(parent) or _zarr_sources(parent)
     if sources is None or [source.n_samples for source in sources] != segment_lengths(extractor):
@@ -259,11 +258,7 @@ def _without_slices(extractor: Any) -> tuple[Any, tuple[int, ...]]:
     """The recording that channels were selected from, as probes and groups do, and which of its channels they are."""
     columns = np.arange(extractor.get_num_channels())
     while type(extractor).__name__ == "ChannelSliceRecording":
-        kwargs = extractor._kwargs
-        parent = kwargs.get("recording", kwargs.get("parent_recording"))  # as it is called since 0.105, and before
-        if parent is None:
-            break
-        ids = kwargs.get("channel_ids")
+        parent, ids = extractor._kwargs["recording"], extractor._kwargs.get("channel_ids")
         if ids is not None:
             columns = np.asarray(parent.ids_to_indices(ids))[columns]
         extractor = parent
@@ -311,6 +306,11 @@ def _is_same(source: Source, extractor: Any, segment_index: int) -> bool:
     n_samples = min(_COMPARED_SAMPLES, source.n_samples)
     spans = [(0, n_samples), (source.n_samples - n_samples, source.n_samples)]
     return all(np.array_equal(source.read(*span), through.read(*span), equal_nan=True) for span in spans)
+
+
+def files_of(sources: Iterable[Source]) -> tuple[str, ...]:
+    """Files of sources that read samples where they lie."""
+    return tuple(dict.fromkeys(map(_path_of, sources)))
 
 
 def _path_of(source: Source) -> str:

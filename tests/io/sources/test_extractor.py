@@ -18,7 +18,7 @@ from ks4stream.io.sources.channels import ChannelSource
 from ks4stream.io.sources.extractor import ExtractorSource
 
 core = pytest.importorskip("spikeinterface.core")
-from extractors import with_contacts, with_probe  # noqa: E402
+from extractors import with_contacts  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::ks4stream.errors.Ks4StreamWarning")
 
@@ -285,7 +285,7 @@ def test_shanks_of_a_probe_are_shanks_whatever_the_groups() -> None:
     probe = probeinterface.generate_multi_shank(num_shank=2, num_columns=1, num_contact_per_column=3)
     probe.set_device_channel_indices(np.arange(6))
     extractor = core.NumpyRecording([SAMPLES], RATE)
-    extractor = with_probe(extractor, probe, group_mode="by_probe")
+    extractor.set_probe(probe, group_mode="by_probe")
     np.testing.assert_array_equal(ks4stream.open_recording(extractor).probe.shank, [0, 0, 0, 1, 1, 1])
 
 
@@ -295,7 +295,7 @@ def test_the_order_of_contacts_is_that_of_channels() -> None:
     probe = probeinterface.generate_linear_probe(num_elec=6, ypitch=25)
     probe.set_device_channel_indices([3, 1, 0, 5, 4, 2])
     extractor = core.NumpyRecording([SAMPLES], RATE)
-    extractor = with_probe(extractor, probe)
+    extractor.set_probe(probe)
     expected = extractor.get_channel_locations()
     found = ks4stream.open_recording(extractor).probe
     np.testing.assert_array_equal(found.positions_um, expected)
@@ -316,7 +316,7 @@ def test_three_coordinates_are_refused() -> None:
     probe = probeinterface.generate_linear_probe(num_elec=6, ypitch=25).to_3d()
     probe.set_device_channel_indices(np.arange(6))
     extractor = core.NumpyRecording([SAMPLES], RATE)
-    extractor = with_probe(extractor, probe)
+    extractor.set_probe(probe)
     with pytest.raises(ProbeError, match=r"three coordinates.*planarize"):
         ks4stream.open_recording(extractor)
     assert ks4stream.open_recording(extractor, probe="tetrode").probe.n_channels == 4
@@ -343,8 +343,8 @@ def test_contacts_without_a_place_are_refused() -> None:
 
 def test_a_spikeinterface_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     extractor = in_memory()
-    monkeypatch.setattr("spikeinterface.__version__", "0.102.3")
-    with pytest.raises(MissingDependencyError, match=r"SpikeInterface 0\.102\.3 is too old.*0\.103 or later"):
+    monkeypatch.setattr("spikeinterface.__version__", "0.104.3")
+    with pytest.raises(MissingDependencyError, match=r"SpikeInterface 0\.104\.3 is too old.*0\.105 or later"):
         ks4stream.open_recording(extractor)
 
 
