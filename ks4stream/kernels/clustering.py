@@ -212,7 +212,7 @@ def cluster_region(
         ``cluster_neighbors``, ``cluster_downsampling``, ``max_cluster_subset``, ``cluster_init_seed`` and
         ``ccg_threshold`` of the settings.
     final : bool
-        Whether clusters with a refractory cross-correlogram are kept together (step 6).
+        Whether clusters with a refractory cross-correlogram are kept together (step 6a).
     min_spikes : int
         Fewer spikes are one cluster (section 6).
     min_landmarks : int

@@ -112,14 +112,14 @@ def are_two(a: Group, b: Group) -> bool:
 
     The first of these that can be decided decides:
 
-    1. Means less similar than :data:`MIN_SIMILARITY` are those of two neurons.
-    2. Spikes that do not follow another within a burst are compared in cells of time and displacement. Whatever
-       separates them there is not bursting, fading or motion.
+    1. Means less similar than :data:`MIN_SIMILARITY` are those of two neurons (step 6b).
+    2. Spikes that do not follow another within a burst are compared in cells of time and displacement (step 6c).
+       Whatever separates them there is not bursting, fading or motion.
     3. All spikes are compared in ranges of displacement, along directions other than their amplitude, which may have
-       changed.
+       changed (step 6d).
     4. If the groups were recorded at different displacements, they are one neuron if the mean of one group continues
-       that of the other.
-    5. Small groups are compared as in 3, in a single cell.
+       that of the other (step 6e).
+    5. Small groups are compared as in 3, in a single cell (step 6f).
 
     Parameters
     ----------

@@ -141,7 +141,7 @@ class GraphClustering(Portable):
 
     @staticmethod
     def n_bytes(load: Load, n: int) -> int:
-        """Bytes of the graph of n spikes and its tree, besides the features."""
+        """Bytes of the graph of n spikes and of the comparisons of its clusters, besides the features."""
         d, k, settings = load.region_features, clustering.N_COMPONENTS, load.settings
         m = min(max(n // settings.cluster_downsampling, clustering.MIN_LANDMARKS), settings.landmark_limit, n)
         return int(
