@@ -298,8 +298,10 @@ def _cluster_and_listen(
         compared.append(Comparison(score >= splits.BIMODAL_FROM, score, (a, b), (cell_a, cell_b)))
         return score
 
+    assert sorting.waveforms is not None
+    components = torch.from_numpy(sorting.waveforms.components)
     with mock.patch.object(splits, "bimodality", listen):
-        label = GraphClustering(sorting.settings)(rows, conditions)
+        label = GraphClustering(sorting.settings)(rows, conditions, components=components)
     return label, compared
 
 
