@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -28,10 +29,11 @@ from PIL import Image
 import ks4stream
 from ks4stream import geometry, simulate
 from ks4stream.blocks import Tiling
-from ks4stream.kernels import clustering, detection, graph, tree
+from ks4stream.kernels import clustering, detection, graph, splits
 from ks4stream.kernels.borders import Reported, settle
 from ks4stream.kernels.convolution import correlate
 from ks4stream.results import Sorting
+from ks4stream.stages.clustering import Circumstances, GraphClustering, scattered_rows
 
 FOLDER = Path(__file__).parent / "figures"
 SEED, N_CHANNELS, N_UNITS, DURATION_S, DRIFT_UM = 7, 32, 18, 60.0, 25.0
@@ -228,157 +230,117 @@ def _busiest(sample: NDArray[np.int64], n_samples: int) -> int:
     return int(sample[count.argmax()]) - n_samples // 8
 
 
-# -- landmarks and tree ------------------------------------------------------------------------------
+# -- clusters of a region, and comparisons of two ----------------------------------------------------
+
+REGION_UM = (130.0, 230.0)  # depths of the region that is drawn
+MAX_CELLS = 6  # drawn of a comparison, those with most spikes
 
 
-@dataclass(frozen=True, eq=False)
-class Decision:
-    """What was decided at a node of the tree, and why."""
+class Comparison(NamedTuple):
+    """Two groups of spikes that were compared in cells, and whether they are two neurons."""
 
-    apart: bool
-    reason: str
+    two: bool
     score: float
-    left: torch.Tensor  # projections of the spikes on either side
-    right: torch.Tensor
+    projections: tuple[torch.Tensor, torch.Tensor]
+    cells: tuple[torch.Tensor, torch.Tensor]
+
+    @property
+    def size(self) -> int:
+        """Spikes of the smaller group, if there is more than one cell."""
+        return min(map(len, self.projections)) if len(self.cells[0].unique()) > 1 else 0
 
 
-def draw_tree(example: Example) -> Figure:
-    """Landmarks of one region, the tree over its clusters, and the test of two nodes."""
-    rows = _rows_of_region(example.sorting)
-    landmark = graph.choose_landmarks(rows.n, downsampling=5, min_landmarks=1, max_landmarks=25_000)  # few, to be seen
-    joined = graph.join_to_landmarks(rows, landmark, n_neighbors=10)
-    start = clustering.seed_labels(rows.take(landmark), seed=5, n_seeds=N_SEEDS)
-    label, landmark_label = clustering.sweep(joined, start, N_SEEDS)
-    n_leaves = int(label.max()) + 1
-    merges = tree.merge_tree(tree.links_between(joined, label, landmark_label, n_leaves))
-    sums = tree.leaf_sums(rows, label, n_leaves)
-    decided: dict[tuple[int, ...], Decision] = {}
-
-    def stay_apart(left: NDArray[np.int64], right: NDArray[np.int64], ratio: float) -> bool:
-        members = [torch.cat([(label == leaf).nonzero()[:, 0] for leaf in side]) for side in (left, right)]
-        score = tree.split_score(rows, sums, (left, right), (members[0], members[1]))
-        axis = tree.discriminant(sums, left, right, ridge=tree.RIDGE)
-        sides = [
-            tree.projection(rows, side, number, axis, leave_one_out=len(side) < tree.LEAVE_ONE_OUT_BELOW * rows.d)
-            for number, side in enumerate(members)
-        ]
-        few_links = ratio < tree.APART_BELOW
-        apart = few_links or score >= tree.BIMODAL_FROM
-        reason = f"links\n{ratio:.2f}" if few_links else f"bimodality\n{score:.2f}"
-        decided[tuple(np.sort(np.concatenate([left, right])).tolist())] = Decision(apart, reason, score, *sides)
-        return apart
-
-    cluster = tree.flatten(merges, stay_apart)
+def draw_clustering(example: Example) -> Figure:
+    """Clusters of one region, and the projections of a pair that is one neuron and of one that is two."""
+    rows, conditions = _region(example.sorting)
+    label, compared = _cluster_and_listen(example.sorting, rows, conditions)
     figure = Figure(figsize=(9.0, 3.3))
     panels = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
-    _draw_landmarks(panels[0], rows, joined, cluster[label.numpy()])
-    _draw_merges(panels[1], merges, decided, cluster)
-    _draw_splits(panels[2], list(decided.values()))
+    _draw_clusters(panels[0], rows, label)
+    _draw_comparison(panels[1], max((one for one in compared if not one.two), key=lambda one: one.size))
+    _draw_comparison(panels[2], min((one for one in compared if one.two and one.size), key=lambda one: one.score))
     figure.subplots_adjust(0.03, 0.15, 0.985, 0.9, 0.16)
-    print(f"tree: {rows.n} spikes, {len(landmark)} landmarks, {n_leaves} leaves, {cluster.max() + 1} clusters")
+    n_joined = sum(not one.two for one in compared)
+    print(
+        f"clustering: {rows.n} spikes, {label.max() + 1} clusters, {len(compared)} comparisons, {n_joined} one neuron"
+    )
     return figure
 
 
-REGION_UM = (130.0, 230.0)  # depths of the region that is drawn
-N_SEEDS = 40
-
-
-def _rows_of_region(sorting: Sorting) -> graph.ScatteredRows:
-    """Features of the spikes whose template lies in the region."""
+def _region(sorting: Sorting) -> tuple[graph.ScatteredRows, splits.Conditions]:
+    """Features and conditions of the spikes whose template is in the region."""
     assert sorting.probe is not None
     depth_um = sorting.probe.y_um[sorting.template_channels[:, 0]]
     inside = (depth_um >= REGION_UM[0]) & (depth_um < REGION_UM[1])
     kept = sorting.kept & inside[sorting.template]
     union = np.unique(sorting.template_channels[inside])
-    union = union[union >= 0]
-    slot = np.full(sorting.probe.n_channels + 1, -1)  # the last entry answers for −1
-    slot[union] = np.arange(len(union))
-    return graph.ScatteredRows(
-        torch.from_numpy(sorting.features[kept]),
-        torch.from_numpy(sorting.template[kept]),
-        torch.from_numpy(slot[sorting.template_channels]),
-        len(union),
+    rows = scattered_rows(
+        np.asarray(sorting.features[kept]),
+        sorting.template[kept],
+        sorting.template_channels,
+        union[union >= 0],
+        sorting.probe.n_channels,
+        "cpu",
     )
+    circumstances = Circumstances(sorting.tiling, sorting.sampling_rate_hz, sorting.drift)
+    return rows, circumstances.of(sorting.sample[kept], float(np.mean(REGION_UM)))
 
 
-def _draw_landmarks(
-    axes: Axes, rows: graph.ScatteredRows, joined: graph.SpikeGraph, cluster: NDArray[np.int64]
-) -> None:
-    features = rows.chunk(0, rows.n).double()
-    centred = features - features.mean(dim=0)
-    flat = (centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T).numpy()
-    colours = np.array(COLOURS)[cluster % len(COLOURS)]
-    axes.scatter(flat[:, 0], flat[:, 1], s=7, c=colours, linewidths=0)
-    marked = flat[joined.landmark.numpy()]
+def _cluster_and_listen(
+    sorting: Sorting, rows: graph.ScatteredRows, conditions: splits.Conditions
+) -> tuple[NDArray[np.int64], list[Comparison]]:
+    """Cluster a region without step 6a; keep what was compared in cells."""
+    bimodality = splits.bimodality
+    compared: list[Comparison] = []
+
+    def listen(a: torch.Tensor, b: torch.Tensor, cell_a: torch.Tensor, cell_b: torch.Tensor, n_cells: int) -> float:
+        score = bimodality(a, b, cell_a, cell_b, n_cells)
+        compared.append(Comparison(score >= splits.BIMODAL_FROM, score, (a, b), (cell_a, cell_b)))
+        return score
+
+    assert sorting.waveforms is not None
+    components = torch.from_numpy(sorting.waveforms.components)
+    with mock.patch.object(splits, "bimodality", listen):
+        label = GraphClustering(sorting.settings)(rows, conditions, components=components)
+    return label, compared
+
+
+def _draw_clusters(axes: Axes, rows: graph.ScatteredRows, label: NDArray[np.int64]) -> None:
+    points = clustering.PrincipalRows(rows, torch.arange(rows.n), 2)
+    flat = points.chunk(0, rows.n).flip(1).numpy()  # the largest component is the last
+    axes.scatter(flat[:, 0], flat[:, 1], s=7, c=np.array(COLOURS)[label % len(COLOURS)].tolist(), linewidths=0)
+    marked = flat[graph.choose_landmarks(rows.n, downsampling=20, min_landmarks=1, max_landmarks=25_000).numpy()]
     axes.scatter(marked[:, 0], marked[:, 1], s=26, facecolor="none", edgecolor=INK, linewidths=0.7)
-    axes.set_title("spikes and landmarks", fontsize=9, color=INK, loc="left")
+    axes.set_title(f"{rows.n} spikes in {label.max() + 1} clusters, and landmarks", fontsize=9, color=INK, loc="left")
     axes.set(xticks=[], yticks=[])
-    axes.set_xlabel("principal axes of the features", fontsize=9)
+    axes.set_xlabel("first two principal components", fontsize=9)
     _bare(axes)
 
 
-def _draw_merges(
-    axes: Axes, merges: tree.MergeTree, decided: dict[tuple[int, ...], Decision], cluster: NDArray[np.int64]
-) -> None:
-    n = merges.n_leaves
-    leaves = merges.leaves_under()
-
-    def in_order(node: int) -> list[int]:
-        if node < n:
-            return [node]
-        return in_order(int(merges.left[node - n])) + in_order(int(merges.right[node - n]))
-
-    x = np.zeros(2 * n - 1)
-    y = np.zeros(2 * n - 1)
-    for place, leaf in enumerate(in_order(2 * n - 2)):
-        x[leaf] = place
-        axes.scatter(place, 0, s=26, color=COLOURS[cluster[leaf] % len(COLOURS)], zorder=3)
-    for node in range(n, 2 * n - 1):
-        a, b = int(merges.left[node - n]), int(merges.right[node - n])
-        x[node], y[node] = (x[a] + x[b]) / 2, max(y[a], y[b]) + 1
-        known = decided.get(tuple(leaves[node].tolist()))
-        colour = (GREEN if known.apart else RED) if known else GREY
-        axes.plot([x[a], x[a], x[b], x[b]], [y[a], y[node], y[node], y[b]], color=colour, linewidth=1.3)
-        if known:
-            axes.text(
-                x[node],
-                y[node] + 0.06,
-                known.reason,
-                ha="center",
-                va="bottom",
-                fontsize=7,
-                color=colour,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
-            )
-    axes.set(xticks=[], yticks=[], ylim=(-0.4, y.max() + 0.7))
-    axes.margins(x=0.12)
-    axes.set_title("tree: apart (green) or together (red)", fontsize=9, color=INK, loc="left")
-    axes.set_xlabel("clusters of the sweeps", fontsize=9)
-    _bare(axes, left=False)
-
-
-def _draw_splits(axes: Axes, decisions: list[Decision]) -> None:
-    """A node whose children stay apart, and one whose children do not."""
-    shown = [
-        (max((one for one in decisions if one.apart), key=lambda one: min(len(one.left), len(one.right))), GREEN),
-        *((one, RED) for one in decisions if not one.apart),
-    ][:2]
-    where = np.linspace(-tree.SPAN, tree.SPAN, tree.N_BINS)
-    for decision, colour in shown:
-        histogram = tree.smoothed_histogram(
-            torch.cat([decision.left, decision.right]), smoothing_bins=tree.smoothing_for(decision.left, decision.right)
-        )
-        histogram /= histogram.max()
-        name = "apart" if decision.apart else "together"
-        axes.fill_between(where, histogram, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(where, histogram, color=colour, linewidth=1.3, label=f"{name}, {decision.score:.2f}")
-    middle = tree.MIDDLE_BINS / 2 * (where[1] - where[0])
+def _draw_comparison(axes: Axes, shown: Comparison) -> None:
+    """Histograms of the two groups in each cell, one above the other."""
+    n_cells = 1 + max(int(cell.max()) for cell in shown.cells)
+    counts = [torch.bincount(cell, minlength=n_cells) for cell in shown.cells]
+    smaller = torch.minimum(*counts).numpy()
+    spread = float(
+        torch.stack([side.clamp(-splits.SPAN, splits.SPAN).var() for side in shown.projections]).mean().sqrt()
+    )
+    sides = [splits.histograms(side, cell, n_cells) for side, cell in zip(shown.projections, shown.cells, strict=True)]
+    where = np.linspace(-splits.SPAN, splits.SPAN, splits.N_BINS)
+    largest = np.sort(np.argsort(-smaller, kind="stable")[: min(MAX_CELLS, int((smaller > 0).sum()))])
+    for row, cell in enumerate(largest.tolist()):
+        width = splits.smoothing_bins(spread, int(smaller[cell]))
+        a, b = (splits.smoothed(side[cell], width) for side in sides)
+        scale = 0.9 / (a + b).max()
+        axes.fill_between(where, row, row + scale * a, color=BLUE, alpha=0.35, linewidth=0)
+        axes.fill_between(where, row, row + scale * b, color=ORANGE, alpha=0.35, linewidth=0)
+        axes.plot(where, row + scale * (a + b), color=INK, linewidth=1.0)
+    middle = splits.MIDDLE_BINS / 2 * (where[1] - where[0])
     axes.axvspan(-middle, middle, color=PALE, alpha=0.8, linewidth=0, zorder=0)
-    axes.text(0, 1.02, "middle", ha="center", fontsize=8, color=GREY)
-    axes.legend(frameon=False, fontsize=8, loc="upper right")
-    axes.set(yticks=[], ylim=(0, 1.25), xlim=(-2, 2))
-    axes.set_title("bimodality of two nodes", fontsize=9, color=INK, loc="left")
-    axes.set_xlabel("projection on the axis of the regression", fontsize=9)
+    name = "two neurons" if shown.two else "one neuron"
+    axes.set(yticks=[], ylim=(0, len(largest) + 0.1), xlim=(-splits.SPAN, splits.SPAN))
+    axes.set_title(f"{name}: bimodality {max(shown.score, 0.0):.2f}", fontsize=9, color=INK, loc="left")
+    axes.set_xlabel("projection, cell by cell", fontsize=9)
     _bare(axes, left=False)
 
 
@@ -498,7 +460,7 @@ def _write(figure: Figure, path: Path) -> None:
 FIGURES: dict[str, Callable[[Example], Figure]] = {
     "tiles": draw_tiles,
     "search": draw_search,
-    "tree": draw_tree,
+    "clustering": draw_clustering,
     "drift": draw_drift,
     "sorted": draw_sorted,
 }

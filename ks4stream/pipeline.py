@@ -144,7 +144,7 @@ def cluster_spikes(run: Run, tiles: Preprocessor, settings: Settings, waveforms:
         Circumstances(tiles.tiling, rate, tiles.drift),
         CLUSTER_METHOD(settings, tiles.device, final=True),
     )
-    clusters = run.do(ClusterSpikes(settings, spikes, probe, circumstances, cluster))
+    clusters = run.do(ClusterSpikes(settings, spikes, waveforms, probe, circumstances, cluster))
     min_spikes = min_unit_spikes(tiles.tiling, rate)
     return run.do(Merge(settings, clusters, spikes.template_channels, waveforms, probe, rate, min_spikes))
 

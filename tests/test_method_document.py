@@ -17,7 +17,7 @@ import pytest
 
 import ks4stream
 from ks4stream import kernels
-from ks4stream.kernels import tree
+from ks4stream.kernels import splits
 from ks4stream.settings import OF_RECORDING, Settings
 
 ROOT = Path(ks4stream.__file__).parent.parent
@@ -27,7 +27,7 @@ TEXT = DOCUMENT.read_text(encoding="utf-8")
 
 # -- what the code cites -----------------------------------------------------------------------------
 
-NUMBERS = r"\d+(?:\.\d+)?[a-c]?"
+NUMBERS = r"\d+(?:\.\d+)?[a-f]?"
 SERIES = rf"{NUMBERS}(?:(?:, | and ){NUMBERS})*"
 CITED_SECTION = re.compile(rf"\b[Ss]ections? ({SERIES})(?:, ([A-Za-z]+)\))?")
 CITED_STEP = re.compile(rf"\b[Ss]teps? ({SERIES})")
@@ -184,7 +184,7 @@ def constants() -> dict[str, Any]:
 
 
 def in_the_code(constant: str) -> Any:
-    """The value of "kernels/tree.py: RIDGE", or of the default of an argument, "…: merge_similar(threshold)"."""
+    """The value of "kernels/splits.py: RIDGE", or of the default of an argument, "…: merge_similar(threshold)"."""
     path, name = constant.split(": ")
     module = importlib.import_module("ks4stream." + path.removesuffix(".py").replace("/", "."))
     function, _, argument = name.removesuffix(")").partition("(")
@@ -200,8 +200,8 @@ def test_constants_are_those_of_the_code(constant: str) -> None:
 
 
 def test_a_constant_that_changes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tree, "BIMODAL_FROM", 0.61)
-    assert constants()["kernels/tree.py: BIMODAL_FROM"] != in_the_code("kernels/tree.py: BIMODAL_FROM")
+    monkeypatch.setattr(splits, "BIMODAL_FROM", 0.61)
+    assert constants()["kernels/splits.py: BIMODAL_FROM"] != in_the_code("kernels/splits.py: BIMODAL_FROM")
 
 
 def test_constants_name_sections_that_are_there() -> None:

@@ -21,6 +21,7 @@ from ks4stream.kernels.agglomeration import agglomerate, links_between
 from ks4stream.kernels.correlograms import is_refractory_pair
 from ks4stream.kernels.graph import CHUNK, ChannelRows, ScatteredRows, SpikeGraph, choose_landmarks, join_to_landmarks
 from ks4stream.kernels.splits import Conditions
+from ks4stream.kernels.templates import time_derivative
 
 __all__ = ["ChannelRows", "Conditions", "ScatteredRows", "cluster_region"]
 
@@ -197,6 +198,7 @@ def cluster_region(
     seed: int,
     ccg_threshold: float,
     final: bool = False,
+    components: Tensor | None = None,
     min_spikes: int = MIN_SPIKES,
     min_landmarks: int = MIN_LANDMARKS,
 ) -> NDArray[np.int64]:
@@ -212,7 +214,9 @@ def cluster_region(
         ``cluster_neighbors``, ``cluster_downsampling``, ``max_cluster_subset``, ``cluster_init_seed`` and
         ``ccg_threshold`` of the settings.
     final : bool
-        Whether clusters with a refractory cross-correlogram are kept together (step 6).
+        Whether clusters with a refractory cross-correlogram are kept together (step 6a).
+    components : Tensor, shape (q, w), float32, optional
+        wPCA. With them, clusters are not told apart by when within a sample their spikes are.
     min_spikes : int
         Fewer spikes are one cluster (section 6).
     min_landmarks : int
@@ -223,6 +227,7 @@ def cluster_region(
     ndarray, shape (n,), int64
         Labels from 0, each of them used.
     """
+    derivative = None if components is None else time_derivative(components).cpu()
 
     def divide(spikes: Tensor, n_components: int) -> Tensor:
         """Cluster of each of some spikes (k,), numbered from 0: (k,)."""
@@ -239,7 +244,7 @@ def cluster_region(
         n_labels = int(spike_label.max()) + 1
         by_label = spikes[torch.sort(spike_label, stable=True).indices]
         members = torch.split(by_label, torch.bincount(spike_label, minlength=n_labels).tolist())
-        compare = _Comparison(rows, conditions, members, ccg_threshold if final else None)
+        compare = _Comparison(rows, conditions, members, ccg_threshold if final else None, derivative)
         links = links_between(graph, spike_label, landmark_label, n_labels)
         groups = agglomerate(links, compare.are_two, similar=compare.similar() if compare.moves else None)
         return torch.from_numpy(groups).to(rows.device)[spike_label]
@@ -295,9 +300,15 @@ class _Comparison:
     """Compares clusters of spikes: the `members` of each, in order of time."""
 
     def __init__(
-        self, rows: ChannelRows, conditions: Conditions, members: Sequence[Tensor], ccg_threshold: float | None
+        self,
+        rows: ChannelRows,
+        conditions: Conditions,
+        members: Sequence[Tensor],
+        ccg_threshold: float | None,
+        derivative: Tensor | None,
     ) -> None:
-        self._rows, self._conditions, self._members, self._ccg_threshold = rows, conditions, members, ccg_threshold
+        self._rows, self._conditions, self._members = rows, conditions, members
+        self._ccg_threshold, self._derivative = ccg_threshold, derivative
         self.moves = bool(np.ptp(conditions.displacement_um) > 0)
 
     def are_two(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> bool:
@@ -317,7 +328,7 @@ class _Comparison:
             splits.Group(self._rows.take(side)[:, columns].cpu().double(), self._conditions.at(index), count)
             for side, index, count in zip(compared, where, counts, strict=True)
         ]
-        return splits.are_two(*groups)
+        return splits.are_two(*groups, time_derivative=self._derivative)
 
     def similar(self) -> NDArray[np.bool_]:
         """Which pairs of clusters have similar means, on the channels that both have; shape (C, C)."""

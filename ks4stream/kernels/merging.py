@@ -22,6 +22,11 @@ within :data:`REFRACTORY_MS`, …"""
 TOGETHER_RATE, TOGETHER_CHANCE = 0.25, 0.01
 """… and it is improbable that there would be so many pairs at this share of the rate at longer lags."""
 
+GHOST_SHARE = 0.5
+"""Share of a unit's spikes that coincide with those of a larger unit at one lag, from which it is what matching left of
+that unit's waveform. Neurons that fire together by synapses or gap junctions share fewer spikes, and jitter more."""
+GHOST_LAG_MS, GHOST_JITTER_MS = 1.0, 0.07  # maximum lag, and maximum deviation from it
+
 AreTwo = Callable[["GrowingUnit", "GrowingUnit", int], bool]
 """Whether two units are two neurons; the spikes and waveforms of the second one are moved earlier by the lag."""
 
@@ -53,6 +58,10 @@ class MergedUnits(NamedTuple):
     features: Tensor
     unit_of: NDArray[np.int64]
     lag_of: NDArray[np.int64]
+
+    def lags_of(self, unit: int) -> dict[int, int]:
+        """The clusters of a unit, with their lags."""
+        return {number: int(self.lag_of[number]) for number in np.flatnonzero(self.unit_of == unit).tolist()}
 
 
 class GrowingUnit:
@@ -185,6 +194,25 @@ def fire_together(a: NDArray[np.int64], b: NDArray[np.int64], sampling_rate_hz: 
     tolerated = TOGETHER_RATE * float(counts[far].mean()) * int(near.sum())
     many = n_pairs > max(TOGETHER_PAIRS, TOGETHER_SHARE * min(len(a), len(b)))
     return bool(many and pdtrc(n_pairs - 1, tolerated) < TOGETHER_CHANCE)
+
+
+def coincident_share(sample: NDArray[np.int64], other: NDArray[np.int64], sampling_rate_hz: float) -> float:
+    """Share of the spikes of a train (sorted times) that coincide with those of another one at the best lag.
+
+    Lags of up to :data:`GHOST_LAG_MS` are tried, and spikes coincide within :data:`GHOST_JITTER_MS`.
+
+    >>> train = np.array([1000, 5000, 9000, 12_000])
+    >>> coincident_share(train, np.array([1009, 5011, 9010, 20_000]), 30_000.0)
+    0.75
+    """
+    if not len(sample) or not len(other):
+        return 0.0
+    reach, jitter = (round(ms * sampling_rate_hz / 1000) for ms in (GHOST_LAG_MS, GHOST_JITTER_MS))
+    after = np.searchsorted(other, sample).clip(max=len(other) - 1)
+    lags = np.stack([other[after], other[np.maximum(after - 1, 0)]]) - sample
+    nearest = np.where(np.abs(lags[0]) < np.abs(lags[1]), lags[0], lags[1])
+    counts = np.bincount(nearest[np.abs(nearest) <= reach] + reach, minlength=2 * reach + 1)
+    return float(np.convolve(counts, np.ones(2 * jitter + 1), mode="full").max() / len(sample))
 
 
 def _renew_row(

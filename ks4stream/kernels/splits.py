@@ -107,24 +107,28 @@ class Group(NamedTuple):
         return Group(self.features[torch.from_numpy(kept)], self.conditions.at(kept), kept[kept])
 
 
-def are_two(a: Group, b: Group) -> bool:
+def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> bool:
     """Whether two groups of spikes come from two neurons rather than one.
 
-    The first of these that can be decided decides:
+    The first of these that can be decided decides. Spikes are never compared along the time derivative of the mean,
+    because the peak of a spike is anywhere within a sample, and templates may be aligned differently.
 
-    1. Means less similar than :data:`MIN_SIMILARITY` are those of two neurons.
-    2. Spikes that do not follow another within a burst are compared in cells of time and displacement. Whatever
-       separates them there is not bursting, fading or motion.
+    1. Means less similar than :data:`MIN_SIMILARITY` are those of two neurons (step 6b).
+    2. Spikes that do not follow another within a burst are compared in cells of time and displacement (step 6c).
+       Whatever separates them there is not bursting, fading or motion.
     3. All spikes are compared in ranges of displacement, along directions other than their amplitude, which may have
-       changed.
+       changed (step 6d).
     4. If the groups were recorded at different displacements, they are one neuron if the mean of one group continues
-       that of the other.
-    5. Small groups are compared as in 3, in a single cell.
+       that of the other (step 6e).
+    5. Small groups are compared as in 3, in a single cell (step 6f).
 
     Parameters
     ----------
     a, b : Group
         Each has at least one spike.
+    time_derivative : Tensor, shape (q, q), float64, optional
+        ``features @ time_derivative`` are the features of the derivative of a waveform, on each channel
+        (:func:`~ks4stream.kernels.templates.time_derivative`). Without it, derivatives are not left out.
     """
     mean_a, mean_b = a.features.mean(0), b.features.mean(0)
     if cosine(mean_a, mean_b) < MIN_SIMILARITY:
@@ -139,15 +143,20 @@ def are_two(a: Group, b: Group) -> bool:
     counted = [a.counted(), b.counted()]
     n_windows = min(MAX_WINDOWS, max(1, min(group.n for group in counted) // SPIKES_PER_WINDOW))
     cells = [range_of(group) * n_windows + window_of(group.conditions.elapsed, n_windows) for group in counted]
-    score = bimodality_within(counted[0].features, counted[1].features, *cells)
+    mean = (mean_a + mean_b)[None]
+    if time_derivative is None:
+        alike = mean[:0]
+    else:
+        alike = (mean.view(-1, len(time_derivative)) @ time_derivative).view(1, -1)
+    score = bimodality_within(counted[0].features, counted[1].features, *cells, without=alike)
     if score is None:
-        ranges, amplitude = [range_of(a), range_of(b)], mean_a + mean_b
-        score = bimodality_within(a.features, b.features, *ranges, without=amplitude)
+        ranges, alike = [range_of(a), range_of(b)], torch.cat([alike, mean])
+        score = bimodality_within(a.features, b.features, *ranges, without=alike)
         if score is None and shared(*ranges) < SHARED_BELOW:
             return cosine(*nearest_means(a.features, b.features, *ranges)) < CONTINUING_FROM
         if score is None and min(a.n, b.n) < FEW:
             one_cell = [np.zeros_like(cell) for cell in ranges]
-            score = bimodality_within(a.features, b.features, *one_cell, without=amplitude)
+            score = bimodality_within(a.features, b.features, *one_cell, without=alike)
     return score is not None and score >= BIMODAL_FROM
 
 
@@ -260,8 +269,8 @@ def bimodality_within(
     a, b : Tensor, shape (n, d), (n', d), float64
     cell_a, cell_b : ndarray, shape (n,), (n',), int64
         Cell of each spike.
-    without : Tensor, shape (d,), optional
-        A direction that the axis is perpendicular to.
+    without : Tensor, shape (k, d), optional
+        Directions that the axis is perpendicular to.
 
     Returns
     -------
@@ -287,8 +296,8 @@ def bimodality_within(
     for features, of_spike in zip(groups, share, strict=True):
         gram.addmm_((features * of_spike[:, None]).T, features)
     if without is not None:
-        direction = without / without.norm().clamp_min(1e-30)
-        gram.addr_(direction, direction, alpha=FIXED)
+        directions = without / without.norm(dim=1, keepdim=True).clamp_min(1e-30)
+        gram.addmm_(directions.T, directions, alpha=FIXED)
     inverse = torch.linalg.inv(gram)
     axis = 0.5 * inverse @ (weight @ (means[1] - means[0]))
     values = []

@@ -139,6 +139,14 @@ def roll_matrix(components: Tensor, lag: int) -> Tensor:
     return components[:, source] @ components.T
 
 
+def time_derivative(components: Tensor) -> Tensor:
+    """Compute the matrix that differentiates features by time, per sample: (q, w) to (q, q), float64.
+
+    ``features @ time_derivative(components)`` are the features of the waveform's derivative (central differences).
+    """
+    return 0.5 * (roll_matrix(components, -1) - roll_matrix(components, 1)).double()
+
+
 def align(features: Tensor, components: Tensor, shapes: Tensor) -> Tensor:
     """Roll each template so that its correlation with a universal waveform is largest at the centre of the window.
 

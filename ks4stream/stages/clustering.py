@@ -73,7 +73,9 @@ class ClusterMethod(Protocol):
         """Device on which rows are to be computed: "cpu", "cuda"."""
         ...
 
-    def __call__(self, rows: ChannelRows, conditions: Conditions) -> NDArray[np.int64]:
+    def __call__(
+        self, rows: ChannelRows, conditions: Conditions, *, components: torch.Tensor | None = None
+    ) -> NDArray[np.int64]:
         """Cluster the rows of one region.
 
         Parameters
@@ -82,6 +84,8 @@ class ClusterMethod(Protocol):
             Features of n peaks or spikes, in order of time.
         conditions : Conditions
             Their times, and the displacement of the tissue.
+        components : Tensor, shape (q, w), float32, optional
+            wPCA, on which the waveforms were projected.
 
         Returns
         -------
@@ -120,13 +124,16 @@ class GraphClustering(Portable):
         reads = (*self.reads, "ccg_threshold") if self.final else self.reads
         object.__setattr__(self, "settings", self.settings.part(*reads))
 
-    def __call__(self, rows: ChannelRows, conditions: Conditions) -> NDArray[np.int64]:
+    def __call__(
+        self, rows: ChannelRows, conditions: Conditions, *, components: torch.Tensor | None = None
+    ) -> NDArray[np.int64]:
         """See :class:`ClusterMethod`."""
         settings = self.settings
         return clustering.cluster_region(
             rows,
             conditions,
             final=self.final,
+            components=components,
             n_neighbors=settings.cluster_neighbors,
             downsampling=settings.cluster_downsampling,
             max_landmarks=settings.landmark_limit,
@@ -141,7 +148,7 @@ class GraphClustering(Portable):
 
     @staticmethod
     def n_bytes(load: Load, n: int) -> int:
-        """Bytes of the graph of n spikes and its tree, besides the features."""
+        """Bytes of the graph of n spikes and of the comparisons of its clusters, besides the features."""
         d, k, settings = load.region_features, clustering.N_COMPONENTS, load.settings
         m = min(max(n // settings.cluster_downsampling, clustering.MIN_LANDMARKS), settings.landmark_limit, n)
         return int(

@@ -80,7 +80,8 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         n_channels, device = self.probe.n_channels, self.cluster.device
         rows = scattered_rows(features, centre[chosen], self.centres.channels, union, n_channels, device)
         conditions = self.circumstances.of(sample[chosen], float(self.regions.position_um[item, 1]))
-        mean, count = cluster_means(rows, self.cluster(rows, conditions), weight)
+        label = self.cluster(rows, conditions, components=torch.from_numpy(self.waveforms.components))
+        mean, count = cluster_means(rows, label, weight)
         return RegionTemplates(on_all_channels(mean, union, n_channels, features.shape[2]), count)
 
     def combine(self, parts: Iterable[RegionTemplates], run: Run) -> Templates:

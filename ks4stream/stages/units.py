@@ -8,6 +8,7 @@ appendix A, draws them with an example.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +40,8 @@ from ks4stream.stages.detection import rows_of_region
 from ks4stream.stages.matching import Spikes
 from ks4stream.stages.needs import Load, Needs
 
+logger = logging.getLogger("ks4stream")
+
 CLUSTERED_SPIKE_BYTES = 24  # per spike in the file of a region: sample, template, score, and the row of its features
 MIN_MARGIN = 1.5
 """Minimum difference of the mean score of a unit's spikes and ``Th_learned``, in noise standard deviations. Beyond the
@@ -51,6 +54,7 @@ SECONDS_PER_SPIKE, MIN_SPIKES, ENOUGH_SPIKES = 3.0, 5, 20
 suffice."""
 
 
+GHOST_REACH_UM = 200.0  # distance from a unit at which what matching left of its waveform may be found
 MIN_COMMON_CHANNELS = 3  # of two clusters that may be one unit
 
 
@@ -80,6 +84,7 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
     records = (RegionClusters,)
 
     spikes: Spikes
+    waveforms: Waveforms
     probe: Probe
     circumstances: Circumstances
     cluster: ClusterMethod
@@ -112,7 +117,7 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
         n_channels, device = self.probe.n_channels, self.cluster.device
         scattered = scattered_rows(features, template, spikes.template_channels, union, n_channels, device)
         conditions = self.circumstances.of(sample, float(self.probe.y_um[own[:, 0]].mean()))
-        label = self.cluster(scattered, conditions)
+        label = self.cluster(scattered, conditions, components=torch.from_numpy(self.waveforms.components))
         mean, _ = cluster_means(scattered, label, np.ones(len(label)))
         columns = {
             "sample": sample,
@@ -240,7 +245,7 @@ class Examples:
             splits.Group(self._on(channels, side), splits.Conditions.of_columns(side, self._rate), count)
             for side, count in zip(sides, counts, strict=True)
         ]
-        return splits.are_two(*groups)
+        return splits.are_two(*groups, time_derivative=templates.time_derivative(self._components))
 
     def _of(self, lags: Mapping[int, int]) -> dict[str, NDArray[Any]]:
         """Columns of some spikes of several clusters, of which each is moved earlier by its lag."""
@@ -336,6 +341,7 @@ class Merge(Step[Units]):
             stays[unit] = is_neuron(train, score, settings.Th_learned, self.min_spikes, impossible_samples=rate / 1000)
             if stays[unit]:
                 refractory[unit], contamination[unit] = labels(train, rate, settings.acg_threshold)
+        stays &= ~self._ghosts(clusters, merged, stays)
         number = np.where(stays, np.cumsum(stays) - 1, -1)
         features = merged.features[torch.from_numpy(stays)]
         return Units(
@@ -348,6 +354,29 @@ class Merge(Step[Units]):
             contamination=contamination[stays],
             similarity=templates.similarity(features, components).value.numpy(),
         )
+
+    def _ghosts(self, clusters: Clusters, merged: merging.MergedUnits, stays: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which units are what matching left of a larger unit's waveform."""
+        energy = merged.features.square().sum(dim=2).numpy()
+        size, position = energy.sum(axis=1), self.probe.positions_um[energy.argmax(axis=1)]
+        ghosts = np.zeros(len(stays), bool)
+        units = np.flatnonzero(stays)
+        for unit in units[np.argsort(size[units], kind="stable")].tolist():
+            near = np.hypot(*(position[units] - position[unit]).T) <= GHOST_REACH_UM
+            train = merging.joined_train(clusters, merged.lags_of(unit))
+            for other in units[near & (size[units] > size[unit])].tolist():
+                share = merging.coincident_share(
+                    train, merging.joined_train(clusters, merged.lags_of(other)), self.sampling_rate_hz
+                )
+                if share >= merging.GHOST_SHARE:
+                    ghosts[unit] = True
+                    logger.info(
+                        "%d spikes are left out: %.0f %% of them coincide with those of a larger unit",
+                        len(train),
+                        100 * share,
+                    )
+                    break
+        return ghosts
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
