@@ -22,7 +22,7 @@ from ks4stream.kernels.clustering import (
     spike_step,
     sweep,
 )
-from ks4stream.kernels.graph import graph_of
+from ks4stream.kernels.graph import SpikeGraph, graph_of
 
 
 def blobs(*sizes: int, d: int = 12, distance: float = 12.0, seed: int = 0) -> tuple[DenseRows, np.ndarray]:
@@ -95,8 +95,8 @@ def test_expected_links_count_against_a_label() -> None:
 
 def test_a_large_label_must_have_more_of_a_spikes_landmarks() -> None:
     neighbor = torch.tensor([[0, 1, 2], [0, 3, 4], [0, 3, 5], [0, 4, 5]], dtype=torch.int32)
-    graph = graph_of(torch.cat([neighbor, neighbor[:0].expand(0, 3)]), torch.tensor([3, 3, 3, 0, 0, 0]))
-    assert graph.landmark_degree.tolist() == [4, 1, 1, 2, 2, 2] and graph.spike_degree.tolist() == [3] * 4
+    none, degree = torch.zeros(4, 3, dtype=torch.bool), torch.tensor([4, 1, 1, 2, 2, 2])  # no spike is a landmark
+    graph = SpikeGraph(torch.arange(6), neighbor, none, torch.full((4,), 3), degree, 12)
     landmark_label = torch.tensor([0, 0, 1, 1, 1, 1])  # with 5 and 7 of 12 links
     assert spike_step(graph, landmark_label, 2, resolution=1.0).tolist() == [0, 1, 1, 1]
     # the second spike: 1 − λ/40 · 3/12 · 5 against 2 − λ/40 · 3/12 · 7, equal at λ = 80

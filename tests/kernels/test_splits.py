@@ -197,8 +197,8 @@ def left_out(a: Tensor, b: Tensor, cell_a: Tensor, cell_b: Tensor, without: Tens
     regressors = torch.cat([x, torch.nn.functional.one_hot(cell, n_cells).double()], 1)
     penalty = torch.zeros(d + n_cells, d + n_cells, dtype=torch.float64)
     penalty[:d, :d] = RIDGE * torch.eye(d, dtype=torch.float64)
-    if without is not None:
-        direction = without / without.norm()
+    for direction in [] if without is None else without:
+        direction = direction / direction.norm()
         penalty[:d, :d] += splits.FIXED * torch.outer(direction, direction)
     values = []
     for spike in range(len(x)):
@@ -215,7 +215,7 @@ def test_each_spike_is_left_out_exactly(monkeypatch: pytest.MonkeyPatch, n_cells
     a, b = noise(40, 1, 4) + SIZE * axis(0, 4), noise(25, 2, 4) + SIZE * axis(0, 4) + 2 * axis(1, 4)
     cell_a, cell_b = (torch.arange(len(side)) % n_cells for side in (a, b))
     a, b = a + 7 * cell_a[:, None], b + 7 * cell_b[:, None]  # which the means of the cells explain
-    without = torch.tensor([1.0, 0, 2, 0], dtype=torch.float64) if fixed else None
+    without = torch.tensor([[1.0, 0, 2, 0], [0, 0, 0, 5]], dtype=torch.float64) if fixed else None
     found = projections(monkeypatch, a, b, cell_a.numpy(), cell_b.numpy(), without)
     # with a penalty of 10⁶ (FIXED), about ten of 16 digits remain
     torch.testing.assert_close(found, left_out(a, b, cell_a, cell_b, without), rtol=1e-6, atol=1e-6)
@@ -251,8 +251,10 @@ def test_what_differs_between_cells_does_not_separate_groups(monkeypatch: pytest
 def test_along_a_direction_left_out_nothing_is_separate() -> None:
     a, b, cell = noise(100, 7), noise(100, 8) + 9 * axis(3), np.zeros(100, np.int64)
     assert bimodality_within(a, b, cell, cell) > 0.9
-    assert bimodality_within(a, b, cell, cell, without=axis(3)) < 0.3
-    assert bimodality_within(a, b, cell, cell, without=axis(4)) > 0.9
+    assert bimodality_within(a, b, cell, cell, without=axis(3)[None]) < 0.3
+    assert bimodality_within(a, b, cell, cell, without=axis(4)[None]) > 0.9
+    assert bimodality_within(a, b, cell, cell, without=torch.stack([axis(4), axis(3)])) < 0.3
+    assert bimodality_within(a, b, cell, cell, without=axis(3)[None][:0]) > 0.9
 
 
 @pytest.mark.parametrize(
@@ -441,6 +443,20 @@ def test_two_neurons_that_burst_together_are_two() -> None:
     counts = np.ones(900, bool)
     counts[place == 0], counts[place > 0] = firsts(trains, trains, RATE_HZ)
     assert are_two(*parts(group(x, elapsed=train / train[-1], counts=counts), place > 0))
+
+
+def test_groups_that_differ_in_their_alignment_only_are_one() -> None:
+    """By a third of a sample; five channels with six components, of which one is like the derivative of another."""
+    derivative = torch.zeros(6, 6, dtype=torch.float64)
+    derivative[0, 1] = 1
+    waveform = torch.zeros(5, 6, dtype=torch.float64)
+    waveform[:, 0] = 15
+    moved = waveform + 0.35 * waveform @ derivative
+    a, b = group(noise(500, 30) + waveform.view(-1)), group(noise(400, 31) + moved.view(-1))
+    assert are_two(a, b)
+    assert not are_two(a, b, time_derivative=derivative)
+    other = group(noise(400, 31) + moved.view(-1) + 8 * axis(4))
+    assert are_two(a, other, time_derivative=derivative)
 
 
 @pytest.mark.parametrize(
