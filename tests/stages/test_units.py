@@ -14,12 +14,13 @@ from ks4stream.io import mapped as spikes
 from ks4stream.io.tables import Receipt, read_column, write_block
 from ks4stream.results import Waveforms
 from ks4stream.settings import Settings
-from ks4stream.stages.clustering import GraphClustering
+from ks4stream.stages.clustering import Circumstances, GraphClustering
 from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Spikes
 from ks4stream.stages.units import Clusters, ClusterSpikes, Merge, counted_rows, is_neuron, min_unit_spikes
 
 THRESHOLD, MIN_SPIKES, IMPOSSIBLE = 8.0, 5, 30.0
+WAVEFORMS = Waveforms(np.ones((1, 3)), np.ones((1, 3)))
 
 
 def is_one(train: list[int], score: float = 20.0) -> bool:
@@ -66,7 +67,7 @@ def block(folder: Path, name: str, sample: list[int], region: list[int]) -> Rece
     time = np.array(sample, np.int64)
     columns = {
         "sample": time,
-        "template": np.zeros(len(time), np.int32),
+        "template": np.array(region, np.int32),  # one per region
         "score": time.astype(np.float32),
         "features": (time / 100).astype(np.float32)[:, None, None],
     }
@@ -79,15 +80,16 @@ def in_blocks(receipts: list[Receipt], first: list[int], dropped: list[list[int]
         first=np.array(first),
         dropped=[np.array(rows, np.int64) for rows in dropped],
         artifacts=np.zeros((0, 2), np.int64),
-        template_channels=np.array([[0]]),
-        region_of=np.array([0]),
+        template_channels=np.zeros((2, 1), np.int64),
+        region_of=np.arange(2),
         sampling_rate_hz=30_000.0,
     )
 
 
 def clustering_of(spikes: Spikes) -> ClusterSpikes:
     settings = Settings(n_pcs=1)
-    return ClusterSpikes(settings, spikes, simulate.linear_probe(1), GraphClustering(settings))
+    probe, tiling = simulate.linear_probe(1), Tiling(0, 200, 100, 0, 2)
+    return ClusterSpikes(settings, spikes, WAVEFORMS, probe, Circumstances(tiling, 30_000.0), GraphClustering(settings))
 
 
 def two_blocks(folder: Path) -> Spikes:
@@ -107,6 +109,14 @@ def test_a_regions_spikes_are_written_by_cluster_with_their_place_in_the_blocks(
     assert read_column(clusters.receipt, "sample").tolist() == [5, 130]
     assert read_column(clusters.receipt, "score").tolist() == [5, 130]
     assert read_column(clusters.receipt, "row").tolist() == [0, 5]  # of 4 + 3 rows, grouped by region
+    examples = {name: read_column(clusters.examples, name).ravel().tolist() for name in clusters.examples.kind}
+    assert examples == {
+        "sample": [5, 130],
+        "template": [0, 0],
+        "features": pytest.approx([0.05, 1.3]),
+        "displacement_um": [0, 0],
+        "elapsed": [0.025, 0.65],
+    }
 
 
 @pytest.mark.parametrize("n_regions", [1, 2])
@@ -114,7 +124,7 @@ def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, 
     """For example, a single spike outside its tile's core that the neighbouring tile does not report."""
     columns = {
         "sample": np.array([5, 9]),
-        "template": np.zeros(2, np.int32),
+        "template": np.array([0, n_regions - 1], np.int32),
         "score": np.full(2, 10, np.float32),
         "features": np.ones((2, 1, 1), np.float32),
     }
@@ -122,20 +132,19 @@ def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, 
     spikes, run = in_blocks([receipt], [0], [[0, 1]]), RunHere(tmp_path)
     regions = clustering_of(spikes).run(run)
     assert [region.features.shape for region in regions] == [(0, 1, 1)] * n_regions
-    waveforms = Waveforms(np.ones((1, 3)), np.ones((1, 3)))
     settings, probe = Settings(n_pcs=1), simulate.linear_probe(1)
-    units = Merge(settings, regions, waveforms, probe, 30_000.0, MIN_SPIKES).run(run)
+    units = Merge(settings, regions, spikes.template_channels, WAVEFORMS, probe, 30_000.0, MIN_SPIKES).run(run)
     assert units.features.shape == (0, 1, 1)
-    columns = Join(settings, units, spikes, waveforms, probe).run(run)
+    columns = Join(settings, units, spikes, WAVEFORMS, probe).run(run)
     assert columns["sample"].shape == (0,) and columns["features"].shape == (0, 1, 1)
 
 
 def test_where_there_was_no_spike_there_are_no_units(tmp_path: Path) -> None:
     nothing, run, settings = in_blocks([], [], []), RunHere(tmp_path), Settings(n_pcs=1)
-    waveforms, probe = Waveforms(np.ones((1, 3)), np.ones((1, 3))), simulate.linear_probe(1)
-    units = Merge(settings, clustering_of(nothing).run(run), waveforms, probe, 30_000.0, MIN_SPIKES).run(run)
+    probe, regions = simulate.linear_probe(1), clustering_of(nothing).run(run)
+    units = Merge(settings, regions, nothing.template_channels, WAVEFORMS, probe, 30_000.0, MIN_SPIKES).run(run)
     assert (units.features.shape, units.similarity.shape, units.contamination.shape) == ((0, 1, 1), (0, 0), (0,))
-    assert Join(settings, units, nothing, waveforms, probe).run(run)["features"].shape == (0, 1, 1)
+    assert Join(settings, units, nothing, WAVEFORMS, probe).run(run)["features"].shape == (0, 1, 1)
 
 
 def test_a_region_too_large_for_memory_comes_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +154,7 @@ def test_a_region_too_large_for_memory_comes_out_the_same(tmp_path: Path, monkey
     monkeypatch.setattr(spikes, "HELD_BYTES", 0)
     mapped = clustering.task(0, tmp_path / "not" / "made")
     assert mapped.receipt.digest() == held.receipt.digest()
+    assert mapped.examples.digest() == held.examples.digest()
     assert np.array_equal(mapped.features, held.features)
 
 
