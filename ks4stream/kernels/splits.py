@@ -33,15 +33,14 @@ MIN_SIMILARITY = 0.5  # of the means; less similar groups are two neurons
 CONTINUING_FROM = 0.8
 """Similarity of the means from which two groups that were never recorded at the same displacement are one neuron."""
 
-MAX_WINDOWS, SPIKES_PER_WINDOW = 8, 20  # windows of time; the smaller group has so many spikes per window
+MAX_WINDOWS, SPIKES_PER_CELL = 8, 8  # windows of time; as many as leave the smaller group so many spikes per cell
 RANGE_EFFECT, MIN_RANGE_UM, MAX_RANGE_UM = 2.0, 1.0, 8.0
 """Within a range of displacement, features change by about two standard deviations of the noise. A waveform changes by
 some 5 % per µm (:data:`CHANGE_PER_UM`), so the ranges of a large unit are narrow."""
 
 CHANGE_PER_UM = 0.05
+WIDENED = (1.0, 2.0)  # factors of the width of ranges; the wider ones are used if the others have too few spikes
 MIN_IN_CELL, MIN_IN_CELLS = 5, 15  # spikes of either group in a cell; of the smaller group of each cell, in all cells
-FEW = 60  # spikes; smaller groups do not fill cells
-SHARED_BELOW = 0.25  # share of spikes at the same displacements, below which groups were recorded at different ones
 BURST_MS = 20.0  # maximum interval within a burst
 BURST_EXCESS = 1.5  # pairs within a burst, relative to chance
 FIXED = 1e6  # variance that keeps a direction out of the regression
@@ -113,14 +112,15 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
     The first of these that can be decided decides. Spikes are never compared along the time derivative of the mean,
     because the peak of a spike is anywhere within a sample, and templates may be aligned differently.
 
-    1. Means less similar than :data:`MIN_SIMILARITY` are those of two neurons (step 6b).
-    2. Spikes that do not follow another within a burst are compared in cells of time and displacement (step 6c).
-       Whatever separates them there is not bursting, fading or motion.
+    1. Means less similar than :data:`MIN_SIMILARITY` are those of two neurons (6b).
+    2. Spikes that do not follow another within a burst are compared in cells of time and displacement. Whatever
+       separates them there is not bursting, fading or motion (6c).
     3. All spikes are compared in ranges of displacement, along directions other than their amplitude, which may have
-       changed (step 6d).
-    4. If the groups were recorded at different displacements, they are one neuron if the mean of one group continues
-       that of the other (step 6e).
-    5. Small groups are compared as in 3, in a single cell (step 6f).
+       changed (6d).
+    4. If the tissue moved, the groups were recorded at different displacements. They are one neuron if the mean of one
+       group continues that of the other (6e).
+
+    Too few spikes to decide are those of one neuron.
 
     Parameters
     ----------
@@ -133,31 +133,44 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
     mean_a, mean_b = a.features.mean(0), b.features.mean(0)
     if cosine(mean_a, mean_b) < MIN_SIMILARITY:
         return True
+    amplitude = (mean_a + mean_b)[None]
+    alike = amplitude[:0]
+    if time_derivative is not None:
+        alike = (amplitude.view(-1, len(time_derivative)) @ time_derivative).view(1, -1)
     width_um = RANGE_EFFECT / CHANGE_PER_UM / max(float(mean_a.norm()), float(mean_b.norm()), 1e-9)
     width_um = min(max(width_um, MIN_RANGE_UM), MAX_RANGE_UM)
-    lowest_um = min(float(group.conditions.displacement_um.min()) for group in (a, b))
+    counted = (a.counted(), b.counted())
+    for groups, directions in ((counted, alike), ((a, b), torch.cat([alike, amplitude]))):
+        for factor in WIDENED:
+            ranges = ranges_of(*groups, factor * width_um)
+            cells = ranges
+            if groups is counted:
+                n_windows = windows_for(*ranges)
+                cells = [
+                    of * n_windows + window_of(group.conditions.elapsed, n_windows)
+                    for of, group in zip(ranges, groups, strict=True)
+                ]
+            score = bimodality_within(groups[0].features, groups[1].features, *cells, without=directions)
+            if score is not None:
+                return score >= BIMODAL_FROM
+    ranges = ranges_of(a, b, width_um)
+    if max(int(of.max()) for of in ranges) > 0:
+        return cosine(*nearest_means(a.features, b.features, *ranges)) < CONTINUING_FROM
+    return False
 
-    def range_of(group: Group) -> NDArray[np.int64]:
-        return ((group.conditions.displacement_um - lowest_um) / width_um).astype(np.int64)
 
-    counted = [a.counted(), b.counted()]
-    n_windows = min(MAX_WINDOWS, max(1, min(group.n for group in counted) // SPIKES_PER_WINDOW))
-    cells = [range_of(group) * n_windows + window_of(group.conditions.elapsed, n_windows) for group in counted]
-    mean = (mean_a + mean_b)[None]
-    if time_derivative is None:
-        alike = mean[:0]
-    else:
-        alike = (mean.view(-1, len(time_derivative)) @ time_derivative).view(1, -1)
-    score = bimodality_within(counted[0].features, counted[1].features, *cells, without=alike)
-    if score is None:
-        ranges, alike = [range_of(a), range_of(b)], torch.cat([alike, mean])
-        score = bimodality_within(a.features, b.features, *ranges, without=alike)
-        if score is None and shared(*ranges) < SHARED_BELOW:
-            return cosine(*nearest_means(a.features, b.features, *ranges)) < CONTINUING_FROM
-        if score is None and min(a.n, b.n) < FEW:
-            one_cell = [np.zeros_like(cell) for cell in ranges]
-            score = bimodality_within(a.features, b.features, *one_cell, without=alike)
-    return score is not None and score >= BIMODAL_FROM
+def ranges_of(a: Group, b: Group, width_um: float) -> list[NDArray[np.int64]]:
+    """Range of displacement of each spike, of so many µm, numbered from 0."""
+    moved_um = [group.conditions.displacement_um for group in (a, b)]
+    lowest_um = min((float(of.min()) for of in moved_um if len(of)), default=0.0)
+    return [((of - lowest_um) / width_um).astype(np.int64) for of in moved_um]
+
+
+def windows_for(range_a: NDArray[np.int64], range_b: NDArray[np.int64]) -> int:
+    """Number of windows of time such that the smaller group has enough spikes per cell."""
+    n_ranges = max(len(np.intersect1d(range_a, range_b)), 1)
+    wanted = min(len(range_a), len(range_b)) // (SPIKES_PER_CELL * n_ranges)
+    return min(MAX_WINDOWS, max(1, wanted))
 
 
 def cosine(x: Tensor, y: Tensor) -> float:
@@ -168,17 +181,6 @@ def cosine(x: Tensor, y: Tensor) -> float:
 def window_of(elapsed: NDArray[np.float64], n_windows: int) -> NDArray[np.int64]:
     """Window of time of each spike."""
     return (elapsed * n_windows).astype(np.int64).clip(0, n_windows - 1)
-
-
-def shared(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
-    """Overlap of two distributions of small non-negative integers, 0 … 1.
-
-    >>> shared(np.array([0, 0, 1, 1]), np.array([1, 2]))
-    0.5
-    """
-    n = max(int(a.max()), int(b.max())) + 1
-    counts = [np.bincount(values, minlength=n) / len(values) for values in (a, b)]
-    return float(np.minimum(*counts).sum())
 
 
 def nearest_means(
