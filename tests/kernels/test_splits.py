@@ -30,10 +30,11 @@ from ks4stream.kernels.splits import (
     histograms,
     is_first,
     nearest_means,
-    shared,
+    ranges_of,
     smoothed,
     smoothing_bins,
     window_of,
+    windows_for,
 )
 
 D = 30
@@ -339,10 +340,22 @@ def test_without_bursts_all_spikes_count() -> None:
 # -- where groups were recorded ----------------------------------------------------------------------
 
 
-def test_shared_is_the_overlap_of_distributions() -> None:
-    assert shared(np.array([3, 3, 7]), np.array([3, 7, 3])) == pytest.approx(1)
-    assert shared(np.array([0, 0]), np.array([1, 5])) == 0
-    assert shared(np.array([0] * 9 + [4]), np.array([4])) == pytest.approx(0.1)
+def test_ranges_are_counted_from_the_lowest_displacement_of_either_group() -> None:
+    a, b = (group(noise(3, 0), displacement_um=np.array(moved_um)) for moved_um in ([-3.0, 0.0, 4.9], [-1.0, 7.1, 2.0]))
+    assert [of.tolist() for of in ranges_of(a, b, 5.0)] == [[0, 0, 1], [0, 2, 1]]
+    nothing = Group(a.features[:0], a.conditions.at(np.zeros(3, bool)), a.counts[:0])
+    assert [of.tolist() for of in ranges_of(nothing, b, 5.0)] == [[], [0, 1, 0]]
+    assert [of.tolist() for of in ranges_of(nothing, nothing, 5.0)] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("n", "n_ranges", "windows"), [(0, 1, 1), (15, 1, 1), (16, 1, 2), (63, 1, 7), (500, 1, 8), (48, 3, 2), (500, 20, 3)]
+)
+def test_there_are_windows_with_eight_spikes_of_the_smaller_group_in_each_cell(
+    n: int, n_ranges: int, windows: int
+) -> None:
+    few, many = np.arange(n) % n_ranges, np.arange(1000) % n_ranges
+    assert windows_for(few, many) == windows_for(many, few) == windows
 
 
 def test_windows_are_equal_shares_of_the_recording() -> None:
