@@ -184,8 +184,37 @@ def sweep(graph: SpikeGraph, landmark_label: Tensor, n_labels: int) -> tuple[Ten
         before, spike_label = spike_label, spike_step(graph, landmark_label, n_labels, resolution=RESOLUTION)
         if torch.equal(before, spike_label):
             break
-    used, spike_label = torch.unique(spike_label, return_inverse=True)
+    used, spike_label = torch.unique(linked_parts(graph, spike_label, landmark_label), return_inverse=True)
     return spike_label, landmark_step(graph, spike_label, len(used), resolution=RESOLUTION)
+
+
+def linked_parts(graph: SpikeGraph, spike_label: Tensor, landmark_label: Tensor) -> Tensor:
+    """Divide each label into the parts that links within it connect.
+
+    Seeds give one label to all points that they explain, which may be of several neurons without links between them.
+    Sweeps cannot change that.
+
+    Returns
+    -------
+    Tensor, shape (n,), int64
+        Number of the part of each spike: its lowest landmark, or m + label without a landmark of its label.
+    """
+    m = graph.n_landmarks
+    part_of = torch.arange(m, device=spike_label.device)  # of each landmark
+    of_spike = torch.empty_like(spike_label)
+    while True:
+        before = part_of.clone()
+        for start in range(0, graph.n_spikes, CHUNK):
+            chunk = slice(start, start + CHUNK)
+            near = graph.neighbor[chunk].long()  # (n, 10)
+            outside = landmark_label[near] != spike_label[chunk, None]
+            lowest = part_of[near].masked_fill(outside, m).amin(1)
+            of_spike[chunk] = torch.where(lowest < m, lowest, m + spike_label[chunk])
+            value = lowest[:, None].expand_as(near).masked_fill(outside, m)
+            part_of.scatter_reduce_(0, near.flatten(), value.flatten(), "amin")
+        part_of = part_of[part_of]
+        if torch.equal(before, part_of):
+            return of_spike
 
 
 def cluster_region(
