@@ -233,6 +233,8 @@ def cluster_region(
 ) -> NDArray[np.int64]:
     """Cluster the spikes of one region, then the spikes of each cluster, until none is divided.
 
+    In the end, clusters that are one neuron are joined once more, as parts of it may have come from different clusters.
+
     Parameters
     ----------
     rows : ChannelRows, (n, d)
@@ -258,18 +260,10 @@ def cluster_region(
     """
     derivative = None if components is None else time_derivative(components).cpu()
 
-    def divide(spikes: Tensor, n_components: int) -> Tensor:
-        """Cluster of each of some spikes (k,), numbered from 0: (k,)."""
-        if len(spikes) < max(min_spikes, 2):
-            return torch.zeros_like(spikes)
-        points = PrincipalRows(rows, spikes, n_components)
-        landmark = choose_landmarks(
-            points.n, downsampling=downsampling, min_landmarks=min_landmarks, max_landmarks=max_landmarks
-        )
-        graph = join_to_landmarks(points, landmark, n_neighbors=n_neighbors)
-        n_seeds = min(N_SEEDS, max(MIN_SEEDS, points.n // SPIKES_PER_SEED))
-        start = seed_labels(points.take(graph.landmark), seed=seed, n_seeds=n_seeds)
-        spike_label, landmark_label = sweep(graph, start, n_seeds)
+    whole: SpikeGraph | None = None  # of all spikes
+
+    def joined(spikes: Tensor, graph: SpikeGraph, spike_label: Tensor, landmark_label: Tensor) -> Tensor:
+        """Labels of some spikes (k,) after joining what is one neuron, numbered from 0: (k,)."""
         n_labels = int(spike_label.max()) + 1
         by_label = spikes[torch.sort(spike_label, stable=True).indices]
         members = torch.split(by_label, torch.bincount(spike_label, minlength=n_labels).tolist())
@@ -277,6 +271,22 @@ def cluster_region(
         links = links_between(graph, spike_label, landmark_label, n_labels)
         groups = agglomerate(links, compare.are_two, similar=compare.similar() if compare.moves else None)
         return torch.from_numpy(groups).to(rows.device)[spike_label]
+
+    def divide(spikes: Tensor, n_components: int) -> Tensor:
+        """Cluster of each of some spikes (k,), numbered from 0: (k,)."""
+        nonlocal whole
+        if len(spikes) < max(min_spikes, 2):
+            return torch.zeros_like(spikes)
+        points = PrincipalRows(rows, spikes, n_components)
+        landmark = choose_landmarks(
+            points.n, downsampling=downsampling, min_landmarks=min_landmarks, max_landmarks=max_landmarks
+        )
+        graph = join_to_landmarks(points, landmark, n_neighbors=n_neighbors)
+        whole = graph if whole is None else whole
+        n_seeds = min(N_SEEDS, max(MIN_SEEDS, points.n // SPIKES_PER_SEED))
+        start = seed_labels(points.take(graph.landmark), seed=seed, n_seeds=n_seeds)
+        spike_label, landmark_label = sweep(graph, start, n_seeds)
+        return joined(spikes, graph, spike_label, landmark_label)
 
     label = np.zeros(rows.n, np.int64)
     waiting, n_found = [(torch.arange(rows.n, device=rows.device), N_COMPONENTS)], 0
@@ -289,6 +299,10 @@ def cluster_region(
         else:
             label[spikes.cpu().numpy()] = n_found
             n_found += 1
+    if whole is not None and n_found > 1:  # parts of a neuron may have been found in different clusters
+        found = torch.from_numpy(label).to(rows.device)
+        found = joined(torch.arange(rows.n, device=rows.device), whole, found, found[whole.landmark])
+        label = found.cpu().numpy()
     return label
 
 

@@ -283,6 +283,20 @@ def test_each_cluster_is_divided_in_its_own_components_until_none_is(monkeypatch
     assert all(share_of_best(label, truth.numpy(), unit)[1] > 0.95 for unit in range(3))  # none is mixed with another
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_parts_of_a_unit_that_were_mixed_with_others_are_joined_again(seed: int) -> None:
+    """A part of the first unit may be in a cluster of another one, from which it is divided later."""
+    truth = torch.arange(1500) % 3
+    x = torch.randn(1500, 20, generator=torch.Generator().manual_seed(seed))
+    x[:, 3] += 24
+    x[:, 0] += torch.tensor([0.0, 0, 30])[truth]
+    x[:, 1] += torch.tensor([0.0, 9, 0])[truth]
+    label = clustered(DenseRows(x))
+    assert label.max() == 2
+    assert all(min(share_of_best(label, truth.numpy(), unit)) > 0.97 for unit in range(3))
+
+
 def test_one_unit_in_many_dimensions_stays_one() -> None:
     """A regression with as many features as spikes would split any cluster."""
     x = torch.randn(120, 150, generator=torch.Generator().manual_seed(2))
