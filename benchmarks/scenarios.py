@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from special import SPECIAL
 
 from ks4stream.probe import Probe
 from ks4stream.simulate import (
@@ -76,7 +77,7 @@ def linear16(seed: int, duration_s: float = 300.0) -> SimulatedRecording:
 
 SCENARIOS: dict[str, Callable[..., SimulatedRecording]] = {
     scenario.__name__: scenario for scenario in (static, rigid, nonrigid, fourshank, tetrodes, badchannels, linear16)
-}
+} | SPECIAL
 """All scenarios by name; each takes the seed and, optionally, ``duration_s``."""
 
 
