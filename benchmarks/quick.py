@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = outcome.parse_settings(pairs)
     for text in options.given:
         if text not in pairs:
-            binary = Path(text.removesuffix(".bin") + ".bin")
+            binary = as_binary(Path(text))
             keep = options.keep and options.keep / binary.stem
             print(one_line(binary, settings, keep, options.device, options.per_unit, options.stages), flush=True)
 
@@ -66,6 +66,11 @@ def one_line(
     if per_unit:
         lines.append(found.table(amplitude_uv=truth["unit_amplitude_uv"]))
     return "\n".join(lines)
+
+
+def as_binary(path: Path) -> Path:
+    """The file of traces, whose ending may be left out."""
+    return path if path.suffix == ".bin" else path.with_name(f"{path.name}.bin")
 
 
 def opened(binary: Path, truth: dict[str, np.ndarray]) -> Any:
