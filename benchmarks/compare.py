@@ -220,7 +220,7 @@ def _sort(
     if sorter != OURS:
         python = options.kilosort_python if sorter == THEIRS else options.spikeinterface_python
         asked = outcome.request(binary, probe, outcome.parse_settings(pairs), bad)
-        versions = _installed(python, KILOSORT_PACKAGES if sorter == THEIRS else run_spikeinterface.PACKAGES)
+        versions = _installed(python, KILOSORT_PACKAGES if sorter == THEIRS else run_spikeinterface.packages(sorter))
         run.reused = _reuse(kept, sorter.lower(), asked, versions, run)
         if not run.reused and python is None:
             run.error = "no earlier result of this recording, probe and settings"

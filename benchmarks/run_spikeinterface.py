@@ -20,9 +20,16 @@ from typing import Any
 import numpy as np
 import outcome
 
-PACKAGES = ("spikeinterface", "numpy", "scipy", "scikit-learn", "numba", "torch")
-SEEDED = ("spykingcircus2", "tridesclous2", "lupin")
+OWN = ("spykingcircus2", "tridesclous2", "lupin")
+"""Sorters that are part of SpikeInterface; they have a seed as a parameter."""
+
 SEED = 1
+
+
+def packages(sorter: str) -> tuple[str, ...]:
+    """Packages whose versions matter to a sorter's result."""
+    own = () if sorter in OWN else (sorter,)
+    return (*own, "spikeinterface", "numpy", "scipy", "scikit-learn", "hdbscan", "numba", "torch")
 
 
 def main() -> None:
@@ -37,7 +44,7 @@ def main() -> None:
     asked = outcome.request(options.recording, options.probe, settings, bad)
     recording = opened(options.recording, asked["probe"], bad, options.gain_uv)
     set_global_job_kwargs(n_jobs=options.threads or os.cpu_count(), progress_bar=False)
-    seed = {"seed": SEED} if options.sorter in SEEDED else {}
+    seed = {"seed": SEED} if options.sorter in OWN else {}
     began, cpu = time.perf_counter(), time.process_time()
     sorting = run_sorter(
         options.sorter,
@@ -59,7 +66,7 @@ def main() -> None:
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "threads": options.threads,
         "device": options.device,
-        "versions": outcome.versions(*PACKAGES),
+        "versions": outcome.versions(*packages(options.sorter)),
         "machine": platform.platform(),
     }
     outcome.write(options.out, sample=spikes["sample_index"], unit=spikes["unit_index"], figures=figures)
@@ -89,7 +96,8 @@ def opened(path: Path, probe: dict[str, Any], bad_channels: list[int], gain_uv: 
         shank_ids=np.array(probe["kcoords"])[good].astype(int).astype(str),
     )
     contacts.set_device_channel_indices(np.arange(good.sum()))
-    return recording.set_probe(contacts)
+    probed = recording.set_probe(contacts)
+    return recording if probed is None else probed  # by version: set in place, or on a copy
 
 
 def _options() -> argparse.Namespace:

@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def test_stages_that_are_given_the_truth_find_large_units(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     given, scenarios = importlib.import_module("given"), importlib.import_module("scenarios")
-    scenarios.main(["fading50", "--seed", "5", "--seconds", "20", "--out", str(tmp_path)])
+    scenarios.main(["fading50", "--seed", "5", "--seconds", "12", "--out", str(tmp_path)])
     capsys.readouterr()
     given.main([str(tmp_path / "fading50-5"), "nblocks=0", "--without-sorts"])
     matching, clustering = capsys.readouterr().out.splitlines()
