@@ -34,12 +34,12 @@ import outcome
 import quick
 import recordings
 import run_spikeinterface
-from scenarios import SCENARIOS
+from scenarios import ALL, SCENARIOS
 
 from ks4stream.scoring import WELL_DETECTED_SCORE, Score, score
 
 HERE = Path(__file__).parent
-ISSUE_SCENARIOS = ("static", "rigid", "nonrigid", "fourshank", "tetrodes", "badchannels")
+DEFAULT_SCENARIOS = ("static", "rigid", "nonrigid", "fourshank", "tetrodes", "badchannels")
 FIRST_SEED = 201
 KILOSORT_SETTINGS = {"tetrodes": ("nblocks=0",), "fourshank": ("nblocks=0",)}
 """Without these Kilosort4 4.1.7 stops with an error; ks4stream keeps its defaults."""
@@ -126,9 +126,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--scenarios",
         nargs="+",
         type=_scenario,
-        default=[(name, None) for name in ISSUE_SCENARIOS],
+        default=[(name, None) for name in DEFAULT_SCENARIOS],
         metavar="NAME[:SEED]",
-        help=f"of {', '.join(SCENARIOS)}; the issue's six by default",
+        help=f"of {', '.join(ALL)}; the first six by default",
     )
     parser.add_argument(
         "--seed-offset",
@@ -166,16 +166,16 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _scenario(text: str) -> tuple[str, int | None]:
     name, _, seed = text.partition(":")
-    if name not in SCENARIOS:
-        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(SCENARIOS)}")
+    if name not in ALL:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(ALL)}")
     return name, int(seed) if seed else None
 
 
 def _jobs(options: argparse.Namespace) -> list[tuple[str, int]]:
     """Scenarios and seeds; a seed belongs to a scenario's place in the full list, whichever of them are asked for."""
-    names = list(SCENARIOS)
+    names = list(ALL)
     return [
-        (name, (options.seed_offset + names.index(name) if seed is None else seed) + repeat * len(names))
+        (name, (options.seed_offset + names.index(name) if seed is None else seed) + repeat * len(SCENARIOS))
         for repeat in range(options.repeats)
         for name, seed in options.scenarios
     ]
