@@ -38,6 +38,10 @@ GAIN_UV = 0.195
 AMPLITUDE_UV = (55.0, 250.0)
 BACKGROUND_UV = (10.0, 40.0)
 BACKGROUND_PER_CHANNEL = 150 / 64
+NOISE_UV = 12.0
+"""Between 300 and 6000 Hz. With this, the largest background units are just below what is usually detected; with
+less, they are units that a sorter finds and the truth does not list."""
+
 DRIFT_RANGE_UM = 40.0
 RANK = 8
 """Components kept of each measured waveform; the rest is mostly noise of the measurement."""
@@ -176,7 +180,7 @@ def hybrid(
     n_units: int = 40,
     duration_s: float = 300.0,
     drifting: bool = False,
-    noise_uv: float = 8.0,
+    noise_uv: float = NOISE_UV,
 ) -> SimulatedRecording:
     """Describe a hybrid recording."""
     probe = neuropixels_probe(n_channels)
@@ -299,6 +303,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--units", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--noise-uv", type=float, default=NOISE_UV)
+    parser.add_argument("--name", default=None, help="of the files; hybrid and the number of channels by default")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
@@ -309,8 +315,9 @@ def main(arguments: list[str] | None = None) -> None:
         n_units=options.units,
         duration_s=options.seconds,
         drifting=options.kind == "drifting",
+        noise_uv=options.noise_uv,
     )
-    stem = f"hybrid{options.channels}_{options.kind}-{options.seed}"
+    stem = f"{options.name or f'hybrid{options.channels}'}_{options.kind}-{options.seed}"
     print(write_scenario(recording, options.out, stem))
 
 
