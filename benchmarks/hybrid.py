@@ -35,7 +35,7 @@ from ks4stream.simulate.trains import Spikes, in_time_order
 
 RATE_HZ = 30_000.0
 GAIN_UV = 0.195
-AMPLITUDE_UV = (55.0, 250.0)
+AMPLITUDE_UV = (40.0, 200.0)
 BACKGROUND_UV = (10.0, 40.0)
 BACKGROUND_PER_CHANNEL = 150 / 64
 NOISE_UV = 12.0
@@ -181,10 +181,11 @@ def hybrid(
     duration_s: float = 300.0,
     drifting: bool = False,
     noise_uv: float = NOISE_UV,
+    amplitude_range_uv: tuple[float, float] = AMPLITUDE_UV,
 ) -> SimulatedRecording:
     """Describe a hybrid recording."""
     probe = neuropixels_probe(n_channels)
-    units, amplitudes_uv = _draw_units(fields, probe, n_units, seed)
+    units, amplitudes_uv = _draw_units(fields, probe, n_units, seed, amplitude_range_uv)
     background = _draw_background(fields, probe, seed)
     n_samples = round(duration_s * RATE_HZ)
     scene = Scene(
@@ -225,7 +226,7 @@ def _draw_position(rng: np.random.Generator, probe: Probe) -> dict[str, float]:
 
 
 def _draw_units(
-    fields: Sequence[MeasuredField], probe: Probe, n_units: int, seed: int
+    fields: Sequence[MeasuredField], probe: Probe, n_units: int, seed: int, amplitude_range_uv: tuple[float, float]
 ) -> tuple[list[MeasuredUnit], list[float]]:
     rng = _generator(seed, "units")
     units, amplitudes_uv = [], []
@@ -233,7 +234,7 @@ def _draw_units(
         source = int(rng.integers(len(fields)))
         rate_hz = float(np.clip(rng.lognormal(np.log(4.0), 0.8), 0.7, 20.0))
         unit = MeasuredUnit(fields[source], source, rate_hz=rate_hz, **_draw_position(rng, probe))
-        amplitudes_uv.append(_log_uniform(rng, *AMPLITUDE_UV))
+        amplitudes_uv.append(_log_uniform(rng, *amplitude_range_uv))
         units.append(unit.scaled_to(amplitudes_uv[-1], probe))
     return units, amplitudes_uv
 
@@ -303,6 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--units", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--amplitude-uv", type=float, nargs=2, default=AMPLITUDE_UV, metavar=("LOW", "HIGH"))
     parser.add_argument("--noise-uv", type=float, default=NOISE_UV)
     parser.add_argument("--name", default=None, help="of the files; hybrid and the number of channels by default")
     parser.add_argument("--seed", type=int, default=1)
@@ -316,6 +318,7 @@ def main(arguments: list[str] | None = None) -> None:
         duration_s=options.seconds,
         drifting=options.kind == "drifting",
         noise_uv=options.noise_uv,
+        amplitude_range_uv=tuple(options.amplitude_uv),
     )
     stem = f"{options.name or f'hybrid{options.channels}'}_{options.kind}-{options.seed}"
     print(write_scenario(recording, options.out, stem))
