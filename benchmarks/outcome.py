@@ -89,6 +89,12 @@ def write(folder: Path, *, sample: Any, unit: Any, figures: Mapping[str, Any]) -
     (folder / "figures.json").write_text(json.dumps(figures, indent=1, default=str))
 
 
+def add(folder: Path, **figures: Any) -> None:
+    """Add to the figures of a folder."""
+    path = folder / "figures.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | figures, indent=1, default=str))
+
+
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the figures and the arrays ``sample`` and ``unit``."""
     with np.load(folder / "result.npz") as file:

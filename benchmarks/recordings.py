@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from scenarios import SCENARIOS
+from scenarios import ALL
 
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
@@ -21,7 +21,7 @@ def make(scenario: str, seed: int, folder: Path, *, seconds: float | None = None
     """
     binary, truth = folder / f"{scenario}-{seed}.bin", folder / f"{scenario}-{seed}.truth.npz"
     length = {} if seconds is None else {"duration_s": seconds}
-    traces = SCENARIOS[scenario](seed, **length).traces  # lazy: only its shape is wanted
+    traces = ALL[scenario](seed, **length).traces  # lazy: only its shape is wanted
     n_bytes = traces.dtype.itemsize * traces.size
     if not (binary.exists() and truth.exists() and binary.stat().st_size == n_bytes):
         script = str(Path(__file__).parent / "scenarios.py")

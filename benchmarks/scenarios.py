@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from special import SPECIAL
 
 from ks4stream.probe import Probe
 from ks4stream.simulate import (
@@ -77,7 +78,10 @@ def linear16(seed: int, duration_s: float = 300.0) -> SimulatedRecording:
 SCENARIOS: dict[str, Callable[..., SimulatedRecording]] = {
     scenario.__name__: scenario for scenario in (static, rigid, nonrigid, fourshank, tetrodes, badchannels, linear16)
 }
-"""All scenarios by name; each takes the seed and, optionally, ``duration_s``."""
+"""The scenarios by name; each takes the seed and, optionally, ``duration_s``."""
+
+ALL = SCENARIOS | SPECIAL
+"""These, and the small ones about one question each."""
 
 
 def probe_json(probe: Probe) -> dict[str, Any]:
@@ -125,15 +129,15 @@ def write_scenario(recording: SimulatedRecording, folder: Path, stem: str) -> Pa
 def main(arguments: list[str] | None = None) -> None:
     """Write one scenario, or all of them, to a folder."""
     parser = argparse.ArgumentParser(description="Write a simulated recording, its probe and its truth.")
-    parser.add_argument("name", choices=[*SCENARIOS, "all"])
+    parser.add_argument("name", choices=[*ALL, "all"])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=None, help="shorter or longer than usual")
     options = parser.parse_args(arguments)
     length = {} if options.seconds is None else {"duration_s": options.seconds}
-    for name in SCENARIOS if options.name == "all" else [options.name]:
+    for name in ALL if options.name == "all" else [options.name]:
         began = time.perf_counter()
-        path = write_scenario(SCENARIOS[name](options.seed, **length), options.out, f"{name}-{options.seed}")
+        path = write_scenario(ALL[name](options.seed, **length), options.out, f"{name}-{options.seed}")
         print(f"{path}: {path.stat().st_size / 1e6:.0f} MB in {time.perf_counter() - began:.1f} s")
 
 

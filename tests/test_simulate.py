@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import pickle
 from pathlib import Path
@@ -324,18 +324,15 @@ def test_bad_arguments_are_named(options, message):
 # --- scenarios ------------------------------------------------------------------------------------------------
 
 
-def load_scenarios():
-    path = Path(__file__).parent.parent / "benchmarks" / "scenarios.py"
-    spec = importlib.util.spec_from_file_location("scenarios", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def scenarios(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    return importlib.import_module("scenarios")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["static", "rigid", "nonrigid", "fourshank", "tetrodes", "badchannels", "linear16"])
-def test_scenarios_write_traces_probe_and_truth(name, tmp_path, capsys):
-    scenarios = load_scenarios()
+def test_scenarios_write_traces_probe_and_truth(scenarios, name, tmp_path, capsys):
     assert name in scenarios.SCENARIOS
     scenarios.main([name, "--seed", "7", "--out", str(tmp_path), "--seconds", "1.5"])
     assert f"{name}-7.bin" in capsys.readouterr().out

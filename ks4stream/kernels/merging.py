@@ -189,7 +189,7 @@ def fire_together(a: NDArray[np.int64], b: NDArray[np.int64], sampling_rate_hz: 
     reach = 60
     counts = correlogram(a, b, sampling_rate_hz=sampling_rate_hz, reach_ms=reach)
     lag = np.abs(np.arange(-reach, reach + 1))
-    near, far = (lag > 0) & (lag <= REFRACTORY_MS), lag > 10
+    near, far = lag <= REFRACTORY_MS, lag > 10
     n_pairs = int(counts[near].sum())
     tolerated = TOGETHER_RATE * float(counts[far].mean()) * int(near.sum())
     many = n_pairs > max(TOGETHER_PAIRS, TOGETHER_SHARE * min(len(a), len(b)))

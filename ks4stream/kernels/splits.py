@@ -20,7 +20,7 @@ from torch import Tensor
 from ks4stream.kernels.correlograms import correlogram
 
 BIMODAL_FROM = 0.6  # minimum score of a bimodal histogram
-RIDGE = 0.01  # of the regression, per weighted mean square
+RIDGE = 1.0  # of the regression: about the variance of the noise, which few spikes do not determine
 N_BINS = 399  # of the projection, on [−2, 2]
 SPAN = 2.0
 MIDDLE_BINS = 50  # in which the trough is searched for
@@ -30,8 +30,9 @@ BANDWIDTH = 0.9
 smoothing would leave random troughs."""
 
 MIN_SIMILARITY = 0.5  # of the means; less similar groups are two neurons
-CONTINUING_FROM = 0.8
-"""Similarity of the means from which two groups that were never recorded at the same displacement are one neuron."""
+CONTINUING_BELOW = 0.6
+"""Distance of the means, relative to the larger one, below which two groups that were never recorded at the same
+displacement are one neuron: that of two means of one size whose similarity is 0.82."""
 
 MAX_WINDOWS, SPIKES_PER_CELL = 8, 8  # windows of time; as many as leave the smaller group so many spikes per cell
 RANGE_EFFECT, MIN_RANGE_UM, MAX_RANGE_UM = 2.0, 1.0, 8.0
@@ -155,7 +156,8 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
                 return score >= BIMODAL_FROM
     ranges = ranges_of(a, b, width_um)
     if max(int(of.max()) for of in ranges) > 0:
-        return cosine(*nearest_means(a.features, b.features, *ranges)) < CONTINUING_FROM
+        x, y = nearest_means(a.features, b.features, *ranges)
+        return float((x - y).norm()) > CONTINUING_BELOW * max(float(x.norm()), float(y.norm()))
     return False
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 from dask.delayed import delayed
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ks4stream.errors import SettingsError
 from ks4stream.probe import Probe
@@ -216,18 +216,42 @@ def simulate(
         dead=np.array(dead_channels, dtype=np.int64),
         noisy=np.array(noisy_channels, dtype=np.int64),
     )
+    return from_scene(scene, amplitudes_uv, bad_channels=bad, chunk_samples=chunk_samples)
+
+
+def from_scene(
+    scene: Scene, amplitudes_uv: ArrayLike, *, bad_channels: ArrayLike = (), chunk_samples: int = EPOCH_SAMPLES
+) -> SimulatedRecording:
+    """Return the recording of a scene, for scenes that :func:`simulate` does not describe.
+
+    Parameters
+    ----------
+    scene : Scene
+        Everything the samples are computed from.
+    amplitudes_uv : array_like of float, shape (unit,)
+        Size of each true unit's trough on the best contact, in µV.
+    bad_channels : array_like of int
+        Dead and noisy contacts.
+    chunk_samples : int
+        Chunk length of the Dask array; it does not change any value.
+
+    Returns
+    -------
+    SimulatedRecording
+    """
+    bad = scene.probe.chan_map[np.asarray(bad_channels, dtype=np.int64)]
     return SimulatedRecording(
         traces=_lazy_traces(scene, chunk_samples),
-        sampling_rate_hz=sampling_rate_hz,
-        probe=probe,
-        gain_uv=gain_uv,
-        spike_samples=spikes.sample,
-        spike_units=spikes.unit,
-        units=_unit_table(units, amplitudes_uv, spikes),
+        sampling_rate_hz=scene.sampling_rate_hz,
+        probe=scene.probe,
+        gain_uv=scene.gain_uv,
+        spike_samples=scene.spikes.sample,
+        spike_units=scene.spikes.unit,
+        units=_unit_table(scene.units[: scene.n_units], np.asarray(amplitudes_uv, dtype=float), scene.spikes),
         drift=scene.drift,
-        bad_channels=tuple(int(channel) for channel in probe.chan_map[bad]),
+        bad_channels=tuple(int(channel) for channel in bad),
         artifact_spans=scene.artifacts.spans,
-        seed=seed,
+        seed=scene.seed,
         scene=scene,
     )
 

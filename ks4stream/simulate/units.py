@@ -124,7 +124,7 @@ def _draw_cell(rng: np.random.Generator) -> dict[str, Any]:
     )
 
 
-def _scaled_to_amplitude(unit: Unit, probe: Probe, good: NDArray[np.bool_], amplitude_uv: float) -> Unit:
+def scaled_to_amplitude(unit: Unit, probe: Probe, good: NDArray[np.bool_], amplitude_uv: float) -> Unit:
     """Return the unit with the gain that gives a trough of this amplitude on its best good contact."""
     time_ms = np.arange(-BEFORE_MS, AFTER_MS, 1 / 120)
     waveform = unit.waveform_uv(probe.x_um[good] - unit.x_um, probe.y_um[good] - unit.y_um, time_ms)
@@ -150,7 +150,7 @@ def draw_units(
         rate_hz = float(np.clip(rng.lognormal(np.log(3.5), 0.9), *rate_range_hz))
         amplitude_uv = _log_uniform(rng, *amplitude_range_uv)
         unit = Unit(**position, rate_hz=rate_hz, gain_uv=1.0, **_draw_cell(rng))
-        units.append(_scaled_to_amplitude(unit, probe, good, amplitude_uv))
+        units.append(scaled_to_amplitude(unit, probe, good, amplitude_uv))
         amplitudes_uv.append(amplitude_uv)
     return units, np.array(amplitudes_uv, dtype=float)
 
@@ -163,5 +163,5 @@ def draw_hash(probe: Probe, *, seed: int, n_per_channel: float) -> list[Unit]:
     for _ in range(round(n_per_channel * probe.n_channels)):
         position = _draw_position(rng, probe, int(rng.choice(probe.shank)), (30.0, 80.0))
         unit = Unit(**position, rate_hz=_log_uniform(rng, 1.0, 10.0), gain_uv=1.0, **_draw_cell(rng))
-        units.append(_scaled_to_amplitude(unit, probe, everywhere, _log_uniform(rng, 6.0, 22.0)))
+        units.append(scaled_to_amplitude(unit, probe, everywhere, _log_uniform(rng, 6.0, 22.0)))
     return units

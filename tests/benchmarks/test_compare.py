@@ -42,7 +42,8 @@ def run_compare(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def test_toy_run_writes_a_table(tmp_path):
     done = run_compare(tmp_path, "--without-kilosort", "--scenarios", "static:7", "--seconds", str(SECONDS))
     assert done.returncode == 0, done.stderr
-    (run,) = json.loads((tmp_path / "compare.json").read_text())["runs"]
+    limit, run = json.loads((tmp_path / "compare.json").read_text())["runs"]
+    assert (limit["sorter"], limit["quality"]["n_truth"]) == ("limit", 20)
     assert (run["scenario"], run["seed"], run["sorter"]) == ("static", 7, "ks4stream")
     assert run["quality"]["n_truth"] == 20
     assert run["quality"]["n_matched"] > 0
@@ -50,7 +51,9 @@ def test_toy_run_writes_a_table(tmp_path):
     assert run["cpu_s"] > 1
     assert 100 < run["peak_memory_mb"] < 4000
     assert {"whitening", "detection", "matching"} <= set(run["stage_s"])
-    assert "| static | 7 | ks4stream |" in (tmp_path / "compare.md").read_text()
+    table = (tmp_path / "compare.md").read_text()
+    assert "| static | 7 | limit |" in table
+    assert "| static | 7 | ks4stream |" in table
     assert not list((tmp_path / "recordings").glob("*.bin")), "recordings are large and not kept"
 
 
@@ -62,26 +65,38 @@ def test_a_sorter_that_fails_is_reported_and_does_not_end_the_comparison(compare
     assert "static-1, Kilosort4: ended with 1" in compare.markdown([run], [], _machine())
 
 
-@pytest.mark.parametrize("changed", [None, "content", "settings", "bad channels"])
+@pytest.mark.parametrize("changed", [None, "content", "settings", "bad channels", "versions", "sorter"])
 def test_earlier_results_count_only_for_the_identical_request(compare, outcome, tmp_path, changed):
     binary, probe = tmp_path / "static-1.bin", tmp_path / "static-1.probe.json"
     binary.write_bytes(bytes(100))
     probe.write_text('{"n_chan": 2}')
     figures = {
+        "sorter": "kilosort4",
         "asked": outcome.request(binary, probe, {"nblocks": 0}, [1]),
+        "versions": {"kilosort": "4.1.7"},
         "sort_wall_s": 10.0,
         "sort_cpu_s": 9.0,
         "peak_memory_mb": 800.0,
     }
-    outcome.write(tmp_path / "earlier" / "static-1", sample=[5], unit=[0], figures=figures)
+    earlier = tmp_path / "earlier" / "anywhere" / "static-1"
+    outcome.write(earlier, sample=[5], unit=[0], figures=figures)
+    outcome.add(earlier, process={"wall_s": 11.0, "cpu_s": 12.0, "peak_memory_mb": 900.0})
     if changed == "content":
         binary.write_bytes(bytes(99) + b"1")
     asked = outcome.request(
         binary, probe, {"nblocks": 1 if changed == "settings" else 0}, [] if changed == "bad channels" else [1]
     )
+    versions = {"kilosort": "4.2.0" if changed == "versions" else "4.1.7"}
+    kept = compare.kept_results([tmp_path / "earlier"])
     run = compare.Run("static", 1, "Kilosort4")
-    assert compare._reuse(tmp_path / "earlier", asked, run) is (changed is None)
-    assert np.isnan(run.wall_s) == (changed is not None)
+    sorter = "lupin" if changed == "sorter" else "kilosort4"
+    assert compare._reuse(kept, sorter, asked, versions, run) is (changed is None)
+    if changed is None:
+        assert (run.wall_s, run.cpu_s, run.peak_memory_mb) == (11.0, 12.0, 900.0)
+    else:
+        assert np.isnan(run.wall_s)
+    if changed == "versions":
+        assert compare._reuse(kept, sorter, asked, None, run), "without an environment to ask, any version counts"
 
 
 def test_every_scenario_has_its_own_seed_whichever_are_asked_for(compare):
@@ -106,13 +121,39 @@ def test_the_report_tells_reused_times_and_shortfalls(compare):
     assert "| rigid | 1 | Kilosort4* |" in text
     assert "- static-1: accuracy 0.800 against 0.820" in text
     assert "rigid-1: accuracy" not in text, "within the margin"
-    assert "| 50.0 | 50.0 | 50.0 |" in text, "the reused run's times count for no ratio"
+    means = next(line for line in text.splitlines() if line.startswith("| Kilosort4 | 2 |"))
+    assert means.endswith("| 50.0 | 50.0 |"), "the reused run's times count for no ratio"
+
+
+def test_every_table_has_the_limit_and_the_means_of_all_sorters(compare):
+    limit = {"mean_accuracy": 0.95, "n_well_detected": 19, "n_very_well_detected": 18, "n_truth": 20}
+    runs = [
+        compare.Run("static", 1, "limit", quality=limit),
+        _run(compare, "ks4stream", accuracy=0.90, well=17, wall=10.0),
+        _run(compare, "Lupin", accuracy=0.91, well=18, wall=40.0),
+        compare.Run("rigid", 1, "limit", quality=limit),
+        _run(compare, "ks4stream", accuracy=0.70, well=12, wall=10.0, scenario="rigid"),
+        compare.Run("rigid", 1, "Lupin", error="ended with 1"),
+    ]
+    text = compare.markdown(runs, [], _machine())
+    assert "| static | 1 | limit | 0.950 | 19 of 20 | 18 | – | – | – | – | – |" in text
+    assert "| static | 1 | Lupin | 0.910 | 18 of 20 | 16 | 0 | 0 | 0 | 18 | 40.0 |" in text
+    assert "| Lupin | 1 | 0.910 | 18.0 | 16.0 | 0.000 | 0.000 | 0.000 | 4.000 | 4.000 |" in text
+    assert "- rigid-1, Lupin: ended with 1" in text
+
+
+def test_recordings_may_be_files(compare, tmp_path):
+    np.savez(tmp_path / "a_b-3.truth.npz", spike_samples=np.arange(2))
+    options = compare._options(["--out", "x", "--without-kilosort", "--files", str(tmp_path / "a_b-3.bin")])
+    ((name, seed, binary, truth),) = compare._recordings(options)
+    assert (name, seed, binary.name, len(truth["spike_samples"])) == ("a_b", 3, "a_b-3.bin", 2)
 
 
 def _run(compare, sorter, *, accuracy, well, wall, scenario="static", reused=False):
     quality = {
         "mean_accuracy": accuracy,
         "n_well_detected": well,
+        "n_very_well_detected": well - 2,
         "n_truth": 20,
         "n_false_positive": 0,
         "n_redundant": 0,

@@ -514,6 +514,16 @@ def test_groups_at_different_displacements_are_one_if_they_continue_each_other(n
     assert are_two(a, other) and are_two(other, a)
 
 
+@pytest.mark.parametrize(("factor", "two"), [(0.3, True), (0.6, False), (1.0, False), (1.5, False), (3.0, True)])
+def test_groups_that_continue_each_other_have_about_one_size(factor: float, two: bool) -> None:
+    draw = np.random.default_rng(4)
+    low, high = draw.uniform(0, 10, 300), draw.uniform(12, 22, 300)
+    a = group(noise(300, 32) + SIZE * axis(0), displacement_um=low)
+    b = group(noise(300, 33) + factor * SIZE * axis(0), displacement_um=high)
+    assert are_two(a, b) is two
+    assert are_two(b, a) is two
+
+
 def test_conditions_are_columns_of_a_table() -> None:
     conditions = Conditions(np.arange(4), np.arange(4, dtype=np.float32), np.arange(4) / 4, RATE_HZ)
     assert set(conditions.columns()) == {"displacement_um", "elapsed"}
