@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream import Settings, geometry, load_probe, report
+from ks4stream.blocks import Tiling
 from ks4stream.engine import Loop, one_thread
 from ks4stream.io.records import read_record, write_record
 from ks4stream.io.results_folder import ResultsFolder
@@ -41,7 +42,7 @@ from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.results import Sorting, Waveforms
 from ks4stream.run import Run
-from ks4stream.stages.clustering import ClusterMethod, GraphClustering
+from ks4stream.stages.clustering import Circumstances, ClusterMethod, GraphClustering
 from ks4stream.stages.detection import rows_of_region
 from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Spikes
@@ -143,7 +144,9 @@ class Scene:
 
     def sorter(self, spikes: Spikes, cluster: ClusterMethod) -> ClusterSpikes:
         """The final clustering."""
-        return ClusterSpikes(self.settings, spikes, self.probe, cluster)
+        n_blocks, size = len(spikes.first), int(BLOCK_S * RATE_HZ)
+        when = Circumstances(Tiling(0, n_blocks * size, size, 0, n_blocks), RATE_HZ)
+        return ClusterSpikes(self.settings, spikes, self.waveforms(), self.probe, when, cluster)
 
     def waveforms(self) -> Waveforms:
         """Those of the package."""
@@ -218,7 +221,7 @@ class Halves:
     device: str = "cpu"
     max_peaks: int = 0
 
-    def __call__(self, rows: ScatteredRows, **_: object) -> NDArray[np.int64]:
+    def __call__(self, rows: ScatteredRows, *_: object, **__: object) -> NDArray[np.int64]:
         """The clusters of the spikes."""
         number = np.unique(rows.kind.numpy(), return_inverse=True)[1]
         half = (np.arange(rows.n) * np.int64(2654435761) >> 7) & 1
@@ -252,7 +255,9 @@ def finish(n_spikes: int, folder: Path, usage: Usage) -> dict[str, object]:
     with open_run(folder) as run:
         regions = run.do(scene.sorter(spikes, Halves()))  # they are found there
         with usage.of("merging"):
-            merged = run.do(Merge(settings, regions, waveforms, probe, RATE_HZ, ENOUGH_SPIKES))
+            merged = run.do(
+                Merge(settings, regions, spikes.template_channels, waveforms, probe, RATE_HZ, ENOUGH_SPIKES)
+            )
         with usage.of("joining"):
             columns = run.do(Join(settings, merged, spikes, waveforms, probe))
     n_samples = int(len(spikes.first) * BLOCK_S * RATE_HZ)

@@ -42,7 +42,7 @@ from ks4stream.kernels import waveforms as waveform_kernels
 from ks4stream.results import Drift, Templates, Waveforms, Whitening
 from ks4stream.scoring import score
 from ks4stream.sorter import prepare
-from ks4stream.stages.clustering import GraphClustering, scattered_rows
+from ks4stream.stages.clustering import Circumstances, GraphClustering, scattered_rows
 from ks4stream.stages.detection import Detect
 from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Match, Spikes
@@ -513,7 +513,9 @@ def compare_clustering(pair: Pair) -> list[Line]:
         rows = rows[np.lexsort((centre[rows], sample[rows]))]
         union = geometry.region_channels(centres.channels, regions.of_centre, len(regions))[one]
         spikes = scattered_rows(features[rows], centre[rows], centres.channels, union, pair.probe.n_channels, "cpu")
-        ours[rows] = ours.max() + 1 + cluster(spikes)
+        conditions = when_recorded(pair).of(sample[rows], float(regions.position_um[one, 1]))
+        components = torch.from_numpy(pair.their_waveforms().components)
+        ours[rows] = ours.max() + 1 + cluster(spikes, conditions, components=components)
         sizes = " / ".join(
             ", ".join(str(n) for n in sorted(np.unique(labels[rows], return_counts=True)[1], reverse=True))
             for labels in (ours, label)
@@ -525,6 +527,11 @@ def compare_clustering(pair: Pair) -> list[Line]:
     for whose, labels in (("our", ours), ("its", label)):
         lines.append(_held_against_truth("first clustering", f"{whose} clusters", pair, sample - shift, labels))
     return lines
+
+
+def when_recorded(pair: Pair) -> Circumstances:
+    """Times and displacements of spikes, with its shifts."""
+    return Circumstances(pair.tiling, pair.rate_hz, pair.moved.drift)
 
 
 def _detect_in_batch(pair: Pair, detect: Detect, tile: Tile, traces: torch.Tensor) -> detection_kernels.TilePeaks:
@@ -549,7 +556,10 @@ def compare_templates(pair: Pair) -> list[Line]:
     min_spikes = min_unit_spikes(pair.tiling, pair.rate_hz)
     with run_here(pair.moved) as run:
         peaks = run.do(detect)
-        learn = LearnTemplates(pair.settings, peaks, shapes, pair.probe, centres, detect.regions, cluster, min_spikes)
+        when = when_recorded(pair)
+        learn = LearnTemplates(
+            pair.settings, peaks, shapes, pair.probe, centres, detect.regions, when, cluster, min_spikes
+        )
         found = run.do(learn)
     ours, n_peaks = torch.from_numpy(found.features), int(peaks.of_region.sum())
     alike = template_kernels.similarity(torch.cat([ours, theirs]), components).value[: len(ours), len(ours) :].numpy()
@@ -683,9 +693,9 @@ def compare_units(pair: Pair) -> list[Line]:
             region_of=region_of,
             sampling_rate_hz=pair.rate_hz,
         )
-        found = run.do(ClusterSpikes(settings, spikes, probe, GraphClustering(settings)))
+        found = run.do(ClusterSpikes(settings, spikes, shapes, probe, when_recorded(pair), GraphClustering(settings)))
         min_spikes = min_unit_spikes(pair.tiling, pair.rate_hz)
-        ours = run.do(Merge(settings, found, shapes, probe, pair.rate_hz, min_spikes))
+        ours = run.do(Merge(settings, found, spikes.template_channels, shapes, probe, pair.rate_hz, min_spikes))
         joined = run.do(Join(settings, ours, spikes, shapes, probe))
     our_sample, our_unit = joined["sample"], joined["unit"]
     before = sum(len(region.features) for region in found)

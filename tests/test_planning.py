@@ -277,10 +277,11 @@ import numpy as np
 from ks4stream import Settings, geometry, open_recording, simulate
 from ks4stream.engine import one_thread
 from ks4stream.io.tables import write_block
-from ks4stream.results import Templates
+from ks4stream.blocks import Tiling
+from ks4stream.results import Drift, Templates
 from ks4stream.sorter import prepare
 from ks4stream.results import Waveforms
-from ks4stream.stages.clustering import GraphClustering
+from ks4stream.stages.clustering import Circumstances, GraphClustering
 from ks4stream.stages.detection import Detect, Peaks
 from ks4stream.stages.matching import Match, Spikes
 from ks4stream.stages.templates import LearnTemplates
@@ -344,6 +345,9 @@ with one_thread():
     nothing = np.zeros((0, 2), np.int64)
     spikes = Spikes(spikes, np.zeros(1), [np.zeros(0, np.int64)], nothing, slots, match.region_of, 30_000.0)
 tiles, cluster = tuple(still.tiling), GraphClustering(settings)
+tiling = Tiling(0, 6_000_000, 60_000, 0, 100)
+moved_um = np.linspace(-20, 20, 100, dtype=np.float32)[:, None]
+when = Circumstances(tiling, 30_000.0, Drift(moved_um, np.full(1, 600, np.float32)))  # which takes most
 stages = [
     (LearnWhitening(settings, still), tiles),
     (LearnWaveforms(settings, still, 6.0, 20_000), tiles),
@@ -351,8 +355,8 @@ stages = [
     (LearnWaveforms(settings, moved, 6.0, 20_000), tiles),
     (Detect(settings, still, shapes, centres, regions), tiles),
     (match, tiles),
-    (LearnTemplates(settings, Peaks(peaks), shapes, probe, centres, regions, cluster, 5), peaks_in),
-    (ClusterSpikes(settings, spikes, probe, cluster), spikes_in),
+    (LearnTemplates(settings, Peaks(peaks), shapes, probe, centres, regions, when, cluster, 5), peaks_in),
+    (ClusterSpikes(settings, spikes, shapes, probe, when, cluster), spikes_in),
 ]
 del still, moved, match  # a recording in memory is no stage's
 while stages:

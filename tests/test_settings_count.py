@@ -174,15 +174,30 @@ def test_another_value_finds_something_else(name: str, recording: Recording, bef
 def test_refractory_periods(name: str, tmp_path: Path) -> None:
     """Of one neuron, or of its two halves, with far fewer coincidences than by chance."""
     n_clusters = 1 if name == "acg_threshold" else 2
-    sample = 600 * np.arange(1_000) + np.random.default_rng(0).integers(0, 500, 1_000)
+    draw = np.random.default_rng(0)
+    sample = 600 * np.arange(1_000) + draw.integers(0, 500, 1_000)
     sample[1:6:2] = sample[0:6:2] + 30
     columns = {"sample": sample, "score": np.full(len(sample), 20, np.float32)}
     receipt = write_block(tmp_path / "clusters.rows", columns, np.arange(len(sample)) % n_clusters, n_clusters)
-    clusters = RegionClusters(receipt, np.full((n_clusters, 1, 1), 20, np.float32))
-    waveforms, probe = Waveforms(np.ones((1, 3)), np.ones((1, 3))), simulate.linear_probe(1)
+    n = len(sample)
+    sides = 10 * (-1.0) ** (1 + np.arange(n) % n_clusters)  # by their features, they are two neurons
+    features = np.stack([np.full(n, 20.0), sides, np.zeros(n)], 1)[:, :, None] + draw.normal(size=(n, 3, 1))
+    examples = {
+        "sample": sample,
+        "template": np.zeros(n, np.int32),
+        "features": features.astype(np.float32),
+        "displacement_um": np.zeros(n, np.float32),
+        "elapsed": np.arange(n) / n,
+    }
+    clusters = RegionClusters(
+        receipt,
+        write_block(tmp_path / "examples.rows", examples, np.arange(n) % n_clusters, n_clusters),
+        np.full((n_clusters, 3, 1), 20, np.float32),
+    )
+    waveforms, probe = Waveforms(np.ones((1, 3)), np.ones((1, 3))), simulate.linear_probe(3)
 
     def good_units(settings: Settings) -> list[bool]:
-        merge = Merge(settings, [clusters], waveforms, probe, float(RATE), 5)
+        merge = Merge(settings, [clusters], np.array([[0, 1, 2]]), waveforms, probe, float(RATE), 5)
         units: list[bool] = merge.run(RunHere(tmp_path)).refractory.tolist()
         return units
 

@@ -190,12 +190,12 @@ def nearest_means(
 ) -> tuple[Tensor, Tensor]:
     """Means of two groups, each in one range of displacement: in the two ranges that are nearest to each other.
 
-    Ranges with few spikes (less than :data:`MIN_IN_CELL`, or a tenth of the group) do not enter.
+    Ranges with few spikes (less than :data:`MIN_IN_CELL`, or a tenth of the group's fullest range) do not enter.
     """
     known = []
     for features, of in ((a, range_a), (b, range_b)):
         ranges, index, count = np.unique(of, return_inverse=True, return_counts=True)
-        enough = count >= min(max(MIN_IN_CELL, 0.1 * len(of)), count.max())
+        enough = count >= min(max(MIN_IN_CELL, 0.1 * count.max()), count.max())
         means = _means(features, torch.from_numpy(index), len(ranges))
         known.append((ranges[enough], means[torch.from_numpy(enough)]))
     (ranges_a, means_a), (ranges_b, means_b) = known

@@ -215,9 +215,8 @@ def thinned(label: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     order = np.argsort(label, kind="stable")
     count = np.bincount(label)
     ends = np.cumsum(count)
-    return np.concatenate(
-        [order[end - n : end : max(1, -(-n // most))] for end, n in zip(ends.tolist(), count.tolist(), strict=True)]
-    )
+    parts = [order[end - n : end : max(1, -(-n // most))] for end, n in zip(ends.tolist(), count.tolist(), strict=True)]
+    return np.concatenate([order[:0], *parts])
 
 
 class Examples:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 
@@ -26,3 +29,7 @@ class DenseRows:
     def take(self, index: Tensor) -> Tensor:
         """Rows at `index`."""
         return self._features[index].float()
+
+    def shared_columns(self, groups: Sequence[Tensor]) -> Tensor:
+        """All columns: each row has every feature."""
+        return torch.arange(self.d, device=self.device)

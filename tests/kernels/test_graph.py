@@ -25,6 +25,23 @@ def test_scattered_rows_are_features_in_their_slots() -> None:
     assert rows.chunk(2, 2).shape == (0, 8)
 
 
+def test_shared_columns_are_those_of_channels_that_most_spikes_of_each_group_have() -> None:
+    slot = torch.tensor([[0, 1], [1, 2], [2, -1]])  # of each kind
+    kind = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2, 2])
+    rows = ScatteredRows(torch.ones(10, 2, 3), kind, slot, 4)
+    columns = {number: [3 * number, 3 * number + 1, 3 * number + 2] for number in range(4)}
+
+    def shared(*groups: list[int]) -> list[int]:
+        return rows.shared_columns([torch.tensor(group) for group in groups]).tolist()
+
+    assert shared([0, 1, 2, 3, 4]) == columns[0] + columns[1]  # four of five have channel 0, all have 1
+    assert shared([1, 2, 3, 4]) == columns[1]  # three of four are not enough
+    assert shared([4, 5]) == columns[1] + columns[2]
+    assert shared([0, 1], [4, 5]) == columns[1]
+    assert shared([4, 5], [6, 7]) == columns[2]
+    assert shared([0, 1], [6, 7]) == []
+
+
 @pytest.mark.parametrize(
     ("n", "expected"),
     [(0, []), (1, [0]), (6, [0, 1, 2, 3, 4, 5]), (40, [0, 6, 13, 20, 26, 33]), (1000, list(range(0, 1000, 100)))],

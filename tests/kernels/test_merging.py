@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import doctest
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from ks4stream.kernels.merging import joined_train, mark_duplicates, merge_clusters
+from ks4stream.kernels import merging
+from ks4stream.kernels.merging import (
+    TOGETHER_PAIRS,
+    AreTwo,
+    GrowingUnit,
+    MergedUnits,
+    coincident_share,
+    fire_together,
+    joined_train,
+    mark_duplicates,
+    merge_clusters,
+)
 from ks4stream.kernels.templates import roll_matrix, similarity, similarity_to
 
 RATE = 30_000.0
@@ -49,8 +61,16 @@ class Outcome(NamedTuple):
     features: torch.Tensor
 
 
-def merged(trains: list[np.ndarray], templates: list[torch.Tensor]) -> Outcome:
-    """Merge clusters given by train and template."""
+def always(*_: object) -> bool:
+    return True
+
+
+def never(*_: object) -> bool:
+    return False
+
+
+def merged(trains: list[np.ndarray], templates: list[torch.Tensor], are_two: AreTwo = always) -> Outcome:
+    """Merge clusters given by train and template; by default, spikes of any two look like those of two neurons."""
     features = torch.stack(templates)
     alike = similarity(features, PCS)
 
@@ -65,6 +85,7 @@ def merged(trains: list[np.ndarray], templates: list[torch.Tensor]) -> Outcome:
         acg_threshold=0.2,
         ccg_threshold=0.25,
         similarity_row=lambda one, others: similarity_to(one, others, PCS),
+        are_two=are_two,
     )
     lag = np.repeat(units.lag_of, [len(train) for train in trains])
     unit = np.repeat(units.unit_of, [len(train) for train in trains])
@@ -136,11 +157,149 @@ def test_numbers_are_kept_in_order_and_templates_follow() -> None:
     torch.testing.assert_close(units.features[0], template(2))
 
 
-def test_twins_of_few_spikes_are_merged() -> None:
-    """Too few expected coincidences for a test, but the same waveform."""
-    train = one_neuron(100, 9) * 30
-    assert merged([train[::2], train[1::2]], [template(0), template(0, size=21)]).unit_of.tolist() == [0, 0]
-    assert merged([train[::2], train[1::2]], [template(0), template(0, size=29)]).unit_of.tolist() == [0, 1]
+def rare(n: int, seed: int) -> np.ndarray:
+    """Spikes every half a minute, too few for a correlogram."""
+    return one_neuron(n, seed) * 30
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clusters_of_few_spikes_are_one_if_their_spikes_are(seed: int) -> None:
+    train = rare(100, seed)
+    trains, templates = [train[::2], train[1::2]], [template(0), template(0, size=29)]
+    assert merged(trains, templates, never).unit_of.tolist() == [0, 0]
+    assert merged(trains, templates, always).unit_of.tolist() == [0, 1]
+
+
+def test_clusters_that_are_not_refractory_are_merged_by_their_spikes_only() -> None:
+    """Half of the spikes are of other neurons, at random times."""
+    noise = np.sort(np.random.default_rng(11).integers(0, 3_000_000, 60))
+    train = np.sort(np.concatenate([rare(60, 12), noise]))
+    trains, templates = [train[::2], train[1::2]], [template(0), template(0, size=23)]
+    assert merged(trains, templates, never).unit_of.tolist() == [0, 0]
+    assert merged(trains, templates, always).unit_of.tolist() == [0, 1]
+
+
+def test_clusters_that_fire_together_are_two_whatever_their_spikes() -> None:
+    train = one_neuron(2000, 13)
+    trains = [train, train[::3] + 40]
+    assert fire_together(*trains, RATE)
+    assert merged(trains, [template(0), template(0)], never).unit_of.tolist() == [0, 1]
+
+
+def test_less_similar_clusters_are_not_compared() -> None:
+    trains = [rare(50, 14), rare(40, 15)]
+    templates = [template(0), template(0) + 2 * template(1)]  # cosine 0.45
+    assert merged(trains, templates, lambda *_: pytest.fail("not similar")).unit_of.tolist() == [0, 1]
+    templates = [template(0), template(0) + 1.5 * template(1)]  # cosine 0.55
+    assert merged(trains, templates, never).unit_of.tolist() == [0, 0]
+
+
+def test_units_are_compared_largest_first_with_the_most_similar_first() -> None:
+    trains = [rare(n, seed) for n, seed in ((30, 16), (60, 17), (40, 18))]
+    templates = [template(0), template(0) + 0.4 * template(1), template(0) + 1.2 * template(1)]
+    asked: list[tuple[list[int], list[int]]] = []
+
+    def are_two(unit: GrowingUnit, other: GrowingUnit, lag: int) -> bool:
+        asked.append((list(unit.lags), list(other.lags)))
+        return True
+
+    assert merged(trains, templates, are_two).unit_of.tolist() == [0, 1, 2]
+    assert asked == [([1], [0]), ([1], [2]), ([2], [1]), ([2], [0]), ([0], [1]), ([0], [2])]
+
+
+def test_a_unit_that_has_grown_starts_over() -> None:
+    trains = [rare(n, seed) for n, seed in ((60, 19), (50, 20), (40, 21))]
+    templates = [template(0), template(0) + 0.3 * template(1), template(0) + 0.6 * template(1)]
+    asked: list[tuple[list[int], list[int]]] = []
+
+    def are_two(unit: GrowingUnit, other: GrowingUnit, lag: int) -> bool:
+        asked.append((list(unit.lags), list(other.lags)))
+        return asked[-1] == ([0], [1])
+
+    assert merged(trains, templates, are_two).unit_of.tolist() == [0, 0, 0]
+    assert asked == [([0], [1]), ([0], [2]), ([0, 2], [1])]
+
+
+def test_spikes_are_compared_at_their_lag() -> None:
+    """The second cluster's spikes are detected three samples late, and so is its waveform early in the window."""
+    trains = [rare(60, 42), rare(50, 43) + 3]
+    asked: list[int] = []
+
+    def are_two(unit: GrowingUnit, other: GrowingUnit, lag: int) -> bool:
+        asked.append(lag)
+        assert np.array_equal(other.train(), trains[1]) and np.array_equal(unit.train(), trains[0])
+        return False
+
+    units = merged(trains, [template(1), template(1, lag=-3)], are_two)
+    assert asked == [3]
+    assert units.lag_of.tolist() == [0, 3]
+
+
+# -- times of two trains -----------------------------------------------------------------------------
+
+
+def with_pairs(n_pairs: int, apart: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two sparse trains of n spikes each, of which some are pairs."""
+    a = np.arange(n) * 30_000
+    b = a + 15_000
+    b[:n_pairs] = a[:n_pairs] + apart
+    return a, b
+
+
+@pytest.mark.parametrize(
+    ("n_pairs", "apart", "n", "together"),
+    [
+        (TOGETHER_PAIRS, 40, 100, False),
+        (TOGETHER_PAIRS + 1, 40, 100, True),
+        (TOGETHER_PAIRS + 1, -40, 100, True),
+        (20, 40, 1000, False),  # not more than 2 %
+        (21, 40, 1000, True),
+        (50, 74, 100, True),  # 2.47 ms, in the bin of 2 ms
+        (50, 76, 100, False),
+        (50, 0, 100, True),  # one event, which was taken for a spike of each
+    ],
+)
+def test_more_pairs_than_one_neuron_has_are_of_two(n_pairs: int, apart: int, n: int, together: bool) -> None:
+    assert fire_together(*with_pairs(n_pairs, apart, n), RATE) == together
+
+
+def test_pairs_count_relative_to_those_at_longer_lags() -> None:
+    """Halves of a busy neuron's train have few pairs within its refractory period; unrelated trains have some."""
+    train = one_neuron(20_000, 24)
+    assert not fire_together(train[::2], train[1::2], RATE)
+    strays = np.sort(np.random.default_rng(25).choice(train, 100, replace=False))  # pairs by wrong detections
+    assert not fire_together(train[::2], np.sort(np.concatenate([train[1::2], strays + 40])), RATE)
+    assert fire_together(one_neuron(20_000, 26), one_neuron(20_000, 27), RATE)
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_trains_of_few_spikes_do_not_fire_together(sizes: tuple[int, int]) -> None:
+    a, b = (np.arange(n, dtype=np.int64) for n in sizes)
+    assert not fire_together(a, b, RATE)
+    assert coincident_share(a, b, RATE) in (0.0, 1.0)
+
+
+def test_spikes_coincide_at_one_lag() -> None:
+    train = np.arange(100) * 3000
+    assert coincident_share(train, train + 20, RATE) == 1
+    assert coincident_share(train, train - 30, RATE) == 1
+    assert coincident_share(train, train + 33, RATE) == 0  # more than 1 ms
+    assert coincident_share(train[:50], train, RATE) == 1
+    assert coincident_share(train, train[:50], RATE) == 0.5
+    jitter = np.arange(100) % 2 * 10
+    assert coincident_share(train, train + 5 + jitter, RATE) == 0.5
+    assert coincident_share(train, train + 5 + jitter // 5, RATE) == 1
+
+
+def test_clusters_of_a_merged_unit_are_given_with_their_lags() -> None:
+    units = MergedUnits(torch.zeros(2, 1, 1), np.array([0, 1, 0]), np.array([0, 0, 4]))
+    assert (units.lags_of(0), units.lags_of(1)) == ({0: 0, 2: 4}, {1: 0})
+
+
+def test_the_documented_examples_run() -> None:
+    outcome = doctest.testmod(merging)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
 
 
 @pytest.mark.parametrize("n_units", [0, 1])
@@ -154,6 +313,7 @@ def test_nothing_to_merge(n_units: int) -> None:
         similarity=np.ones((n_units, n_units), np.float32),
         lag=np.zeros((n_units, n_units), np.int64),
         similarity_row=lambda *_: pytest.fail("there is nobody to compare with"),
+        are_two=lambda *_: pytest.fail("likewise"),
         sampling_rate_hz=RATE,
         acg_threshold=0.2,
         ccg_threshold=0.25,

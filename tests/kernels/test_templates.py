@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ks4stream.kernels.templates import align, lagged_products, merge_similar, similarity, similarity_to
+from ks4stream.kernels.templates import (
+    align,
+    lagged_products,
+    merge_similar,
+    similarity,
+    similarity_to,
+    time_derivative,
+)
 
 NT = 21
 
@@ -98,6 +105,19 @@ def test_small_pieces_no_templates_and_an_empty_one(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(whole.value, pieces.value)
     assert torch.equal(whole.lag, pieces.lag)
     assert similarity(features[:0], pcs).value.shape == (0, 0)
+
+
+def test_derivatives_are_those_of_the_waveform() -> None:
+    """Half of the difference between samples before and after, as the components represent it."""
+    pcs, features = components(), random_features(3, 2)
+    waveforms = features @ pcs
+    expected = torch.zeros_like(waveforms)
+    expected[:, :, 1:-1] = 0.5 * (waveforms[:, :, 2:] - waveforms[:, :, :-2])
+    derivative = time_derivative(pcs)
+    assert (derivative.dtype, derivative.shape) == (torch.float64, (4, 4))
+    found = features.double() @ derivative
+    # the first and the last sample have one neighbour only; waveforms are near zero there
+    torch.testing.assert_close(found, expected.double() @ pcs.double().T, atol=0.05, rtol=0)
 
 
 def test_align_moves_the_best_match_to_the_centre() -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from ks4stream.blocks import Tiling
 from ks4stream.kernels.graph import ScatteredRows
+from ks4stream.results import Drift
+from ks4stream.settings import Settings
 from ks4stream.stages import clustering
-from ks4stream.stages.clustering import cluster_means, scattered_rows
+from ks4stream.stages.clustering import Circumstances, GraphClustering, cluster_means, scattered_rows
 
 
 def rows_of_three() -> ScatteredRows:
@@ -41,3 +45,72 @@ def test_no_spikes_make_no_clusters() -> None:
     rows = scattered_rows(features, kind, channels, np.array([2, 5, 6]), 8, "cpu")
     mean, count = cluster_means(rows, np.zeros(0, np.int64), np.zeros(0))
     assert (mean.shape, count.shape) == ((0, 3), (0,))
+
+
+# -- when and where spikes were recorded -------------------------------------------------------------
+
+TILING = Tiling(start=1000, stop=1400, size=100, halo=0, n_tiles=4)
+SAMPLE = np.array([1000, 1099, 1100, 1250, 1399])
+
+
+def test_without_drift_nothing_is_displaced() -> None:
+    still = Drift(np.zeros((4, 1), np.float32), np.array([50], np.float32))
+    for drift in (None, still):
+        conditions = Circumstances(TILING, 25_000.0, drift).of(SAMPLE, 80.0)
+        assert conditions.sample is SAMPLE and conditions.sampling_rate_hz == 25_000
+        assert conditions.displacement_um.tolist() == [0] * 5
+        assert conditions.elapsed.tolist() == pytest.approx([0, 0.2475, 0.25, 0.625, 0.9975])
+
+
+def test_tissue_is_displaced_against_the_shift_of_its_batch() -> None:
+    drift = Drift(np.array([[0], [3], [-5], [2]], np.float32), np.array([50], np.float32))
+    conditions = Circumstances(TILING, 25_000.0, drift).of(SAMPLE, 80.0)
+    assert conditions.displacement_um.tolist() == [0, 0, -3, 5, -2]
+    assert conditions.displacement_um.dtype == np.float32
+
+
+@pytest.mark.parametrize(("depth_um", "moved_um"), [(100, -10), (150, -15), (200, -20), (125, -12.5), (50, -5)])
+def test_displacements_are_interpolated_between_depths(depth_um: float, moved_um: float) -> None:
+    shift_um = np.array([[0, 0], [0, 0], [10, 20], [0, 0]], np.float32)
+    conditions = Circumstances(TILING, 25_000.0, Drift(shift_um, np.array([100, 200], np.float32))).of(SAMPLE, depth_um)
+    assert conditions.displacement_um.tolist() == pytest.approx([0, 0, 0, moved_um, 0])
+
+
+def test_batches_that_are_left_out_share_the_shift_of_those_before() -> None:
+    tiling = Tiling(start=0, stop=400, size=100, halo=0, n_tiles=2, step=2)
+    drift = Drift(np.array([[1], [4]], np.float32), np.array([50], np.float32))
+    conditions = Circumstances(tiling, 25_000.0, drift).of(np.array([50, 150, 250]), 0.0)
+    assert conditions.displacement_um.tolist() == [-1, -1, -4]
+
+
+def test_no_spikes_have_no_conditions() -> None:
+    drift = Drift(np.ones((4, 1), np.float32), np.array([50], np.float32))
+    conditions = Circumstances(TILING, 25_000.0, drift).of(np.zeros(0, np.int64), 0.0)
+    assert [len(conditions.sample), len(conditions.displacement_um), len(conditions.elapsed)] == [0, 0, 0]
+
+
+# -- the method --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_the_method_reads_what_its_clusters_depend_on(final: bool) -> None:
+    settings = Settings(cluster_neighbors=7, ccg_threshold=0.1)
+    method = GraphClustering(settings, final=final)
+    assert method.settings == settings.part(*method.reads, *["ccg_threshold"] * final)
+    assert method.settings.cluster_neighbors == 7
+
+
+def test_the_method_clusters_rows_with_their_conditions() -> None:
+    draw = np.random.default_rng(0)
+    features = draw.normal(size=(200, 2, 3)).astype(np.float32)
+    features[:, 0, 0] += 15
+    truth = draw.permutation(200) % 2
+    features[:, 1, 2] += 15 * truth
+    rows = scattered_rows(features, np.zeros(200, np.int64), np.array([[0, 1]]), np.array([0, 1]), 2, "cpu")
+    conditions = Circumstances(Tiling(0, 20_000, 1000, 0, 20), 25_000.0).of(np.arange(200) * 100, 0.0)
+    components = torch.linalg.qr(torch.randn(9, 3, generator=torch.Generator().manual_seed(0)))[0].T.contiguous()
+    for final in (False, True):
+        for known in (None, components):
+            label = GraphClustering(Settings(), final=final)(rows, conditions, components=known)
+            assert label.max() == 1
+            assert len(np.unique(2 * label + truth)) == 2

@@ -12,7 +12,7 @@ from runs import RunHere
 from ks4stream import Settings, simulate
 from ks4stream.blocks import Tiling
 from ks4stream.io.sources import ArraySource
-from ks4stream.io.tables import Receipt, write_block
+from ks4stream.io.tables import Receipt, read_column, write_block
 from ks4stream.recording import Recording
 from ks4stream.simulate import staggered_probe
 from ks4stream.stages import drift, registration
@@ -61,6 +61,31 @@ def test_fingerprints_in_a_file_tell_the_same(
     monkeypatch.setattr(registration, "HELD_BYTES", 0)
     mapped, again = moved_by(source, receipts, tmp_path)
     assert np.array_equal(held.shift_um, mapped.shift_um) and np.array_equal(sample.sample, again.sample)
+
+
+@pytest.mark.parametrize(("threshold", "least"), [(4.0, 9.0), (9.0, 9.0), (12.0, 12.0)])
+def test_small_peaks_do_not_count(
+    source: Preprocessor, receipts: list[Receipt], tmp_path: Path, threshold: float, least: float
+) -> None:
+    """They are so many, at all depths, that fingerprints would be alike; fewer if detection finds larger ones only."""
+    rng, settings = np.random.default_rng(1), Settings(Th_universal=threshold)
+    large, n = {name: read_column(receipts[0], name) for name in ("sample", "depth_um", "score")}, 5000
+    large["score"] = np.maximum(large["score"], np.float32(least))
+    small = {
+        "sample": np.sort(rng.integers(0, SIZE * N_BATCHES // 2, n)),
+        "depth_um": rng.uniform(0, 300, n).astype(np.float32),
+        "score": rng.uniform(threshold - 1, least, n).astype(np.float32),
+    }
+    small["score"][small["score"] >= least] = np.nextafter(np.float32(least), np.float32(0))
+    order = np.argsort(np.concatenate([large["sample"], small["sample"]]), kind="stable")
+    both = {name: np.concatenate([large[name], small[name]])[order] for name in large}
+    counts = []
+    for peaks in (large, both):
+        estimator = registration.Registration(settings, source.tiling, source.probe)
+        estimator.add(peaks["sample"], peaks["depth_um"], peaks["score"])
+        counts.append(np.array(estimator._counts))
+    assert counts[0].sum() == len(large["sample"])
+    assert np.array_equal(*counts)
 
 
 def test_another_estimator_plans_with_its_own_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,12 @@ import numpy as np
 
 import ks4stream
 from ks4stream import simulate
+from ks4stream.blocks import Tiling
 from ks4stream.io.tables import Receipt, read_column, write_block
 from ks4stream.kernels.borders import Reported, settle
 from ks4stream.results import Waveforms
 from ks4stream.settings import Settings
-from ks4stream.stages.clustering import GraphClustering
+from ks4stream.stages.clustering import Circumstances, GraphClustering
 from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Spikes
 from ks4stream.stages.units import Clusters, ClusterSpikes, Units, counted_rows
@@ -70,7 +71,9 @@ def test_the_example_of_the_four_numberings(tmp_path: Path) -> None:
     for block, names in enumerate(in_files):
         for row, name in enumerate(names):
             place[name] |= {"block": block, "row in block's file": row}
-    stage = ClusterSpikes(settings, spikes, probe, GraphClustering(settings))
+    waveforms = Waveforms(np.eye(1, NT, dtype=np.float32), np.eye(1, NT, dtype=np.float32))
+    circumstances = Circumstances(Tiling(0, 300, 100, 0, 3), 30_000.0)
+    stage = ClusterSpikes(settings, spikes, waveforms, probe, circumstances, GraphClustering(settings))
     receipts: list[Receipt] = []
     cluster_files: list[str] = []
     for region, clusters in CLUSTERS.items():
@@ -104,7 +107,6 @@ def test_the_example_of_the_four_numberings(tmp_path: Path) -> None:
         np.zeros(3),
         np.eye(3, dtype=np.float32),
     )
-    waveforms = Waveforms(np.eye(1, NT, dtype=np.float32), np.eye(1, NT, dtype=np.float32))
     parts = list(Join(settings, units, spikes, waveforms, probe).in_order())
     times = np.concatenate([part["sample"] for part in parts]).tolist()
     assert times == [10, 30, 60, 101, 130, 150, 220, 240]

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from runs import RunHere
 
+from ks4stream.blocks import Tiling
 from ks4stream.geometry import Centres, Regions
 from ks4stream.io.tables import write_block
 from ks4stream.results import Waveforms
 from ks4stream.settings import Settings
 from ks4stream.simulate import linear_probe
 from ks4stream.stages import templates
-from ks4stream.stages.clustering import GraphClustering
+from ks4stream.stages.clustering import Circumstances, GraphClustering
 from ks4stream.stages.detection import Peaks
 from ks4stream.stages.templates import LearnTemplates, bounded_sample
 
@@ -127,6 +128,7 @@ def test_a_region_without_peaks_has_no_templates(tmp_path: Path) -> None:
         linear_probe(3),
         Centres(np.zeros((1, 2)), one, one[:, None], np.ones((1, 1, 1), "f4"), one[:, None], 20.0),
         Regions(np.zeros((1, 2)), one, one),
+        Circumstances(Tiling(0, 100, 100, 0, 1), 30_000.0),
         GraphClustering(settings),
         min_spikes=5,
     )

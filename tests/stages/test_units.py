@@ -1,25 +1,41 @@
-"""A region's spikes as units on disk, and which units can be neurons."""
+"""A region's spikes as units on disk, how clusters are compared, and which units can be neurons."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 from runs import RunHere
 
 from ks4stream import simulate
 from ks4stream.blocks import Tiling
 from ks4stream.io import mapped as spikes
 from ks4stream.io.tables import Receipt, read_column, write_block
+from ks4stream.kernels import splits
+from ks4stream.kernels.merging import GrowingUnit
 from ks4stream.results import Waveforms
 from ks4stream.settings import Settings
-from ks4stream.stages.clustering import GraphClustering
+from ks4stream.stages.clustering import Circumstances, GraphClustering
 from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Spikes
-from ks4stream.stages.units import Clusters, ClusterSpikes, Merge, counted_rows, is_neuron, min_unit_spikes
+from ks4stream.stages.units import (
+    Clusters,
+    ClusterSpikes,
+    Examples,
+    Merge,
+    RegionClusters,
+    counted_rows,
+    is_neuron,
+    min_unit_spikes,
+    thinned,
+)
 
 THRESHOLD, MIN_SPIKES, IMPOSSIBLE = 8.0, 5, 30.0
+WAVEFORMS = Waveforms(np.ones((1, 3)), np.ones((1, 3)))
 
 
 def is_one(train: list[int], score: float = 20.0) -> bool:
@@ -66,7 +82,7 @@ def block(folder: Path, name: str, sample: list[int], region: list[int]) -> Rece
     time = np.array(sample, np.int64)
     columns = {
         "sample": time,
-        "template": np.zeros(len(time), np.int32),
+        "template": np.array(region, np.int32),  # one per region
         "score": time.astype(np.float32),
         "features": (time / 100).astype(np.float32)[:, None, None],
     }
@@ -79,15 +95,16 @@ def in_blocks(receipts: list[Receipt], first: list[int], dropped: list[list[int]
         first=np.array(first),
         dropped=[np.array(rows, np.int64) for rows in dropped],
         artifacts=np.zeros((0, 2), np.int64),
-        template_channels=np.array([[0]]),
-        region_of=np.array([0]),
+        template_channels=np.zeros((2, 1), np.int64),
+        region_of=np.arange(2),
         sampling_rate_hz=30_000.0,
     )
 
 
 def clustering_of(spikes: Spikes) -> ClusterSpikes:
     settings = Settings(n_pcs=1)
-    return ClusterSpikes(settings, spikes, simulate.linear_probe(1), GraphClustering(settings))
+    probe, tiling = simulate.linear_probe(1), Tiling(0, 200, 100, 0, 2)
+    return ClusterSpikes(settings, spikes, WAVEFORMS, probe, Circumstances(tiling, 30_000.0), GraphClustering(settings))
 
 
 def two_blocks(folder: Path) -> Spikes:
@@ -107,6 +124,14 @@ def test_a_regions_spikes_are_written_by_cluster_with_their_place_in_the_blocks(
     assert read_column(clusters.receipt, "sample").tolist() == [5, 130]
     assert read_column(clusters.receipt, "score").tolist() == [5, 130]
     assert read_column(clusters.receipt, "row").tolist() == [0, 5]  # of 4 + 3 rows, grouped by region
+    examples = {name: read_column(clusters.examples, name).ravel().tolist() for name in clusters.examples.kind}
+    assert examples == {
+        "sample": [5, 130],
+        "template": [0, 0],
+        "features": pytest.approx([0.05, 1.3]),
+        "displacement_um": [0, 0],
+        "elapsed": [0.025, 0.65],
+    }
 
 
 @pytest.mark.parametrize("n_regions", [1, 2])
@@ -114,7 +139,7 @@ def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, 
     """For example, a single spike outside its tile's core that the neighbouring tile does not report."""
     columns = {
         "sample": np.array([5, 9]),
-        "template": np.zeros(2, np.int32),
+        "template": np.array([0, n_regions - 1], np.int32),
         "score": np.full(2, 10, np.float32),
         "features": np.ones((2, 1, 1), np.float32),
     }
@@ -122,20 +147,19 @@ def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, 
     spikes, run = in_blocks([receipt], [0], [[0, 1]]), RunHere(tmp_path)
     regions = clustering_of(spikes).run(run)
     assert [region.features.shape for region in regions] == [(0, 1, 1)] * n_regions
-    waveforms = Waveforms(np.ones((1, 3)), np.ones((1, 3)))
     settings, probe = Settings(n_pcs=1), simulate.linear_probe(1)
-    units = Merge(settings, regions, waveforms, probe, 30_000.0, MIN_SPIKES).run(run)
+    units = Merge(settings, regions, spikes.template_channels, WAVEFORMS, probe, 30_000.0, MIN_SPIKES).run(run)
     assert units.features.shape == (0, 1, 1)
-    columns = Join(settings, units, spikes, waveforms, probe).run(run)
+    columns = Join(settings, units, spikes, WAVEFORMS, probe).run(run)
     assert columns["sample"].shape == (0,) and columns["features"].shape == (0, 1, 1)
 
 
 def test_where_there_was_no_spike_there_are_no_units(tmp_path: Path) -> None:
     nothing, run, settings = in_blocks([], [], []), RunHere(tmp_path), Settings(n_pcs=1)
-    waveforms, probe = Waveforms(np.ones((1, 3)), np.ones((1, 3))), simulate.linear_probe(1)
-    units = Merge(settings, clustering_of(nothing).run(run), waveforms, probe, 30_000.0, MIN_SPIKES).run(run)
+    probe, regions = simulate.linear_probe(1), clustering_of(nothing).run(run)
+    units = Merge(settings, regions, nothing.template_channels, WAVEFORMS, probe, 30_000.0, MIN_SPIKES).run(run)
     assert (units.features.shape, units.similarity.shape, units.contamination.shape) == ((0, 1, 1), (0, 0), (0,))
-    assert Join(settings, units, nothing, waveforms, probe).run(run)["features"].shape == (0, 1, 1)
+    assert Join(settings, units, nothing, WAVEFORMS, probe).run(run)["features"].shape == (0, 1, 1)
 
 
 def test_a_region_too_large_for_memory_comes_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +169,234 @@ def test_a_region_too_large_for_memory_comes_out_the_same(tmp_path: Path, monkey
     monkeypatch.setattr(spikes, "HELD_BYTES", 0)
     mapped = clustering.task(0, tmp_path / "not" / "made")
     assert mapped.receipt.digest() == held.receipt.digest()
+    assert mapped.examples.digest() == held.examples.digest()
     assert np.array_equal(mapped.features, held.features)
+
+
+# -- comparing clusters by some of their spikes ------------------------------------------------------
+
+
+def test_examples_are_spread_evenly_over_each_cluster() -> None:
+    label = np.repeat([0, 2], [1000, 7])
+    some = thinned(label, 4)
+    assert some.tolist() == [0, 250, 500, 750, 1000, 1002, 1004, 1006]
+    assert thinned(label[::-1].copy(), 500)[:500].tolist() == list(range(7, 1007, 2))
+    assert thinned(np.zeros(0, np.int64), 4).tolist() == []
+    assert len(thinned(np.zeros(501, np.int64), 500)) == 251  # every other
+
+
+RATE, NT, N_PCS = 30_000.0, 61, 4
+LATE = 3  # samples
+
+
+def smooth_components() -> torch.Tensor:
+    """Orthonormal waveforms that vanish at the ends."""
+    time = torch.linspace(-1, 1, NT, dtype=torch.float64)
+    bumps = torch.stack([torch.exp(-12 * time**2) * time**k for k in range(N_PCS)])
+    return torch.linalg.qr(bumps.T)[0].T.float().contiguous()
+
+
+PCS = smooth_components()
+
+
+def bump(late: int = 0, width: float = 6.0) -> NDArray[np.float32]:
+    """Features (q,) of a waveform of norm 1 in the window, so many samples late."""
+    time = torch.arange(NT) - NT // 2 - late
+    features = torch.exp(-0.5 * (time / width) ** 2) @ PCS.T
+    return (features / features.norm()).numpy().astype(np.float32)
+
+
+class Table:
+    """Clusters of one region in files, each of some spikes with features on the channels of its template."""
+
+    def __init__(self, folder: Path, channels: list[list[int]]) -> None:
+        self.folder, self.channels = folder, np.array(channels, np.int64)
+        self.columns: list[dict[str, NDArray[Any]]] = []
+
+    def add(self, sample: NDArray[np.int64], template: int, features: NDArray[np.float32], seed: int) -> None:
+        """A cluster with the mean `features` (j, q) in noise."""
+        n, draw = len(sample), np.random.default_rng(seed)
+        noisy = features + draw.normal(size=(n, *features.shape))
+        self.columns.append(
+            {
+                "sample": sample,
+                "template": np.full(n, template, np.int32),
+                "features": noisy.astype(np.float32),
+                "displacement_um": np.zeros(n, np.float32),
+                "elapsed": sample / 3e6,
+            }
+        )
+
+    def written(self) -> tuple[Clusters, Examples]:
+        label = np.repeat(np.arange(len(self.columns)), [len(one["sample"]) for one in self.columns])
+        columns = {name: np.concatenate([one[name] for one in self.columns]) for name in self.columns[0]}
+        receipt = write_block(self.folder / "examples.rows", columns, label, len(self.columns))
+        clusters = Clusters([receipt])
+        return clusters, Examples(clusters, [receipt], self.channels, PCS, RATE)
+
+    def are_two(self, *, lag: int = 0) -> bool:
+        """Whether the first two clusters are two neurons."""
+        clusters, examples = self.written()
+        units = [GrowingUnit(number, clusters, len(clusters[number]), torch.zeros(1, 1)) for number in (0, 1)]
+        return examples.are_two(units[0], units[1], lag)
+
+
+def sparse(n: int, seed: int) -> NDArray[np.int64]:
+    return np.sort(np.random.default_rng(seed).integers(0, 3_000_000, n))
+
+
+EVERYWHERE = [[0, 1, 2, 3]]
+ALIKE = np.stack([20 * bump(), 12 * bump(), 8 * bump(), 5 * bump()])
+OTHER = np.stack([20 * bump(), 8 * bump(), 16 * bump(), 5 * bump()])
+
+
+def test_clusters_are_compared_by_the_features_of_their_examples(tmp_path: Path) -> None:
+    for mean, two in ((ALIKE, False), (1.1 * ALIKE, True), (OTHER, True)):
+        table = Table(tmp_path, EVERYWHERE)
+        table.add(sparse(200, 0), 0, ALIKE, 1)
+        table.add(sparse(100, 2), 0, mean * (1 + 0.3 * two * np.arange(4)[:, None]), 3)
+        assert table.are_two() is two
+
+
+@pytest.mark.parametrize("lag", [LATE, 0])
+def test_a_late_cluster_is_compared_at_its_lag(tmp_path: Path, lag: int) -> None:
+    """Its spikes are later than the waveform in the window, which is early."""
+    table = Table(tmp_path, EVERYWHERE)
+    table.add(sparse(200, 4), 0, ALIKE, 5)
+    early = np.stack([size * bump(-LATE) for size in (20, 12, 8, 5)])
+    table.add(sparse(200, 6) + LATE, 0, early, 7)
+    seen: list[tuple[splits.Group, splits.Group]] = []
+
+    def keep(a: splits.Group, b: splits.Group, **_: object) -> bool:
+        seen.append((a, b))
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "are_two", keep)
+        table.are_two(lag=lag)
+    ((a, b),) = seen
+    assert np.array_equal(a.conditions.sample, sparse(200, 4))
+    assert np.array_equal(b.conditions.sample, sparse(200, 6) + LATE - lag)
+    away = float((a.features.mean(0) - b.features.mean(0)).norm())
+    assert away < 2 if lag else away > 5  # of noise alone, √(16/200 + 16/200) = 0.4, and what the window cuts off
+
+
+def test_clusters_of_a_unit_are_compared_at_their_own_lags(tmp_path: Path) -> None:
+    table = Table(tmp_path, EVERYWHERE)
+    early = np.stack([size * bump(-LATE) for size in (20, 12, 8, 5)])
+    for number, mean in enumerate((ALIKE, early, early)):
+        table.add(sparse(100, 8 + number), 0, mean, 11 + number)
+    clusters, examples = table.written()
+    units = [GrowingUnit(number, clusters, 100, torch.zeros(4, N_PCS)) for number in range(3)]
+    units[0].absorb(units[1], LATE, PCS)
+    seen: list[list[float]] = []
+
+    def keep(a: splits.Group, b: splits.Group, **_: object) -> bool:
+        half = [a.features[:100], a.features[100:], b.features]
+        seen.append([float((one.mean(0) - half[0].mean(0)).norm()) for one in half])
+        assert np.array_equal(a.conditions.sample[100:], sparse(100, 9) - LATE)
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "are_two", keep)
+        examples.are_two(units[0], units[2], LATE)
+    assert max(seen[0]) < 2
+
+
+def test_at_most_so_many_examples_are_compared(tmp_path: Path) -> None:
+    table = Table(tmp_path, EVERYWHERE)
+    for number in range(3):
+        table.add(sparse(400, number), 0, ALIKE, 20 + number)
+    clusters, examples = table.written()
+    units = [GrowingUnit(number, clusters, 400, torch.zeros(4, N_PCS)) for number in range(3)]
+    units[0].absorb(units[1], 0, PCS)
+    sizes: list[tuple[int, int]] = []
+
+    def keep(a: splits.Group, b: splits.Group, **_: object) -> bool:
+        sizes.append((a.n, b.n))
+        return True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "are_two", keep)
+        assert examples.are_two(units[0], units[2], 0)
+    assert sizes == [(400, 400)]  # every other of 800
+
+
+def test_clusters_are_compared_on_the_channels_that_both_have(tmp_path: Path) -> None:
+    """Zeros on the other ones are no difference."""
+    table = Table(tmp_path, [[0, 1, 2, 3], [4, 3, 1, 2]])
+    table.add(sparse(200, 14), 0, ALIKE, 15)
+    table.add(sparse(100, 16), 1, np.stack([15 * bump(), *ALIKE[[3, 1, 2]]]), 17)
+    assert not table.are_two()
+    table = Table(tmp_path, [[0, 1, 2, 3], [4, 3, 1, 2]])
+    table.add(sparse(200, 14), 0, ALIKE, 15)
+    table.add(sparse(100, 16), 1, np.stack([15 * bump(), *OTHER[[3, 1, 2]]]), 17)
+    assert table.are_two()
+
+
+def test_fewer_than_three_common_channels_are_those_of_two_neurons(tmp_path: Path) -> None:
+    for channels, two in (([4, 5, 2, 3], True), ([4, 1, 2, 3], False)):
+        table = Table(tmp_path, [[0, 1, 2, 3], channels])
+        table.add(sparse(200, 18), 0, np.repeat(ALIKE[:1], 4, 0), 19)
+        table.add(sparse(100, 20), 1, np.repeat(ALIKE[:1], 4, 0), 21)
+        assert table.are_two() is two
+
+
+def test_channels_that_templates_lack_are_not_common(tmp_path: Path) -> None:
+    table = Table(tmp_path, [[0, 1, -1, -1], [0, 1, -1, -1]])
+    for number in range(2):
+        table.add(sparse(100, 22 + number), number, ALIKE, 24 + number)
+    assert table.are_two()
+
+
+def test_spikes_that_follow_in_bursts_do_not_count(tmp_path: Path) -> None:
+    """A neuron whose second spike, 5 ms later, is smaller; found as two clusters."""
+    first = np.cumsum(np.random.default_rng(26).integers(6_000, 14_000, 300))
+    table = Table(tmp_path, EVERYWHERE)
+    table.add(first, 0, ALIKE, 27)
+    table.add(first + 150, 0, 0.6 * ALIKE, 28)
+    assert not table.are_two()
+    table = Table(tmp_path, EVERYWHERE)
+    table.add(first, 0, ALIKE, 27)
+    table.add(sparse(300, 29), 0, 0.6 * ALIKE, 28)
+    assert table.are_two()
+
+
+# -- what matching left of larger waveforms ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("share", "distance_um", "size", "stays"),
+    [(1.0, 0, 10, False), (0.5, 100, 10, False), (0.45, 0, 10, True), (1.0, 240, 10, True), (0.0, 0, 10, True)],
+)
+def test_units_that_coincide_with_a_larger_one_nearby_are_left_out(
+    tmp_path: Path, share: float, distance_um: int, size: float, stays: bool
+) -> None:
+    probe, settings, n = simulate.linear_probe(20, pitch_um=20), Settings(n_pcs=1), 100
+    large = 30_000 * np.arange(n)
+    small = np.where(np.arange(n) < round(share * n), large + 12, large + 15_000)
+    columns = {"sample": np.concatenate([large, small]), "score": np.full(2 * n, 30, np.float32)}
+    features = np.zeros((2, 20, 1), np.float32)
+    features[0, 0], features[1, distance_um // 20] = 30, size
+    features[1, (distance_um // 20 + 1) % 20] = 0.9 * size  # less similar than one that may be merged
+    examples = {
+        **{name: columns["sample"] * 0 for name in ("displacement_um", "elapsed", "template")},
+        "sample": columns["sample"],
+        "features": np.zeros((2 * n, 1, 1), np.float32),
+    }
+    label = np.repeat([0, 1], n)
+    regions = [
+        RegionClusters(
+            write_block(tmp_path / "clusters.rows", columns, label, 2),
+            write_block(tmp_path / "examples.rows", examples, label, 2),
+            features,
+        )
+    ]
+    units = Merge(settings, regions, np.zeros((1, 1), np.int64), WAVEFORMS, probe, RATE, MIN_SPIKES).run(
+        RunHere(tmp_path)
+    )
+    assert units.unit_of.tolist() == ([0, 1] if stays else [0, -1])
+    assert len(units.features) == 1 + stays
 
 
 def test_clusters_are_numbered_through_all_regions(tmp_path: Path) -> None:

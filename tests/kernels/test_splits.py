@@ -1,0 +1,548 @@
+"""Whether two groups of spikes are two neurons: the test by hand, and neurons whose spikes vary."""
+
+from __future__ import annotations
+
+import doctest
+
+import numpy as np
+import pytest
+import torch
+from conditions import RATE_HZ
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ks4stream.kernels import splits
+from ks4stream.kernels.splits import (
+    BIMODAL_FROM,
+    MIN_IN_CELL,
+    MIN_IN_CELLS,
+    N_BINS,
+    RIDGE,
+    SMOOTHING_BINS,
+    Conditions,
+    Group,
+    are_two,
+    bimodality,
+    bimodality_within,
+    cosine,
+    firsts,
+    follow_in_bursts,
+    histograms,
+    is_first,
+    nearest_means,
+    ranges_of,
+    smoothed,
+    smoothing_bins,
+    window_of,
+    windows_for,
+)
+
+D = 30
+RANGE_WIDTH_UM = 2.0  # of waveforms of this size:
+SIZE = 20.0
+
+
+def noise(n: int, seed: int, d: int = D) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def axis(number: int, d: int = D) -> Tensor:
+    return torch.eye(d, dtype=torch.float64)[number]
+
+
+def group(
+    features: Tensor,
+    *,
+    elapsed: NDArray[np.float64] | None = None,
+    displacement_um: NDArray[np.float64] | None = None,
+    counts: NDArray[np.bool_] | None = None,
+) -> Group:
+    """Spikes of a recording; by default at random times, without motion or bursts."""
+    n = len(features)
+    elapsed = np.random.default_rng(n).permutation(n) / n if elapsed is None else elapsed
+    displacement_um = np.zeros(n) if displacement_um is None else displacement_um
+    conditions = Conditions(np.zeros(n, np.int64), displacement_um.astype(np.float32), elapsed, RATE_HZ)
+    return Group(features, conditions, np.ones(n, bool) if counts is None else counts)
+
+
+def parts(whole: Group, second: NDArray[np.bool_]) -> tuple[Group, Group]:
+    """A group cut in two."""
+    sides = (~second, second)
+    a, b = (
+        Group(whole.features[torch.from_numpy(side)], whole.conditions.at(side), whole.counts[side]) for side in sides
+    )
+    return a, b
+
+
+def larger(values: Tensor) -> NDArray[np.bool_]:
+    """Which values are above the median."""
+    return np.asarray(values > values.median())
+
+
+# -- bimodality --------------------------------------------------------------------------------------
+
+
+def in_one_cell(values: Tensor) -> Tensor:
+    return torch.zeros(len(values), dtype=torch.int64)
+
+
+def plateau(start: float, stop: float, per_bin: int) -> Tensor:
+    """Values that fill the bins between two values evenly."""
+    edges = np.linspace(-2, 2, N_BINS + 1)
+    centres = torch.from_numpy(0.5 * (edges[1:] + edges[:-1]))
+    return centres[(centres > start) & (centres < stop)].repeat(per_bin)
+
+
+def test_histograms_count_what_is_within_for_each_cell() -> None:
+    values = torch.tensor([-1.0, -1.0, 1.0, 2.0, -2.5, -2.0], dtype=torch.float64)
+    counts = histograms(values, torch.tensor([0, 0, 1, 1, 0, 1]), 3)
+    assert counts.shape == (3, N_BINS)
+    assert counts.sum(1).tolist() == [2, 2, 0]
+    assert counts[0].argmax() == int((-1.0 + 2.0) * N_BINS / 4)
+    assert counts[1].nonzero()[0].tolist() == [0, int(3 * N_BINS / 4)]
+
+
+def test_smoothing_keeps_the_counts_but_for_what_leaves_at_the_ends() -> None:
+    counts = np.zeros(N_BINS)
+    counts[200] = 7.0
+    smooth = smoothed(counts, 5.0)
+    assert smooth.shape == (N_BINS,)
+    assert smooth.sum() == pytest.approx(7)
+    assert smooth.argmax() == 200
+    assert smooth.max() == pytest.approx(7 / (5 * np.sqrt(2 * np.pi)), rel=1e-3)
+    assert smooth[195] == pytest.approx(smooth[205])
+    counts[:] = 0
+    counts[0] = 7.0
+    assert smoothed(counts, 5.0).sum() == pytest.approx(0.5 * 7 + 0.5 * smooth.max())
+
+
+def test_few_spikes_are_smoothed_more() -> None:
+    assert smoothing_bins(0.3, 100_000) == SMOOTHING_BINS
+    assert smoothing_bins(0.3, 20) == pytest.approx(0.9 * 0.3 * 20**-0.2 * 399 / 4)
+    assert smoothing_bins(0.3, 20) > 10
+    assert smoothing_bins(0.0, 1) == SMOOTHING_BINS
+
+
+def test_the_score_is_that_of_the_trough_relative_to_the_lower_peak() -> None:
+    """Densities of 4 and 10 beside a trough of 1: 1 − 1/4."""
+    a = torch.cat([plateau(-2, -0.6, 40), plateau(-0.6, 0, 10)])
+    b = torch.cat([plateau(0.6, 2, 100), plateau(0, 0.6, 10)])
+    assert bimodality(a, b, in_one_cell(a), in_one_cell(b), 1) == pytest.approx(0.75, abs=0.01)
+    assert bimodality(b, a, in_one_cell(b), in_one_cell(a), 1) == pytest.approx(0.75, abs=0.01)
+
+
+def test_troughs_and_lower_peaks_are_added_over_cells() -> None:
+    """4 and 10 beside 1 in one cell, 12 and 6 beside 2 in the other: 1 − (1 + 2)/(4 + 6)."""
+    a = [
+        torch.cat([plateau(-2, -0.6, 40), plateau(-0.6, 0, 10)]),
+        torch.cat([plateau(-2, -0.6, 120), plateau(-0.6, 0, 20)]),
+    ]
+    b = [torch.cat([plateau(0.6, 2, 100), plateau(0, 0.6, 10)]), torch.cat([plateau(0.6, 2, 60), plateau(0, 0.6, 20)])]
+    cells = [
+        torch.repeat_interleave(torch.tensor([0, 2]), torch.tensor([len(part) for part in side])) for side in (a, b)
+    ]
+    assert bimodality(torch.cat(a), torch.cat(b), *cells, 3) == pytest.approx(0.7, abs=0.01)
+
+
+def test_two_peaks_are_bimodal_and_one_is_not() -> None:
+    values = torch.linspace(-3, 3, 2001, dtype=torch.float64)
+    normal = torch.special.ndtri((torch.arange(2000) + 0.5).double() / 2000)
+    low, high = 0.2 * normal - 1, 0.2 * normal + 1
+    assert bimodality(low, high, in_one_cell(low), in_one_cell(high), 1) > 0.95
+    few = high[::50]
+    assert bimodality(low, few, in_one_cell(low), in_one_cell(few), 1) > 0.9
+    one = 0.5 * normal
+    a, b = one[one < 0], one[one >= 0]
+    assert bimodality(a, b, in_one_cell(a), in_one_cell(b), 1) < 0.1
+    a, b = values[values < 0], values[values >= 0]
+    assert bimodality(a, b, in_one_cell(a), in_one_cell(b), 1) < 0.1
+
+
+def test_nothing_within_is_not_bimodal() -> None:
+    far = torch.full((20,), 5.0, dtype=torch.float64)
+    assert bimodality(-far, far, in_one_cell(far), in_one_cell(far), 1) == 0.0
+
+
+# -- regression within cells -------------------------------------------------------------------------
+
+
+def projections(
+    monkeypatch: pytest.MonkeyPatch,
+    a: Tensor,
+    b: Tensor,
+    cell_a: NDArray[np.int64],
+    cell_b: NDArray[np.int64],
+    without: Tensor | None = None,
+) -> Tensor:
+    """What is given to the score: of the spikes of one group, then of the other, in the cells that both have."""
+    kept: list[Tensor] = []
+
+    def keep(values_a: Tensor, values_b: Tensor, *_: object) -> float:
+        kept.append(torch.cat([values_a, values_b]))
+        return 0.5
+
+    monkeypatch.setattr(splits, "bimodality", keep)
+    assert bimodality_within(a, b, cell_a, cell_b, without=without) == 0.5
+    return kept[0]
+
+
+def left_out(a: Tensor, b: Tensor, cell_a: Tensor, cell_b: Tensor, without: Tensor | None = None) -> Tensor:
+    """The prediction for each spike by a weighted ridge regression without it, which has the cells as regressors."""
+    n_cells, d = int(cell_a.max()) + 1, a.shape[1]
+    x, cell = torch.cat([a, b]), torch.cat([cell_a, cell_b])
+    target = torch.cat([-torch.ones(len(a)), torch.ones(len(b))]).double()
+    count = [torch.bincount(side, minlength=n_cells).double() for side in (cell_a, cell_b)]
+    total = count[0] * count[1] / (count[0] + count[1])
+    total /= total.sum()
+    weight = torch.cat([(0.5 * total / n)[side] for n, side in zip(count, (cell_a, cell_b), strict=True)])
+    regressors = torch.cat([x, torch.nn.functional.one_hot(cell, n_cells).double()], 1)
+    penalty = torch.zeros(d + n_cells, d + n_cells, dtype=torch.float64)
+    penalty[:d, :d] = RIDGE * torch.eye(d, dtype=torch.float64)
+    for direction in [] if without is None else without:
+        direction = direction / direction.norm()
+        penalty[:d, :d] += splits.FIXED * torch.outer(direction, direction)
+    values = []
+    for spike in range(len(x)):
+        rest = torch.arange(len(x)) != spike
+        y = regressors[rest]
+        gram = (y * weight[rest, None]).T @ y + penalty
+        values.append(regressors[spike] @ torch.linalg.solve(gram, (weight * target)[rest] @ y))
+    return torch.stack(values)
+
+
+@pytest.mark.parametrize("n_cells", [1, 3])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_each_spike_is_left_out_exactly(monkeypatch: pytest.MonkeyPatch, n_cells: int, fixed: bool) -> None:
+    a, b = noise(40, 1, 4) + SIZE * axis(0, 4), noise(25, 2, 4) + SIZE * axis(0, 4) + 2 * axis(1, 4)
+    cell_a, cell_b = (torch.arange(len(side)) % n_cells for side in (a, b))
+    a, b = a + 7 * cell_a[:, None], b + 7 * cell_b[:, None]  # which the means of the cells explain
+    without = torch.tensor([[1.0, 0, 2, 0], [0, 0, 0, 5]], dtype=torch.float64) if fixed else None
+    found = projections(monkeypatch, a, b, cell_a.numpy(), cell_b.numpy(), without)
+    # with a penalty of 10⁶ (FIXED), about ten of 16 digits remain
+    torch.testing.assert_close(found, left_out(a, b, cell_a, cell_b, without), rtol=1e-6, atol=1e-6)
+
+
+def test_in_one_cell_it_is_the_plain_regression(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ±1 on the features and a constant; of many spikes, one more does not matter."""
+    a, b = noise(4000, 3, 5) + 2, noise(3000, 4, 5) + 2 + 3 * axis(2, 5)
+    found = projections(monkeypatch, a, b, np.zeros(4000, np.int64), np.zeros(3000, np.int64))
+    x = torch.cat([a, b])
+    y = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], 1)
+    weight = torch.cat([torch.full((4000,), 0.5 / 4000), torch.full((3000,), 0.5 / 3000)]).double()
+    target = torch.cat([-torch.ones(4000), torch.ones(3000)]).double()
+    penalty = RIDGE * torch.eye(6, dtype=torch.float64)
+    penalty[5, 5] = 0
+    coefficients = torch.linalg.solve((y * weight[:, None]).T @ y + penalty, (weight * target) @ y)
+    torch.testing.assert_close(found, y @ coefficients, rtol=0, atol=0.01)
+
+
+def test_what_differs_between_cells_does_not_separate_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two cells, one of which has more spikes of one group: the axis is that within cells."""
+    cell_a, cell_b = (np.repeat([0, 1], sizes) for sizes in ([300, 30], [30, 300]))
+    a, b = noise(330, 5), noise(330, 6)
+    a[cell_a == 1] += 50 * axis(0)
+    b[cell_b == 1] += 50 * axis(0)
+    assert bimodality_within(a, b, cell_a, cell_b) < 0.3
+    everywhere = [np.zeros(330, np.int64)] * 2
+    assert bimodality_within(a, b, *everywhere) > BIMODAL_FROM
+    found = projections(monkeypatch, a, b, cell_a, cell_b)
+    assert found.abs().mean() < 0.5
+
+
+def test_along_a_direction_left_out_nothing_is_separate() -> None:
+    a, b, cell = noise(100, 7), noise(100, 8) + 9 * axis(3), np.zeros(100, np.int64)
+    assert bimodality_within(a, b, cell, cell) > 0.9
+    assert bimodality_within(a, b, cell, cell, without=axis(3)[None]) < 0.3
+    assert bimodality_within(a, b, cell, cell, without=axis(4)[None]) > 0.9
+    assert bimodality_within(a, b, cell, cell, without=torch.stack([axis(4), axis(3)])) < 0.3
+    assert bimodality_within(a, b, cell, cell, without=axis(3)[None][:0]) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("sizes", "known"),
+    [
+        ([MIN_IN_CELL] * 3, True),
+        ([MIN_IN_CELL, MIN_IN_CELL, MIN_IN_CELL - 1], False),  # the last cell does not count
+        ([MIN_IN_CELLS], True),
+        ([MIN_IN_CELLS - 1], False),
+    ],
+)
+def test_cells_count_if_both_groups_have_enough_spikes(sizes: list[int], known: bool) -> None:
+    cells = [np.repeat(np.arange(len(sizes)), of_group) for of_group in (sizes, [20] * len(sizes))]
+    for cell_a, cell_b in (cells, cells[::-1]):
+        score = bimodality_within(noise(len(cell_a), 9), noise(len(cell_b), 10), cell_a, cell_b)
+        assert (score is not None) == known
+
+
+def test_groups_in_different_cells_have_no_score() -> None:
+    assert bimodality_within(noise(40, 9), noise(40, 10), np.zeros(40, np.int64), np.ones(40, np.int64)) is None
+
+
+def test_spikes_in_cells_of_one_group_are_ignored() -> None:
+    a, b, cell = noise(30, 11), noise(30, 12) + 8 * axis(0), np.zeros(30, np.int64)
+    alone = torch.cat([a, noise(50, 13) + 100])
+    assert bimodality_within(alone, b, np.append(cell, [1] * 50), cell) == bimodality_within(a, b, cell, cell)
+
+
+# -- bursts ------------------------------------------------------------------------------------------
+
+
+def bursting(n_bursts: int, seed: int, *, size: int = 3) -> NDArray[np.int64]:
+    """Times of bursts, of which each spike follows the last one after 5 ms."""
+    gaps = np.random.default_rng(seed).exponential(0.5, n_bursts) + 0.1
+    starts = (np.cumsum(gaps) * RATE_HZ).astype(np.int64)
+    return (starts[:, None] + np.arange(size) * 150).ravel()
+
+
+def random_train(n: int, seconds: float, seed: int) -> NDArray[np.int64]:
+    return np.sort(np.random.default_rng(seed).integers(0, int(seconds * RATE_HZ), n))
+
+
+def test_groups_that_share_bursts_are_recognised() -> None:
+    train = bursting(300, 0)
+    place = np.arange(900) % 3
+    assert follow_in_bursts(train[place == 0], train[place > 0], RATE_HZ)
+    assert follow_in_bursts(train[place > 0], train[place == 0], RATE_HZ)
+    assert not follow_in_bursts(random_train(1000, 180, 1), random_train(1000, 180, 2), RATE_HZ)
+    assert not follow_in_bursts(bursting(300, 3), bursting(300, 4), RATE_HZ)  # each has its own
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (1, 0), (0, 1), (1, 1)])
+def test_trains_of_few_spikes_have_no_bursts(sizes: tuple[int, int]) -> None:
+    a, b = (np.arange(n, dtype=np.int64) for n in sizes)
+    assert not follow_in_bursts(a, b, RATE_HZ)
+
+
+def test_what_follows_within_20_ms_is_not_the_first() -> None:
+    every = np.array([0, 600, 1200, 1801, 5000])
+    assert is_first(every, every, RATE_HZ).tolist() == [True, False, False, True, True]
+    assert is_first(np.array([1200, 5000]), every, RATE_HZ).tolist() == [False, True]
+    assert is_first(np.array([100]), np.array([90, 100]), RATE_HZ).tolist() == [False]
+    assert is_first(np.zeros(0, np.int64), every, RATE_HZ).tolist() == []
+
+
+def test_spikes_count_if_they_begin_a_burst() -> None:
+    train = bursting(300, 5)
+    place = np.arange(900) % 3
+    trains = [train[place == 0], train[place > 0]]
+    assert [count.tolist() for count in firsts([trains[0][:4], trains[1][:4]], trains, RATE_HZ)] == [
+        [True] * 4,
+        [False] * 4,
+    ]
+
+
+def test_without_bursts_all_spikes_count() -> None:
+    trains = [random_train(1000, 180, 6), random_train(1000, 180, 7)]
+    counts = firsts([trains[0][::3], trains[1][::2]], trains, RATE_HZ)
+    assert [count.tolist() for count in counts] == [[True] * 334, [True] * 500]
+
+
+# -- where groups were recorded ----------------------------------------------------------------------
+
+
+def test_ranges_are_counted_from_the_lowest_displacement_of_either_group() -> None:
+    a, b = (group(noise(3, 0), displacement_um=np.array(moved_um)) for moved_um in ([-3.0, 0.0, 4.9], [-1.0, 7.1, 2.0]))
+    assert [of.tolist() for of in ranges_of(a, b, 5.0)] == [[0, 0, 1], [0, 2, 1]]
+    nothing = Group(a.features[:0], a.conditions.at(np.zeros(3, bool)), a.counts[:0])
+    assert [of.tolist() for of in ranges_of(nothing, b, 5.0)] == [[], [0, 1, 0]]
+    assert [of.tolist() for of in ranges_of(nothing, nothing, 5.0)] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("n", "n_ranges", "windows"), [(0, 1, 1), (15, 1, 1), (16, 1, 2), (63, 1, 7), (500, 1, 8), (48, 3, 2), (500, 20, 3)]
+)
+def test_there_are_windows_with_eight_spikes_of_the_smaller_group_in_each_cell(
+    n: int, n_ranges: int, windows: int
+) -> None:
+    few, many = np.arange(n) % n_ranges, np.arange(1000) % n_ranges
+    assert windows_for(few, many) == windows_for(many, few) == windows
+
+
+def test_windows_are_equal_shares_of_the_recording() -> None:
+    assert window_of(np.array([0, 0.24, 0.25, 0.99, 1.0]), 4).tolist() == [0, 0, 1, 3, 3]
+    assert window_of(np.array([0, 0.5, 1.0]), 1).tolist() == [0, 0, 0]
+
+
+def test_means_are_those_of_the_nearest_ranges_with_enough_spikes() -> None:
+    def rows(*values: float) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64)[:, None]
+
+    range_a, range_b = np.repeat([0, 2, 4], [30, 20, 1]), np.repeat([5, 7], [10, 40])
+    a, b = rows(*[1.0] * 30, *[3.0] * 20, 9.0), rows(*[10.0] * 10, *[20.0] * 40)
+    assert [float(mean) for mean in nearest_means(a, b, range_a, range_b)] == [3, 10]
+    assert [float(mean) for mean in nearest_means(b, a, range_b, range_a)] == [10, 3]
+    few = nearest_means(rows(1, 2, 3), rows(5, 7), np.array([0, 0, 1]), np.array([2, 2]))
+    assert [float(mean) for mean in few] == [1.5, 6]
+
+
+def test_a_tenth_of_the_fullest_range_is_enough() -> None:
+    """Spread over many ranges, no range has a tenth of the group."""
+    ranges = np.repeat(np.arange(20), 50)
+    a, b = (torch.from_numpy(ranges + offset).double()[:, None] for offset in (0, 20))
+    assert [float(mean) for mean in nearest_means(a, b, ranges, ranges + 20)] == [19, 20]
+
+
+# -- one neuron or two -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [30, 50, 100, 300, 1000, 3000])
+@pytest.mark.parametrize("d", [12, 60])
+def test_a_cloud_cut_in_two_is_one(n: int, d: int) -> None:
+    """Cut by amplitude, across it, and where it happens to be widest."""
+    for seed in range(3):
+        x = noise(n, seed, d) + 12 * axis(0, d)
+        whole, centred = group(x), x - x.mean(0)
+        widest = centred @ torch.linalg.eigh(centred.T @ centred)[1][:, -1]
+        for values in (x[:, 0], x[:, 1], widest):
+            assert not are_two(*parts(whole, larger(values)))
+
+
+@pytest.mark.parametrize("n", [200, 2000])
+def test_a_neuron_whose_amplitude_falls_is_one(n: int) -> None:
+    """To 40 % of what it was; cut by time or by amplitude."""
+    elapsed = np.sort(np.random.default_rng(0).random(n))
+    x = noise(n, 14) + torch.from_numpy(SIZE * (1 - 0.6 * elapsed))[:, None] * axis(0)
+    whole = group(x, elapsed=elapsed)
+    for second in (elapsed > 0.5, elapsed > 0.8, larger(x[:, 0]), (x[:, 0] > 0.6 * SIZE).numpy()):
+        assert not are_two(*parts(whole, second))
+
+
+def moving(displacement_um: NDArray[np.float64], seed: int, *, from_um: float = 0.0) -> Tensor:
+    """Spikes whose waveform turns by 2.5 % per µm."""
+    angle = torch.from_numpy(0.025 * (displacement_um - from_um))[:, None]
+    return noise(len(displacement_um), seed) + SIZE * (torch.cos(angle) * axis(0) + torch.sin(angle) * axis(1))
+
+
+@pytest.mark.parametrize("n", [400, 2000])
+def test_a_neuron_whose_waveform_moves_with_the_tissue_is_one(n: int) -> None:
+    """By 40 µm, there and back, twice; cut by displacement or by waveform."""
+    elapsed = np.sort(np.random.default_rng(1).random(n))
+    displacement_um = 20 - 20 * np.cos(4 * np.pi * elapsed)
+    x = moving(displacement_um, 15)
+    whole = group(x, elapsed=elapsed, displacement_um=displacement_um)
+    for second in (displacement_um > 20, displacement_um > 10, larger(x[:, 1]), larger(x[:, 0])):
+        assert not are_two(*parts(whole, second))
+
+
+def test_two_neurons_that_move_together_are_two() -> None:
+    displacement_um = 20 - 20 * np.cos(4 * np.pi * np.sort(np.random.default_rng(2).random(1000)))
+    a, b = (moving(displacement_um, seed) for seed in (16, 17))
+    groups = [group(x, displacement_um=displacement_um) for x in (a, b + 8 * axis(2))]
+    assert are_two(*groups) and are_two(*groups[::-1])
+
+
+def burst_of(n_bursts: int, seed: int, falling: float = 0.7) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
+    """Spikes of a neuron that bursts with falling amplitudes, their times, and places in the burst."""
+    train, place = bursting(n_bursts, seed), np.arange(3 * n_bursts) % 3
+    return noise(3 * n_bursts, seed) + torch.from_numpy(SIZE * falling**place)[:, None] * axis(0), train, place
+
+
+def test_a_neuron_that_bursts_with_falling_amplitudes_is_one() -> None:
+    x, train, place = burst_of(300, 18)
+    for second in (place > 0, place > 1, larger(x[:, 0])):
+        trains = [train[~second], train[second]]
+        counts = np.ones(900, bool)
+        counts[~second], counts[second] = firsts(trains, trains, RATE_HZ)
+        assert counts.sum() == 300
+        assert not are_two(*parts(group(x, elapsed=train / train[-1], counts=counts), second))
+    assert are_two(*parts(group(x, elapsed=train / train[-1]), place > 0))  # if bursts were not known
+
+
+def test_two_neurons_that_burst_together_are_two() -> None:
+    """One follows the other within 5 ms; only directions other than the amplitude are left to compare."""
+    x, train, place = burst_of(300, 19)
+    x[torch.from_numpy(place > 0)] += 8 * axis(4)
+    trains = [train[place == 0], train[place > 0]]
+    counts = np.ones(900, bool)
+    counts[place == 0], counts[place > 0] = firsts(trains, trains, RATE_HZ)
+    assert are_two(*parts(group(x, elapsed=train / train[-1], counts=counts), place > 0))
+
+
+def test_groups_that_differ_in_their_alignment_only_are_one() -> None:
+    """By a third of a sample; five channels with six components, of which one is like the derivative of another."""
+    derivative = torch.zeros(6, 6, dtype=torch.float64)
+    derivative[0, 1] = 1
+    waveform = torch.zeros(5, 6, dtype=torch.float64)
+    waveform[:, 0] = 15
+    moved = waveform + 0.35 * waveform @ derivative
+    a, b = group(noise(500, 30) + waveform.view(-1)), group(noise(400, 31) + moved.view(-1))
+    assert are_two(a, b)
+    assert not are_two(a, b, time_derivative=derivative)
+    other = group(noise(400, 31) + moved.view(-1) + 8 * axis(4))
+    assert are_two(a, other, time_derivative=derivative)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "distance"), [((500, 500), 6), ((2000, 60), 9), ((2000, 20), 9), ((300, 16), 9), ((30, 30), 9)]
+)
+def test_two_neurons_recorded_together_are_two(sizes: tuple[int, int], distance: float) -> None:
+    for seed in range(5):
+        a = group(noise(sizes[0], seed) + 15 * axis(0))
+        b = group(noise(sizes[1], seed + 100) + 15 * axis(0) + distance * axis(1))
+        assert are_two(a, b) and are_two(b, a)
+
+
+@pytest.mark.parametrize("n", [1, 2, 14])
+def test_so_few_similar_spikes_do_not_tell(n: int) -> None:
+    a, b = group(noise(n, 20) + 15 * axis(0)), group(noise(2000, 21) + 15 * axis(0) + 8 * axis(1))
+    assert not are_two(a, b) and not are_two(b, a)
+
+
+@pytest.mark.parametrize("n", [1, 2, 500])
+def test_unlike_means_are_those_of_two_neurons(n: int) -> None:
+    a, b = group(noise(n, 22) + 40 * axis(0)), group(noise(n, 23) + 40 * axis(1))
+    assert are_two(a, b)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+@pytest.mark.parametrize("sizes", [(1, 1), (20, 20), (100, 30)])
+def test_identical_spikes_are_one_neuron_if_they_have_a_waveform(sizes: tuple[int, int], value: float) -> None:
+    a, b = (group(torch.full((n, D), value, dtype=torch.float64)) for n in sizes)
+    assert are_two(a, b) == (value == 0)  # without any, they are similar to nothing
+
+
+@pytest.mark.parametrize("n", [50, 300, 3000])
+def test_groups_at_different_displacements_are_one_if_they_continue_each_other(n: int) -> None:
+    draw = np.random.default_rng(3)
+    low, high = draw.uniform(0, 16, n), draw.uniform(18, 34, n)
+    a = group(moving(low, 24), displacement_um=low)
+    follows = group(moving(high, 25), displacement_um=high)
+    assert not are_two(a, follows) and not are_two(follows, a)
+    # A neuron that looks at 34 µm as the other does at 6 µm; the means of all spikes are as similar.
+    other = group(moving(high, 26, from_um=40), displacement_um=high)
+    assert cosine(a.features.mean(0), other.features.mean(0)) > splits.MIN_SIMILARITY
+    assert are_two(a, other) and are_two(other, a)
+
+
+@pytest.mark.parametrize(("factor", "two"), [(0.3, True), (0.6, False), (1.0, False), (1.5, False), (3.0, True)])
+def test_groups_that_continue_each_other_have_about_one_size(factor: float, two: bool) -> None:
+    draw = np.random.default_rng(4)
+    low, high = draw.uniform(0, 10, 300), draw.uniform(12, 22, 300)
+    a = group(noise(300, 32) + SIZE * axis(0), displacement_um=low)
+    b = group(noise(300, 33) + factor * SIZE * axis(0), displacement_um=high)
+    assert are_two(a, b) is two
+    assert are_two(b, a) is two
+
+
+def test_conditions_are_columns_of_a_table() -> None:
+    conditions = Conditions(np.arange(4), np.arange(4, dtype=np.float32), np.arange(4) / 4, RATE_HZ)
+    assert set(conditions.columns()) == {"displacement_um", "elapsed"}
+    again = Conditions.of_columns({"sample": conditions.sample, **conditions.columns()}, RATE_HZ)
+    assert all(np.array_equal(one, other) for one, other in zip(again, conditions, strict=True))
+    some = conditions.at(np.array([2, 0]))
+    assert (some.sample.tolist(), some.displacement_um.tolist(), some.elapsed.tolist()) == ([2, 0], [2, 0], [0.5, 0])
+
+
+def test_spikes_that_count_are_picked_from_all_columns() -> None:
+    whole = group(noise(4, 27), elapsed=np.arange(4) / 4, counts=np.array([True, False, True, False]))
+    counted = whole.counted()
+    assert counted.n == 2
+    assert counted.conditions.elapsed.tolist() == [0, 0.5]
+    assert counted.counts.all()
+    assert torch.equal(counted.features, whole.features[[0, 2]])
+
+
+def test_the_documented_examples_run() -> None:
+    outcome = doctest.testmod(splits)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
