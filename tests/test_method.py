@@ -46,6 +46,11 @@ RECORDED = {  # by METHOD_VERSION
         (1.47376, 24.5939, 90.0, 32101.0, 105415.0, 135741.0, 542.684, 12.4174),
         "torch 2.13.0+cpu, numpy 2.4.6, scipy 1.17.1",
     ),
+    5: Pinned(
+        "35bce28fe31e672a",
+        (1.47376, 24.5939, 90.0, 31918.9, 102950.0, 135747.0, 519.804, 12.3927),
+        "torch 2.13.0+cpu, numpy 2.4.6, scipy 1.17.1",
+    ),
 }
 HASHED = ("sample", "unit", "template", "kept", "template_channels", "refractory")
 SUMMED = ("whitening", "waveforms", "drift", "score", "features", "y_um", "unit_features", "similarity")

@@ -142,13 +142,24 @@ def merge_clusters(
         for u in range(n_clusters)
     ]
     similarity, lag = similarity.copy(), lag.copy()
+    known_two: set[frozenset[int]] = set()  # pairs that need not be compared again
+
+    def are_known_to_be_two(u: int, v: int, train: NDArray[np.int64], other: NDArray[np.int64]) -> bool:
+        pair = frozenset((u, v))
+        if pair not in known_two and (
+            fire_together(train, other, sampling_rate_hz) or are_two(alive[u], alive[v], int(lag[u, v]))
+        ):
+            known_two.add(pair)
+        return pair in known_two
+
     for u in np.argsort(-n_spikes, kind="stable").tolist():
         while u in alive:
             threshold = ccg_threshold if absorbs[u] else None
-            v = _partner(u, alive, similarity[u], lag[u], sampling_rate_hz, threshold, are_two)
+            v = _partner(u, alive, similarity[u], lag[u], sampling_rate_hz, threshold, are_known_to_be_two)
             if v is None:
                 break
             alive[u].absorb(alive.pop(v), int(lag[u, v]), components)
+            known_two = {pair for pair in known_two if u not in pair}
             _renew_row(u, alive, similarity, lag, similarity_row)
     remaining = [alive[u] for u in sorted(alive)]
     unit_of, lag_of = np.zeros(n_clusters, np.int64), np.zeros(n_clusters, np.int64)
@@ -165,7 +176,7 @@ def _partner(
     lag: NDArray[np.int64],
     sampling_rate_hz: float,
     ccg_threshold: float | None,
-    are_two: AreTwo,
+    are_two: Callable[[int, int, NDArray[np.int64], NDArray[np.int64]], bool],
 ) -> int | None:
     """The most similar unit to be merged with u, or None; without a threshold, correlograms do not merge."""
     train: NDArray[np.int64] | None = None
@@ -179,7 +190,7 @@ def _partner(
                 train, other, sampling_rate_hz=sampling_rate_hz, ccg_threshold=ccg_threshold
             ):
                 return int(v)
-            if not fire_together(train, other, sampling_rate_hz) and not are_two(alive[u], alive[v], int(lag[v])):
+            if not are_two(u, int(v), train, other):
                 return int(v)
     return None
 

@@ -113,13 +113,13 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
     The first of these that can be decided decides. Spikes are never compared along the time derivative of the mean,
     because the peak of a spike is anywhere within a sample, and templates may be aligned differently.
 
-    1. Means less similar than :data:`MIN_SIMILARITY` are those of two neurons (6b).
+    1. Means less similar than :data:`MIN_SIMILARITY` are those of two neurons (step 6b).
     2. Spikes that do not follow another within a burst are compared in cells of time and displacement. Whatever
-       separates them there is not bursting, fading or motion (6c).
+       separates them there is not bursting, fading or motion (step 6c).
     3. All spikes are compared in ranges of displacement, along directions other than their amplitude, which may have
-       changed (6d).
+       changed (step 6d).
     4. If the tissue moved, the groups were recorded at different displacements. They are one neuron if the mean of one
-       group continues that of the other (6e).
+       group continues that of the other (step 6e).
 
     Too few spikes to decide are those of one neuron.
 

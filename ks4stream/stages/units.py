@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +55,7 @@ suffice."""
 
 
 GHOST_REACH_UM = 200.0  # distance from a unit at which what matching left of its waveform may be found
+HELD_CLUSTERS = 256  # whose examples are in memory, some 150 kB each
 MIN_COMMON_CHANNELS = 3  # of two clusters that may be one unit
 
 
@@ -231,6 +232,7 @@ class Examples:
     ) -> None:
         self._clusters, self._receipts, self._channels = clusters, receipts, template_channels
         self._components, self._rate = components, sampling_rate_hz
+        self._known = lru_cache(maxsize=HELD_CLUSTERS)(self._read)
 
     def are_two(self, unit: merging.GrowingUnit, other: merging.GrowingUnit, lag: int) -> bool:
         """Whether two units are two neurons, with the spikes and waveforms of the other moved earlier by `lag`."""
@@ -246,13 +248,17 @@ class Examples:
         ]
         return splits.are_two(*groups, time_derivative=templates.time_derivative(self._components))
 
+    def _read(self, number: int) -> dict[str, NDArray[Any]]:
+        """Columns of some spikes of one cluster."""
+        receipt, in_region = self._clusters.receipt_and_number[number].tolist()
+        names = self._receipts[receipt].kind
+        return {name: read_region([self._receipts[receipt]], name, in_region) for name in names}
+
     def _of(self, lags: Mapping[int, int]) -> dict[str, NDArray[Any]]:
         """Columns of some spikes of several clusters, of which each is moved earlier by its lag."""
         parts = []
         for number, lag in lags.items():
-            receipt, in_region = self._clusters.receipt_and_number[number].tolist()
-            names = self._receipts[receipt].kind
-            part = {name: read_region([self._receipts[receipt]], name, in_region) for name in names}
+            part = dict(self._known(number))
             if lag:
                 part["sample"] = part["sample"] - lag
                 part["features"] = part["features"] @ templates.roll_matrix(self._components, lag).numpy()
