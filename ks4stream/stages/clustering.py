@@ -23,7 +23,9 @@ from ks4stream.stages.needs import Load
 GPU_FROM_SPIKES = 8192
 """Number of spikes in a region from which a GPU clusters them faster than a CPU, if a GPU is used. With fewer, the
 thousands of small steps are too little work for it."""
-GRAPH_BYTES = 160  # per spike during clustering: its columns, order, template, ten links and their flags, labels
+GRAPH_BYTES = 240
+"""Per spike during clustering: its columns, order, template and labels, ten links and their flags, in the graph of the
+region and in that of one of its clusters."""
 
 
 @dataclass(frozen=True, eq=False)
