@@ -18,13 +18,15 @@ SIMILAR_ABOVE = 0.5  # less similar templates are never merged (section 9)
 REFRACTORY_MS = 2  # within which one neuron does not fire twice
 TOGETHER_SHARE, TOGETHER_PAIRS = 0.02, 2
 """Two clusters are two neurons if more pairs of their spikes than this, and than this share of the smaller cluster, are
-within :data:`REFRACTORY_MS`, …"""
+within :data:`REFRACTORY_MS`."""
 TOGETHER_RATE, TOGETHER_CHANCE = 0.25, 0.01
-"""… and it is improbable that there would be so many pairs at this share of the rate at longer lags."""
+"""The second condition for two neurons: so many pairs would be improbable (chance) if pairs were at this share of the
+rate at longer lags."""
 
 GHOST_SHARE = 0.5
 """Share of a unit's spikes that coincide with those of a larger unit at one lag, from which it is what matching left of
-that unit's waveform. Neurons that fire together by synapses or gap junctions share fewer spikes, and jitter more."""
+that unit's waveform. Neurons that fire together because of synapses or gap junctions share fewer spikes, and
+jitter more."""
 GHOST_LAG_MS, GHOST_JITTER_MS = 1.0, 0.07  # maximum lag, and maximum deviation from it
 
 AreTwo = Callable[["GrowingUnit", "GrowingUnit", int], bool]

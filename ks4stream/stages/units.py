@@ -55,8 +55,9 @@ suffice."""
 
 
 GHOST_REACH_UM = 200.0  # distance from a unit at which what matching left of its waveform may be found
+CLUSTERS_PER_REGION = 50  # in plans: more than there were in any region of dense recordings
 HELD_CLUSTERS = 256  # whose examples are in memory, some 150 kB each
-MIN_COMMON_CHANNELS = 3  # of two clusters that may be one unit
+MIN_COMMON_CHANNELS = 3  # of two clusters that may be one unit, unless one of them has fewer channels
 
 
 def min_unit_spikes(tiling: Tiling, sampling_rate_hz: float) -> int:
@@ -154,10 +155,11 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
     def needs(cls, load: Load) -> Needs:
         """All spikes of a region; features of more than :data:`~ks4stream.io.mapped.HELD_BYTES` stay on disk."""
         n = load.largest_region
+        n_examples = min(load.n_spikes, EXAMPLES * CLUSTERS_PER_REGION * len(load.regions))
         return load.on_regions(
             cls.name,
             min(4 * load.n_features * n, HELD_BYTES) + CLUSTER_METHOD.n_bytes(load, n),
-            scratch_bytes=CLUSTERED_SPIKE_BYTES * load.n_spikes,
+            scratch_bytes=CLUSTERED_SPIKE_BYTES * load.n_spikes + load.row_bytes * n_examples,
             remedies=("lower max_cluster_subset (fewer landmarks)", "sort a part with tmin and tmax"),
         )
 
@@ -238,8 +240,9 @@ class Examples:
         """Whether two units are two neurons, with the spikes and waveforms of the other moved earlier by `lag`."""
         sides = [self._of(unit.lags), self._of({number: before + lag for number, before in other.lags.items()})]
         trains = [unit.train(), other.train() - lag]
-        channels = sorted(set.intersection(*(self._shared_channels(side["template"]) for side in sides)))
-        if len(channels) < MIN_COMMON_CHANNELS:
+        channels_of = [self._shared_channels(side["template"]) for side in sides]
+        channels = sorted(set.intersection(*channels_of))
+        if len(channels) < max(1, min(MIN_COMMON_CHANNELS, *map(len, channels_of))):
             return True
         counts = splits.firsts([side["sample"] for side in sides], trains, self._rate)
         groups = [
@@ -364,29 +367,35 @@ class Merge(Step[Units]):
         """Which units are what matching left of a larger unit's waveform."""
         energy = merged.features.square().sum(dim=2).numpy()
         size, position = energy.sum(axis=1), self.probe.positions_um[energy.argmax(axis=1)]
+        n_spikes = np.bincount(merged.unit_of, clusters.n_spikes, len(stays))
         ghosts = np.zeros(len(stays), bool)
         units = np.flatnonzero(stays)
         for unit in units[np.argsort(size[units], kind="stable")].tolist():
             near = np.hypot(*(position[units] - position[unit]).T) <= GHOST_REACH_UM
             train = merging.joined_train(clusters, merged.lags_of(unit))
-            for other in units[near & (size[units] > size[unit])].tolist():
+            enough = 2 * n_spikes[units] >= merging.GHOST_SHARE * len(train)  # others cannot coincide with half of it
+            for other in units[near & enough & (size[units] > size[unit])].tolist():
                 share = merging.coincident_share(
                     train, merging.joined_train(clusters, merged.lags_of(other)), self.sampling_rate_hz
                 )
                 if share >= merging.GHOST_SHARE:
                     ghosts[unit] = True
                     logger.info(
-                        "%d spikes are left out: %.0f %% of them coincide with those of a larger unit",
+                        "A unit of %d spikes at %.0f, %.0f µm is left out: %.0f %% of its spikes coincide with those "
+                        "of a larger one at %.0f, %.0f µm",
                         len(train),
+                        *position[unit],
                         100 * share,
+                        *position[other],
                     )
                     break
         return ghosts
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
-        """A flag for each spike, in memory or on disk."""
-        return Needs(cls.name, client_bytes=min(load.n_spikes, HELD_BYTES))
+        """A flag for each spike, in memory or on disk, and examples of some clusters."""
+        examples = HELD_CLUSTERS * EXAMPLES * load.row_bytes
+        return Needs(cls.name, client_bytes=min(load.n_spikes, HELD_BYTES) + examples)
 
 
 def _without_duplicates(
