@@ -104,11 +104,11 @@ def compare(truth: SimulatedRecording, sorting: Sorting) -> list[tuple[float, fl
 @pytest.mark.slow
 def test_true_waveforms_are_found(tmp_path):
     truth = simulate.simulate(
-        simulate.staggered_probe(24), 10.0, seed=3, n_units=5, amplitude_range_uv=(80, 200), rate_range_hz=(15, 40)
+        simulate.staggered_probe(40), 30.0, seed=3, n_units=8, amplitude_range_uv=(80, 200), rate_range_hz=(5, 15)
     )
     path = truth.write_binary(tmp_path / "recording.bin")
-    recording = replace(open_recording(path, n_chan=24, fs=30_000, probe=truth.probe), gain_uv=truth.gain_uv)
+    recording = replace(open_recording(path, n_chan=40, fs=30_000, probe=truth.probe), gain_uv=truth.gain_uv)
     sorting = sort(recording, Settings(scale=0.5, shift=20.0), client="loop", device="cpu")
-    assert sorting.gain_uv == truth.gain_uv and sorting.n_units == 5
+    assert sorting.gain_uv == truth.gain_uv and sorting.n_units == 8
     for correlation, amplitude in compare(truth, sorting):
         assert correlation > 0.97 and amplitude == pytest.approx(1, abs=0.1)
