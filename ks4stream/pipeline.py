@@ -140,10 +140,8 @@ def find_spikes(
 def cluster_spikes(run: Run, tiles: Preprocessor, settings: Settings, waveforms: Waveforms, spikes: Spikes) -> Units:
     """Cluster the spikes of each region, merge the clusters that are one neuron, and drop those that are none."""
     probe, rate = tiles.probe, tiles.sampling_rate_hz
-    circumstances, cluster = (
-        Circumstances(tiles.tiling, rate, tiles.drift),
-        CLUSTER_METHOD(settings, tiles.device, final=True),
-    )
+    circumstances = Circumstances(tiles.tiling, rate, tiles.drift)
+    cluster = CLUSTER_METHOD(settings, tiles.device, final=True)
     clusters = run.do(ClusterSpikes(settings, spikes, waveforms, probe, circumstances, cluster))
     min_spikes = min_unit_spikes(tiles.tiling, rate)
     return run.do(Merge(settings, clusters, spikes.template_channels, waveforms, probe, rate, min_spikes))

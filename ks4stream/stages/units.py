@@ -55,8 +55,8 @@ suffice."""
 
 
 GHOST_REACH_UM = 200.0  # distance from a unit at which what matching left of its waveform may be found
-CLUSTERS_PER_REGION = 50  # in plans: more than there were in any region of dense recordings
-HELD_CLUSTERS = 256  # whose examples are in memory, some 150 kB each
+CLUSTERS_PER_REGION = 50  # assumed by the plan
+HELD_CLUSTERS = 256  # whose examples are in memory, 130 kB each with ten channels and six components
 MIN_COMMON_CHANNELS = 3  # of two clusters that may be one unit, unless one of them has fewer channels
 
 
