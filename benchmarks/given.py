@@ -18,8 +18,8 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,9 @@ from ks4stream.results import Templates, Waveforms
 from ks4stream.run import Run
 from ks4stream.sorter import prepare
 from ks4stream.stages.joining import Join
-from ks4stream.stages.matching import Match, Spikes, spans
+from ks4stream.stages.matching import Match, Matched, Spikes, spans
 from ks4stream.stages.preprocessing import Preprocessor
-from ks4stream.stages.units import counted_rows
+from ks4stream.stages.thresholds import SetThresholds, counted_rows
 from ks4stream.stages.waveforms import LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
 
@@ -106,7 +106,7 @@ def _matched(recording: Recording, settings: Settings, truth: Truth, motion: Any
     with run_here(tiles) as run:
         tiles, waveforms, regions = _prepared(run, tiles, settings, motion)
         templates = true_templates(tiles, waveforms, truth, settings)
-        spikes = run.do(Match(settings, tiles, waveforms, templates, regions))
+        spikes = run.do(SetThresholds(settings, run.do(Match(settings, tiles, waveforms, templates, regions))))
         return _column(spikes, "sample"), _column(spikes, "template")
 
 
@@ -166,6 +166,11 @@ class MatchTrue(Match):
 
     true_sample: NDArray[np.int64]
     true_unit: NDArray[np.int64]
+
+    def combine(self, parts: Iterable[Matched], run: Run) -> Spikes:
+        """Settle borders; all spikes count, whatever their scores."""
+        spikes = super().combine(parts, run)
+        return replace(spikes, threshold=np.zeros_like(spikes.threshold))
 
     def _rows(self, tile: Tile, artifacts: list[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
         settings, prepared = self.settings, self.prepared

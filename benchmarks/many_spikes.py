@@ -139,6 +139,7 @@ class Scene:
             artifacts=np.zeros((0, 2), np.int64),
             template_channels=self.channels,
             region_of=self.region_of,
+            threshold=np.zeros(len(self.region_of)),
             sampling_rate_hz=RATE_HZ,
         )
 

@@ -39,6 +39,7 @@ from ks4stream.kernels import matching as matching_kernels
 from ks4stream.kernels import preprocessing as filters
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels import waveforms as waveform_kernels
+from ks4stream.kernels.thresholds import lowest_peak, lowest_score
 from ks4stream.results import Drift, Templates, Waveforms, Whitening
 from ks4stream.scoring import score
 from ks4stream.sorter import prepare
@@ -442,7 +443,7 @@ def compare_drift(pair: Pair) -> list[Line]:
         lowest_um=float(y_um.min()),
         bin_um=settings.binning_depth,
         n_bins=n_bins,
-        threshold=settings.Th_universal,
+        threshold=lowest_peak(settings.Th_universal),
     )
     counts = np.zeros((len(pair.tiling), 2, n_bins, drift_kernels.N_AMPLITUDE_BINS), np.uint16)
     np.add.at(counts, (batch.astype(int), np.arange(len(batch)) % 2, *bins), 1)
@@ -540,7 +541,7 @@ def _detect_in_batch(pair: Pair, detect: Detect, tile: Tile, traces: torch.Tenso
     return detection_kernels.detect(
         traces,
         detect.templates,
-        threshold=pair.settings.Th_universal,
+        threshold=lowest_peak(pair.settings.Th_universal),
         reach=pair.settings.peak_sample,
         first=nt + to_centre,
         last=nt + to_centre + tile.stop - tile.start,
@@ -620,7 +621,7 @@ def _match_their_traces(pair: Pair, match: Match, sample: np.ndarray, template: 
     channels, away, scores = match.template_channels, [np.zeros(0)], [np.zeros(0)]
     for tile, traces in pair.batches("moved"):
         found = matching_kernels.match(
-            traces, match.prepared, threshold=pair.settings.Th_learned, max_peels=pair.settings.max_peels
+            traces, match.prepared, threshold=lowest_score(pair.settings.Th_learned), max_peels=pair.settings.max_peels
         )
         time = found.sample_index.numpy() - nt + tile.start + shift
         inner = (tile.start + 2 * nt, tile.stop - 2 * nt)
@@ -691,6 +692,7 @@ def compare_units(pair: Pair) -> list[Line]:
             artifacts=np.zeros((0, 2), np.int64),
             template_channels=their_feature_channels(pair),
             region_of=region_of,
+            threshold=np.zeros(len(region_of)),
             sampling_rate_hz=pair.rate_hz,
         )
         found = run.do(ClusterSpikes(settings, spikes, shapes, probe, when_recorded(pair), GraphClustering(settings)))

@@ -32,6 +32,7 @@ from ks4stream.blocks import Tiling
 from ks4stream.kernels import clustering, detection, graph, splits
 from ks4stream.kernels.borders import Reported, settle
 from ks4stream.kernels.convolution import correlate
+from ks4stream.kernels.thresholds import lowest_peak
 from ks4stream.results import Sorting
 from ks4stream.stages.clustering import Circumstances, GraphClustering, scattered_rows
 
@@ -166,7 +167,7 @@ def draw_search(example: Example) -> Figure:
         neighbours=torch.from_numpy(centres.neighbours),
         depth_um=torch.from_numpy(example.truth.probe.y_um.astype(np.float32)),
     )
-    options: dict[str, Any] = dict(threshold=settings.Th_universal, reach=settings.peak_sample)
+    options: dict[str, Any] = dict(threshold=lowest_peak(settings.Th_universal), reach=settings.peak_sample)
     peaks = detection.detect(traces, templates, first=margin, last=margin + n_shown, **options)
     matches = correlate(traces, templates.shapes, layout="ctp")
     search = detection._PeakSearch(matches, templates, **options)
@@ -183,7 +184,7 @@ def draw_search(example: Example) -> Figure:
     order = np.lexsort((centres.position_um[:, 0], centres.position_um[:, 1]))
     figure = Figure(figsize=(9.0, 3.3))
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
-    above = float((bound > settings.Th_universal).mean())
+    above = float((bound > options["threshold"]).mean())
     evaluated = float((best >= 0).mean())
     titles = (
         f"bound, above threshold in {100 * above:.1f} %",
@@ -199,7 +200,7 @@ def draw_search(example: Example) -> Figure:
             origin="lower",
             extent=(0, PIECE_MS, 0, len(order)),
             vmin=0,
-            vmax=3 * settings.Th_universal,
+            vmax=3 * options["threshold"],
             cmap=_greys(),
             interpolation="nearest",
         )
@@ -217,7 +218,7 @@ def draw_search(example: Example) -> Figure:
     panels[0].set_ylabel("centre, by depth", fontsize=9)
     figure.subplots_adjust(0.06, 0.15, 0.93, 0.9, 0.08)
     bar = figure.colorbar(picture, cax=figure.add_axes((0.945, 0.15, 0.012, 0.75)))
-    bar.ax.axhline(settings.Th_universal, color=RED, linewidth=1.3)
+    bar.ax.axhline(options["threshold"], color=RED, linewidth=1.3)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     print(f"search: {100 * above:.1f} % of the pairs above threshold, {100 * evaluated:.2f} % evaluated")

@@ -21,7 +21,8 @@ HEAD = """\
 
 # Settings
 
-This page lists every setting, and which ones to try first. Names and defaults are Kilosort4's.
+This page lists every setting, and which ones to try first. Names are Kilosort4's, and so are defaults, except for
+two thresholds: `run_kilosort` keeps Kilosort4's, 9 and 8; otherwise they follow from the data ("auto").
 
 Everything that changes a result is a setting, and nothing else is. The number of workers, the device, and the number of
 batches per task never change a result, except that another kind of processor may change last digits; see
@@ -32,7 +33,7 @@ In Python, `Settings` checks all values on construction, and refuses unknown nam
 ```python
 import ks4stream
 
-settings = ks4stream.Settings(Th_universal=8, Th_learned=7, nblocks=0)
+settings = ks4stream.Settings(Th_learned=7, nblocks=0)
 finer = settings.replace(batch_size=30_000)  # the same with one change
 from_file = ks4stream.Settings.from_dict({{"Th_learned": 7, "tmax": 600}})
 ```
@@ -50,9 +51,10 @@ The unit "noise s.d." is the standard deviation of the noise in the whitened tra
 TRIES = (
     (
         "`Th_universal`, `Th_learned`",
-        "8 and 7, then 7 and 6",
-        "Small units are missing. In simulations with Gaussian background, 7 and 6 found 3 to 5 more units of 20 and "
-        "no more false ones; where the background was made of distant units, they found 3 fewer of 40.",
+        "9 and 8",
+        "You want Kilosort4's thresholds, for instance to compare. By default (auto), each region of the probe and "
+        "each template has a threshold that follows from the scores of its spikes, so that small units are found "
+        "where the background is quiet.",
     ),
     (
         "`Th_universal`, `Th_learned`",
@@ -136,7 +138,8 @@ def _bounds(about: Any) -> str:
         return "True or False"
     signs = (("gt", ">"), ("ge", "≥"), ("le", "≤"))
     bounds = [f"{sign} {about[name]:g}" for name, sign in signs if about[name] is not None]
-    return ", ".join([*bounds, *(["or none"] if about["optional"] else [])])
+    others = ["or none"] * about["optional"] + ["or auto"] * (about["kilosort4"] is not None)
+    return ", ".join([*bounds, *others])
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from rich.text import Text
 
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning, ProbeError
 from ks4stream.messages import warn
-from ks4stream.settings import Settings
+from ks4stream.settings import AUTO, Settings
 
 if TYPE_CHECKING:
     from ks4stream.engine import Progress
@@ -259,11 +259,14 @@ def _read_setting(name: str, text: str) -> Any:
     about = _SETTINGS[name].metadata
     if about["optional"] and text.lower() == "none":
         return None
+    if about["kilosort4"] is not None and text.lower() == AUTO:
+        return AUTO
     what, read = _KINDS[about["kind"]]
     try:
         return read(text)
     except (KeyError, ValueError):
-        raise click.BadParameter(f"{text!r} is not {what}{' or none' * about['optional']}.") from None
+        others = " or none" * about["optional"] + f" or {AUTO}" * (about["kilosort4"] is not None)
+        raise click.BadParameter(f"{text!r} is not {what}{others}.") from None
 
 
 def _settings_given(ctx: click.Context, options: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Match, Spikes
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.templates import LearnTemplates
+from ks4stream.stages.thresholds import SetThresholds
 from ks4stream.stages.units import ClusterSpikes, Merge, Units, min_unit_spikes
 from ks4stream.stages.waveforms import LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
@@ -134,7 +135,8 @@ def find_spikes(
         settings, peaks, waveforms, tiles.probe, centres, regions, circumstances, cluster, min_spikes
     )
     templates = run.do(learn)
-    return templates, run.do(Match(settings, tiles, waveforms, templates, regions))
+    spikes = run.do(Match(settings, tiles, waveforms, templates, regions))
+    return templates, run.do(SetThresholds(settings, spikes))
 
 
 def cluster_spikes(run: Run, tiles: Preprocessor, settings: Settings, waveforms: Waveforms, spikes: Spikes) -> Units:
@@ -147,5 +149,16 @@ def cluster_spikes(run: Run, tiles: Preprocessor, settings: Settings, waveforms:
     return run.do(Merge(settings, clusters, spikes.template_channels, waveforms, probe, rate, min_spikes))
 
 
-STAGES = (LearnWhitening, LearnWaveforms, Detect, EstimateDrift, LearnTemplates, Match, ClusterSpikes, Merge, Join)
+STAGES = (
+    LearnWhitening,
+    LearnWaveforms,
+    Detect,
+    EstimateDrift,
+    LearnTemplates,
+    Match,
+    SetThresholds,
+    ClusterSpikes,
+    Merge,
+    Join,
+)
 """What the plan sums over."""

@@ -22,6 +22,9 @@ Class = TypeVar("Class", bound=type)
 OF_RECORDING = {"n_chan_bin": "n_chan", "fs": "fs"}
 """Settings of Kilosort4 that belong to the recording, and what ``open_recording`` calls them."""
 
+AUTO = "auto"
+"""Value of a setting that follows from the recording."""
+
 UNLIMITED = ("tmax", "artifact_threshold", "max_channel_distance", "position_limit")
 """Settings that may be infinite: they are limits, and there is then none."""
 
@@ -38,10 +41,12 @@ def _setting(
     unit: str = "",
     optional: bool = False,
     if_none: str = "",
+    kilosort4: float | None = None,
 ) -> Any:
     """Declare one field of :class:`Settings`.
 
     Bounds are ``ge <= value``, ``gt < value`` and ``value <= le``; `if_none` says what the default None stands for.
+    With `kilosort4`, Kilosort4's default, the value may be :data:`AUTO`, and is that by default.
     """
     return field(
         default=default,
@@ -55,6 +60,7 @@ def _setting(
             "unit": unit,
             "optional": optional,
             "if_none": if_none,
+            "kilosort4": kilosort4,
         },
     )
 
@@ -151,8 +157,13 @@ class Settings:
         6.0, "Single-channel threshold for learning waveforms.", group="waveforms", gt=0, unit="noise s.d."
     )
     # -- detection -----------------------------------------------------------------------------------
-    Th_universal: float = _setting(
-        9.0, "Threshold of detection with universal templates.", group="detection", gt=0, unit="noise s.d."
+    Th_universal: float | str = _setting(
+        AUTO,
+        "Threshold of detection with universal templates; auto: for each region of the probe, from the data.",
+        group="detection",
+        gt=0,
+        unit="noise s.d.",
+        kilosort4=9.0,
     )
     dmin: float | None = _setting(
         None,
@@ -193,8 +204,13 @@ class Settings:
         (0.5, 0.5, 0.5), "Smoothing of the drift estimate over shift, batch and segment.", group="drift", kind=tuple
     )
     # -- matching ------------------------------------------------------------------------------------
-    Th_learned: float = _setting(
-        8.0, "Threshold of matching with learned templates.", group="matching", gt=0, unit="noise s.d."
+    Th_learned: float | str = _setting(
+        AUTO,
+        "Threshold of matching with learned templates; auto: for each template, from the data.",
+        group="matching",
+        gt=0,
+        unit="noise s.d.",
+        kilosort4=8.0,
     )
     max_peels: int = _setting(
         100, "Maximum number of rounds of matching pursuit.", group="matching", kind=int, ge=1, le=10_000
@@ -268,6 +284,18 @@ class Settings:
     def landmark_limit(self) -> int:
         """Maximum number of landmarks (``max_cluster_subset``; a very large number if that is None)."""
         return 2**62 if self.max_cluster_subset is None else self.max_cluster_subset
+
+    @classmethod
+    def like_kilosort4(cls, values: Mapping[str, Any]) -> Settings:
+        """Make settings from a mapping of names to values; those that are not given are as in Kilosort4.
+
+        Raises
+        ------
+        SettingsError
+            As for ``Settings(**values)``.
+        """
+        numbers = {spec.name: spec.metadata["kilosort4"] for spec in fields(cls)}
+        return cls(**{name: number for name, number in numbers.items() if number is not None} | dict(values))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Settings:
@@ -345,6 +373,8 @@ def _checked(spec: Field[Any], value: Any) -> Any:
         if about["optional"]:
             return None
         raise SettingsError(f"{spec.name}=None is not allowed; it must be of type {about['kind'].__name__}.")
+    if about["kilosort4"] is not None and isinstance(value, str) and value == AUTO:
+        return AUTO
     if about["kind"] is bool:
         if not isinstance(value, bool):
             raise SettingsError(f"{spec.name}={value!r} must be True or False.")
@@ -354,7 +384,8 @@ def _checked(spec: Field[Any], value: Any) -> Any:
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise SettingsError(f"{spec.name}={value!r} must be a number ({about['kind'].__name__}).") from None
+        or_auto = "" if about["kilosort4"] is None else f", or {AUTO!r}"
+        raise SettingsError(f"{spec.name}={value!r} must be a number ({about['kind'].__name__}){or_auto}.") from None
     if isinstance(value, bool) or math.isnan(number):
         raise SettingsError(f"{spec.name}={value!r} must be a number ({about['kind'].__name__}).")
     _check_bounds(spec.name, value, number, about)

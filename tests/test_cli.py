@@ -171,7 +171,7 @@ def test_every_setting_has_an_option_with_unit_bounds_and_default() -> None:
     for spec in fields(Settings):
         name = "--n-chan" if spec.name == "n_chan_bin" else "--" + spec.name.replace("_", "-")
         assert f"{name} " in text or f"{name}," in text
-    assert "[noise s.d.; > 0; default: 9]" in text
+    assert "[noise s.d.; > 0; default: auto]" in text
     assert "[≥ 1; ≤ 10000; default: 100]" in text
     assert "[default: 0.5,0.5,0.5]" in text
     assert "--Th-universal, --th-universal NUMBER" in text

@@ -108,7 +108,8 @@ def test_true_waveforms_are_found(tmp_path):
     )
     path = truth.write_binary(tmp_path / "recording.bin")
     recording = replace(open_recording(path, n_chan=40, fs=30_000, probe=truth.probe), gain_uv=truth.gain_uv)
-    sorting = sort(recording, Settings(scale=0.5, shift=20.0), client="loop", device="cpu")
+    settings = Settings(scale=0.5, shift=20.0, Th_universal=9, Th_learned=8)
+    sorting = sort(recording, settings, client="loop", device="cpu")
     assert sorting.gain_uv == truth.gain_uv and sorting.n_units == 8
     for correlation, amplitude in compare(truth, sorting):
         assert correlation > 0.97 and amplitude == pytest.approx(1, abs=0.1)

@@ -106,7 +106,7 @@ def test_more_channels_or_longer_batches_need_more_memory():
         assert all(
             a.memory_bytes < b.memory_bytes
             for a, b in zip(less.stages, more.stages, strict=True)
-            if "clustering" not in a.name
+            if "clustering" not in a.name and a.name != "thresholds"
         )
 
 
@@ -217,8 +217,8 @@ def test_what_a_gpu_fetches_from_lies_in_memory_beside_the_tile():
 
 
 def test_a_disk_too_small_is_told(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(planning, "_free_bytes", lambda folder: 10**6)
-    with pytest.warns(MachineWarning, match=r"will need .* of disk space, but only 1\.0 MB are free.*results_dir"):
+    monkeypatch.setattr(planning, "_free_bytes", lambda folder: 2 * 10**6)
+    with pytest.warns(MachineWarning, match=r"will need .* of disk space, but only 2\.0 MB are free.*results_dir"):
         plan(recording_of(), results_dir=".", **ROOMY).check()
     monkeypatch.setattr(planning, "_free_bytes", lambda folder: 0)
     with pytest.raises(MachineError, match="of disk"):
@@ -285,6 +285,7 @@ from ks4stream.stages.clustering import Circumstances, GraphClustering
 from ks4stream.stages.detection import Detect, Peaks
 from ks4stream.stages.matching import Match, Spikes
 from ks4stream.stages.templates import LearnTemplates
+from ks4stream.stages.thresholds import SetThresholds
 from ks4stream.stages.units import ClusterSpikes
 from ks4stream.stages.waveforms import LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
@@ -342,8 +343,8 @@ with one_thread():
     spikes_in, spikes = regions_rows(
         "spikes.rows", match.region_of, "template", features[np.arange(128)[:, None], slots]
     )
-    nothing = np.zeros((0, 2), np.int64)
-    spikes = Spikes(spikes, np.zeros(1), [np.zeros(0, np.int64)], nothing, slots, match.region_of, 30_000.0)
+    nothing, low = np.zeros((0, 2), np.int64), np.zeros(128)
+    spikes = Spikes(spikes, np.zeros(1), [np.zeros(0, np.int64)], nothing, slots, match.region_of, low, 30_000.0)
 tiles, cluster = tuple(still.tiling), GraphClustering(settings)
 tiling = Tiling(0, 6_000_000, 60_000, 0, 100)
 moved_um = np.linspace(-20, 20, 100, dtype=np.float32)[:, None]
@@ -356,6 +357,7 @@ stages = [
     (Detect(settings, still, shapes, centres, regions), tiles),
     (match, tiles),
     (LearnTemplates(settings, Peaks(peaks), shapes, probe, centres, regions, when, cluster, 5), peaks_in),
+    (SetThresholds(settings, spikes), spikes_in),
     (ClusterSpikes(settings, spikes, shapes, probe, when, cluster), spikes_in),
 ]
 del still, moved, match  # a recording in memory is no stage's
@@ -386,7 +388,7 @@ def test_no_process_takes_more_than_was_said(tmp_path: Path):
         stage.name: planning.PYTHON_BYTES + stage.memory_bytes
         for found, kind in ((on_tiles, False), (on_regions, True))
         for stage in found.stages
-        if ("clustering" in stage.name) == kind
+        if ("clustering" in stage.name or stage.name == "thresholds") == kind
     }
     measured = [line.split(": ") for line in done.stdout.splitlines()]
     for stage, n_bytes in measured:

@@ -213,9 +213,9 @@ def test_what_belongs_to_the_recording_is_said_where_it_is_opened(make: Any, nam
         make({name: 10})
 
 
-def test_a_dictionary_holds_plain_numbers() -> None:
+def test_a_dictionary_holds_plain_values() -> None:
     """It can be stored, and read elsewhere, without this package."""
-    assert {type(value) for value in Settings().to_dict().values()} <= {int, float, bool, tuple, type(None)}
+    assert {type(value) for value in Settings().to_dict().values()} <= {int, float, bool, tuple, str, type(None)}
 
 
 def test_a_part_holds_what_was_named_and_nothing_else() -> None:

@@ -156,7 +156,7 @@ def test_all_steps_are_taken(before: Any) -> None:
     settings, steps, _ = before()
     assert settings == BASE
     twice = ["waveforms", "detection"]
-    once = ["first clustering", "matching", "final clustering", "merging", "joining"]
+    once = ["first clustering", "matching", "thresholds", "final clustering", "merging", "joining"]
     assert [name for name, _ in steps] == ["whitening", *twice, "drift", *(f"{name}{MOVED}" for name in twice + once)]
 
 
@@ -193,6 +193,7 @@ def test_refractory_periods(name: str, tmp_path: Path) -> None:
         receipt,
         write_block(tmp_path / "examples.rows", examples, np.arange(n) % n_clusters, n_clusters),
         np.full((n_clusters, 3, 1), 20, np.float32),
+        np.full(n_clusters, 8.0),
     )
     waveforms, probe = Waveforms(np.ones((1, 3)), np.ones((1, 3))), simulate.linear_probe(3)
 

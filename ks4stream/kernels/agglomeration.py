@@ -12,6 +12,7 @@ from torch import Tensor
 from ks4stream.kernels.graph import CHUNK, SpikeGraph
 
 EXPECTED_FLOOR = 0.001  # added to expected links
+GROWN_BY = 1.1  # factor by which a cluster has grown if it is to be compared again with those it was told apart from
 MIN_RATIO = 0.01  # links between two clusters relative to expected links; clusters with less are not compared
 
 Clusters = NDArray[np.int64]
@@ -35,7 +36,7 @@ def agglomerate(
 ) -> NDArray[np.int64]:
     """Join, again and again, the pair with the highest ratio of links to expected links that is one neuron.
 
-    A pair that was found to be two neurons is compared again when either of them has grown.
+    A pair that was found to be two neurons is compared again when either of them has grown by :data:`GROWN_BY`.
 
     Parameters
     ----------
@@ -62,6 +63,8 @@ def agglomerate(
     expected = expected + expected.T + EXPECTED_FLOOR
     unlinked = np.zeros((n, n), bool) if similar is None else similar.copy()
     groups = {number: np.array([number]) for number in range(n)}
+    size = links.sum(1).astype(np.float64)  # a spike has as many links as any other
+    size_then = np.zeros((n, n))  # [a, b]: size of a when it was told apart from b; 0 if it was not
     waiting = np.triu(np.ones((n, n), bool), 1)  # each pair once; False for those that are two, and for joined ones
     while True:
         ratio = np.where(waiting, observed / expected, -1.0)
@@ -71,13 +74,18 @@ def agglomerate(
             break
         if are_two(groups[a], groups[b]):
             waiting[a, b] = False
+            size_then[a, b], size_then[b, a] = size[a], size[b]
             continue
+        larger = a if size[a] >= size[b] else b
+        size_then[a], size_then[:, a] = size_then[larger], size_then[:, larger]
+        size[a] += size[b]
         groups[a] = np.sort(np.concatenate([groups[a], groups.pop(b)]))
         for counts in (observed, expected, unlinked):
             counts[a] += counts[b]
             counts[:, a] = counts[a]  # wrong at [a, a], which is never used
         others = np.array([number for number in groups if number != a], np.int64)
-        waiting[np.minimum(a, others), np.maximum(a, others)] = True
+        known = (size[a] < GROWN_BY * size_then[a, others]) & (size[others] < GROWN_BY * size_then[others, a])
+        waiting[np.minimum(a, others), np.maximum(a, others)] = ~known
         waiting[b], waiting[:, b] = False, False
     label = np.zeros(n, np.int64)
     for number, first in enumerate(sorted(groups)):

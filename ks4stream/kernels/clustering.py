@@ -31,6 +31,9 @@ N_COMPONENTS, N_LOCAL_COMPONENTS = 12, 8
 COMPONENT_SPIKES = 20_000  # maximum number of spikes from which they are computed
 COMPARED_SPIKES = 1000  # maximum number of spikes of a cluster when two are compared
 SIMILARITY_SPIKES = 500  # maximum number of spikes of which a cluster's mean is taken, to find similar clusters
+APART_RANGE_UM, APART_BELOW = 4.0, 0.5
+"""Clusters without links are compared only if the displacements at which they were seen have less than this share in
+common, in ranges of so many µm: at the same displacement, links would show that they are one neuron."""
 N_SEEDS = 200  # maximum number of clusters the sweeps start with (step 3)
 SPIKES_PER_SEED, MIN_SEEDS = 20, 10
 """With few spikes, fewer seeds give the same result in less time: splits can hardly be recognised in clusters of fewer
@@ -374,7 +377,7 @@ class _Comparison:
         return splits.are_two(*groups, time_derivative=self._derivative)
 
     def similar(self) -> NDArray[np.bool_]:
-        """Which pairs of clusters have similar means, on the channels that both have; shape (C, C)."""
+        """Which pairs of clusters have similar means, on the channels that both have, and take turns; shape (C, C)."""
         mean = torch.zeros(len(self._members), self._rows.d, dtype=torch.float64, device=self._rows.device)
         present = torch.zeros_like(mean)
         for number, members in enumerate(self._members):
@@ -384,7 +387,20 @@ class _Comparison:
             present[number, columns] = 1.0
         energy = (mean * mean) @ present.T  # of each row, on the channels of each column
         cosine = mean @ mean.T / (energy * energy.T).sqrt().clamp_min(1e-30)
-        return (cosine > splits.MIN_SIMILARITY).cpu().numpy()
+        alike: NDArray[np.bool_] = (cosine > splits.MIN_SIMILARITY).cpu().numpy()
+        return alike & (self._common_displacement() < APART_BELOW)
+
+    def _common_displacement(self) -> NDArray[np.float64]:
+        """Share of the spikes of two clusters that the tissue's displacement has in common; shape (C, C)."""
+        moved_um = self._conditions.displacement_um
+        range_of = ((moved_um - moved_um.min()) / APART_RANGE_UM).astype(np.int64)
+        n_ranges = int(range_of.max()) + 1
+        counts = [np.bincount(range_of[members.cpu().numpy()], minlength=n_ranges) for members in self._members]
+        share = np.stack(counts) / np.array([len(members) for members in self._members])[:, None]
+        common = np.zeros((len(share), len(share)))
+        for column in share.T:
+            common += np.minimum.outer(column, column)
+        return common
 
 
 def _thinned(spikes: Tensor, most: int) -> Tensor:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import pdtrc
 from torch import Tensor
 
+from ks4stream.kernels.agglomeration import GROWN_BY
 from ks4stream.kernels.correlograms import correlogram, is_refractory_pair, is_refractory_unit
 from ks4stream.kernels.templates import roll_matrix
 
@@ -87,6 +88,23 @@ class GrowingUnit:
         return joined_train(self._trains, self.lags)
 
 
+class _KnownPairs:
+    """Pairs of growing units of which something is known, until either of them has grown by `GROWN_BY`."""
+
+    def __init__(self, units: Mapping[int, GrowingUnit]) -> None:
+        self._units = units
+        self._sizes: dict[frozenset[int], dict[int, int]] = {}
+
+    def add(self, u: int, v: int) -> None:
+        """From now on, it is known of this pair."""
+        self._sizes[frozenset((u, v))] = {number: self._units[number].n_spikes for number in (u, v)}
+
+    def known(self, u: int, v: int) -> bool:
+        """Whether it is known of this pair."""
+        sizes = self._sizes.get(frozenset((u, v)), {u: 0})
+        return all(self._units[number].n_spikes < GROWN_BY * n_spikes for number, n_spikes in sizes.items())
+
+
 def joined_train(trains: Trains, lags: Mapping[int, int]) -> NDArray[np.int64]:
     """Sorted spike times of several clusters, each shifted earlier by its lag."""
     moved = [trains[number] - lag for number, lag in lags.items()]
@@ -144,24 +162,32 @@ def merge_clusters(
         for u in range(n_clusters)
     ]
     similarity, lag = similarity.copy(), lag.copy()
-    known_two: set[frozenset[int]] = set()  # pairs that need not be compared again
+    apart, two = _KnownPairs(alive), _KnownPairs(alive)  # by their correlogram, and by their spikes
 
-    def are_known_to_be_two(u: int, v: int, train: NDArray[np.int64], other: NDArray[np.int64]) -> bool:
-        pair = frozenset((u, v))
-        if pair not in known_two and (
-            fire_together(train, other, sampling_rate_hz) or are_two(alive[u], alive[v], int(lag[u, v]))
-        ):
-            known_two.add(pair)
-        return pair in known_two
+    def are_one(u: int, v: int) -> bool:
+        by_correlogram = absorbs[u] and not apart.known(u, v)
+        if not by_correlogram and two.known(u, v):
+            return False
+        shift = int(lag[u, v])
+        train, other = alive[u].train(), alive[v].train() - shift
+        if by_correlogram:
+            if is_refractory_pair(train, other, sampling_rate_hz=sampling_rate_hz, ccg_threshold=ccg_threshold):
+                return True
+            apart.add(u, v)
+        if not two.known(u, v):
+            if not fire_together(train, other, sampling_rate_hz) and not are_two(alive[u], alive[v], shift):
+                return True
+            two.add(u, v)
+        return False
 
     for u in np.argsort(-n_spikes, kind="stable").tolist():
         while u in alive:
-            threshold = ccg_threshold if absorbs[u] else None
-            v = _partner(u, alive, similarity[u], lag[u], sampling_rate_hz, threshold, are_known_to_be_two)
+            similar = np.argsort(-similarity[u], kind="stable")
+            similar = similar[similarity[u, similar] > SIMILAR_ABOVE]
+            v = next((v for v in similar.tolist() if v != u and v in alive and are_one(u, v)), None)
             if v is None:
                 break
             alive[u].absorb(alive.pop(v), int(lag[u, v]), components)
-            known_two = {pair for pair in known_two if u not in pair}
             _renew_row(u, alive, similarity, lag, similarity_row)
     remaining = [alive[u] for u in sorted(alive)]
     unit_of, lag_of = np.zeros(n_clusters, np.int64), np.zeros(n_clusters, np.int64)
@@ -169,32 +195,6 @@ def merge_clusters(
         for member, shift in unit.lags.items():
             unit_of[member], lag_of[member] = new, shift
     return MergedUnits(torch.stack([unit.features for unit in remaining]) if remaining else features, unit_of, lag_of)
-
-
-def _partner(
-    u: int,
-    alive: dict[int, GrowingUnit],
-    similarity: NDArray[np.float32],
-    lag: NDArray[np.int64],
-    sampling_rate_hz: float,
-    ccg_threshold: float | None,
-    are_two: Callable[[int, int, NDArray[np.int64], NDArray[np.int64]], bool],
-) -> int | None:
-    """The most similar unit to be merged with u, or None; without a threshold, correlograms do not merge."""
-    train: NDArray[np.int64] | None = None
-    for v in np.argsort(-similarity, kind="stable").tolist():
-        if similarity[v] <= SIMILAR_ABOVE and v != u:
-            return None
-        if v != u and v in alive:
-            train = alive[u].train() if train is None else train
-            other = alive[v].train() - lag[v]
-            if ccg_threshold is not None and is_refractory_pair(
-                train, other, sampling_rate_hz=sampling_rate_hz, ccg_threshold=ccg_threshold
-            ):
-                return int(v)
-            if not are_two(u, int(v), train, other):
-                return int(v)
-    return None
 
 
 def fire_together(a: NDArray[np.int64], b: NDArray[np.int64], sampling_rate_hz: float) -> bool:

@@ -156,8 +156,7 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
                 return score >= BIMODAL_FROM
     ranges = ranges_of(a, b, width_um)
     if max(int(of.max()) for of in ranges) > 0:
-        x, y = nearest_means(a.features, b.features, *ranges)
-        return float((x - y).norm()) > CONTINUING_BELOW * max(float(x.norm()), float(y.norm()))
+        return distance(a.features, b.features, *ranges) > CONTINUING_BELOW
     return False
 
 
@@ -185,9 +184,35 @@ def window_of(elapsed: NDArray[np.float64], n_windows: int) -> NDArray[np.int64]
     return (elapsed * n_windows).astype(np.int64).clip(0, n_windows - 1)
 
 
+def distance(a: Tensor, b: Tensor, range_a: NDArray[np.int64], range_b: NDArray[np.int64]) -> float:
+    """Distance of two waveforms, relative to the larger one, in the ranges of displacement that are nearest.
+
+    The waveforms are the means of spikes, of which the noise is expected to add to squared norms; it is subtracted.
+    """
+    x, y = nearest_means(a, b, range_a, range_b)
+    squares, freedom = 0.0, 0
+    for features, of in ((a, range_a), (b, range_b)):
+        ranges, index = np.unique(of, return_inverse=True)
+        within = torch.from_numpy(index)
+        squares += float((features - _means(features, within, len(ranges))[within]).square().sum())
+        freedom += len(of) - len(ranges)
+    variance = squares / freedom if freedom else float(a.shape[1])  # of a spike, in all features; that of white noise
+    noise = [variance / side.n for side in (x, y)]
+    larger = max(float(side.mean @ side.mean) - of for side, of in zip((x, y), noise, strict=True))
+    apart = float((x.mean - y.mean).square().sum()) - sum(noise)
+    return math.sqrt(max(apart, 0.0) / max(larger, 1e-30))
+
+
+class RangeMean(NamedTuple):
+    """Mean features (d,) of the n spikes of a group in one range of displacement."""
+
+    mean: Tensor
+    n: int
+
+
 def nearest_means(
     a: Tensor, b: Tensor, range_a: NDArray[np.int64], range_b: NDArray[np.int64]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[RangeMean, RangeMean]:
     """Means of two groups, each in one range of displacement: in the two ranges that are nearest to each other.
 
     Ranges with few spikes (less than :data:`MIN_IN_CELL`, or a tenth of the group's fullest range) do not enter.
@@ -197,11 +222,11 @@ def nearest_means(
         ranges, index, count = np.unique(of, return_inverse=True, return_counts=True)
         enough = count >= min(max(MIN_IN_CELL, 0.1 * count.max()), count.max())
         means = _means(features, torch.from_numpy(index), len(ranges))
-        known.append((ranges[enough], means[torch.from_numpy(enough)]))
-    (ranges_a, means_a), (ranges_b, means_b) = known
+        known.append((ranges[enough], means[torch.from_numpy(enough)], count[enough]))
+    (ranges_a, means_a, n_a), (ranges_b, means_b, n_b) = known
     gap = np.abs(ranges_a[:, None] - ranges_b)
     i, j = divmod(int(gap.argmin()), len(ranges_b))
-    return means_a[i], means_b[j]
+    return RangeMean(means_a[i], int(n_a[i])), RangeMean(means_b[j], int(n_b[j]))
 
 
 def _means(features: Tensor, cell: Tensor, n_cells: int) -> Tensor:

@@ -44,7 +44,7 @@ def split_settings(settings: Mapping[str, Any] | Settings) -> tuple[dict[str, An
             "n_chan_bin is missing; settings must give the number of channels in the file, sorted or not: "
             "run_kilosort(settings={'n_chan_bin': 385})."
         )
-    Settings.from_dict(values)  # so that a bad setting is reported before a missing file
+    Settings.like_kilosort4(values)  # so that a bad setting is reported before a missing file
     return values, of_recording, places
 
 

@@ -98,7 +98,7 @@ def settings_of(ops: Mapping[str, Any]) -> Settings:
             values[name] = given
     if "preprocessing" in ops and np.size(_unless_none(ops["preprocessing"].get("hp_filter"))) <= 1:
         values["highpass_cutoff"] = 0.0
-    return Settings.from_dict(values)
+    return Settings.like_kilosort4(values)
 
 
 def _plain(value: Any) -> Any:

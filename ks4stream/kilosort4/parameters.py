@@ -81,7 +81,8 @@ def _parameter(name: str) -> dict[str, Any]:
         default = about["default"]
     else:
         spec = Settings.__dataclass_fields__[name]
-        about, default = spec.metadata, spec.default
+        about = spec.metadata
+        default = spec.default if about["kilosort4"] is None else about["kilosort4"]
     kind, above = about["kind"], about.get("gt")
     has_bounds = kind in (int, float)
     least = next((bound for bound in (above, about.get("ge")) if bound is not None), -math.inf)

@@ -239,7 +239,7 @@ def initialize_ops(
     if given.get("artifact_threshold", 0) is None:  # as callers pass it on through JSON, which has no infinity
         given["artifact_threshold"] = float("inf")
     values, of_recording, places = split_settings(given)
-    checked = Settings.from_dict(values)
+    checked = Settings.like_kilosort4(values)
     complete = {**DEFAULT_SETTINGS, **checked.to_dict(), **{k: v for k, v in of_recording.items() if v is not None}}
     complete |= {"nt0min": checked.peak_sample, "drift_smoothing": list(checked.drift_smoothing)}
     of_method = {name: complete.pop(name) for name in ("do_CAR", "invert_sign")}

@@ -232,7 +232,7 @@ def run_kilosort(
     if invert_sign:
         values["invert_sign"] = True
     job = _Job(
-        settings=Settings.from_dict(values),
+        settings=Settings.like_kilosort4(values),
         arguments={
             "resources": resources,
             "save_extra_vars": save_extra_vars,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ks4stream.errors import OpsError
 from ks4stream.geometry import Regions
 from ks4stream.io.mapped import release_pages, scratch_array
-from ks4stream.io.tables import Receipt, read_column, write_block
+from ks4stream.io.tables import read_column, write_block
 from ks4stream.kilosort4.ops import settings_of, template_channels_of, tiling_in
 from ks4stream.run import Run
 from ks4stream.stages.detection import Peaks
@@ -59,7 +59,7 @@ def table_of(spikes: Spikes, start: int, n_pcs: int, scratch: Path) -> tuple[NDA
         Time in samples, counted from `start`; template; score.
     tF : ndarray of float32, shape (n_spikes, nearest_chans, n_pcs)
     """
-    counted = [_counted(receipt, dropped) for receipt, dropped in zip(spikes.receipts, spikes.dropped, strict=True)]
+    counted = [_counted(spikes, block) for block in range(len(spikes.receipts))]
     n_spikes = sum(int(rows.sum()) for rows in counted)
     st = np.zeros((n_spikes, 3))
     for column, name in enumerate(("sample", "template", "score")):
@@ -76,9 +76,10 @@ def table_of(spikes: Spikes, start: int, n_pcs: int, scratch: Path) -> tuple[NDA
     return st[order], features
 
 
-def _counted(receipt: Receipt, dropped: NDArray[np.int64]) -> NDArray[np.bool_]:
-    counted = np.ones(receipt.n_rows, bool)
-    counted[dropped] = False
+def _counted(spikes: Spikes, block: int) -> NDArray[np.bool_]:
+    score, template = (read_column(spikes.receipts[block], name) for name in ("score", "template"))
+    counted: NDArray[np.bool_] = score > spikes.threshold[template]
+    counted[spikes.dropped[block]] = False
     return counted
 
 
@@ -122,8 +123,16 @@ def spikes_from(
         artifacts=artifacts,
         template_channels=template_channels,
         region_of=region_of,
+        threshold=_just_below(st, len(template_channels)),
         sampling_rate_hz=tiles.sampling_rate_hz,
     )
+
+
+def _just_below(st: NDArray[np.float64], n_templates: int) -> NDArray[np.float64]:
+    """Scores just below the smallest one of each template, so that all spikes count: (v,)."""
+    lowest = np.full(n_templates, np.inf, np.float32)
+    np.minimum.at(lowest, st[:, 1].astype(np.int64), st[:, 2].astype(np.float32))
+    return np.nextafter(lowest, np.float32(-np.inf)).astype(np.float64)
 
 
 def check_spikes(ops: dict[str, Any], st: NDArray[np.float64], tF: NDArray[np.float32]) -> None:

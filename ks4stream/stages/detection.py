@@ -17,6 +17,7 @@ from ks4stream.geometry import Centres, Regions
 from ks4stream.io.places import Place
 from ks4stream.io.tables import Receipt, read_column, write_block
 from ks4stream.kernels import detection as kernels
+from ks4stream.kernels.thresholds import lowest_peak
 from ks4stream.results import Waveforms
 from ks4stream.stages.base import Block, Run, Stage
 from ks4stream.stages.needs import Load, Needs
@@ -91,7 +92,7 @@ class Detect(Stage[Block, Receipt, Peaks]):
         peaks = kernels.detect(
             traces,
             self.templates,
-            threshold=settings.Th_universal,
+            threshold=lowest_peak(settings.Th_universal),
             reach=max(settings.peak_sample, kernels.BIN - 1),  # detection requires a window that contains a bin
             first=core.start + to_centre,
             last=core.stop + to_centre,

@@ -18,6 +18,7 @@ from ks4stream.io.places import Place
 from ks4stream.io.tables import Receipt, write_block
 from ks4stream.kernels import matching as kernels
 from ks4stream.kernels.borders import Reported, settle
+from ks4stream.kernels.thresholds import lowest_score
 from ks4stream.probe import Probe
 from ks4stream.results import Templates, Waveforms
 from ks4stream.stages.base import Block, Run, Stage
@@ -57,6 +58,7 @@ class Spikes:
     artifacts: NDArray[np.int64]  # (m, 2) blanked spans, in samples, half-open
     template_channels: NDArray[np.int64]  # (v, j) channels of the features of each template's spikes, padded with −1
     region_of: NDArray[np.int64]  # (v,) region of each template
+    threshold: NDArray[np.float64]  # (v,) score above which spikes of each template count
     sampling_rate_hz: float
 
 
@@ -108,7 +110,9 @@ class Match(Stage[Block, Matched, Spikes]):
         settings, prepared = self.settings, self.prepared
         traces, blank = self.tiles.whitened(tile)
         artifacts.append(spans(blank[self.tiles.core(tile)].cpu().numpy()) + tile.start)
-        spikes = kernels.match(traces, prepared, threshold=settings.Th_learned, max_peels=settings.max_peels)
+        spikes = kernels.match(
+            traces, prepared, threshold=lowest_score(settings.Th_learned), max_peels=settings.max_peels
+        )
         residual = kernels.subtract(traces, spikes, prepared)
         time = spikes.sample_index + (tile.first - settings.nt // 2 + settings.peak_sample)
         near = (time >= tile.start - settings.nt) & (time < tile.stop + settings.nt)
@@ -157,6 +161,7 @@ class Match(Stage[Block, Matched, Spikes]):
             artifacts=blanked,
             template_channels=self.template_channels,
             region_of=self.region_of,
+            threshold=np.full(len(self.region_of), lowest_score(self.settings.Th_learned)),
             sampling_rate_hz=self.tiles.sampling_rate_hz,
         )
 

@@ -15,8 +15,10 @@ from ks4stream.geometry import Centres, Regions
 from ks4stream.io.places import Place
 from ks4stream.io.tables import pick_region, read_region
 from ks4stream.kernels import templates
+from ks4stream.kernels.thresholds import peak_threshold
 from ks4stream.probe import Probe
 from ks4stream.results import Templates, Waveforms
+from ks4stream.settings import AUTO
 from ks4stream.stages.base import Run, Stage
 from ks4stream.stages.clustering import (
     CLUSTER_METHOD,
@@ -46,7 +48,7 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
     """Cluster the peaks of each region; the means of the clusters are templates."""
 
     name = "first clustering"
-    reads = ("n_pcs",)
+    reads = ("n_pcs", "Th_universal")
     records = (RegionTemplates,)
 
     peaks: Peaks
@@ -71,18 +73,26 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
     def task(self, item: int, folder: Place) -> RegionTemplates:
         """Cluster a bounded number of the peaks of one region; return the mean of each cluster."""
         receipts = self.peaks.receipts
-        centre = read_region(receipts, "centre", item).astype(np.int64)
-        sample = read_region(receipts, "sample", item)
+        above = self._above_threshold(item)
+        centre = read_region(receipts, "centre", item)[above].astype(np.int64)
+        sample = read_region(receipts, "sample", item)[above]
         chosen, weight = bounded_sample(sample, centre, max_peaks=self.cluster.max_peaks)
+        centre, sample, chosen = centre[chosen], sample[chosen], above[chosen]
         features = pick_region(receipts, "features", item, chosen)
         own = self.centres.channels[self.regions.of_centre == item]
         union = np.unique(own[own >= 0])
         n_channels, device = self.probe.n_channels, self.cluster.device
-        rows = scattered_rows(features, centre[chosen], self.centres.channels, union, n_channels, device)
-        conditions = self.circumstances.of(sample[chosen], float(self.regions.position_um[item, 1]))
+        rows = scattered_rows(features, centre, self.centres.channels, union, n_channels, device)
+        conditions = self.circumstances.of(sample, float(self.regions.position_um[item, 1]))
         label = self.cluster(rows, conditions, components=torch.from_numpy(self.waveforms.components))
         mean, count = cluster_means(rows, label, weight)
         return RegionTemplates(on_all_channels(mean, union, n_channels, features.shape[2]), count)
+
+    def _above_threshold(self, region: int) -> NDArray[np.int64]:
+        """Rows of a region's peaks above its threshold; all, if ``Th_universal`` is a number."""
+        score = read_region(self.peaks.receipts, "score", region)
+        is_number = self.settings.Th_universal != AUTO
+        return np.arange(len(score)) if is_number else np.flatnonzero(score > peak_threshold(score))
 
     def combine(self, parts: Iterable[RegionTemplates], run: Run) -> Templates:
         """Align the clusters of all regions, merge near duplicates, and drop those with too few spikes."""

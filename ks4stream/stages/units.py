@@ -39,6 +39,7 @@ from ks4stream.stages.clustering import (
 from ks4stream.stages.detection import rows_of_region
 from ks4stream.stages.matching import Spikes
 from ks4stream.stages.needs import Load, Needs
+from ks4stream.stages.thresholds import counted_rows
 
 logger = logging.getLogger("ks4stream")
 
@@ -72,6 +73,7 @@ class RegionClusters(NamedTuple):
     receipt: Receipt  # of the spikes, by cluster (numbered within the region), in each sorted by (time, template)
     examples: Receipt  # of some spikes of each cluster, with features and conditions, for comparisons
     features: NDArray[np.float32]  # (cluster, c, q) mean of each cluster, on all channels, noise s.d.
+    threshold: NDArray[np.float64]  # (cluster,) mean over its spikes of the thresholds of their templates, noise s.d.
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +111,10 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
         """Cluster one region's spikes, and write them grouped by cluster."""
         spikes, receipts = self.spikes, self.spikes.receipts
         rows = counted_rows(spikes, item)
-        sample, template = (pick_region(receipts, name, item, rows) for name in ("sample", "template"))
+        names = ("sample", "template", "score")
+        sample, template, score = (pick_region(receipts, name, item, rows) for name in names)
         order = np.lexsort((template, sample))
-        rows, sample, template = rows[order], sample[order], template[order]
+        rows, sample, template, score = rows[order], sample[order], template[order], score[order]
         scratch = folder if isinstance(folder, Path) else None
         features = pick_region(receipts, "features", item, rows, scratch=scratch)
         own = spikes.template_channels[spikes.region_of == item]
@@ -121,12 +124,7 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
         conditions = self.circumstances.of(sample, float(self.probe.y_um[own[:, 0]].mean()))
         label = self.cluster(scattered, conditions, components=torch.from_numpy(self.waveforms.components))
         mean, _ = cluster_means(scattered, label, np.ones(len(label)))
-        columns = {
-            "sample": sample,
-            "template": template,
-            "row": self._row_in_files(item)[rows],
-            "score": pick_region(receipts, "score", item, rows),
-        }
+        columns = {"sample": sample, "template": template, "row": self._row_in_files(item)[rows], "score": score}
         receipt = write_block(folder / f"clusters-{item:06d}.rows", columns, label, len(mean))
         some = thinned(label, EXAMPLES)
         examples = {"sample": sample, "template": template, "features": features, **conditions.columns()}
@@ -135,6 +133,7 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
             receipt,
             write_block(folder / f"examples-{item:06d}.rows", examples, label[some], len(mean)),
             on_all_channels(mean, union, n_channels, features.shape[2]),
+            np.bincount(label, spikes.threshold[template], len(mean)) / np.bincount(label, minlength=len(mean)).clip(1),
         )
 
     def _row_in_files(self, region: int) -> NDArray[np.int64]:
@@ -162,18 +161,6 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
             scratch_bytes=CLUSTERED_SPIKE_BYTES * load.n_spikes + load.row_bytes * n_examples,
             remedies=("lower max_cluster_subset (fewer landmarks)", "sort a part with tmin and tmax"),
         )
-
-
-def counted_rows(spikes: Spikes, region: int) -> NDArray[np.int64]:
-    """Rows of a region that count, numbered across all blocks, ascending."""
-    spans = [(receipt.start[region], receipt.start[region + 1]) for receipt in spikes.receipts]
-    counts = np.ones(sum(int(stop - start) for start, stop in spans), bool)
-    before = 0
-    for (start, stop), dropped in zip(spans, spikes.dropped, strict=True):
-        in_region = dropped[(dropped >= start) & (dropped < stop)]
-        counts[in_region - start + before] = False
-        before += int(stop - start)
-    return np.flatnonzero(counts)
 
 
 class Clusters:
@@ -299,7 +286,7 @@ class Merge(Step[Units]):
     """Merge clusters of the same neuron, drop what is not a neuron, find duplicates, and label the units."""
 
     name = "merging"
-    reads = ("n_pcs", "Th_learned", "acg_threshold", "ccg_threshold", "duplicate_spike_ms")
+    reads = ("n_pcs", "acg_threshold", "ccg_threshold", "duplicate_spike_ms")
 
     regions: list[RegionClusters]
     template_channels: NDArray[np.int64]  # (v, j) channels of the features of each template's spikes
@@ -315,6 +302,7 @@ class Merge(Step[Units]):
         empty = np.zeros((0, self.probe.n_channels, settings.n_pcs), np.float32)
         features = torch.from_numpy(np.concatenate([empty, *(region.features for region in self.regions)]))
         components = torch.from_numpy(self.waveforms.components)
+        threshold = np.concatenate([np.zeros(0), *(region.threshold for region in self.regions)])
         similarity = templates.similarity(features, components)
         examples = Examples(
             clusters,
@@ -346,7 +334,8 @@ class Merge(Step[Units]):
             )
             for member, flags in zip(members, kept_of, strict=True):
                 kept[clusters.first[member] : clusters.first[member] + len(flags)] = flags
-            stays[unit] = is_neuron(train, score, settings.Th_learned, self.min_spikes, impossible_samples=rate / 1000)
+            limit = float(np.average(threshold[members], weights=clusters.n_spikes[members]))
+            stays[unit] = is_neuron(train, score, limit, self.min_spikes, impossible_samples=rate / 1000)
             if stays[unit]:
                 refractory[unit], contamination[unit] = labels(train, rate, settings.acg_threshold)
         stays &= ~self._ghosts(clusters, merged, stays)

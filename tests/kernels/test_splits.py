@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import math
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from ks4stream.kernels.splits import (
     bimodality,
     bimodality_within,
     cosine,
+    distance,
     firsts,
     follow_in_bursts,
     histograms,
@@ -369,17 +371,39 @@ def test_means_are_those_of_the_nearest_ranges_with_enough_spikes() -> None:
 
     range_a, range_b = np.repeat([0, 2, 4], [30, 20, 1]), np.repeat([5, 7], [10, 40])
     a, b = rows(*[1.0] * 30, *[3.0] * 20, 9.0), rows(*[10.0] * 10, *[20.0] * 40)
-    assert [float(mean) for mean in nearest_means(a, b, range_a, range_b)] == [3, 10]
-    assert [float(mean) for mean in nearest_means(b, a, range_b, range_a)] == [10, 3]
+    assert nearest_means(a, b, range_a, range_b) == ((3, 20), (10, 10))
+    assert nearest_means(b, a, range_b, range_a) == ((10, 10), (3, 20))
     few = nearest_means(rows(1, 2, 3), rows(5, 7), np.array([0, 0, 1]), np.array([2, 2]))
-    assert [float(mean) for mean in few] == [1.5, 6]
+    assert few == ((1.5, 2), (6, 2))
 
 
 def test_a_tenth_of_the_fullest_range_is_enough() -> None:
     """Spread over many ranges, no range has a tenth of the group."""
     ranges = np.repeat(np.arange(20), 50)
     a, b = (torch.from_numpy(ranges + offset).double()[:, None] for offset in (0, 20))
-    assert [float(mean) for mean in nearest_means(a, b, ranges, ranges + 20)] == [19, 20]
+    assert nearest_means(a, b, ranges, ranges + 20) == ((19, 50), (20, 50))
+
+
+@pytest.mark.parametrize("n", [2, 5, 20, 400])
+def test_the_distance_of_means_is_that_without_noise(n: int) -> None:
+    """Means of few spikes in many dimensions are far apart, and long, even those of one waveform."""
+    draw = np.random.default_rng(3)
+    found = []
+    for _ in range(60):
+        wave = np.zeros((2, 60))
+        wave[:, 0], wave[1, 1] = 10, 5  # a distance of 5 / √125
+        a, b = (torch.from_numpy(row + draw.normal(size=(n, 60))) for row in wave)
+        found.append(distance(a, b, np.zeros(n, int), np.zeros(n, int)) ** 2)
+    spread = np.std(found) / np.sqrt(len(found))
+    assert np.mean(found) == pytest.approx(25 / 125, abs=4 * spread + 0.01)  # clipped at 0, and a ratio: not unbiased
+
+
+def test_single_spikes_have_the_noise_of_whitened_traces() -> None:
+    a, b = torch.full((1, 25), 3.0).double(), torch.full((1, 25), 2.0).double()
+    none = np.zeros(1, int)
+    assert distance(a, a, none, none) == 0
+    assert distance(a, b, none, none) == 0, "25 is less than the expected 50"
+    assert distance(a, -b, none, none) == pytest.approx(math.sqrt((25 * 25 - 50) / (225 - 25)))
 
 
 # -- one neuron or two -------------------------------------------------------------------------------

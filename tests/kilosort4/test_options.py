@@ -154,7 +154,7 @@ def test_a_recording_upside_down_is_sorted_as_the_other_whatever_is_shown(
     assert np.any(ops["dshift"]), "the drift is corrected, too"
     assert_same(found, whole)
     assert bar.stages[:3] == ["whitening", "waveforms", "detection"] and bar.done == bar.totals
-    assert len(freed) == 11  # steps
+    assert len(freed) == 12  # steps
     for text in ((tmp_path / "results" / "kilosort4.log").read_text(), capfd.readouterr().err):
         assert "matching: task 1 of 10 has ended" in text and "matching: this process uses" in text
 

@@ -37,8 +37,8 @@ def test_versions_machine_settings_and_stages_are_logged(tmp_path):
     for part in (
         "torch 2",
         "CPU cores",
-        "Th_learned = 7.0  (default 8.0)",
-        "Th_universal = 9.0\n",
+        "Th_learned = 7.0  (default 'auto')",
+        "Th_universal = 'auto'\n",
         "do_CAR = False",
         "whitening: 1.20 s",
         "channel 3:",

@@ -76,6 +76,7 @@ def sorted_spikes(folder: Path, edges: list[int]) -> dict[str, np.ndarray]:
         artifacts=np.zeros((0, 2), np.int64),
         template_channels=np.array([[0, 1], [1, 2]]),
         region_of=np.array([0, 1]),
+        threshold=np.zeros(2),
         sampling_rate_hz=30_000.0,
     )
     parts = list(Join(Settings(), units, block_spikes, WAVEFORMS, LINE).in_order())

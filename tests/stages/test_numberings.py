@@ -16,7 +16,8 @@ from ks4stream.settings import Settings
 from ks4stream.stages.clustering import Circumstances, GraphClustering
 from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Spikes
-from ks4stream.stages.units import Clusters, ClusterSpikes, Units, counted_rows
+from ks4stream.stages.thresholds import counted_rows
+from ks4stream.stages.units import Clusters, ClusterSpikes, Units
 
 DOCUMENT = Path(ks4stream.__file__).parent.parent / "docs" / "method.md"
 NT = 61
@@ -58,6 +59,7 @@ def written(folder: Path) -> tuple[Spikes, list[list[str]]]:
         artifacts=np.zeros((0, 2), np.int64),
         template_channels=np.zeros((3, 1), np.int64),
         region_of=TEMPLATE_REGION,
+        threshold=np.zeros(3),
         sampling_rate_hz=30_000.0,
     )
     return spikes, names

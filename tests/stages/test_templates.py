@@ -118,7 +118,8 @@ def test_shares(sizes: list[int], total: int, shares: list[int]) -> None:
 
 
 def test_a_region_without_peaks_has_no_templates(tmp_path: Path) -> None:
-    columns = {"sample": np.zeros(0, np.int64), "centre": np.zeros(0, np.int32), "features": np.zeros((0, 1, 2), "f4")}
+    columns = {"sample": np.zeros(0, np.int64), "centre": np.zeros(0, np.int32), "score": np.zeros(0, np.float32)}
+    columns["features"] = np.zeros((0, 1, 2), np.float32)
     receipt = write_block(tmp_path / "a.rows", columns, np.zeros(0, np.int64), 1)
     settings, one, run = Settings(n_pcs=2), np.zeros(1, np.int64), RunHere(tmp_path)
     stage = LearnTemplates(

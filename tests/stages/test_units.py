@@ -28,7 +28,6 @@ from ks4stream.stages.units import (
     Examples,
     Merge,
     RegionClusters,
-    counted_rows,
     is_neuron,
     min_unit_spikes,
     thinned,
@@ -97,6 +96,7 @@ def in_blocks(receipts: list[Receipt], first: list[int], dropped: list[list[int]
         artifacts=np.zeros((0, 2), np.int64),
         template_channels=np.zeros((2, 1), np.int64),
         region_of=np.arange(2),
+        threshold=np.zeros(2),
         sampling_rate_hz=30_000.0,
     )
 
@@ -110,12 +110,6 @@ def clustering_of(spikes: Spikes) -> ClusterSpikes:
 def two_blocks(folder: Path) -> Spikes:
     receipts = [block(folder, "a", [5, 3, 70, 90], [0, 1, 1, 0]), block(folder, "b", [101, 130, 150], [0, 0, 1])]
     return in_blocks(receipts, [0, 100], [[1], [0]])
-
-
-def test_rows_that_were_dropped_do_not_count(tmp_path: Path) -> None:
-    matches = two_blocks(tmp_path)  # rows of region 0: 5, 90 | 101, 130; of region 1: 3, 70 | 150
-    assert counted_rows(matches, 0).tolist() == [0, 3]
-    assert counted_rows(matches, 1).tolist() == [0, 1, 2]
 
 
 def test_a_regions_spikes_are_written_by_cluster_with_their_place_in_the_blocks(tmp_path: Path) -> None:
@@ -390,6 +384,7 @@ def test_units_that_coincide_with_a_larger_one_nearby_are_left_out(
             write_block(tmp_path / "clusters.rows", columns, label, 2),
             write_block(tmp_path / "examples.rows", examples, label, 2),
             features,
+            np.full(2, THRESHOLD),
         )
     ]
     units = Merge(settings, regions, np.zeros((1, 1), np.int64), WAVEFORMS, probe, RATE, MIN_SPIKES).run(

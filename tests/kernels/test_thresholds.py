@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from ks4stream.kernels import thresholds as kernels
+from ks4stream.kernels.thresholds import (
+    HIGHEST,
+    HIGHEST_PEAK,
+    LOWEST,
+    LOWEST_PEAK,
+    WITHOUT_NEURON,
+    Mixture,
+    best_thresholds,
+    fitted,
+    lowest_peak,
+    lowest_score,
+    peak_threshold,
+    thresholds,
+)
+
+
+def scores(
+    mean: float, n: int, n_background: int = 0, *, spread: float = 1.0, decay: float = 2.0, seed: int = 1
+) -> NDArray[np.float32]:
+    """Scores above the lowest one: of a neuron with n spikes, and of a background."""
+    rng = np.random.default_rng(seed)
+    neuron = rng.normal(mean, spread, n)
+    background = LOWEST + rng.exponential(1 / decay, n_background)
+    return np.concatenate([neuron[neuron > LOWEST], background]).astype(np.float32)
+
+
+def of(score: NDArray[np.float32]) -> float:
+    return float(thresholds(score, np.zeros(len(score), np.int32), 1)[0])
+
+
+def expected(mean: float, n: int, n_background: int, *, spread: float = 1.0, decay: float = 2.0) -> float:
+    """Threshold with the highest accuracy, by the numbers that the scores were drawn with."""
+    at = np.arange(LOWEST, HIGHEST + 0.05, 0.1)
+    background = n_background * np.exp(-decay * (at - LOWEST))
+    return float(at[np.argmax(n * norm.sf(at, mean, spread) / (n + background))])
+
+
+@pytest.mark.parametrize(
+    ("mean", "n", "n_background"),
+    [(7.5, 400, 400), (9.0, 2000, 50), (9.0, 200, 3000), (12.0, 500, 500), (7.5, 1000, 0)],
+)
+def test_the_threshold_is_the_one_with_the_highest_expected_accuracy(mean: float, n: int, n_background: int) -> None:
+    """Within half a standard deviation of the noise, on which accuracy depends little around its maximum."""
+    found = of(scores(mean, n, n_background))
+    assert found == pytest.approx(expected(mean, n, n_background), abs=0.5)
+
+
+def test_more_background_raises_it_and_a_smaller_neuron_lowers_it() -> None:
+    quiet, loud = of(scores(9, 500, 100)), of(scores(9, 500, 5000))
+    assert LOWEST < of(scores(7.5, 500, 100)) < quiet < loud < HIGHEST
+
+
+def test_a_large_neuron_is_cut_off_from_its_background_at_most_at_the_highest_threshold() -> None:
+    found = of(scores(60, 300, 20_000, decay=0.6))
+    assert 8 < found <= HIGHEST
+
+
+def test_a_neuron_whose_amplitude_falls_keeps_its_small_spikes() -> None:
+    """In bursts, say: scores from 6 to 30, without background."""
+    score = np.random.default_rng(2).uniform(6, 30, 600).astype(np.float32)
+    assert of(score) < 7
+
+
+def test_templates_have_their_own_thresholds_whatever_their_order() -> None:
+    small, large = scores(7.5, 400, 200, seed=1), scores(10, 400, 2000, seed=2)
+    template = np.repeat([3, 1], [len(small), len(large)]).astype(np.int32)
+    score = np.concatenate([small, large])
+    order = np.random.default_rng(3).permutation(len(score))
+    found = thresholds(score[order], template[order], 5)
+    assert found[[3, 1]].tolist() == [of(small), of(large)]
+    assert found[[0, 2, 4]].tolist() == [WITHOUT_NEURON] * 3, "without spikes"
+
+
+def test_only_background_is_no_neuron() -> None:
+    assert of(scores(9, 0, 5000)) == WITHOUT_NEURON
+
+
+@pytest.mark.parametrize("n", [0, 1, kernels.MIN_SPIKES - 1])
+def test_few_spikes_are_not_fitted(n: int) -> None:
+    assert of(np.full(n, 6.0, np.float32)) == WITHOUT_NEURON
+
+
+@pytest.mark.parametrize("score", [5.01, 9.0, 500.0])
+def test_equal_scores_have_a_finite_threshold_below_them(score: float) -> None:
+    found = of(np.full(100, score, np.float32))
+    assert LOWEST <= found <= HIGHEST
+    assert found < score or found == WITHOUT_NEURON
+
+
+def test_the_fit_finds_what_the_scores_were_drawn_with() -> None:
+    score = scores(8.0, 20_000, 10_000, spread=1.3, decay=2.5)
+    bins = ((score - LOWEST) / kernels.BIN).astype(int)
+    counts = np.bincount(bins, minlength=250)[None]
+    share, mean, spread, decay = (float(column[0]) for column in fitted(counts, LOWEST))
+    # The s.d. of these estimates is about 0.01 with so many spikes; bins of 0.1 add as much.
+    assert (share, mean, spread, decay) == pytest.approx((2 / 3, 8.0, 1.3, 2.5), rel=0.04)
+
+
+def test_spikes_below_the_lowest_score_are_part_of_the_fit() -> None:
+    """Half of the neuron is not seen, and yet its mean is found."""
+    counts = np.bincount(((scores(5.0, 40_000) - LOWEST) / kernels.BIN).astype(int), minlength=250)[None]
+    assert float(fitted(counts, LOWEST).mean[0]) == pytest.approx(5.0, abs=0.5)
+
+
+def test_the_best_threshold_of_a_known_mixture() -> None:
+    """Half neuron, half background: where a spike of the neuron gained is a background spike less, at equal rates."""
+    one = Mixture(np.array([0.5]), np.array([9.0]), np.array([1.0]), np.array([2.0]))
+    assert best_thresholds(one, LOWEST)[0] == pytest.approx(expected(9.0, 1000, 1000), abs=0.051)
+
+
+# -- peaks -------------------------------------------------------------------------------------------
+
+
+def peaks(n_background: int, *neurons: tuple[float, int], decay: float = 1.5, seed: int = 5) -> NDArray[np.float32]:
+    """Scores of a region's peaks: background, and neurons of some mean and number."""
+    rng = np.random.default_rng(seed)
+    parts = [LOWEST_PEAK + rng.exponential(1 / decay, n_background), *(rng.normal(mean, 1, n) for mean, n in neurons)]
+    score = np.concatenate(parts).astype(np.float32)
+    return rng.permutation(score[score > LOWEST_PEAK])
+
+
+def test_without_background_all_peaks_are_used() -> None:
+    assert peak_threshold(peaks(5, (7.5, 400))) == pytest.approx(LOWEST_PEAK, abs=0.11)
+
+
+def test_background_alone_has_the_highest_threshold() -> None:
+    assert peak_threshold(peaks(3000)) == HIGHEST_PEAK
+    assert peak_threshold(peaks(3000, (40, 1000))) == HIGHEST_PEAK, "large neurons say nothing of small ones"
+
+
+def test_with_both_it_keeps_background_to_a_tenth() -> None:
+    score = peaks(1000, (9, 600))
+    threshold = peak_threshold(score)
+    assert LOWEST_PEAK < threshold < HIGHEST_PEAK
+    background = peaks(1000)  # the same, as it is drawn first
+    share = (background > threshold).sum() / (score > threshold).sum()
+    assert share == pytest.approx(kernels.BACKGROUND_SHARE, abs=0.05)  # s.d. of the count, and error of the fit
+
+
+def test_more_background_raises_it() -> None:
+    found = [peak_threshold(peaks(n, (9, 600))) for n in (50, 500, 5000)]
+    assert found == sorted(found) and found[0] < found[-1]
+
+
+@pytest.mark.parametrize("n", [0, 1, kernels.MIN_SPIKES - 1])
+def test_few_small_peaks_are_not_fitted(n: int) -> None:
+    assert peak_threshold(np.concatenate([np.full(n, 7.0), np.full(500, 30.0)]).astype(np.float32)) == HIGHEST_PEAK
+
+
+def test_numbers_are_what_is_searched() -> None:
+    assert (lowest_peak(9.0), lowest_score(8.0)) == (9.0, 8.0)
+    assert (lowest_peak("auto"), lowest_score("auto")) == (LOWEST_PEAK, LOWEST)
