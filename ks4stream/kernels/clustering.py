@@ -355,7 +355,8 @@ class _Comparison:
     ) -> None:
         self._rows, self._conditions, self._members = rows, conditions, members
         self._ccg_threshold, self._derivative = ccg_threshold, derivative
-        self.moves = bool(np.ptp(conditions.displacement_um) > 0)
+        known_um = conditions.displacement_um[~np.isnan(conditions.displacement_um)]
+        self.moves = bool(len(known_um) and np.ptp(known_um) > 0)
 
     def are_two(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> bool:
         """Whether two groups of clusters are two neurons (step 6)."""
@@ -393,10 +394,13 @@ class _Comparison:
     def _common_displacement(self) -> NDArray[np.float64]:
         """Share of the spikes of two clusters that the tissue's displacement has in common; shape (C, C)."""
         moved_um = self._conditions.displacement_um
-        range_of = ((moved_um - moved_um.min()) / APART_RANGE_UM).astype(np.int64)
+        known = ~np.isnan(moved_um)
+        range_of = np.zeros(len(moved_um), np.int64)
+        range_of[known] = (moved_um[known] - moved_um[known].min()) / APART_RANGE_UM
         n_ranges = int(range_of.max()) + 1
-        counts = [np.bincount(range_of[members.cpu().numpy()], minlength=n_ranges) for members in self._members]
-        share = np.stack(counts) / np.array([len(members) for members in self._members])[:, None]
+        members = [of[known[of]] for of in (side.cpu().numpy() for side in self._members)]
+        counts = np.stack([np.bincount(range_of[of], minlength=n_ranges) for of in members])
+        share = counts / counts.sum(axis=1, keepdims=True).clip(1)
         common = np.zeros((len(share), len(share)))
         for column in share.T:
             common += np.minimum.outer(column, column)

@@ -55,7 +55,8 @@ class Conditions(NamedTuple):
     sample : ndarray, shape (n,), int64, samples
         Time of the spike.
     displacement_um : ndarray, shape (n,), float32, µm
-        Displacement of the tissue at that time, from the drift that was corrected; 0 if none was.
+        Displacement of the tissue at that time, from the drift that was corrected; 0 if none was, NaN where it is not
+        known.
     elapsed : ndarray, shape (n,), float64
         Share of the recording before the spike, 0 … 1.
     sampling_rate_hz : float
@@ -101,6 +102,14 @@ class Group(NamedTuple):
         """Number of spikes."""
         return len(self.features)
 
+    def where_known(self) -> Group:
+        """The spikes whose displacement is known; all, as if there were none, if it is of none."""
+        known = ~np.isnan(self.conditions.displacement_um)
+        if not known.any():
+            nowhere = np.zeros_like(self.conditions.displacement_um)
+            return self._replace(conditions=self.conditions._replace(displacement_um=nowhere))
+        return Group(self.features[torch.from_numpy(known)], self.conditions.at(known), self.counts[known])
+
     def counted(self) -> Group:
         """The spikes that count."""
         kept = self.counts
@@ -121,7 +130,7 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
     4. If the tissue moved, the groups were recorded at different displacements. They are one neuron if the mean of one
        group continues that of the other (step 6e).
 
-    Too few spikes to decide are those of one neuron.
+    Spikes at unknown displacements do not enter. Too few spikes to decide are those of one neuron.
 
     Parameters
     ----------
@@ -131,6 +140,7 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
         ``features @ time_derivative`` are the features of the derivative of a waveform, on each channel
         (:func:`~ks4stream.kernels.templates.time_derivative`). Without it, derivatives are not left out.
     """
+    a, b = a.where_known(), b.where_known()
     mean_a, mean_b = a.features.mean(0), b.features.mean(0)
     if cosine(mean_a, mean_b) < MIN_SIMILARITY:
         return True

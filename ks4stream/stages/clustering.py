@@ -28,6 +28,10 @@ GRAPH_BYTES = 240
 region and in that of one of its clusters."""
 
 
+FAST_UM = 8.0
+"""Movement between the batch before, a batch, and the one after, above which the displacement in it is not known."""
+
+
 @dataclass(frozen=True, eq=False)
 class Circumstances(Portable):
     """When and at which displacement of the tissue spikes were recorded.
@@ -45,11 +49,13 @@ class Circumstances(Portable):
     drift: Drift | None = None
 
     def of(self, sample: NDArray[np.int64], depth_um: float) -> Conditions:
-        """Conditions of spikes at the times `sample` (n,), at some depth."""
+        """Conditions of spikes at the times `sample` (n,), at some depth; the displacement is not known at jumps."""
         tiling, displacement_um = self.tiling, np.zeros(len(sample), np.float32)
         if self.drift is not None and np.any(self.drift.shift_um):
             depth, centre_um = np.array([depth_um]), self.drift.centre_um
             moved_um = np.array([-shift_at(depth, centre_um, shift_um)[0] for shift_um in self.drift.shift_um])
+            around = np.lib.stride_tricks.sliding_window_view(np.pad(moved_um, 1, mode="edge"), 3)
+            moved_um[np.ptp(around, axis=1) > FAST_UM] = np.nan
             displacement_um = moved_um[tiling.tile_of(sample)].astype(np.float32)
         elapsed = (sample - tiling.start) / max(tiling.stop - tiling.start, 1)
         return Conditions(sample, displacement_um, elapsed, self.sampling_rate_hz)

@@ -548,6 +548,35 @@ def test_groups_that_continue_each_other_have_about_one_size(factor: float, two:
     assert are_two(b, a) is two
 
 
+def jumping(n: int, seed: int) -> tuple[Group, Group]:
+    """A neuron before and after a jump of 10 µm, which changes its waveform; n displacements are not known."""
+    before, after = noise(300, seed) + SIZE * axis(0), noise(300, seed + 1) + SIZE * (0.9 * axis(0) + 0.4 * axis(1))
+    moved_um = np.repeat([0.0, 10.0], 300)
+    unclear = np.r_[300 - n : 300, 300 : 300 + n]
+    moved_um[unclear] = np.nan
+    second = np.arange(600) >= 300
+    return parts(group(torch.cat([before, after]), displacement_um=moved_um), second)
+
+
+def test_spikes_at_unknown_displacements_do_not_enter() -> None:
+    """As if they had been recorded at one displacement, the two parts would be two neurons."""
+    a, b = jumping(30, 40)
+    assert not are_two(a, b)
+    at_one = [
+        side._replace(
+            conditions=side.conditions._replace(displacement_um=np.nan_to_num(side.conditions.displacement_um))
+        )
+        for side in (a, b)
+    ]
+    assert are_two(*at_one)
+
+
+def test_groups_of_unknown_displacement_only_are_compared_as_if_there_were_none() -> None:
+    a, b = jumping(300, 42)
+    assert np.isnan(a.conditions.displacement_um).all()
+    assert are_two(a, b)
+
+
 def test_conditions_are_columns_of_a_table() -> None:
     conditions = Conditions(np.arange(4), np.arange(4, dtype=np.float32), np.arange(4) / 4, RATE_HZ)
     assert set(conditions.columns()) == {"displacement_um", "elapsed"}

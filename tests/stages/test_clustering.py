@@ -69,11 +69,29 @@ def test_tissue_is_displaced_against_the_shift_of_its_batch() -> None:
     assert conditions.displacement_um.dtype == np.float32
 
 
+@pytest.mark.parametrize(
+    ("shift_um", "known"),
+    [
+        ([0, 2, 4, 6], [True] * 4),
+        ([0, 4, 8, 12], [True] * 4),  # 8 µm in three batches
+        ([0, 0, 9, 9], [True, False, False, True]),
+        ([0, 0, 0, 9], [True, True, False, False]),
+        ([0, 5, 10, 10], [True, False, True, True]),
+        ([9, 0, 9, 9], [False, False, False, True]),
+    ],
+)
+def test_displacements_are_not_known_while_the_tissue_jumps(shift_um: list[float], known: list[bool]) -> None:
+    drift = Drift(np.array(shift_um, np.float32)[:, None], np.array([50], np.float32))
+    conditions = Circumstances(TILING, 25_000.0, drift).of(np.array([1050, 1150, 1250, 1350]), 80.0)
+    assert (~np.isnan(conditions.displacement_um)).tolist() == known
+    np.testing.assert_array_equal(conditions.displacement_um[known], -np.array(shift_um)[known])
+
+
 @pytest.mark.parametrize(("depth_um", "moved_um"), [(100, -10), (150, -15), (200, -20), (125, -12.5), (50, -5)])
 def test_displacements_are_interpolated_between_depths(depth_um: float, moved_um: float) -> None:
-    shift_um = np.array([[0, 0], [0, 0], [10, 20], [0, 0]], np.float32)
+    shift_um = np.array([[10, 20]] * 3 + [[11, 21]], np.float32)
     conditions = Circumstances(TILING, 25_000.0, Drift(shift_um, np.array([100, 200], np.float32))).of(SAMPLE, depth_um)
-    assert conditions.displacement_um.tolist() == pytest.approx([0, 0, 0, moved_um, 0])
+    assert conditions.displacement_um.tolist() == pytest.approx([moved_um] * 4 + [moved_um - 1])
 
 
 def test_batches_that_are_left_out_share_the_shift_of_those_before() -> None:
