@@ -10,8 +10,6 @@ No maximum is missed.
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,7 +24,9 @@ PAIRS_PER_CHUNK = ChunkSize(cpu=1 << 13, gpu=1 << 16)  # (centre, bin) pairs eva
 ROWS_PER_CHUNK = ChunkSize(cpu=1 << 13, gpu=1 << 20)  # (channel, bin) pairs searched for their maximum at a time
 CENTRES_PER_CHUNK = ChunkSize(cpu=32, gpu=256)  # whose bounds are one product; neighbours, which share most channels
 SUMMIT_CENTRES = 32  # neighbours, one of which is assumed to have the largest score
-SHARPENED_ABOVE = 0.04  # share of a group's pairs above threshold, below which sharper bounds cost more than they save
+SIGNED_ABOVE, SHARPENED_ABOVE = 0.04, 0.25
+"""Shares of a group's pairs above threshold, from which bounds for each sign, or each waveform and sign, save more than
+they cost."""
 ROUNDING = 1e-5  # share by which bounds are raised
 
 
@@ -220,8 +220,9 @@ class _PeakSearch:
         self.rows = matches.view(c * self.n_bins, BIN * p)
         whole = (reach + 1) // BIN - 1  # bins on either side that are within reach of every sample of a bin
         self.steps = torch.arange(-whole, whole + 1, device=matches.device)
-        self.bound = _bounds(_folded(self.rows, 1, torch.abs).view(c, -1), templates)
-        _sharpen(self.bound.view(-1, self.n_bins), self.rows.view(c, self.n_bins, -1), templates, threshold)
+        signs = _extremes(self.rows, 1).view(2, c, self.n_bins)
+        self.bound = _bounds(signs.amax(dim=0), templates)
+        _sharpen(self.bound.view(-1, self.n_bins), self.rows, signs, templates, threshold)
         self.pairs = _where(self.bound > threshold)
         self.score = matches.new_empty(len(self.bound), BIN)
         self.best = torch.full_like(self.bound, -1.0)
@@ -326,19 +327,21 @@ def _where(mask: Tensor) -> Tensor:
     return torch.from_numpy(mask.numpy().nonzero()[0]) if mask.device.type == "cpu" else mask.nonzero()[:, 0]
 
 
-def _folded(rows: Tensor, n_left: int, prepare: Callable[[Tensor], Tensor]) -> Tensor:
-    """Largest prepared value of each row, or of every n_left-th column of it: (n, m) to (n, n_left).
+def _extremes(rows: Tensor, n_left: int) -> Tensor:
+    """Largest value of each sign, at least 0, in each row, or every n_left-th column of it: (n, m) to (2, n_left, n).
 
     By repeated halving, which is several times as fast as amax.
     """
-    parts = []
-    for part in rows.split(ROWS_PER_CHUNK.on(rows.device)):
-        part = prepare(part)
-        while part.shape[1] > n_left:
-            half = n_left * -(-part.shape[1] // (2 * n_left))  # of an odd number, the middle is in both halves
-            part = torch.maximum(part[:, :half], part[:, -half:])
-        parts.append(part)
-    return torch.cat(parts)
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for whole in rows.split(ROWS_PER_CHUNK.on(rows.device)):
+        for found, more in zip(parts, (torch.maximum, torch.minimum), strict=True):
+            part = whole
+            while part.shape[1] > n_left:
+                half = n_left * -(-part.shape[1] // (2 * n_left))  # of an odd number, the middle is in both halves
+                part = more(part[:, :half], part[:, -half:])
+            found.append(part)
+    largest, smallest = (torch.cat(found).T for found in parts)
+    return torch.stack([largest, -smallest]).clamp_(min=0)
 
 
 def _bounds(largest: Tensor, templates: UniversalTemplates) -> Tensor:
@@ -353,25 +356,23 @@ def _spread(spread: Spread, largest: Tensor, templates: UniversalTemplates) -> T
     return functools.reduce(torch.maximum, sizes)
 
 
-def _sharpen(bound: Tensor, rows: Tensor, templates: UniversalTemplates, threshold: float) -> None:
-    """Lower the bounds (k, bins) of centres where too many are above threshold: bound each waveform and sign by itself.
+def _sharpen(bound: Tensor, rows: Tensor, signs: Tensor, templates: UniversalTemplates, threshold: float) -> None:
+    """Lower the bounds (k, bins) of centres where too many are above threshold, by bounding parts separately.
 
     The largest of the noise over six waveforms and eight samples, of either sign, is above 3 on every channel, and sums
-    up to a threshold of 9 over ten channels. If the sign has to be the same on all channels, it does not. `rows` is
-    `matches` as (c, bins, BIN·p).
+    up to a threshold of 9 over ten channels. If the sign has to be the same on all channels, it does not; still less if
+    the waveform has to be, too, which takes longer. `rows` is `matches` as (c · bins, BIN·p), and `signs` what
+    :func:`_extremes` finds in it: (2, c, bins).
     """
     sizes = [len(spread.weights) // templates.weights.shape[1] for spread in templates.spreads]
     above = (bound > threshold).sum(dim=1).cpu().split(sizes)
-    groups = zip(bound.split(sizes), templates.spreads, strict=True)
-    crowded = [int(counts.sum()) > SHARPENED_ABOVE * counts.numel() * bound.shape[1] for counts in above]
-    if not any(crowded):
-        return
-    p = len(templates.shapes)
-    signs = [_folded(rows.flatten(0, 1), p, sign) for sign in (torch.positive, torch.neg)]
-    by_waveform = [largest.T.reshape(p, *rows.shape[:2]).clamp_(min=0) for largest in signs]  # (p, c, bins) per sign
-    for bounds, spread in itertools.compress(groups, crowded):
-        sharper = (_spread(spread, largest, templates) for sign in by_waveform for largest in sign)
-        bounds.copy_(functools.reduce(torch.maximum, sharper))
+    share = [int(counts.sum()) / (counts.numel() * bound.shape[1]) for counts in above]
+    waveforms = _extremes(rows, len(templates.shapes)) if max(share) > SHARPENED_ABOVE else signs[:0]
+    waveforms = waveforms.view(-1, *signs.shape[1:])  # of either sign
+    for of_group, bounds, spread in zip(share, bound.split(sizes), templates.spreads, strict=True):
+        if of_group > SIGNED_ABOVE:
+            parts = waveforms if of_group > SHARPENED_ABOVE else signs
+            bounds.copy_(functools.reduce(torch.maximum, (_spread(spread, part, templates) for part in parts)))
 
 
 def _describe(matches: Tensor, templates: UniversalTemplates, centre: Tensor, sample: Tensor) -> TilePeaks:

@@ -191,14 +191,15 @@ def test_sharper_bounds_change_nothing_but_the_work(monkeypatch: pytest.MonkeyPa
         evaluate(search, pairs)
 
     monkeypatch.setattr(kernels._PeakSearch, "evaluate", counting)
-    for share in (0.0, 1.0):  # always, never
-        monkeypatch.setattr(kernels, "SHARPENED_ABOVE", share)
+    for signed, sharpened in ((0.0, 0.0), (0.0, 1.0), (1.0, 1.0)):  # by waveform and sign, by sign, or not
+        monkeypatch.setattr(kernels, "SIGNED_ABOVE", signed)
+        monkeypatch.setattr(kernels, "SHARPENED_ABOVE", sharpened)
         evaluated.append(0)
         detected.append(detect(traces, templates, threshold=4.0, reach=REACH, first=40, last=1460))
     assert len(detected[0].sample) > 30
-    for one, other in zip(*detected, strict=True):
-        assert torch.equal(one, other)
-    assert evaluated[0] < 0.7 * evaluated[1]
+    for others in detected[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(detected[0], others, strict=True))
+    assert evaluated[0] < evaluated[1] < 0.8 * evaluated[2]
 
 
 def test_where_pieces_are_cut_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
