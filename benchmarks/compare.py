@@ -58,6 +58,7 @@ MEANS = (
     ("n_well_detected", "found ≥ 0.8"),
     ("n_very_well_detected", "≥ 0.95"),
     ("n_false_positive", "false"),
+    ("n_background", "background"),
     ("n_redundant", "redundant"),
     ("n_overmerged", "merged"),
 )
@@ -308,9 +309,7 @@ def _measure(command: list[str], run: Run, threads: int | None) -> None:
 def _add_outcome(run: Run, truth: dict[str, np.ndarray]) -> None:
     figures, found = outcome.read(run.folder)
     run.sort_s, run.stage_s, run.versions = figures["sort_wall_s"], figures["stage_s"], figures["versions"]
-    against_truth = _scored(truth["spike_samples"], truth["spike_units"], found, ids=np.arange(len(truth["unit_x_um"])))
-    very_well = int((against_truth.accuracy >= quick.VERY_WELL_DETECTED_SCORE).sum())
-    run.quality = {**against_truth.summary, "n_very_well_detected": very_well}
+    run.quality = quick.summary_of(truth, found["sample"], found["unit"])
     run.quality |= {"n_good": figures["n_good"], "n_spikes": len(found["sample"])}
 
 
@@ -381,6 +380,7 @@ def _quality_rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "found ≥ 0.8": f"{run.quality['n_well_detected']} of {run.quality['n_truth']}",
             "≥ 0.95": run.quality["n_very_well_detected"],
             "false": run.quality.get("n_false_positive", "–"),
+            "background": run.quality.get("n_background", "–"),
             "redundant": run.quality.get("n_redundant", "–"),
             "merged": run.quality.get("n_overmerged", "–"),
             "units": run.quality.get("n_sorted", "–"),

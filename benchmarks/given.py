@@ -84,7 +84,7 @@ def lines(binary: Path, settings: Settings, *, sorts: bool = True) -> Iterator[s
         began = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = quick.score_of(truth, *way())
+            found = quick.summary_of(truth, *way())
         yield f"{quick.describe(f'{binary.stem} {name}', found)} {time.perf_counter() - began:6.1f} s"
 
 

@@ -36,12 +36,16 @@ def request(recording: Path, probe: Path, settings: Mapping[str, Any], bad_chann
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """Settings from NAME=VALUE, the value written as in JSON.
+    """Settings from NAME=VALUE, the value written as in JSON, or a word.
 
-    >>> parse_settings(["nblocks=0", "templates_from_data=false"])
-    {'nblocks': 0, 'templates_from_data': False}
+    >>> parse_settings(["nblocks=0", "templates_from_data=false", "Th_learned=auto"])
+    {'nblocks': 0, 'templates_from_data': False, 'Th_learned': 'auto'}
     """
-    return {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in pairs)}
+    return {name: _parsed(value) for name, value in (pair.split("=", 1) for pair in pairs)}
+
+
+def _parsed(value: str) -> Any:
+    return value if value.isalpha() and value not in ("true", "false", "null") else json.loads(value)
 
 
 def parse_channels(text: str) -> list[int]:

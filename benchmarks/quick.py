@@ -59,8 +59,9 @@ def one_line(
             opened(binary, truth), Settings.from_dict(settings), results_dir=keep, client="loop", device=device
         )
     took_s = time.perf_counter() - began
-    found = score_of(truth, sorting.sample[sorting.kept], sorting.unit[sorting.kept])
-    lines = [f"{describe(binary.stem, found)} {took_s:6.1f} s"]
+    spikes = sorting.sample[sorting.kept], sorting.unit[sorting.kept]
+    found = score_of(truth, *spikes)
+    lines = [f"{describe(binary.stem, summary_of(truth, *spikes))} {took_s:6.1f} s"]
     if stages:
         lines.append(" ".join(f"{stage} {seconds:.1f}" for stage, seconds in sorting.seconds.items()))
     if per_unit:
@@ -99,13 +100,31 @@ def score_of(truth: dict[str, np.ndarray], sample: Any, unit: Any) -> Score:
     )
 
 
-def describe(name: str, found: Score) -> str:
-    """Name, mean accuracy, units found, false, redundant and merged ones, as columns of a line."""
-    summary = found.summary
+def summary_of(truth: dict[str, np.ndarray], sample: Any, unit: Any) -> dict[str, float | int]:
+    """Figures of a sorting. Units that find a neuron of the background are not false, but counted by themselves."""
+    found = score_of(truth, sample, unit)
     very_well = int((found.accuracy >= VERY_WELL_DETECTED_SCORE).sum())
+    n_background = 0
+    if "background_units" in truth:
+        rest = np.isin(unit, found.false_positive_units)
+        background = (truth["background_samples"], truth["background_units"])
+        rate_hz = float(truth["sampling_rate_hz"])
+        n_background = int(score(*background, sample[rest], unit[rest], sampling_rate_hz=rate_hz).is_matched.sum())
+    n_false = len(found.false_positive_units) - n_background
+    return found.summary | {
+        "n_very_well_detected": very_well,
+        "n_background": n_background,
+        "n_false_positive": n_false,
+    }
+
+
+def describe(name: str, summary: dict[str, float | int]) -> str:
+    """Name, mean accuracy, units found, false, redundant and merged ones, as columns of a line."""
+    very_well, n_false = summary["n_very_well_detected"], summary["n_false_positive"]
     return (
-        f"{name:24s} acc {summary['mean_accuracy']:.3f}  ≥.8 {summary['n_well_detected']:2d}  ≥.95 {very_well:2d} "
-        f"of {summary['n_truth']:2d}  false {summary['n_false_positive']:2d}  redundant {summary['n_redundant']:2d}  "
+        f"{name:24s} acc {summary['mean_accuracy']:.3f}  ≥.8 {summary['n_well_detected']:2d}  "
+        f"≥.95 {very_well:2d} of {summary['n_truth']:2d}  false {n_false:2d}  "
+        f"background {summary['n_background']:2d}  redundant {summary['n_redundant']:2d}  "
         f"merged {summary['n_overmerged']:2d}  units {summary['n_sorted']:3d}"
     )
 

@@ -98,14 +98,18 @@ def probe_json(probe: Probe) -> dict[str, Any]:
 def truth_arrays(recording: SimulatedRecording) -> dict[str, NDArray[Any]]:
     """Return the truth as plain arrays: spikes, one ``unit_…`` array per column of the unit table, drift.
 
+    ``background_samples`` and ``background_units`` are the spikes of the small units in the background, which are not
+    expected to be found.
     ``drift_um`` (time, depth) is the displacement at ``drift_time_s`` (time,) and ``drift_y_um`` (depth,).
     """
     drift_time_s = np.arange(0.0, recording.duration_s, 1.0)
     drift_y_um = np.linspace(recording.probe.y_um.min(), recording.probe.y_um.max(), 5)
-    units = recording.units
+    units, background = recording.units, recording.scene.hash_spikes()
     return {
         "spike_samples": recording.spike_samples,
         "spike_units": recording.spike_units,
+        "background_samples": background.sample,
+        "background_units": background.unit,
         **{f"unit_{name}": units[name].copy() for name in units.dtype.names or ()},
         "bad_channels": np.array(recording.bad_channels, dtype=np.int64),
         "artifact_spans": recording.artifact_spans,

@@ -59,7 +59,7 @@ class Scene:
         traces_uv = np.ascontiguousarray(self.noise.epoch(index).T)
         traces_uv[:, self.noisy] *= 10
         traces_uv += self.slow.at((first + np.arange(EPOCH_SAMPLES)) / self.sampling_rate_hz)
-        for spikes in (self.spikes, self._hash_spikes(index)):
+        for spikes in (self.spikes, self._hash_spikes(range(index - 1, index + 2))):  # those beside overlap with it
             self._add_spikes(traces_uv, first, spikes)
         self.artifacts.add_to(traces_uv, first)
         traces_uv[:, self.dead] = 0
@@ -71,14 +71,19 @@ class Scene:
         in_file[:, self.probe.chan_map] = bits
         return in_file
 
-    def _hash_spikes(self, index: int) -> Spikes:
-        """Return the Poisson spikes of the hash units in one epoch and in its two neighbours."""
+    def hash_spikes(self) -> Spikes:
+        """Return all spikes of the hash units, whose numbers follow those of the true units."""
+        spikes = self._hash_spikes(range(-(-self.n_samples // EPOCH_SAMPLES)))
+        return spikes.within(0, self.n_samples)
+
+    def _hash_spikes(self, epochs: range) -> Spikes:
+        """Return the Poisson spikes of the hash units in some epochs."""
         rates = np.array([unit.rate_hz for unit in self.units[self.n_units :]])
-        times, owners, relatives = [], [], []
-        for neighbour in range(index - 1, index + 2):
-            rng = generator(self.seed, "hash_trains", neighbour + 1)
+        times, owners, relatives = [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0)]
+        for epoch in epochs:
+            rng = generator(self.seed, "hash_trains", epoch + 1)
             owner = np.repeat(np.arange(len(rates)), rng.poisson(rates * EPOCH_SAMPLES / self.sampling_rate_hz))
-            times.append(np.floor((neighbour + rng.random(len(owner))) * EPOCH_SAMPLES))
+            times.append(np.floor((epoch + rng.random(len(owner))) * EPOCH_SAMPLES))
             relatives.append(rng.uniform(0.8, 1.2, len(owner)))
             owners.append(owner + self.n_units)
         return in_time_order(np.concatenate(times), np.concatenate(owners), np.concatenate(relatives))
