@@ -168,7 +168,7 @@ class MatchTrue(Match):
     true_unit: NDArray[np.int64]
 
     def combine(self, parts: Iterable[Matched], run: Run) -> Spikes:
-        """Settle borders; all spikes count, whatever their scores."""
+        """Settle borders; all spikes count, and units with low scores stay, whatever the thresholds."""
         spikes = super().combine(parts, run)
         return replace(spikes, threshold=np.zeros_like(spikes.threshold))
 

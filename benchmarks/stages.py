@@ -692,7 +692,7 @@ def compare_units(pair: Pair) -> list[Line]:
             artifacts=np.zeros((0, 2), np.int64),
             template_channels=their_feature_channels(pair),
             region_of=region_of,
-            threshold=np.zeros(len(region_of)),
+            threshold=np.full(len(region_of), lowest_score(settings.Th_learned)),
             sampling_rate_hz=pair.rate_hz,
         )
         found = run.do(ClusterSpikes(settings, spikes, shapes, probe, when_recorded(pair), GraphClustering(settings)))

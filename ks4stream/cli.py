@@ -223,7 +223,7 @@ def _setting_options(command: Command) -> Command:
             spec.name,
             cls=_Option,
             section=f"Settings: {spec.metadata['group']}",
-            metavar=_KINDS[spec.metadata["kind"]][0],
+            metavar=_KINDS[spec.metadata["kind"]][0] + "|AUTO" * (spec.metadata["kilosort4"] is not None),
             callback=_read_option,
             help=_setting_help(spec),
         )(command)

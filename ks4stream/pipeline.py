@@ -96,7 +96,7 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings, drift: Drift |
     if sorting.n_spikes < FEW_SPIKES or sorting.n_units < 2:
         warn(
             f"Only {sorting.n_spikes} spikes in {sorting.n_units} units were found. If more were to be expected, check "
-            "the probe's units (µm), the channel map, dtype and n_chan, or lower Th_universal and Th_learned.",
+            "the probe's units (µm), the channel map, dtype and n_chan, or set Th_universal and Th_learned lower.",
             FewSpikesWarning,
         )
     return sorting

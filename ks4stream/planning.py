@@ -344,7 +344,7 @@ class _Advice:
             yield Shortfall(
                 f"This process may need {format_bytes(plan.client_bytes)}, but the machine has "
                 f"{format_bytes(plan.memory_bytes)}. Sort a part with tmin and tmax, raise binning_depth (now "
-                f"{self.load.settings.binning_depth:g} µm) or Th_learned (fewer spikes).",
+                f"{self.load.settings.binning_depth:g} µm) or set Th_learned to 8 or more (fewer spikes).",
                 certain=False,
             )
         if plan.worker_memory_bytes is not None:
@@ -394,7 +394,7 @@ class _Advice:
             yield Shortfall(
                 f"run/ and the results will need about {format_bytes(needed)} of disk space, but only "
                 f"{format_bytes(available)} are free. Give a results_dir on a larger disk, sort a part with "
-                "tmin and tmax, or raise Th_universal and Th_learned (fewer spikes).",
+                "tmin and tmax, or set Th_universal and Th_learned to 9 and 8, or more (fewer spikes).",
                 certain=records > available,
             )
 

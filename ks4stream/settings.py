@@ -91,7 +91,8 @@ def _refuses_unknown_names(cls: Class) -> Class:
 class Settings:
     """Everything that changes the result of a sort; frozen, and checked on construction.
 
-    Names and defaults are Kilosort4's.
+    Names are Kilosort4's, and so are defaults, except for ``Th_universal`` and ``Th_learned``; those of Kilosort4 are
+    given by :meth:`like_kilosort4`.
 
     Raises
     ------
@@ -328,8 +329,8 @@ class Settings:
         Examples
         --------
         >>> part = Settings(nt=41).part("nt", "matching")
-        >>> part.nt, part.Th_learned
-        (41, 8.0)
+        >>> part.nt, part.max_peels
+        (41, 100)
         >>> part.n_pcs
         Traceback (most recent call last):
         AttributeError: n_pcs is not among the settings declared here (nt, Th_learned, max_peels).

@@ -64,7 +64,7 @@ def sort(
     recording : Recording
         From :func:`ks4stream.open_recording`, with a probe.
     settings : Settings, optional
-        Everything that changes the result; by default Kilosort4's defaults.
+        Everything that changes the result; without it, the defaults.
     results_dir : path, optional
         Folder for the Phy files, plots and ``sorting.zarr``, or an address in an object store
         (``s3://bucket/key``); None writes nothing.

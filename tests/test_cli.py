@@ -174,7 +174,7 @@ def test_every_setting_has_an_option_with_unit_bounds_and_default() -> None:
     assert "[noise s.d.; > 0; default: auto]" in text
     assert "[≥ 1; ≤ 10000; default: 100]" in text
     assert "[default: 0.5,0.5,0.5]" in text
-    assert "--Th-universal, --th-universal NUMBER" in text
+    assert "--Th-universal, --th-universal NUMBER|AUTO " in text
 
 
 def test_settings_are_given_by_option_or_by_name(tetrode_file: Path, asked: dict[str, Any]) -> None:

@@ -154,7 +154,7 @@ def detect(
     traces : Tensor, shape (c, t)
         Whitened traces of a tile; `first` and `last` are at least nt//2 + `reach` samples from its ends.
     threshold : float
-        ``Th_universal``; peaks have larger scores.
+        Peaks have larger scores (``Th_universal``, or the lowest threshold of a region).
     reach : int
         Samples on either side within which a peak is the largest (``nt0min``); at least BIN − 1.
     first, last : int

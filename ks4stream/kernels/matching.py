@@ -264,7 +264,7 @@ def match(traces: Tensor, templates: PreparedTemplates, *, threshold: float, max
         Whitened, drift corrected.
     templates : PreparedTemplates
     threshold : float, noise s.d.
-        ``Th_learned``: a spike's score √G exceeds it.
+        A spike's score √G exceeds it; the lowest one of the templates' thresholds (``Th_learned``).
     max_peels : int
         Maximum number of rounds.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -164,18 +165,18 @@ def merge_clusters(
     similarity, lag = similarity.copy(), lag.copy()
     apart, two = _KnownPairs(alive), _KnownPairs(alive)  # by their correlogram, and by their spikes
 
-    def are_one(u: int, v: int) -> bool:
+    def are_one(u: int, v: int, train: Callable[[], NDArray[np.int64]]) -> bool:
         by_correlogram = absorbs[u] and not apart.known(u, v)
         if not by_correlogram and two.known(u, v):
             return False
         shift = int(lag[u, v])
-        train, other = alive[u].train(), alive[v].train() - shift
+        other = alive[v].train() - shift
         if by_correlogram:
-            if is_refractory_pair(train, other, sampling_rate_hz=sampling_rate_hz, ccg_threshold=ccg_threshold):
+            if is_refractory_pair(train(), other, sampling_rate_hz=sampling_rate_hz, ccg_threshold=ccg_threshold):
                 return True
             apart.add(u, v)
         if not two.known(u, v):
-            if not fire_together(train, other, sampling_rate_hz) and not are_two(alive[u], alive[v], shift):
+            if not fire_together(train(), other, sampling_rate_hz) and not are_two(alive[u], alive[v], shift):
                 return True
             two.add(u, v)
         return False
@@ -184,7 +185,8 @@ def merge_clusters(
         while u in alive:
             similar = np.argsort(-similarity[u], kind="stable")
             similar = similar[similarity[u, similar] > SIMILAR_ABOVE]
-            v = next((v for v in similar.tolist() if v != u and v in alive and are_one(u, v)), None)
+            train = cache(alive[u].train)  # read once, if it is needed
+            v = next((v for v in similar.tolist() if v != u and v in alive and are_one(u, v, train)), None)
             if v is None:
                 break
             alive[u].absorb(alive.pop(v), int(lag[u, v]), components)

@@ -102,18 +102,18 @@ class Group(NamedTuple):
         """Number of spikes."""
         return len(self.features)
 
-    def where_known(self) -> Group:
-        """The spikes whose displacement is known; all, as if there were none, if it is of none."""
-        known = ~np.isnan(self.conditions.displacement_um)
-        if not known.any():
-            nowhere = np.zeros_like(self.conditions.displacement_um)
-            return self._replace(conditions=self.conditions._replace(displacement_um=nowhere))
-        return Group(self.features[torch.from_numpy(known)], self.conditions.at(known), self.counts[known])
+    def at(self, kept: NDArray[np.bool_]) -> Group:
+        """Some of the spikes."""
+        return Group(self.features[torch.from_numpy(kept)], self.conditions.at(kept), self.counts[kept])
 
     def counted(self) -> Group:
         """The spikes that count."""
-        kept = self.counts
-        return Group(self.features[torch.from_numpy(kept)], self.conditions.at(kept), kept[kept])
+        return self.at(self.counts)
+
+    def at_rest(self) -> Group:
+        """The same spikes as if the tissue had not moved."""
+        nowhere = np.zeros_like(self.conditions.displacement_um)
+        return self._replace(conditions=self.conditions._replace(displacement_um=nowhere))
 
 
 def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> bool:
@@ -130,7 +130,8 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
     4. If the tissue moved, the groups were recorded at different displacements. They are one neuron if the mean of one
        group continues that of the other (step 6e).
 
-    Spikes at unknown displacements do not enter. Too few spikes to decide are those of one neuron.
+    Spikes at unknown displacements do not enter (:func:`at_known_displacements`). Too few spikes to decide are those of
+    one neuron.
 
     Parameters
     ----------
@@ -140,7 +141,7 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
         ``features @ time_derivative`` are the features of the derivative of a waveform, on each channel
         (:func:`~ks4stream.kernels.templates.time_derivative`). Without it, derivatives are not left out.
     """
-    a, b = a.where_known(), b.where_known()
+    a, b = at_known_displacements(a, b)
     mean_a, mean_b = a.features.mean(0), b.features.mean(0)
     if cosine(mean_a, mean_b) < MIN_SIMILARITY:
         return True
@@ -170,6 +171,17 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
     return False
 
 
+def at_known_displacements(a: Group, b: Group) -> tuple[Group, Group]:
+    """The spikes of two groups at known displacements; all, as if the tissue had not moved, if either has too few.
+
+    These are less than half of a group, and less than :data:`MIN_IN_CELLS`.
+    """
+    known = [~np.isnan(group.conditions.displacement_um) for group in (a, b)]
+    if any(of.sum() < min(MIN_IN_CELLS, 0.5 * len(of)) for of in known):
+        return a.at_rest(), b.at_rest()
+    return a.at(known[0]), b.at(known[1])
+
+
 def ranges_of(a: Group, b: Group, width_um: float) -> list[NDArray[np.int64]]:
     """Range of displacement of each spike, of so many µm, numbered from 0."""
     moved_um = [group.conditions.displacement_um for group in (a, b)]
@@ -197,7 +209,8 @@ def window_of(elapsed: NDArray[np.float64], n_windows: int) -> NDArray[np.int64]
 def distance(a: Tensor, b: Tensor, range_a: NDArray[np.int64], range_b: NDArray[np.int64]) -> float:
     """Distance of two waveforms, relative to the larger one, in the ranges of displacement that are nearest.
 
-    The waveforms are the means of spikes, of which the noise is expected to add to squared norms; it is subtracted.
+    The waveforms are the means of spikes, of which the noise is expected to add to squared norms; it is subtracted. The
+    distance of two that do not exceed the noise is 0.
     """
     x, y = nearest_means(a, b, range_a, range_b)
     squares, freedom = 0.0, 0
@@ -210,7 +223,7 @@ def distance(a: Tensor, b: Tensor, range_a: NDArray[np.int64], range_b: NDArray[
     noise = [variance / side.n for side in (x, y)]
     larger = max(float(side.mean @ side.mean) - of for side, of in zip((x, y), noise, strict=True))
     apart = float((x.mean - y.mean).square().sum()) - sum(noise)
-    return math.sqrt(max(apart, 0.0) / max(larger, 1e-30))
+    return math.sqrt(max(apart, 0.0) / larger) if larger > 0 else 0.0
 
 
 class RangeMean(NamedTuple):

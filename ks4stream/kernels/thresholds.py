@@ -1,4 +1,4 @@
-"""Thresholds that follow from the data: for each template, from the scores of its spikes (section 9.1).
+"""Thresholds that follow from the data: for each template, from the scores of its spikes (section 8.5).
 
 A template finds the spikes of its neuron and, at lower scores, background: spikes of distant neurons and noise. Scores
 of the neuron are nearly normally distributed; those of the background fall exponentially. A mixture of the two is
@@ -16,11 +16,13 @@ from scipy.special import ndtr
 
 LOWEST = 5.0
 """Lowest score that is searched if thresholds follow from the data, in noise standard deviations. Neurons whose spikes
-have a mean score of less than about 7 cannot be told from noise."""
+have a mean score of less than 6.5 are not told from noise."""
 HIGHEST = 12.0
-"""Largest threshold. Background is never that large; what is, are spikes of other neurons, which clustering removes."""
+"""Largest threshold. Background is hardly ever that large; larger spikes are of other neurons, and told apart by
+clustering."""
 LOWEST_PEAK, HIGHEST_PEAK = 6.5, 9.0
-"""The same for peaks of a region, of which templates are learned; the highest one is Kilosort4's ``Th_universal``."""
+"""The same for the peaks of a region, from which templates are learned (section 5.2); the highest one is Kilosort4's
+``Th_universal``."""
 LARGEST_SMALL = 14.0  # peaks with larger scores say nothing about a threshold
 BACKGROUND_SHARE = 0.1  # of small peaks above the threshold
 WITHOUT_NEURON = 8.0  # threshold of templates with few spikes or only background; Kilosort4's ``Th_learned``
@@ -28,12 +30,8 @@ MIN_DISTANCE = 1.0  # of a neuron's mean score from the lowest one, noise s.d.; 
 MIN_SPIKES = 20  # of a template whose scores are fitted
 BIN = 0.1  # width of the bins of scores, noise s.d.
 LARGEST = 30.0  # larger scores count as this one; the shape of their distribution does not matter
-STARTS = (
-    0.5,
-    0.8,
-    0.95,
-    0.99,
-)  # quantiles of the scores at which the neuron's mean begins; the most likely result counts
+STARTS = (0.5, 0.8, 0.95, 0.99)
+"""Quantiles of the scores, at each of which the neuron's mean begins once; the most likely result counts."""
 N_ROUNDS = 100
 MIN_SPREAD = 0.8  # s.d. of a neuron's scores; noise alone makes it 1
 DECAY = (0.5, 10.0)  # limits of the background's rate of decay, 1 / noise s.d.
@@ -174,7 +172,7 @@ def _maximized(
         mixture = Mixture(share, mean, spread, decay)
         neuron, background = _densities(mixture, at, lowest)
         weight = counts * (neuron / (neuron + background).clip(1e-300))
-        of_neuron = weight.sum(axis=1)
+        of_neuron = weight.sum(axis=1)  # sums, not products: BLAS may add in any order
         share = of_neuron / n
         # Expected number, mean and variance of the neuron's spikes below the lowest score: of a truncated normal.
         edge = (lowest - mean) / spread
@@ -184,12 +182,12 @@ def _maximized(
         hidden_mean = mean - spread * slope
         hidden_variance = spread**2 * (1.0 - edge * slope - slope**2).clip(0.0)
         total = (of_neuron + hidden).clip(1e-12)
-        mean = ((weight @ at + hidden * hidden_mean) / total).clip(lowest - 1.0)
+        mean = (((weight * at).sum(axis=1) + hidden * hidden_mean) / total).clip(lowest - 1.0)
         squares = (weight * (at - mean[:, None]) ** 2).sum(axis=1)
         squares += hidden * (hidden_variance + (hidden_mean - mean) ** 2)
         spread = np.sqrt(squares / total).clip(MIN_SPREAD)
         rest = counts - weight
-        decay = (rest.sum(axis=1) / (rest @ (at - lowest)).clip(1e-9)).clip(*DECAY)
+        decay = (rest.sum(axis=1) / (rest * (at - lowest)).sum(axis=1).clip(1e-9)).clip(*DECAY)
     mixture = Mixture(share, mean, spread, decay)
     likelihood = (counts * np.log(np.add(*_densities(mixture, at, lowest)).clip(1e-300))).sum(axis=1)
     return mixture, likelihood

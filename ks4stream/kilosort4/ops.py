@@ -22,6 +22,7 @@ from ks4stream.blocks import Tiling
 from ks4stream.errors import OpsError, RecordingError, SettingsError
 from ks4stream.io.kilosort_ops import highpass_impulse
 from ks4stream.io.probes import load_probe
+from ks4stream.kernels.thresholds import lowest_score
 from ks4stream.kilosort4.arguments import opened, results_folder
 from ks4stream.probe import Probe
 from ks4stream.recording import FlatFile, Recording
@@ -340,6 +341,13 @@ def peaks_of(ops: dict[str, Any]) -> PeakSample | None:
     return None if known is None else PeakSample(**{name: array(known[name], types[name]) for name in types})
 
 
+def thresholds_of(ops: dict[str, Any]) -> NDArray[np.float64]:
+    """Thresholds of the templates (v,); in an `ops` of which only the settings are known, those of matching."""
+    n_templates, lowest = len(template_channels_of(ops)), lowest_score(settings_of(ops).Th_learned)
+    known = array(own(ops).get("threshold", []), np.float64)
+    return known if len(known) == n_templates else np.full(n_templates, lowest)
+
+
 def artifacts_of(ops: dict[str, Any]) -> NDArray[np.int64]:
     """Blanked spans (m, 2), in samples, half-open."""
     return array(own(ops).get("artifacts", []), np.int64).reshape(-1, 2)
@@ -389,3 +397,4 @@ def forget_results(ops: dict[str, Any], *, since: str = "preprocessing") -> None
         ops[OWN] = {name: own(ops)[name] for name in ("filled",) if name in own(ops)}
     else:
         own(ops).pop("artifacts", None)
+        own(ops).pop("threshold", None)

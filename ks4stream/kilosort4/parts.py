@@ -72,6 +72,7 @@ from ks4stream.kilosort4.ops import (
     sorted_of,
     template_channels_of,
     tensor,
+    thresholds_of,
     tiles_of,
     tiling_in,
     waveforms_of,
@@ -463,7 +464,7 @@ def _detect(ops: Ops, at: _Computing) -> tuple[NDArray[np.float64], NDArray[np.f
     put_waveforms(ops, waveforms)
     where = channels_of_templates(tiles.probe, spikes.template_channels)
     ops.update({name: torch.from_numpy(values) for name, values in where.items()})
-    own(ops)["artifacts"] = spikes.artifacts
+    own(ops)["artifacts"], own(ops)["threshold"] = spikes.artifacts, spikes.threshold
     st, features = table_of(spikes, tiles.tiling.start, settings.n_pcs, run.scratch)
     return st, features, learned.features
 
@@ -521,7 +522,9 @@ def _cluster(
     _, regions = layout(tiles, settings)
     waveforms = waveforms_of(ops)
     check_spikes(ops, st, features)
-    spikes = spikes_from(run, tiles, regions, st, features, template_channels_of(ops), artifacts_of(ops))
+    spikes = spikes_from(
+        run, tiles, regions, st, features, template_channels_of(ops), thresholds_of(ops), artifacts_of(ops)
+    )
     units = cluster(run, tiles, settings, waveforms, spikes)
     return run.do(Join(settings, units, spikes, waveforms, tiles.probe)), units.features
 

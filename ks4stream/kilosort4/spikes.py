@@ -90,11 +90,13 @@ def spikes_from(
     st: NDArray[np.float64],
     tF: NDArray[np.float32],
     template_channels: NDArray[np.int64],
+    threshold: NDArray[np.float64],
     artifacts: NDArray[np.int64],
 ) -> Spikes:
     """Write spikes that a caller has passed to files of blocks, from which they can be clustered.
 
-    They are removed with the scratch folder of the run.
+    They are removed with the scratch folder of the run. All of them count, even those below the `threshold` (v,) of
+    their template.
     """
     order = np.lexsort((st[:, 1], st[:, 0]))
     sample = st[order, 0].astype(np.int64) + tiles.tiling.start
@@ -123,13 +125,13 @@ def spikes_from(
         artifacts=artifacts,
         template_channels=template_channels,
         region_of=region_of,
-        threshold=_just_below(st, len(template_channels)),
+        threshold=np.minimum(threshold, _just_below(st, len(template_channels))),
         sampling_rate_hz=tiles.sampling_rate_hz,
     )
 
 
 def _just_below(st: NDArray[np.float64], n_templates: int) -> NDArray[np.float64]:
-    """Scores just below the smallest one of each template, so that all spikes count: (v,)."""
+    """Scores just below the smallest one of each template: (v,)."""
     lowest = np.full(n_templates, np.inf, np.float32)
     np.minimum.at(lowest, st[:, 1].astype(np.int64), st[:, 2].astype(np.float32))
     return np.nextafter(lowest, np.float32(-np.inf)).astype(np.float64)

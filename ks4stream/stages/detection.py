@@ -158,7 +158,7 @@ class Detect(Stage[Block, Receipt, Peaks]):
             cls.name,
             cls.bytes_beside_tile(load),
             rows=load.block_bytes(),
-            scratch_bytes=load.row_bytes * load.n_spikes,
+            scratch_bytes=round(load.row_bytes * load.rows_per_spike * load.n_spikes),
             passes=load.detections,
             n_tiles_read=len(load.tiling),
             remedies=("raise dminx or dmin (fewer centres)",),

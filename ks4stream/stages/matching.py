@@ -213,7 +213,7 @@ class Match(Stage[Block, Matched, Spikes]):
             cls.name,
             cls.bytes_beside_tile(load),
             rows=load.block_bytes(),
-            scratch_bytes=load.row_bytes * load.n_spikes,
+            scratch_bytes=round(load.row_bytes * load.rows_per_spike * load.n_spikes),
             n_tiles_read=len(load.tiling),
             writes_blocks=True,
         )

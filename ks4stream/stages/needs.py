@@ -18,7 +18,7 @@ from ks4stream.kernels.preprocessing import fft_length
 from ks4stream.messages import silent
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
-from ks4stream.settings import Settings
+from ks4stream.settings import AUTO, Settings
 
 TEMPLATES_PER_CHANNEL = 2.0  # learned templates; published recordings of 384 channels have 300 to 700
 CROWDED = 5.0  # number of spikes in the largest region, relative to an average region
@@ -28,6 +28,7 @@ WORKING_BYTES = 32 << 20  # per task on tiles, besides its arrays: libraries, an
 CUDA_BYTES = 600 << 20  # used by CUDA and cuFFT themselves
 COPIES = 4  # of the rows of a block at the end of its task: by tile, joined, by region, and as they are written
 SPIKE_BYTES = 20  # per row besides its features: sample, template or centre, depth, score
+ROWS_PER_SPIKE = 2.0  # peaks, or spikes, written per one that counts, if the data set the thresholds
 RECORD_BYTES = 4096  # per record of a task, besides what grows with the number of regions
 
 
@@ -167,6 +168,11 @@ class Load:
         """Maximum number of detection passes: if tissue moved, waveforms are learned and peaks detected again."""
         return 2 if self.settings.nblocks else 1
 
+    @property
+    def rows_per_spike(self) -> float:
+        """Peaks or spikes above the lowest threshold, which are written, per spike that counts."""
+        return ROWS_PER_SPIKE if AUTO in (self.settings.Th_universal, self.settings.Th_learned) else 1.0
+
     def spikes_in(self, seconds: float) -> float:
         """Expected number of spikes in a span of time."""
         return self.spikes_per_channel_hz * self.n_channels * seconds
@@ -210,7 +216,7 @@ class Load:
     def block_bytes(self) -> int:
         """Bytes of the rows of a block at the end of its task."""
         seconds = self.tiles_per_task() * self.tiling.size / self.recording.sampling_rate_hz
-        return round(COPIES * self.row_bytes * self.spikes_in(seconds))
+        return round(COPIES * self.row_bytes * self.rows_per_spike * self.spikes_in(seconds))
 
     # -- tasks -------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Thresholds of the templates, by the scores of their spikes, and which spikes count (section 8.4)."""
+"""Thresholds of the templates, by the scores of their spikes, and which spikes count (section 8.5)."""
 
 from __future__ import annotations
 
@@ -58,8 +58,9 @@ class SetThresholds(Stage[int, NDArray[np.float64], Spikes]):
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
-        """Scores and templates of all spikes of a region."""
-        return load.on_regions(cls.name, 40 * load.largest_region)
+        """Scores, templates and numbers of all spikes of a region; no GPU."""
+        n = round(load.rows_per_spike * load.largest_region)
+        return replace(load.on_regions(cls.name, 40 * n), gpu_bytes=0)
 
 
 def counted_rows(spikes: Spikes, region: int) -> NDArray[np.int64]:

@@ -45,10 +45,10 @@ logger = logging.getLogger("ks4stream")
 
 CLUSTERED_SPIKE_BYTES = 24  # per spike in the file of a region: sample, template, score, and the row of its features
 MIN_MARGIN = 1.5
-"""Minimum difference of the mean score of a unit's spikes and ``Th_learned``, in noise standard deviations. Beyond the
-published method (section 9.3): clusters closer to the threshold are the upper part of a distribution of which the
-threshold cuts off more than a tenth (scores have unit noise). Background activity looks like that; they are not
-units."""
+"""Minimum difference of the mean score of a unit's spikes and the mean threshold of their templates, in noise s.d.
+Beyond the published method (section 9.3): clusters closer to the threshold are the upper part of a distribution of
+which the threshold cuts off more than a tenth (scores have unit noise). Background activity looks like that; they are
+not units."""
 EXAMPLES = 500  # maximum number of spikes of a cluster that are compared with those of other clusters
 SECONDS_PER_SPIKE, MIN_SPIKES, ENOUGH_SPIKES = 3.0, 5, 20
 """A template or a unit has at least one spike in three seconds of recording, but never fewer than 5; 20 always

@@ -200,3 +200,18 @@ def test_the_documented_examples_run() -> None:
     outcome = doctest.testmod(agglomeration)
     assert outcome.attempted > 0
     assert outcome.failed == 0
+
+
+@pytest.mark.parametrize(("n_small", "again"), [(5, False), (15, True)])
+def test_a_pair_is_compared_again_when_one_of_them_has_grown_by_a_tenth(n_small: int, again: bool) -> None:
+    """0 and 1 are two; then 2, which has a twentieth or a sixth of the spikes of 0, is joined to it."""
+    links = np.array([[60, 40, 1], [40, 60, 0], [1, 0, n_small - 1]])
+    asked: list[tuple[list[int], list[int]]] = []
+
+    def are_two(a: agglomeration.Clusters, b: agglomeration.Clusters) -> bool:
+        asked.append((a.tolist(), b.tolist()))
+        return 1 in (*a, *b)
+
+    assert agglomerate(links, are_two).tolist() == [0, 1, 0]
+    assert asked.count(([0], [1])) == 1
+    assert (([0, 2], [1]) in asked) is again

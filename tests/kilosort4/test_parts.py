@@ -156,6 +156,30 @@ def test_one_by_one_they_give_what_the_whole_gives(name, scene, sorted_whole, tm
     assert differ == {"ks4stream.json", "ops.npy", "sorting.zarr/.zattrs"}  # with times and folders
 
 
+@pytest.mark.slow
+def test_thresholds_may_follow_from_the_data(scene, tmp_path):
+    auto = {"Th_universal": "auto", "Th_learned": "auto"}
+    found = sorted_by_parts(begun(scene("still"), tmp_path / "parts", **auto))
+    assert_same(found, whole(scene("still"), tmp_path / "whole", **auto))
+
+
+@pytest.mark.slow
+def test_the_threshold_does_not_rise_with_the_spikes_that_a_caller_leaves_out(scene, tmp_path):
+    """A unit has to stand clear of the threshold with which it was found, not of the smallest spike that is left."""
+    ops, bfile, st, tF = detected(begun(scene("still"), tmp_path))
+    large = (
+        st[:, 2]
+        > np.array([np.median(st[st[:, 1] == number, 2]) for number in range(int(st[:, 1].max()) + 1)])[
+            st[:, 1].astype(int)
+        ]
+    )
+    clu, _, found, _ = cluster_spikes(st[large], tF[torch.from_numpy(large)], ops, CPU, bfile)
+    enough = np.bincount(st[large, 1].astype(int)) >= 20
+    assert enough.sum() >= 2
+    assert set(np.flatnonzero(enough)) <= set(found[:, 1].astype(int)), "each template's spikes are in a unit"
+    assert len(clu) == len(found)
+
+
 def content_of(folder):
     """The files of a results folder without its run, and what they hold."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] != "run"]

@@ -90,3 +90,8 @@ def test_a_number_is_the_threshold_of_all(tmp_path: Path) -> None:
 
 def test_without_spikes_or_templates_there_is_nothing_to_set(tmp_path: Path) -> None:
     assert with_thresholds(in_blocks([], [LOWEST] * 3), tmp_path) == [LOWEST] * 3
+
+
+def test_a_region_without_spikes_above_their_thresholds_has_no_rows(tmp_path: Path) -> None:
+    spikes = in_blocks(some(tmp_path), [20, 20, 20])
+    assert counted_rows(spikes, 0).tolist() == counted_rows(spikes, 1).tolist() == []
