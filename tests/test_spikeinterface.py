@@ -242,7 +242,8 @@ def test_spikeinterface_reads_the_folder_as_an_analyzer(
     assert_same(analyzer.sorting, expected)
     templates = analyzer.get_extension("templates").get_data()  # (unit, time, channel)
     theirs, ours = (np.ptp(values, axis=1) for values in (templates, mean_waveforms(replace(expected, gain_uv=0.195))))
-    np.testing.assert_array_equal(theirs.argmax(axis=1), ours.argmax(axis=1))
+    largest = ours[np.arange(len(ours)), theirs.argmax(axis=1)]  # or nearly so: a unit may lie between two contacts
+    np.testing.assert_allclose(largest, ours.max(axis=1), rtol=0.1)
     np.testing.assert_allclose(theirs.max(axis=1), ours.max(axis=1), rtol=0.1)
     locations = analyzer.get_extension("spike_locations").get_data()
     for name, values in (("x", expected.x_um), ("y", expected.y_um)):
