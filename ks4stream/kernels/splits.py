@@ -110,11 +110,6 @@ class Group(NamedTuple):
         """The spikes that count."""
         return self.at(self.counts)
 
-    def at_rest(self) -> Group:
-        """The same spikes as if the tissue had not moved."""
-        nowhere = np.zeros_like(self.conditions.displacement_um)
-        return self._replace(conditions=self.conditions._replace(displacement_um=nowhere))
-
 
 def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> bool:
     """Whether two groups of spikes come from two neurons rather than one.
@@ -130,7 +125,8 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
     4. If the tissue moved, the groups were recorded at different displacements. They are one neuron if the mean of one
        group continues that of the other (step 6e).
 
-    Spikes at unknown displacements do not enter (:func:`at_known_displacements`). Too few spikes to decide are those of
+    Spikes at unknown displacements do not enter. If a group has too few others (less than half, and less than
+    :data:`MIN_IN_CELLS`), only the distance of the means of all spikes decides. Too few spikes to decide are those of
     one neuron.
 
     Parameters
@@ -141,7 +137,10 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
         ``features @ time_derivative`` are the features of the derivative of a waveform, on each channel
         (:func:`~ks4stream.kernels.templates.time_derivative`). Without it, derivatives are not left out.
     """
-    a, b = at_known_displacements(a, b)
+    known = [group.at(~np.isnan(group.conditions.displacement_um)) for group in (a, b)]
+    if any(some.n < min(MIN_IN_CELLS, 0.5 * group.n) for some, group in zip(known, (a, b), strict=True)):
+        return distance(a.features, b.features, np.zeros(a.n, np.int64), np.zeros(b.n, np.int64)) > CONTINUING_BELOW
+    a, b = known
     mean_a, mean_b = a.features.mean(0), b.features.mean(0)
     if cosine(mean_a, mean_b) < MIN_SIMILARITY:
         return True
@@ -169,17 +168,6 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
     if max(int(of.max()) for of in ranges) > 0:
         return distance(a.features, b.features, *ranges) > CONTINUING_BELOW
     return False
-
-
-def at_known_displacements(a: Group, b: Group) -> tuple[Group, Group]:
-    """The spikes of two groups at known displacements; all, as if the tissue had not moved, if either has too few.
-
-    These are less than half of a group, and less than :data:`MIN_IN_CELLS`.
-    """
-    known = [~np.isnan(group.conditions.displacement_um) for group in (a, b)]
-    if any(of.sum() < min(MIN_IN_CELLS, 0.5 * len(of)) for of in known):
-        return a.at_rest(), b.at_rest()
-    return a.at(known[0]), b.at(known[1])
 
 
 def ranges_of(a: Group, b: Group, width_um: float) -> list[NDArray[np.int64]]:

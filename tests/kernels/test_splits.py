@@ -23,7 +23,6 @@ from ks4stream.kernels.splits import (
     Conditions,
     Group,
     are_two,
-    at_known_displacements,
     bimodality,
     bimodality_within,
     cosine,
@@ -573,9 +572,10 @@ def test_spikes_at_unknown_displacements_do_not_enter() -> None:
 
 
 @pytest.mark.parametrize("offset_um", [0.0, 40.0, -40.0])
-@pytest.mark.parametrize(("n_known", "two"), [(0, True), (2, True), (14, True), (15, False), (300, False)])
-def test_with_too_few_known_displacements_in_either_group_there_are_none(
-    n_known: int, two: bool, offset_um: float
+@pytest.mark.parametrize("n_known", [0, 2, 14, 15, 300])
+@pytest.mark.parametrize(("size", "two"), [(1.0, False), (0.3, True)])
+def test_with_too_few_known_displacements_the_distance_decides(
+    n_known: int, size: float, two: bool, offset_um: float
 ) -> None:
     """Whatever the other group's displacement is."""
     a, b = jumping(0, 42)
@@ -583,15 +583,9 @@ def test_with_too_few_known_displacements_in_either_group_there_are_none(
     moved_um[n_known:] = np.nan
     a = a._replace(conditions=a.conditions._replace(displacement_um=a.conditions.displacement_um + offset_um))
     b = b._replace(conditions=b.conditions._replace(displacement_um=moved_um.astype(np.float32)))
+    b = b._replace(features=noise(b.n, 44) + size * b.features.mean(0))
     assert are_two(a, b) is two
     assert are_two(b, a) is two
-
-
-def test_half_of_a_small_group_is_enough() -> None:
-    a, b = group(noise(8, 1), displacement_um=np.r_[np.full(4, np.nan), 1, 2, 3, 4]), group(noise(300, 2))
-    assert [one.n for one in at_known_displacements(a, b)] == [4, 300]
-    a = group(noise(8, 1), displacement_um=np.r_[np.full(5, np.nan), 1, 2, 3])
-    assert [one.n for one in at_known_displacements(a, b)] == [8, 300]
 
 
 def test_means_that_do_not_exceed_the_noise_are_not_apart() -> None:
