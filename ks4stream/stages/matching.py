@@ -22,6 +22,7 @@ from ks4stream.kernels.thresholds import lowest_score
 from ks4stream.probe import Probe
 from ks4stream.results import Templates, Waveforms
 from ks4stream.stages.base import Block, Run, Stage
+from ks4stream.stages.detection import rows_of_region
 from ks4stream.stages.needs import TEMPLATES_PER_CHANNEL, Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
 
@@ -60,6 +61,11 @@ class Spikes:
     region_of: NDArray[np.int64]  # (v,) region of each template
     threshold: NDArray[np.float64]  # (v,) score above which spikes of each template count
     sampling_rate_hz: float
+
+    @property
+    def of_region(self) -> NDArray[np.int64]:
+        """Number of rows of each region, those that do not count included."""
+        return rows_of_region(self.receipts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,6 @@ from ks4stream.io.tables import pick_region
 from ks4stream.kernels.thresholds import thresholds
 from ks4stream.settings import AUTO
 from ks4stream.stages.base import Run, Stage
-from ks4stream.stages.detection import rows_of_region
 from ks4stream.stages.matching import Spikes
 from ks4stream.stages.needs import Load, Needs
 
@@ -30,17 +28,13 @@ class SetThresholds(Stage[int, NDArray[np.float64], Spikes]):
 
     def items(self, run: Run) -> Sequence[int]:
         """The regions that have spikes."""
-        occupied: list[int] = np.flatnonzero(self._of_region).tolist()
+        occupied: list[int] = np.flatnonzero(self.spikes.of_region).tolist()
         return occupied if self.settings.Th_learned == AUTO else []
 
     def work(self, items: Sequence[int]) -> Sequence[float]:
         """The number of spikes."""
-        sizes: list[float] = self._of_region[list(items)].tolist()
+        sizes: list[float] = self.spikes.of_region[list(items)].tolist()
         return sizes
-
-    @cached_property
-    def _of_region(self) -> NDArray[np.int64]:
-        return rows_of_region(self.spikes.receipts)
 
     def task(self, item: int, folder: Place) -> NDArray[np.float64]:
         """Thresholds of the templates of one region, in their order."""

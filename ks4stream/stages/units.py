@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,6 @@ from ks4stream.stages.clustering import (
     on_all_channels,
     scattered_rows,
 )
-from ks4stream.stages.detection import rows_of_region
 from ks4stream.stages.matching import Spikes
 from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.thresholds import counted_rows
@@ -95,17 +94,13 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
 
     def items(self, run: Run) -> Sequence[int]:
         """The regions that have spikes."""
-        occupied: list[int] = np.flatnonzero(self._of_region).tolist()
+        occupied: list[int] = np.flatnonzero(self.spikes.of_region).tolist()
         return occupied
 
     def work(self, items: Sequence[int]) -> Sequence[float]:
         """The number of spikes."""
-        sizes: list[float] = self._of_region[list(items)].tolist()
+        sizes: list[float] = self.spikes.of_region[list(items)].tolist()
         return sizes
-
-    @cached_property
-    def _of_region(self) -> NDArray[np.int64]:
-        return rows_of_region(self.spikes.receipts)
 
     def task(self, item: int, folder: Place) -> RegionClusters:
         """Cluster one region's spikes, and write them grouped by cluster."""
