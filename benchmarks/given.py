@@ -18,8 +18,8 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,9 @@ from ks4stream.results import Templates, Waveforms
 from ks4stream.run import Run
 from ks4stream.sorter import prepare
 from ks4stream.stages.joining import Join
-from ks4stream.stages.matching import Match, Matched, Spikes, spans
+from ks4stream.stages.matching import Match, Spikes, spans
 from ks4stream.stages.preprocessing import Preprocessor
-from ks4stream.stages.thresholds import SetThresholds, counted_rows
+from ks4stream.stages.thresholds import SetThresholds, Thresholds
 from ks4stream.stages.waveforms import LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
 
@@ -106,7 +106,8 @@ def _matched(recording: Recording, settings: Settings, truth: Truth, motion: Any
     with run_here(tiles) as run:
         tiles, waveforms, regions = _prepared(run, tiles, settings, motion)
         templates = true_templates(tiles, waveforms, truth, settings)
-        spikes = run.do(SetThresholds(settings, run.do(Match(settings, tiles, waveforms, templates, regions))))
+        thresholds = run.do(SetThresholds(settings, tiles, waveforms, templates))
+        spikes = run.do(Match(settings, tiles, waveforms, templates, regions, thresholds))
         return _column(spikes, "sample"), _column(spikes, "template")
 
 
@@ -117,7 +118,8 @@ def _clustered(recording: Recording, settings: Settings, truth: Truth, motion: A
         templates = true_templates(tiles, waveforms, truth, settings)
         order = np.argsort(truth["spike_samples"], kind="stable")
         true = (truth["spike_samples"][order], truth["spike_units"][order])
-        spikes = run.do(MatchTrue(settings, tiles, waveforms, templates, regions, *true))
+        none = Thresholds(np.zeros(len(templates.features)))  # units with low scores stay
+        spikes = run.do(MatchTrue(settings, tiles, waveforms, templates, regions, none, *true))
         units = cluster_spikes(run, tiles, settings, waveforms, spikes)
         columns = run.do(Join(settings, units, spikes, waveforms, tiles.probe))
         kept = np.asarray(columns["kept"])
@@ -167,11 +169,6 @@ class MatchTrue(Match):
     true_sample: NDArray[np.int64]
     true_unit: NDArray[np.int64]
 
-    def combine(self, parts: Iterable[Matched], run: Run) -> Spikes:
-        """Settle borders; all spikes count, and units with low scores stay, whatever the thresholds."""
-        spikes = super().combine(parts, run)
-        return replace(spikes, threshold=np.zeros_like(spikes.threshold))
-
     def _rows(self, tile: Tile, artifacts: list[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
         settings, prepared = self.settings, self.prepared
         traces, blank = self.tiles.whitened(tile)
@@ -202,7 +199,7 @@ class MatchTrue(Match):
 def _column(spikes: Spikes, name: str) -> NDArray[Any]:
     """One column of all spikes that count."""
     regions = range(int(spikes.region_of.max(initial=-1)) + 1)
-    parts = [pick_region(spikes.receipts, name, region, counted_rows(spikes, region)) for region in regions]
+    parts = [pick_region(spikes.receipts, name, region, spikes.counted(region)) for region in regions]
     return np.concatenate([np.zeros(0, np.int64), *parts])
 
 

@@ -39,17 +39,17 @@ from ks4stream.kernels import matching as matching_kernels
 from ks4stream.kernels import preprocessing as filters
 from ks4stream.kernels import templates as template_kernels
 from ks4stream.kernels import waveforms as waveform_kernels
-from ks4stream.kernels.thresholds import lowest_peak, lowest_score
 from ks4stream.results import Drift, Templates, Waveforms, Whitening
 from ks4stream.scoring import score
 from ks4stream.sorter import prepare
 from ks4stream.stages.clustering import Circumstances, GraphClustering, scattered_rows
-from ks4stream.stages.detection import Detect
+from ks4stream.stages.detection import Detect, lowest_peak
 from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Match, Spikes
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.registration import Registration
 from ks4stream.stages.templates import LearnTemplates
+from ks4stream.stages.thresholds import Thresholds
 from ks4stream.stages.units import ClusterSpikes, Merge, min_unit_spikes
 from ks4stream.stages.waveforms import EVERY_BATCH, MAX_SNIPPETS, LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
@@ -443,7 +443,7 @@ def compare_drift(pair: Pair) -> list[Line]:
         lowest_um=float(y_um.min()),
         bin_um=settings.binning_depth,
         n_bins=n_bins,
-        threshold=lowest_peak(settings.Th_universal),
+        threshold=lowest_peak(settings),
     )
     counts = np.zeros((len(pair.tiling), 2, n_bins, drift_kernels.N_AMPLITUDE_BINS), np.uint16)
     np.add.at(counts, (batch.astype(int), np.arange(len(batch)) % 2, *bins), 1)
@@ -541,7 +541,7 @@ def _detect_in_batch(pair: Pair, detect: Detect, tile: Tile, traces: torch.Tenso
     return detection_kernels.detect(
         traces,
         detect.templates,
-        threshold=lowest_peak(pair.settings.Th_universal),
+        threshold=lowest_peak(pair.settings),
         reach=pair.settings.peak_sample,
         first=nt + to_centre,
         last=nt + to_centre + tile.stop - tile.start,
@@ -590,7 +590,8 @@ def compare_matching(pair: Pair) -> list[Line]:
     learned = Templates(pair.their_templates.numpy(), np.ones(len(pair.their_templates)))
     lines = []
     regions = geometry.clustering_regions(our_centres(pair), pair.settings)
-    match = Match(pair.settings, pair.moved, pair.their_waveforms(), learned, regions)
+    thresholds = Thresholds(np.full(len(learned.features), float(pair.settings.Th_learned)))
+    match = Match(pair.settings, pair.moved, pair.their_waveforms(), learned, regions, thresholds)
     if "moved" in pair.theirs:
         lines += _match_their_traces(pair, match, their_sample, their_template)
     with run_here(pair.moved) as run:
@@ -621,7 +622,7 @@ def _match_their_traces(pair: Pair, match: Match, sample: np.ndarray, template: 
     channels, away, scores = match.template_channels, [np.zeros(0)], [np.zeros(0)]
     for tile, traces in pair.batches("moved"):
         found = matching_kernels.match(
-            traces, match.prepared, threshold=lowest_score(pair.settings.Th_learned), max_peels=pair.settings.max_peels
+            traces, match.prepared, threshold=float(pair.settings.Th_learned), max_peels=pair.settings.max_peels
         )
         time = found.sample_index.numpy() - nt + tile.start + shift
         inner = (tile.start + 2 * nt, tile.stop - 2 * nt)
@@ -692,7 +693,7 @@ def compare_units(pair: Pair) -> list[Line]:
             artifacts=np.zeros((0, 2), np.int64),
             template_channels=their_feature_channels(pair),
             region_of=region_of,
-            threshold=np.full(len(region_of), lowest_score(settings.Th_learned)),
+            threshold=np.full(len(region_of), float(settings.Th_learned)),
             sampling_rate_hz=pair.rate_hz,
         )
         found = run.do(ClusterSpikes(settings, spikes, shapes, probe, when_recorded(pair), GraphClustering(settings)))

@@ -32,9 +32,9 @@ from ks4stream.blocks import Tiling
 from ks4stream.kernels import clustering, detection, graph, splits
 from ks4stream.kernels.borders import Reported, settle
 from ks4stream.kernels.convolution import correlate
-from ks4stream.kernels.thresholds import lowest_peak
 from ks4stream.results import Sorting
 from ks4stream.stages.clustering import Circumstances, GraphClustering, scattered_rows
+from ks4stream.stages.detection import lowest_peak
 
 FOLDER = Path(__file__).parent / "figures"
 SEED, N_CHANNELS, N_UNITS, DURATION_S, DRIFT_UM = 7, 32, 18, 60.0, 25.0
@@ -167,7 +167,7 @@ def draw_search(example: Example) -> Figure:
         neighbours=torch.from_numpy(centres.neighbours),
         depth_um=torch.from_numpy(example.truth.probe.y_um.astype(np.float32)),
     )
-    options: dict[str, Any] = dict(threshold=lowest_peak(settings.Th_universal), reach=settings.peak_sample)
+    options: dict[str, Any] = dict(threshold=lowest_peak(settings), reach=settings.peak_sample)
     peaks = detection.detect(traces, templates, first=margin, last=margin + n_shown, **options)
     matches = correlate(traces, templates.shapes, layout="ctp")
     search = detection._PeakSearch(matches, templates, **options)

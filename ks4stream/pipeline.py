@@ -135,8 +135,8 @@ def find_spikes(
         settings, peaks, waveforms, tiles.probe, centres, regions, circumstances, cluster, min_spikes
     )
     templates = run.do(learn)
-    spikes = run.do(Match(settings, tiles, waveforms, templates, regions))
-    return templates, run.do(SetThresholds(settings, spikes))
+    thresholds = run.do(SetThresholds(settings, tiles, waveforms, templates))
+    return templates, run.do(Match(settings, tiles, waveforms, templates, regions, thresholds))
 
 
 def cluster_spikes(run: Run, tiles: Preprocessor, settings: Settings, waveforms: Waveforms, spikes: Spikes) -> Units:
@@ -155,8 +155,8 @@ STAGES = (
     Detect,
     EstimateDrift,
     LearnTemplates,
-    Match,
     SetThresholds,
+    Match,
     ClusterSpikes,
     Merge,
     Join,

@@ -285,7 +285,7 @@ from ks4stream.stages.clustering import Circumstances, GraphClustering
 from ks4stream.stages.detection import Detect, Peaks
 from ks4stream.stages.matching import Match, Spikes
 from ks4stream.stages.templates import LearnTemplates
-from ks4stream.stages.thresholds import SetThresholds
+from ks4stream.stages.thresholds import SetThresholds, Thresholds
 from ks4stream.stages.units import ClusterSpikes
 from ks4stream.stages.waveforms import LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
@@ -335,7 +335,8 @@ with one_thread():
     size = np.exp(-np.arange(10) / 3)[:, None] * np.array([10, 4, 3, 2, 2, 1])
     for unit in range(len(features)):
         features[unit, near[unit % 64]] = rng.normal(size=(10, 6)) * size
-    match = Match(settings, still, shapes, Templates(features, np.ones(128)), regions)
+    templates = Templates(features, np.ones(128))
+    match = Match(settings, still, shapes, templates, regions, Thresholds(np.full(128, 8.0)))
     peaks_in, peaks = regions_rows(
         "peaks.rows", regions.of_centre, "centre", 6 * rng.normal(size=(len(centres), 10, 6)).astype(np.float32)
     )
@@ -357,7 +358,7 @@ stages = [
     (Detect(settings, still, shapes, centres, regions), tiles),
     (match, tiles),
     (LearnTemplates(settings, Peaks(peaks), shapes, probe, centres, regions, when, cluster, 5), peaks_in),
-    (SetThresholds(settings, spikes), spikes_in),
+    (SetThresholds(settings, still, shapes, templates), tiles),
     (ClusterSpikes(settings, spikes, shapes, probe, when, cluster), spikes_in),
 ]
 del still, moved, match  # a recording in memory is no stage's
@@ -411,4 +412,4 @@ def test_waveforms_are_learned_from_as_many_batches_as_they_take():
     assert tasks[0]["whitening"] > tasks[1]["whitening"] and tasks[0]["waveforms"] == tasks[1]["waveforms"]
     tile_bytes = 32 * 2 * (60_000 + 2 * tiling_of(recording_of(), Settings()).halo)
     assert few.read_bytes - many.read_bytes == (200 - 25) * tile_bytes  # for whitening, at most and at least
-    assert many.read_bytes == (3 * 1800 + 25 + 2 * 72) * tile_bytes  # every 25th batch, twice
+    assert many.read_bytes == (3 * 1800 + 25 + 2 * 72 + 90) * tile_bytes  # every 25th, twice, and every 20th

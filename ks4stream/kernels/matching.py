@@ -58,6 +58,10 @@ class TileSpikes(NamedTuple):
     score: Tensor
     amplitude: Tensor
 
+    def at(self, kept: Tensor) -> TileSpikes:
+        """Some of the spikes."""
+        return TileSpikes(*(column[kept] for column in self))
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedTemplates:
@@ -264,7 +268,7 @@ def match(traces: Tensor, templates: PreparedTemplates, *, threshold: float, max
         Whitened, drift corrected.
     templates : PreparedTemplates
     threshold : float, noise s.d.
-        A spike's score √G exceeds it; the lowest one of the templates' thresholds (``Th_learned``).
+        A spike's score √G exceeds it.
     max_peels : int
         Maximum number of rounds.
     """

@@ -33,6 +33,7 @@ LARGEST = 30.0  # larger scores count as this one; the shape of their distributi
 STARTS = (0.5, 0.8, 0.95, 0.99)
 """Quantiles of the scores, at each of which the neuron's mean begins once; the most likely result counts."""
 N_ROUNDS = 100
+TEMPLATES_PER_CHUNK = 512  # fitted at a time: 40 MB
 MIN_SPREAD = 0.8  # s.d. of a neuron's scores; noise alone makes it 1
 DECAY = (0.5, 10.0)  # limits of the background's rate of decay, 1 / noise s.d.
 
@@ -56,27 +57,13 @@ class Mixture(NamedTuple):
     decay: NDArray[np.float64]
 
 
-def lowest_peak(Th_universal: float | str) -> float:
-    """Threshold of detection: ``Th_universal``, or :data:`LOWEST_PEAK` if it is "auto"."""
-    return LOWEST_PEAK if isinstance(Th_universal, str) else Th_universal
-
-
-def lowest_score(Th_learned: float | str) -> float:
-    """Threshold of matching: ``Th_learned``, or :data:`LOWEST` if it is "auto"."""
-    return LOWEST if isinstance(Th_learned, str) else Th_learned
-
-
-def thresholds(
-    score: NDArray[np.float32], template: NDArray[np.integer[Any]], n_templates: int, *, lowest: float = LOWEST
-) -> NDArray[np.float64]:
+def thresholds(counts: NDArray[np.int64], *, lowest: float = LOWEST) -> NDArray[np.float64]:
     """Threshold of each template, with the highest expected accuracy: spikes / (all of the neuron + background).
 
     Parameters
     ----------
-    score : ndarray, shape (n,), float32, noise s.d.
-        Above `lowest`.
-    template : ndarray, shape (n,), int
-    n_templates : int
+    counts : ndarray, shape (v, bin), int64
+        From :func:`histograms`.
     lowest : float, noise s.d.
         Lowest score that was searched.
 
@@ -85,12 +72,12 @@ def thresholds(
     ndarray, shape (v,), float64, noise s.d.
         Between `lowest` and :data:`HIGHEST`.
     """
-    counts = _histograms(score, template, n_templates, lowest)
-    found = np.full(n_templates, WITHOUT_NEURON)
+    found = np.full(len(counts), WITHOUT_NEURON)
     enough = np.flatnonzero(counts.sum(axis=1) >= MIN_SPIKES)
-    mixture = fitted(counts[enough], lowest)
-    of_neuron = mixture.mean >= lowest + MIN_DISTANCE
-    found[enough[of_neuron]] = best_thresholds(mixture, lowest)[of_neuron]
+    for some in np.split(enough, range(TEMPLATES_PER_CHUNK, len(enough), TEMPLATES_PER_CHUNK)):
+        mixture = fitted(counts[some], lowest)
+        of_neuron = mixture.mean >= lowest + MIN_DISTANCE
+        found[some[of_neuron]] = best_thresholds(mixture, lowest)[of_neuron]
     return found
 
 
@@ -112,7 +99,7 @@ def peak_threshold(score: NDArray[np.float32], *, lowest: float = LOWEST_PEAK) -
     small = score[score < LARGEST_SMALL]
     if len(small) < MIN_SPIKES:
         return HIGHEST_PEAK
-    mixture = fitted(_histograms(small, np.zeros(len(small), np.int64), 1, lowest), lowest)
+    mixture = fitted(histograms(small, np.zeros(len(small), np.int64), 1, lowest=lowest), lowest)
     at = np.linspace(lowest, HIGHEST_PEAK, round((HIGHEST_PEAK - lowest) / BIN) + 1)
     neuron, background = _above(mixture, at, lowest)
     few = np.flatnonzero(background[0] <= BACKGROUND_SHARE * (neuron + background)[0])
@@ -135,10 +122,25 @@ def _above(mixture: Mixture, at: NDArray[np.float64], lowest: float) -> tuple[ND
     return neuron, (1.0 - share) * np.exp(-decay * (at - lowest))
 
 
-def _histograms(
-    score: NDArray[np.float32], template: NDArray[np.integer[Any]], n_templates: int, lowest: float
+def histograms(
+    score: NDArray[np.float32], template: NDArray[np.integer[Any]], n_templates: int, *, lowest: float = LOWEST
 ) -> NDArray[np.int64]:
-    """Spikes of each template in bins of scores above the lowest one: (v, bin)."""
+    """Count the spikes of each template in bins of scores.
+
+    Parameters
+    ----------
+    score : ndarray, shape (n,), float32, noise s.d.
+        Above `lowest`.
+    template : ndarray, shape (n,), int
+    n_templates : int
+    lowest : float, noise s.d.
+        Lowest score that was searched.
+
+    Returns
+    -------
+    ndarray, shape (v, bin), int64
+        In bins of :data:`BIN` above `lowest`; the last one contains all larger scores.
+    """
     n_bins = round((LARGEST - lowest) / BIN)
     bins = ((score.astype(np.float64) - lowest) / BIN).astype(np.int64).clip(0, n_bins - 1)
     return np.bincount(template * np.int64(n_bins) + bins, minlength=n_templates * n_bins).reshape(-1, n_bins)

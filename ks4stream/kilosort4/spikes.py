@@ -77,8 +77,7 @@ def table_of(spikes: Spikes, start: int, n_pcs: int, scratch: Path) -> tuple[NDA
 
 
 def _counted(spikes: Spikes, block: int) -> NDArray[np.bool_]:
-    score, template = (read_column(spikes.receipts[block], name) for name in ("score", "template"))
-    counted: NDArray[np.bool_] = score > spikes.threshold[template]
+    counted = np.ones(spikes.receipts[block].n_rows, bool)
     counted[spikes.dropped[block]] = False
     return counted
 
@@ -125,16 +124,9 @@ def spikes_from(
         artifacts=artifacts,
         template_channels=template_channels,
         region_of=region_of,
-        threshold=np.minimum(threshold, _just_below(st, len(template_channels))),
+        threshold=threshold,
         sampling_rate_hz=tiles.sampling_rate_hz,
     )
-
-
-def _just_below(st: NDArray[np.float64], n_templates: int) -> NDArray[np.float64]:
-    """Scores just below the smallest one of each template: (v,)."""
-    lowest = np.full(n_templates, np.inf, np.float32)
-    np.minimum.at(lowest, st[:, 1].astype(np.int64), st[:, 2].astype(np.float32))
-    return np.nextafter(lowest, np.float32(-np.inf)).astype(np.float64)
 
 
 def check_spikes(ops: dict[str, Any], st: NDArray[np.float64], tF: NDArray[np.float32]) -> None:

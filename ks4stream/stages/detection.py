@@ -17,8 +17,9 @@ from ks4stream.geometry import Centres, Regions
 from ks4stream.io.places import Place
 from ks4stream.io.tables import Receipt, read_column, write_block
 from ks4stream.kernels import detection as kernels
-from ks4stream.kernels.thresholds import lowest_peak
+from ks4stream.kernels.thresholds import LOWEST_PEAK
 from ks4stream.results import Waveforms
+from ks4stream.settings import AUTO, Settings
 from ks4stream.stages.base import Block, Run, Stage
 from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
@@ -44,6 +45,11 @@ class Peaks:
             sample, depth, score = (read_column(receipt, name) for name in ("sample", "depth_um", "score"))
             order = np.lexsort((depth, score, sample))
             yield sample[order], depth[order], score[order]
+
+
+def lowest_peak(settings: Settings) -> float:
+    """Threshold of detection: ``Th_universal``, or the lowest one if it is "auto"."""
+    return LOWEST_PEAK if settings.Th_universal == AUTO else float(settings.Th_universal)
 
 
 def rows_of_region(receipts: Sequence[Receipt]) -> NDArray[np.int64]:
@@ -92,7 +98,7 @@ class Detect(Stage[Block, Receipt, Peaks]):
         peaks = kernels.detect(
             traces,
             self.templates,
-            threshold=lowest_peak(settings.Th_universal),
+            threshold=lowest_peak(settings),
             reach=max(settings.peak_sample, kernels.BIN - 1),  # detection requires a window that contains a bin
             first=core.start + to_centre,
             last=core.stop + to_centre,
@@ -157,7 +163,7 @@ class Detect(Stage[Block, Receipt, Peaks]):
         return load.on_tiles(
             cls.name,
             cls.bytes_beside_tile(load),
-            rows=load.block_bytes(),
+            rows=load.block_bytes(load.rows_per_spike),
             scratch_bytes=round(load.row_bytes * load.rows_per_spike * load.n_spikes),
             passes=load.detections,
             n_tiles_read=len(load.tiling),

@@ -18,13 +18,12 @@ from ks4stream.io.places import Place
 from ks4stream.io.tables import Receipt, write_block
 from ks4stream.kernels import matching as kernels
 from ks4stream.kernels.borders import Reported, settle
-from ks4stream.kernels.thresholds import lowest_score
 from ks4stream.probe import Probe
-from ks4stream.results import Templates, Waveforms
-from ks4stream.stages.base import Block, Run, Stage
+from ks4stream.stages.base import Block, Run
 from ks4stream.stages.detection import rows_of_region
-from ks4stream.stages.needs import TEMPLATES_PER_CHANNEL, Load, Needs
-from ks4stream.stages.preprocessing import Preprocessor
+from ks4stream.stages.needs import Load, Needs
+from ks4stream.stages.pursuit import Pursuit
+from ks4stream.stages.thresholds import Thresholds
 
 logger = logging.getLogger("ks4stream")
 
@@ -48,7 +47,7 @@ class Matched(NamedTuple):
 
 @dataclass(frozen=True)
 class Spikes:
-    """All spikes, in the files of their blocks, grouped by the region of their template.
+    """All spikes above the thresholds of their templates, in the files of their blocks, grouped by region.
 
     Columns: ``sample``, ``template``, ``score``, ``features``.
     """
@@ -59,7 +58,7 @@ class Spikes:
     artifacts: NDArray[np.int64]  # (m, 2) blanked spans, in samples, half-open
     template_channels: NDArray[np.int64]  # (v, j) channels of the features of each template's spikes, padded with −1
     region_of: NDArray[np.int64]  # (v,) region of each template
-    threshold: NDArray[np.float64]  # (v,) score above which spikes of each template count
+    threshold: NDArray[np.float64]  # (v,) of each template, noise s.d.
     sampling_rate_hz: float
 
     @property
@@ -67,19 +66,26 @@ class Spikes:
         """Number of rows of each region, those that do not count included."""
         return rows_of_region(self.receipts)
 
+    def counted(self, region: int) -> NDArray[np.int64]:
+        """Rows of a region that count, numbered across all blocks."""
+        counts, before = np.ones(int(self.of_region[region]), bool), 0
+        for receipt, dropped in zip(self.receipts, self.dropped, strict=True):
+            start, stop = receipt.start[region], receipt.start[region + 1]
+            in_region = dropped[(dropped >= start) & (dropped < stop)]
+            counts[in_region - start + before] = False
+            before += int(stop - start)
+        return np.flatnonzero(counts)
+
 
 @dataclass(frozen=True, eq=False)
-class Match(Stage[Block, Matched, Spikes]):
+class Match(Pursuit[Matched, Spikes]):
     """Find all spikes by matching pursuit, and settle which tile the spikes at borders belong to."""
 
     name = "matching"
-    reads = ("nt", "nt0min", "nearest_chans", "matching")
     records = (Matched, Edge, Reported)
 
-    tiles: Preprocessor
-    waveforms: Waveforms
-    templates: Templates
     regions: geometry.Regions
+    thresholds: Thresholds
 
     def items(self, run: Run) -> Sequence[Block]:
         """All batches, if there are any templates."""
@@ -113,17 +119,19 @@ class Match(Stage[Block, Matched, Spikes]):
 
     def _rows(self, tile: Tile, artifacts: list[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
         """Spikes of the core and within nt of it; those outside the core count only if settling borders decides so."""
-        settings, prepared = self.settings, self.prepared
+        nt, prepared, device = self.settings.nt, self.prepared, self.tiles.device
         traces, blank = self.tiles.whitened(tile)
         artifacts.append(spans(blank[self.tiles.core(tile)].cpu().numpy()) + tile.start)
-        spikes = kernels.match(
-            traces, prepared, threshold=lowest_score(settings.Th_learned), max_peels=settings.max_peels
-        )
+        spikes = self.thresholds.spikes_of(tile, device)
+        if spikes is None:
+            spikes = self.matched(traces)
+        threshold = torch.from_numpy(self.thresholds.score.astype(np.float32)).to(device)
+        spikes = spikes.at(spikes.score > threshold[spikes.unit])
+        time = self.sample_of(tile, spikes)
         residual = kernels.subtract(traces, spikes, prepared)
-        time = spikes.sample_index + (tile.first - settings.nt // 2 + settings.peak_sample)
-        near = (time >= tile.start - settings.nt) & (time < tile.stop + settings.nt)
-        near &= self.tiles.away_from_edges(tile, spikes.sample_index, blank, settings.nt)
-        spikes = kernels.TileSpikes(*(column[near] for column in spikes))
+        near = (time >= tile.start - nt) & (time < tile.stop + nt)
+        near &= self.tiles.away_from_edges(tile, spikes.sample_index, blank, nt)
+        spikes = spikes.at(near)
         sample = time[near].cpu().numpy()
         return {
             "sample": sample,
@@ -167,50 +175,19 @@ class Match(Stage[Block, Matched, Spikes]):
             artifacts=blanked,
             template_channels=self.template_channels,
             region_of=self.region_of,
-            threshold=np.full(len(self.region_of), lowest_score(self.settings.Th_learned)),
+            threshold=self.thresholds.score,
             sampling_rate_hz=self.tiles.sampling_rate_hz,
         )
 
     @cached_property
-    def prepared(self) -> kernels.PreparedTemplates:
-        """The templates, prepared for matching."""
-        device = self.tiles.device
-        return kernels.prepare(
-            torch.from_numpy(self.templates.features).to(device),
-            torch.from_numpy(self.waveforms.components).to(device),
-            torch.from_numpy(self._slots),
-            self.tiles.probe.positions_um,
-        )
-
-    @cached_property
-    def _slots(self) -> NDArray[np.int64]:
-        """Each channel's nearest channels of its shank, itself first, padded with −1: (c, j)."""
-        dead, count = self.tiles.without_signal, self.settings.nearest_chans
-        return geometry.padded(geometry.channel_neighbours(self.tiles.probe, count, dead=dead), fill=-1)
-
-    @cached_property
     def template_channels(self) -> NDArray[np.int64]:
         """Channels of the features of each template's spikes (v, j), padded with −1; computed on the CPU."""
-        return self._slots[kernels.largest_channel(torch.from_numpy(self.templates.features)).numpy()]
+        return self.slots[kernels.largest_channel(torch.from_numpy(self.templates.features)).numpy()]
 
     @cached_property
     def region_of(self) -> NDArray[np.int64]:
         """Region of each template (v,)."""
         return template_regions(self.template_channels, self.tiles.probe, self.regions)
-
-    @staticmethod
-    def bytes_beside_tile(load: Load, size: int | None = None) -> int:
-        """Bytes of the scores of all templates at all samples, and of what computes them."""
-        c, u, q, w = load.n_channels, load.n_templates, load.settings.n_pcs, load.settings.nt
-        groups = 2 * u // kernels.GROUP_SIZE + 2
-        sharing = u * min(u, 8 * TEMPLATES_PER_CHANNEL * load.settings.nearest_chans)  # pairs that share channels
-        return int(
-            4 * (u + groups) * (load.fft_samples(size) + 2 * w)  # scores, and the best of each group
-            + 8 * u * c * q
-            + sharing * (4 * q * q + 8)  # templates, by unit and by group, and their products
-            + 8 * c * q * kernels.SAMPLES_PER_CHUNK.on(load.device)  # projections
-            + 2 * kernels.ROWS_PER_CHUNK.on(load.device) * (4 * q * q + 24 * w)  # what is subtracted at a time
-        )
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
@@ -219,7 +196,7 @@ class Match(Stage[Block, Matched, Spikes]):
             cls.name,
             cls.bytes_beside_tile(load),
             rows=load.block_bytes(),
-            scratch_bytes=round(load.row_bytes * load.rows_per_spike * load.n_spikes),
+            scratch_bytes=load.row_bytes * load.n_spikes,
             n_tiles_read=len(load.tiling),
             writes_blocks=True,
         )

@@ -28,7 +28,7 @@ WORKING_BYTES = 32 << 20  # per task on tiles, besides its arrays: libraries, an
 CUDA_BYTES = 600 << 20  # used by CUDA and cuFFT themselves
 COPIES = 4  # of the rows of a block at the end of its task: by tile, joined, by region, and as they are written
 SPIKE_BYTES = 20  # per row besides its features: sample, template or centre, depth, score
-ROWS_PER_SPIKE = 2.0  # peaks, or spikes, written per one that counts, if the data set the thresholds
+ROWS_PER_SPIKE = 2.0  # peaks, or spikes, above the lowest threshold per one that counts, if the data set thresholds
 RECORD_BYTES = 4096  # per record of a task, besides what grows with the number of regions
 
 
@@ -170,7 +170,7 @@ class Load:
 
     @property
     def rows_per_spike(self) -> float:
-        """Peaks or spikes above the lowest threshold, which are written, per spike that counts."""
+        """Peaks or spikes above the lowest threshold, per spike that counts."""
         return ROWS_PER_SPIKE if AUTO in (self.settings.Th_universal, self.settings.Th_learned) else 1.0
 
     def spikes_in(self, seconds: float) -> float:
@@ -213,10 +213,10 @@ class Load:
         """Bytes of a tile of the file, and of pinned memory for this tile and the next, rounded up to powers of 2."""
         return self.file_bytes() + 2 * (1 << (self.file_bytes() - 1).bit_length())
 
-    def block_bytes(self) -> int:
+    def block_bytes(self, rows_per_spike: float = 1.0) -> int:
         """Bytes of the rows of a block at the end of its task."""
         seconds = self.tiles_per_task() * self.tiling.size / self.recording.sampling_rate_hz
-        return round(COPIES * self.row_bytes * self.rows_per_spike * self.spikes_in(seconds))
+        return round(COPIES * self.row_bytes * rows_per_spike * self.spikes_in(seconds))
 
     # -- tasks -------------------------------------------------------------------------------------------------
 

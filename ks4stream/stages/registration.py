@@ -12,11 +12,11 @@ from ks4stream.blocks import Tiling
 from ks4stream.errors import DriftWarning
 from ks4stream.io.mapped import StreamedArray, release_pages, scratch_array
 from ks4stream.kernels import drift as kernels
-from ks4stream.kernels.thresholds import lowest_peak
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
 from ks4stream.results import Drift
 from ks4stream.settings import Settings
+from ks4stream.stages.detection import lowest_peak
 from ks4stream.stages.needs import Load
 
 HELD_BYTES = 8 << 20  # of fingerprints in memory; larger ones are in a file and read a few batches at a time
@@ -41,7 +41,7 @@ class Registration:
 
     def add(self, sample: NDArray[np.int64], depth_um: NDArray[np.float32], score: NDArray[np.float32]) -> None:
         """Count the peaks by batch, half, depth and amplitude."""
-        threshold = max(lowest_peak(self._settings.Th_universal), MIN_FINGERPRINT_SCORE)
+        threshold = max(lowest_peak(self._settings), MIN_FINGERPRINT_SCORE)
         large = score >= threshold
         sample, depth_um, score = sample[large], depth_um[large], score[large]
         tile = self._tiling.tile_of(sample)

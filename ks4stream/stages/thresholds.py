@@ -1,71 +1,133 @@
-"""Thresholds of the templates, by the scores of their spikes, and which spikes count (section 8.5)."""
+"""Thresholds of the templates, by the scores of spikes in some of the batches (section 8.5)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from ks4stream.blocks import Tile, Tiling
 from ks4stream.io.places import Place
-from ks4stream.io.tables import pick_region
-from ks4stream.kernels.thresholds import thresholds
+from ks4stream.io.tables import Receipt, read_region, write_block
+from ks4stream.kernels.matching import TileSpikes
+from ks4stream.kernels.thresholds import histograms, thresholds
 from ks4stream.settings import AUTO
-from ks4stream.stages.base import Run, Stage
-from ks4stream.stages.matching import Spikes
+from ks4stream.stages.base import Block, Portable, Run
 from ks4stream.stages.needs import Load, Needs
+from ks4stream.stages.pursuit import Pursuit
+
+EVERY_BATCH, MIN_BATCHES, MAX_BATCHES = 20, 60, 200
+"""Every so many batches are matched, evenly spread, but at least and at most so many. In 60 batches of two seconds, a
+neuron that fires once per second has about the hundred spikes that a threshold takes."""
+MATCHED_BYTES = 24  # per spike in the file of a block: its sample, template, score and amplitude
+
+
+class MatchedTiles(NamedTuple):
+    """Spikes of some tiles and their halos."""
+
+    tiles: NDArray[np.int64]  # their indices
+    receipt: Receipt  # of their spikes, of all templates, grouped by tile
+    score: NDArray[np.float32]  # of the spikes in the cores
+    template: NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
-class SetThresholds(Stage[int, NDArray[np.float64], Spikes]):
+class Thresholds(Portable):
+    """The threshold of each template, and the spikes by which thresholds were set.
+
+    Attributes
+    ----------
+    score : ndarray, shape (v,), float64, noise s.d.
+        Above which spikes of a template count.
+    tiles : list of ndarray, int64
+        Indices of the tiles that were matched, by block.
+    receipts : list of Receipt
+        For each block, its spikes, grouped by tile: the columns of :class:`~ks4stream.kernels.matching.TileSpikes`.
+    """
+
+    score: NDArray[np.float64]
+    tiles: list[NDArray[np.int64]] = field(default_factory=list)
+    receipts: list[Receipt] = field(default_factory=list)
+
+    def spikes_of(self, tile: Tile, device: str) -> TileSpikes | None:
+        """All spikes of a tile and its halo, whatever their scores; None if it was not matched."""
+        if tile.index not in self._places:
+            return None
+        receipt, number = self._places[tile.index]
+        columns = (read_region([receipt], name, number) for name in TileSpikes._fields)
+        return TileSpikes(*(torch.from_numpy(column).to(device) for column in columns))
+
+    @cached_property
+    def _places(self) -> dict[int, tuple[Receipt, int]]:
+        blocks = zip(self.tiles, self.receipts, strict=True)
+        return {tile: (receipt, number) for tiles, receipt in blocks for number, tile in enumerate(tiles.tolist())}
+
+
+@dataclass(frozen=True, eq=False)
+class SetThresholds(Pursuit[MatchedTiles, Thresholds]):
     """Set the threshold of each template by the scores of its spikes, unless ``Th_learned`` is a number."""
 
     name = "thresholds"
-    reads = ("Th_learned",)
+    records = (MatchedTiles,)
 
-    spikes: Spikes
+    def items(self, run: Run) -> Sequence[Block]:
+        """Some batches, evenly spread, if there is anything to set."""
+        if not len(self.templates.features) or self.settings.Th_learned != AUTO:
+            return []
+        return run.blocks(self.tiles.tiling, chosen_batches(self.tiles.tiling))
 
-    def items(self, run: Run) -> Sequence[int]:
-        """The regions that have spikes."""
-        occupied: list[int] = np.flatnonzero(self.spikes.of_region).tolist()
-        return occupied if self.settings.Th_learned == AUTO else []
+    def task(self, item: Block, folder: Place) -> MatchedTiles:
+        """Match a block down to the lowest score, and write the spikes."""
+        parts, scores, templates = [], [], []
+        for tile in self.tiles.read_ahead(item):
+            traces, blank = self.tiles.whitened(tile)
+            spikes = self.matched(traces)
+            sample = self.sample_of(tile, spikes)
+            own = (sample >= tile.start) & (sample < tile.stop)
+            own &= self.tiles.away_from_edges(tile, spikes.sample_index, blank, self.settings.nt)
+            parts.append([column.cpu().numpy() for column in spikes])
+            scores.append(spikes.score[own].cpu().numpy())
+            templates.append(spikes.unit[own].cpu().numpy().astype(np.int32))
+        columns = dict(zip(TileSpikes._fields, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+        number = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
+        receipt = write_block(folder / f"tiles-{item[0].index:08d}.rows", columns, number, len(parts))
+        tiles = np.array([tile.index for tile in item], np.int64)
+        return MatchedTiles(tiles, receipt, np.concatenate(scores), np.concatenate(templates))
 
-    def work(self, items: Sequence[int]) -> Sequence[float]:
-        """The number of spikes."""
-        sizes: list[float] = self.spikes.of_region[list(items)].tolist()
-        return sizes
-
-    def task(self, item: int, folder: Place) -> NDArray[np.float64]:
-        """Thresholds of the templates of one region, in their order."""
-        rows = counted_rows(self.spikes, item)
-        score, template = (pick_region(self.spikes.receipts, name, item, rows) for name in ("score", "template"))
-        own = np.flatnonzero(self.spikes.region_of == item)
-        return thresholds(score, np.searchsorted(own, template), len(own))
-
-    def combine(self, parts: Iterable[NDArray[np.float64]], run: Run) -> Spikes:
-        """The spikes, with the thresholds of their templates."""
-        threshold = self.spikes.threshold.copy()
-        for item, of_region in zip(self.items(run), parts, strict=True):
-            threshold[self.spikes.region_of == item] = of_region
-        return replace(self.spikes, threshold=threshold)
+    def combine(self, parts: Iterable[MatchedTiles], run: Run) -> Thresholds:
+        """Fit thresholds to the scores of all tiles."""
+        n_templates = len(self.templates.features)
+        if self.settings.Th_learned != AUTO:
+            return Thresholds(np.full(n_templates, float(self.settings.Th_learned)))
+        counts = histograms(np.zeros(0, np.float32), np.zeros(0, np.int32), n_templates)
+        tiles, receipts = [], []
+        for part in parts:
+            counts += histograms(part.score, part.template, n_templates)
+            tiles.append(part.tiles)
+            receipts.append(part.receipt)
+        return Thresholds(thresholds(counts), tiles, receipts)
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
-        """Scores, templates and numbers of all spikes of a region; no GPU."""
-        n = round(load.rows_per_spike * load.largest_region)
-        return replace(load.on_regions(cls.name, 40 * n), gpu_bytes=0)
+        """Scores of all templates besides the tile, and the spikes without their features."""
+        if load.settings.Th_learned != AUTO:
+            return Needs(cls.name)
+        n_tiles = len(chosen_batches(load.tiling))
+        n_spikes = load.rows_per_spike * load.n_spikes * n_tiles / len(load.tiling)
+        return load.on_tiles(
+            cls.name,
+            cls.bytes_beside_tile(load),
+            n_tiles=n_tiles,
+            n_tiles_read=n_tiles,
+            scratch_bytes=round(MATCHED_BYTES * n_spikes),
+        )
 
 
-def counted_rows(spikes: Spikes, region: int) -> NDArray[np.int64]:
-    """Rows of a region that count and are above the thresholds of their templates, numbered across all blocks."""
-    spans = [(receipt.start[region], receipt.start[region + 1]) for receipt in spikes.receipts]
-    counts = np.ones(sum(int(stop - start) for start, stop in spans), bool)
-    before = 0
-    for (start, stop), dropped in zip(spans, spikes.dropped, strict=True):
-        in_region = dropped[(dropped >= start) & (dropped < stop)]
-        counts[in_region - start + before] = False
-        before += int(stop - start)
-    rows = np.flatnonzero(counts)
-    score, template = (pick_region(spikes.receipts, name, region, rows) for name in ("score", "template"))
-    return rows[score > spikes.threshold[template]]
+def chosen_batches(tiling: Tiling) -> list[int]:
+    """Indices of the batches by which thresholds are set."""
+    return tiling.evenly(EVERY_BATCH, min_tiles=MIN_BATCHES, max_tiles=MAX_BATCHES)

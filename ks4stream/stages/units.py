@@ -38,7 +38,6 @@ from ks4stream.stages.clustering import (
 )
 from ks4stream.stages.matching import Spikes
 from ks4stream.stages.needs import Load, Needs
-from ks4stream.stages.thresholds import counted_rows
 
 logger = logging.getLogger("ks4stream")
 
@@ -105,7 +104,7 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
     def task(self, item: int, folder: Place) -> RegionClusters:
         """Cluster one region's spikes, and write them grouped by cluster."""
         spikes, receipts = self.spikes, self.spikes.receipts
-        rows = counted_rows(spikes, item)
+        rows = spikes.counted(item)
         names = ("sample", "template", "score")
         sample, template, score = (pick_region(receipts, name, item, rows) for name in names)
         order = np.lexsort((template, sample))

@@ -15,8 +15,7 @@ from ks4stream.kernels.thresholds import (
     Mixture,
     best_thresholds,
     fitted,
-    lowest_peak,
-    lowest_score,
+    histograms,
     peak_threshold,
     thresholds,
 )
@@ -33,7 +32,7 @@ def scores(
 
 
 def of(score: NDArray[np.float32]) -> float:
-    return float(thresholds(score, np.zeros(len(score), np.int32), 1)[0])
+    return float(thresholds(histograms(score, np.zeros(len(score), np.int32), 1))[0])
 
 
 def expected(mean: float, n: int, n_background: int, *, spread: float = 1.0, decay: float = 2.0) -> float:
@@ -74,9 +73,27 @@ def test_templates_have_their_own_thresholds_whatever_their_order() -> None:
     template = np.repeat([3, 1], [len(small), len(large)]).astype(np.int32)
     score = np.concatenate([small, large])
     order = np.random.default_rng(3).permutation(len(score))
-    found = thresholds(score[order], template[order], 5)
+    found = thresholds(histograms(score[order], template[order], 5))
     assert found[[3, 1]].tolist() == [of(small), of(large)]
     assert found[[0, 2, 4]].tolist() == [WITHOUT_NEURON] * 3, "without spikes"
+
+
+def test_templates_are_fitted_apart_however_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    many = [scores(rng.uniform(7, 12), 300, int(rng.integers(100, 2000)), seed=n) for n in range(9)]
+    counts = histograms(np.concatenate(many), np.repeat(np.arange(9), [len(one) for one in many]), 9)
+    monkeypatch.setattr(kernels, "TEMPLATES_PER_CHUNK", 4)
+    assert thresholds(counts).tolist() == [of(one) for one in many]
+
+
+def test_histograms_count_each_score_once_and_the_largest_in_the_last_bin() -> None:
+    counts = histograms(np.array([5.05, 5.95, 5.96, 29.95, 500.0], np.float32), np.array([1, 0, 0, 1, 1]), 3)
+    assert counts.shape == (3, 250)
+    assert {tuple(at): int(counts[tuple(at)]) for at in np.argwhere(counts).tolist()} == {
+        (0, 9): 2,
+        (1, 0): 1,
+        (1, 249): 2,
+    }
 
 
 def test_only_background_is_no_neuron() -> None:
@@ -153,8 +170,3 @@ def test_more_background_raises_it() -> None:
 @pytest.mark.parametrize("n", [0, 1, kernels.MIN_SPIKES - 1])
 def test_few_small_peaks_are_not_fitted(n: int) -> None:
     assert peak_threshold(np.concatenate([np.full(n, 7.0), np.full(500, 30.0)]).astype(np.float32)) == HIGHEST_PEAK
-
-
-def test_numbers_are_what_is_searched() -> None:
-    assert (lowest_peak(9.0), lowest_score(8.0)) == (9.0, 8.0)
-    assert (lowest_peak("auto"), lowest_score("auto")) == (LOWEST_PEAK, LOWEST)

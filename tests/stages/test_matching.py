@@ -21,6 +21,7 @@ from ks4stream.results import Templates, Waveforms
 from ks4stream.settings import Settings
 from ks4stream.simulate import linear_probe
 from ks4stream.stages.matching import Match
+from ks4stream.stages.thresholds import Thresholds
 
 NT, SIZE, PEAK, N_UNITS = 11, 44, 3, 2  # the shortest batch there may be, of four waveforms
 SPIKES = st.lists(
@@ -65,7 +66,8 @@ def spikes(folder: Path, given: list[tuple[int, int, int, int]], tail: int, step
     regions = Regions(probe.positions_um, np.zeros(N_UNITS, np.int64), np.arange(N_UNITS))
     waveforms = Waveforms(np.ones((1, NT)), np.ones((1, NT)))
     chosen = Settings(nt=NT, nt0min=PEAK, batch_size=SIZE, n_pcs=1)
-    match = Reports(chosen, tiles, waveforms, Templates(each, np.ones(N_UNITS)), regions, tuple(given))
+    templates, thresholds = Templates(each, np.ones(N_UNITS)), Thresholds(np.full(N_UNITS, 8.0))
+    match = Reports(chosen, tiles, waveforms, templates, regions, thresholds, tuple(given))
     matched = match.run(RunHere(folder, per_block))
     rows: list[Any] = []
     for receipt, dropped in zip(matched.receipts, matched.dropped, strict=True):

@@ -16,7 +16,6 @@ from ks4stream.settings import Settings
 from ks4stream.stages.clustering import Circumstances, GraphClustering
 from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Spikes
-from ks4stream.stages.thresholds import counted_rows
 from ks4stream.stages.units import Clusters, ClusterSpikes, Units
 
 DOCUMENT = Path(ks4stream.__file__).parent.parent / "docs" / "method.md"
@@ -80,7 +79,7 @@ def test_the_example_of_the_four_numberings(tmp_path: Path) -> None:
     cluster_files: list[str] = []
     for region, clusters in CLUSTERS.items():
         global_row = stage._row_in_files(region)
-        rows = counted_rows(spikes, region)
+        rows = spikes.counted(region)
         for row, number in enumerate(global_row):
             place[everywhere[number]] |= {"row among all blocks": int(number), "region": region, "row of region": row}
         names = [everywhere[number] for number in global_row[rows]]  # these are in order of time here

@@ -1,56 +1,58 @@
+"""Thresholds are those of the scores in some of the batches, and a number is the threshold of all templates."""
+
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from runs import RunHere
 
-from ks4stream.io.tables import Receipt, write_block
+from ks4stream.blocks import Tile, Tiling
+from ks4stream.geometry import Regions
+from ks4stream.io.recordings import open_recording
 from ks4stream.kernels import thresholds as kernels
+from ks4stream.kernels.matching import TileSpikes
 from ks4stream.kernels.thresholds import LOWEST, WITHOUT_NEURON
+from ks4stream.results import Templates, Waveforms
 from ks4stream.settings import Settings
-from ks4stream.stages.matching import Spikes
-from ks4stream.stages.thresholds import SetThresholds, counted_rows
+from ks4stream.simulate import linear_probe, simulate
+from ks4stream.sorter import prepare
+from ks4stream.stages.matching import Match
+from ks4stream.stages.thresholds import MAX_BATCHES, MIN_BATCHES, SetThresholds, Thresholds, chosen_batches
+from ks4stream.stages.waveforms import LearnWaveforms
+from ks4stream.stages.whitening import LearnWhitening
 
-REGION_OF = np.array([1, 0, 1])  # of each template
-
-
-def block(folder: Path, name: str, template: NDArray[np.int32], score: NDArray[np.float32]) -> Receipt:
-    columns = {"template": template, "score": score}
-    return write_block(folder / name, columns, REGION_OF[template], 2)
-
-
-def in_blocks(receipts: list[Receipt], threshold: list[float], dropped: dict[int, list[int]] | None = None) -> Spikes:
-    return Spikes(
-        receipts=receipts,
-        first=np.arange(len(receipts)),
-        dropped=[np.array((dropped or {}).get(number, []), np.int64) for number in range(len(receipts))],
-        artifacts=np.zeros((0, 2), np.int64),
-        template_channels=np.zeros((3, 1), np.int64),
-        region_of=REGION_OF,
-        threshold=np.array(threshold, np.float64),
-        sampling_rate_hz=30_000.0,
-    )
+NT, SIZE = 61, 1000
 
 
-def some(folder: Path) -> list[Receipt]:
-    """Region 0 has the rows 6 | 9, 10, all of template 1; region 1 has 5, 8 | 7, of templates 0, 2 and 0."""
-    first = block(folder, "0", np.array([0, 1, 2], np.int32), np.array([5, 6, 8], np.float32))
-    return [first, block(folder, "1", np.array([1, 1, 0], np.int32), np.array([9, 10, 7], np.float32))]
+@dataclass(frozen=True, eq=False)
+class WithScores(SetThresholds):
+    """Finds given spikes (sample, template, score) instead of matching the traces, in the halo as well."""
+
+    given: tuple[NDArray[Any], ...] = ()
+
+    def matched(self, traces: Any) -> TileSpikes:
+        tile: Tile = traces  # see below
+        sample = self.given[0] - tile.first
+        here = (sample >= 0) & (sample < tile.length)
+        columns = (torch.from_numpy(column[here]) for column in (sample, *self.given[1:], self.given[-1]))
+        return TileSpikes(*columns)
 
 
-def test_spikes_that_were_dropped_do_not_count(tmp_path: Path) -> None:
-    spikes = in_blocks(some(tmp_path), [0, 0, 0], {0: [1], 1: [1]})  # rows of the files: score 5, score 10
-    assert counted_rows(spikes, 0).tolist() == [0, 1]
-    assert counted_rows(spikes, 1).tolist() == [1, 2]
-
-
-def test_spikes_count_above_the_threshold_of_their_template(tmp_path: Path) -> None:
-    spikes = in_blocks(some(tmp_path), [5, 9.5, 8.5], {1: [2]})
-    assert counted_rows(spikes, 0).tolist() == [2], "only the score of 10"
-    assert counted_rows(spikes, 1).tolist() == [], "5 is not above 5, 8 is below 8.5, and 7 was dropped"
+def stage(n_batches: int, *given: NDArray[Any], n_templates: int = 3, **settings: Any) -> WithScores:
+    tiling = Tiling.of(n_samples=n_batches * SIZE, size=SIZE, halo=200, shortest=NT)
+    tiles: Any = SimpleNamespace(tiling=tiling, read_ahead=lambda block: block)
+    tiles.whitened = lambda tile: (tile, None)
+    tiles.away_from_edges = lambda tile, sample, blank, nt: torch.ones(len(sample), dtype=torch.bool)
+    templates = Templates(np.ones((n_templates, 1, 1), np.float32), np.ones(n_templates))
+    waveforms = Waveforms(np.ones((1, NT)), np.ones((1, NT)))
+    return WithScores(Settings(nt=NT, nt0min=NT // 2, **settings), tiles, waveforms, templates, given)
 
 
 def scores(mean: float, n: int, n_background: int, seed: int) -> NDArray[np.float32]:
@@ -59,39 +61,98 @@ def scores(mean: float, n: int, n_background: int, seed: int) -> NDArray[np.floa
     return rng.permutation(np.concatenate([neuron[neuron > LOWEST], background])).astype(np.float32)
 
 
-def with_thresholds(spikes: Spikes, folder: Path, **settings: float) -> list[float]:
-    threshold: list[float] = SetThresholds(Settings(**settings), spikes).run(RunHere(folder)).threshold.tolist()
-    return threshold
-
-
-@pytest.mark.parametrize("n_blocks", [1, 3, 7])
-def test_a_template_has_the_threshold_of_all_of_its_spikes_however_they_are_cut(tmp_path: Path, n_blocks: int) -> None:
+@pytest.mark.parametrize("per_block", [1, 7, 60])
+def test_a_template_has_the_threshold_of_all_of_its_spikes_however_tiles_are_grouped(
+    tmp_path: Path, per_block: int
+) -> None:
     of_template = [scores(7.5, 300, 200, 1), scores(9, 300, 2000, 2)]  # of templates 0 and 1; 2 has none
     score = np.concatenate(of_template)
-    template = np.repeat([0, 1], [len(part) for part in of_template]).astype(np.int32)
-    receipts = [block(tmp_path, str(n), template[n::n_blocks], score[n::n_blocks]) for n in range(n_blocks)]
-    found = with_thresholds(in_blocks(receipts, [LOWEST] * 3), tmp_path)
-    alone = [float(kernels.thresholds(part, np.zeros(len(part), np.int32), 1)[0]) for part in of_template]
+    template = np.repeat([0, 1], [len(part) for part in of_template])
+    sample = np.random.default_rng(3).integers(0, MIN_BATCHES * SIZE, len(score))  # near borders, too
+    found = stage(MIN_BATCHES, sample, template, score).run(RunHere(tmp_path, per_block)).score.tolist()
+    counts = [kernels.histograms(part, np.zeros(len(part), np.int32), 1) for part in of_template]
+    alone = [float(kernels.thresholds(of_one)[0]) for of_one in counts]
     assert found == [*alone, WITHOUT_NEURON]
     assert LOWEST < alone[0] < alone[1]
 
 
-def test_dropped_spikes_have_no_say(tmp_path: Path) -> None:
-    score = scores(7.5, 300, 200, 3)
-    twice = np.concatenate([score, np.full(500, 5.01, np.float32)])  # which would look like background
-    receipt = block(tmp_path, "0", np.zeros(len(twice), np.int32), twice)
-    spikes = in_blocks([receipt], [LOWEST] * 3, {0: list(range(len(score), len(twice)))})
-    assert with_thresholds(spikes, tmp_path)[0] == kernels.thresholds(score, np.zeros(len(score), np.int32), 1)[0]
+def test_of_a_long_recording_some_batches_are_enough(tmp_path: Path) -> None:
+    """Spikes elsewhere, which look like background, have no say."""
+    long = stage(5 * MIN_BATCHES).tiles.tiling
+    chosen = chosen_batches(long)
+    others = np.setdiff1d(np.arange(len(long)), chosen)
+    score = scores(7.5, 600, 400, 3)
+    rng = np.random.default_rng(4)
+    sample = rng.choice(chosen, len(score)) * SIZE + rng.integers(250, 750, len(score))
+    elsewhere = rng.choice(others, 5000) * SIZE + 500
+    columns = (
+        np.concatenate([sample, elsewhere]),
+        np.zeros(len(score) + 5000, np.int64),
+        np.concatenate([score, np.full(5000, LOWEST + 0.01, np.float32)]),
+    )
+    found = stage(len(long), *columns, n_templates=1).run(RunHere(tmp_path))
+    assert found.score.tolist() == kernels.thresholds(kernels.histograms(score, columns[1][: len(score)], 1)).tolist()
 
 
-def test_a_number_is_the_threshold_of_all(tmp_path: Path) -> None:
-    assert with_thresholds(in_blocks(some(tmp_path), [8.0] * 3), tmp_path, Th_learned=8) == [8.0] * 3
+def test_the_batches_are_spread_evenly() -> None:
+    for n_batches in (1, MIN_BATCHES - 1, MIN_BATCHES, 1000, 100 * MAX_BATCHES):
+        chosen = np.array(chosen_batches(Tiling.of(n_samples=n_batches * SIZE, size=SIZE, halo=0, shortest=NT)))
+        assert min(n_batches, MIN_BATCHES) <= len(chosen) <= MAX_BATCHES
+        steps = np.diff(chosen)
+        assert len(steps) == 0 or np.ptp(steps) <= 1
+
+
+def test_a_number_is_the_threshold_of_all_and_nothing_is_matched(tmp_path: Path) -> None:
+    with_number = stage(MIN_BATCHES, Th_learned=8)
+    assert with_number.items(RunHere(tmp_path)) == []
+    assert with_number.run(RunHere(tmp_path)).score.tolist() == [8.0] * 3
 
 
 def test_without_spikes_or_templates_there_is_nothing_to_set(tmp_path: Path) -> None:
-    assert with_thresholds(in_blocks([], [LOWEST] * 3), tmp_path) == [LOWEST] * 3
+    nothing = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    assert stage(MIN_BATCHES, *nothing).run(RunHere(tmp_path)).score.tolist() == [WITHOUT_NEURON] * 3
+    assert stage(MIN_BATCHES, *nothing, n_templates=0).run(RunHere(tmp_path)).score.tolist() == []
 
 
-def test_a_region_without_spikes_above_their_thresholds_has_no_rows(tmp_path: Path) -> None:
-    spikes = in_blocks(some(tmp_path), [20, 20, 20])
-    assert counted_rows(spikes, 0).tolist() == counted_rows(spikes, 1).tolist() == []
+@pytest.mark.parametrize("per_block", [1, 4])
+def test_the_spikes_of_a_tile_and_its_halo_are_kept_for_matching(tmp_path: Path, per_block: int) -> None:
+    rng = np.random.default_rng(6)
+    given = (rng.integers(0, 500 * SIZE, 9000), rng.integers(0, 3, 9000), rng.uniform(5, 20, 9000).astype(np.float32))
+    chosen = stage(500, *given)
+    thresholds = chosen.run(RunHere(tmp_path, per_block))
+    tiling = chosen.tiles.tiling
+    kept = [index for index in range(len(tiling)) if thresholds.spikes_of(tiling[index], "cpu") is not None]
+    assert kept == chosen_batches(tiling)
+    for index in kept:
+        spikes = thresholds.spikes_of(tiling[index], "cpu")
+        assert spikes is not None
+        for column, found in zip(chosen.matched(tiling[index]), spikes, strict=True):
+            assert torch.equal(column, found)
+
+
+@pytest.mark.slow
+def test_matching_uses_these_spikes_and_would_find_the_same(tmp_path: Path) -> None:
+    """With real traces: what was kept, and what matching again finds, to the last byte."""
+    settings = Settings(batch_size=15_000, nblocks=0)
+    probe = linear_probe(8)
+    simulated = simulate(probe, 4.0, seed=1, n_units=4)
+    tiles = prepare(open_recording(simulated.traces, fs=30_000, probe=probe), settings)
+    here = RunHere(tmp_path, 3)
+    tiles = tiles.with_whitening(LearnWhitening(settings, tiles).run(here))
+    waveforms = LearnWaveforms(settings, tiles).shipped()
+    features = np.zeros((8, 8, 6), np.float32)
+    features[np.arange(8), np.arange(8), 0] = 20.0  # one per channel
+    templates = Templates(features, np.ones(8))
+    regions = Regions(probe.positions_um[::4], np.zeros(2, np.int64), np.repeat([0, 1], 4))
+    thresholds = SetThresholds(settings, tiles, waveforms, templates).run(here)
+    assert [len(of_block) for of_block in thresholds.tiles] == [3, 3, 2]
+
+    class Again(Match):
+        def matched(self, traces: Any) -> TileSpikes:
+            raise AssertionError("all tiles have been matched")
+
+    kept = Again(settings, tiles, waveforms, templates, regions, thresholds).run(here)
+    digests = [receipt.digest() for receipt in kept.receipts]
+    again = Match(settings, tiles, waveforms, templates, regions, Thresholds(thresholds.score)).run(here)
+    assert kept.of_region.sum() > 100
+    assert digests == [receipt.digest() for receipt in again.receipts]

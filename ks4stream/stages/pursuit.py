@@ -1,0 +1,75 @@
+"""Matching pursuit in one tile, for the two stages that need it (section 8.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ks4stream import geometry
+from ks4stream.blocks import Tile
+from ks4stream.kernels import matching as kernels
+from ks4stream.kernels.matching import TileSpikes
+from ks4stream.kernels.thresholds import LOWEST
+from ks4stream.results import Templates, Waveforms
+from ks4stream.settings import AUTO
+from ks4stream.stages.base import Block, Part, Result, Stage
+from ks4stream.stages.needs import TEMPLATES_PER_CHANNEL, Load
+from ks4stream.stages.preprocessing import Preprocessor
+
+
+@dataclass(frozen=True, eq=False)
+class Pursuit(Stage[Block, Part, Result]):
+    """A stage that matches templates."""
+
+    reads: ClassVar[tuple[str, ...]] = ("nt", "nt0min", "nearest_chans", "matching")
+
+    tiles: Preprocessor
+    waveforms: Waveforms
+    templates: Templates
+
+    def matched(self, traces: Tensor) -> TileSpikes:
+        """Spikes of a tile's whitened traces (c, t) above the lowest threshold that any template may have."""
+        settings = self.settings
+        lowest = LOWEST if settings.Th_learned == AUTO else float(settings.Th_learned)
+        return kernels.match(traces, self.prepared, threshold=lowest, max_peels=settings.max_peels)
+
+    def sample_of(self, tile: Tile, spikes: TileSpikes) -> Tensor:
+        """Time of each spike, in samples of the recording: (n,)."""
+        return spikes.sample_index + (tile.first - self.settings.nt // 2 + self.settings.peak_sample)
+
+    @cached_property
+    def prepared(self) -> kernels.PreparedTemplates:
+        """The templates, prepared for matching."""
+        device = self.tiles.device
+        return kernels.prepare(
+            torch.from_numpy(self.templates.features).to(device),
+            torch.from_numpy(self.waveforms.components).to(device),
+            torch.from_numpy(self.slots),
+            self.tiles.probe.positions_um,
+        )
+
+    @cached_property
+    def slots(self) -> NDArray[np.int64]:
+        """Each channel's nearest channels of its shank, itself first, padded with −1: (c, j)."""
+        dead, count = self.tiles.without_signal, self.settings.nearest_chans
+        return geometry.padded(geometry.channel_neighbours(self.tiles.probe, count, dead=dead), fill=-1)
+
+    @staticmethod
+    def bytes_beside_tile(load: Load, size: int | None = None) -> int:
+        """Bytes of the scores of all templates at all samples, and of what computes them."""
+        c, u, q, w = load.n_channels, load.n_templates, load.settings.n_pcs, load.settings.nt
+        groups = 2 * u // kernels.GROUP_SIZE + 2
+        sharing = u * min(u, 8 * TEMPLATES_PER_CHANNEL * load.settings.nearest_chans)  # pairs that share channels
+        return int(
+            4 * (u + groups) * (load.fft_samples(size) + 2 * w)  # scores, and the best of each group
+            + 8 * u * c * q
+            + sharing * (4 * q * q + 8)  # templates, by unit and by group, and their products
+            + 8 * c * q * kernels.SAMPLES_PER_CHUNK.on(load.device)  # projections
+            + 2 * kernels.ROWS_PER_CHUNK.on(load.device) * (4 * q * q + 24 * w)  # what is subtracted at a time
+        )
