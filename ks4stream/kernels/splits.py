@@ -370,10 +370,11 @@ def bimodality(a: Tensor, b: Tensor, cell_a: Tensor, cell_b: Tensor, n_cells: in
     counts = histograms(torch.cat([a, b]), torch.cat([cell_a, cell_b]), n_cells)
     used = np.flatnonzero(smaller.numpy())
     smooth = np.stack([smoothed(counts[cell], smoothing_bins(spread, int(smaller[cell]))) for cell in used])
+    together = smoothed(counts[used].sum(0), smoothing_bins(spread, int(smaller.sum())))
     start = (N_BINS - MIDDLE_BINS + 1) // 2
-    trough = start + int(np.argmin(smooth.sum(0)[start : start + MIDDLE_BINS]))
+    trough = start + int(np.argmin(together[start : start + MIDDLE_BINS]))
     lower_peak = np.minimum(smooth[:, :trough].max(1), smooth[:, trough + 1 :].max(1)).sum()
-    return 1.0 - float(smooth[:, trough].sum() / lower_peak) if lower_peak > 0 else 0.0
+    return 1.0 - float(together[trough] / lower_peak) if lower_peak > 0 else 0.0
 
 
 def histograms(values: Tensor, cell: Tensor, n_cells: int) -> NDArray[np.float64]:
