@@ -141,6 +141,7 @@ def true_templates(tiles: Preprocessor, waveforms: Waveforms, truth: Truth, sett
     n_units, nt = len(truth["unit_x_um"]), settings.nt
     total = torch.zeros((n_units, tiles.probe.n_channels, nt), dtype=torch.float64)
     count = np.zeros(n_units)
+    components = torch.from_numpy(waveforms.components)
     for tile in tiles.tiling:
         traces, blank = tiles.whitened(tile)
         here = (truth["spike_samples"] >= tile.start) & (truth["spike_samples"] < tile.stop)
@@ -151,8 +152,8 @@ def true_templates(tiles: Preprocessor, waveforms: Waveforms, truth: Truth, sett
         total.index_add_(0, torch.from_numpy(unit[far]), windows.double())
         count += np.bincount(unit[far], minlength=n_units)
     mean = (total / torch.from_numpy(np.maximum(count, 1))[:, None, None]).float()
-    features = mean @ torch.from_numpy(waveforms.components).T
-    return Templates(features=features.numpy(), count=count)
+    features = mean @ components.T
+    return Templates(features=features.numpy(), count=count, spread=np.full(n_units, np.inf, np.float32))
 
 
 def window_centre(sample: NDArray[np.int64], tile: Tile, settings: Settings) -> NDArray[np.int64]:

@@ -587,7 +587,8 @@ def compare_matching(pair: Pair) -> list[Line]:
     """Matching pursuit with its templates: on its traces, on ours, and against the truth."""
     their_sample, their_template, their_score = pair.theirs["spikes"].T
     their_sample, their_template = np.rint(their_sample).astype(np.int64), their_template.astype(np.int64)
-    learned = Templates(pair.their_templates.numpy(), np.ones(len(pair.their_templates)))
+    count, any_amplitude = np.ones(len(pair.their_templates)), np.full(len(pair.their_templates), np.inf, np.float32)
+    learned = Templates(pair.their_templates.numpy(), count, any_amplitude)
     lines = []
     regions = geometry.clustering_regions(our_centres(pair), pair.settings)
     thresholds = Thresholds(np.full(len(learned.features), float(pair.settings.Th_learned)))

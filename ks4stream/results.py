@@ -88,6 +88,7 @@ class Templates(Checked):
 
     features: Array = _array(("v", "c", "q"), "float32", "noise s.d.", "mean of each cluster of peaks")
     count: Array = _array(("v",), "float64", "spikes", "number of peaks it represents")
+    spread: Array = _array(("v",), "float32", "noise s.d.", "standard deviation of their scores")
 
 
 @dataclass(frozen=True)

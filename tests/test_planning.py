@@ -335,7 +335,7 @@ with one_thread():
     size = np.exp(-np.arange(10) / 3)[:, None] * np.array([10, 4, 3, 2, 2, 1])
     for unit in range(len(features)):
         features[unit, near[unit % 64]] = rng.normal(size=(10, 6)) * size
-    templates = Templates(features, np.ones(128))
+    templates = Templates(features, np.ones(128), np.full(128, np.inf))
     match = Match(settings, still, shapes, templates, regions, Thresholds(np.full(128, 8.0)))
     peaks_in, peaks = regions_rows(
         "peaks.rows", regions.of_centre, "centre", 6 * rng.normal(size=(len(centres), 10, 6)).astype(np.float32)

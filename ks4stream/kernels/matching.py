@@ -1,17 +1,18 @@
 """Explain the traces as a sum of templates: matching pursuit with learned templates (section 8).
 
 The score of unit u at sample t, ``S[u, t] = B[u, t] / ‖U_u‖ = √G``, is kept in memory for all units and samples. In
-each round the largest scores are taken as spikes, and what they explain is subtracted. A round changes only a small
-part of the scores, so everything else is kept from round to round::
+each round the most likely spikes are taken, and what they explain is subtracted. How likely a spike is follows from its
+score, and from how unusual the score is for its unit. A round changes only a small part of the scores, so everything
+else is kept from round to round::
 
     units     sorted into groups that are close together on the probe: a score is a product over the group's channels
     samples   divided into bins of nt, so that a group can have only one peak per bin
     scores    (row, sample)    every unit; changed by a subtraction within ±nt, for units that share channels
-    best      (group, sample)  largest score of the group's units
+    best      (group, sample)  largest log likelihood of the group's units, −∞ where no score exceeds the threshold
     top       (group, bin)     largest of `best` in the bin, its sample and its unit
 
-A peak is a top that is the largest score within ±nt samples among the units of all groups that share channels with its
-own. It cannot change scores farther away on the probe, so peaks there are subtracted in the same round.
+A peak is a top that is the largest within ±nt samples among the units of all groups that share channels with its own.
+It cannot change scores farther away on the probe, so peaks there are subtracted in the same round.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ SAMPLES_PER_CHUNK = ChunkSize(cpu=1 << 11, gpu=1 << 15)
 """Samples of all components in memory while scoring; bins or spikes elsewhere."""
 
 ROWS_PER_CHUNK = ChunkSize(cpu=1 << 15, gpu=1 << 16)  # windows of 2·nt − 1 samples in memory while subtracting: 50 MB
+
+
+MAX_PENALTY = 4.0
+"""Maximum by which an unusual amplitude lowers the log likelihood of a spike. Spikes in bursts may be far smaller than
+others, so where one waveform fits much better than another, amplitudes do not matter."""
 
 
 class TileSpikes(NamedTuple):
@@ -76,6 +82,8 @@ class PreparedTemplates:
     components : Tensor, shape (q, w), float32
         wPCA.
     norm : Tensor, shape (u,), float32
+    spread : Tensor, shape (u,), float32, noise s.d.
+        Standard deviation of the scores of each template's spikes; infinite if all are equally likely.
     template_channels : Tensor, shape (u, j), int64
         Channels of a spike's features: those nearest to the template's largest channel, nearest first, padded with −1.
     unit_of : Tensor, shape (row,), int64
@@ -101,6 +109,7 @@ class PreparedTemplates:
     features: Tensor
     components: Tensor
     norm: Tensor
+    spread: Tensor
     template_channels: Tensor
     unit_of: Tensor
     members: Tensor
@@ -132,6 +141,7 @@ def prepare(
     neighbours: Tensor,
     positions: NDArray[np.float64],
     *,
+    spread: Tensor | None = None,
     dropped_energy: float = DROPPED_ENERGY,
     group_size: int = GROUP_SIZE,
 ) -> PreparedTemplates:
@@ -147,6 +157,9 @@ def prepare(
         Each channel's nearest channels of its shank, itself first, padded with −1.
     positions : array, shape (c, 2), µm
         Positions of the channels; used only to group units that are close together.
+    spread : Tensor, shape (u,), float32, noise s.d., optional
+        Standard deviation of the scores of each template's spikes; at least that of the noise, 1, is assumed. Without
+        it, all amplitudes are equally likely.
     dropped_energy : float
         See :data:`DROPPED_ENERGY`.
     group_size : int
@@ -173,6 +186,7 @@ def prepare(
         features=features,
         components=components,
         norm=norm,
+        spread=torch.full_like(norm, torch.inf) if spread is None else spread.clamp_min(1.0),
         template_channels=neighbours.to(device)[largest.to(device)],
         unit_of=unit_of,
         members=_padded(torch.arange(len(groups), device=device)[:, None] == group_of, len(unit_of)),
@@ -277,9 +291,9 @@ def match(traces: Tensor, templates: PreparedTemplates, *, threshold: float, max
     empty = _RoundPeaks(none, none, none, traces.new_zeros(0))
     rounds = [empty]
     if templates.n_units and traces.shape[1] > 2 * nt:
-        search = _ScoreMap(traces, templates)
+        search = _ScoreMap(traces, templates, threshold)
         for _ in range(max_peels):
-            peaks = search.peaks(threshold)
+            peaks = search.peaks()
             if not len(peaks.sample):
                 break
             search.subtract(peaks)
@@ -307,9 +321,11 @@ class _ScoreMap:
     samples, which are not searched, have the score −∞, which no subtraction changes.
     """
 
-    def __init__(self, traces: Tensor, templates: PreparedTemplates) -> None:
+    def __init__(self, traces: Tensor, templates: PreparedTemplates, threshold: float) -> None:
         nt, n_groups, n_searched = templates.nt, len(templates.members), traces.shape[1] - 2 * templates.nt
-        self.templates = templates
+        self.templates, self.threshold = templates, threshold
+        of_row = torch.cat([templates.unit_of, templates.unit_of[:1]])  # the last one has no scores
+        self.mean, self.spread = templates.norm[of_row], templates.spread[of_row]
         self.n_bins = -(-n_searched // nt) + 2
         width = self.n_bins * nt
         self.scores = traces.new_full((templates.n_units + 1, width), -torch.inf)
@@ -330,7 +346,7 @@ class _ScoreMap:
 
         def refresh(group: Tensor, bin_: Tensor) -> None:
             rows = self.templates.members[group]  # (n, m)
-            values = scores[rows, bin_[:, None]]  # (n, m, w)
+            values = self._likelihood(scores[rows, bin_[:, None]], rows[:, :, None])  # (n, m, w)
             largest = values.amax(dim=1)  # (n, w)
             offset = largest.argmax(dim=1, keepdim=True)  # the earliest
             at_top = values.gather(2, offset[:, None].expand(-1, rows.shape[1], -1))[:, :, 0]  # (n, m)
@@ -342,17 +358,23 @@ class _ScoreMap:
         size = SAMPLES_PER_CHUNK.on(dirty.device)  # at 16 units a group 16 MB on a CPU
         in_chunks(refresh, *torch.nonzero(dirty, as_tuple=True), size=size)
 
-    def peaks(self, threshold: float) -> _RoundPeaks:
-        """Return the tops above `threshold` that no score of a nearby group within ±nt samples exceeds or precedes."""
-        group, bin_ = torch.nonzero(self.top > threshold, as_tuple=True)
+    def _likelihood(self, score: Tensor, row: Tensor) -> Tensor:
+        """Log likelihood of spikes of the units in `row` with some scores; −∞ if these do not exceed the threshold."""
+        unusual = (score - self.mean[row]).div_(self.spread[row]).square_().mul_(0.5).clamp_(max=MAX_PENALTY)
+        return score.square().mul_(0.5).sub_(unusual).masked_fill_(score <= self.threshold, -torch.inf)
+
+    def peaks(self) -> _RoundPeaks:
+        """Return the tops that nothing of a nearby group within ±nt samples exceeds or precedes."""
+        group, bin_ = torch.nonzero(self.top > -torch.inf, as_tuple=True)
         stands = ~self._exceeded_by_bin_maximum(group, bin_)
         group, bin_ = group[stands], bin_[stands]
         stands = ~self._exceeded(group, bin_)
         group, bin_ = group[stands], bin_[stands]
-        return _RoundPeaks(group, self.top_sample[group, bin_], self.top_row[group, bin_], self.top[group, bin_])
+        sample, row = self.top_sample[group, bin_], self.top_row[group, bin_]
+        return _RoundPeaks(group, sample, row, self.scores[row, sample])
 
     def _exceeded_by_bin_maximum(self, group: Tensor, bin_: Tensor) -> Tensor:
-        """Which tops are exceeded by the top of a nearby bin: cheap, and decides most cases, including equal scores."""
+        """Which tops are exceeded by the top of a nearby bin: cheap, and decides most cases, including equal ones."""
         unit_of = self.templates.unit_of
         near = self.templates.near[group][:, :, None]  # (n, x, 1)
         bins = (bin_[:, None] + torch.arange(-1, 2, device=bin_.device))[:, None]  # (n, 1, 3)
@@ -365,10 +387,10 @@ class _ScoreMap:
         return (better & ((other_sample - sample).abs() <= self.templates.nt)).flatten(1).any(dim=1)
 
     def _exceeded(self, group: Tensor, bin_: Tensor) -> Tensor:
-        """Which tops are exceeded by any score within ±nt samples.
+        """Which tops are exceeded by anything within ±nt samples.
 
-        The top of a nearby bin may be too far away while another of its scores is not. Equal scores at the same sample
-        need no test: such a score is a top itself, or in a bin whose top exceeds this one.
+        The top of a nearby bin may be too far away while another of its samples is not. Equals at the same sample need
+        no test: such a one is a top itself, or in a bin whose top exceeds this one.
         """
         nt = self.templates.nt
         sample, score = self.top_sample[group, bin_], self.top[group, bin_]

@@ -44,6 +44,9 @@ WIDENED = (1.0, 2.0)  # factors of the width of ranges; the wider ones are used 
 MIN_IN_CELL, MIN_IN_CELLS = 5, 15  # spikes of either group in a cell; of the smaller group of each cell, in all cells
 BURST_MS = 20.0  # maximum interval within a burst
 BURST_EXCESS = 1.5  # pairs within a burst, relative to chance
+MIN_COUNTED_SHARE = 0.25
+"""Minimum share of a group that does not follow other spikes in bursts, if that share is to be compared. Of a group of
+small spikes at the end of bursts, little else than background is left."""
 FIXED = 1e6  # variance that keeps a direction out of the regression
 
 
@@ -118,8 +121,9 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
     because the peak of a spike is anywhere within a sample, and templates may be aligned differently.
 
     1. Means less similar than :data:`MIN_SIMILARITY` are those of two neurons (step 6b).
-    2. Spikes that do not follow another within a burst are compared in cells of time and displacement. Whatever
-       separates them there is not bursting, fading or motion (step 6c).
+    2. Spikes that do not follow another within a burst are compared in cells of time and displacement, if they are at
+       least :data:`MIN_COUNTED_SHARE` of either group. Whatever separates them there is not bursting, fading or motion
+       (step 6c).
     3. All spikes are compared in ranges of displacement, along directions other than their amplitude, which may have
        changed (step 6d).
     4. If the tissue moved, the groups were recorded at different displacements. They are one neuron if the mean of one
@@ -151,7 +155,10 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
     width_um = RANGE_EFFECT / CHANGE_PER_UM / max(float(mean_a.norm()), float(mean_b.norm()), 1e-9)
     width_um = min(max(width_um, MIN_RANGE_UM), MAX_RANGE_UM)
     counted = (a.counted(), b.counted())
+    typical = all(some.n >= MIN_COUNTED_SHARE * group.n for some, group in zip(counted, (a, b), strict=True))
     for groups, directions in ((counted, alike), ((a, b), torch.cat([alike, amplitude]))):
+        if groups is counted and not typical:
+            continue
         for factor in WIDENED:
             ranges = ranges_of(*groups, factor * width_um)
             cells = ranges

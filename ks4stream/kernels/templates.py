@@ -187,14 +187,23 @@ class Merged(NamedTuple):
     features : Tensor, shape (v, c, q), float32
     n_spikes : Tensor, shape (v,), float64
         Number of spikes each represents.
+    variance : Tensor, shape (v,), float64
+        Variance of the scores of these spikes.
     """
 
     features: Tensor
     n_spikes: Tensor
+    variance: Tensor
 
 
 def merge_similar(
-    features: Tensor, count: Tensor, components: Tensor, *, threshold: float = 0.9, norm_tolerance: float = 0.2
+    features: Tensor,
+    count: Tensor,
+    components: Tensor,
+    *,
+    variance: Tensor | None = None,
+    threshold: float = 0.9,
+    norm_tolerance: float = 0.2,
 ) -> Merged:
     """Merge templates of nearly the same shape and size, in descending order of spike count (section 5).
 
@@ -210,6 +219,8 @@ def merge_similar(
         Number of spikes each template represents.
     components : Tensor, shape (q, w), float32
         wPCA.
+    variance : Tensor, shape (u,), float64, optional
+        Variance of the scores of these spikes; 0 if it is not given.
     threshold, norm_tolerance : float
         Constants of the method.
     """
@@ -230,5 +241,8 @@ def merge_similar(
     weight = torch.zeros(len(kept), len(features), dtype=torch.float64, device=features.device)
     weight[index, torch.arange(len(features))] = count.double()
     total = weight.sum(dim=1)
-    weight = (weight / total.clamp_min(1e-30)[:, None]).to(features)
-    return Merged(torch.einsum("vu,ucq->vcq", weight, rolled), total)
+    weight /= total.clamp_min(1e-30)[:, None]
+    mean = torch.einsum("vu,ucq->vcq", weight.to(features), rolled)
+    between = (norm - mean.norm(dim=(1, 2))[index]).double().square()
+    within = torch.zeros_like(between) if variance is None else variance
+    return Merged(mean, total, (weight * (within + between)).sum(dim=1))

@@ -213,6 +213,22 @@ def cluster_means(
     return (total / torch.from_numpy(count).clamp(min=1e-12)[:, None]).float().numpy(), count
 
 
+def score_variances(
+    rows: ScatteredRows, label: NDArray[np.int64], weight: NDArray[np.float64], mean: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Variance of the scores of each label's rows: their projections on its mean row (u, d), around its norm; (u,)."""
+    means = torch.from_numpy(mean).double()
+    norm = means.norm(dim=1)
+    unit = means / norm.clamp_min(1e-12)[:, None]
+    total, count = torch.zeros(len(mean), dtype=torch.float64), torch.zeros(len(mean), dtype=torch.float64)
+    for first in range(0, rows.n, CHUNK):
+        of, heavy = torch.from_numpy(label[first : first + CHUNK]), torch.from_numpy(weight[first : first + CHUNK])
+        score = (rows.chunk(first, min(first + CHUNK, rows.n)).cpu().double() * unit[of]).sum(dim=1)
+        total.index_add_(0, of, heavy * (score - norm[of]).square())
+        count.index_add_(0, of, heavy)
+    return (total / count.clamp_min(1e-12)).numpy()
+
+
 def on_all_channels(mean: NDArray[np.float32], union: NDArray[np.int64], n_channels: int, n_pcs: int) -> Any:
     """Convert mean rows (u, d) over the channels of `union` to features (u, c, q), 0 on all other channels."""
     whole = np.zeros((len(mean), n_channels, n_pcs), np.float32)

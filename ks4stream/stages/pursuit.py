@@ -52,6 +52,7 @@ class Pursuit(Stage[Block, Part, Result]):
             torch.from_numpy(self.waveforms.components).to(device),
             torch.from_numpy(self.slots),
             self.tiles.probe.positions_um,
+            spread=torch.from_numpy(self.templates.spread).to(device),
         )
 
     @cached_property

@@ -27,6 +27,7 @@ from ks4stream.stages.clustering import (
     cluster_means,
     on_all_channels,
     scattered_rows,
+    score_variances,
 )
 from ks4stream.stages.detection import Peaks
 from ks4stream.stages.needs import Load, Needs
@@ -41,6 +42,7 @@ class RegionTemplates(NamedTuple):
 
     features: NDArray[np.float32]  # (u, c, q) mean of each cluster, on all channels
     n_spikes: NDArray[np.float64]  # (u,) number of spikes that each represents
+    variance: NDArray[np.float64]  # (u,) of their scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +88,8 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         conditions = self.circumstances.of(sample, float(self.regions.position_um[item, 1]))
         label = self.cluster(rows, conditions, components=torch.from_numpy(self.waveforms.components))
         mean, count = cluster_means(rows, label, weight)
-        return RegionTemplates(on_all_channels(mean, union, n_channels, features.shape[2]), count)
+        variance = score_variances(rows, label, weight, mean)
+        return RegionTemplates(on_all_channels(mean, union, n_channels, features.shape[2]), count, variance)
 
     def _above_threshold(self, region: int) -> NDArray[np.int64]:
         """Rows of a region's peaks above its threshold; all, if ``Th_universal`` is a number."""
@@ -97,16 +100,22 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
     def combine(self, parts: Iterable[RegionTemplates], run: Run) -> Templates:
         """Align the clusters of all regions, merge near duplicates, and drop those with too few spikes."""
         empty = np.zeros((0, self.probe.n_channels, self.settings.n_pcs), np.float32)
-        regions = [RegionTemplates(empty, np.zeros(0)), *parts]
+        regions = [RegionTemplates(empty, np.zeros(0), np.zeros(0)), *parts]
         features = torch.from_numpy(np.concatenate([region.features for region in regions]))
         count = torch.from_numpy(np.concatenate([region.n_spikes for region in regions]))
+        variance = torch.from_numpy(np.concatenate([region.variance for region in regions]))
         if not len(features):
-            return Templates(features=features.numpy(), count=count.numpy())
+            return Templates(features=features.numpy(), count=count.numpy(), spread=variance.float().numpy())
         components, shapes = map(torch.from_numpy, (self.waveforms.components, self.waveforms.shapes))
-        merged = templates.merge_similar(templates.align(features, components, shapes), count, components)
+        aligned = templates.align(features, components, shapes)
+        merged = templates.merge_similar(aligned, count, components, variance=variance)
         stays = merged.n_spikes >= self.min_spikes
         logger.info("%d peaks, %d learned templates", self.peaks.of_region.sum(), int(stays.sum()))
-        return Templates(features=merged.features[stays].numpy(), count=merged.n_spikes[stays].numpy())
+        return Templates(
+            features=merged.features[stays].numpy(),
+            count=merged.n_spikes[stays].numpy(),
+            spread=merged.variance[stays].sqrt().float().numpy(),
+        )
 
     @classmethod
     def needs(cls, load: Load) -> Needs:

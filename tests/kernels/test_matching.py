@@ -88,16 +88,19 @@ def oracle(
         padded = torch.nn.functional.pad(residual, (half, half)).unfold(1, nt, 1)  # (c, t, w)
         score = torch.einsum("ucq,qw,ctw->ut", units, pcs, padded) / norm.clamp_min(1e-30)[:, None]
         score = score.round(decimals=6)  # equal is what float32 cannot tell apart
-        score[:, :nt], score[:, length - nt :] = -torch.inf, -torch.inf
+        unusual = 0.5 * ((score - norm[:, None]) / templates.spread.double()[:, None]) ** 2
+        likelihood = 0.5 * score**2 - unusual.clamp(max=4)
+        likelihood[score <= threshold] = -torch.inf
+        likelihood[:, :nt], likelihood[:, length - nt :] = -torch.inf, -torch.inf
         peaks = []
-        for unit, sample in torch.nonzero(score > threshold).tolist():
-            around = score[rivals[unit], sample - nt : sample + nt + 1]
-            value = score[unit, sample]
-            ties = torch.nonzero(score[:, sample - nt : sample + nt + 1] == value)
+        for unit, sample in torch.nonzero(likelihood > -torch.inf).tolist():
+            around = likelihood[rivals[unit], sample - nt : sample + nt + 1]
+            value = likelihood[unit, sample]
+            ties = torch.nonzero(likelihood[:, sample - nt : sample + nt + 1] == value)
             ties = ties[rivals[unit][ties[:, 0]]]
             first = min((lag, other) for other, lag in ties.tolist())
             if value == around.max() and first == (nt, unit):
-                peaks.append((sample, unit, float(value)))
+                peaks.append((sample, unit, float(score[unit, sample])))
         if not peaks:
             break
         for sample, unit, value in peaks:
@@ -149,7 +152,8 @@ def test_agrees_with_the_dense_version_on_overlapping_spikes(
     draw = torch.Generator().manual_seed(seed)
     units = random_units(n_units, n_channels, draw)
     positions, near = line_probe(n_channels)
-    templates = prepare(units, components(), near, positions, dropped_energy=0.0, group_size=group_size)
+    spread = 1 + 3 * torch.rand(n_units, generator=draw) if seed % 2 else None
+    templates = prepare(units, components(), near, positions, spread=spread, dropped_energy=0.0, group_size=group_size)
     length, n_spikes = 1500, 5 * n_channels
     samples = torch.randint(NT, length - NT, (n_spikes,), generator=draw).tolist()
     which = torch.randint(n_units, (n_spikes,), generator=draw).tolist()
@@ -180,13 +184,14 @@ def test_maxima_nearby_or_everywhere_give_the_same_spikes_up_to_rare_chains() ->
     assert len(nearby ^ everywhere) <= 0.02 * len(everywhere)
 
 
-def box_templates(weights: list[list[float]]) -> PreparedTemplates:
+def box_templates(weights: list[list[float]], spread: list[float] | None = None) -> PreparedTemplates:
     """Units whose waveform is the middle sample only, so that scores are exact."""
     delta = torch.zeros(1, 5)
     delta[0, 2] = 1.0
     units = torch.tensor(weights)[:, :, None]
     positions, near = line_probe(units.shape[1], 2)
-    return prepare(units, delta, near, positions, dropped_energy=0.0, group_size=1)
+    of_scores = None if spread is None else torch.tensor(spread)
+    return prepare(units, delta, near, positions, spread=of_scores, dropped_energy=0.0, group_size=1)
 
 
 def test_equal_scores_earliest_then_lowest_unit() -> None:
@@ -208,6 +213,36 @@ def test_far_apart_on_the_probe_is_one_round_nearby_takes_two() -> None:
     traces[2, 16] = 12.5  # score 12.5/√2 of unit 2, which overlaps unit 1
     assert as_list(match(traces, templates, max_peels=1)) == [(15, 0), (15, 1)]
     assert as_list(match(traces, templates, max_peels=2)) == [(15, 0), (15, 1), (16, 2)]
+
+
+def test_of_two_units_with_similar_waveforms_the_one_whose_amplitude_is_usual_has_the_spike() -> None:
+    """The waveform of the larger unit fits better, by (10.6² − 10.5²)/2 = 1."""
+    templates = box_templates([[20.0, 2.0], [10.0, 0.0]], spread=[2.0, 2.0])
+    traces = torch.zeros(2, 60)
+    traces[:, 15] = torch.tensor([10.5, 1.0])
+    traces[:, 40] = torch.tensor([20.0, 1.0])
+    assert as_list(match(traces, templates)) == [(15, 1), (40, 0)]
+    either = box_templates([[20.0, 2.0], [10.0, 0.0]])
+    assert as_list(match(traces, either)) == [(15, 0), (40, 0)], "all amplitudes are equally likely"
+
+
+def test_a_much_better_waveform_decides_whatever_its_amplitude() -> None:
+    """As in a burst: by at most 4 (MAX_PENALTY) for the amplitude, and (15.8² − 15²)/2 = 12.5 for the waveform."""
+    templates = box_templates([[60.0, 20.0], [15.0, 0.0]], spread=[2.0, 2.0])
+    traces = torch.zeros(2, 40)
+    traces[:, 15] = torch.tensor([15.0, 5.0])
+    spikes = match(traces, templates)
+    assert as_list(spikes) == [(15, 0)]
+    assert spikes.score.tolist() == pytest.approx([250**0.5]), "not the likelihood"
+    assert spikes.amplitude.tolist() == pytest.approx([0.25])
+
+
+def test_amplitudes_vary_at_least_as_much_as_the_noise() -> None:
+    narrow, noise = (box_templates([[20.0, 0.0], [0.0, 10.0]], spread=[s, s]) for s in (0.0, 1.0))
+    traces = torch.zeros(2, 40)
+    traces[:, 15] = torch.tensor([18.0, 11.0])
+    assert narrow.spread.tolist() == noise.spread.tolist() == [1.0, 1.0]
+    assert as_list(match(traces, narrow)) == [(15, 0), (15, 1)]
 
 
 def test_the_threshold_is_strict_and_nothing_within_nt_of_the_ends_counts() -> None:

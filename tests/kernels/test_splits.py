@@ -133,6 +133,19 @@ def test_the_score_is_that_of_the_trough_relative_to_the_lower_peak() -> None:
     assert bimodality(b, a, in_one_cell(b), in_one_cell(a), 1) == pytest.approx(0.75, abs=0.01)
 
 
+@pytest.mark.parametrize("n_cells", [1, 5, 25])
+def test_many_small_cells_do_not_fill_the_trough(n_cells: int) -> None:
+    """Two neurons that differ by four standard deviations, 250 spikes each: a trough of 2φ(2)/φ(0) = 0.27, and more
+    with smoothing; and one neuron that was cut in two."""
+    draw = torch.Generator().manual_seed(n_cells)
+    noise = 0.5 * torch.randn(500, generator=draw, dtype=torch.float64)
+    cell = torch.arange(250) % n_cells
+    assert bimodality(noise[:250] - 1, noise[250:] + 1, cell, cell, n_cells) > 0.6
+    noise = noise.sort().values  # the lower and the upper half of one
+    mixed = [half[torch.randperm(250, generator=draw)] for half in (noise[:250], noise[250:])]
+    assert bimodality(*mixed, cell, cell, n_cells) < 0.3
+
+
 def test_troughs_and_lower_peaks_are_added_over_cells() -> None:
     """4 and 10 beside 1 in one cell, 12 and 6 beside 2 in the other: 1 − (1 + 2)/(4 + 6)."""
     a = [
@@ -470,6 +483,20 @@ def test_a_neuron_that_bursts_with_falling_amplitudes_is_one() -> None:
         assert counts.sum() == 300
         assert not are_two(*parts(group(x, elapsed=train / train[-1], counts=counts), second))
     assert are_two(*parts(group(x, elapsed=train / train[-1]), place > 0))  # if bursts were not known
+
+
+def test_background_among_the_small_spikes_of_bursts_does_not_decide() -> None:
+    """The only spikes of that group that do not follow others in bursts are another neuron's."""
+    x, train, place = burst_of(300, 21)
+    strange = noise(40, 22) + SIZE * (0.3 * axis(0) + 0.4 * axis(3))
+    at = random_train(40, train[-1] / RATE_HZ, 23)
+    second = np.concatenate([place > 0, np.ones(40, bool)])
+    every, counts = np.concatenate([train, at]), np.concatenate([place == 0, np.ones(40, bool)])
+    whole = group(torch.cat([x, strange]), elapsed=every / every.max(), counts=counts)
+    assert not are_two(*parts(whole, second))
+    few = np.concatenate([place < 2, np.ones(40, bool)])  # of which half begin a burst
+    kept = second & few | ~second
+    assert are_two(*parts(whole.at(kept), (second & (np.arange(940) >= 900))[kept])), "40 of another neuron"
 
 
 def test_two_neurons_that_burst_together_are_two() -> None:

@@ -158,6 +158,17 @@ def test_merging_weighs_by_count_and_keeps_the_order() -> None:
     torch.testing.assert_close(merged.features, torch.stack([other, one * (1.05 * 10 + 30) / 40, one * 1.5]))
 
 
+def test_the_variance_of_merged_scores_is_that_within_and_between() -> None:
+    one = random_features(1, 3, seed=2)[0]
+    size = one.norm()
+    features, count = torch.stack([one, one * 1.1]), torch.tensor([30.0, 10.0])
+    merged = merge_similar(features, count, components(), variance=torch.tensor([4.0, 8.0], dtype=torch.float64))
+    between = 0.75 * 0.025**2 + 0.25 * 0.075**2  # around the mean norm, 1.025
+    assert merged.variance.tolist() == pytest.approx([0.75 * 4 + 0.25 * 8 + between * float(size) ** 2], rel=1e-5)
+    apart = merge_similar(features * torch.tensor([1.0, 2.0])[:, None, None], count, components())
+    assert apart.variance.tolist() == pytest.approx([0, 0], abs=1e-6)  # of norms in float32
+
+
 def test_templates_out_of_step_are_rolled_before_they_are_averaged() -> None:
     pcs = torch.eye(NT)  # all waveforms, so that a shift is exact
     one = torch.zeros(2, NT)

@@ -11,7 +11,7 @@ from ks4stream.kernels.graph import ScatteredRows
 from ks4stream.results import Drift
 from ks4stream.settings import Settings
 from ks4stream.stages import clustering
-from ks4stream.stages.clustering import Circumstances, GraphClustering, cluster_means, scattered_rows
+from ks4stream.stages.clustering import Circumstances, GraphClustering, cluster_means, scattered_rows, score_variances
 
 
 def rows_of_three() -> ScatteredRows:
@@ -40,11 +40,19 @@ def test_means_are_weighted_and_count_what_each_spike_stands_for() -> None:
     assert count.tolist() == [4, 7]
 
 
+def test_scores_vary_around_the_norm_of_the_mean() -> None:
+    """Projections on the mean (0, 2, 0) of spikes (1, 2, 0) and (0, 3, 4), and on a mean that is its only spike."""
+    label, weight = np.array([0, 0, 1]), np.array([3.0, 1.0, 7.0])
+    mean = np.array([[0, 2, 0], [0, 0, 5]], np.float32)
+    assert score_variances(rows_of_three(), label, weight, mean).tolist() == [(3 * 0 + 1 * 1) / 4, 0]
+
+
 def test_no_spikes_make_no_clusters() -> None:
     features, kind, channels = np.zeros((0, 2, 1), np.float32), np.zeros(0, np.int64), np.array([[2, 5]])
     rows = scattered_rows(features, kind, channels, np.array([2, 5, 6]), 8, "cpu")
     mean, count = cluster_means(rows, np.zeros(0, np.int64), np.zeros(0))
     assert (mean.shape, count.shape) == ((0, 3), (0,))
+    assert score_variances(rows, np.zeros(0, np.int64), np.zeros(0), mean).shape == (0,)
 
 
 # -- when and where spikes were recorded -------------------------------------------------------------

@@ -66,7 +66,7 @@ def spikes(folder: Path, given: list[tuple[int, int, int, int]], tail: int, step
     regions = Regions(probe.positions_um, np.zeros(N_UNITS, np.int64), np.arange(N_UNITS))
     waveforms = Waveforms(np.ones((1, NT)), np.ones((1, NT)))
     chosen = Settings(nt=NT, nt0min=PEAK, batch_size=SIZE, n_pcs=1)
-    templates, thresholds = Templates(each, np.ones(N_UNITS)), Thresholds(np.full(N_UNITS, 8.0))
+    templates, thresholds = Templates(each, np.ones(N_UNITS), np.ones(N_UNITS)), Thresholds(np.full(N_UNITS, 8.0))
     match = Reports(chosen, tiles, waveforms, templates, regions, thresholds, tuple(given))
     matched = match.run(RunHere(folder, per_block))
     rows: list[Any] = []

@@ -50,7 +50,7 @@ def stage(n_batches: int, *given: NDArray[Any], n_templates: int = 3, **settings
     tiles: Any = SimpleNamespace(tiling=tiling, read_ahead=lambda block: block)
     tiles.whitened = lambda tile: (tile, None)
     tiles.away_from_edges = lambda tile, sample, blank, nt: torch.ones(len(sample), dtype=torch.bool)
-    templates = Templates(np.ones((n_templates, 1, 1), np.float32), np.ones(n_templates))
+    templates = Templates(np.ones((n_templates, 1, 1), np.float32), np.ones(n_templates), np.ones(n_templates))
     waveforms = Waveforms(np.ones((1, NT)), np.ones((1, NT)))
     return WithScores(Settings(nt=NT, nt0min=NT // 2, **settings), tiles, waveforms, templates, given)
 
@@ -142,7 +142,7 @@ def test_matching_uses_these_spikes_and_would_find_the_same(tmp_path: Path) -> N
     waveforms = LearnWaveforms(settings, tiles).shipped()
     features = np.zeros((8, 8, 6), np.float32)
     features[np.arange(8), np.arange(8), 0] = 20.0  # one per channel
-    templates = Templates(features, np.ones(8))
+    templates = Templates(features, np.ones(8), np.full(8, np.inf, np.float32))
     regions = Regions(probe.positions_um[::4], np.zeros(2, np.int64), np.repeat([0, 1], 4))
     thresholds = SetThresholds(settings, tiles, waveforms, templates).run(here)
     assert [len(of_block) for of_block in thresholds.tiles] == [3, 3, 2]
