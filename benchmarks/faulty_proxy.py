@@ -91,6 +91,7 @@ class FaultyProxy(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or an answer's body waits 40 ms for the client to acknowledge its headers
     server: FaultyProxy
 
     def _forward(self) -> None:

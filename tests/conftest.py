@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,16 +53,20 @@ class ObjectStore:
 @pytest.fixture(scope="session")
 def _s3() -> Iterator[ObjectStore]:
     pytest.importorskip("obstore")
-    boto3, server_of = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
+    boto3, moto = pytest.importorskip("boto3"), pytest.importorskip("moto.moto_server.werkzeug_app")
+    from werkzeug.serving import make_server  # comes with moto
+
     path = Path(__file__).parents[1] / "benchmarks" / "faulty_proxy.py"
     spec = importlib.util.spec_from_file_location("faulty_proxy", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line per request
-    server = server_of.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    url = "http://{}:{}".format(*server.get_host_and_port())
+    # Without moto's dispatcher, which looks through the folder of all its services at every request.
+    server = make_server("127.0.0.1", 0, moto.create_backend_app("s3"), threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{server.port}"
     client = boto3.client(
         "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="someone", aws_secret_access_key=SECRET
     )
@@ -71,7 +76,9 @@ def _s3() -> Iterator[ObjectStore]:
             yield ObjectStore(proxy, client)
     finally:
         client.close()
-        server.stop()
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.fixture
