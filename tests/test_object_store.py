@@ -37,7 +37,14 @@ pytestmark = pytest.mark.slow  # whole sorts, and servers
 PROBE = simulate.linear_probe(10, pitch_um=20)
 SECONDS = 6.0
 RATE = 30_000.0
-SETTINGS = Settings(batch_size=15_000)
+SETTINGS = Settings(batch_size=15_000, Th_universal=9, Th_learned=8)  # far fewer peaks, which do not matter here
+
+
+@pytest.fixture(autouse=True)
+def no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take longer than such a sort; the test that counts the files of results has them."""
+    if "test_results_and_store" not in request.node.name:
+        monkeypatch.setattr("ks4stream.report.plots.write_plots", lambda *_: [])
 
 
 def quiet_sort(recording: Recording, settings: Settings = SETTINGS, client: Any = "loop", **options: Any) -> Sorting:

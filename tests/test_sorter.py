@@ -118,16 +118,26 @@ def test_the_same_bytes_with_any_workers_and_blocks(case: Case, n_workers: int, 
     assert_same_bytes(found, case.sorting)
 
 
-def test_the_same_bytes_in_other_processes(case: Case) -> None:
-    settings = SETTINGS.replace(tmax=2.0)
-    expected = quiet_sort(case.recording, settings, block_batches=1)
+BEGINNING = SETTINGS.replace(tmax=3.0)
+
+
+@pytest.fixture(scope="module")
+def beginning(case: Case) -> Sorting:
+    """The first half of the case, sorted by the plain loop, one batch at a time."""
+    sorting = quiet_sort(case.recording, BEGINNING, block_batches=1)
+    assert sorting.n_spikes > 200 and sorting.drift is not None and np.any(sorting.drift.shift_um)
+    return sorting
+
+
+def test_the_same_bytes_in_other_processes(case: Case, beginning: Sorting) -> None:
     with local_client(n_workers=1, processes=True) as client:
-        found = quiet_sort(case.recording, settings, client=client, block_batches=2)
-    assert found.n_spikes > 100
-    assert_same_bytes(found, expected)
+        found = quiet_sort(case.recording, BEGINNING, client=client, block_batches=2)
+    assert_same_bytes(found, beginning)
 
 
-def test_the_same_bytes_where_memory_holds_few_rows(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_bytes_where_memory_holds_few_rows(
+    case: Case, beginning: Sorting, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a GPU that is out of memory now and then, units, centres and spikes are worked on in smaller pieces."""
     smaller = []
 
@@ -140,21 +150,21 @@ def test_the_same_bytes_where_memory_holds_few_rows(case: Case, monkeypatch: pyt
 
         in_chunks(try_it, *columns, size=size)
 
-    settings = SETTINGS.replace(tmax=2.0)
-    expected = quiet_sort(case.recording, settings, block_batches=1)
     for module in (detection, graph, matching):
         monkeypatch.setattr(module, "in_chunks", with_little_room)
-    found = quiet_sort(case.recording, settings, block_batches=1)
+    found = quiet_sort(case.recording, BEGINNING, block_batches=1)
     assert {function.__module__ for function in smaller} == {m.__name__ for m in (detection, graph, matching)}
-    assert_same_bytes(found, expected)
+    assert_same_bytes(found, beginning)
 
 
 @pytest.mark.parametrize("from_spikes", [0, clustering.GPU_FROM_SPIKES])
-def test_the_same_bytes_on_a_gpu(case: Case, monkeypatch: pytest.MonkeyPatch, from_spikes: int) -> None:
+def test_the_same_bytes_on_a_gpu(
+    case: Case, beginning: Sorting, monkeypatch: pytest.MonkeyPatch, from_spikes: int
+) -> None:
     """On one that computes as the CPU does: everything lies where it must, and the size of pieces does not matter."""
     monkeypatch.setattr(clustering, "GPU_FROM_SPIKES", from_spikes)
     with pretended_gpu():
-        assert_same_bytes(quiet_sort(case.recording, device="cuda", block_batches=4), case.sorting)
+        assert_same_bytes(quiet_sort(case.recording, BEGINNING, device="cuda", block_batches=4), beginning)
 
 
 def test_a_client_brings_its_own_workers(case: Case) -> None:

@@ -47,7 +47,8 @@ def test_a_recording_without_end_is_simulated_where_it_is_read() -> None:
 def test_memory_is_measured_beside_what_was_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     memory = importlib.import_module("memory")
     table = tmp_path / "memory.csv"
-    memory.main(["--minutes", "0.05", "--channels", "16", "--workers", "1", "--set", "nblocks=0", "--csv", str(table)])
+    settings = [f"--set={pair}" for pair in ("nblocks=0", "Th_universal=9", "Th_learned=8")]
+    memory.main(["--minutes", "0.05", "--channels", "16", "--workers", "1", *settings, "--csv", str(table)])
     (row,) = csv.DictReader(table.read_text().splitlines())
     for who in ("worker", "client"):
         assert 100 < int(row[f"{who}_anonymous_mb"]) <= int(row[f"{who}_resident_mb"])
