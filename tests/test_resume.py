@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,7 +230,7 @@ def test_what_is_damaged_is_computed_again(
     pattern: str,
     damage: Callable[[Path], None],
 ) -> None:
-    run(recording, tmp_path)
+    shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
     for path in (tmp_path / "run").glob("*clustering-*/*"):
         path.unlink()  # so that the blocks are read again
     computed.clear()
