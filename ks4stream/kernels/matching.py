@@ -334,8 +334,9 @@ class _ScoreMap:
         self.top = traces.new_full((n_groups + 1, self.n_bins), -torch.inf)
         self.top_sample = torch.zeros_like(self.top, dtype=torch.int64)
         self.top_row = torch.zeros_like(self.top_sample)
+        above = self.scores.view(-1, self.n_bins, nt).amax(dim=2) > threshold  # few bins have any such score
         dirty = torch.zeros_like(self.top, dtype=torch.bool)
-        dirty[:-1, 1:-1] = True
+        dirty[:-1] = above[templates.members].any(dim=1)
         self._refresh(dirty)
 
     def _refresh(self, dirty: Tensor) -> None:

@@ -154,12 +154,13 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
         alike = (amplitude.view(-1, len(time_derivative)) @ time_derivative).view(1, -1)
     width_um = RANGE_EFFECT / CHANGE_PER_UM / max(float(mean_a.norm()), float(mean_b.norm()), 1e-9)
     width_um = min(max(width_um, MIN_RANGE_UM), MAX_RANGE_UM)
+    widened = WIDENED if max(int(of.max()) for of in ranges_of(a, b, width_um)) > 0 else WIDENED[:1]
     counted = (a.counted(), b.counted())
     typical = all(some.n >= MIN_COUNTED_SHARE * group.n for some, group in zip(counted, (a, b), strict=True))
     for groups, directions in ((counted, alike), ((a, b), torch.cat([alike, amplitude]))):
         if groups is counted and not typical:
             continue
-        for factor in WIDENED:
+        for factor in widened:
             ranges = ranges_of(*groups, factor * width_um)
             cells = ranges
             if groups is counted:
