@@ -33,6 +33,9 @@ MIN_SIMILARITY = 0.5  # of the means; less similar groups are two neurons
 CONTINUING_BELOW = 0.6
 """Distance of the means, relative to the larger one, below which two groups that were never recorded at the same
 displacement are one neuron: that of two means of one size whose similarity is 0.82."""
+TAKING_TURNS_BELOW = 0.75
+"""The same when units are merged (a similarity of 0.72). A neuron is seen at all displacements, unless it leaves the
+probe, so two units that take turns with the tissue's position are likely to be one."""
 
 MAX_WINDOWS, SPIKES_PER_CELL = 8, 8  # windows of time; as many as leave the smaller group so many spikes per cell
 RANGE_EFFECT, MIN_RANGE_UM, MAX_RANGE_UM = 2.0, 1.0, 8.0
@@ -114,7 +117,9 @@ class Group(NamedTuple):
         return self.at(self.counts)
 
 
-def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> bool:
+def are_two(
+    a: Group, b: Group, *, time_derivative: Tensor | None = None, continuing_below: float = CONTINUING_BELOW
+) -> bool:
     """Whether two groups of spikes come from two neurons rather than one.
 
     The first of these that can be decided decides. Spikes are never compared along the time derivative of the mean,
@@ -140,6 +145,9 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
     time_derivative : Tensor, shape (q, q), float64, optional
         ``features @ time_derivative`` are the features of the derivative of a waveform, on each channel
         (:func:`~ks4stream.kernels.templates.time_derivative`). Without it, derivatives are not left out.
+    continuing_below : float
+        Limit of the fourth rule, for groups of at least :data:`MIN_IN_CELLS` spikes; that of smaller ones, which may
+        never have been recorded at the same displacement by chance, is :data:`CONTINUING_BELOW`.
     """
     known = [group.at(~np.isnan(group.conditions.displacement_um)) for group in (a, b)]
     if any(some.n < min(MIN_IN_CELLS, 0.5 * group.n) for some, group in zip(known, (a, b), strict=True)):
@@ -174,7 +182,8 @@ def are_two(a: Group, b: Group, *, time_derivative: Tensor | None = None) -> boo
                 return score >= BIMODAL_FROM
     ranges = ranges_of(a, b, width_um)
     if max(int(of.max()) for of in ranges) > 0:
-        return distance(a.features, b.features, *ranges) > CONTINUING_BELOW
+        limit = continuing_below if min(a.n, b.n) >= MIN_IN_CELLS else CONTINUING_BELOW
+        return distance(a.features, b.features, *ranges) > limit
     return False
 
 

@@ -230,7 +230,8 @@ class Examples:
             splits.Group(self._on(channels, side), splits.Conditions.of_columns(side, self._rate), count)
             for side, count in zip(sides, counts, strict=True)
         ]
-        return splits.are_two(*groups, time_derivative=templates.time_derivative(self._components))
+        derivative = templates.time_derivative(self._components)
+        return splits.are_two(*groups, time_derivative=derivative, continuing_below=splits.TAKING_TURNS_BELOW)
 
     def _read(self, number: int) -> dict[str, NDArray[Any]]:
         """Columns of some spikes of one cluster."""

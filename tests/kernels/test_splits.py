@@ -575,6 +575,19 @@ def test_groups_that_continue_each_other_have_about_one_size(factor: float, two:
     assert are_two(b, a) is two
 
 
+@pytest.mark.parametrize(("n", "limit_counts"), [(14, False), (15, True), (300, True)])
+def test_complete_units_that_take_turns_may_differ_more(n: int, limit_counts: bool) -> None:
+    """By 0.68 of their norm, after a jump of 20 µm; of few spikes, displacements may differ by chance."""
+    angle = 2 * np.arcsin(0.34)
+    a = group(noise(n, 43) + SIZE * axis(0), displacement_um=np.zeros(n))
+    turned = SIZE * (float(np.cos(angle)) * axis(0) + float(np.sin(angle)) * axis(1))
+    b = group(noise(n, 44) + turned, displacement_um=np.full(n, 20.0))
+    assert are_two(a, b) and are_two(b, a)
+    limit = splits.TAKING_TURNS_BELOW
+    assert are_two(a, b, continuing_below=limit) is not limit_counts
+    assert are_two(b, a, continuing_below=limit) is not limit_counts
+
+
 def jumping(n: int, seed: int) -> tuple[Group, Group]:
     """A neuron before and after a jump of 10 µm, which changes its waveform; n displacements are not known."""
     before, after = noise(300, seed) + SIZE * axis(0), noise(300, seed + 1) + SIZE * (0.9 * axis(0) + 0.4 * axis(1))
