@@ -47,6 +47,7 @@ from ks4stream.stages.detection import Detect, lowest_peak
 from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Match, Spikes
 from ks4stream.stages.preprocessing import Preprocessor
+from ks4stream.stages.pursuit import lowest_score
 from ks4stream.stages.registration import Registration
 from ks4stream.stages.templates import LearnTemplates
 from ks4stream.stages.thresholds import Thresholds
@@ -591,7 +592,7 @@ def compare_matching(pair: Pair) -> list[Line]:
     learned = Templates(pair.their_templates.numpy(), count, any_amplitude)
     lines = []
     regions = geometry.clustering_regions(our_centres(pair), pair.settings)
-    thresholds = Thresholds(np.full(len(learned.features), float(pair.settings.Th_learned)))
+    thresholds = Thresholds(np.full(len(learned.features), lowest_score(pair.settings)))
     match = Match(pair.settings, pair.moved, pair.their_waveforms(), learned, regions, thresholds)
     if "moved" in pair.theirs:
         lines += _match_their_traces(pair, match, their_sample, their_template)
@@ -623,7 +624,7 @@ def _match_their_traces(pair: Pair, match: Match, sample: np.ndarray, template: 
     channels, away, scores = match.template_channels, [np.zeros(0)], [np.zeros(0)]
     for tile, traces in pair.batches("moved"):
         found = matching_kernels.match(
-            traces, match.prepared, threshold=float(pair.settings.Th_learned), max_peels=pair.settings.max_peels
+            traces, match.prepared, threshold=lowest_score(pair.settings), max_peels=pair.settings.max_peels
         )
         time = found.sample_index.numpy() - nt + tile.start + shift
         inner = (tile.start + 2 * nt, tile.stop - 2 * nt)
@@ -694,7 +695,7 @@ def compare_units(pair: Pair) -> list[Line]:
             artifacts=np.zeros((0, 2), np.int64),
             template_channels=their_feature_channels(pair),
             region_of=region_of,
-            threshold=np.full(len(region_of), float(settings.Th_learned)),
+            threshold=np.full(len(region_of), lowest_score(settings)),
             sampling_rate_hz=pair.rate_hz,
         )
         found = run.do(ClusterSpikes(settings, spikes, shapes, probe, when_recorded(pair), GraphClustering(settings)))

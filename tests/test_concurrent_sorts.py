@@ -28,7 +28,7 @@ from ks4stream.sorter import sort
 pytestmark = pytest.mark.slow  # whole sorts
 RATE = 30_000.0
 PROBE = simulate.linear_probe(10, pitch_um=20)
-SETTINGS = Settings(batch_size=15_000, nblocks=0, Th_universal=9, Th_learned=8)
+SETTINGS = Settings(batch_size=15_000, nblocks=0, Th_universal=9)
 NAMES = ("first", "second")
 WAIT_S = 300  # none of this is waited for; only a test that fails gives up after it
 

@@ -289,7 +289,7 @@ def test_a_sort_goes_on_there(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> 
         recording = open_recording(url, n_chan=8, fs=RATE, probe=PROBE)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FewSpikesWarning)
-            settings = Settings(batch_size=15_000, nblocks=0, nearest_chans=8, Th_universal=9, Th_learned=8)
+            settings = Settings(batch_size=15_000, nblocks=0, nearest_chans=8, Th_universal=9)
             return sort(recording, settings, results_dir=target, client="loop", device="cpu", block_batches=2)
 
     def interrupted(*_: Any) -> None:

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow  # whole sorts, and servers
 PROBE = simulate.linear_probe(10, pitch_um=20)
 SECONDS = 6.0
 RATE = 30_000.0
-SETTINGS = Settings(batch_size=15_000, Th_universal=9, Th_learned=8)  # far fewer peaks, which do not matter here
+SETTINGS = Settings(batch_size=15_000, Th_universal=9)  # far fewer peaks, which do not matter here
 
 
 @pytest.fixture(autouse=True)

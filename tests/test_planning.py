@@ -106,7 +106,7 @@ def test_more_channels_or_longer_batches_need_more_memory():
         assert all(
             a.memory_bytes < b.memory_bytes
             for a, b in zip(less.stages, more.stages, strict=True)
-            if "clustering" not in a.name and a.name != "thresholds"
+            if "clustering" not in a.name
         )
 
 
@@ -389,7 +389,7 @@ def test_no_process_takes_more_than_was_said(tmp_path: Path):
         stage.name: planning.PYTHON_BYTES + stage.memory_bytes
         for found, kind in ((on_tiles, False), (on_regions, True))
         for stage in found.stages
-        if ("clustering" in stage.name or stage.name == "thresholds") == kind
+        if ("clustering" in stage.name) == kind
     }
     measured = [line.split(": ") for line in done.stdout.splitlines()]
     for stage, n_bytes in measured:

@@ -221,7 +221,9 @@ def cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
-@pytest.mark.parametrize("pattern", ["detection-*/*.record.npz", "detection-*/p*2.rows", "matching-*/sp*4.rows"])
+@pytest.mark.parametrize(
+    "pattern", ["detection-*/*.record.npz", "detection-*/p*2.rows", "thresholds-*/t*2.rows", "matching-*/sp*4.rows"]
+)
 def test_what_is_damaged_is_computed_again(
     recording: Recording,
     tmp_path: Path,
@@ -233,12 +235,17 @@ def test_what_is_damaged_is_computed_again(
     shutil.copytree(undisturbed[0], tmp_path, dirs_exist_ok=True)
     for path in (tmp_path / "run").glob("*clustering-*/*"):
         path.unlink()  # so that the blocks are read again
+    stage = pattern.partition("-")[0]
+    again = 0
+    if stage == "thresholds":  # whose files matching reads
+        for path in (tmp_path / "run").glob("matching-*/*"):
+            again += path.suffix == ".rows"
+            path.unlink()
     computed.clear()
     damage(next(iter(sorted((tmp_path / "run").glob(pattern)))))
     assert_same(run(recording, tmp_path), undisturbed[1])
-    stage = pattern.partition("-")[0]
     assert computed[stage] == 1
-    assert computed["detection"] + computed["matching"] == 1
+    assert computed["detection"] + computed["thresholds"] + computed["matching"] == 1 + again
 
 
 @pytest.mark.parametrize("after", [4, 30])

@@ -2,8 +2,8 @@
 
 The rows of a block are written once, by the worker that found them; only a small receipt travels. A region's
 task reads its own rows of every block, so no process ever holds them all. The receipt has a checksum of every
-column of every region, with which the rows are compared when they are read. (After clustering, a file of the same kind
-holds the spikes of one region, grouped by unit.)
+column of every region, with which the rows are compared when they are read. (Files of the same kind hold the spikes of
+one region, grouped by cluster, and those by which thresholds are set, grouped by tile.)
 """
 
 from __future__ import annotations

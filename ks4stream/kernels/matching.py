@@ -356,7 +356,7 @@ class _ScoreMap:
             self.top_sample[group, bin_] = bin_ * nt + offset[:, 0]
             self.top_row[group, bin_] = rows.gather(1, at_top.argmax(dim=1, keepdim=True))[:, 0]  # the lowest unit
 
-        size = SAMPLES_PER_CHUNK.on(dirty.device)  # at 16 units a group 16 MB on a CPU
+        size = SAMPLES_PER_CHUNK.on(dirty.device)  # at 16 units a group 26 MB on a CPU
         in_chunks(refresh, *torch.nonzero(dirty, as_tuple=True), size=size)
 
     def _likelihood(self, score: Tensor, row: Tensor) -> Tensor:
@@ -375,35 +375,35 @@ class _ScoreMap:
         return _RoundPeaks(group, sample, row, self.scores[row, sample])
 
     def _exceeded_by_bin_maximum(self, group: Tensor, bin_: Tensor) -> Tensor:
-        """Which tops are exceeded by the top of a nearby bin: cheap, and decides most cases, including equal ones."""
+        """Which tops are exceeded by the top of a nearby bin: cheap, and decides most cases, including equal values."""
         unit_of = self.templates.unit_of
         near = self.templates.near[group][:, :, None]  # (n, x, 1)
         bins = (bin_[:, None] + torch.arange(-1, 2, device=bin_.device))[:, None]  # (n, 1, 3)
-        score, sample = self.top[group, bin_][:, None, None], self.top_sample[group, bin_][:, None, None]
+        value, sample = self.top[group, bin_][:, None, None], self.top_sample[group, bin_][:, None, None]
         unit = unit_of[self.top_row[group, bin_]][:, None, None]
-        other_score, other_sample = self.top[near, bins], self.top_sample[near, bins]
+        other_value, other_sample = self.top[near, bins], self.top_sample[near, bins]
         other_unit = unit_of[self.top_row[near, bins]]
         precedes = (other_sample < sample) | ((other_sample == sample) & (other_unit < unit))
-        better = (other_score > score) | ((other_score == score) & precedes)
+        better = (other_value > value) | ((other_value == value) & precedes)
         return (better & ((other_sample - sample).abs() <= self.templates.nt)).flatten(1).any(dim=1)
 
     def _exceeded(self, group: Tensor, bin_: Tensor) -> Tensor:
         """Which tops are exceeded by anything within ±nt samples.
 
-        The top of a nearby bin may be too far away while another of its samples is not. Equals at the same sample need
-        no test: such a one is a top itself, or in a bin whose top exceeds this one.
+        The top of a nearby bin may be too far away while another of its samples is not. Equal values at the same sample
+        need no test: such a value is itself a top, or in a bin whose top exceeds this one.
         """
         nt = self.templates.nt
-        sample, score = self.top_sample[group, bin_], self.top[group, bin_]
+        sample, value = self.top_sample[group, bin_], self.top[group, bin_]
         windows = self.best.unfold(1, 2 * nt + 1, 1)  # (g, t, 2·nt + 1)
         exceeded = torch.zeros_like(group, dtype=torch.bool)
 
-        def compare(group: Tensor, sample: Tensor, score: Tensor, exceeded: Tensor) -> None:
+        def compare(group: Tensor, sample: Tensor, value: Tensor, exceeded: Tensor) -> None:
             around = windows[self.templates.near[group], sample[:, None] - nt]  # (n, x, 2·nt + 1)
-            limit = score[:, None, None]
+            limit = value[:, None, None]
             exceeded |= (around > limit).flatten(1).any(1) | (around[:, :, :nt] == limit).flatten(1).any(1)
 
-        in_chunks(compare, group, sample, score, exceeded, size=SAMPLES_PER_CHUNK.on(group.device))
+        in_chunks(compare, group, sample, value, exceeded, size=SAMPLES_PER_CHUNK.on(group.device))
         return exceeded
 
     def subtract(self, peaks: _RoundPeaks) -> None:

@@ -127,7 +127,7 @@ def are_two(
 
     1. Means less similar than :data:`MIN_SIMILARITY` are those of two neurons (step 6b).
     2. Spikes that do not follow another within a burst are compared in cells of time and displacement, if they are at
-       least :data:`MIN_COUNTED_SHARE` of either group. Whatever separates them there is not bursting, fading or motion
+       least :data:`MIN_COUNTED_SHARE` of each group. Whatever separates them there is not bursting, fading or motion
        (step 6c).
     3. All spikes are compared in ranges of displacement, along directions other than their amplitude, which may have
        changed (step 6d).
@@ -164,9 +164,9 @@ def are_two(
     width_um = min(max(width_um, MIN_RANGE_UM), MAX_RANGE_UM)
     widened = WIDENED if max(int(of.max()) for of in ranges_of(a, b, width_um)) > 0 else WIDENED[:1]
     counted = (a.counted(), b.counted())
-    typical = all(some.n >= MIN_COUNTED_SHARE * group.n for some, group in zip(counted, (a, b), strict=True))
+    enough_counted = all(some.n >= MIN_COUNTED_SHARE * group.n for some, group in zip(counted, (a, b), strict=True))
     for groups, directions in ((counted, alike), ((a, b), torch.cat([alike, amplitude]))):
-        if groups is counted and not typical:
+        if groups is counted and not enough_counted:
             continue
         for factor in widened:
             ranges = ranges_of(*groups, factor * width_um)

@@ -22,14 +22,14 @@ from ks4stream.blocks import Tiling
 from ks4stream.errors import OpsError, RecordingError, SettingsError
 from ks4stream.io.kilosort_ops import highpass_impulse
 from ks4stream.io.probes import load_probe
-from ks4stream.kernels.thresholds import LOWEST
 from ks4stream.kilosort4.arguments import opened, results_folder
 from ks4stream.probe import Probe
 from ks4stream.recording import FlatFile, Recording
 from ks4stream.results import Drift, PeakSample, Provenance, Waveforms, Whitening
-from ks4stream.settings import AUTO, Settings
+from ks4stream.settings import Settings
 from ks4stream.sorter import prepare, provenance_of
 from ks4stream.stages.preprocessing import Preprocessor, tiling_of
+from ks4stream.stages.pursuit import lowest_score
 
 OWN = "ks4stream"
 """Key of what Kilosort4 has no name for."""
@@ -342,10 +342,9 @@ def peaks_of(ops: dict[str, Any]) -> PeakSample | None:
 
 
 def thresholds_of(ops: dict[str, Any]) -> NDArray[np.float64]:
-    """Thresholds of the templates (v,); in an `ops` of which only the settings are known, those of matching."""
-    n_templates, everywhere = len(template_channels_of(ops)), settings_of(ops).Th_learned
-    known = array(own(ops).get("threshold", []), np.float64)
-    return known if len(known) == n_templates else np.full(n_templates, LOWEST if everywhere == AUTO else everywhere)
+    """Thresholds of the templates (v,); in an `ops` of which only the settings are known, the lowest of matching."""
+    n_templates, known = len(template_channels_of(ops)), array(own(ops).get("threshold", []), np.float64)
+    return known if len(known) == n_templates else np.full(n_templates, lowest_score(settings_of(ops)))
 
 
 def artifacts_of(ops: dict[str, Any]) -> NDArray[np.int64]:

@@ -94,8 +94,8 @@ def spikes_from(
 ) -> Spikes:
     """Write spikes that a caller has passed to files of blocks, from which they can be clustered.
 
-    They are removed with the scratch folder of the run. All of them count, even those below the `threshold` (v,) of
-    their template.
+    They are removed with the scratch folder of the run. All of them are clustered, even those below the `threshold`
+    (v,) of their template, which only decides whether a cluster counts as a unit.
     """
     order = np.lexsort((st[:, 1], st[:, 0]))
     sample = st[order, 0].astype(np.int64) + tiles.tiling.start

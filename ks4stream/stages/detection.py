@@ -163,8 +163,8 @@ class Detect(Stage[Block, Receipt, Peaks]):
         return load.on_tiles(
             cls.name,
             cls.bytes_beside_tile(load),
-            rows=load.block_bytes(load.rows_per_spike),
-            scratch_bytes=round(load.row_bytes * load.rows_per_spike * load.n_spikes),
+            rows=load.block_bytes(load.peaks_per_spike),
+            scratch_bytes=round(load.row_bytes * load.peaks_per_spike * load.n_spikes),
             passes=load.detections,
             n_tiles_read=len(load.tiling),
             remedies=("raise dminx or dmin (fewer centres)",),

@@ -169,9 +169,9 @@ class Load:
         return 2 if self.settings.nblocks else 1
 
     @property
-    def rows_per_spike(self) -> float:
-        """Peaks or spikes above the lowest threshold, per spike that counts."""
-        return ROWS_PER_SPIKE if AUTO in (self.settings.Th_universal, self.settings.Th_learned) else 1.0
+    def peaks_per_spike(self) -> float:
+        """Peaks above the lowest threshold, per spike that counts."""
+        return ROWS_PER_SPIKE if self.settings.Th_universal == AUTO else 1.0
 
     def spikes_in(self, seconds: float) -> float:
         """Expected number of spikes in a span of time."""

@@ -17,10 +17,15 @@ from ks4stream.kernels import matching as kernels
 from ks4stream.kernels.matching import TileSpikes
 from ks4stream.kernels.thresholds import LOWEST
 from ks4stream.results import Templates, Waveforms
-from ks4stream.settings import AUTO
+from ks4stream.settings import AUTO, Settings
 from ks4stream.stages.base import Block, Part, Result, Stage
 from ks4stream.stages.needs import TEMPLATES_PER_CHANNEL, Load
 from ks4stream.stages.preprocessing import Preprocessor
+
+
+def lowest_score(settings: Settings) -> float:
+    """Threshold of matching: ``Th_learned``, or the lowest one if it is "auto"."""
+    return LOWEST if settings.Th_learned == AUTO else float(settings.Th_learned)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +40,8 @@ class Pursuit(Stage[Block, Part, Result]):
 
     def matched(self, traces: Tensor) -> TileSpikes:
         """Spikes of a tile's whitened traces (c, t) above the lowest threshold that any template may have."""
-        settings = self.settings
-        lowest = LOWEST if settings.Th_learned == AUTO else float(settings.Th_learned)
-        return kernels.match(traces, self.prepared, threshold=lowest, max_peels=settings.max_peels)
+        lowest = lowest_score(self.settings)
+        return kernels.match(traces, self.prepared, threshold=lowest, max_peels=self.settings.max_peels)
 
     def sample_of(self, tile: Tile, spikes: TileSpikes) -> Tensor:
         """Time of each spike, in samples of the recording: (n,)."""

@@ -18,19 +18,20 @@ from ks4stream.kernels.matching import TileSpikes
 from ks4stream.kernels.thresholds import histograms, thresholds
 from ks4stream.settings import AUTO
 from ks4stream.stages.base import Block, Portable, Run
-from ks4stream.stages.needs import Load, Needs
+from ks4stream.stages.needs import ROWS_PER_SPIKE, Load, Needs
 from ks4stream.stages.pursuit import Pursuit
 
 EVERY_BATCH, MIN_BATCHES, MAX_BATCHES = 20, 60, 200
 """Every so many batches are matched, evenly spread, but at least and at most so many. In 60 batches of two seconds, a
-neuron that fires once per second has about the hundred spikes that a threshold takes."""
+neuron that fires once per second has 120 spikes, by which a threshold is found within half a standard deviation of the
+noise."""
 MATCHED_BYTES = 24  # per spike in the file of a block: its sample, template, score and amplitude
 
 
 class MatchedTiles(NamedTuple):
     """Spikes of some tiles and their halos."""
 
-    tiles: NDArray[np.int64]  # their indices
+    tile_indices: NDArray[np.int64]
     receipt: Receipt  # of their spikes, of all templates, grouped by tile
     score: NDArray[np.float32]  # of the spikes in the cores
     template: NDArray[np.int32]
@@ -44,14 +45,14 @@ class Thresholds(Portable):
     ----------
     score : ndarray, shape (v,), float64, noise s.d.
         Above which spikes of a template count.
-    tiles : list of ndarray, int64
-        Indices of the tiles that were matched, by block.
+    tile_indices : list of ndarray, int64
+        Those of the tiles that were matched, by block.
     receipts : list of Receipt
         For each block, its spikes, grouped by tile: the columns of :class:`~ks4stream.kernels.matching.TileSpikes`.
     """
 
     score: NDArray[np.float64]
-    tiles: list[NDArray[np.int64]] = field(default_factory=list)
+    tile_indices: list[NDArray[np.int64]] = field(default_factory=list)
     receipts: list[Receipt] = field(default_factory=list)
 
     def spikes_of(self, tile: Tile, device: str) -> TileSpikes | None:
@@ -64,7 +65,7 @@ class Thresholds(Portable):
 
     @cached_property
     def _places(self) -> dict[int, tuple[Receipt, int]]:
-        blocks = zip(self.tiles, self.receipts, strict=True)
+        blocks = zip(self.tile_indices, self.receipts, strict=True)
         return {tile: (receipt, number) for tiles, receipt in blocks for number, tile in enumerate(tiles.tolist())}
 
 
@@ -95,9 +96,10 @@ class SetThresholds(Pursuit[MatchedTiles, Thresholds]):
             templates.append(spikes.unit[own].cpu().numpy().astype(np.int32))
         columns = dict(zip(TileSpikes._fields, map(np.concatenate, zip(*parts, strict=True)), strict=True))
         number = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
-        receipt = write_block(folder / f"tiles-{item[0].index:08d}.rows", columns, number, len(parts))
-        tiles = np.array([tile.index for tile in item], np.int64)
-        return MatchedTiles(tiles, receipt, np.concatenate(scores), np.concatenate(templates))
+        path = folder / f"tiles-{item[0].index:08d}-{item[-1].index:08d}.rows"
+        receipt = write_block(path, columns, number, len(parts))
+        indices = np.array([tile.index for tile in item], np.int64)
+        return MatchedTiles(indices, receipt, np.concatenate(scores), np.concatenate(templates))
 
     def combine(self, parts: Iterable[MatchedTiles], run: Run) -> Thresholds:
         """Fit thresholds to the scores of all tiles."""
@@ -105,12 +107,12 @@ class SetThresholds(Pursuit[MatchedTiles, Thresholds]):
         if self.settings.Th_learned != AUTO:
             return Thresholds(np.full(n_templates, float(self.settings.Th_learned)))
         counts = histograms(np.zeros(0, np.float32), np.zeros(0, np.int32), n_templates)
-        tiles, receipts = [], []
+        indices, receipts = [], []
         for part in parts:
             counts += histograms(part.score, part.template, n_templates)
-            tiles.append(part.tiles)
+            indices.append(part.tile_indices)
             receipts.append(part.receipt)
-        return Thresholds(thresholds(counts), tiles, receipts)
+        return Thresholds(thresholds(counts), indices, receipts)
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
@@ -118,7 +120,7 @@ class SetThresholds(Pursuit[MatchedTiles, Thresholds]):
         if load.settings.Th_learned != AUTO:
             return Needs(cls.name)
         n_tiles = len(chosen_batches(load.tiling))
-        n_spikes = load.rows_per_spike * load.n_spikes * n_tiles / len(load.tiling)
+        n_spikes = ROWS_PER_SPIKE * load.n_spikes * n_tiles / len(load.tiling)
         return load.on_tiles(
             cls.name,
             cls.bytes_beside_tile(load),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -103,3 +104,42 @@ def test_what_tiles_place_differently_counts_once(folder: Path, places: set[int]
     for per_block in (1, 3):
         matched = spikes(folder, given, SIZE, 1, per_block)
         assert sorted(number for _, _, number in matched) == list(range(len(given)))
+
+
+def match_of(traces: torch.Tensor, weights: list[list[float]], threshold: list[float], spread: float) -> Match:
+    """Matches one tile of two channels, with templates that are single samples."""
+    n_units = len(weights)
+    tiling = Tiling.of(n_samples=60, size=60, halo=0, shortest=NT)
+    probe = linear_probe(2)
+    tiles: Any = SimpleNamespace(tiling=tiling, probe=probe, device="cpu", without_signal=np.zeros(0, np.int64))
+    tiles.whitened = lambda tile: (traces, torch.zeros(60, dtype=torch.bool))
+    tiles.core = lambda tile: slice(0, 60)
+    tiles.away_from_edges = lambda tile, sample, blank, nt: torch.ones(len(sample), dtype=torch.bool)
+    delta = np.zeros((1, NT), np.float32)
+    delta[0, NT // 2] = 1
+    templates = Templates(
+        np.array(weights, np.float32)[:, :, None], np.ones(n_units), np.full(n_units, spread, np.float32)
+    )
+    regions = Regions(probe.positions_um, np.zeros(2, np.int64), np.arange(2))
+    chosen = Settings(nt=NT, nt0min=PEAK, n_pcs=1, nearest_chans=2)
+    return Match(chosen, tiles, Waveforms(delta, delta), templates, regions, Thresholds(np.array(threshold)))
+
+
+def test_what_is_below_its_threshold_does_not_count_and_stays_in_the_features_of_others() -> None:
+    traces = torch.zeros(2, 60)
+    traces[:, 30] = torch.tensor([20.0, 7.0])
+    for threshold, found, features in ((6.0, [0, 1], [[20, 0], [7, 0]]), (7.5, [0], [[20, 7]])):
+        match = match_of(traces, [[20.0, 0.0], [0.0, 9.0]], [12.0, threshold], spread=2.0)
+        rows = match._rows(match.tiles.tiling[0], [])
+        assert rows["template"].tolist() == found
+        assert rows["sample"].tolist() == [30 - NT // 2 + PEAK] * len(found)
+        assert rows["score"].tolist() == [20, 7][: len(found)]
+        assert rows["features"][:, :, 0].tolist() == features, "on the template's largest channel, and the other"
+
+
+def test_usual_amplitudes_are_those_of_the_templates() -> None:
+    traces = torch.zeros(2, 60)
+    traces[:, 30] = torch.tensor([10.5, 1.0])
+    for spread, found in ((2.0, 1), (np.inf, 0)):
+        match = match_of(traces, [[20.0, 2.0], [10.0, 0.0]], [5.0, 5.0], spread)
+        assert match._rows(match.tiles.tiling[0], [])["template"].tolist() == [found]

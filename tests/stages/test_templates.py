@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import doctest
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from ks4stream.simulate import linear_probe
 from ks4stream.stages import templates
 from ks4stream.stages.clustering import Circumstances, GraphClustering
 from ks4stream.stages.detection import Peaks
-from ks4stream.stages.templates import LearnTemplates, bounded_sample
+from ks4stream.stages.templates import LearnTemplates, RegionTemplates, bounded_sample
 
 TIMES = np.arange(10_000) * 3  # 100 spikes in each of 100 slices of time
 
@@ -137,6 +139,28 @@ def test_a_region_without_peaks_has_no_templates(tmp_path: Path) -> None:
     assert templates.features.shape == (0, 3, 2)
     assert stage.combine([templates], run).features.shape == stage.combine([], run).features.shape == (0, 3, 2)
     assert stage.run(run).features.shape == (0, 3, 2)
+
+
+def test_templates_know_how_their_scores_vary(tmp_path: Path) -> None:
+    """Of two regions: a template seen in both, and one of its own in the second."""
+    pcs = np.eye(2, 5, 1, dtype=np.float32)
+    stage = SimpleNamespace(
+        settings=Settings(n_pcs=2),
+        probe=linear_probe(3),
+        waveforms=Waveforms(pcs, pcs[:1]),
+        peaks=Peaks([]),
+        min_spikes=5,
+    )
+    one, other = np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32)
+    one[0, 0], other[2, 0] = 10, 30
+    parts = [
+        RegionTemplates(one[None], np.array([30.0]), np.array([4.0])),
+        RegionTemplates(np.stack([one * 1.1, other]), np.array([10.0, 50.0]), np.array([8.0, 9.0])),
+    ]
+    found = LearnTemplates.combine(cast(Any, stage), parts, RunHere(tmp_path))
+    between = (3 * 0.25**2 + 0.75**2) / 4  # norms of 10 and 11 around 10.25
+    assert found.count.tolist() == [40, 50]
+    assert found.spread.tolist() == pytest.approx([(5 + between) ** 0.5, 3.0])
 
 
 def test_the_documented_examples_run() -> None:

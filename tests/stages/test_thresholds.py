@@ -108,6 +108,20 @@ def test_a_number_is_the_threshold_of_all_and_nothing_is_matched(tmp_path: Path)
     assert with_number.run(RunHere(tmp_path)).score.tolist() == [8.0] * 3
 
 
+def test_spikes_near_artifacts_have_no_say(tmp_path: Path) -> None:
+    score = scores(7.5, 300, 200, 7)
+    sample = np.random.default_rng(8).integers(0, MIN_BATCHES * SIZE, len(score) + 500)
+    near = np.arange(len(sample)) >= len(score)
+    columns = (sample, np.zeros(len(sample), np.int64), np.append(score, np.full(500, 5.01, np.float32)))
+    chosen = stage(MIN_BATCHES, *columns, n_templates=1)
+    tiles: Any = chosen.tiles
+    places = set(sample[near].tolist())
+    tiles.away_from_edges = lambda tile, at, blank, nt: torch.tensor([int(a) + tile.first not in places for a in at])
+    sample[~near & np.isin(sample, sample[near])] += 1
+    found = chosen.run(RunHere(tmp_path)).score
+    assert found.tolist() == kernels.thresholds(kernels.histograms(score, np.zeros(len(score), np.int32), 1)).tolist()
+
+
 def test_without_spikes_or_templates_there_is_nothing_to_set(tmp_path: Path) -> None:
     nothing = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
     assert stage(MIN_BATCHES, *nothing).run(RunHere(tmp_path)).score.tolist() == [WITHOUT_NEURON] * 3
@@ -145,7 +159,7 @@ def test_matching_uses_these_spikes_and_would_find_the_same(tmp_path: Path) -> N
     templates = Templates(features, np.ones(8), np.full(8, np.inf, np.float32))
     regions = Regions(probe.positions_um[::4], np.zeros(2, np.int64), np.repeat([0, 1], 4))
     thresholds = SetThresholds(settings, tiles, waveforms, templates).run(here)
-    assert [len(of_block) for of_block in thresholds.tiles] == [3, 3, 2]
+    assert [len(of_block) for of_block in thresholds.tile_indices] == [3, 3, 2]
 
     class Again(Match):
         def matched(self, traces: Any) -> TileSpikes:
@@ -153,6 +167,9 @@ def test_matching_uses_these_spikes_and_would_find_the_same(tmp_path: Path) -> N
 
     kept = Again(settings, tiles, waveforms, templates, regions, thresholds).run(here)
     digests = [receipt.digest() for receipt in kept.receipts]
-    again = Match(settings, tiles, waveforms, templates, regions, Thresholds(thresholds.score)).run(here)
     assert kept.of_region.sum() > 100
-    assert digests == [receipt.digest() for receipt in again.receipts]
+    for n_kept in (2, 0):  # blocks; those of matching have borders between tiles that were kept and others
+        score, indices, receipts = thresholds.score, thresholds.tile_indices[:n_kept], thresholds.receipts[:n_kept]
+        again = Match(settings, tiles, waveforms, templates, regions, Thresholds(score, indices, receipts)).run(here)
+        assert digests == [receipt.digest() for receipt in again.receipts]
+        assert [rows.tolist() for rows in kept.dropped] == [rows.tolist() for rows in again.dropped]

@@ -285,7 +285,8 @@ def test_clusters_of_a_unit_are_compared_at_their_own_lags(tmp_path: Path) -> No
     units[0].absorb(units[1], LATE, PCS)
     seen: list[list[float]] = []
 
-    def keep(a: splits.Group, b: splits.Group, **_: object) -> bool:
+    def keep(a: splits.Group, b: splits.Group, *, continuing_below: float, **_: object) -> bool:
+        assert continuing_below == splits.TAKING_TURNS_BELOW
         half = [a.features[:100], a.features[100:], b.features]
         seen.append([float((one.mean(0) - half[0].mean(0)).norm()) for one in half])
         assert np.array_equal(a.conditions.sample[100:], sparse(100, 9) - LATE)
