@@ -66,8 +66,8 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "cluster_downsampling": (5, "first clustering"),
     "max_cluster_subset": (50, "first clustering"),
     "cluster_init_seed": (6, "first clustering"),
-    "Th_learned": (12.0, "matching"),
-    "max_peels": (1, "matching"),
+    "Th_learned": (12.0, "thresholds"),
+    "max_peels": (1, "thresholds"),
     "acg_threshold": (1e-6, "merging"),
     "ccg_threshold": (1e-6, "merging"),
     "duplicate_spike_ms": (5.0, "merging"),
@@ -156,7 +156,7 @@ def test_all_steps_are_taken(before: Any) -> None:
     settings, steps, _ = before()
     assert settings == BASE
     twice = ["waveforms", "detection"]
-    once = ["first clustering", "matching", "thresholds", "final clustering", "merging", "joining"]
+    once = ["first clustering", "thresholds", "matching", "final clustering", "merging", "joining"]
     assert [name for name, _ in steps] == ["whitening", *twice, "drift", *(f"{name}{MOVED}" for name in twice + once)]
 
 
