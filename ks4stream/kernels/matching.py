@@ -39,7 +39,6 @@ SAMPLES_PER_CHUNK = ChunkSize(cpu=1 << 11, gpu=1 << 15)
 
 ROWS_PER_CHUNK = ChunkSize(cpu=1 << 15, gpu=1 << 16)  # windows of 2·nt − 1 samples in memory while subtracting: 50 MB
 
-
 MAX_PENALTY = 4.0
 """Maximum by which an unusual amplitude lowers the log likelihood of a spike. Spikes in bursts may be far smaller than
 others, so where one waveform fits much better than another, amplitudes do not matter."""
