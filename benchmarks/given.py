@@ -137,7 +137,7 @@ def _prepared(
 
 
 def true_templates(tiles: Preprocessor, waveforms: Waveforms, truth: Truth, settings: Settings) -> Templates:
-    """The true units' mean waveforms in the traces that are sorted, by their features."""
+    """The true units' mean waveforms in the traces that are sorted, by their features; any amplitude is as likely."""
     n_units, nt = len(truth["unit_x_um"]), settings.nt
     total = torch.zeros((n_units, tiles.probe.n_channels, nt), dtype=torch.float64)
     count = np.zeros(n_units)

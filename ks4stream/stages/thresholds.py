@@ -23,8 +23,7 @@ from ks4stream.stages.pursuit import Pursuit
 
 EVERY_BATCH, MIN_BATCHES, MAX_BATCHES = 20, 60, 200
 """Every so many batches are matched, evenly spread, but at least and at most so many. In 60 batches of two seconds, a
-neuron that fires once per second has 120 spikes, by which a threshold is found within half a standard deviation of the
-noise."""
+neuron that fires once per second has 120 spikes, six times as many as are needed for a fit."""
 MATCHED_BYTES = 24  # per spike in the file of a block: its sample, template, score and amplitude
 
 
