@@ -234,21 +234,23 @@ def _busiest(sample: NDArray[np.int64], n_samples: int) -> int:
 # -- clusters of a region, and comparisons of two ----------------------------------------------------
 
 REGION_UM = (130.0, 230.0)  # depths of the region that is drawn
-MAX_CELLS = 6  # drawn of a comparison, those with most spikes
 
 
 class Comparison(NamedTuple):
-    """Two groups of spikes that were compared in cells, and whether they are two neurons."""
+    """Projections of two groups of spikes that were compared in cells, and their separation."""
 
-    two: bool
-    score: float
+    separation: float
     projections: tuple[torch.Tensor, torch.Tensor]
-    cells: tuple[torch.Tensor, torch.Tensor]
+
+    @property
+    def two(self) -> bool:
+        """Whether they are two neurons."""
+        return self.separation >= splits.SEPARATE_FROM
 
     @property
     def size(self) -> int:
-        """Spikes of the smaller group, if there is more than one cell."""
-        return min(map(len, self.projections)) if len(self.cells[0].unique()) > 1 else 0
+        """Spikes of the smaller group."""
+        return min(map(len, self.projections))
 
 
 def draw_clustering(example: Example) -> Figure:
@@ -259,7 +261,7 @@ def draw_clustering(example: Example) -> Figure:
     panels = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
     _draw_clusters(panels[0], rows, label)
     _draw_comparison(panels[1], max((one for one in compared if not one.two), key=lambda one: one.size))
-    _draw_comparison(panels[2], min((one for one in compared if one.two and one.size), key=lambda one: one.score))
+    _draw_comparison(panels[2], min((one for one in compared if one.two), key=lambda one: one.separation))
     figure.subplots_adjust(0.03, 0.15, 0.985, 0.9, 0.16)
     n_joined = sum(not one.two for one in compared)
     print(
@@ -291,17 +293,16 @@ def _cluster_and_listen(
     sorting: Sorting, rows: graph.ScatteredRows, conditions: splits.Conditions
 ) -> tuple[NDArray[np.int64], list[Comparison]]:
     """Cluster a region without step 6a; keep what was compared in cells."""
-    bimodality = splits.bimodality
+    separation = splits.separation
     compared: list[Comparison] = []
 
-    def listen(a: torch.Tensor, b: torch.Tensor, cell_a: torch.Tensor, cell_b: torch.Tensor, n_cells: int) -> float:
-        score = bimodality(a, b, cell_a, cell_b, n_cells)
-        compared.append(Comparison(score >= splits.BIMODAL_FROM, score, (a, b), (cell_a, cell_b)))
-        return score
+    def listen(a: torch.Tensor, b: torch.Tensor) -> float:
+        compared.append(Comparison(separation(a, b), (a, b)))
+        return compared[-1].separation
 
     assert sorting.waveforms is not None
     components = torch.from_numpy(sorting.waveforms.components)
-    with mock.patch.object(splits, "bimodality", listen):
+    with mock.patch.object(splits, "separation", listen):
         label = GraphClustering(sorting.settings)(rows, conditions, components=components)
     return label, compared
 
@@ -319,29 +320,15 @@ def _draw_clusters(axes: Axes, rows: graph.ScatteredRows, label: NDArray[np.int6
 
 
 def _draw_comparison(axes: Axes, shown: Comparison) -> None:
-    """Histograms of the two groups in each cell, one above the other."""
-    n_cells = 1 + max(int(cell.max()) for cell in shown.cells)
-    counts = [torch.bincount(cell, minlength=n_cells) for cell in shown.cells]
-    smaller = torch.minimum(*counts).numpy()
-    spread = float(
-        torch.stack([side.clamp(-splits.SPAN, splits.SPAN).var() for side in shown.projections]).mean().sqrt()
-    )
-    sides = [splits.histograms(side, cell, n_cells) for side, cell in zip(shown.projections, shown.cells, strict=True)]
-    where = np.linspace(-splits.SPAN, splits.SPAN, splits.N_BINS)
-    largest = np.sort(np.argsort(-smaller, kind="stable")[: min(MAX_CELLS, int((smaller > 0).sum()))])
-    for row, cell in enumerate(largest.tolist()):
-        width = splits.smoothing_bins(spread, int(smaller[cell]))
-        a, b = (splits.smoothed(side[cell], width) for side in sides)
-        scale = 0.9 / (a + b).max()
-        axes.fill_between(where, row, row + scale * a, color=BLUE, alpha=0.35, linewidth=0)
-        axes.fill_between(where, row, row + scale * b, color=ORANGE, alpha=0.35, linewidth=0)
-        axes.plot(where, row + scale * (a + b), color=INK, linewidth=1.0)
-    middle = splits.MIDDLE_BINS / 2 * (where[1] - where[0])
-    axes.axvspan(-middle, middle, color=PALE, alpha=0.8, linewidth=0, zorder=0)
+    """Histograms of the two groups."""
+    edges = np.linspace(-splits.SPAN, splits.SPAN, 61)
+    sides = [side.clamp(-splits.SPAN, splits.SPAN).numpy() for side in shown.projections]
+    axes.hist(sides, edges, stacked=True, color=[BLUE, ORANGE], alpha=0.35, linewidth=0, histtype="stepfilled")
+    axes.hist(np.concatenate(sides), edges, color=INK, linewidth=1.0, histtype="step")
     name = "two neurons" if shown.two else "one neuron"
-    axes.set(yticks=[], ylim=(0, len(largest) + 0.1), xlim=(-splits.SPAN, splits.SPAN))
-    axes.set_title(f"{name}: bimodality {max(shown.score, 0.0):.2f}", fontsize=9, color=INK, loc="left")
-    axes.set_xlabel("projection, cell by cell", fontsize=9)
+    axes.set(yticks=[], xlim=(-splits.SPAN, splits.SPAN))
+    axes.set_title(f"{name}: separation {shown.separation:.1f}", fontsize=9, color=INK, loc="left")
+    axes.set_xlabel("projection", fontsize=9)
     _bare(axes, left=False)
 
 

@@ -62,6 +62,11 @@ RECORDED = {  # by METHOD_VERSION
         (1.47376, 24.5939, 90.0, 31937.5, 103077.0, 135748.0, 520.599, 12.3908),
         "torch 2.13.0+cpu, numpy 2.4.6, scipy 1.17.1",
     ),
+    8: Pinned(
+        "bd91588ce9f849b8",
+        (1.47376, 24.5939, 90.0, 31937.5, 103077.0, 135748.0, 520.599, 12.3908),
+        "torch 2.13.0+cpu, numpy 2.4.6, scipy 1.17.1",
+    ),
 }
 HASHED = ("sample", "unit", "template", "kept", "template_channels", "refractory")
 SUMMED = ("whitening", "waveforms", "drift", "score", "features", "y_um", "unit_features", "similarity")

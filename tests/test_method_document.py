@@ -201,8 +201,8 @@ def test_constants_are_those_of_the_code(constant: str) -> None:
 
 
 def test_a_constant_that_changes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splits, "BIMODAL_FROM", 0.61)
-    assert constants()["kernels/splits.py: BIMODAL_FROM"] != in_the_code("kernels/splits.py: BIMODAL_FROM")
+    monkeypatch.setattr(splits, "SEPARATE_FROM", 3.1)
+    assert constants()["kernels/splits.py: SEPARATE_FROM"] != in_the_code("kernels/splits.py: SEPARATE_FROM")
 
 
 def test_constants_name_sections_that_are_there() -> None:

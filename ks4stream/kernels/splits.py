@@ -2,8 +2,8 @@
 
 The spikes of one neuron differ in ways that are known: the tissue moves past the contacts, amplitudes fall within
 bursts, and they change over minutes. So groups are compared only where these are the same, in *cells*: windows of time
-and ranges of displacement. In each cell, the spikes are projected on the axis that separates the two groups. If there
-is a trough between the groups, they are two neurons.
+and ranges of displacement. The spikes are projected on the axis that separates the two groups within cells. If these
+are farther apart than two parts of one cluster can be, they are two neurons.
 """
 
 from __future__ import annotations
@@ -19,15 +19,11 @@ from torch import Tensor
 
 from ks4stream.kernels.correlograms import correlogram
 
-BIMODAL_FROM = 0.6  # minimum score of a bimodal histogram
+SEPARATE_FROM = 3.0
+"""Separation of two neurons: more than that of the halves of a normal distribution (2.65), less than that of the halves
+of a uniform one (√12), which no distribution with a single peak exceeds."""
 RIDGE = 1.0  # of the regression: about the variance of the noise, which few spikes do not determine
-N_BINS = 399  # of the projection, on [−2, 2]
-SPAN = 2.0
-MIDDLE_BINS = 50  # in which the trough is searched for
-SMOOTHING_BINS = 4.0  # minimum σ of the smoothing
-BANDWIDTH = 0.9
-"""Silverman's factor: σ is at least 0.9 · s.d. · n^(−1/5). Four bins suit thousands of spikes; with fewer spikes, less
-smoothing would leave random troughs."""
+SPAN = 2.0  # farther projections, of spikes that overlap others, count as ± this
 
 MIN_SIMILARITY = 0.5  # of the means; less similar groups are two neurons
 CONTINUING_BELOW = 0.6
@@ -177,9 +173,9 @@ def are_two(
                     of * n_windows + window_of(group.conditions.elapsed, n_windows)
                     for of, group in zip(ranges, groups, strict=True)
                 ]
-            score = bimodality_within(groups[0].features, groups[1].features, *cells, without=directions)
-            if score is not None:
-                return score >= BIMODAL_FROM
+            apart = separation_within(groups[0].features, groups[1].features, *cells, without=directions)
+            if apart is not None:
+                return apart >= SEPARATE_FROM
     ranges = ranges_of(a, b, width_um)
     if max(int(of.max()) for of in ranges) > 0:
         limit = continuing_below if min(a.n, b.n) >= MIN_IN_CELLS else CONTINUING_BELOW
@@ -311,10 +307,10 @@ def firsts(
 # -- the test ----------------------------------------------------------------------------------------
 
 
-def bimodality_within(
+def separation_within(
     a: Tensor, b: Tensor, cell_a: NDArray[np.int64], cell_b: NDArray[np.int64], *, without: Tensor | None = None
 ) -> float | None:
-    """Score how clearly two groups are apart within the same cells.
+    """How far two groups are apart within the same cells.
 
     −1 (a) and +1 (b) are regressed on the features, which are centred in each cell on the mean of the two groups'
     means. A cell weighs n·n'/(n + n') for its n and n' spikes, shared equally by the two groups. Each spike is
@@ -332,7 +328,7 @@ def bimodality_within(
     Returns
     -------
     float or None
-        See :func:`bimodality`; None if the groups have too few spikes in the same cells.
+        See :func:`separation`; None if the groups have too few spikes in the same cells.
     """
     names, index = np.unique(np.concatenate([cell_a, cell_b]), return_inverse=True)
     cells = torch.split(torch.from_numpy(index), [len(cell_a), len(cell_b)])
@@ -361,54 +357,25 @@ def bimodality_within(
     for target, features, of_spike, cell, n in zip((-1.0, 1.0), groups, share, cells, count, strict=True):
         leverage = of_spike * ((features @ inverse) * features).sum(1) + 0.5 / n[cell]
         values.append((features @ axis - leverage * target) / (1.0 - leverage).clamp_min(0.1))
-    return bimodality(values[0], values[1], cells[0], cells[1], len(names))
+    return separation(values[0], values[1])
 
 
-def bimodality(a: Tensor, b: Tensor, cell_a: Tensor, cell_b: Tensor, n_cells: int) -> float:
-    """Score the depth of the trough in the middle relative to the lower of the two peaks beside it.
+def separation(a: Tensor, b: Tensor) -> float:
+    """Distance of the means of two groups, relative to the larger standard deviation, less its standard error.
 
-    There is a histogram for each cell, as the groups may have any proportion in it. Troughs, at one place, and lower
-    peaks are added over cells.
+    The larger one, because a slice cut from the tail of a cluster has a small one.
 
     Parameters
     ----------
     a, b : Tensor, shape (n,), (n',), float64
         Projections of the two groups, near −1 and 1.
-    cell_a, cell_b : Tensor, shape (n,), (n',), int64
-    n_cells : int
 
     Returns
     -------
     float
-        1 − trough / lower peak: 1 for two separate peaks, 0 or less without two peaks.
+        d′ minus its standard error, from Hedges & Olkin, Statistical Methods for Meta-Analysis (1985), chapter 5.
     """
-    spread = math.sqrt(0.5 * sum(float(side.clamp(-SPAN, SPAN).var(correction=0)) for side in (a, b)))
-    smaller = torch.minimum(torch.bincount(cell_a, minlength=n_cells), torch.bincount(cell_b, minlength=n_cells))
-    counts = histograms(torch.cat([a, b]), torch.cat([cell_a, cell_b]), n_cells)
-    used = np.flatnonzero(smaller.numpy())
-    smooth = np.stack([smoothed(counts[cell], smoothing_bins(spread, int(smaller[cell]))) for cell in used])
-    together = smoothed(counts[used].sum(0), smoothing_bins(spread, int(smaller.sum())))
-    start = (N_BINS - MIDDLE_BINS + 1) // 2
-    trough = start + int(np.argmin(together[start : start + MIDDLE_BINS]))
-    lower_peak = np.minimum(smooth[:, :trough].max(1), smooth[:, trough + 1 :].max(1)).sum()
-    return 1.0 - float(together[trough] / lower_peak) if lower_peak > 0 else 0.0
-
-
-def histograms(values: Tensor, cell: Tensor, n_cells: int) -> NDArray[np.float64]:
-    """Histogram of each cell's values on [−2, 2] in 399 bins; values outside are ignored: (n_cells, 399)."""
-    inside = (values >= -SPAN) & (values < SPAN)
-    bins = ((values + SPAN) * (N_BINS / (2 * SPAN))).long().clamp(0, N_BINS - 1)
-    counts = torch.bincount((cell * N_BINS + bins)[inside], minlength=n_cells * N_BINS)
-    return counts.view(n_cells, N_BINS).numpy().astype(np.float64)
-
-
-def smoothing_bins(spread: float, n_smaller: int) -> float:
-    """Width of the smoothing, in bins, for projections of some s.d. and the spikes of the smaller group."""
-    return max(SMOOTHING_BINS, BANDWIDTH * spread * n_smaller**-0.2 * N_BINS / (2 * SPAN))
-
-
-def smoothed(histogram: NDArray[np.float64], width_bins: float) -> NDArray[np.float64]:
-    """Smooth a histogram with a Gaussian; what is beyond the ends is 0."""
-    reach = math.ceil(4 * width_bins)
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width_bins) ** 2)
-    return np.convolve(histogram, kernel / kernel.sum(), mode="full")[reach : reach + len(histogram)]
+    a, b = a.clamp(-SPAN, SPAN), b.clamp(-SPAN, SPAN)
+    spread = max(float(side.std(correction=0)) for side in (a, b))
+    apart = float(b.mean() - a.mean()) / max(spread, 1e-9)
+    return apart - math.sqrt(1 / len(a) + 1 / len(b) + apart**2 / (2 * (len(a) + len(b))))

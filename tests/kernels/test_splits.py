@@ -14,27 +14,22 @@ from torch import Tensor
 
 from ks4stream.kernels import splits
 from ks4stream.kernels.splits import (
-    BIMODAL_FROM,
     MIN_IN_CELL,
     MIN_IN_CELLS,
-    N_BINS,
     RIDGE,
-    SMOOTHING_BINS,
+    SEPARATE_FROM,
     Conditions,
     Group,
     are_two,
-    bimodality,
-    bimodality_within,
     cosine,
     distance,
     firsts,
     follow_in_bursts,
-    histograms,
     is_first,
     nearest_means,
     ranges_of,
-    smoothed,
-    smoothing_bins,
+    separation,
+    separation_within,
     window_of,
     windows_for,
 )
@@ -81,101 +76,64 @@ def larger(values: Tensor) -> NDArray[np.bool_]:
     return np.asarray(values > values.median())
 
 
-# -- bimodality --------------------------------------------------------------------------------------
+# -- separation --------------------------------------------------------------------------------------
 
 
-def in_one_cell(values: Tensor) -> Tensor:
-    return torch.zeros(len(values), dtype=torch.int64)
+def normal(n: int) -> Tensor:
+    """The quantiles of a standard normal distribution."""
+    return torch.special.ndtri((torch.arange(n).double() + 0.5) / n)
 
 
-def plateau(start: float, stop: float, per_bin: int) -> Tensor:
-    """Values that fill the bins between two values evenly."""
-    edges = np.linspace(-2, 2, N_BINS + 1)
-    centres = torch.from_numpy(0.5 * (edges[1:] + edges[:-1]))
-    return centres[(centres > start) & (centres < stop)].repeat(per_bin)
+def test_the_separation_is_that_of_the_means_less_its_standard_error() -> None:
+    a, b = torch.tensor([-1.5, -0.5]).double(), torch.tensor([0.5, 1.5, 0.5, 1.5]).double()  # ±1, s.d. 0.5
+    error = math.sqrt(1 / 2 + 1 / 4 + 4**2 / (2 * 6))
+    assert separation(a, b) == pytest.approx(4 - error)
+    assert separation(b, a) == pytest.approx(-4 - error)
 
 
-def test_histograms_count_what_is_within_for_each_cell() -> None:
-    values = torch.tensor([-1.0, -1.0, 1.0, 2.0, -2.5, -2.0], dtype=torch.float64)
-    counts = histograms(values, torch.tensor([0, 0, 1, 1, 0, 1]), 3)
-    assert counts.shape == (3, N_BINS)
-    assert counts.sum(1).tolist() == [2, 2, 0]
-    assert counts[0].argmax() == int((-1.0 + 2.0) * N_BINS / 4)
-    assert counts[1].nonzero()[0].tolist() == [0, int(3 * N_BINS / 4)]
+def test_the_standard_error_is_that_of_random_groups() -> None:
+    draw = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(400):
+        a, b = (0.25 * torch.randn(n, generator=draw, dtype=torch.float64) for n in (100, 60))
+        found.append(separation(a - 0.5, b + 0.5))
+    error = math.sqrt(1 / 100 + 1 / 60 + 4**2 / (2 * 160))
+    assert np.mean(found) + error == pytest.approx(4, rel=0.05)  # the larger of two estimates of one s.d. is biased
+    assert np.std(found) == pytest.approx(error, rel=0.15)
 
 
-def test_smoothing_keeps_the_counts_but_for_what_leaves_at_the_ends() -> None:
-    counts = np.zeros(N_BINS)
-    counts[200] = 7.0
-    smooth = smoothed(counts, 5.0)
-    assert smooth.shape == (N_BINS,)
-    assert smooth.sum() == pytest.approx(7)
-    assert smooth.argmax() == 200
-    assert smooth.max() == pytest.approx(7 / (5 * np.sqrt(2 * np.pi)), rel=1e-3)
-    assert smooth[195] == pytest.approx(smooth[205])
-    counts[:] = 0
-    counts[0] = 7.0
-    assert smoothed(counts, 5.0).sum() == pytest.approx(0.5 * 7 + 0.5 * smooth.max())
+def test_halves_of_one_cluster_are_not_separate() -> None:
+    """A normal distribution, a uniform one, and slices of the tail."""
+    whole = 0.6 * normal(100_000)
+    low, high = whole[whole < 0], whole[whole >= 0]
+    assert separation(low, high) == pytest.approx(2 * 0.798 / math.sqrt(1 - 0.798**2), abs=0.02)
+    flat = torch.linspace(-1.5, 1.5, 100_000).double()
+    assert separation(flat[:50_000], flat[50_000:]) == pytest.approx(math.sqrt(12), abs=0.02)
+    for sigmas in (0.5, 1.0, 1.5, 2.0, 2.5):
+        rest, tail = whole[whole < 0.6 * sigmas], whole[whole >= 0.6 * sigmas]
+        assert separation(rest, tail) < SEPARATE_FROM
 
 
-def test_few_spikes_are_smoothed_more() -> None:
-    assert smoothing_bins(0.3, 100_000) == SMOOTHING_BINS
-    assert smoothing_bins(0.3, 20) == pytest.approx(0.9 * 0.3 * 20**-0.2 * 399 / 4)
-    assert smoothing_bins(0.3, 20) > 10
-    assert smoothing_bins(0.0, 1) == SMOOTHING_BINS
+@pytest.mark.parametrize("n", [20, 60, 1000])
+def test_two_neurons_four_standard_deviations_apart_are_separate_whatever_their_numbers(n: int) -> None:
+    spread = 0.5 * normal(1000)
+    few = 0.5 * normal(n)
+    assert separation(spread - 1, few + 1) > SEPARATE_FROM
+    assert separation(few - 1, spread + 1) > SEPARATE_FROM
 
 
-def test_the_score_is_that_of_the_trough_relative_to_the_lower_peak() -> None:
-    """Densities of 4 and 10 beside a trough of 1: 1 − 1/4."""
-    a = torch.cat([plateau(-2, -0.6, 40), plateau(-0.6, 0, 10)])
-    b = torch.cat([plateau(0.6, 2, 100), plateau(0, 0.6, 10)])
-    assert bimodality(a, b, in_one_cell(a), in_one_cell(b), 1) == pytest.approx(0.75, abs=0.01)
-    assert bimodality(b, a, in_one_cell(b), in_one_cell(a), 1) == pytest.approx(0.75, abs=0.01)
+def test_far_projections_count_no_more_than_others() -> None:
+    """Of spikes that overlap others."""
+    a, b = 0.3 * normal(200) - 1, 0.3 * normal(200) + 1
+    without = separation(a, b)
+    a[:4], b[:4] = -1000.0, 1000.0
+    assert without - 1 < separation(a, b) < without
 
 
-@pytest.mark.parametrize("n_cells", [1, 5, 25])
-def test_many_small_cells_do_not_fill_the_trough(n_cells: int) -> None:
-    """Two neurons that differ by four standard deviations, 250 spikes each: a trough of 2φ(2)/φ(0) = 0.27, and more
-    with smoothing; and one neuron that was cut in two."""
-    draw = torch.Generator().manual_seed(n_cells)
-    noise = 0.5 * torch.randn(500, generator=draw, dtype=torch.float64)
-    cell = torch.arange(250) % n_cells
-    assert bimodality(noise[:250] - 1, noise[250:] + 1, cell, cell, n_cells) > 0.6
-    noise = noise.sort().values  # the lower and the upper half of one
-    mixed = [half[torch.randperm(250, generator=draw)] for half in (noise[:250], noise[250:])]
-    assert bimodality(*mixed, cell, cell, n_cells) < 0.3
-
-
-def test_troughs_and_lower_peaks_are_added_over_cells() -> None:
-    """4 and 10 beside 1 in one cell, 12 and 6 beside 2 in the other: 1 − (1 + 2)/(4 + 6)."""
-    a = [
-        torch.cat([plateau(-2, -0.6, 40), plateau(-0.6, 0, 10)]),
-        torch.cat([plateau(-2, -0.6, 120), plateau(-0.6, 0, 20)]),
-    ]
-    b = [torch.cat([plateau(0.6, 2, 100), plateau(0, 0.6, 10)]), torch.cat([plateau(0.6, 2, 60), plateau(0, 0.6, 20)])]
-    cells = [
-        torch.repeat_interleave(torch.tensor([0, 2]), torch.tensor([len(part) for part in side])) for side in (a, b)
-    ]
-    assert bimodality(torch.cat(a), torch.cat(b), *cells, 3) == pytest.approx(0.7, abs=0.01)
-
-
-def test_two_peaks_are_bimodal_and_one_is_not() -> None:
-    values = torch.linspace(-3, 3, 2001, dtype=torch.float64)
-    normal = torch.special.ndtri((torch.arange(2000) + 0.5).double() / 2000)
-    low, high = 0.2 * normal - 1, 0.2 * normal + 1
-    assert bimodality(low, high, in_one_cell(low), in_one_cell(high), 1) > 0.95
-    few = high[::50]
-    assert bimodality(low, few, in_one_cell(low), in_one_cell(few), 1) > 0.9
-    one = 0.5 * normal
-    a, b = one[one < 0], one[one >= 0]
-    assert bimodality(a, b, in_one_cell(a), in_one_cell(b), 1) < 0.1
-    a, b = values[values < 0], values[values >= 0]
-    assert bimodality(a, b, in_one_cell(a), in_one_cell(b), 1) < 0.1
-
-
-def test_nothing_within_is_not_bimodal() -> None:
-    far = torch.full((20,), 5.0, dtype=torch.float64)
-    assert bimodality(-far, far, in_one_cell(far), in_one_cell(far), 1) == 0.0
+def test_identical_projections_are_infinitely_separate_or_not_at_all() -> None:
+    same = torch.zeros(20).double()
+    assert separation(same, same) < 0
+    assert separation(same - 1, same + 1) > 1e6
 
 
 # -- regression within cells -------------------------------------------------------------------------
@@ -192,12 +150,12 @@ def projections(
     """What is given to the score: of the spikes of one group, then of the other, in the cells that both have."""
     kept: list[Tensor] = []
 
-    def keep(values_a: Tensor, values_b: Tensor, *_: object) -> float:
+    def keep(values_a: Tensor, values_b: Tensor) -> float:
         kept.append(torch.cat([values_a, values_b]))
         return 0.5
 
-    monkeypatch.setattr(splits, "bimodality", keep)
-    assert bimodality_within(a, b, cell_a, cell_b, without=without) == 0.5
+    monkeypatch.setattr(splits, "separation", keep)
+    assert separation_within(a, b, cell_a, cell_b, without=without) == 0.5
     return kept[0]
 
 
@@ -253,24 +211,24 @@ def test_in_one_cell_it_is_the_plain_regression(monkeypatch: pytest.MonkeyPatch)
 
 def test_what_differs_between_cells_does_not_separate_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two cells, one of which has more spikes of one group: the axis is that within cells."""
-    cell_a, cell_b = (np.repeat([0, 1], sizes) for sizes in ([300, 30], [30, 300]))
-    a, b = noise(330, 5), noise(330, 6)
+    cell_a, cell_b = (np.repeat([0, 1], sizes) for sizes in ([300, 10], [10, 300]))
+    a, b = noise(310, 5), noise(310, 6)
     a[cell_a == 1] += 50 * axis(0)
     b[cell_b == 1] += 50 * axis(0)
-    assert bimodality_within(a, b, cell_a, cell_b) < 0.3
-    everywhere = [np.zeros(330, np.int64)] * 2
-    assert bimodality_within(a, b, *everywhere) > BIMODAL_FROM
+    assert separation_within(a, b, cell_a, cell_b) < SEPARATE_FROM
+    everywhere = [np.zeros(310, np.int64)] * 2
+    assert separation_within(a, b, *everywhere) > SEPARATE_FROM
     found = projections(monkeypatch, a, b, cell_a, cell_b)
     assert found.abs().mean() < 0.5
 
 
 def test_along_a_direction_left_out_nothing_is_separate() -> None:
     a, b, cell = noise(100, 7), noise(100, 8) + 9 * axis(3), np.zeros(100, np.int64)
-    assert bimodality_within(a, b, cell, cell) > 0.9
-    assert bimodality_within(a, b, cell, cell, without=axis(3)[None]) < 0.3
-    assert bimodality_within(a, b, cell, cell, without=axis(4)[None]) > 0.9
-    assert bimodality_within(a, b, cell, cell, without=torch.stack([axis(4), axis(3)])) < 0.3
-    assert bimodality_within(a, b, cell, cell, without=axis(3)[None][:0]) > 0.9
+    assert separation_within(a, b, cell, cell) > SEPARATE_FROM
+    assert separation_within(a, b, cell, cell, without=axis(3)[None]) < SEPARATE_FROM
+    assert separation_within(a, b, cell, cell, without=axis(4)[None]) > SEPARATE_FROM
+    assert separation_within(a, b, cell, cell, without=torch.stack([axis(4), axis(3)])) < SEPARATE_FROM
+    assert separation_within(a, b, cell, cell, without=axis(3)[None][:0]) > SEPARATE_FROM
 
 
 @pytest.mark.parametrize(
@@ -285,18 +243,18 @@ def test_along_a_direction_left_out_nothing_is_separate() -> None:
 def test_cells_count_if_both_groups_have_enough_spikes(sizes: list[int], known: bool) -> None:
     cells = [np.repeat(np.arange(len(sizes)), of_group) for of_group in (sizes, [20] * len(sizes))]
     for cell_a, cell_b in (cells, cells[::-1]):
-        score = bimodality_within(noise(len(cell_a), 9), noise(len(cell_b), 10), cell_a, cell_b)
+        score = separation_within(noise(len(cell_a), 9), noise(len(cell_b), 10), cell_a, cell_b)
         assert (score is not None) == known
 
 
-def test_groups_in_different_cells_have_no_score() -> None:
-    assert bimodality_within(noise(40, 9), noise(40, 10), np.zeros(40, np.int64), np.ones(40, np.int64)) is None
+def test_groups_in_different_cells_are_not_compared() -> None:
+    assert separation_within(noise(40, 9), noise(40, 10), np.zeros(40, np.int64), np.ones(40, np.int64)) is None
 
 
 def test_spikes_in_cells_of_one_group_are_ignored() -> None:
     a, b, cell = noise(30, 11), noise(30, 12) + 8 * axis(0), np.zeros(30, np.int64)
     alone = torch.cat([a, noise(50, 13) + 100])
-    assert bimodality_within(alone, b, np.append(cell, [1] * 50), cell) == bimodality_within(a, b, cell, cell)
+    assert separation_within(alone, b, np.append(cell, [1] * 50), cell) == separation_within(a, b, cell, cell)
 
 
 # -- bursts ------------------------------------------------------------------------------------------
