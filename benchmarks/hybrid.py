@@ -182,11 +182,13 @@ def hybrid(
     drifting: bool = False,
     noise_uv: float = NOISE_UV,
     amplitude_range_uv: tuple[float, float] = AMPLITUDE_UV,
+    background: bool = True,
+    bursts: bool = True,
 ) -> SimulatedRecording:
-    """Describe a hybrid recording."""
+    """Describe a hybrid recording; without background or bursts, the units are the same."""
     probe = neuropixels_probe(n_channels)
     units, amplitudes_uv = _draw_units(fields, probe, n_units, seed, amplitude_range_uv)
-    background = _draw_background(fields, probe, seed)
+    distant = _draw_background(fields, probe, seed) if background else []
     n_samples = round(duration_s * RATE_HZ)
     scene = Scene(
         probe=probe,
@@ -194,9 +196,9 @@ def hybrid(
         n_samples=n_samples,
         gain_uv=GAIN_UV,
         seed=seed,
-        units=(*units, *background),  # type: ignore[arg-type]
+        units=(*units, *distant),  # type: ignore[arg-type]
         n_units=n_units,
-        spikes=_draw_trains(units, duration_s, seed),
+        spikes=_draw_trains(units, duration_s, seed, bursts),
         drift=_draw_motion(DRIFT_RANGE_UM if drifting else 0.0, duration_s, seed),  # type: ignore[arg-type]
         noise=make_noise(probe, noise_uv=noise_uv, sampling_rate_hz=RATE_HZ, seed=seed),
         slow=make_slow_potential(probe, lfp_uv=80.0, seed=seed),
@@ -255,11 +257,11 @@ def _draw_background(fields: Sequence[MeasuredField], probe: Probe, seed: int) -
     return units
 
 
-def _draw_trains(units: Sequence[MeasuredUnit], duration_s: float, seed: int) -> Spikes:
+def _draw_trains(units: Sequence[MeasuredUnit], duration_s: float, seed: int, bursts: bool) -> Spikes:
     times_s, relatives = [np.zeros(0)], [np.zeros(0)]
     counts = []
     for i, unit in enumerate(units):
-        time_s, relative = draw_train(_generator(seed, "trains", i), unit.rate_hz, duration_s)
+        time_s, relative = draw_train(_generator(seed, "trains", i), unit.rate_hz, duration_s, bursts=bursts)
         times_s.append(time_s)
         relatives.append(relative)
         counts.append(len(time_s))
@@ -268,11 +270,11 @@ def _draw_trains(units: Sequence[MeasuredUnit], duration_s: float, seed: int) ->
 
 
 def draw_train(
-    rng: np.random.Generator, rate_hz: float, duration_s: float
+    rng: np.random.Generator, rate_hz: float, duration_s: float, *, bursts: bool = True
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return a unit's spike times in s and relative amplitudes; every other unit fires in bursts, with falling ones."""
     refractory_s = rng.uniform(0.002, 0.003)
-    burst_probability = rng.uniform(0.1, 0.5) if rng.random() < 0.5 else 0.0
+    burst_probability = rng.uniform(0.1, 0.5) if rng.random() < 0.5 and bursts else 0.0
     fall, spread = rng.uniform(0.75, 0.95), rng.uniform(0.04, 0.08)
     n_per_burst = 1 + burst_probability * 2.0  # bursts have two further spikes on average
     n_events = int(rate_hz * duration_s / n_per_burst * 1.5 + 50)
@@ -306,6 +308,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--amplitude-uv", type=float, nargs=2, default=AMPLITUDE_UV, metavar=("LOW", "HIGH"))
     parser.add_argument("--noise-uv", type=float, default=NOISE_UV)
+    parser.add_argument("--without", choices=["background", "bursts"], nargs="+", default=[])
     parser.add_argument("--name", default=None, help="of the files; hybrid and the number of channels by default")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
@@ -319,6 +322,8 @@ def main(arguments: list[str] | None = None) -> None:
         drifting=options.kind == "drifting",
         noise_uv=options.noise_uv,
         amplitude_range_uv=tuple(options.amplitude_uv),
+        background="background" not in options.without,
+        bursts="bursts" not in options.without,
     )
     stem = f"{options.name or f'hybrid{options.channels}'}_{options.kind}-{options.seed}"
     print(write_scenario(recording, options.out, stem))

@@ -67,6 +67,23 @@ def test_a_hybrid_has_the_amplitudes_and_the_motion_it_states(hybrid, waveforms,
     np.testing.assert_allclose(troughs_uv, recording.units["amplitude_uv"], rtol=0.05)
 
 
+def test_a_hybrid_can_be_without_background_or_bursts(hybrid, waveforms):
+    fields = hybrid.read_waveforms(waveforms)
+    options = dict(seed=3, n_channels=16, n_units=8, duration_s=60.0)
+    plain, quiet, steady = (
+        hybrid.hybrid(fields, **options, **kwargs) for kwargs in ({}, {"background": False}, {"bursts": False})
+    )
+    assert len(plain.scene.units) == len(steady.scene.units) > len(quiet.scene.units) == 8
+    assert np.array_equal(plain.spike_samples, quiet.spike_samples)
+    assert np.array_equal(plain.templates_uv(), steady.templates_uv())
+
+    def share_in_bursts(recording):
+        trains = [recording.spike_samples[recording.spike_units == unit] for unit in range(8)]
+        return np.mean(np.concatenate([np.diff(train) < 0.006 * 30_000 for train in trains]))
+
+    assert share_in_bursts(plain) > 2 * share_in_bursts(steady)
+
+
 def test_trains_keep_a_refractory_period_and_amplitudes_fall_in_bursts(hybrid):
     for seed in range(6):
         time_s, relative = hybrid.draw_train(np.random.default_rng(seed), 8.0, 200.0)
