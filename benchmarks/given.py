@@ -137,23 +137,29 @@ def _prepared(
 
 
 def true_templates(tiles: Preprocessor, waveforms: Waveforms, truth: Truth, settings: Settings) -> Templates:
-    """The true units' mean waveforms in the traces that are sorted, by their features; any amplitude is as likely."""
-    n_units, nt = len(truth["unit_x_um"]), settings.nt
-    total = torch.zeros((n_units, tiles.probe.n_channels, nt), dtype=torch.float64)
-    count = np.zeros(n_units)
-    components = torch.from_numpy(waveforms.components)
+    """The true units' mean waveforms in the traces that are sorted, by their features, and the spread of scores."""
+    nt, components = settings.nt, torch.from_numpy(waveforms.components)
+    units, rows = [], []
     for tile in tiles.tiling:
         traces, blank = tiles.whitened(tile)
         here = (truth["spike_samples"] >= tile.start) & (truth["spike_samples"] < tile.stop)
         at = window_centre(truth["spike_samples"][here], tile, settings)
-        unit = truth["spike_units"][here]
         far = tiles.away_from_edges(tile, torch.from_numpy(at), blank, nt).numpy()
         windows = traces.unfold(1, nt, 1).permute(1, 0, 2)[torch.from_numpy(at[far] - nt // 2)]
-        total.index_add_(0, torch.from_numpy(unit[far]), windows.double())
-        count += np.bincount(unit[far], minlength=n_units)
-    mean = (total / torch.from_numpy(np.maximum(count, 1))[:, None, None]).float()
-    features = mean @ components.T
-    return Templates(features=features.numpy(), count=count, spread=np.full(n_units, np.inf, np.float32))
+        units.append(truth["spike_units"][here][far])
+        rows.append(windows @ components.T)  # (n, c, q)
+    unit, features = np.concatenate(units), torch.cat(rows)
+    n_units = len(truth["unit_x_um"])
+    count = np.bincount(unit, minlength=n_units)
+    known = torch.from_numpy(np.maximum(count, 1))
+    total = torch.zeros((n_units, *features.shape[1:]), dtype=torch.float64)
+    mean = total.index_add_(0, torch.from_numpy(unit), features.double()) / known[:, None, None]
+    norm = mean.flatten(1).norm(dim=1).numpy().clip(1e-9)
+    score = (features * mean[unit]).sum(dim=(1, 2)).numpy() / norm[unit]
+    spread = np.sqrt(np.bincount(unit, (score - norm[unit]) ** 2, minlength=n_units) / known.numpy())
+    return Templates(
+        features=mean.float().numpy(), count=count.astype(np.float64), spread=spread.clip(1e-3).astype(np.float32)
+    )
 
 
 def window_centre(sample: NDArray[np.int64], tile: Tile, settings: Settings) -> NDArray[np.int64]:
