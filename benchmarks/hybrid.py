@@ -308,7 +308,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--amplitude-uv", type=float, nargs=2, default=AMPLITUDE_UV, metavar=("LOW", "HIGH"))
     parser.add_argument("--noise-uv", type=float, default=NOISE_UV)
-    parser.add_argument("--without", choices=["background", "bursts"], nargs="+", default=[])
+    parser.add_argument("--without", choices=["background", "bursts"], nargs="+", default=[], help="what to leave out")
     parser.add_argument("--name", default=None, help="of the files; hybrid and the number of channels by default")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
