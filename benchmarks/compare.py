@@ -66,7 +66,7 @@ STAGES = (  # label, stages of ks4stream, stages of Kilosort4: what both do betw
     ("preprocessing", ("whitening",), ("preproc",)),
     ("detection and drift", ("waveforms", "detection", "drift"), ("drift", "st0")),
     ("first clustering", ("first clustering",), ("clu0",)),
-    ("matching", ("thresholds", "matching"), ("st",)),
+    ("matching", ("widening", "thresholds", "matching"), ("st",)),
     ("final clustering", ("final clustering",), ("clu",)),
     ("merging", ("merging",), ("merge",)),
 )

@@ -26,6 +26,7 @@ from ks4stream.stages.thresholds import SetThresholds
 from ks4stream.stages.units import ClusterSpikes, Merge, Units, min_unit_spikes
 from ks4stream.stages.waveforms import LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
+from ks4stream.stages.widening import Widen
 
 logger = logging.getLogger("ks4stream")
 
@@ -134,7 +135,7 @@ def find_spikes(
     learn = LearnTemplates(
         settings, peaks, waveforms, tiles.probe, centres, regions, circumstances, cluster, min_spikes
     )
-    templates = run.do(learn)
+    templates = run.do(Widen(settings, tiles, waveforms, run.do(learn)))
     thresholds = run.do(SetThresholds(settings, tiles, waveforms, templates))
     return templates, run.do(Match(settings, tiles, waveforms, templates, regions, thresholds))
 
@@ -155,6 +156,7 @@ STAGES = (
     Detect,
     EstimateDrift,
     LearnTemplates,
+    Widen,
     SetThresholds,
     Match,
     ClusterSpikes,

@@ -67,6 +67,11 @@ RECORDED = {  # by METHOD_VERSION
         (1.47376, 24.5939, 90.0, 31937.5, 103077.0, 135748.0, 520.599, 12.3908),
         "torch 2.13.0+cpu, numpy 2.4.6, scipy 1.17.1",
     ),
+    9: Pinned(
+        "a6e06b2400e43931",
+        (1.47376, 24.5939, 90.0, 31946.5, 103047.0, 135745.0, 520.337, 12.3915),
+        "torch 2.13.0+cpu, numpy 2.4.6, scipy 1.17.1",
+    ),
 }
 HASHED = ("sample", "unit", "template", "kept", "template_channels", "refractory")
 SUMMED = ("whitening", "waveforms", "drift", "score", "features", "y_um", "unit_features", "similarity")

@@ -286,6 +286,7 @@ from ks4stream.stages.detection import Detect, Peaks
 from ks4stream.stages.matching import Match, Spikes
 from ks4stream.stages.templates import LearnTemplates
 from ks4stream.stages.thresholds import SetThresholds, Thresholds
+from ks4stream.stages.widening import Widen
 from ks4stream.stages.units import ClusterSpikes
 from ks4stream.stages.waveforms import LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
@@ -358,6 +359,7 @@ stages = [
     (Detect(settings, still, shapes, centres, regions), tiles),
     (match, tiles),
     (LearnTemplates(settings, Peaks(peaks), shapes, probe, centres, regions, when, cluster, 5), peaks_in),
+    (Widen(settings, still, shapes, templates), tiles),
     (SetThresholds(settings, still, shapes, templates), tiles),
     (ClusterSpikes(settings, spikes, shapes, probe, when, cluster), spikes_in),
 ]
@@ -412,4 +414,4 @@ def test_waveforms_are_learned_from_as_many_batches_as_they_take():
     assert tasks[0]["whitening"] > tasks[1]["whitening"] and tasks[0]["waveforms"] == tasks[1]["waveforms"]
     tile_bytes = 32 * 2 * (60_000 + 2 * tiling_of(recording_of(), Settings()).halo)
     assert few.read_bytes - many.read_bytes == (200 - 25) * tile_bytes  # for whitening, at most and at least
-    assert many.read_bytes == (3 * 1800 + 25 + 2 * 72 + 90) * tile_bytes  # every 25th, twice, and every 20th
+    assert many.read_bytes == (3 * 1800 + 25 + 2 * 72 + 2 * 90) * tile_bytes  # every 25th, twice, and every 20th, too

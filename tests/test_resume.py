@@ -92,8 +92,8 @@ def test_nothing_that_was_finished_is_computed_again(
 ) -> None:
     first = run(recording, tmp_path)
     assert first.n_spikes > 50
-    once = {"whitening", "waveforms", "detection", "first-clustering", "matching", "thresholds", "final-clustering"}
-    assert once == set(computed)
+    spikes = {"first-clustering", "widening", "thresholds", "matching", "final-clustering"}
+    assert {"whitening", "waveforms", "detection"} | spikes == set(computed)
     computed.clear()
     assert_same(run(recording, tmp_path), first)
     assert not computed
@@ -222,7 +222,14 @@ def cut(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 @pytest.mark.parametrize(
-    "pattern", ["detection-*/*.record.npz", "detection-*/p*2.rows", "thresholds-*/t*2.rows", "matching-*/sp*4.rows"]
+    "pattern",
+    [
+        "detection-*/*.record.npz",
+        "detection-*/p*2.rows",
+        "widening-*/*.record.npz",
+        "thresholds-*/t*2.rows",
+        "matching-*/sp*4.rows",
+    ],
 )
 def test_what_is_damaged_is_computed_again(
     recording: Recording,
@@ -245,7 +252,8 @@ def test_what_is_damaged_is_computed_again(
     damage(next(iter(sorted((tmp_path / "run").glob(pattern)))))
     assert_same(run(recording, tmp_path), undisturbed[1])
     assert computed[stage] == 1
-    assert computed["detection"] + computed["thresholds"] + computed["matching"] == 1 + again
+    of_blocks = ("detection", "widening", "thresholds", "matching")
+    assert sum(computed[name] for name in of_blocks) == 1 + again
 
 
 @pytest.mark.parametrize("after", [4, 30])

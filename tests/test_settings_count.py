@@ -67,7 +67,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "max_cluster_subset": (50, "first clustering"),
     "cluster_init_seed": (6, "first clustering"),
     "Th_learned": (12.0, "thresholds"),
-    "max_peels": (1, "thresholds"),
+    "max_peels": (1, "widening"),
     "acg_threshold": (1e-6, "merging"),
     "ccg_threshold": (1e-6, "merging"),
     "duplicate_spike_ms": (5.0, "merging"),
@@ -156,7 +156,7 @@ def test_all_steps_are_taken(before: Any) -> None:
     settings, steps, _ = before()
     assert settings == BASE
     twice = ["waveforms", "detection"]
-    once = ["first clustering", "thresholds", "matching", "final clustering", "merging", "joining"]
+    once = ["first clustering", "widening", "thresholds", "matching", "final clustering", "merging", "joining"]
     assert [name for name, _ in steps] == ["whitening", *twice, "drift", *(f"{name}{MOVED}" for name in twice + once)]
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ks4stream import geometry
 from ks4stream.blocks import Tile
@@ -18,6 +19,7 @@ from ks4stream.io.places import Place
 from ks4stream.io.tables import Receipt, write_block
 from ks4stream.kernels import matching as kernels
 from ks4stream.kernels.borders import Reported, settle
+from ks4stream.kernels.matching import TileSpikes
 from ks4stream.probe import Probe
 from ks4stream.stages.base import Block, Run
 from ks4stream.stages.detection import rows_of_region
@@ -26,6 +28,10 @@ from ks4stream.stages.pursuit import Pursuit
 from ks4stream.stages.thresholds import Thresholds
 
 logger = logging.getLogger("ks4stream")
+
+LARGE_SCORES, FAR_SMALLER = (24.0, 48.0), 0.25
+"""From each of these scores on, features contain what spikes explain whose scores are below this share of it. At one
+displacement, the waveform of a large neuron differs from its template by more than small spikes are large."""
 
 
 class Edge(NamedTuple):
@@ -127,8 +133,8 @@ class Match(Pursuit[Matched, Spikes]):
             spikes = self.matched(traces)
         threshold = torch.from_numpy(self.thresholds.score.astype(np.float32)).to(device)
         spikes = spikes.at(spikes.score > threshold[spikes.unit])
-        time = self.sample_of(tile, spikes)
-        residual = kernels.subtract(traces, spikes, prepared)
+        every, time = spikes, self.sample_of(tile, spikes)
+        residual = kernels.subtract(traces, every, prepared)
         near = (time >= tile.start - nt) & (time < tile.stop + nt)
         near &= self.tiles.away_from_edges(tile, spikes.sample_index, blank, nt)
         spikes = spikes.at(near)
@@ -137,9 +143,21 @@ class Match(Pursuit[Matched, Spikes]):
             "sample": sample,
             "template": spikes.unit.cpu().numpy().astype(np.int32),
             "score": spikes.score.cpu().numpy(),
-            "features": kernels.features(residual, spikes, prepared).cpu().numpy(),
+            "features": self._features(residual, every, spikes).cpu().numpy(),
             "counts": (sample >= tile.start) & (sample < tile.stop),
         }
+
+    def _features(self, residual: Tensor, every: TileSpikes, spikes: TileSpikes) -> Tensor:
+        """Features of some spikes (n, j, q), given the residual of every spike; large ones keep what is far smaller."""
+        features = kernels.features(residual, spikes, self.prepared)
+        added = 0.0
+        for large in LARGE_SCORES:
+            rows, limit = spikes.score > large, FAR_SMALLER * large
+            small = every.at((every.score >= added) & (every.score < limit))
+            residual = kernels.subtract(residual, small._replace(amplitude=-small.amplitude), self.prepared)
+            features[rows] = kernels.features(residual, spikes.at(rows), self.prepared)
+            added = limit
+        return features
 
     def _settle(self, left: Reported, right: Reported, border: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         return settle(left, right, border=border, nt=self.settings.nt, tolerance=self.settings.peak_sample)

@@ -1,4 +1,4 @@
-"""Matching pursuit in one tile, for the two stages that need it (section 8.2)."""
+"""Matching pursuit in one tile, for the stages that need it (section 8.2)."""
 
 from __future__ import annotations
 
@@ -40,12 +40,22 @@ class Pursuit(Stage[Block, Part, Result]):
 
     def matched(self, traces: Tensor) -> TileSpikes:
         """Spikes of a tile's whitened traces (c, t) above the lowest threshold that any template may have."""
-        lowest = lowest_score(self.settings)
-        return kernels.match(traces, self.prepared, threshold=lowest, max_peels=self.settings.max_peels)
+        return kernels.match(traces, self.prepared, threshold=self.lowest, max_peels=self.settings.max_peels)
+
+    @property
+    def lowest(self) -> float:
+        """Threshold of matching."""
+        return lowest_score(self.settings)
 
     def sample_of(self, tile: Tile, spikes: TileSpikes) -> Tensor:
         """Time of each spike, in samples of the recording: (n,)."""
         return spikes.sample_index + (tile.first - self.settings.nt // 2 + self.settings.peak_sample)
+
+    def owned(self, tile: Tile, spikes: TileSpikes, blank: Tensor) -> Tensor:
+        """Which spikes (n,) are in a tile's core, and away from the crop's ends and from blanked samples (t,)."""
+        sample = self.sample_of(tile, spikes)
+        in_core = (sample >= tile.start) & (sample < tile.stop)
+        return in_core & self.tiles.away_from_edges(tile, spikes.sample_index, blank, self.settings.nt)
 
     @cached_property
     def prepared(self) -> kernels.PreparedTemplates:
@@ -61,8 +71,12 @@ class Pursuit(Stage[Block, Part, Result]):
 
     @cached_property
     def slots(self) -> NDArray[np.int64]:
-        """Each channel's nearest channels of its shank, itself first, padded with −1: (c, j)."""
-        dead, count = self.tiles.without_signal, self.settings.nearest_chans
+        """Channels on which spikes have features, by the largest channel of their template: (c, j), padded with −1."""
+        return self.nearest(self.settings.nearest_chans)
+
+    def nearest(self, count: int) -> NDArray[np.int64]:
+        """Each channel's `count` nearest channels of its shank, itself first, padded with −1: (c, j)."""
+        dead = self.tiles.without_signal
         return geometry.padded(geometry.channel_neighbours(self.tiles.probe, count, dead=dead), fill=-1)
 
     @staticmethod

@@ -87,9 +87,7 @@ class SetThresholds(Pursuit[MatchedTiles, Thresholds]):
         for tile in self.tiles.read_ahead(item):
             traces, blank = self.tiles.whitened(tile)
             spikes = self.matched(traces)
-            sample = self.sample_of(tile, spikes)
-            own = (sample >= tile.start) & (sample < tile.stop)
-            own &= self.tiles.away_from_edges(tile, spikes.sample_index, blank, self.settings.nt)
+            own = self.owned(tile, spikes, blank)
             parts.append([column.cpu().numpy() for column in spikes])
             scores.append(spikes.score[own].cpu().numpy())
             templates.append(spikes.unit[own].cpu().numpy().astype(np.int32))

@@ -137,6 +137,18 @@ def test_what_is_below_its_threshold_does_not_count_and_stays_in_the_features_of
         assert rows["features"][:, :, 0].tolist() == features, "on the template's largest channel, and the other"
 
 
+@pytest.mark.parametrize(
+    ("large", "small", "kept"), [(20, 5.5, 0), (30, 5.5, 5.5), (30, 7, 0), (60, 7, 7), (60, 13, 0)]
+)
+def test_features_of_large_spikes_keep_what_far_smaller_ones_explain(large: float, small: float, kept: float) -> None:
+    traces = torch.zeros(2, 60)
+    traces[:, 30] = torch.tensor([large, small])
+    match = match_of(traces, [[large, 0.0], [0.0, small]], [5.0, 5.0], spread=2.0)
+    rows = match._rows(match.tiles.tiling[0], [])
+    assert rows["template"].tolist() == [0, 1]
+    assert rows["features"][:, :, 0].tolist() == [[large, kept], [small, 0.0]]
+
+
 def test_usual_amplitudes_are_those_of_the_templates() -> None:
     traces = torch.zeros(2, 60)
     traces[:, 30] = torch.tensor([10.5, 1.0])
