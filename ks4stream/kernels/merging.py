@@ -23,7 +23,7 @@ TOGETHER_SHARE, TOGETHER_PAIRS = 0.02, 2
 within :data:`REFRACTORY_MS`."""
 TOGETHER_RATE, TOGETHER_CHANCE = 0.25, 0.01
 """The second condition for two neurons: so many pairs would be improbable (chance) if pairs were at this share of the
-rate at longer lags."""
+rate at longer lags, or within bursts, if it is higher there."""
 
 GHOST_SHARE = 0.5
 """Share of a unit's spikes that coincide with those of a larger unit at one lag, from which it is what matching left of
@@ -204,9 +204,9 @@ def fire_together(a: NDArray[np.int64], b: NDArray[np.int64], sampling_rate_hz: 
     reach = 60
     counts = correlogram(a, b, sampling_rate_hz=sampling_rate_hz, reach_ms=reach)
     lag = np.abs(np.arange(-reach, reach + 1))
-    near, far = lag <= REFRACTORY_MS, lag > 10
+    near, in_bursts, far = lag <= REFRACTORY_MS, (lag > REFRACTORY_MS) & (lag <= 10), lag > 10
     n_pairs = int(counts[near].sum())
-    tolerated = TOGETHER_RATE * float(counts[far].mean()) * int(near.sum())
+    tolerated = TOGETHER_RATE * float(max(counts[in_bursts].mean(), counts[far].mean())) * int(near.sum())
     many = n_pairs > max(TOGETHER_PAIRS, TOGETHER_SHARE * min(len(a), len(b)))
     return bool(many and pdtrc(n_pairs - 1, tolerated) < TOGETHER_CHANCE)
 

@@ -272,6 +272,18 @@ def test_pairs_count_relative_to_those_at_longer_lags() -> None:
     assert fire_together(one_neuron(20_000, 26), one_neuron(20_000, 27), RATE)
 
 
+def test_pairs_count_relative_to_those_within_bursts() -> None:
+    """Of the second spikes of a neuron's bursts, a few wrong ones are in the middle, 2 ms after the first."""
+    firsts = rare(400, 28)
+    wrong = np.random.default_rng(29).choice(firsts, 20, replace=False) + 60
+    seconds = np.sort(np.concatenate([firsts + 120, wrong]))
+    assert not fire_together(firsts, seconds, RATE)
+    unrelated = np.sort(np.concatenate([rare(400, 30), wrong]))  # without bursts, so many are improbable
+    assert fire_together(firsts, unrelated, RATE)
+    bursts = [np.sort(np.concatenate([train, train + 120])) for train in (one_neuron(4000, 31), one_neuron(4000, 32))]
+    assert fire_together(*bursts, RATE), "two neurons, each with bursts"
+
+
 @pytest.mark.parametrize("sizes", [(0, 0), (1, 0), (0, 1), (1, 1)])
 def test_trains_of_few_spikes_do_not_fire_together(sizes: tuple[int, int]) -> None:
     a, b = (np.arange(n, dtype=np.int64) for n in sizes)
