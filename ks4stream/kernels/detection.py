@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ks4stream.kernels.convolution import SEGMENT, correlate
 from ks4stream.kernels.memory import ChunkSize, in_chunks
+from ks4stream.kernels.preprocessing import MIN_NOISE
 
 BIN = 8  # samples, a power of 2; bins are evaluated as a whole
 SAMPLES_PER_CHUNK = ChunkSize(cpu=1 << 14, gpu=1 << 16)  # searched at a time; multiples of BIN and SEGMENT
@@ -60,7 +61,7 @@ class UniversalTemplates(NamedTuple):
     present : Tensor, shape (k, j)
         1 where there is a channel, 0 in the padding.
     weights : Tensor, shape (k, s, j)
-        Spatial Gaussians of unit norm.
+        Spatial Gaussians of unit norm (see :func:`for_moved`).
     spreads : tuple of Spread
         The same, in groups of :data:`CENTRES_PER_CHUNK` centres.
     neighbours : Tensor of int64, shape (k, m)
@@ -119,6 +120,22 @@ def universal_templates(
         is_neighbour=is_neighbour.scatter_(1, neighbours, True),
         depth_um=depth_um,
     )
+
+
+def for_moved(templates: UniversalTemplates, moving: Tensor) -> UniversalTemplates:
+    """The templates for whitened traces that a matrix (c, c) has moved: of larger weight where that lowers the noise.
+
+    Interpolation between channels averages their noise, so that a weighted sum of moved traces has less than unit
+    variance. Scores relative to what is left are in noise standard deviations again.
+    """
+    weights, spreads = [], []
+    sizes = [len(spread.weights) // templates.weights.shape[1] for spread in templates.spreads]
+    groups = zip(templates.spreads, templates.weights.split(sizes), templates.channels.split(sizes), strict=True)
+    for spread, of_group, channels in groups:
+        noise = (of_group @ moving[channels]).norm(dim=2).clamp_min(MIN_NOISE)  # (k', s)
+        weights.append(of_group / noise[:, :, None])
+        spreads.append(spread._replace(weights=spread.weights / noise.T.reshape(-1, 1)))
+    return templates._replace(weights=torch.cat(weights), spreads=tuple(spreads))
 
 
 class TilePeaks(NamedTuple):

@@ -17,7 +17,7 @@ It cannot change scores farther away on the probe, so peaks there are subtracted
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ks4stream.kernels.convolution import correlate
 from ks4stream.kernels.memory import ChunkSize, in_chunks
+from ks4stream.kernels.preprocessing import MIN_NOISE
 from ks4stream.kernels.templates import lagged_products
 
 DROPPED_ENERGY = 1e-4
@@ -81,6 +82,8 @@ class PreparedTemplates:
     components : Tensor, shape (q, w), float32
         wPCA.
     norm : Tensor, shape (u,), float32
+    noise : Tensor, shape (u,), float32
+        Standard deviation of the noise in projections on the unit-norm templates: 1, unless traces were moved.
     spread : Tensor, shape (u,), float32, noise s.d.
         Standard deviation of the scores of each template's spikes; infinite if all are equally likely.
     template_channels : Tensor, shape (u, j), int64
@@ -93,13 +96,14 @@ class PreparedTemplates:
     channels : tuple of slice or Tensor, shape (c',), int64
         Channels of each group's units.
     weights : tuple of Tensor, shape (m, c'·q), float32
-        Unit-norm templates of each group's units on these channels.
+        Unit-norm templates of each group's units on these channels, divided by their noise.
     pair_start : Tensor, shape (row + 1,), int64
         Index of each row's first pair.
     pair_row : Tensor, shape (pair,), int64
         Row that shares channels with it.
     pair_gram : Tensor, shape (pair, q·q), float32
-        Inner products over channels of the pair's unit-norm templates, that of `pair_row` first.
+        Inner products over channels of the pair's unit-norm templates, that of `pair_row` first, times the row's noise
+        and divided by that of `pair_row`.
     lagged : Tensor, shape (q·q, 2·nt − 1), float32
         ``pair_gram @ lagged`` is the amount by which a spike of the row with score 1 reduces the score of `pair_row`
         at −nt+1 … nt−1 samples from the spike.
@@ -108,6 +112,7 @@ class PreparedTemplates:
     features: Tensor
     components: Tensor
     norm: Tensor
+    noise: Tensor
     spread: Tensor
     template_channels: Tensor
     unit_of: Tensor
@@ -185,6 +190,7 @@ def prepare(
         features=features,
         components=components,
         norm=norm,
+        noise=torch.ones_like(norm),
         spread=torch.full_like(norm, torch.inf) if spread is None else spread.clamp_min(1.0),
         template_channels=neighbours.to(device)[largest.to(device)],
         unit_of=unit_of,
@@ -235,6 +241,25 @@ def bisected(positions: NDArray[np.float64], size: int) -> list[NDArray[np.int64
         return halve(index[: len(index) // 2]) + halve(index[len(index) // 2 :])
 
     return halve(np.arange(len(positions), dtype=np.int64)) if len(positions) else []
+
+
+def for_moved(templates: PreparedTemplates, moving: Tensor) -> PreparedTemplates:
+    """The templates for whitened traces that a matrix (c, c) has moved, whose scores have unit noise again.
+
+    Interpolation between channels averages their noise. The score of a template is its projection relative to the noise
+    that is left in it.
+    """
+    seen = torch.einsum("ucq,cd->udq", templates.features, moving).norm(dim=(1, 2))
+    noise = (seen / templates.norm.clamp_min(1e-30)).clamp_min(MIN_NOISE)
+    of_row = noise[templates.unit_of]
+    weights, first = [], 0
+    for of_group in templates.weights:
+        weights.append(of_group / of_row[first : first + len(of_group), None])
+        first += len(of_group)
+    counts = templates.pair_start.diff()
+    relative = of_row.repeat_interleave(counts) / of_row[templates.pair_row]
+    gram = templates.pair_gram * relative[:, None]
+    return replace(templates, noise=noise, weights=tuple(weights), pair_gram=gram)
 
 
 def _span(mask: Tensor) -> slice | Tensor:
@@ -301,7 +326,7 @@ def match(traces: Tensor, templates: PreparedTemplates, *, threshold: float, max
     unit = templates.unit_of[row]
     order = torch.argsort(sample * templates.n_units + unit, stable=True)
     unit, score = unit[order], score[order]
-    return TileSpikes(sample[order], unit, score, score / templates.norm[unit])
+    return TileSpikes(sample[order], unit, score, score * templates.noise[unit] / templates.norm[unit])
 
 
 class _RoundPeaks(NamedTuple):

@@ -95,9 +95,10 @@ class Detect(Stage[Block, Receipt, Peaks]):
         traces, blank = self.tiles.whitened(tile)
         core = self.tiles.core(tile)
         to_centre = settings.nt // 2 - settings.peak_sample
+        moving = self.tiles.moving_matrix(tile)
         peaks = kernels.detect(
             traces,
-            self.templates,
+            self.templates if moving is None else kernels.for_moved(self.templates, moving),
             threshold=lowest_peak(settings),
             reach=max(settings.peak_sample, kernels.BIN - 1),  # detection requires a window that contains a bin
             first=core.start + to_centre,

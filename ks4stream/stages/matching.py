@@ -130,7 +130,7 @@ class Match(Pursuit[Matched, Spikes]):
         artifacts.append(spans(blank[self.tiles.core(tile)].cpu().numpy()) + tile.start)
         spikes = self.thresholds.spikes_of(tile, device)
         if spikes is None:
-            spikes = self.matched(traces)
+            spikes = self.matched(traces, tile)
         threshold = torch.from_numpy(self.thresholds.score.astype(np.float32)).to(device)
         spikes = spikes.at(spikes.score > threshold[spikes.unit])
         every, time = spikes, self.sample_of(tile, spikes)

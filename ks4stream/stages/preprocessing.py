@@ -178,10 +178,15 @@ class Preprocessor(Portable):
     def whitened(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Whitened traces (c, t), drift-corrected if the drift is known, and a mask of the blanked samples (t,)."""
         traces, blank = self.referenced(tile)
-        matrix = self._whitening
-        if self.drift is not None and bool(np.any(self.drift.shift_um[tile.index])):
-            matrix = self._drift_matrix(self.drift.shift_um[tile.index]) @ matrix
+        moving = self.moving_matrix(tile)
+        matrix = self._whitening if moving is None else moving @ self._whitening
         return matrix @ traces, blank
+
+    def moving_matrix(self, tile: Tile) -> Tensor | None:
+        """The matrix (c, c) by which a tile's whitened traces are moved; None if they are not."""
+        if self.drift is None or not np.any(self.drift.shift_um[tile.index]):
+            return None
+        return self._drift_matrix(self.drift.shift_um[tile.index])
 
     def away_from_edges(self, tile: Tile, sample: Tensor, blank: Tensor, distance: int) -> Tensor:
         """Which samples (n,) are at least `distance` from the ends of the crop and from blanked samples (t,)."""

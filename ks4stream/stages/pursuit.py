@@ -38,9 +38,11 @@ class Pursuit(Stage[Block, Part, Result]):
     waveforms: Waveforms
     templates: Templates
 
-    def matched(self, traces: Tensor) -> TileSpikes:
+    def matched(self, traces: Tensor, tile: Tile) -> TileSpikes:
         """Spikes of a tile's whitened traces (c, t) above the lowest threshold that any template may have."""
-        return kernels.match(traces, self.prepared, threshold=self.lowest, max_peels=self.settings.max_peels)
+        moving = self.tiles.moving_matrix(tile)
+        templates = self.prepared if moving is None else kernels.for_moved(self.prepared, moving)
+        return kernels.match(traces, templates, threshold=self.lowest, max_peels=self.settings.max_peels)
 
     @property
     def lowest(self) -> float:
@@ -87,8 +89,8 @@ class Pursuit(Stage[Block, Part, Result]):
         sharing = u * min(u, 8 * TEMPLATES_PER_CHANNEL * load.settings.nearest_chans)  # pairs that share channels
         return int(
             4 * (u + groups) * (load.fft_samples(size) + 2 * w)  # scores, and the best of each group
-            + 8 * u * c * q
-            + sharing * (4 * q * q + 8)  # templates, by unit and by group, and their products
+            + 16 * u * c * q
+            + sharing * (8 * q * q + 8)  # templates, by unit and by group, and their products; those for moved traces
             + 8 * c * q * kernels.SAMPLES_PER_CHUNK.on(load.device)  # projections
             + 2 * kernels.ROWS_PER_CHUNK.on(load.device) * (4 * q * q + 24 * w)  # what is subtracted at a time
         )

@@ -86,7 +86,7 @@ class SetThresholds(Pursuit[MatchedTiles, Thresholds]):
         parts, scores, templates = [], [], []
         for tile in self.tiles.read_ahead(item):
             traces, blank = self.tiles.whitened(tile)
-            spikes = self.matched(traces)
+            spikes = self.matched(traces, tile)
             own = self.owned(tile, spikes, blank)
             parts.append([column.cpu().numpy() for column in spikes])
             scores.append(spikes.score[own].cpu().numpy())

@@ -56,7 +56,7 @@ class Widen(Pursuit[BlockSums, Templates]):
         totals = self._no_sums()
         for tile in self.tiles.read_ahead(item):
             traces, blank = self.tiles.whitened(tile)
-            spikes = self.matched(traces)
+            spikes = self.matched(traces, tile)
             residual = kernels.subtract(traces, spikes, self.prepared)
             spikes = spikes.at(self.owned(tile, spikes, blank) & widening.is_used(spikes))
             features = kernels.features(residual, spikes, self.prepared)

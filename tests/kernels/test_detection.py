@@ -11,8 +11,9 @@ import torch
 from ks4stream import geometry, simulate
 from ks4stream.kernels import detection as kernels
 from ks4stream.kernels.convolution import correlate
-from ks4stream.kernels.detection import UniversalTemplates, detect, features, universal_templates
+from ks4stream.kernels.detection import UniversalTemplates, detect, features, for_moved, universal_templates
 from ks4stream.kernels.memory import ChunkSize
+from ks4stream.kernels.preprocessing import MIN_NOISE
 from ks4stream.probe import Probe
 from ks4stream.settings import Settings
 
@@ -266,3 +267,34 @@ def test_features_are_projections_of_the_window() -> None:
             window = traces[channels[n, j], sample[n] - NT // 2 : sample[n] + NT // 2 + 1]
             expected = components @ window * (0 if (n, j) == (1, 1) else 1)
             torch.testing.assert_close(projected[n, j], expected, rtol=1e-4, atol=1e-5)  # float32
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_scores_of_moved_noise_have_unit_variance(name: str) -> None:
+    """Where each channel becomes the mean of itself and another one, and the first one moves away."""
+    probe, shapes = PROBES[name], smooth_shapes(2)
+    n_channels = probe.n_channels
+    moving = 0.5 * torch.eye(n_channels) + 0.5 * torch.eye(n_channels).roll(1, dims=1)
+    moving[0] = 0
+    templates = universal(probe, shapes)
+    moved = for_moved(templates, moving)
+    noise = moving @ torch.randn(n_channels, 20_000, generator=torch.Generator().manual_seed(7))
+    before, after = (dense_scores(noise, known).std(dim=2) for known in (templates, moved))
+    kept = before.view(before.shape) > 1.05 * MIN_NOISE
+    assert kept.float().mean() > 0.9
+    # Correlated over a waveform, 20 000 samples are some 5000 independent ones: a standard error of 1 %.
+    torch.testing.assert_close(after[kept], torch.ones_like(after[kept]), atol=0.06, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROBES)
+def test_finds_what_the_dense_version_finds_in_moved_traces(name: str) -> None:
+    probe, shapes = PROBES[name], smooth_shapes(3)
+    n_channels = probe.n_channels
+    moving = 0.7 * torch.eye(n_channels) + 0.3 * torch.eye(n_channels).roll(1, dims=1)
+    moved = for_moved(universal(probe, shapes), moving)
+    traces = moving @ planted(probe, shapes, 1500, 60, seed=8)
+    peaks = detect(traces, moved, threshold=7, reach=REACH, first=40, last=1460)
+    expected = oracle(traces, moved, 7, REACH, 40, 1460)
+    assert len(expected) > 10
+    assert list(zip(peaks.sample.tolist(), peaks.centre.tolist(), strict=True)) == expected

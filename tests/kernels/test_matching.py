@@ -10,8 +10,19 @@ import torch
 
 from ks4stream.kernels import matching
 from ks4stream.kernels.convolution import correlate
-from ks4stream.kernels.matching import PreparedTemplates, TileSpikes, bisected, features, prepare, subtract, trimmed
+from ks4stream.kernels.matching import (
+    PreparedTemplates,
+    TileSpikes,
+    _score,
+    bisected,
+    features,
+    for_moved,
+    prepare,
+    subtract,
+    trimmed,
+)
 from ks4stream.kernels.memory import ChunkSize
+from ks4stream.kernels.preprocessing import MIN_NOISE
 
 NT = 21
 
@@ -338,3 +349,63 @@ def test_groups_are_halved_along_the_longer_extent() -> None:
     assert [g.tolist() for g in bisected(positions, 2)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert sorted(np.concatenate(bisected(positions, 3)).tolist()) == list(range(8))
     assert bisected(np.zeros((0, 2)), 4) == []
+
+
+# -- moved traces --------------------------------------------------------------------------------------
+
+
+def moving_by_half(n_channels: int) -> torch.Tensor:
+    """Each channel becomes the mean of itself and the next one; the last one is 0."""
+    moving = 0.5 * torch.eye(n_channels) + 0.5 * torch.eye(n_channels).roll(1, dims=1)
+    moving[-1] = 0
+    return moving
+
+
+def test_scores_of_moved_noise_have_unit_variance() -> None:
+    draw, (positions, near) = torch.Generator().manual_seed(1), line_probe(12)
+    units = random_units(20, 12, draw)
+    units[0] = 0
+    units[0, 11, 0] = 20  # only on the channel that moves away: no noise is left
+    moving = moving_by_half(12)
+    templates = for_moved(prepare(units, components(), near, positions), moving)
+    traces = moving @ torch.randn(12, 60_000, generator=draw)
+    scores = torch.empty(20, 50_000)
+    _score(traces, templates, 100, scores)
+    spread = torch.empty(20)
+    spread[templates.unit_of] = scores.std(dim=1)
+    kept = templates.noise > MIN_NOISE
+    assert kept.sum() > 10
+    # Correlated over a waveform, 50 000 samples are some 5000 independent ones: a standard error of 1 %.
+    torch.testing.assert_close(spread[kept], torch.ones_like(spread[kept]), atol=0.05, rtol=0)
+    assert spread[0] == 0 and templates.noise[0] == MIN_NOISE
+    assert templates.noise.max() < 1.0
+
+
+def test_spikes_in_moved_traces_are_found_with_their_amplitudes_and_leave_nothing() -> None:
+    draw, (positions, near) = torch.Generator().manual_seed(2), line_probe(12)
+    units, pcs, moving = random_units(6, 12, draw), components(), moving_by_half(12)
+    templates = prepare(units, pcs, near, positions, dropped_energy=0.0)
+    moved = for_moved(templates, moving)
+    at, which, sizes = [100, 200, 300, 400, 500], [0, 1, 2, 3, 4], [1.0, 0.8, 1.2, 1.0, 0.9]
+    traces = planted(units, pcs, at, which, 600, sizes)
+    found = match(traces, moved)
+    assert (found.sample_index.tolist(), found.unit.tolist()) == (at, which)
+    assert found.amplitude.tolist() == pytest.approx(sizes, abs=0.01)
+    noise = moved.noise[found.unit]
+    torch.testing.assert_close(found.score, found.amplitude * templates.norm[found.unit] / noise)
+    assert subtract(traces, found, moved).abs().max() < 0.01 * traces.abs().max()
+    low = 0.5 * float((templates.norm / moved.noise).min() + templates.norm.min())  # between its two scores
+    smallest = int(templates.norm.argmin())
+    alone = planted(units, pcs, [100], [smallest], 300, [1.0])
+    assert match(alone, moved, threshold=low).unit.tolist() == [smallest]
+    assert match(alone, templates, threshold=low).unit.tolist() == []
+
+
+def test_not_moving_changes_nothing() -> None:
+    draw, (positions, near) = torch.Generator().manual_seed(3), line_probe(12)
+    templates = prepare(random_units(9, 12, draw), components(), near, positions)
+    traces = 3 * torch.randn(12, 2000, generator=draw)
+    usual, moved = match(traces, templates), match(traces, for_moved(templates, torch.eye(12)))
+    assert len(usual.unit) > 10
+    for one, other in zip(usual, moved, strict=True):
+        torch.testing.assert_close(one, other)

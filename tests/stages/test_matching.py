@@ -114,6 +114,7 @@ def match_of(traces: torch.Tensor, weights: list[list[float]], threshold: list[f
     tiles: Any = SimpleNamespace(tiling=tiling, probe=probe, device="cpu", without_signal=np.zeros(0, np.int64))
     tiles.whitened = lambda tile: (traces, torch.zeros(60, dtype=torch.bool))
     tiles.core = lambda tile: slice(0, 60)
+    tiles.moving_matrix = lambda tile: None
     tiles.away_from_edges = lambda tile, sample, blank, nt: torch.ones(len(sample), dtype=torch.bool)
     delta = np.zeros((1, NT), np.float32)
     delta[0, NT // 2] = 1

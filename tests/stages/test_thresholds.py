@@ -37,8 +37,7 @@ class WithScores(SetThresholds):
 
     given: tuple[NDArray[Any], ...] = ()
 
-    def matched(self, traces: Any) -> TileSpikes:
-        tile: Tile = traces  # see below
+    def matched(self, traces: Any, tile: Tile) -> TileSpikes:
         sample = self.given[0] - tile.first
         here = (sample >= 0) & (sample < tile.length)
         columns = (torch.from_numpy(column[here]) for column in (sample, *self.given[1:], self.given[-1]))
@@ -48,7 +47,7 @@ class WithScores(SetThresholds):
 def stage(n_batches: int, *given: NDArray[Any], n_templates: int = 3, **settings: Any) -> WithScores:
     tiling = Tiling.of(n_samples=n_batches * SIZE, size=SIZE, halo=200, shortest=NT)
     tiles: Any = SimpleNamespace(tiling=tiling, read_ahead=lambda block: block)
-    tiles.whitened = lambda tile: (tile, None)
+    tiles.whitened = lambda tile: (None, None)
     tiles.away_from_edges = lambda tile, sample, blank, nt: torch.ones(len(sample), dtype=torch.bool)
     templates = Templates(np.ones((n_templates, 1, 1), np.float32), np.ones(n_templates), np.ones(n_templates))
     waveforms = Waveforms(np.ones((1, NT)), np.ones((1, NT)))
@@ -140,7 +139,7 @@ def test_the_spikes_of_a_tile_and_its_halo_are_kept_for_matching(tmp_path: Path,
     for index in kept:
         spikes = thresholds.spikes_of(tiling[index], "cpu")
         assert spikes is not None
-        for column, found in zip(chosen.matched(tiling[index]), spikes, strict=True):
+        for column, found in zip(chosen.matched(None, tiling[index]), spikes, strict=True):
             assert torch.equal(column, found)
 
 
@@ -162,7 +161,7 @@ def test_matching_uses_these_spikes_and_would_find_the_same(tmp_path: Path) -> N
     assert [len(of_block) for of_block in thresholds.tile_indices] == [3, 3, 2]
 
     class Again(Match):
-        def matched(self, traces: Any) -> TileSpikes:
+        def matched(self, traces: Any, tile: Tile) -> TileSpikes:
             raise AssertionError("all tiles have been matched")
 
     kept = Again(settings, tiles, waveforms, templates, regions, thresholds).run(here)
