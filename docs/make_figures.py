@@ -233,7 +233,7 @@ def _busiest(sample: NDArray[np.int64], n_samples: int) -> int:
 
 # -- clusters of a region, and comparisons of two ----------------------------------------------------
 
-REGION_UM = (130.0, 230.0)  # depths of the region that is drawn
+REGION_UM = (500.0, 640.0)  # depths of the region that is drawn
 
 
 class Comparison(NamedTuple):

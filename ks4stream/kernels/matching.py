@@ -1,9 +1,9 @@
 """Explain the traces as a sum of templates: matching pursuit with learned templates (section 8).
 
-The score of unit u at sample t, ``S[u, t] = B[u, t] / ‖U_u‖ = √G``, is kept in memory for all units and samples. In
-each round the most likely spikes are taken, and what they explain is subtracted. How likely a spike is follows from its
-score, and from how unusual the score is for its unit. A round changes only a small part of the scores, so everything
-else is kept from round to round::
+The score of unit u at sample t, ``S[u, t] = B[u, t] / ‖U_u‖ = √G``, in moved traces relative to the noise that is left
+in them, is kept in memory for all units and samples. In each round the most likely spikes are taken, and what they
+explain is subtracted. How likely a spike is follows from its score, and from how unusual the score is for its unit. A
+round changes only a small part of the scores, so everything else is kept from round to round::
 
     units     sorted into groups that are close together on the probe: a score is a product over the group's channels
     samples   divided into bins of nt, so that a group can have only one peak per bin
@@ -54,7 +54,7 @@ class TileSpikes(NamedTuple):
         Centre of the waveform's window, counted from the tile's first sample.
     unit : Tensor, shape (n,), int64
     score : Tensor, shape (n,), float32, noise s.d.
-        Threshold amplitude √G.
+        √G, relative to the noise.
     amplitude : Tensor, shape (n,), float32
         Factor a of the template.
     """
