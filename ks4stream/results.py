@@ -86,7 +86,9 @@ class PeakSample(Checked):
 class Templates(Checked):
     """Learned templates, with which spikes are matched, in the space of the waveform components (section 5)."""
 
-    features: Array = _array(("v", "c", "q"), "float32", "noise s.d.", "mean of each cluster of peaks")
+    features: Array = _array(
+        ("v", "c", "q"), "float32", "noise s.d.", "mean of each cluster of peaks, completed (section 5.4)"
+    )
     count: Array = _array(("v",), "float64", "spikes", "number of peaks it represents")
     spread: Array = _array(("v",), "float32", "noise s.d.", "standard deviation of their scores")
 
@@ -135,7 +137,7 @@ class Sorting(Checked):
     sample: Array = _array(("n",), "int64", "samples", "spike time (peak of the waveform)")
     unit: Array = _array(("n",), "int32", "", "final unit, 0 … n_units−1")
     template: Array = _array(("n",), "int32", "", "learned template that found the spike")
-    score: Array = _array(("n",), "float32", "noise s.d.", "threshold amplitude √G of matching")
+    score: Array = _array(("n",), "float32", "noise s.d.", "score of matching (section 8.1)")
     features: Array = _array(("n", "j", "q"), "float32", "noise s.d.", "on channels `template_channels[template]`")
     kept: Array = _array(("n",), "bool", "", "False for duplicates")
     x_um: Array = _array(("n",), "float32", "µm", "position across the probe")

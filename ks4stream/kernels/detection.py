@@ -1,10 +1,10 @@
 """Detection with universal templates, without evaluating every template at every sample (section 3).
 
 The score of centre k at sample t is the largest |A[k, s, p, t]|, where A is the correlation B of the centre's channels
-with waveform p, summed with the spatial Gaussian s as weights. B is computed everywhere. As no weight is negative, no
-score within a short bin of time is larger than the same sum over the largest |B| of each channel in the bin; these
-bounds are also computed everywhere. A is evaluated only in bins that might contain a local maximum above threshold.
-No maximum is missed.
+with waveform p, summed with the spatial Gaussian s as weights, in moved traces divided by the noise in the sum. B is
+computed everywhere. As no weight is negative, no score within a short bin of time is larger than the same sum over the
+largest |B| of each channel in the bin; these bounds are also computed everywhere. A is evaluated only in bins that
+might contain a local maximum above threshold. No maximum is missed.
 """
 
 from __future__ import annotations
@@ -123,10 +123,10 @@ def universal_templates(
 
 
 def for_moved(templates: UniversalTemplates, moving: Tensor) -> UniversalTemplates:
-    """The templates for whitened traces that a matrix (c, c) has moved: of larger weight where that lowers the noise.
+    """The templates for whitened traces that a matrix (c, c) has moved: weights are divided by the noise in sums.
 
-    Interpolation between channels averages their noise, so that a weighted sum of moved traces has less than unit
-    variance. Scores relative to what is left are in noise standard deviations again.
+    Interpolation between channels averages their noise, and extrapolation amplifies it. With these weights, scores are
+    in noise standard deviations again.
     """
     weights, spreads = [], []
     sizes = [len(spread.weights) // templates.weights.shape[1] for spread in templates.spreads]

@@ -1,9 +1,9 @@
 """Explain the traces as a sum of templates: matching pursuit with learned templates (section 8).
 
-The score of unit u at sample t, ``S[u, t] = B[u, t] / ‖U_u‖ = √G``, in moved traces relative to the noise that is left
-in them, is kept in memory for all units and samples. In each round the most likely spikes are taken, and what they
-explain is subtracted. How likely a spike is follows from its score, and from how unusual the score is for its unit. A
-round changes only a small part of the scores, so everything else is kept from round to round::
+The score of unit u at sample t, ``S[u, t] = B[u, t] / ‖U_u‖ = √G``, in moved traces divided by its noise, is kept in
+memory for all units and samples. In each round the most likely spikes are taken, and what they explain is subtracted.
+How likely a spike is follows from the energy G, and from how unusual the amplitude is for its unit. A round changes
+only a small part of the scores, so everything else is kept from round to round::
 
     units     sorted into groups that are close together on the probe: a score is a product over the group's channels
     samples   divided into bins of nt, so that a group can have only one peak per bin
@@ -54,7 +54,7 @@ class TileSpikes(NamedTuple):
         Centre of the waveform's window, counted from the tile's first sample.
     unit : Tensor, shape (n,), int64
     score : Tensor, shape (n,), float32, noise s.d.
-        √G, relative to the noise.
+        Projection on the unit-norm template, √G, divided by its noise.
     amplitude : Tensor, shape (n,), float32
         Factor a of the template.
     """
@@ -246,8 +246,8 @@ def bisected(positions: NDArray[np.float64], size: int) -> list[NDArray[np.int64
 def for_moved(templates: PreparedTemplates, moving: Tensor) -> PreparedTemplates:
     """The templates for whitened traces that a matrix (c, c) has moved, whose scores have unit noise again.
 
-    Interpolation between channels averages their noise. The score of a template is its projection relative to the noise
-    that is left in it.
+    Interpolation between channels averages their noise, and extrapolation amplifies it. A score is the projection on a
+    template relative to this noise. Which of two templates has a spike is still decided by what they explain.
     """
     seen = torch.einsum("ucq,cd->udq", templates.features, moving).norm(dim=(1, 2))
     noise = (seen / templates.norm.clamp_min(1e-30)).clamp_min(MIN_NOISE)
@@ -306,7 +306,7 @@ def match(traces: Tensor, templates: PreparedTemplates, *, threshold: float, max
         Whitened, drift corrected.
     templates : PreparedTemplates
     threshold : float, noise s.d.
-        A spike's score √G exceeds it.
+        Spikes have larger scores.
     max_peels : int
         Maximum number of rounds.
     """
@@ -349,7 +349,7 @@ class _ScoreMap:
         nt, n_groups, n_searched = templates.nt, len(templates.members), traces.shape[1] - 2 * templates.nt
         self.templates, self.threshold = templates, threshold
         of_row = torch.cat([templates.unit_of, templates.unit_of[:1]])  # the last one has no scores
-        self.mean, self.spread = templates.norm[of_row], templates.spread[of_row]
+        self.norm, self.spread, self.noise = templates.norm[of_row], templates.spread[of_row], templates.noise[of_row]
         self.n_bins = -(-n_searched // nt) + 2
         width = self.n_bins * nt
         self.scores = traces.new_full((templates.n_units + 1, width), -torch.inf)
@@ -385,8 +385,9 @@ class _ScoreMap:
 
     def _likelihood(self, score: Tensor, row: Tensor) -> Tensor:
         """Log likelihood of spikes of the units in `row` with some scores; −∞ if these do not exceed the threshold."""
-        unusual = (score - self.mean[row]).div_(self.spread[row]).square_().mul_(0.5).clamp_(max=MAX_PENALTY)
-        return score.square().mul_(0.5).sub_(unusual).masked_fill_(score <= self.threshold, -torch.inf)
+        projection = score * self.noise[row]
+        unusual = (projection - self.norm[row]).div_(self.spread[row]).square_().mul_(0.5).clamp_(max=MAX_PENALTY)
+        return projection.square_().mul_(0.5).sub_(unusual).masked_fill_(score <= self.threshold, -torch.inf)
 
     def peaks(self) -> _RoundPeaks:
         """Return the tops that nothing of a nearby group within ±nt samples exceeds or precedes."""

@@ -15,7 +15,7 @@ BUTTERWORTH_ORDER = 3
 FILTER_FLOOR = 1e-8  # the impulse response of the squared filter is cut off where it stays below this
 WHITENING_FLOOR = 1e-6  # added to the eigenvalues; relative to the mean variance, so independent of the file's unit
 INTERPOLATION_NOISE = 0.01  # noise variance of the Gaussian interpolation, section 4
-MIN_NOISE = 0.5  # of moved traces, assumed; beyond the probe's ends, there is hardly any noise, nor anything else
+MIN_NOISE = 0.5  # assumed in sums of moved traces; beyond the probe's ends there is little noise, but no signal either
 
 
 def fft_length(n_samples: int) -> int:

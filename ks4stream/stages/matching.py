@@ -148,7 +148,7 @@ class Match(Pursuit[Matched, Spikes]):
         }
 
     def _features(self, residual: Tensor, every: TileSpikes, spikes: TileSpikes) -> Tensor:
-        """Features of some spikes (n, j, q), given the residual of every spike; large ones keep what is far smaller."""
+        """Features of some spikes (n, j, q), given the residual without any; large ones keep what is far smaller."""
         features = kernels.features(residual, spikes, self.prepared)
         added = 0.0
         for large in LARGE_SCORES:

@@ -20,6 +20,9 @@ from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.settings import AUTO, Settings
 
+WIDE_CHANNELS = 32
+"""Channels of a template, or ``nearest_chans`` if that is more: on Neuropixels probes, those within 120 to 160 µm of
+its largest one, along the shank."""
 TEMPLATES_PER_CHANNEL = 2.0  # learned templates; published recordings of 384 channels have 300 to 700
 CROWDED = 5.0  # number of spikes in the largest region, relative to an average region
 

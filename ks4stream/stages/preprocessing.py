@@ -186,7 +186,17 @@ class Preprocessor(Portable):
         """The matrix (c, c) by which a tile's whitened traces are moved; None if they are not."""
         if self.drift is None or not np.any(self.drift.shift_um[tile.index]):
             return None
-        return self._drift_matrix(self.drift.shift_um[tile.index])
+        matrix = self._moved_last.get(tile.index)  # it is asked for again when the traces are searched
+        if matrix is None:
+            matrix = self._drift_matrix(self.drift.shift_um[tile.index])
+            self._moved_last.clear()
+            self._moved_last[tile.index] = matrix
+        return matrix
+
+    @cached_property
+    def _moved_last(self) -> dict[int, Tensor]:
+        """Matrix of the last tile that was moved, by its index."""
+        return {}
 
     def away_from_edges(self, tile: Tile, sample: Tensor, blank: Tensor, distance: int) -> Tensor:
         """Which samples (n,) are at least `distance` from the ends of the crop and from blanked samples (t,)."""

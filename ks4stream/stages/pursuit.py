@@ -19,7 +19,7 @@ from ks4stream.kernels.thresholds import LOWEST
 from ks4stream.results import Templates, Waveforms
 from ks4stream.settings import AUTO, Settings
 from ks4stream.stages.base import Block, Part, Result, Stage
-from ks4stream.stages.needs import TEMPLATES_PER_CHANNEL, Load
+from ks4stream.stages.needs import TEMPLATES_PER_CHANNEL, WIDE_CHANNELS, Load
 from ks4stream.stages.preprocessing import Preprocessor
 
 
@@ -86,7 +86,8 @@ class Pursuit(Stage[Block, Part, Result]):
         """Bytes of the scores of all templates at all samples, and of what computes them."""
         c, u, q, w = load.n_channels, load.n_templates, load.settings.n_pcs, load.settings.nt
         groups = 2 * u // kernels.GROUP_SIZE + 2
-        sharing = u * min(u, 8 * TEMPLATES_PER_CHANNEL * load.settings.nearest_chans)  # pairs that share channels
+        reach = max(8 * load.settings.nearest_chans, 3 * WIDE_CHANNELS)  # channels whose templates share some with one
+        sharing = u * min(u, TEMPLATES_PER_CHANNEL * reach)  # pairs
         return int(
             4 * (u + groups) * (load.fft_samples(size) + 2 * w)  # scores, and the best of each group
             + 16 * u * c * q

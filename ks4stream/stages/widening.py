@@ -19,7 +19,7 @@ from ks4stream.kernels import widening
 from ks4stream.kernels.thresholds import LOWEST
 from ks4stream.results import Templates
 from ks4stream.stages.base import Block, Run
-from ks4stream.stages.needs import Load, Needs
+from ks4stream.stages.needs import WIDE_CHANNELS, Load, Needs
 from ks4stream.stages.pursuit import Pursuit
 
 logger = logging.getLogger("ks4stream")
@@ -27,9 +27,6 @@ logger = logging.getLogger("ks4stream")
 EVERY_BATCH, MIN_BATCHES, MAX_BATCHES = 20, 20, 100
 """Every so many batches are matched, evenly spread, but at least and at most so many. In 20 batches of two seconds, a
 neuron that fires once per second has four times as many spikes as are needed."""
-WIDE_CHANNELS = 32
-"""Channels of a template, or ``nearest_chans`` if that is more: on a Neuropixels probe, those within 80 to 120 µm of
-its largest one, along the shank."""
 
 
 class BlockSums(NamedTuple):
@@ -97,10 +94,18 @@ class Widen(Pursuit[BlockSums, Templates]):
         """Scores of all templates besides the tile, and the sums."""
         n_tiles = len(chosen_batches(load.tiling))
         n_channels = min(max(WIDE_CHANNELS, load.settings.nearest_chans), load.n_channels)
-        per_template = 8 * n_channels * load.settings.n_pcs
-        n_spikes = load.n_spikes / len(load.tiling)
-        sums = 3 * per_template * load.n_templates + round(4 * per_template * n_spikes)
-        return load.on_tiles(cls.name, cls.bytes_beside_tile(load) + sums, n_tiles=n_tiles, n_tiles_read=n_tiles)
+        of_template = 8 * (n_channels * load.settings.n_pcs + 1)
+        record = of_template * load.n_templates
+        sums = 3 * record + round(4 * of_template * load.n_spikes / len(load.tiling))
+        records = load.n_blocks(n_tiles) * record
+        return load.on_tiles(
+            cls.name,
+            cls.bytes_beside_tile(load) + sums,
+            n_tiles=n_tiles,
+            n_tiles_read=n_tiles,
+            scratch_bytes=records,
+            client_bytes=records,
+        )
 
 
 def chosen_batches(tiling: Tiling) -> list[int]:

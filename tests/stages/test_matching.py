@@ -139,7 +139,7 @@ def test_what_is_below_its_threshold_does_not_count_and_stays_in_the_features_of
 
 
 @pytest.mark.parametrize(
-    ("large", "small", "kept"), [(20, 5.5, 0), (30, 5.5, 5.5), (30, 7, 0), (60, 7, 7), (60, 13, 0)]
+    ("large", "small", "kept"), [(20, 5.5, 0), (30, 5.5, 5.5), (30, 7, 0), (60, 5.5, 5.5), (60, 7, 7), (60, 13, 0)]
 )
 def test_features_of_large_spikes_keep_what_far_smaller_ones_explain(large: float, small: float, kept: float) -> None:
     traces = torch.zeros(2, 60)
@@ -148,6 +148,18 @@ def test_features_of_large_spikes_keep_what_far_smaller_ones_explain(large: floa
     rows = match._rows(match.tiles.tiling[0], [])
     assert rows["template"].tolist() == [0, 1]
     assert rows["features"][:, :, 0].tolist() == [[large, kept], [small, 0.0]]
+
+
+def test_in_moved_traces_scores_are_relative_to_the_noise() -> None:
+    """Half of the noise is left on the first channel: what is 4 is 8 times the noise."""
+    traces = torch.zeros(2, 60)
+    traces[0, 30], traces[1, 15] = 4.0, 4.0
+    match = match_of(traces, [[10.0, 0.0], [0.0, 10.0]], [6.0, 6.0], spread=100.0)
+    assert len(match._rows(match.tiles.tiling[0], [])["score"]) == 0
+    match.tiles.moving_matrix = lambda tile: torch.diag(torch.tensor([0.5, 1.0]))  # type: ignore[method-assign]
+    rows = match._rows(match.tiles.tiling[0], [])
+    assert (rows["template"].tolist(), rows["score"].tolist()) == ([0], [8.0])
+    assert rows["features"][:, :, 0].tolist() == [[4, 0]], "what is there, whatever the noise"
 
 
 def test_usual_amplitudes_are_those_of_the_templates() -> None:
