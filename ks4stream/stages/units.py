@@ -47,6 +47,10 @@ MIN_MARGIN = 1.5
 Beyond the published method (section 9.3): clusters closer to the threshold are the upper part of a distribution of
 which the threshold cuts off more than a tenth (scores have unit noise). Background activity looks like that; they are
 not units."""
+MIN_PEAKED_MARGIN, PEAKED = 1.0, 1.6
+"""A difference from which clusters are units, too, if it is so many times the standard deviation of the scores. That
+ratio is 1 if scores fall exponentially from the threshold, as those of background do, and 1.62 if they are normally
+distributed and the threshold is one standard deviation below their mean."""
 EXAMPLES = 500  # maximum number of spikes of a cluster that are compared with those of other clusters
 SECONDS_PER_SPIKE, MIN_SPIKES, ENOUGH_SPIKES = 3.0, 5, 20
 """A template or a unit has at least one spike in three seconds of recording, but never fewer than 5; 20 always
@@ -413,12 +417,14 @@ def is_neuron(
 ) -> bool:
     """Whether a unit can be a neuron, by the times (n,), ascending, and scores (n,) of its spikes.
 
-    A neuron has at least `min_spikes` spikes, a mean score well above the threshold, and at most half of its spikes
-    within `impossible_samples` of the previous or the next one; units made of residues of artifacts have more.
+    A neuron has at least `min_spikes` spikes, a mean score well above the threshold, or scores that vary little around
+    it, and at most half of its spikes within `impossible_samples` of the previous or the next one; units made of
+    residues of artifacts have more.
     """
     if len(sample) < max(min_spikes, 1):
         return False
     close = np.diff(sample) < impossible_samples
     in_burst = np.append(close, False) | np.insert(close, 0, False)
-    clear = float(score.mean(dtype=np.float64)) > threshold + MIN_MARGIN
+    margin, spread = float(score.mean(dtype=np.float64)) - threshold, float(score.std(dtype=np.float64))
+    clear = margin > MIN_MARGIN or margin > max(MIN_PEAKED_MARGIN, PEAKED * spread)
     return bool(clear and 2 * in_burst.sum() <= len(sample))

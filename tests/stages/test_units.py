@@ -53,7 +53,25 @@ def test_a_neuron_has_enough_spikes(n: int, neuron: bool) -> None:
 
 @pytest.mark.parametrize(("score", "neuron"), [(8.0, False), (9.5, False), (9.625, True), (40.0, True)])
 def test_scores_stand_clear_of_the_threshold(score: float, neuron: bool) -> None:
-    assert is_one(regular(10), score) is neuron
+    varying = (score + np.tile([-1.5, 1.5], 5)).astype(np.float32)
+    assert is_neuron(np.array(regular(10)), varying, THRESHOLD, MIN_SPIKES, impossible_samples=IMPOSSIBLE) is neuron
+
+
+@pytest.mark.parametrize(("mean", "neuron"), [(9.0, False), (9.125, True)])
+def test_or_they_vary_little(mean: float, neuron: bool) -> None:
+    assert is_one(regular(10), mean) is neuron
+
+
+def test_scores_that_fall_from_the_threshold_are_background_and_those_with_a_peak_above_it_are_not() -> None:
+    rng = np.random.default_rng(1)
+    background = THRESHOLD + rng.exponential(1.4, 2000)
+    neuron = rng.normal(THRESHOLD + 1.2, 1.0, 2000)
+    neuron = neuron[neuron > THRESHOLD]
+    assert 1.0 < neuron.mean() - THRESHOLD < 1.5, "neither has the mean that is enough by itself"
+    for scores, expected in ((background, False), (neuron, True)):
+        train = np.array(regular(len(scores)))
+        found = is_neuron(train, scores.astype(np.float32), THRESHOLD, MIN_SPIKES, impossible_samples=IMPOSSIBLE)
+        assert found is expected
 
 
 def test_it_is_the_mean_score_that_counts() -> None:
