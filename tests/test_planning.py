@@ -284,6 +284,7 @@ from ks4stream.results import Waveforms
 from ks4stream.stages.clustering import Circumstances, GraphClustering
 from ks4stream.stages.detection import Detect, Peaks
 from ks4stream.stages.matching import Match, Spikes
+from ks4stream.stages.needs import WIDE_CHANNELS
 from ks4stream.stages.templates import LearnTemplates
 from ks4stream.stages.thresholds import SetThresholds, Thresholds
 from ks4stream.stages.widening import Widen
@@ -329,15 +330,17 @@ with one_thread():
     moved = made_ready(moving())
     assert 0.01 < (abs(moved.whitened(moved.tiling[1])[0]) > 6).float().mean() < 0.02
     shapes = LearnWaveforms(settings, still).shipped()
+    shift_um = np.full((len(still.tiling), 1), 12, np.float32)
+    drifting = still.with_drift(Drift(shift_um, np.full(1, 600, np.float32)), settings)
     centres = geometry.template_centres(probe, settings)
     regions = geometry.clustering_regions(centres, settings)
-    near = geometry.channel_neighbours(probe, 10)
+    near = geometry.channel_neighbours(probe, WIDE_CHANNELS)
     features = np.zeros((128, 64, 6), np.float32)
-    size = np.exp(-np.arange(10) / 3)[:, None] * np.array([10, 4, 3, 2, 2, 1])
+    size = np.exp(-np.arange(WIDE_CHANNELS) / 9)[:, None] * np.array([10, 4, 3, 2, 2, 1])
     for unit in range(len(features)):
-        features[unit, near[unit % 64]] = rng.normal(size=(10, 6)) * size
+        features[unit, near[unit % 64]] = rng.normal(size=(WIDE_CHANNELS, 6)) * size
     templates = Templates(features, np.ones(128), np.full(128, np.inf))
-    match = Match(settings, still, shapes, templates, regions, Thresholds(np.full(128, 8.0)))
+    match = Match(settings, drifting, shapes, templates, regions, Thresholds(np.full(128, 8.0)))
     peaks_in, peaks = regions_rows(
         "peaks.rows", regions.of_centre, "centre", 6 * rng.normal(size=(len(centres), 10, 6)).astype(np.float32)
     )
@@ -356,14 +359,14 @@ stages = [
     (LearnWaveforms(settings, still, 6.0, 20_000), tiles),
     (LearnWhitening(settings, moved), tiles),
     (LearnWaveforms(settings, moved, 6.0, 20_000), tiles),
-    (Detect(settings, still, shapes, centres, regions), tiles),
+    (Detect(settings, drifting, shapes, centres, regions), tiles),
     (match, tiles),
     (LearnTemplates(settings, Peaks(peaks), shapes, probe, centres, regions, when, cluster, 5), peaks_in),
-    (Widen(settings, still, shapes, templates), tiles),
-    (SetThresholds(settings, still, shapes, templates), tiles),
+    (Widen(settings, drifting, shapes, templates), tiles),
+    (SetThresholds(settings, drifting, shapes, templates), tiles),
     (ClusterSpikes(settings, spikes, shapes, probe, when, cluster), spikes_in),
 ]
-del still, moved, match  # a recording in memory is no stage's
+del still, drifting, moved, match  # a recording in memory is no stage's
 while stages:
     stage, item = stages.pop(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
