@@ -27,7 +27,7 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 
 from ks4stream.deploy import client_for
-from ks4stream.engine import gpus, no_progress
+from ks4stream.engine import gpus, no_progress, one_thread
 from ks4stream.errors import Ks4StreamError, OpsError, RecordingError
 from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.kilosort_ops import channels_of_templates, dtype_name, highpass_impulse, ops_from_sorting
@@ -641,7 +641,8 @@ def sorting_of(
     for number, rows in enumerate(np.split(by_unit, ends[:-1]) if len(ends) else []):
         refractory[number], contamination[number] = labels(sample[kept][rows], rate, settings.acg_threshold)
     x_um, y_um = positions(features, template, channels, probe, settings.position_limit)
-    similarity = templates.similarity(torch.from_numpy(unit_features), torch.from_numpy(waveforms.components))
+    with one_thread():  # on more, matrix products add up in another order than in a whole sort
+        similarity = templates.similarity(torch.from_numpy(unit_features), torch.from_numpy(waveforms.components))
     return Sorting(
         sample=sample,
         unit=unit,
