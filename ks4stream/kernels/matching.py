@@ -8,7 +8,7 @@ only a small part of the scores, so everything else is kept from round to round:
     units     sorted into groups that are close together on the probe: a score is a product over the group's channels
     samples   divided into bins of nt, so that a group can have only one peak per bin
     scores    (row, sample)    every unit; changed by a subtraction within ±nt, for units that share channels
-    best      (group, sample)  largest log likelihood of the group's units, −∞ where no score exceeds the threshold
+    best      (group, sample)  largest log likelihood of the group's units, −∞ where no score exceeds its threshold
     top       (group, bin)     largest of `best` in the bin, its sample and its unit
 
 A peak is a top that is the largest within ±nt samples among the units of all groups that share channels with its own.
@@ -297,7 +297,7 @@ def _padded(mask: Tensor, fill: int) -> Tensor:
 # -- matching ----------------------------------------------------------------------------------------
 
 
-def match(traces: Tensor, templates: PreparedTemplates, *, threshold: float, max_peels: int) -> TileSpikes:
+def match(traces: Tensor, templates: PreparedTemplates, *, threshold: float | Tensor, max_peels: int) -> TileSpikes:
     """Find spikes by matching pursuit, everywhere but in the outer nt samples.
 
     Parameters
@@ -305,8 +305,8 @@ def match(traces: Tensor, templates: PreparedTemplates, *, threshold: float, max
     traces : Tensor, shape (c, t), float32, noise s.d.
         Whitened, drift corrected.
     templates : PreparedTemplates
-    threshold : float, noise s.d.
-        Spikes have larger scores.
+    threshold : float or Tensor, shape (u,), noise s.d.
+        Spikes have larger scores; of all units, or of each.
     max_peels : int
         Maximum number of rounds.
     """
@@ -345,10 +345,11 @@ class _ScoreMap:
     samples, which are not searched, have the score −∞, which no subtraction changes.
     """
 
-    def __init__(self, traces: Tensor, templates: PreparedTemplates, threshold: float) -> None:
+    def __init__(self, traces: Tensor, templates: PreparedTemplates, threshold: float | Tensor) -> None:
         nt, n_groups, n_searched = templates.nt, len(templates.members), traces.shape[1] - 2 * templates.nt
-        self.templates, self.threshold = templates, threshold
+        self.templates = templates
         of_row = torch.cat([templates.unit_of, templates.unit_of[:1]])  # the last one has no scores
+        self.threshold = torch.as_tensor(threshold).to(templates.norm).expand(templates.n_units)[of_row]
         self.norm, self.spread, self.noise = templates.norm[of_row], templates.spread[of_row], templates.noise[of_row]
         self.n_bins = -(-n_searched // nt) + 2
         width = self.n_bins * nt
@@ -358,7 +359,8 @@ class _ScoreMap:
         self.top = traces.new_full((n_groups + 1, self.n_bins), -torch.inf)
         self.top_sample = torch.zeros_like(self.top, dtype=torch.int64)
         self.top_row = torch.zeros_like(self.top_sample)
-        above = self.scores.view(-1, self.n_bins, nt).amax(dim=2) > threshold  # few bins have any such score
+        highest = self.scores.view(-1, self.n_bins, nt).amax(dim=2)
+        above = highest > self.threshold[:, None]  # few bins have any such score
         dirty = torch.zeros_like(self.top, dtype=torch.bool)
         dirty[:-1] = above[templates.members].any(dim=1)
         self._refresh(dirty)
@@ -384,10 +386,10 @@ class _ScoreMap:
         in_chunks(refresh, *torch.nonzero(dirty, as_tuple=True), size=size)
 
     def _likelihood(self, score: Tensor, row: Tensor) -> Tensor:
-        """Log likelihood of spikes of the units in `row` with some scores; −∞ if these do not exceed the threshold."""
+        """Log likelihood of spikes of the units in `row` with some scores; −∞ for those not above the threshold."""
         projection = score * self.noise[row]
         unusual = (projection - self.norm[row]).div_(self.spread[row]).square_().mul_(0.5).clamp_(max=MAX_PENALTY)
-        return projection.square_().mul_(0.5).sub_(unusual).masked_fill_(score <= self.threshold, -torch.inf)
+        return projection.square_().mul_(0.5).sub_(unusual).masked_fill_(score <= self.threshold[row], -torch.inf)
 
     def peaks(self) -> _RoundPeaks:
         """Return the tops that nothing of a nearby group within ±nt samples exceeds or precedes."""

@@ -15,7 +15,7 @@ from ks4stream import geometry
 from ks4stream.blocks import Tile
 from ks4stream.kernels import matching as kernels
 from ks4stream.kernels.matching import TileSpikes
-from ks4stream.kernels.thresholds import LOWEST
+from ks4stream.kernels.thresholds import LOWEST, lowest_scores
 from ks4stream.results import Templates, Waveforms
 from ks4stream.settings import AUTO, Settings
 from ks4stream.stages.base import Block, Part, Result, Stage
@@ -24,7 +24,7 @@ from ks4stream.stages.preprocessing import Preprocessor
 
 
 def lowest_score(settings: Settings) -> float:
-    """Threshold of matching: ``Th_learned``, or the lowest one if it is "auto"."""
+    """Threshold of matching: ``Th_learned``, or that of templates that are not small if it is "auto"."""
     return LOWEST if settings.Th_learned == AUTO else float(settings.Th_learned)
 
 
@@ -39,15 +39,18 @@ class Pursuit(Stage[Block, Part, Result]):
     templates: Templates
 
     def matched(self, traces: Tensor, tile: Tile) -> TileSpikes:
-        """Spikes of a tile's whitened traces (c, t) above the lowest threshold that any template may have."""
+        """Spikes of a tile's whitened traces (c, t) above the lowest threshold that their template may have."""
         moving = self.tiles.moving_matrix(tile)
         templates = self.prepared if moving is None else kernels.for_moved(self.prepared, moving)
         return kernels.match(traces, templates, threshold=self.lowest, max_peels=self.settings.max_peels)
 
-    @property
-    def lowest(self) -> float:
-        """Threshold of matching."""
-        return lowest_score(self.settings)
+    @cached_property
+    def lowest(self) -> Tensor:
+        """Threshold of matching for each template (v,), float64."""
+        features = torch.from_numpy(self.templates.features).double()
+        if self.settings.Th_learned == AUTO:
+            return torch.from_numpy(lowest_scores(features.norm(dim=(1, 2)).numpy()))
+        return features.new_full((len(features),), lowest_score(self.settings))
 
     def sample_of(self, tile: Tile, spikes: TileSpikes) -> Tensor:
         """Time of each spike, in samples of the recording: (n,)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,10 @@ from ks4stream.stages.needs import Load, Needs
 
 logger = logging.getLogger("ks4stream")
 
+AGREEMENT = 0.97
+"""Least norm of the mean of a cluster of small peaks, relative to their mean score. A score is the projection on a
+universal template, which explains only a part of a neuron's waveform. So the mean of one neuron's peaks is larger than
+their scores, but for the noise in these; that of the peaks of many neurons lacks what is peculiar to each of them."""
 N_SLICES = 100  # time slices, over which the peaks of a region are thinned evenly if there are too many
 
 
@@ -42,7 +46,8 @@ class RegionTemplates(NamedTuple):
 
     features: NDArray[np.float32]  # (u, c, q) mean of each cluster, on all channels
     n_spikes: NDArray[np.float64]  # (u,) number of spikes that each represents
-    variance: NDArray[np.float64]  # (u,) of their scores
+    variance: NDArray[np.float64]  # (u,) of their projections on the mean
+    score: NDArray[np.float64]  # (u,) mean score of the peaks, noise s.d.
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,34 +78,44 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         return sizes
 
     def task(self, item: int, folder: Place) -> RegionTemplates:
-        """Cluster a bounded number of the peaks of one region; return the mean of each cluster."""
+        """Cluster the peaks of one region, large and small ones apart; clusters of small ones have to agree."""
+        score = read_region(self.peaks.receipts, "score", item)
+        is_large = score > self._threshold(score)
+        large, small = (self._clusters(item, np.flatnonzero(some), score) for some in (is_large, ~is_large))
+        agree = of_one_neuron(small, n_features=self.centres.channels.shape[1] * self.settings.n_pcs)
+        pairs: Iterable[Any] = zip(large, small, strict=True)
+        return RegionTemplates(*(np.concatenate([of_large, of_small[agree]]) for of_large, of_small in pairs))
+
+    def _threshold(self, score: NDArray[np.float32]) -> float:
+        """What the large ones of a region's peaks exceed; all do, if ``Th_universal`` is a number."""
+        return peak_threshold(score) if self.settings.Th_universal == AUTO else 0.0
+
+    def _clusters(self, region: int, some: NDArray[np.int64], score: NDArray[np.float32]) -> RegionTemplates:
+        """Cluster a bounded number of some of a region's peaks."""
         receipts = self.peaks.receipts
-        above = self._above_threshold(item)
-        centre = read_region(receipts, "centre", item)[above].astype(np.int64)
-        sample = read_region(receipts, "sample", item)[above]
+        centre = read_region(receipts, "centre", region)[some].astype(np.int64)
+        sample = read_region(receipts, "sample", region)[some]
         chosen, weight = bounded_sample(sample, centre, max_peaks=self.cluster.max_peaks)
-        centre, sample, chosen = centre[chosen], sample[chosen], above[chosen]
-        features = pick_region(receipts, "features", item, chosen)
-        own = self.centres.channels[self.regions.of_centre == item]
+        centre, sample, chosen = centre[chosen], sample[chosen], some[chosen]
+        features = pick_region(receipts, "features", region, chosen)
+        own = self.centres.channels[self.regions.of_centre == region]
         union = np.unique(own[own >= 0])
         n_channels, device = self.probe.n_channels, self.cluster.device
         rows = scattered_rows(features, centre, self.centres.channels, union, n_channels, device)
-        conditions = self.circumstances.of(sample, float(self.regions.position_um[item, 1]))
+        conditions = self.circumstances.of(sample, float(self.regions.position_um[region, 1]))
         label = self.cluster(rows, conditions, components=torch.from_numpy(self.waveforms.components))
         mean, count = cluster_means(rows, label, weight)
-        variance = score_variances(rows, label, weight, mean)
-        return RegionTemplates(on_all_channels(mean, union, n_channels, features.shape[2]), count, variance)
-
-    def _above_threshold(self, region: int) -> NDArray[np.int64]:
-        """Rows of a region's peaks above its threshold; all, if ``Th_universal`` is a number."""
-        score = read_region(self.peaks.receipts, "score", region)
-        is_number = self.settings.Th_universal != AUTO
-        return np.arange(len(score)) if is_number else np.flatnonzero(score > peak_threshold(score))
+        return RegionTemplates(
+            features=on_all_channels(mean, union, n_channels, features.shape[2]),
+            n_spikes=count,
+            variance=score_variances(rows, label, weight, mean),
+            score=np.bincount(label, weight * score[chosen], len(count)) / count,
+        )
 
     def combine(self, parts: Iterable[RegionTemplates], run: Run) -> Templates:
         """Align the clusters of all regions, merge near duplicates, and drop those with too few spikes."""
         empty = np.zeros((0, self.probe.n_channels, self.settings.n_pcs), np.float32)
-        regions = [RegionTemplates(empty, np.zeros(0), np.zeros(0)), *parts]
+        regions = [RegionTemplates(empty, np.zeros(0), np.zeros(0), np.zeros(0)), *parts]
         features = torch.from_numpy(np.concatenate([region.features for region in regions]))
         count = torch.from_numpy(np.concatenate([region.n_spikes for region in regions]))
         variance = torch.from_numpy(np.concatenate([region.variance for region in regions]))
@@ -127,6 +142,13 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
             max(choosing, CLUSTER_METHOD.n_bytes(load, n)) + load.row_bytes * n,
             remedies=("lower max_cluster_subset or cluster_downsampling (a smaller sample)",),
         )
+
+
+def of_one_neuron(found: RegionTemplates, *, n_features: int) -> NDArray[np.bool_]:
+    """Which clusters (u,) have a mean nearly as large as their peaks; each has so many features, with unit noise."""
+    noise = n_features / found.n_spikes
+    energy = np.square(found.features.astype(np.float64)).sum(axis=(1, 2)) - noise
+    return np.asarray(energy >= (AGREEMENT * found.score) ** 2)
 
 
 def bounded_sample(

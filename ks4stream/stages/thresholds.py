@@ -82,7 +82,7 @@ class SetThresholds(Pursuit[MatchedTiles, Thresholds]):
         return run.blocks(self.tiles.tiling, chosen_batches(self.tiles.tiling))
 
     def task(self, item: Block, folder: Place) -> MatchedTiles:
-        """Match a block down to the lowest score, and write the spikes."""
+        """Match a block down to the lowest scores, and write the spikes."""
         parts, scores, templates = [], [], []
         for tile in self.tiles.read_ahead(item):
             traces, blank = self.tiles.whitened(tile)
@@ -103,13 +103,14 @@ class SetThresholds(Pursuit[MatchedTiles, Thresholds]):
         n_templates = len(self.templates.features)
         if self.settings.Th_learned != AUTO:
             return Thresholds(np.full(n_templates, float(self.settings.Th_learned)))
-        counts = histograms(np.zeros(0, np.float32), np.zeros(0, np.int32), n_templates)
+        lowest = self.lowest.numpy()
+        counts = histograms(np.zeros(0, np.float32), np.zeros(0, np.int32), lowest)
         indices, receipts = [], []
         for part in parts:
-            counts += histograms(part.score, part.template, n_templates)
+            counts += histograms(part.score, part.template, lowest)
             indices.append(part.tile_indices)
             receipts.append(part.receipt)
-        return Thresholds(thresholds(counts), indices, receipts)
+        return Thresholds(thresholds(counts, lowest), indices, receipts)
 
     @classmethod
     def needs(cls, load: Load) -> Needs:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ks4stream.blocks import Tiling
 from ks4stream.io.places import Place
@@ -79,10 +80,10 @@ class Widen(Pursuit[BlockSums, Templates]):
         n, _, q = self.templates.features.shape
         return BlockSums(np.zeros((n, self.slots.shape[1], q), np.int64), np.zeros(n, np.int64))
 
-    @property
-    def lowest(self) -> float:
+    @cached_property
+    def lowest(self) -> Tensor:
         """Whatever ``Th_learned`` is: the fewer small spikes are left in the residual, the better."""
-        return LOWEST
+        return torch.full((len(self.templates.features),), LOWEST)
 
     @cached_property
     def slots(self) -> NDArray[np.int64]:

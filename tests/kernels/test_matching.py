@@ -265,6 +265,18 @@ def test_the_threshold_is_strict_and_nothing_within_nt_of_the_ends_counts() -> N
     assert as_list(match(torch.full((1, 10), 20.0), templates)) == [], "nothing is searched"
 
 
+def test_units_have_their_own_thresholds() -> None:
+    """Neither their groups nor their channels are in the order of the units."""
+    positions, near = line_probe(4)
+    pcs, features = components(), torch.zeros(4, 4, 4)
+    features[torch.arange(4), torch.tensor([2, 0, 3, 1]), 0] = 10.0
+    templates = prepare(features, pcs, near, positions, group_size=1)
+    traces = planted(features, pcs, [30] * 4, [0, 1, 2, 3], 60, [1.0] * 4)
+    assert as_list(match(traces, templates, threshold=9.0)) == [(30, 0), (30, 1), (30, 2), (30, 3)]
+    threshold = torch.tensor([9.0, 11.0, 11.0, 9.0])
+    assert as_list(match(traces, templates, threshold=threshold)) == [(30, 0), (30, 3)]
+
+
 def test_no_units_no_spikes_and_an_empty_template() -> None:
     positions, near = line_probe(4)
     none = prepare(torch.zeros(0, 4, 4), components(), near, positions)

@@ -11,34 +11,49 @@ from ks4stream.kernels.thresholds import (
     HIGHEST_PEAK,
     LOWEST,
     LOWEST_PEAK,
+    LOWEST_SMALL,
     WITHOUT_NEURON,
     Mixture,
-    best_thresholds,
+    best_excess,
     fitted,
     histograms,
+    lowest_scores,
     peak_threshold,
     thresholds,
 )
 
 
 def scores(
-    mean: float, n: int, n_background: int = 0, *, spread: float = 1.0, decay: float = 2.0, seed: int = 1
+    mean: float,
+    n: int,
+    n_background: int = 0,
+    *,
+    spread: float = 1.0,
+    decay: float = 2.0,
+    seed: int = 1,
+    lowest: float = LOWEST,
 ) -> NDArray[np.float32]:
     """Scores above the lowest one: of a neuron with n spikes, and of a background."""
     rng = np.random.default_rng(seed)
     neuron = rng.normal(mean, spread, n)
-    background = LOWEST + rng.exponential(1 / decay, n_background)
-    return np.concatenate([neuron[neuron > LOWEST], background]).astype(np.float32)
+    background = lowest + rng.exponential(1 / decay, n_background)
+    return np.concatenate([neuron[neuron > lowest], background]).astype(np.float32)
 
 
-def of(score: NDArray[np.float32]) -> float:
-    return float(thresholds(histograms(score, np.zeros(len(score), np.int32), 1))[0])
+def of(score: NDArray[np.float32], lowest: float = LOWEST) -> float:
+    return float(thresholds(counted(score, lowest), np.array([lowest]))[0])
 
 
-def expected(mean: float, n: int, n_background: int, *, spread: float = 1.0, decay: float = 2.0) -> float:
+def counted(score: NDArray[np.float32], lowest: float = LOWEST) -> NDArray[np.int64]:
+    return histograms(score, np.zeros(len(score), np.int32), np.array([lowest]))
+
+
+def expected(
+    mean: float, n: int, n_background: int, *, spread: float = 1.0, decay: float = 2.0, lowest: float = LOWEST
+) -> float:
     """Threshold with the highest accuracy, by the numbers that the scores were drawn with."""
-    at = np.arange(LOWEST, HIGHEST + 0.05, 0.1)
-    background = n_background * np.exp(-decay * (at - LOWEST))
+    at = np.arange(lowest, HIGHEST + 0.05, 0.1)
+    background = n_background * np.exp(-decay * (at - lowest))
     return float(at[np.argmax(n * norm.sf(at, mean, spread) / (n + background))])
 
 
@@ -73,7 +88,8 @@ def test_templates_have_their_own_thresholds_whatever_their_order() -> None:
     template = np.repeat([3, 1], [len(small), len(large)]).astype(np.int32)
     score = np.concatenate([small, large])
     order = np.random.default_rng(3).permutation(len(score))
-    found = thresholds(histograms(score[order], template[order], 5))
+    lowest = np.full(5, LOWEST)
+    found = thresholds(histograms(score[order], template[order], lowest), lowest)
     assert found[[3, 1]].tolist() == [of(small), of(large)]
     assert found[[0, 2, 4]].tolist() == [WITHOUT_NEURON] * 3, "without spikes"
 
@@ -81,13 +97,15 @@ def test_templates_have_their_own_thresholds_whatever_their_order() -> None:
 def test_templates_are_fitted_apart_however_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(4)
     many = [scores(rng.uniform(7, 12), 300, int(rng.integers(100, 2000)), seed=n) for n in range(9)]
-    counts = histograms(np.concatenate(many), np.repeat(np.arange(9), [len(one) for one in many]), 9)
+    lowest = np.full(9, LOWEST)
+    counts = histograms(np.concatenate(many), np.repeat(np.arange(9), [len(one) for one in many]), lowest)
     monkeypatch.setattr(kernels, "TEMPLATES_PER_CHUNK", 4)
-    assert thresholds(counts).tolist() == [of(one) for one in many]
+    assert thresholds(counts, lowest).tolist() == [of(one) for one in many]
 
 
 def test_histograms_count_each_score_once_and_the_largest_in_the_last_bin() -> None:
-    counts = histograms(np.array([5.05, 5.95, 5.96, 29.95, 500.0], np.float32), np.array([1, 0, 0, 1, 1]), 3)
+    score, template = np.array([4.05, 5.95, 5.96, 29.95, 500.0], np.float32), np.array([1, 0, 0, 1, 1])
+    counts = histograms(score, template, np.array([LOWEST, 4.0, LOWEST]))
     assert counts.shape == (3, 250)
     assert {tuple(at): int(counts[tuple(at)]) for at in np.argwhere(counts).tolist()} == {
         (0, 9): 2,
@@ -114,23 +132,40 @@ def test_equal_scores_have_a_finite_threshold_below_them(score: float) -> None:
 
 def test_the_fit_finds_what_the_scores_were_drawn_with() -> None:
     score = scores(8.0, 20_000, 10_000, spread=1.3, decay=2.5)
-    bins = ((score - LOWEST) / kernels.BIN).astype(int)
-    counts = np.bincount(bins, minlength=250)[None]
-    share, mean, spread, decay = (float(column[0]) for column in fitted(counts, LOWEST))
+    share, excess, spread, decay = (float(column[0]) for column in fitted(counted(score)))
     # The s.d. of these estimates is about 0.01 with so many spikes; bins of 0.1 add as much.
-    assert (share, mean, spread, decay) == pytest.approx((2 / 3, 8.0, 1.3, 2.5), rel=0.04)
+    assert (share, LOWEST + excess, spread, decay) == pytest.approx((2 / 3, 8.0, 1.3, 2.5), rel=0.04)
 
 
 def test_spikes_below_the_lowest_score_are_part_of_the_fit() -> None:
     """Half of the neuron is not seen, and yet its mean is found."""
-    counts = np.bincount(((scores(5.0, 40_000) - LOWEST) / kernels.BIN).astype(int), minlength=250)[None]
-    assert float(fitted(counts, LOWEST).mean[0]) == pytest.approx(5.0, abs=0.5)
+    assert float(fitted(counted(scores(LOWEST, 40_000))).mean[0]) == pytest.approx(0.0, abs=0.5)
 
 
 def test_the_best_threshold_of_a_known_mixture() -> None:
     """Half neuron, half background: where a spike of the neuron gained is a background spike less, at equal rates."""
-    one = Mixture(np.array([0.5]), np.array([9.0]), np.array([1.0]), np.array([2.0]))
-    assert best_thresholds(one, LOWEST)[0] == pytest.approx(expected(9.0, 1000, 1000), abs=0.051)
+    one = Mixture(np.array([0.5]), np.array([9.0 - LOWEST]), np.array([1.0]), np.array([2.0]))
+    excess = best_excess(one, np.array([HIGHEST - LOWEST]))[0]
+    assert LOWEST + excess == pytest.approx(expected(9.0, 1000, 1000), abs=0.051)
+
+
+def test_small_templates_are_searched_at_lower_scores() -> None:
+    assert lowest_scores(np.array([0.0, 6.5, 7.5, 8.0, 100.0])) == pytest.approx([4, 4, 4.5, 5, 5])
+    assert lowest_scores(np.zeros(0)).shape == (0,)
+
+
+def test_a_small_neuron_has_a_low_threshold() -> None:
+    """One of whose spikes a third are below the lowest score of others."""
+    options: dict[str, float] = dict(decay=4.0, lowest=LOWEST_SMALL)
+    found = of(scores(5.5, 500, 200, **options), LOWEST_SMALL)  # type: ignore[arg-type]
+    assert found == pytest.approx(expected(5.5, 500, 200, **options), abs=0.3)  # accuracy depends little on it there
+    assert found < LOWEST
+
+
+def test_no_threshold_is_above_the_highest_wherever_the_search_begins() -> None:
+    for lowest in (LOWEST_SMALL, 4.3, LOWEST):
+        found = of(scores(60, 300, 20_000, decay=0.5, lowest=lowest), lowest)
+        assert 8 < found <= HIGHEST + 1e-9
 
 
 # -- peaks -------------------------------------------------------------------------------------------

@@ -9,18 +9,20 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from runs import RunHere
 
 from ks4stream.blocks import Tiling
 from ks4stream.geometry import Centres, Regions
 from ks4stream.io.tables import write_block
+from ks4stream.kernels.thresholds import HIGHEST_PEAK
 from ks4stream.results import Waveforms
 from ks4stream.settings import Settings
 from ks4stream.simulate import linear_probe
 from ks4stream.stages import templates
 from ks4stream.stages.clustering import Circumstances, GraphClustering
 from ks4stream.stages.detection import Peaks
-from ks4stream.stages.templates import LearnTemplates, RegionTemplates, bounded_sample
+from ks4stream.stages.templates import LearnTemplates, RegionTemplates, bounded_sample, of_one_neuron
 
 TIMES = np.arange(10_000) * 3  # 100 spikes in each of 100 slices of time
 
@@ -119,26 +121,85 @@ def test_shares(sizes: list[int], total: int, shares: list[int]) -> None:
     assert templates._shares(np.array(sizes, np.int64), total).tolist() == shares
 
 
-def test_a_region_without_peaks_has_no_templates(tmp_path: Path) -> None:
-    columns = {"sample": np.zeros(0, np.int64), "centre": np.zeros(0, np.int32), "score": np.zeros(0, np.float32)}
-    columns["features"] = np.zeros((0, 1, 2), np.float32)
-    receipt = write_block(tmp_path / "a.rows", columns, np.zeros(0, np.int64), 1)
-    settings, one, run = Settings(n_pcs=2), np.zeros(1, np.int64), RunHere(tmp_path)
-    stage = LearnTemplates(
+def stage_of(folder: Path, features: NDArray[np.float32], score: NDArray[np.float32], **options: Any) -> LearnTemplates:
+    """Peaks of one region and centre, on three channels."""
+    n, n_pcs = len(features), features.shape[2]
+    columns = {"sample": np.arange(n) * 300, "centre": np.zeros(n, np.int32), "score": score, "features": features}
+    receipt = write_block(folder / "a.rows", columns, np.zeros(n, np.int64), 1)
+    settings, one = Settings(n_pcs=n_pcs, **options), np.zeros(1, np.int64)
+    pcs = np.eye(n_pcs, 61, 20, dtype=np.float32)
+    return LearnTemplates(
         settings,
         Peaks([receipt]),
-        Waveforms(np.ones((2, 3)), np.ones((1, 3))),
+        Waveforms(pcs, pcs[:1]),
         linear_probe(3),
-        Centres(np.zeros((1, 2)), one, one[:, None], np.ones((1, 1, 1), "f4"), one[:, None], 20.0),
+        Centres(np.zeros((1, 2)), one, np.arange(3)[None], np.ones((1, 1, 3), "f4"), one[:, None], 20.0),
         Regions(np.zeros((1, 2)), one, one),
-        Circumstances(Tiling(0, 100, 100, 0, 1), 30_000.0),
+        Circumstances(Tiling(0, 300 * n + 300, 300 * n + 300, 0, 1), 30_000.0),
         GraphClustering(settings),
         min_spikes=5,
     )
+
+
+def test_a_region_without_peaks_has_no_templates(tmp_path: Path) -> None:
+    stage = stage_of(tmp_path, np.zeros((0, 3, 2), np.float32), np.zeros(0, np.float32))
+    run = RunHere(tmp_path)
     templates = stage.task(0, tmp_path)
     assert templates.features.shape == (0, 3, 2)
     assert stage.combine([templates], run).features.shape == stage.combine([], run).features.shape == (0, 3, 2)
     assert stage.run(run).features.shape == (0, 3, 2)
+
+
+def small_peaks(waveforms: NDArray[np.float32], seed: int = 1) -> NDArray[np.float32]:
+    """Peaks with unit noise around some waveforms (n, c, q)."""
+    noise = np.random.default_rng(seed).standard_normal(waveforms.shape)
+    return (waveforms + noise).astype(np.float32)
+
+
+LARGE = np.eye(3, 6, dtype=np.float32)[0] * np.array([[40], [0], [0]], np.float32)
+SMALL = np.array([[0, 0, 0, 0, 0, 0], [0, 5, 0, 0, 0, 0], [0, 5.5, 0, 0, 0, 0]], np.float32)  # of norm 7.4
+
+
+def test_small_peaks_of_one_neuron_are_a_template_of_their_own(tmp_path: Path) -> None:
+    features = small_peaks(np.concatenate([np.tile(LARGE, (100, 1, 1)), np.tile(SMALL, (60, 1, 1))]))
+    # Most scores of a neuron as small as this one are below the threshold of detection: it looks like background.
+    score = np.concatenate([np.full(100, 40.0), 6.5 + np.random.default_rng(2).exponential(0.5, 60)])
+    stage = stage_of(tmp_path, features, score.astype(np.float32))
+    assert stage._threshold(score.astype(np.float32)) == HIGHEST_PEAK
+    found = stage.task(0, tmp_path)
+    assert found.n_spikes.tolist() == [100, 60]
+    assert found.score.tolist() == pytest.approx([40.0, score[100:].mean()])
+    # 60 peaks leave 1/60 of the noise's variance in each of 18 features: 0.5 in all.
+    assert np.linalg.norm(found.features[1] - SMALL) < 1.0
+    assert len(stage.run(RunHere(tmp_path)).features) == 2
+
+
+def test_small_peaks_of_many_neurons_are_none(tmp_path: Path) -> None:
+    """They have the first component of the channel of the centre in common, and little else."""
+    rng = np.random.default_rng(3)
+    many = rng.standard_normal((300, 3, 6)).astype(np.float32) * 2.0
+    many[:, 1, 1] += 5.0
+    score = (6.5 + rng.exponential(0.5, 300)).astype(np.float32)
+    stage = stage_of(tmp_path, small_peaks(many), score)
+    assert stage._threshold(score) == HIGHEST_PEAK
+    assert stage.task(0, tmp_path).n_spikes.max(initial=0) < 20  # a few may agree by chance
+
+
+def test_the_noise_in_the_mean_of_few_peaks_is_no_agreement() -> None:
+    mean = np.zeros((3, 2, 6), np.float32)
+    mean[:, 0, 0] = [7.0, 7.0, 6.7]
+    found = RegionTemplates(mean, np.array([3.0, 300.0, 300.0]), np.ones(3), np.full(3, 7.0))
+    # 12 features with unit noise add 4 to the energy of the mean of 3 peaks, 0.04 to that of 300.
+    assert of_one_neuron(found, n_features=12).tolist() == [False, True, False]
+
+
+def test_if_the_threshold_is_a_number_all_peaks_above_it_are_clustered(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    many = rng.standard_normal((300, 3, 6)).astype(np.float32) * 2.0
+    many[:, 1, 1] += 5.0
+    score = (6.5 + rng.exponential(0.5, 300)).astype(np.float32)
+    found = stage_of(tmp_path, small_peaks(many), score, Th_universal=6.5).task(0, tmp_path)
+    assert found.n_spikes.sum() == 300
 
 
 def test_templates_know_how_their_scores_vary(tmp_path: Path) -> None:
@@ -154,8 +215,8 @@ def test_templates_know_how_their_scores_vary(tmp_path: Path) -> None:
     one, other = np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32)
     one[0, 0], other[2, 0] = 10, 30
     parts = [
-        RegionTemplates(one[None], np.array([30.0]), np.array([4.0])),
-        RegionTemplates(np.stack([one * 1.1, other]), np.array([10.0, 50.0]), np.array([8.0, 9.0])),
+        RegionTemplates(one[None], np.array([30.0]), np.array([4.0]), np.array([9.0])),
+        RegionTemplates(np.stack([one * 1.1, other]), np.array([10.0, 50.0]), np.array([8.0, 9.0]), np.full(2, 9.0)),
     ]
     found = LearnTemplates.combine(cast(Any, stage), parts, RunHere(tmp_path))
     between = (3 * 0.25**2 + 0.75**2) / 4  # norms of 10 and 11 around 10.25

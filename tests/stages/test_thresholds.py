@@ -18,7 +18,7 @@ from ks4stream.geometry import Regions
 from ks4stream.io.recordings import open_recording
 from ks4stream.kernels import thresholds as kernels
 from ks4stream.kernels.matching import TileSpikes
-from ks4stream.kernels.thresholds import LOWEST, WITHOUT_NEURON
+from ks4stream.kernels.thresholds import LOWEST, LOWEST_SMALL, WITHOUT_NEURON
 from ks4stream.results import Templates, Waveforms
 from ks4stream.settings import Settings
 from ks4stream.simulate import linear_probe, simulate
@@ -44,14 +44,21 @@ class WithScores(SetThresholds):
         return TileSpikes(*columns)
 
 
-def stage(n_batches: int, *given: NDArray[Any], n_templates: int = 3, **settings: Any) -> WithScores:
+def stage(
+    n_batches: int, *given: NDArray[Any], n_templates: int = 3, norm: float = 60.0, **settings: Any
+) -> WithScores:
     tiling = Tiling.of(n_samples=n_batches * SIZE, size=SIZE, halo=200, shortest=NT)
     tiles: Any = SimpleNamespace(tiling=tiling, read_ahead=lambda block: block)
     tiles.whitened = lambda tile: (None, None)
     tiles.away_from_edges = lambda tile, sample, blank, nt: torch.ones(len(sample), dtype=torch.bool)
-    templates = Templates(np.ones((n_templates, 1, 1), np.float32), np.ones(n_templates), np.ones(n_templates))
+    templates = Templates(np.full((n_templates, 1, 1), norm, np.float32), np.ones(n_templates), np.ones(n_templates))
     waveforms = Waveforms(np.ones((1, NT)), np.ones((1, NT)))
     return WithScores(Settings(nt=NT, nt0min=NT // 2, **settings), tiles, waveforms, templates, given)
+
+
+def threshold_of(score: NDArray[np.float32], lowest: float = LOWEST) -> float:
+    counts = kernels.histograms(score, np.zeros(len(score), np.int32), np.array([lowest]))
+    return float(kernels.thresholds(counts, np.array([lowest]))[0])
 
 
 def scores(mean: float, n: int, n_background: int, seed: int) -> NDArray[np.float32]:
@@ -69,10 +76,19 @@ def test_a_template_has_the_threshold_of_all_of_its_spikes_however_tiles_are_gro
     template = np.repeat([0, 1], [len(part) for part in of_template])
     sample = np.random.default_rng(3).integers(0, MIN_BATCHES * SIZE, len(score))  # near borders, too
     found = stage(MIN_BATCHES, sample, template, score).run(RunHere(tmp_path, per_block)).score.tolist()
-    counts = [kernels.histograms(part, np.zeros(len(part), np.int32), 1) for part in of_template]
-    alone = [float(kernels.thresholds(of_one)[0]) for of_one in counts]
+    alone = [threshold_of(part) for part in of_template]
     assert found == [*alone, WITHOUT_NEURON]
     assert LOWEST < alone[0] < alone[1]
+
+
+def test_small_templates_are_matched_and_fitted_from_lower_scores_on(tmp_path: Path) -> None:
+    score = (scores(7.0, 400, 200, 5) - (LOWEST - LOWEST_SMALL)).astype(np.float32)
+    sample = np.random.default_rng(6).integers(0, MIN_BATCHES * SIZE, len(score))
+    small = stage(MIN_BATCHES, sample, np.zeros(len(score), np.int64), score, n_templates=1, norm=6.0)
+    assert small.lowest.tolist() == [LOWEST_SMALL]
+    found = small.run(RunHere(tmp_path)).score.tolist()
+    assert found == [threshold_of(score, LOWEST_SMALL)]
+    assert LOWEST_SMALL < found[0] < LOWEST
 
 
 def test_of_a_long_recording_some_batches_are_enough(tmp_path: Path) -> None:
@@ -90,7 +106,7 @@ def test_of_a_long_recording_some_batches_are_enough(tmp_path: Path) -> None:
         np.concatenate([score, np.full(5000, LOWEST + 0.01, np.float32)]),
     )
     found = stage(len(long), *columns, n_templates=1).run(RunHere(tmp_path))
-    assert found.score.tolist() == kernels.thresholds(kernels.histograms(score, columns[1][: len(score)], 1)).tolist()
+    assert found.score.tolist() == [threshold_of(score)]
 
 
 def test_the_batches_are_spread_evenly() -> None:
@@ -118,7 +134,7 @@ def test_spikes_near_artifacts_have_no_say(tmp_path: Path) -> None:
     tiles.away_from_edges = lambda tile, at, blank, nt: torch.tensor([int(a) + tile.first not in places for a in at])
     sample[~near & np.isin(sample, sample[near])] += 1
     found = chosen.run(RunHere(tmp_path)).score
-    assert found.tolist() == kernels.thresholds(kernels.histograms(score, np.zeros(len(score), np.int32), 1)).tolist()
+    assert found.tolist() == [threshold_of(score)]
 
 
 def test_without_spikes_or_templates_there_is_nothing_to_set(tmp_path: Path) -> None:
