@@ -406,6 +406,28 @@ def _describe(matches: Tensor, templates: UniversalTemplates, centre: Tensor, sa
     return TilePeaks(sample, centre, score.abs(), template, depth)
 
 
+def projections(features: Tensor, weights: Tensor, shapes: Tensor, components: Tensor) -> Tensor:
+    """Largest projection of waveforms on the universal templates of their centres, in noise s.d. of whitened traces.
+
+    These are the scores, but for what the features lack of the waveforms, and the noise in moved traces.
+
+    Parameters
+    ----------
+    features : Tensor, shape (n, j, q)
+        From :func:`features`.
+    weights : Tensor, shape (n, s, j)
+        Spatial Gaussians of unit norm of each waveform's centre.
+    shapes : Tensor, shape (p, w)
+    components : Tensor, shape (q, w)
+
+    Returns
+    -------
+    Tensor, shape (n,)
+    """
+    matches = features @ (components @ shapes.T)  # (n, j, p)
+    return torch.bmm(weights, matches).abs().amax(dim=(1, 2))
+
+
 def features(
     traces: Tensor, components: Tensor, channels: Tensor, sample: Tensor, present: Tensor | None = None
 ) -> Tensor:

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from ks4stream.geometry import Centres, Regions
 from ks4stream.io.places import Place
 from ks4stream.io.tables import pick_region, read_region
+from ks4stream.kernels import detection as kernels
 from ks4stream.kernels import templates
+from ks4stream.kernels.graph import CHUNK
 from ks4stream.kernels.thresholds import peak_threshold
 from ks4stream.probe import Probe
 from ks4stream.results import Templates, Waveforms
@@ -35,9 +37,9 @@ from ks4stream.stages.needs import Load, Needs
 logger = logging.getLogger("ks4stream")
 
 AGREEMENT = 0.97
-"""Least norm of the mean of a cluster of small peaks, relative to their mean score. A score is the projection on a
-universal template, which explains only a part of a neuron's waveform. So the mean of one neuron's peaks is larger than
-their scores, but for the noise in these; that of the peaks of many neurons lacks what is peculiar to each of them."""
+"""Least norm of the mean of a cluster of small peaks, relative to the mean projection of each on its own universal
+template, which explains only a part of a neuron's waveform. So the mean of one neuron's peaks is larger than their
+projections, but for the noise in these. Peaks of many neurons resemble different templates, their mean none as much."""
 N_SLICES = 100  # time slices, over which the peaks of a region are thinned evenly if there are too many
 
 
@@ -47,7 +49,7 @@ class RegionTemplates(NamedTuple):
     features: NDArray[np.float32]  # (u, c, q) mean of each cluster, on all channels
     n_spikes: NDArray[np.float64]  # (u,) number of spikes that each represents
     variance: NDArray[np.float64]  # (u,) of their projections on the mean
-    score: NDArray[np.float64]  # (u,) mean score of the peaks, noise s.d.
+    projection: NDArray[np.float64]  # (u,) mean of the peaks' projections on their universal templates
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,7 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         """Cluster the peaks of one region, large and small ones apart; clusters of small ones have to agree."""
         score = read_region(self.peaks.receipts, "score", item)
         is_large = score > self._threshold(score)
-        large, small = (self._clusters(item, np.flatnonzero(some), score) for some in (is_large, ~is_large))
+        large, small = (self._clusters(item, np.flatnonzero(some)) for some in (is_large, ~is_large))
         agree = of_one_neuron(small, n_features=self.centres.channels.shape[1] * self.settings.n_pcs)
         pairs: Iterable[Any] = zip(large, small, strict=True)
         return RegionTemplates(*(np.concatenate([of_large, of_small[agree]]) for of_large, of_small in pairs))
@@ -90,7 +92,7 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         """What the large ones of a region's peaks exceed; all do, if ``Th_universal`` is a number."""
         return peak_threshold(score) if self.settings.Th_universal == AUTO else 0.0
 
-    def _clusters(self, region: int, some: NDArray[np.int64], score: NDArray[np.float32]) -> RegionTemplates:
+    def _clusters(self, region: int, some: NDArray[np.int64]) -> RegionTemplates:
         """Cluster a bounded number of some of a region's peaks."""
         receipts = self.peaks.receipts
         centre = read_region(receipts, "centre", region)[some].astype(np.int64)
@@ -109,8 +111,18 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
             features=on_all_channels(mean, union, n_channels, features.shape[2]),
             n_spikes=count,
             variance=score_variances(rows, label, weight, mean),
-            score=np.bincount(label, weight * score[chosen], len(count)) / count,
+            projection=np.bincount(label, weight * self._projections(features, centre), len(count)) / count,
         )
+
+    def _projections(self, features: NDArray[np.float32], centre: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Projections of peaks on their universal templates: (n,)."""
+        shapes, components = map(torch.from_numpy, (self.waveforms.shapes, self.waveforms.components))
+        found = np.zeros(len(centre))
+        for first in range(0, len(centre), CHUNK):
+            part = slice(first, first + CHUNK)
+            some, weights = map(torch.from_numpy, (features[part], self.centres.weights[centre[part]]))
+            found[part] = kernels.projections(some, weights, shapes, components).numpy()
+        return found
 
     def combine(self, parts: Iterable[RegionTemplates], run: Run) -> Templates:
         """Align the clusters of all regions, merge near duplicates, and drop those with too few spikes."""
@@ -145,10 +157,10 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
 
 
 def of_one_neuron(found: RegionTemplates, *, n_features: int) -> NDArray[np.bool_]:
-    """Which clusters (u,) have a mean nearly as large as their peaks; each has so many features, with unit noise."""
+    """Which clusters (u,) have a mean as large as their peaks' projections; each peak has so many features."""
     noise = n_features / found.n_spikes
     energy = np.square(found.features.astype(np.float64)).sum(axis=(1, 2)) - noise
-    return np.asarray(energy >= (AGREEMENT * found.score) ** 2)
+    return np.asarray(energy >= (AGREEMENT * found.projection) ** 2)
 
 
 def bounded_sample(

@@ -11,7 +11,14 @@ import torch
 from ks4stream import geometry, simulate
 from ks4stream.kernels import detection as kernels
 from ks4stream.kernels.convolution import correlate
-from ks4stream.kernels.detection import UniversalTemplates, detect, features, for_moved, universal_templates
+from ks4stream.kernels.detection import (
+    UniversalTemplates,
+    detect,
+    features,
+    for_moved,
+    projections,
+    universal_templates,
+)
 from ks4stream.kernels.memory import ChunkSize
 from ks4stream.kernels.preprocessing import MIN_NOISE
 from ks4stream.probe import Probe
@@ -267,6 +274,21 @@ def test_features_are_projections_of_the_window() -> None:
             window = traces[channels[n, j], sample[n] - NT // 2 : sample[n] + NT // 2 + 1]
             expected = components @ window * (0 if (n, j) == (1, 1) else 1)
             torch.testing.assert_close(projected[n, j], expected, rtol=1e-4, atol=1e-5)  # float32
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_projections_are_the_scores_in_traces_that_were_not_moved(name: str) -> None:
+    """Where the components span the shapes, so that features lack nothing of them."""
+    probe, shapes = PROBES[name], smooth_shapes(3)
+    templates = universal(probe, shapes)
+    traces = planted(probe, shapes, 1500, 60, seed=9)
+    peaks = detect(traces, templates, threshold=7, reach=REACH, first=40, last=1460)
+    components = torch.linalg.qr(shapes.T)[0].T.contiguous()
+    channels, present = templates.channels[peaks.centre], templates.present[peaks.centre]
+    found = features(traces, components, channels, peaks.sample, present)
+    projected = projections(found, templates.weights[peaks.centre], shapes, components)
+    assert len(projected) > 10
+    torch.testing.assert_close(projected, peaks.score, rtol=1e-4, atol=1e-4)  # float32
 
 
 @pytest.mark.parametrize("name", PROBES)

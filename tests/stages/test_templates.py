@@ -121,6 +121,9 @@ def test_shares(sizes: list[int], total: int, shares: list[int]) -> None:
     assert templates._shares(np.array(sizes, np.int64), total).tolist() == shares
 
 
+NEAR = np.array([0.5, 0.7, 0.5], np.float32)  # weights of the channels in the universal templates
+
+
 def stage_of(folder: Path, features: NDArray[np.float32], score: NDArray[np.float32], **options: Any) -> LearnTemplates:
     """Peaks of one region and centre, on three channels."""
     n, n_pcs = len(features), features.shape[2]
@@ -128,12 +131,13 @@ def stage_of(folder: Path, features: NDArray[np.float32], score: NDArray[np.floa
     receipt = write_block(folder / "a.rows", columns, np.zeros(n, np.int64), 1)
     settings, one = Settings(n_pcs=n_pcs, **options), np.zeros(1, np.int64)
     pcs = np.eye(n_pcs, 61, 20, dtype=np.float32)
+    mixture = np.random.default_rng(1).standard_normal((200, n_pcs)).astype(np.float32)
     return LearnTemplates(
         settings,
         Peaks([receipt]),
-        Waveforms(pcs, pcs[:1]),
+        Waveforms(pcs, mixture / np.linalg.norm(mixture, axis=1, keepdims=True) @ pcs),
         linear_probe(3),
-        Centres(np.zeros((1, 2)), one, np.arange(3)[None], np.ones((1, 1, 3), "f4"), one[:, None], 20.0),
+        Centres(np.zeros((1, 2)), one, np.arange(3)[None], NEAR[None, None], one[:, None], 20.0),
         Regions(np.zeros((1, 2)), one, one),
         Circumstances(Tiling(0, 300 * n + 300, 300 * n + 300, 0, 1), 30_000.0),
         GraphClustering(settings),
@@ -157,32 +161,42 @@ def small_peaks(waveforms: NDArray[np.float32], seed: int = 1) -> NDArray[np.flo
 
 
 LARGE = np.eye(3, 6, dtype=np.float32)[0] * np.array([[40], [0], [0]], np.float32)
-SMALL = np.array([[0, 0, 0, 0, 0, 0], [0, 5, 0, 0, 0, 0], [0, 5.5, 0, 0, 0, 0]], np.float32)  # of norm 7.4
+SMALL = np.outer([1, 5, 5], [0, 0.95, 0.3, 0, 0, 0]).astype(np.float32)  # of norm 7.1; no projection is above 6.6
+
+
+def many_neurons() -> NDArray[np.float32]:
+    """Peaks of all kinds of waveforms (n, c, q)."""
+    mixture = np.random.default_rng(3).standard_normal((300, 1, 6))
+    return (9 * NEAR[:, None] * mixture / np.linalg.norm(mixture, axis=2, keepdims=True)).astype(np.float32)
+
+
+def falling_scores(n: int) -> NDArray[np.float32]:
+    """Those of background, or of a neuron most of whose peaks are below the threshold of detection."""
+    return (6.5 + np.random.default_rng(2).exponential(0.5, n)).astype(np.float32)
 
 
 def test_small_peaks_of_one_neuron_are_a_template_of_their_own(tmp_path: Path) -> None:
     features = small_peaks(np.concatenate([np.tile(LARGE, (100, 1, 1)), np.tile(SMALL, (60, 1, 1))]))
-    # Most scores of a neuron as small as this one are below the threshold of detection: it looks like background.
-    score = np.concatenate([np.full(100, 40.0), 6.5 + np.random.default_rng(2).exponential(0.5, 60)])
-    stage = stage_of(tmp_path, features, score.astype(np.float32))
-    assert stage._threshold(score.astype(np.float32)) == HIGHEST_PEAK
+    score = np.concatenate([np.full(100, 40.0, np.float32), falling_scores(60)])
+    stage = stage_of(tmp_path, features, score)
+    assert stage._threshold(score) == HIGHEST_PEAK
     found = stage.task(0, tmp_path)
     assert found.n_spikes.tolist() == [100, 60]
-    assert found.score.tolist() == pytest.approx([40.0, score[100:].mean()])
     # 60 peaks leave 1/60 of the noise's variance in each of 18 features: 0.5 in all.
     assert np.linalg.norm(found.features[1] - SMALL) < 1.0
     assert len(stage.run(RunHere(tmp_path)).features) == 2
 
 
 def test_small_peaks_of_many_neurons_are_none(tmp_path: Path) -> None:
-    """They have the first component of the channel of the centre in common, and little else."""
-    rng = np.random.default_rng(3)
-    many = rng.standard_normal((300, 3, 6)).astype(np.float32) * 2.0
-    many[:, 1, 1] += 5.0
-    score = (6.5 + rng.exponential(0.5, 300)).astype(np.float32)
-    stage = stage_of(tmp_path, small_peaks(many), score)
+    score = falling_scores(300)
+    stage = stage_of(tmp_path, small_peaks(many_neurons()), score)
     assert stage._threshold(score) == HIGHEST_PEAK
     assert stage.task(0, tmp_path).n_spikes.max(initial=0) < 20  # a few may agree by chance
+
+
+def test_if_the_threshold_is_a_number_all_peaks_above_it_are_clustered(tmp_path: Path) -> None:
+    found = stage_of(tmp_path, small_peaks(many_neurons()), falling_scores(300), Th_universal=6.5).task(0, tmp_path)
+    assert found.n_spikes.sum() == 300
 
 
 def test_the_noise_in_the_mean_of_few_peaks_is_no_agreement() -> None:
@@ -191,15 +205,6 @@ def test_the_noise_in_the_mean_of_few_peaks_is_no_agreement() -> None:
     found = RegionTemplates(mean, np.array([3.0, 300.0, 300.0]), np.ones(3), np.full(3, 7.0))
     # 12 features with unit noise add 4 to the energy of the mean of 3 peaks, 0.04 to that of 300.
     assert of_one_neuron(found, n_features=12).tolist() == [False, True, False]
-
-
-def test_if_the_threshold_is_a_number_all_peaks_above_it_are_clustered(tmp_path: Path) -> None:
-    rng = np.random.default_rng(3)
-    many = rng.standard_normal((300, 3, 6)).astype(np.float32) * 2.0
-    many[:, 1, 1] += 5.0
-    score = (6.5 + rng.exponential(0.5, 300)).astype(np.float32)
-    found = stage_of(tmp_path, small_peaks(many), score, Th_universal=6.5).task(0, tmp_path)
-    assert found.n_spikes.sum() == 300
 
 
 def test_templates_know_how_their_scores_vary(tmp_path: Path) -> None:
