@@ -114,12 +114,18 @@ class Group(NamedTuple):
 
 
 def are_two(
-    a: Group, b: Group, *, time_derivative: Tensor | None = None, continuing_below: float = CONTINUING_BELOW
+    a: Group,
+    b: Group,
+    *,
+    time_derivative: Tensor | None = None,
+    rolled: Sequence[Tensor] = (),
+    continuing_below: float = CONTINUING_BELOW,
 ) -> bool:
     """Whether two groups of spikes come from two neurons rather than one.
 
     The first of these that can be decided decides. Spikes are never compared along the time derivative of the mean,
-    because the peak of a spike is anywhere within a sample, and templates may be aligned differently.
+    because the peak of a spike is anywhere within a sample, and templates may be aligned differently; nor along what
+    the mean loses if it is rolled, as the components do not contain all of the rolled waveform.
 
     1. Means less similar than :data:`MIN_SIMILARITY` are those of two neurons (step 6b).
     2. Spikes that do not follow another within a burst are compared in cells of time and displacement, if they are at
@@ -141,6 +147,8 @@ def are_two(
     time_derivative : Tensor, shape (q, q), float64, optional
         ``features @ time_derivative`` are the features of the derivative of a waveform, on each channel
         (:func:`~ks4stream.kernels.templates.time_derivative`). Without it, derivatives are not left out.
+    rolled : sequence of Tensor, shape (q, q), float64
+        ``features @ matrix`` are those of waveforms rolled there and back, for every lag by which some were rolled.
     continuing_below : float
         Limit of the fourth rule, for groups of at least :data:`MIN_IN_CELLS` spikes; that of smaller ones, which may
         never have been recorded at the same displacement by chance, is :data:`CONTINUING_BELOW`.
@@ -153,9 +161,9 @@ def are_two(
     if cosine(mean_a, mean_b) < MIN_SIMILARITY:
         return True
     amplitude = (mean_a + mean_b)[None]
-    alike = amplitude[:0]
-    if time_derivative is not None:
-        alike = (amplitude.view(-1, len(time_derivative)) @ time_derivative).view(1, -1)
+    changes = [] if time_derivative is None else [time_derivative]
+    changes += [matrix - torch.eye(len(matrix)).to(matrix) for matrix in rolled]
+    alike = torch.cat([amplitude[:0], *((amplitude.view(-1, len(of)) @ of).view(1, -1) for of in changes)])
     width_um = RANGE_EFFECT / CHANGE_PER_UM / max(float(mean_a.norm()), float(mean_b.norm()), 1e-9)
     width_um = min(max(width_um, MIN_RANGE_UM), MAX_RANGE_UM)
     widened = WIDENED if max(int(of.max()) for of in ranges_of(a, b, width_um)) > 0 else WIDENED[:1]

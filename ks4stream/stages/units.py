@@ -234,8 +234,18 @@ class Examples:
             splits.Group(self._on(channels, side), splits.Conditions.of_columns(side, self._rate), count)
             for side, count in zip(sides, counts, strict=True)
         ]
-        derivative = templates.time_derivative(self._components)
-        return splits.are_two(*groups, time_derivative=derivative, continuing_below=splits.TAKING_TURNS_BELOW)
+        lags = {*unit.lags.values(), *(before + lag for before in other.lags.values())} - {0}
+        return splits.are_two(
+            *groups,
+            time_derivative=templates.time_derivative(self._components),
+            rolled=[self._there_and_back(lag) for lag in sorted(lags)],
+            continuing_below=splits.TAKING_TURNS_BELOW,
+        )
+
+    def _there_and_back(self, lag: int) -> torch.Tensor:
+        """Rolls features (…, q) by a lag and back again: (q, q), float64."""
+        there, back = (templates.roll_matrix(self._components, sign * lag) for sign in (-1, 1))
+        return (there @ back).double()
 
     def _read(self, number: int) -> dict[str, NDArray[Any]]:
         """Columns of some spikes of one cluster."""
