@@ -482,6 +482,18 @@ def test_groups_that_differ_in_their_alignment_only_are_one() -> None:
     assert are_two(a, other, time_derivative=derivative)
 
 
+def test_groups_that_differ_by_what_rolling_loses_are_one() -> None:
+    rolled = torch.eye(6, dtype=torch.float64)
+    rolled[0, 0], rolled[0, 2] = 0.95, 0.2
+    waveform = torch.zeros(5, 6, dtype=torch.float64)
+    waveform[:, 0] = 15
+    a, b = group(noise(500, 40) + waveform.view(-1)), group(noise(400, 41) + (waveform @ rolled).view(-1))
+    assert are_two(a, b)
+    assert not are_two(a, b, rolled=[rolled])
+    other = group(noise(400, 41) + (waveform @ rolled).view(-1) + 8 * axis(4))
+    assert are_two(a, other, rolled=[rolled])
+
+
 @pytest.mark.parametrize(
     ("sizes", "distance"), [((500, 500), 6), ((2000, 60), 9), ((2000, 20), 9), ((300, 16), 9), ((30, 30), 9)]
 )

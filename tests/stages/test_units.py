@@ -293,6 +293,26 @@ def test_a_late_cluster_is_compared_at_its_lag(tmp_path: Path, lag: int) -> None
     assert away < 2 if lag else away > 5  # of noise alone, √(16/200 + 16/200) = 0.4, and what the window cuts off
 
 
+def test_what_rolling_loses_is_no_difference(tmp_path: Path) -> None:
+    """A waveform that is too narrow for the components: of what they lack, a part is within them two samples later."""
+
+    def seen(late: int, sizes: tuple[float, ...]) -> NDArray[np.float32]:
+        narrow = torch.exp(-0.5 * ((torch.arange(NT) - NT // 2 - late) / 2.5) ** 2)
+        return np.outer(sizes, (narrow / narrow.norm()) @ PCS.T).astype(np.float32)
+
+    def two(sizes: tuple[float, ...]) -> bool:
+        table = Table(tmp_path, EVERYWHERE)
+        table.add(sparse(300, 20), 0, seen(0, (60, 30, 20, 10)), 21)
+        table.add(sparse(300, 22), 0, seen(-2, sizes), 23)
+        return table.are_two(lag=2)
+
+    assert not two((60, 30, 20, 10))
+    assert two((60, 15, 40, 10))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Examples, "_there_and_back", lambda self, lag: torch.eye(N_PCS, dtype=torch.float64))
+        assert two((60, 30, 20, 10)), "without knowing what it loses"
+
+
 def test_clusters_of_a_unit_are_compared_at_their_own_lags(tmp_path: Path) -> None:
     table = Table(tmp_path, EVERYWHERE)
     early = np.stack([size * bump(-LATE) for size in (20, 12, 8, 5)])
