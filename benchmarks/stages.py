@@ -624,7 +624,7 @@ def _match_their_traces(pair: Pair, match: Match, sample: np.ndarray, template: 
     channels, away, scores = match.template_channels, [np.zeros(0)], [np.zeros(0)]
     for tile, traces in pair.batches("moved"):
         found = matching_kernels.match(
-            traces, match.prepared, threshold=lowest_score(pair.settings), max_peels=pair.settings.max_peels
+            traces, match.prepared, threshold=match.lowest, max_peels=pair.settings.max_peels
         )
         time = found.sample_index.numpy() - nt + tile.start + shift
         inner = (tile.start + 2 * nt, tile.stop - 2 * nt)

@@ -52,9 +52,9 @@ TRIES = (
     (
         "`Th_universal`, `Th_learned`",
         "9 and 8",
-        "You want Kilosort4's thresholds, for instance to compare. By default (auto), each region of the probe and "
-        "each template has a threshold that follows from the scores of its spikes, so that small units are found "
-        "where the background is quiet.",
+        "You want Kilosort4's thresholds, for instance to compare. By default (auto), smaller peaks are used where "
+        "they agree, and each template has a threshold that follows from the scores of its spikes, so that small units "
+        "are found where the background is quiet.",
     ),
     (
         "`Th_universal`, `Th_learned`",

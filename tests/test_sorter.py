@@ -28,7 +28,7 @@ from ks4stream.io.records import key_of
 from ks4stream.io.store import load_sorting
 from ks4stream.kernels import detection, graph, matching
 from ks4stream.kernels.memory import in_chunks
-from ks4stream.kernels.thresholds import LOWEST
+from ks4stream.kernels.thresholds import LOWEST_SMALL
 from ks4stream.method import METHOD_VERSION
 from ks4stream.planning import plan
 from ks4stream.preprocessed import preprocess
@@ -251,7 +251,7 @@ def test_a_sorting_is_in_order_and_within_the_recording(case: Case) -> None:
     order = np.lexsort((found.unit, found.sample))
     np.testing.assert_array_equal(order, np.arange(found.n_spikes))
     assert sorted(set(found.unit.tolist())) == list(range(found.n_units))
-    assert (found.score > LOWEST).all()
+    assert (found.score > LOWEST_SMALL).all()
     assert np.isfinite(found.features).all()
     assert (found.features[found.template_channels[found.template] < 0] == 0).all()
 

@@ -123,9 +123,10 @@ def are_two(
 ) -> bool:
     """Whether two groups of spikes come from two neurons rather than one.
 
-    The first of these that can be decided decides. Spikes are never compared along the time derivative of the mean,
-    because the peak of a spike is anywhere within a sample, and templates may be aligned differently; nor along what
-    the mean loses if it is rolled, as the components do not contain all of the rolled waveform.
+    The first of these that can be decided decides. In cells and ranges, spikes are never compared along the time
+    derivative of the mean, because the peak of a spike is anywhere within a sample, and templates may be aligned
+    differently; nor along what the mean loses if it is rolled, as the components do not contain all of the rolled
+    waveform.
 
     1. Means less similar than :data:`MIN_SIMILARITY` are those of two neurons (step 6b).
     2. Spikes that do not follow another within a burst are compared in cells of time and displacement, if they are at

@@ -16,13 +16,14 @@ from scipy.special import ndtr
 
 LOWEST, LOWEST_SMALL, BELOW_NORM = 5.0, 4.0, 3.0
 """Lowest score that is searched if thresholds follow from the data, in noise standard deviations: 5, but for small
-templates their norm less 3, below which few of their spikes are, and at least 4, above which noise alone is rare."""
+templates their norm minus 3, below which few of their spikes are, and at least 4, where noise alone is found about as
+often as the spikes of a slow neuron."""
 HIGHEST = 12.0
 """Largest threshold. Background is hardly ever that large; larger spikes are of other neurons, and told apart by
 clustering."""
 LOWEST_PEAK, HIGHEST_PEAK = 6.5, 9.0
-"""The same for the peaks of a region, from which templates are learned (section 5.2); the highest one is Kilosort4's
-``Th_universal``."""
+"""Limits of the score above which peaks of a region are large, so that they are clustered apart from smaller ones
+(section 5.2); the highest one is Kilosort4's ``Th_universal``."""
 LARGEST_SMALL = 14.0  # peaks with larger scores say nothing about a threshold
 BACKGROUND_SHARE = 0.1  # of small peaks above the threshold
 WITHOUT_NEURON = 8.0  # threshold of templates with few spikes or only background; Kilosort4's ``Th_learned``
@@ -58,7 +59,7 @@ class Mixture(NamedTuple):
 
 
 def lowest_scores(norm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Lowest score that is searched for templates of some norms (v,), in steps of a bin.
+    """Lowest score that is searched for templates of some norms (v,), rounded to the width of a bin.
 
     >>> lowest_scores(np.array([5.5, 7.52, 60.0])).tolist()
     [4.0, 4.5, 5.0]

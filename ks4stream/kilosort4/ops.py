@@ -342,7 +342,7 @@ def peaks_of(ops: dict[str, Any]) -> PeakSample | None:
 
 
 def thresholds_of(ops: dict[str, Any]) -> NDArray[np.float64]:
-    """Thresholds of the templates (v,); in an `ops` of which only the settings are known, the lowest of matching."""
+    """Thresholds of the templates (v,); in an `ops` of which only the settings are known, :func:`lowest_score`."""
     n_templates, known = len(template_channels_of(ops)), array(own(ops).get("threshold", []), np.float64)
     return known if len(known) == n_templates else np.full(n_templates, lowest_score(settings_of(ops)))
 

@@ -47,10 +47,11 @@ class Pursuit(Stage[Block, Part, Result]):
     @cached_property
     def lowest(self) -> Tensor:
         """Threshold of matching for each template (v,), float64."""
-        features = torch.from_numpy(self.templates.features).double()
+        features = torch.from_numpy(self.templates.features)
         if self.settings.Th_learned == AUTO:
-            return torch.from_numpy(lowest_scores(features.norm(dim=(1, 2)).numpy()))
-        return features.new_full((len(features),), lowest_score(self.settings))
+            norm = torch.linalg.vector_norm(features, dim=(1, 2), dtype=torch.float64)
+            return torch.from_numpy(lowest_scores(norm.numpy()))
+        return torch.full((len(features),), lowest_score(self.settings), dtype=torch.float64)
 
     def sample_of(self, tile: Tile, spikes: TileSpikes) -> Tensor:
         """Time of each spike, in samples of the recording: (n,)."""

@@ -39,7 +39,7 @@ logger = logging.getLogger("ks4stream")
 AGREEMENT = 0.97
 """Least norm of the mean of a cluster of small peaks, relative to the mean projection of each on its own universal
 template, which explains only a part of a neuron's waveform. So the mean of one neuron's peaks is larger than their
-projections, but for the noise in these. Peaks of many neurons resemble different templates, their mean none as much."""
+projections, apart from noise. Peaks of many neurons resemble different templates, and their mean none as closely."""
 N_SLICES = 100  # time slices, over which the peaks of a region are thinned evenly if there are too many
 
 
@@ -50,6 +50,7 @@ class RegionTemplates(NamedTuple):
     n_spikes: NDArray[np.float64]  # (u,) number of spikes that each represents
     variance: NDArray[np.float64]  # (u,) of their projections on the mean
     projection: NDArray[np.float64]  # (u,) mean of the peaks' projections on their universal templates
+    noise: NDArray[np.float64]  # (u,) energy of unit noise in the mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         score = read_region(self.peaks.receipts, "score", item)
         is_large = score > self._threshold(score)
         large, small = (self._clusters(item, np.flatnonzero(some)) for some in (is_large, ~is_large))
-        agree = of_one_neuron(small, n_features=self.centres.channels.shape[1] * self.settings.n_pcs)
+        agree = of_one_neuron(small)
         pairs: Iterable[Any] = zip(large, small, strict=True)
         return RegionTemplates(*(np.concatenate([of_large, of_small[agree]]) for of_large, of_small in pairs))
 
@@ -107,11 +108,14 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         conditions = self.circumstances.of(sample, float(self.regions.position_um[region, 1]))
         label = self.cluster(rows, conditions, components=torch.from_numpy(self.waveforms.components))
         mean, count = cluster_means(rows, label, weight)
+        total = count.clip(1e-12)
+        n_features = (self.centres.channels >= 0).sum(axis=1)[centre] * features.shape[2]
         return RegionTemplates(
             features=on_all_channels(mean, union, n_channels, features.shape[2]),
             n_spikes=count,
             variance=score_variances(rows, label, weight, mean),
-            projection=np.bincount(label, weight * self._projections(features, centre), len(count)) / count,
+            projection=np.bincount(label, weight * self._projections(features, centre), len(count)) / total,
+            noise=np.bincount(label, weight**2 * n_features, len(count)) / total**2,
         )
 
     def _projections(self, features: NDArray[np.float32], centre: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -127,7 +131,7 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
     def combine(self, parts: Iterable[RegionTemplates], run: Run) -> Templates:
         """Align the clusters of all regions, merge near duplicates, and drop those with too few spikes."""
         empty = np.zeros((0, self.probe.n_channels, self.settings.n_pcs), np.float32)
-        regions = [RegionTemplates(empty, np.zeros(0), np.zeros(0), np.zeros(0)), *parts]
+        regions = [RegionTemplates(empty, *np.zeros((4, 0))), *parts]
         features = torch.from_numpy(np.concatenate([region.features for region in regions]))
         count = torch.from_numpy(np.concatenate([region.n_spikes for region in regions]))
         variance = torch.from_numpy(np.concatenate([region.variance for region in regions]))
@@ -156,10 +160,9 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         )
 
 
-def of_one_neuron(found: RegionTemplates, *, n_features: int) -> NDArray[np.bool_]:
-    """Which clusters (u,) have a mean as large as their peaks' projections; each peak has so many features."""
-    noise = n_features / found.n_spikes
-    energy = np.square(found.features.astype(np.float64)).sum(axis=(1, 2)) - noise
+def of_one_neuron(found: RegionTemplates) -> NDArray[np.bool_]:
+    """Which clusters (u,) have a mean as large as the projections of their peaks."""
+    energy = np.square(found.features.astype(np.float64)).sum(axis=(1, 2)) - found.noise
     return np.asarray(energy >= (AGREEMENT * found.projection) ** 2)
 
 

@@ -243,9 +243,9 @@ class Examples:
         )
 
     def _there_and_back(self, lag: int) -> torch.Tensor:
-        """Rolls features (…, q) by a lag and back again: (q, q), float64."""
-        there, back = (templates.roll_matrix(self._components, sign * lag) for sign in (-1, 1))
-        return (there @ back).double()
+        """Rolls features (…, q) by −lag, then by the lag: (q, q), float64."""
+        there, back = (templates.roll_matrix(self._components, sign * lag).double() for sign in (-1, 1))
+        return there @ back
 
     def _read(self, number: int) -> dict[str, NDArray[Any]]:
         """Columns of some spikes of one cluster."""

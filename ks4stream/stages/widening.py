@@ -82,8 +82,8 @@ class Widen(Pursuit[BlockSums, Templates]):
 
     @cached_property
     def lowest(self) -> Tensor:
-        """Whatever ``Th_learned`` is: the fewer small spikes are left in the residual, the better."""
-        return torch.full((len(self.templates.features),), LOWEST)
+        """Whatever ``Th_learned`` is: spikes left in the residual would blur the sums, but for very small ones."""
+        return torch.full((len(self.templates.features),), LOWEST, dtype=torch.float64)
 
     @cached_property
     def slots(self) -> NDArray[np.int64]:

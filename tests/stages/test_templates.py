@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -154,6 +155,15 @@ def test_a_region_without_peaks_has_no_templates(tmp_path: Path) -> None:
     assert stage.run(run).features.shape == (0, 3, 2)
 
 
+class AtMost100:
+    """Takes all of at most 100 peaks for one cluster."""
+
+    device, max_peaks = "cpu", 100
+
+    def __call__(self, rows: Any, conditions: Any, **_: Any) -> NDArray[np.int64]:
+        return np.zeros(rows.n, np.int64)
+
+
 def small_peaks(waveforms: NDArray[np.float32], seed: int = 1) -> NDArray[np.float32]:
     """Peaks with unit noise around some waveforms (n, c, q)."""
     noise = np.random.default_rng(seed).standard_normal(waveforms.shape)
@@ -182,16 +192,18 @@ def test_small_peaks_of_one_neuron_are_a_template_of_their_own(tmp_path: Path) -
     assert stage._threshold(score) == HIGHEST_PEAK
     found = stage.task(0, tmp_path)
     assert found.n_spikes.tolist() == [100, 60]
-    # 60 peaks leave 1/60 of the noise's variance in each of 18 features: 0.5 in all.
+    # 60 peaks leave 1/60 of the noise's variance in each of 18 features: an energy of 0.3, a norm of 0.55.
     assert np.linalg.norm(found.features[1] - SMALL) < 1.0
     assert len(stage.run(RunHere(tmp_path)).features) == 2
 
 
-def test_small_peaks_of_many_neurons_are_none(tmp_path: Path) -> None:
+def test_small_peaks_of_many_neurons_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     score = falling_scores(300)
     stage = stage_of(tmp_path, small_peaks(many_neurons()), score)
     assert stage._threshold(score) == HIGHEST_PEAK
-    assert stage.task(0, tmp_path).n_spikes.max(initial=0) < 20  # a few may agree by chance
+    assert stage.task(0, tmp_path).n_spikes.sum() < 30  # a few may agree by chance
+    monkeypatch.setattr(templates, "AGREEMENT", 0.0)
+    assert stage.task(0, tmp_path).n_spikes.sum() == 300
 
 
 def test_if_the_threshold_is_a_number_all_peaks_above_it_are_clustered(tmp_path: Path) -> None:
@@ -202,9 +214,22 @@ def test_if_the_threshold_is_a_number_all_peaks_above_it_are_clustered(tmp_path:
 def test_the_noise_in_the_mean_of_few_peaks_is_no_agreement() -> None:
     mean = np.zeros((3, 2, 6), np.float32)
     mean[:, 0, 0] = [7.0, 7.0, 6.7]
-    found = RegionTemplates(mean, np.array([3.0, 300.0, 300.0]), np.ones(3), np.full(3, 7.0))
     # 12 features with unit noise add 4 to the energy of the mean of 3 peaks, 0.04 to that of 300.
-    assert of_one_neuron(found, n_features=12).tolist() == [False, True, False]
+    noise = np.array([4.0, 0.04, 0.04])
+    found = RegionTemplates(mean, np.array([3.0, 300.0, 300.0]), np.ones(3), np.full(3, 7.0), noise)
+    assert of_one_neuron(found).tolist() == [False, True, False]
+
+
+def test_the_noise_in_the_mean_is_that_of_the_peaks_that_were_chosen(tmp_path: Path) -> None:
+    """Not of those that they represent, and only on channels that there are."""
+    stage = stage_of(tmp_path, small_peaks(np.tile(SMALL, (400, 1, 1))), falling_scores(400))
+    every = stage._clusters(0, np.arange(400))
+    assert every.noise.tolist() == pytest.approx([18 / 400])
+    few = replace(stage, cluster=AtMost100())._clusters(0, np.arange(400))
+    assert few.n_spikes.tolist() == [400]
+    assert few.noise.tolist() == pytest.approx([18 / 100])
+    padded = replace(stage.centres, channels=np.array([[0, 1, -1]]))
+    assert replace(stage, centres=padded)._clusters(0, np.arange(400)).noise.tolist() == pytest.approx([12 / 400])
 
 
 def test_templates_know_how_their_scores_vary(tmp_path: Path) -> None:
@@ -220,8 +245,10 @@ def test_templates_know_how_their_scores_vary(tmp_path: Path) -> None:
     one, other = np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32)
     one[0, 0], other[2, 0] = 10, 30
     parts = [
-        RegionTemplates(one[None], np.array([30.0]), np.array([4.0]), np.array([9.0])),
-        RegionTemplates(np.stack([one * 1.1, other]), np.array([10.0, 50.0]), np.array([8.0, 9.0]), np.full(2, 9.0)),
+        RegionTemplates(one[None], np.array([30.0]), np.array([4.0]), np.array([9.0]), np.zeros(1)),
+        RegionTemplates(
+            np.stack([one * 1.1, other]), np.array([10.0, 50.0]), np.array([8.0, 9.0]), np.full(2, 9.0), np.zeros(2)
+        ),
     ]
     found = LearnTemplates.combine(cast(Any, stage), parts, RunHere(tmp_path))
     between = (3 * 0.25**2 + 0.75**2) / 4  # norms of 10 and 11 around 10.25
