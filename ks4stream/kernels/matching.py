@@ -446,8 +446,8 @@ class _ScoreMap:
         def subtract(peak: Tensor, pair: Tensor) -> None:
             fall = templates.pair_gram[pair] @ templates.lagged * -peaks.score[peak, None]  # (n, l)
             origin = templates.pair_row[pair] * self.scores.shape[1] + peaks.sample[peak]
-            # Peaks that do not affect each other may still change the same scores: add in order, not by float atomics.
-            flat.index_put_((origin[:, None] + reach,), fall, accumulate=True)
+            # Peaks that do not affect each other may still change the same scores.
+            add_windows(flat, origin[:, None] + reach, fall)
 
         in_chunks(subtract, peak, pair, size=ROWS_PER_CHUNK.on(peak.device))
         self._refresh(self._reached(peaks))
@@ -476,6 +476,22 @@ def _score(traces: Tensor, templates: PreparedTemplates, first: int, out: Tensor
             torch.mm(weights, projected[channels].flatten(0, 1), out=out[row : row + len(weights), start:stop])
             row += len(weights)
         del projected  # before the next one is allocated
+
+
+def add_windows(total: Tensor, index: Tensor, values: Tensor) -> None:
+    """Add values, some of them at the same place, always in the same order: float sums depend on it.
+
+    Parameters
+    ----------
+    total : Tensor, shape (n,), float32
+        Changed in place.
+    index : Tensor, shape (window, l), int64
+    values : Tensor, shape (window, l), float32
+    """
+    if total.device.type == "cpu":  # where index_put_ adds by atomics when there are several threads
+        total.index_add_(0, index.flatten(), values.flatten())
+    else:  # where index_add_ adds by atomics, and index_put_ sorts
+        total.index_put_((index,), values, accumulate=True)
 
 
 # -- residual and features ---------------------------------------------------------------------------
@@ -512,7 +528,7 @@ def subtract(traces: Tensor, spikes: TileSpikes, templates: PreparedTemplates) -
         unit = unit[spike]
         scaled = on_channels[unit, slot] * -spikes.amplitude[chunk][spike, None]
         origin = channels[unit, slot] * t + spikes.sample_index[chunk][spike]
-        flat.index_put_((origin[:, None] + window,), scaled @ templates.components, accumulate=True)
+        add_windows(flat, origin[:, None] + window, scaled @ templates.components)
     return residual
 
 

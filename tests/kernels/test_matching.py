@@ -14,6 +14,7 @@ from ks4stream.kernels.matching import (
     PreparedTemplates,
     TileSpikes,
     _score,
+    add_windows,
     bisected,
     features,
     for_moved,
@@ -298,6 +299,24 @@ def test_padded_channels_have_features_zero() -> None:
     projected = features(subtract(traces, spikes, templates), spikes, templates)
     assert (projected[:, templates.template_channels[0] < 0] == 0).all()
     assert (projected[:, templates.template_channels[0] >= 0] != 0).any()
+
+
+def test_windows_are_added_in_order_by_any_number_of_threads() -> None:
+    draw = torch.Generator().manual_seed(8)
+    first, values = torch.randint(5000, (3000, 1), generator=draw), torch.randn(3000, 41, generator=draw)
+    index, n_threads = first + torch.arange(41), torch.get_num_threads()
+    totals = []
+    try:
+        for threads in (1, 2, 4, 4):
+            torch.set_num_threads(threads)
+            totals.append(torch.zeros(5041))
+            add_windows(totals[-1], index, values)
+    finally:
+        torch.set_num_threads(n_threads)
+    expected = np.zeros(5041, np.float32)
+    np.add.at(expected, index.flatten().numpy(), values.flatten().numpy())
+    for total in totals:
+        np.testing.assert_array_equal(total.numpy(), expected)
 
 
 @pytest.mark.slow
