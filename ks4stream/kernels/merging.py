@@ -34,6 +34,9 @@ GHOST_LAG_MS, GHOST_JITTER_MS = 1.0, 0.07  # maximum lag, and maximum deviation 
 AreTwo = Callable[["GrowingUnit", "GrowingUnit", int], bool]
 """Whether two units are two neurons; the spikes and waveforms of the second one are moved earlier by the lag."""
 
+LineUp = Callable[["GrowingUnit", "GrowingUnit", int], int]
+"""The lag by which the second of two units lines up best with the first; the lag of their templates is given."""
+
 SimilarityRow = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Similarity of one template (c, q) to others (v, c, q): values (v,) and lags (v,); see :func:`merge_clusters`."""
 
@@ -125,6 +128,7 @@ def merge_clusters(
     acg_threshold: float,
     ccg_threshold: float,
     are_two: AreTwo,
+    line_up: LineUp,
 ) -> MergedUnits:
     """Merge clusters with similar templates that are one neuron (section 9).
 
@@ -149,8 +153,8 @@ def merge_clusters(
     similarity_row : callable
         The same for the template of a merged unit: ``(template (c, q), templates (v, c, q)) → (v,), (v,)``.
     sampling_rate_hz, acg_threshold, ccg_threshold : float
-    are_two : callable
-        See :data:`AreTwo`.
+    are_two, line_up : callable
+        See :data:`AreTwo` and :data:`LineUp`.
 
     Returns
     -------
@@ -165,31 +169,32 @@ def merge_clusters(
     similarity, lag = similarity.copy(), lag.copy()
     apart, two = _KnownPairs(alive), _KnownPairs(alive)  # by their correlogram, and by their spikes
 
-    def are_one(u: int, v: int, train: Callable[[], NDArray[np.int64]]) -> bool:
+    def lag_if_one(u: int, v: int, train: Callable[[], NDArray[np.int64]]) -> int | None:
         by_correlogram = absorbs[u] and not apart.known(u, v)
         if not by_correlogram and two.known(u, v):
-            return False
-        shift = int(lag[u, v])
+            return None
+        shift = line_up(alive[u], alive[v], int(lag[u, v]))
         other = alive[v].train() - shift
         if by_correlogram:
             if is_refractory_pair(train(), other, sampling_rate_hz=sampling_rate_hz, ccg_threshold=ccg_threshold):
-                return True
+                return shift
             apart.add(u, v)
         if not two.known(u, v):
             if not fire_together(train(), other, sampling_rate_hz) and not are_two(alive[u], alive[v], shift):
-                return True
+                return shift
             two.add(u, v)
-        return False
+        return None
 
     for u in np.argsort(-n_spikes, kind="stable").tolist():
         while u in alive:
             similar = np.argsort(-similarity[u], kind="stable")
             similar = similar[similarity[u, similar] > SIMILAR_ABOVE]
             train = cache(alive[u].train)  # read once, if it is needed
-            v = next((v for v in similar.tolist() if v != u and v in alive and are_one(u, v, train)), None)
+            lags = ((v, lag_if_one(u, v, train)) for v in similar.tolist() if v != u and v in alive)
+            v, shift = next(((v, shift) for v, shift in lags if shift is not None), (None, 0))
             if v is None:
                 break
-            alive[u].absorb(alive.pop(v), int(lag[u, v]), components)
+            alive[u].absorb(alive.pop(v), shift, components)
             _renew_row(u, alive, similarity, lag, similarity_row)
     remaining = [alive[u] for u in sorted(alive)]
     unit_of, lag_of = np.zeros(n_clusters, np.int64), np.zeros(n_clusters, np.int64)

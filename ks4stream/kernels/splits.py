@@ -29,9 +29,14 @@ MIN_SIMILARITY = 0.5  # of the means; less similar groups are two neurons
 CONTINUING_BELOW = 0.6
 """Distance of the means, relative to the larger one, below which two groups that were never recorded at the same
 displacement are one neuron: that of two means of one size whose similarity is 0.82."""
-TAKING_TURNS_BELOW = 0.75
-"""The same when units are merged (a similarity of 0.72). A neuron is seen at all displacements, unless it leaves the
-probe, so two units that take turns with the tissue's position are likely to be one."""
+LIMIT_PER_UM, MAX_LIMIT = 0.015, 0.9
+"""When units are merged, that limit rises by so much for each µm between the displacements at which the two are nearest
+to each other, up to a maximum (a similarity of 0.6). A waveform changes as it moves past the contacts, and a neuron is
+seen at all displacements, unless it leaves the probe, so two units that take turns are likely to be one."""
+TURNS_SHARE = 0.15
+"""Groups take turns with the tissue's position if at most this share of the smaller one was recorded where the other
+one was. A few spikes of a neuron are found as those of its other part, because they overlap others; these differ from
+the rest there."""
 
 MAX_WINDOWS, SPIKES_PER_CELL = 8, 8  # windows of time; as many as leave the smaller group so many spikes per cell
 RANGE_EFFECT, MIN_RANGE_UM, MAX_RANGE_UM = 2.0, 1.0, 8.0
@@ -119,7 +124,7 @@ def are_two(
     *,
     time_derivative: Tensor | None = None,
     rolled: Sequence[Tensor] = (),
-    continuing_below: float = CONTINUING_BELOW,
+    limit_per_um: float = 0.0,
 ) -> bool:
     """Whether two groups of spikes come from two neurons rather than one.
 
@@ -134,8 +139,9 @@ def are_two(
        (step 6c).
     3. All spikes are compared in ranges of displacement, along directions other than their amplitude, which may have
        changed (step 6d).
-    4. If the tissue moved, the groups were recorded at different displacements. They are one neuron if the mean of one
-       group continues that of the other (step 6e).
+    4. If the tissue moved, and the groups were recorded at different displacements, they are one neuron if the mean of
+       one group continues that of the other (step 6e). That also decides if hardly any spikes of the two were recorded
+       at the same displacements (:func:`take_turns`), and these are apart.
 
     Spikes at unknown displacements do not enter. If a group has too few others (less than half, and less than
     :data:`MIN_IN_CELLS`), only the distance of the means of all spikes decides. Too few spikes to decide are those of
@@ -150,9 +156,10 @@ def are_two(
         (:func:`~ks4stream.kernels.templates.time_derivative`). Without it, derivatives are not left out.
     rolled : sequence of Tensor, shape (q, q), float64
         ``features @ matrix`` are those of waveforms rolled there and back, for every lag by which some were rolled.
-    continuing_below : float
-        Limit of the fourth rule, for groups of at least :data:`MIN_IN_CELLS` spikes; that of smaller ones, which may
-        never have been recorded at the same displacement by chance, is :data:`CONTINUING_BELOW`.
+    limit_per_um : float
+        By how much the limit of the fourth rule rises per µm between the displacements at which the two groups are
+        nearest, for groups of at least :data:`MIN_IN_CELLS` spikes; smaller ones may never have been recorded at the
+        same displacement by chance.
     """
     known = [group.at(~np.isnan(group.conditions.displacement_um)) for group in (a, b)]
     if any(some.n < min(MIN_IN_CELLS, 0.5 * group.n) for some, group in zip(known, (a, b), strict=True)):
@@ -165,8 +172,33 @@ def are_two(
     changes = [] if time_derivative is None else [time_derivative]
     changes += [matrix - torch.eye(len(matrix)).to(matrix) for matrix in rolled]
     alike = torch.cat([amplitude[:0], *((amplitude.view(-1, len(of)) @ of).view(1, -1) for of in changes)])
-    width_um = RANGE_EFFECT / CHANGE_PER_UM / max(float(mean_a.norm()), float(mean_b.norm()), 1e-9)
-    width_um = min(max(width_um, MIN_RANGE_UM), MAX_RANGE_UM)
+    width_um = range_width_um(a, b)
+    ranges = ranges_of(a, b, width_um)
+    apart = _separation_in_cells(a, b, alike, amplitude, width_um)
+    if apart is not None and (apart < SEPARATE_FROM or not take_turns(*ranges)):
+        return apart >= SEPARATE_FROM
+    if max(int(of.max()) for of in ranges) > 0:
+        limit = CONTINUING_BELOW
+        if min(a.n, b.n) >= MIN_IN_CELLS:
+            x, y = nearest_means(a.features, b.features, *ranges)
+            limit = min(limit + limit_per_um * width_um * abs(x.range - y.range), MAX_LIMIT)
+        return distance(a.features, b.features, *ranges) > limit
+    return False
+
+
+def _separation_in_cells(a: Group, b: Group, alike: Tensor, amplitude: Tensor, width_um: float) -> float | None:
+    """The first separation of steps 6c and 6d for which there are enough spikes.
+
+    Parameters
+    ----------
+    a, b : Group
+    alike : Tensor, shape (k, d), float64
+        Directions along which spikes are not compared.
+    amplitude : Tensor, shape (1, d), float64
+        One more for spikes within bursts.
+    width_um : float
+        Width of a range of displacement.
+    """
     widened = WIDENED if max(int(of.max()) for of in ranges_of(a, b, width_um)) > 0 else WIDENED[:1]
     counted = (a.counted(), b.counted())
     enough_counted = all(some.n >= MIN_COUNTED_SHARE * group.n for some, group in zip(counted, (a, b), strict=True))
@@ -184,12 +216,25 @@ def are_two(
                 ]
             apart = separation_within(groups[0].features, groups[1].features, *cells, without=directions)
             if apart is not None:
-                return apart >= SEPARATE_FROM
-    ranges = ranges_of(a, b, width_um)
-    if max(int(of.max()) for of in ranges) > 0:
-        limit = continuing_below if min(a.n, b.n) >= MIN_IN_CELLS else CONTINUING_BELOW
-        return distance(a.features, b.features, *ranges) > limit
-    return False
+                return apart
+    return None
+
+
+def range_width_um(a: Group, b: Group) -> float:
+    """Width of the ranges of displacement in which two groups are compared."""
+    larger = max(float(group.features.mean(0).norm()) for group in (a, b))
+    return min(max(RANGE_EFFECT / CHANGE_PER_UM / max(larger, 1e-9), MIN_RANGE_UM), MAX_RANGE_UM)
+
+
+def take_turns(range_a: NDArray[np.int64], range_b: NDArray[np.int64]) -> bool:
+    """Whether hardly any spikes of two groups are in the same ranges of displacement.
+
+    >>> take_turns(np.array([0, 0, 0, 1]), np.array([1, 1, 2, 2, 2, 2])), take_turns(np.zeros(5, int), np.zeros(5, int))
+    (False, False)
+    """
+    n = max(int(of.max()) for of in (range_a, range_b)) + 1
+    together = np.minimum(np.bincount(range_a, minlength=n), np.bincount(range_b, minlength=n)).sum()
+    return bool(together <= TURNS_SHARE * min(len(range_a), len(range_b)))
 
 
 def ranges_of(a: Group, b: Group, width_um: float) -> list[NDArray[np.int64]]:
@@ -237,10 +282,11 @@ def distance(a: Tensor, b: Tensor, range_a: NDArray[np.int64], range_b: NDArray[
 
 
 class RangeMean(NamedTuple):
-    """Mean features (d,) of the n spikes of a group in one range of displacement."""
+    """Mean features (d,) of the n spikes of a group in one range of displacement, and the number of that range."""
 
     mean: Tensor
     n: int
+    range: int
 
 
 def nearest_means(
@@ -259,13 +305,50 @@ def nearest_means(
     (ranges_a, means_a, n_a), (ranges_b, means_b, n_b) = known
     gap = np.abs(ranges_a[:, None] - ranges_b)
     i, j = divmod(int(gap.argmin()), len(ranges_b))
-    return RangeMean(means_a[i], int(n_a[i])), RangeMean(means_b[j], int(n_b[j]))
+    return RangeMean(means_a[i], int(n_a[i]), int(ranges_a[i])), RangeMean(means_b[j], int(n_b[j]), int(ranges_b[j]))
 
 
 def _means(features: Tensor, cell: Tensor, n_cells: int) -> Tensor:
     """Mean of the features (n, d) of each cell; 0 in empty ones."""
     total = features.new_zeros(n_cells, features.shape[1]).index_add_(0, cell, features)
     return total / torch.bincount(cell, minlength=n_cells).clamp_min(1)[:, None]
+
+
+# -- lining up ---------------------------------------------------------------------------------------
+
+
+def lag_between(a: Group, b: Group, rolls: Mapping[int, Tensor]) -> int:
+    """The lag by which one group lines up best with another where both were recorded.
+
+    The mean waveforms of two parts of a neuron, each over the displacements at which it was found, may line up at
+    another lag than those at the same displacements. These are compared here if there are enough spikes, or else those
+    at the nearest displacements.
+
+    Parameters
+    ----------
+    a, b : Group
+    rolls : mapping of int to Tensor, shape (q, q), float64
+        The lags, in samples; ``features @ rolls[lag]`` are delayed by the lag, on each channel. The first is the result
+        if no other is better, or if the tissue did not move, as far as is known.
+    """
+    a, b = (group.at(~np.isnan(group.conditions.displacement_um)) for group in (a, b))
+    if not a.n or not b.n:
+        return next(iter(rolls))
+    ranges = ranges_of(a, b, range_width_um(a, b))
+    if max(int(of.max()) for of in ranges) == 0:
+        return next(iter(rolls))
+    cells, count, both = _cells(*ranges)
+    if int(torch.minimum(*count)[both].sum()) >= MIN_IN_CELLS:
+        weight = _weight(*count)[both, None].sqrt()
+        means = (_means(group.features, cell, len(both))[both] for group, cell in zip((a, b), cells, strict=True))
+        x, y = (weight * mean for mean in means)
+    else:
+        x, y = (side.mean[None] for side in nearest_means(a.features, b.features, *ranges))
+    similarity = {}
+    for lag, roll in rolls.items():
+        rolled = (y.view(len(y), -1, len(roll)) @ roll).flatten(1)
+        similarity[lag] = float((x * rolled).sum() / rolled.norm().clamp_min(1e-30))
+    return max(similarity, key=similarity.__getitem__)
 
 
 # -- bursts ------------------------------------------------------------------------------------------
@@ -339,19 +422,16 @@ def separation_within(
     float or None
         See :func:`separation`; None if the groups have too few spikes in the same cells.
     """
-    names, index = np.unique(np.concatenate([cell_a, cell_b]), return_inverse=True)
-    cells = torch.split(torch.from_numpy(index), [len(cell_a), len(cell_b)])
-    count = [torch.bincount(cell, minlength=len(names)) for cell in cells]
-    both = (count[0] >= MIN_IN_CELL) & (count[1] >= MIN_IN_CELL)
+    cells, count, both = _cells(cell_a, cell_b)
     if int(torch.minimum(*count)[both].sum()) < MIN_IN_CELLS:
         return None
     inside = [both[cell] for cell in cells]
-    cells = tuple(cell[kept] for cell, kept in zip(cells, inside, strict=True))
+    cells = [cell[kept] for cell, kept in zip(cells, inside, strict=True)]
     groups = [features[kept] for features, kept in zip((a, b), inside, strict=True)]
-    means = [_means(features, cell, len(names)) for features, cell in zip(groups, cells, strict=True)]
+    means = [_means(features, cell, len(both)) for features, cell in zip(groups, cells, strict=True)]
     middle = 0.5 * (means[0] + means[1])
     groups = [features - middle[cell] for features, cell in zip(groups, cells, strict=True)]
-    weight = (count[0] * count[1] / (count[0] + count[1]).clamp_min(1)).double() * both
+    weight = _weight(*count) * both
     weight /= weight.sum()
     share = [(0.5 * weight / n.clamp_min(1))[cell] for n, cell in zip(count, cells, strict=True)]
     gram = RIDGE * torch.eye(a.shape[1], dtype=torch.float64)
@@ -367,6 +447,19 @@ def separation_within(
         leverage = of_spike * ((features @ inverse) * features).sum(1) + 0.5 / n[cell]
         values.append((features @ axis - leverage * target) / (1.0 - leverage).clamp_min(0.1))
     return separation(values[0], values[1])
+
+
+def _cells(cell_a: NDArray[np.int64], cell_b: NDArray[np.int64]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Number the cells of two groups: (n,) each; the spikes in each, (cell,); and which have enough of both."""
+    names, index = np.unique(np.concatenate([cell_a, cell_b]), return_inverse=True)
+    cells = list(torch.split(torch.from_numpy(index), [len(cell_a), len(cell_b)]))
+    count = [torch.bincount(cell, minlength=len(names)) for cell in cells]
+    return cells, count, (count[0] >= MIN_IN_CELL) & (count[1] >= MIN_IN_CELL)
+
+
+def _weight(count_a: Tensor, count_b: Tensor) -> Tensor:
+    """Weight of each cell by the spikes of two groups: n·n'/(n + n')."""
+    return (count_a * count_b / (count_a + count_b).clamp_min(1)).double()
 
 
 def separation(a: Tensor, b: Tensor) -> float:

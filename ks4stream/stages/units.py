@@ -60,6 +60,7 @@ suffice."""
 GHOST_REACH_UM = 200.0  # distance from a unit at which what matching left of its waveform may be found
 CLUSTERS_PER_REGION = 50  # assumed by the plan
 HELD_CLUSTERS = 256  # whose examples are in memory, 130 kB each with ten channels and six components
+LAGS_BESIDE = 2  # samples by which the lag of two templates may be wrong where both were recorded
 MIN_COMMON_CHANNELS = 3  # of two clusters that may be one unit, unless one of them has fewer channels
 
 
@@ -223,24 +224,42 @@ class Examples:
 
     def are_two(self, unit: merging.GrowingUnit, other: merging.GrowingUnit, lag: int) -> bool:
         """Whether two units are two neurons, with the spikes and waveforms of the other moved earlier by `lag`."""
-        sides = [self._of(unit.lags), self._of({number: before + lag for number, before in other.lags.items()})]
-        trains = [unit.train(), other.train() - lag]
-        channels_of = [self._shared_channels(side["template"]) for side in sides]
-        channels = sorted(set.intersection(*channels_of))
-        if len(channels) < max(1, min(MIN_COMMON_CHANNELS, *map(len, channels_of))):
+        groups = self._groups(unit, other, lag)
+        if groups is None:
             return True
-        counts = splits.firsts([side["sample"] for side in sides], trains, self._rate)
-        groups = [
-            splits.Group(self._on(channels, side), splits.Conditions.of_columns(side, self._rate), count)
-            for side, count in zip(sides, counts, strict=True)
-        ]
         lags = {*unit.lags.values(), *(before + lag for before in other.lags.values())} - {0}
         return splits.are_two(
             *groups,
             time_derivative=templates.time_derivative(self._components),
             rolled=[self._there_and_back(lag) for lag in sorted(lags)],
-            continuing_below=splits.TAKING_TURNS_BELOW,
+            limit_per_um=splits.LIMIT_PER_UM,
         )
+
+    def line_up(self, unit: merging.GrowingUnit, other: merging.GrowingUnit, lag: int) -> int:
+        """The lag by which the other unit lines up best where both were recorded, near that of their templates."""
+        groups = self._groups(unit, other, 0)
+        if groups is None:
+            return lag
+        near = sorted(range(-LAGS_BESIDE, LAGS_BESIDE + 1), key=abs)
+        rolls = {lag + step: templates.roll_matrix(self._components, lag + step).double() for step in near}
+        return splits.lag_between(*groups, rolls)
+
+    def _groups(
+        self, unit: merging.GrowingUnit, other: merging.GrowingUnit, lag: int
+    ) -> tuple[splits.Group, splits.Group] | None:
+        """Examples of two units, the other one moved earlier by `lag`; None if they have too few channels in common."""
+        sides = [self._of(unit.lags), self._of({number: before + lag for number, before in other.lags.items()})]
+        trains = [unit.train(), other.train() - lag]
+        channels_of = [self._shared_channels(side["template"]) for side in sides]
+        channels = sorted(set.intersection(*channels_of))
+        if len(channels) < max(1, min(MIN_COMMON_CHANNELS, *map(len, channels_of))):
+            return None
+        counts = splits.firsts([side["sample"] for side in sides], trains, self._rate)
+        a, b = (
+            splits.Group(self._on(channels, side), splits.Conditions.of_columns(side, self._rate), count)
+            for side, count in zip(sides, counts, strict=True)
+        )
+        return a, b
 
     def _there_and_back(self, lag: int) -> torch.Tensor:
         """Rolls features (…, q) by −lag, then by the lag: (q, q), float64."""
@@ -329,6 +348,7 @@ class Merge(Step[Units]):
             lag=similarity.lag.numpy(),
             similarity_row=lambda template, others: templates.similarity_to(template, others, components),
             are_two=examples.are_two,
+            line_up=examples.line_up,
             sampling_rate_hz=rate,
             acg_threshold=settings.acg_threshold,
             ccg_threshold=settings.ccg_threshold,

@@ -14,6 +14,7 @@ from ks4stream.kernels.merging import (
     TOGETHER_PAIRS,
     AreTwo,
     GrowingUnit,
+    LineUp,
     MergedUnits,
     coincident_share,
     fire_together,
@@ -69,7 +70,13 @@ def never(*_: object) -> bool:
     return False
 
 
-def merged(trains: list[np.ndarray], templates: list[torch.Tensor], are_two: AreTwo = always) -> Outcome:
+def as_it_is(unit: GrowingUnit, other: GrowingUnit, lag: int) -> int:
+    return lag
+
+
+def merged(
+    trains: list[np.ndarray], templates: list[torch.Tensor], are_two: AreTwo = always, line_up: LineUp = as_it_is
+) -> Outcome:
     """Merge clusters given by train and template; by default, spikes of any two look like those of two neurons."""
     features = torch.stack(templates)
     alike = similarity(features, PCS)
@@ -86,6 +93,7 @@ def merged(trains: list[np.ndarray], templates: list[torch.Tensor], are_two: Are
         ccg_threshold=0.25,
         similarity_row=lambda one, others: similarity_to(one, others, PCS),
         are_two=are_two,
+        line_up=line_up,
     )
     lag = np.repeat(units.lag_of, [len(train) for train in trains])
     unit = np.repeat(units.unit_of, [len(train) for train in trains])
@@ -235,6 +243,27 @@ def test_spikes_are_compared_at_their_lag() -> None:
     assert units.lag_of.tolist() == [0, 3]
 
 
+@pytest.mark.parametrize("by_correlogram", [True, False])
+def test_spikes_may_line_up_at_another_lag_than_templates(by_correlogram: bool) -> None:
+    """The templates are alike, but where both were recorded, the second cluster is one sample late."""
+    train = one_neuron(3000, 44)
+    trains = [train[::2], train[1::2] + 1] if by_correlogram else [rare(60, 42), rare(50, 43) + 1]
+    asked: list[tuple[int, int]] = []
+
+    def line_up(unit: GrowingUnit, other: GrowingUnit, lag: int) -> int:
+        asked.append((lag, 0))
+        return lag + 1
+
+    def are_two(unit: GrowingUnit, other: GrowingUnit, lag: int) -> bool:
+        asked.append((lag, 1))
+        return False
+
+    units = merged(trains, [template(1), template(1)], are_two, line_up)
+    assert asked == ([(0, 0)] if by_correlogram else [(0, 0), (1, 1)])
+    assert units.lag_of.tolist() == [0, 1]
+    assert set(units.sample.tolist()) == {*trains[0].tolist(), *(trains[1] - 1).tolist()}
+
+
 # -- times of two trains -----------------------------------------------------------------------------
 
 
@@ -326,6 +355,7 @@ def test_nothing_to_merge(n_units: int) -> None:
         lag=np.zeros((n_units, n_units), np.int64),
         similarity_row=lambda *_: pytest.fail("there is nobody to compare with"),
         are_two=lambda *_: pytest.fail("likewise"),
+        line_up=lambda *_: pytest.fail("likewise"),
         sampling_rate_hz=RATE,
         acg_threshold=0.2,
         ccg_threshold=0.25,

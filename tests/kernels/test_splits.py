@@ -26,10 +26,12 @@ from ks4stream.kernels.splits import (
     firsts,
     follow_in_bursts,
     is_first,
+    lag_between,
     nearest_means,
     ranges_of,
     separation,
     separation_within,
+    take_turns,
     window_of,
     windows_for,
 )
@@ -343,17 +345,17 @@ def test_means_are_those_of_the_nearest_ranges_with_enough_spikes() -> None:
 
     range_a, range_b = np.repeat([0, 2, 4], [30, 20, 1]), np.repeat([5, 7], [10, 40])
     a, b = rows(*[1.0] * 30, *[3.0] * 20, 9.0), rows(*[10.0] * 10, *[20.0] * 40)
-    assert nearest_means(a, b, range_a, range_b) == ((3, 20), (10, 10))
-    assert nearest_means(b, a, range_b, range_a) == ((10, 10), (3, 20))
+    assert nearest_means(a, b, range_a, range_b) == ((3, 20, 2), (10, 10, 5))
+    assert nearest_means(b, a, range_b, range_a) == ((10, 10, 5), (3, 20, 2))
     few = nearest_means(rows(1, 2, 3), rows(5, 7), np.array([0, 0, 1]), np.array([2, 2]))
-    assert few == ((1.5, 2), (6, 2))
+    assert few == ((1.5, 2, 0), (6, 2, 2))
 
 
 def test_a_tenth_of_the_fullest_range_is_enough() -> None:
     """Spread over many ranges, no range has a tenth of the group."""
     ranges = np.repeat(np.arange(20), 50)
     a, b = (torch.from_numpy(ranges + offset).double()[:, None] for offset in (0, 20))
-    assert nearest_means(a, b, ranges, ranges + 20) == ((19, 50), (20, 50))
+    assert nearest_means(a, b, ranges, ranges + 20) == ((19, 50, 19), (20, 50, 20))
 
 
 @pytest.mark.parametrize("n", [2, 5, 20, 400])
@@ -546,17 +548,60 @@ def test_groups_that_continue_each_other_have_about_one_size(factor: float, two:
     assert are_two(b, a) is two
 
 
-@pytest.mark.parametrize(("n", "limit_counts"), [(14, False), (15, True), (300, True)])
-def test_complete_units_that_take_turns_may_differ_more(n: int, limit_counts: bool) -> None:
-    """By 0.68 of their norm, after a jump of 20 µm; of few spikes, displacements may differ by chance."""
-    angle = 2 * np.arcsin(0.34)
+@pytest.mark.parametrize(("n", "gap_um", "two"), [(300, 20, False), (15, 20, False), (14, 20, True), (300, 6, True)])
+def test_units_that_take_turns_may_differ_more_the_farther_the_tissue_moved(n: int, gap_um: float, two: bool) -> None:
+    """By 0.75 of their norm; of few spikes, displacements may differ by chance."""
+    angle = 2 * np.arcsin(0.375)
     a = group(noise(n, 43) + SIZE * axis(0), displacement_um=np.zeros(n))
     turned = SIZE * (float(np.cos(angle)) * axis(0) + float(np.sin(angle)) * axis(1))
-    b = group(noise(n, 44) + turned, displacement_um=np.full(n, 20.0))
+    b = group(noise(n, 44) + turned, displacement_um=np.full(n, gap_um))
     assert are_two(a, b) and are_two(b, a)
-    limit = splits.TAKING_TURNS_BELOW
-    assert are_two(a, b, continuing_below=limit) is not limit_counts
-    assert are_two(b, a, continuing_below=limit) is not limit_counts
+    assert are_two(a, b, limit_per_um=splits.LIMIT_PER_UM) is two
+    assert are_two(b, a, limit_per_um=splits.LIMIT_PER_UM) is two
+
+
+def test_however_far_the_tissue_moved_a_neuron_remains_alike() -> None:
+    """The two means have the similarity 0.55, so they are 0.95 of their norm apart."""
+    a = group(noise(300, 45) + SIZE * axis(0), displacement_um=np.zeros(300))
+    turned = SIZE * (0.55 * axis(0) + math.sqrt(1 - 0.55**2) * axis(1))
+    b = group(noise(300, 46) + turned, displacement_um=np.full(300, 200.0))
+    assert are_two(a, b, limit_per_um=splits.LIMIT_PER_UM)
+
+
+@pytest.mark.parametrize(("n_astray", "two"), [(20, False), (45, False), (46, True), (150, True)])
+def test_a_few_spikes_on_the_wrong_side_of_a_jump_do_not_make_two_neurons(n_astray: int, two: bool) -> None:
+    """They overlap others, which makes them unlike those that are on their own side."""
+    before, after = SIZE * axis(0), SIZE * (0.95 * axis(0) + 0.3 * axis(1))
+    moved_um = np.repeat([0.0, 20.0], 300)
+    astray = 8 * axis(2) * (torch.arange(300) < n_astray)[:, None]
+    a = group(noise(300, 47) + before, displacement_um=moved_um[:300])
+    b_um = np.where(np.arange(300) < n_astray, 0.0, 20.0)
+    b = group(
+        noise(300, 48) + torch.where((torch.arange(300) < n_astray)[:, None], before, after) + astray,
+        displacement_um=b_um,
+    )
+    assert are_two(a, b) is two
+    assert are_two(b, a) is two
+
+
+@pytest.mark.parametrize(
+    ("range_a", "range_b", "turns"),
+    [
+        ([0] * 20, [1] * 20, True),
+        ([0] * 20, [0] * 20, False),
+        ([0] * 17 + [1] * 3, [1] * 20, True),
+        ([0] * 16 + [1] * 4, [1] * 20, False),
+        ([0] * 17 + [1] * 3, [1] * 40, True),
+        ([0] * 100 + [1] * 7, [1] * 40, False),
+        ([0], [0], False),
+    ],
+)
+def test_groups_take_turns_if_few_spikes_of_the_smaller_one_are_where_the_other_is(
+    range_a: list[int], range_b: list[int], turns: bool
+) -> None:
+    a, b = np.array(range_a), np.array(range_b)
+    assert take_turns(a, b) is turns
+    assert take_turns(b, a) is turns
 
 
 def jumping(n: int, seed: int) -> tuple[Group, Group]:
@@ -571,7 +616,7 @@ def jumping(n: int, seed: int) -> tuple[Group, Group]:
 
 def test_spikes_at_unknown_displacements_do_not_enter() -> None:
     """As if they had been recorded at one displacement, the two parts would be two neurons."""
-    a, b = jumping(30, 40)
+    a, b = jumping(60, 40)
     assert not are_two(a, b)
     at_one = [
         side._replace(
@@ -597,6 +642,47 @@ def test_with_too_few_known_displacements_the_distance_decides(
     b = b._replace(features=noise(b.n, 44) + size * b.features.mean(0))
     assert are_two(a, b) is two
     assert are_two(b, a) is two
+
+
+# -- lining up ---------------------------------------------------------------------------------------
+
+
+def delays() -> dict[int, Tensor]:
+    """Lags, for five channels with six components that stand for samples: a delay moves values to later ones."""
+    return {lag: torch.roll(torch.eye(6, dtype=torch.float64), lag, dims=1) for lag in (0, -1, 1, -2, 2)}
+
+
+def delayed(displacement_um: NDArray[np.float64], seed: int, *, late: NDArray[np.int64], n_channels: int = 5) -> Group:
+    """Spikes of a waveform, each so many samples late."""
+    waveform = torch.zeros(n_channels, 6, dtype=torch.float64)
+    waveform[:, 2] = 15
+    rolls = delays()
+    rows = torch.stack([(waveform @ rolls[lag]).flatten() for lag in late.tolist()])
+    return group(noise(len(late), seed, d=6 * n_channels) + rows, displacement_um=displacement_um)
+
+
+def test_groups_line_up_by_what_was_recorded_at_the_same_displacements() -> None:
+    """Most spikes of the second group are in time with the first, but not where both were recorded."""
+    a = delayed(np.zeros(200), 50, late=np.zeros(200, int))
+    moved_um = np.repeat([0.0, 30.0], [40, 160])
+    b = delayed(moved_um, 51, late=np.repeat([1, 0], [40, 160]))
+    assert lag_between(a, b, delays()) == -1
+    assert lag_between(b, a, delays()) == 1
+
+
+@pytest.mark.parametrize("n_together", [0, 4])
+def test_groups_that_take_turns_line_up_at_the_nearest_displacements(n_together: int) -> None:
+    a = delayed(np.zeros(200), 52, late=np.zeros(200, int))
+    moved_um = np.repeat([0.0, 10.0, 30.0], [n_together, 40, 160])
+    b = delayed(moved_um, 53, late=np.repeat([1, -2, 0], [n_together, 40, 160]))
+    assert lag_between(a, b, delays()) == 2
+
+
+def test_without_motion_or_known_displacements_the_first_lag_stays() -> None:
+    a = delayed(np.zeros(200), 54, late=np.zeros(200, int))
+    for place_um in (0.0, np.nan):
+        b = delayed(np.full(200, place_um), 55, late=np.full(200, 1))
+        assert lag_between(a, b, delays()) == lag_between(b, a, delays()) == 0
 
 
 def test_means_that_do_not_exceed_the_noise_are_not_apart() -> None:

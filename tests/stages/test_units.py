@@ -225,7 +225,14 @@ class Table:
         self.folder, self.channels = folder, np.array(channels, np.int64)
         self.columns: list[dict[str, NDArray[Any]]] = []
 
-    def add(self, sample: NDArray[np.int64], template: int, features: NDArray[np.float32], seed: int) -> None:
+    def add(
+        self,
+        sample: NDArray[np.int64],
+        template: int,
+        features: NDArray[np.float32],
+        seed: int,
+        displacement_um: float = 0.0,
+    ) -> None:
         """A cluster with the mean `features` (j, q) in noise."""
         n, draw = len(sample), np.random.default_rng(seed)
         noisy = features + draw.normal(size=(n, *features.shape))
@@ -234,7 +241,7 @@ class Table:
                 "sample": sample,
                 "template": np.full(n, template, np.int32),
                 "features": noisy.astype(np.float32),
-                "displacement_um": np.zeros(n, np.float32),
+                "displacement_um": np.full(n, displacement_um, np.float32),
                 "elapsed": sample / 3e6,
             }
         )
@@ -323,8 +330,8 @@ def test_clusters_of_a_unit_are_compared_at_their_own_lags(tmp_path: Path) -> No
     units[0].absorb(units[1], LATE, PCS)
     seen: list[list[float]] = []
 
-    def keep(a: splits.Group, b: splits.Group, *, continuing_below: float, **_: object) -> bool:
-        assert continuing_below == splits.TAKING_TURNS_BELOW
+    def keep(a: splits.Group, b: splits.Group, *, limit_per_um: float, **_: object) -> bool:
+        assert limit_per_um == splits.LIMIT_PER_UM
         half = [a.features[:100], a.features[100:], b.features]
         seen.append([float((one.mean(0) - half[0].mean(0)).norm()) for one in half])
         assert np.array_equal(a.conditions.sample[100:], sparse(100, 9) - LATE)
@@ -334,6 +341,32 @@ def test_clusters_of_a_unit_are_compared_at_their_own_lags(tmp_path: Path) -> No
         patch.setattr(splits, "are_two", keep)
         examples.are_two(units[0], units[2], LATE)
     assert max(seen[0]) < 2
+
+
+@pytest.mark.parametrize(("templates_say", "moved_um", "lag"), [(2, 20, 3), (5, 20, 3), (0, 20, 2), (2, 0, 2)])
+def test_units_line_up_near_the_lag_of_their_templates(
+    tmp_path: Path, templates_say: int, moved_um: float, lag: int
+) -> None:
+    """The second one is three samples early; by its other half, at another displacement, templates see less or more."""
+    table = Table(tmp_path, [[0, 1, 2, 3], [3, 2, 1, 0]])
+    early = np.stack([size * bump(-LATE) for size in (5, 8, 12, 20)])
+    table.add(sparse(100, 60), 0, ALIKE, 61)
+    table.add(sparse(100, 62), 1, early, 63)
+    table.add(sparse(100, 64), 1, ALIKE[::-1], 65, moved_um)
+    clusters, examples = table.written()
+    units = [GrowingUnit(number, clusters, 100, torch.zeros(4, N_PCS)) for number in range(3)]
+    units[1].absorb(units[2], 0, PCS)
+    assert examples.line_up(units[0], units[1], templates_say) == lag
+    assert examples.line_up(units[1], units[0], -templates_say) == -lag
+
+
+def test_units_without_common_channels_line_up_as_their_templates_do(tmp_path: Path) -> None:
+    table = Table(tmp_path, [[0, 1, 2, 3], [4, 5, 6, 7]])
+    for number in range(2):
+        table.add(sparse(100, 66 + number), number, ALIKE, 68 + number, 10.0 * number)
+    clusters, examples = table.written()
+    units = [GrowingUnit(number, clusters, 100, torch.zeros(8, N_PCS)) for number in range(2)]
+    assert examples.line_up(units[0], units[1], 7) == 7
 
 
 def test_at_most_so_many_examples_are_compared(tmp_path: Path) -> None:
