@@ -140,8 +140,11 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         components, shapes = map(torch.from_numpy, (self.waveforms.components, self.waveforms.shapes))
         aligned = templates.align(features, components, shapes)
         merged = templates.merge_similar(aligned, count, components, variance=variance)
-        stays = merged.n_spikes >= self.min_spikes
-        logger.info("%d peaks, %d learned templates", self.peaks.of_region.sum(), int(stays.sum()))
+        enough = merged.n_spikes >= self.min_spikes
+        sums = templates.are_sums(merged.features, merged.n_spikes, components)
+        stays = enough & ~sums
+        n_peaks, n_sums = int(self.peaks.of_region.sum()), int((enough & sums).sum())
+        logger.info("%d peaks, %d learned templates; %d of collisions are left out", n_peaks, int(stays.sum()), n_sums)
         return Templates(
             features=merged.features[stays].numpy(),
             count=merged.n_spikes[stays].numpy(),

@@ -367,6 +367,7 @@ class Merge(Step[Units]):
             stays[unit] = is_neuron(train, score, limit, self.min_spikes, impossible_samples=rate / 1000)
             if stays[unit]:
                 refractory[unit], contamination[unit] = labels(train, rate, settings.acg_threshold)
+        stays &= ~self._collisions(clusters, merged)
         stays &= ~self._ghosts(clusters, merged, stays)
         number = np.where(stays, np.cumsum(stays) - 1, -1)
         features = merged.features[torch.from_numpy(stays)]
@@ -380,6 +381,12 @@ class Merge(Step[Units]):
             contamination=contamination[stays],
             similarity=templates.similarity(features, components).value.numpy(),
         )
+
+    def _collisions(self, clusters: Clusters, merged: merging.MergedUnits) -> NDArray[np.bool_]:
+        """Which units are collisions of two others, matched by the template of one of them."""
+        n_spikes = np.bincount(merged.unit_of, clusters.n_spikes, len(merged.features))
+        components = torch.from_numpy(self.waveforms.components)
+        return templates.are_sums(merged.features, torch.from_numpy(n_spikes), components).numpy()
 
     def _ghosts(self, clusters: Clusters, merged: merging.MergedUnits, stays: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which units are what matching left of a larger unit's waveform."""

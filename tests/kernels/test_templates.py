@@ -7,6 +7,7 @@ import torch
 
 from ks4stream.kernels.templates import (
     align,
+    are_sums,
     lagged_products,
     merge_similar,
     similarity,
@@ -190,3 +191,57 @@ def test_the_most_numerous_takes_in_its_like_but_not_the_like_of_those() -> None
     assert merge_similar(features, torch.tensor([5, 1, 5]), pcs).n_spikes.tolist() == [6, 5]
     assert merge_similar(features, torch.tensor([1, 1, 1]), pcs, threshold=0.95).n_spikes.tolist() == [1, 1, 1]
     assert merge_similar(features[:0], torch.zeros(0), pcs).features.shape == (0, 2, NT)
+
+
+# -- collisions --------------------------------------------------------------------------------------
+
+
+def bump(*sizes: float, late: float = 0.0) -> torch.Tensor:
+    """A waveform in the middle of the window, with a size on each channel, so many samples late: (c, q)."""
+    time = torch.linspace(-1, 1, NT, dtype=torch.float64) - 2 * late / (NT - 1)
+    wave = torch.exp(-12 * time**2) @ components().double().T
+    return (torch.tensor(sizes, dtype=torch.float64)[:, None] * wave).float()
+
+
+ONE, OTHER = bump(30, 20, 5, 0), bump(0, 5, 15, 25)
+
+
+@pytest.mark.parametrize("late", [0, 3, -3])
+def test_the_sum_of_two_is_a_collision_if_each_is_more_numerous(late: int) -> None:
+    features = torch.stack([ONE, ONE + bump(0, 5, 15, 25, late=late), OTHER])
+    assert are_sums(features, torch.tensor([500, 30, 900]), components()).tolist() == [False, True, False]
+    assert not are_sums(features, torch.tensor([500, 600, 900]), components()).any()
+    assert not are_sums(features[:2], torch.tensor([500, 30]), components()).any()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(1.1 * ONE, id="like one of them"),
+        pytest.param(ONE + 0.3 * OTHER, id="a part of the second is too small"),
+        pytest.param(bump(30, 20, 25, 60), id="too large for them"),
+        pytest.param(bump(30, -20, 15, -25), id="unlike them"),
+        pytest.param(0 * ONE, id="nothing"),
+    ],
+)
+def test_other_templates_are_no_collisions(other: torch.Tensor) -> None:
+    features = torch.stack([ONE, OTHER, other])
+    assert not are_sums(features, torch.tensor([500, 900, 30]), components()).any()
+
+
+def test_only_channels_of_the_collision_count() -> None:
+    """Its peaks have features on the channels nearest to it."""
+    features = torch.stack([ONE, ONE + OTHER, OTHER])
+    features[1, 0] = 0
+    assert are_sums(features, torch.tensor([500, 30, 900]), components()).tolist() == [False, True, False]
+
+
+def test_collisions_are_no_parts_of_others() -> None:
+    far = bump(0, 0, 0, 40)
+    features = torch.stack([ONE, ONE + OTHER, OTHER, ONE + OTHER + far, far])
+    found = are_sums(features, torch.tensor([500, 60, 900, 30, 700]), components())
+    assert found.tolist() == [False, True, False, False, False]  # of three neurons
+
+
+def test_no_templates_no_collisions() -> None:
+    assert are_sums(torch.zeros(0, 3, 4), torch.zeros(0), components()).shape == (0,)

@@ -17,7 +17,7 @@ from ks4stream.blocks import Tiling
 from ks4stream.geometry import Centres, Regions
 from ks4stream.io.tables import write_block
 from ks4stream.kernels.thresholds import HIGHEST_PEAK
-from ks4stream.results import Waveforms
+from ks4stream.results import Templates, Waveforms
 from ks4stream.settings import Settings
 from ks4stream.simulate import linear_probe
 from ks4stream.stages import templates
@@ -232,8 +232,8 @@ def test_the_noise_in_the_mean_is_that_of_the_peaks_that_were_chosen(tmp_path: P
     assert replace(stage, centres=padded)._clusters(0, np.arange(400)).noise.tolist() == pytest.approx([12 / 400])
 
 
-def test_templates_know_how_their_scores_vary(tmp_path: Path) -> None:
-    """Of two regions: a template seen in both, and one of its own in the second."""
+def combined(parts: list[RegionTemplates], folder: Path) -> Templates:
+    """Templates on three channels, with two components."""
     pcs = np.eye(2, 5, 1, dtype=np.float32)
     stage = SimpleNamespace(
         settings=Settings(n_pcs=2),
@@ -242,6 +242,11 @@ def test_templates_know_how_their_scores_vary(tmp_path: Path) -> None:
         peaks=Peaks([]),
         min_spikes=5,
     )
+    return LearnTemplates.combine(cast(Any, stage), parts, RunHere(folder))
+
+
+def test_templates_know_how_their_scores_vary(tmp_path: Path) -> None:
+    """Of two regions: a template seen in both, and one of its own in the second."""
     one, other = np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32)
     one[0, 0], other[2, 0] = 10, 30
     parts = [
@@ -250,10 +255,18 @@ def test_templates_know_how_their_scores_vary(tmp_path: Path) -> None:
             np.stack([one * 1.1, other]), np.array([10.0, 50.0]), np.array([8.0, 9.0]), np.full(2, 9.0), np.zeros(2)
         ),
     ]
-    found = LearnTemplates.combine(cast(Any, stage), parts, RunHere(tmp_path))
+    found = combined(parts, tmp_path)
     between = (3 * 0.25**2 + 0.75**2) / 4  # norms of 10 and 11 around 10.25
     assert found.count.tolist() == [40, 50]
     assert found.spread.tolist() == pytest.approx([(5 + between) ** 0.5, 3.0])
+
+
+def test_collisions_have_no_templates(tmp_path: Path) -> None:
+    one, other = np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32)
+    one[0, 0], other[2, 0] = 20, 30
+    count, nothing = np.array([90.0, 20.0, 70.0]), np.zeros(3)
+    parts = [RegionTemplates(np.stack([one, one + other, other]), count, nothing, nothing, nothing)]
+    assert combined(parts, tmp_path).count.tolist() == [90, 70]
 
 
 def test_the_documented_examples_run() -> None:

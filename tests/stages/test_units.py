@@ -28,13 +28,14 @@ from ks4stream.stages.units import (
     Examples,
     Merge,
     RegionClusters,
+    Units,
     is_neuron,
     min_unit_spikes,
     thinned,
 )
 
 THRESHOLD, MIN_SPIKES, IMPOSSIBLE = 8.0, 5, 30.0
-WAVEFORMS = Waveforms(np.ones((1, 3)), np.ones((1, 3)))
+WAVEFORMS = Waveforms(*(np.full((1, 3), 3**-0.5, np.float32),) * 2)
 
 
 def is_one(train: list[int], score: float = 20.0) -> bool:
@@ -431,6 +432,29 @@ def test_spikes_that_follow_in_bursts_do_not_count(tmp_path: Path) -> None:
 # -- what matching left of larger waveforms ----------------------------------------------------------
 
 
+def units_of(folder: Path, trains: list[NDArray[np.int64]], features: NDArray[np.float32]) -> Units:
+    """Units of clusters of one region, with their means (cluster, c, 1) on channels 20 µm apart."""
+    sample = np.concatenate(trains)
+    columns = {"sample": sample, "score": np.full(len(sample), 30, np.float32)}
+    examples = {
+        **{name: sample * 0 for name in ("displacement_um", "elapsed", "template")},
+        "sample": sample,
+        "features": np.zeros((len(sample), 1, 1), np.float32),
+    }
+    label = np.repeat(np.arange(len(trains)), [len(train) for train in trains])
+    regions = [
+        RegionClusters(
+            write_block(folder / "clusters.rows", columns, label, len(trains)),
+            write_block(folder / "examples.rows", examples, label, len(trains)),
+            features,
+            np.full(len(trains), THRESHOLD),
+        )
+    ]
+    probe = simulate.linear_probe(features.shape[1], pitch_um=20)
+    merge = Merge(Settings(n_pcs=1), regions, np.zeros((1, 1), np.int64), WAVEFORMS, probe, RATE, MIN_SPIKES)
+    return merge.run(RunHere(folder))
+
+
 @pytest.mark.parametrize(
     ("share", "distance_um", "size", "stays"),
     [(1.0, 0, 10, False), (0.5, 100, 10, False), (0.45, 0, 10, True), (1.0, 240, 10, True), (0.0, 0, 10, True)],
@@ -438,32 +462,25 @@ def test_spikes_that_follow_in_bursts_do_not_count(tmp_path: Path) -> None:
 def test_units_that_coincide_with_a_larger_one_nearby_are_left_out(
     tmp_path: Path, share: float, distance_um: int, size: float, stays: bool
 ) -> None:
-    probe, settings, n = simulate.linear_probe(20, pitch_um=20), Settings(n_pcs=1), 100
+    n = 100
     large = 30_000 * np.arange(n)
     small = np.where(np.arange(n) < round(share * n), large + 12, large + 15_000)
-    columns = {"sample": np.concatenate([large, small]), "score": np.full(2 * n, 30, np.float32)}
     features = np.zeros((2, 20, 1), np.float32)
     features[0, 0], features[1, distance_um // 20] = 30, size
     features[1, (distance_um // 20 + 1) % 20] = 0.9 * size  # less similar than one that may be merged
-    examples = {
-        **{name: columns["sample"] * 0 for name in ("displacement_um", "elapsed", "template")},
-        "sample": columns["sample"],
-        "features": np.zeros((2 * n, 1, 1), np.float32),
-    }
-    label = np.repeat([0, 1], n)
-    regions = [
-        RegionClusters(
-            write_block(tmp_path / "clusters.rows", columns, label, 2),
-            write_block(tmp_path / "examples.rows", examples, label, 2),
-            features,
-            np.full(2, THRESHOLD),
-        )
-    ]
-    units = Merge(settings, regions, np.zeros((1, 1), np.int64), WAVEFORMS, probe, RATE, MIN_SPIKES).run(
-        RunHere(tmp_path)
-    )
+    units = units_of(tmp_path, [large, small], features)
     assert units.unit_of.tolist() == ([0, 1] if stays else [0, -1])
     assert len(units.features) == 1 + stays
+
+
+def test_collisions_of_two_units_are_none(tmp_path: Path) -> None:
+    """Whatever the larger ones of which they consist were taken for at these times."""
+    seconds = 30_000 * np.arange(100)
+    features = np.zeros((3, 4, 1), np.float32)
+    features[0, 0], features[1, 2] = 30, 40
+    features[2] = features[0] + features[1]
+    units = units_of(tmp_path, [seconds, seconds[:90] + 9000, seconds[:80] + 18_000], features)
+    assert units.unit_of.tolist() == [0, 1, -1]
 
 
 def test_clusters_are_numbered_through_all_regions(tmp_path: Path) -> None:
