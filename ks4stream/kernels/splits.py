@@ -34,9 +34,9 @@ LIMIT_PER_UM, MAX_LIMIT = 0.015, 0.9
 to each other, up to a maximum (a similarity of 0.6). A waveform changes as it moves past the contacts, and a neuron is
 seen at all displacements, unless it leaves the probe, so two units that take turns are likely to be one."""
 TURNS_SHARE = 0.15
-"""Groups take turns with the tissue's position if at most this share of the smaller one was recorded where the other
-one was. A few spikes of a neuron are found as those of its other part, because they overlap others; these differ from
-the rest there."""
+"""Groups take turns with the tissue's position if the smaller of their counts in each range of displacement add up to
+at most this share of the group with fewer spikes. A few spikes of one part of a neuron are found as those of the other,
+because they overlap others, which is why they differ from the rest where they were recorded."""
 
 MAX_WINDOWS, SPIKES_PER_CELL = 8, 8  # windows of time; as many as leave the smaller group so many spikes per cell
 RANGE_EFFECT, MIN_RANGE_UM, MAX_RANGE_UM = 2.0, 1.0, 8.0
@@ -128,10 +128,10 @@ def are_two(
 ) -> bool:
     """Whether two groups of spikes come from two neurons rather than one.
 
-    The first of these that can be decided decides. In cells and ranges, spikes are never compared along the time
-    derivative of the mean, because the peak of a spike is anywhere within a sample, and templates may be aligned
-    differently; nor along what the mean loses if it is rolled, as the components do not contain all of the rolled
-    waveform.
+    The first of these that can be decided decides, with one exception. In cells and ranges, spikes are never compared
+    along the time derivative of the mean, because the peak of a spike is anywhere within a sample, and templates may be
+    aligned differently; nor along what the mean loses if it is rolled, as the components do not contain all of the
+    rolled waveform.
 
     1. Means less similar than :data:`MIN_SIMILARITY` are those of two neurons (step 6b).
     2. Spikes that do not follow another within a burst are compared in cells of time and displacement, if they are at
@@ -140,8 +140,8 @@ def are_two(
     3. All spikes are compared in ranges of displacement, along directions other than their amplitude, which may have
        changed (step 6d).
     4. If the tissue moved, and the groups were recorded at different displacements, they are one neuron if the mean of
-       one group continues that of the other (step 6e). That also decides if hardly any spikes of the two were recorded
-       at the same displacements (:func:`take_turns`), and these are apart.
+       one group continues that of the other (step 6e). That also decides if the second or the third rule finds two
+       neurons, but hardly any spikes of the groups were recorded at the same displacements (:func:`take_turns`).
 
     Spikes at unknown displacements do not enter. If a group has too few others (less than half, and less than
     :data:`MIN_IN_CELLS`), only the distance of the means of all spikes decides. Too few spikes to decide are those of
@@ -173,20 +173,27 @@ def are_two(
     changes += [matrix - torch.eye(len(matrix)).to(matrix) for matrix in rolled]
     alike = torch.cat([amplitude[:0], *((amplitude.view(-1, len(of)) @ of).view(1, -1) for of in changes)])
     width_um = range_width_um(a, b)
-    ranges = ranges_of(a, b, width_um)
-    apart = _separation_in_cells(a, b, alike, amplitude, width_um)
-    if apart is not None and (apart < SEPARATE_FROM or not take_turns(*ranges)):
+    apart, ranges = _separation_in_cells(a, b, alike, amplitude, width_um)
+    turns = apart is not None and apart >= SEPARATE_FROM and take_turns(*ranges)
+    if apart is not None and not turns:
         return apart >= SEPARATE_FROM
-    if max(int(of.max()) for of in ranges) > 0:
-        limit = CONTINUING_BELOW
-        if min(a.n, b.n) >= MIN_IN_CELLS:
-            x, y = nearest_means(a.features, b.features, *ranges)
-            limit = min(limit + limit_per_um * width_um * abs(x.range - y.range), MAX_LIMIT)
-        return distance(a.features, b.features, *ranges) > limit
-    return False
+    ranges = ranges_of(a, b, width_um)
+    if max(int(of.max()) for of in ranges) == 0:
+        return False
+    if turns:  # those that are where most are of the other group do not enter
+        own = [in_majority(*ranges), in_majority(*ranges[::-1])]
+        a, b = (group.at(kept) for group, kept in zip((a, b), own, strict=True))
+        ranges = [of[kept] for of, kept in zip(ranges, own, strict=True)]
+    limit = CONTINUING_BELOW
+    if min(a.n, b.n) >= MIN_IN_CELLS:
+        x, y = nearest_means(a.features, b.features, *ranges)
+        limit = min(limit + limit_per_um * width_um * abs(x.range - y.range), MAX_LIMIT)
+    return distance(a.features, b.features, *ranges) > limit
 
 
-def _separation_in_cells(a: Group, b: Group, alike: Tensor, amplitude: Tensor, width_um: float) -> float | None:
+def _separation_in_cells(
+    a: Group, b: Group, alike: Tensor, amplitude: Tensor, width_um: float
+) -> tuple[float | None, list[NDArray[np.int64]]]:
     """The first separation of steps 6c and 6d for which there are enough spikes.
 
     Parameters
@@ -195,11 +202,19 @@ def _separation_in_cells(a: Group, b: Group, alike: Tensor, amplitude: Tensor, w
     alike : Tensor, shape (k, d), float64
         Directions along which spikes are not compared.
     amplitude : Tensor, shape (1, d), float64
-        One more for spikes within bursts.
+        One more if spikes that follow others in bursts are compared, too.
     width_um : float
         Width of a range of displacement.
+
+    Returns
+    -------
+    float or None
+        None if there are too few spikes for any.
+    list of ndarray, int64
+        Range of displacement of each spike that was compared, of either group.
     """
-    widened = WIDENED if max(int(of.max()) for of in ranges_of(a, b, width_um)) > 0 else WIDENED[:1]
+    ranges = ranges_of(a, b, width_um)
+    widened = WIDENED if max(int(of.max()) for of in ranges) > 0 else WIDENED[:1]
     counted = (a.counted(), b.counted())
     enough_counted = all(some.n >= MIN_COUNTED_SHARE * group.n for some, group in zip(counted, (a, b), strict=True))
     for groups, directions in ((counted, alike), ((a, b), torch.cat([alike, amplitude]))):
@@ -216,8 +231,8 @@ def _separation_in_cells(a: Group, b: Group, alike: Tensor, amplitude: Tensor, w
                 ]
             apart = separation_within(groups[0].features, groups[1].features, *cells, without=directions)
             if apart is not None:
-                return apart
-    return None
+                return apart, ranges
+    return None, ranges
 
 
 def range_width_um(a: Group, b: Group) -> float:
@@ -229,12 +244,29 @@ def range_width_um(a: Group, b: Group) -> float:
 def take_turns(range_a: NDArray[np.int64], range_b: NDArray[np.int64]) -> bool:
     """Whether hardly any spikes of two groups are in the same ranges of displacement.
 
-    >>> take_turns(np.array([0, 0, 0, 1]), np.array([1, 1, 2, 2, 2, 2])), take_turns(np.zeros(5, int), np.zeros(5, int))
-    (False, False)
+    >>> take_turns(np.repeat([0, 1], [9, 1]), np.repeat([1, 2], [10, 10]))
+    True
+    >>> take_turns(np.repeat([0, 1], [7, 3]), np.repeat([1, 2], [10, 10]))
+    False
     """
-    n = max(int(of.max()) for of in (range_a, range_b)) + 1
-    together = np.minimum(np.bincount(range_a, minlength=n), np.bincount(range_b, minlength=n)).sum()
+    together = np.minimum(*_counts_by_range(range_a, range_b)).sum()
     return bool(together <= TURNS_SHARE * min(len(range_a), len(range_b)))
+
+
+def in_majority(range_a: NDArray[np.int64], range_b: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which spikes (n,) of the first group are in ranges in which it has more of them than the second.
+
+    >>> in_majority(np.array([0, 0, 1, 2]), np.array([1, 1, 2])).tolist()
+    [True, True, False, False]
+    """
+    counts_a, counts_b = _counts_by_range(range_a, range_b)
+    return np.asarray((counts_a > counts_b)[range_a])
+
+
+def _counts_by_range(range_a: NDArray[np.int64], range_b: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Numbers of spikes of two groups in each range of displacement."""
+    n = max(int(of.max()) for of in (range_a, range_b)) + 1
+    return [np.bincount(of, minlength=n) for of in (range_a, range_b)]
 
 
 def ranges_of(a: Group, b: Group, width_um: float) -> list[NDArray[np.int64]]:

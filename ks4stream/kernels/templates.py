@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 MAX_LEFT, MIN_PART = 0.1, 0.1
-"""Shares of the energy of the template of a collision: what two others leave, and what either adds. What was learned
-from 21 to 78 collisions of large neurons left 0.07 at most; of other templates, similar ones leave as little, but then
-the second adds nothing."""
+"""Shares of the energy of the template of a collision: what two others leave at most, and what the second explains at
+least in addition to the first. What was learned from 21 to 78 collisions of large neurons left 0.07 at most; of other
+templates, similar ones leave as little, but then the second adds nothing."""
+MAX_EXCESS = 3.0
+"""Maximum number of spikes of a collision's template, relative to that expected of neurons that fire independently, at
+all lags. Of the real neurons of simulated recordings, without it 1 % looked like the sum of two others."""
 PAIRS_PER_CHUNK = 1 << 16  # pairs of templates in memory over all lags: 32 MB at nt = 61
 
 
@@ -199,6 +202,10 @@ class Merged(NamedTuple):
     n_spikes: Tensor
     variance: Tensor
 
+    def at(self, kept: Tensor) -> Merged:
+        """Some of the templates."""
+        return Merged(*(column[kept] for column in self))
+
 
 def merge_similar(
     features: Tensor,
@@ -252,16 +259,17 @@ def merge_similar(
     return Merged(mean, total, (weight * (within + between)).sum(dim=1))
 
 
-def are_sums(features: Tensor, count: Tensor, components: Tensor) -> Tensor:
+def are_sums(features: Tensor, count: Tensor, components: Tensor, *, n_samples: int) -> Tensor:
     """Which templates are those of collisions: the sum of two others, each of which represents more spikes.
 
     Neurons that fire often collide often, in a long recording many times at similar lags, and the peaks of collisions
     form clusters. Without templates of their own they are matched by those of both neurons.
 
-    Two templates may be delayed by up to half a window. They are looked for greedily: each template that represents
-    more spikes, at the lag at which it explains most, and of all others at all lags that which explains most of the
-    rest. What they leave of the sum, on the channels on which it is not zero, is less than :data:`MAX_LEFT` of its
-    energy, and either explains at least :data:`MIN_PART` of its energy.
+    Either of the two may be delayed by up to half a window. The search is greedy: each template that represents more
+    spikes, at the lag at which it explains most, with that of all others, at any lag, which explains most of the rest.
+    On the channels on which the sum is not zero, they leave less than :data:`MAX_LEFT` of its energy, and both explain
+    more than either does alone, by more than :data:`MIN_PART` of the energy. As some waveforms resemble a sum by chance,
+    there are also no more spikes than :data:`MAX_EXCESS` times the number of collisions that is expected.
 
     Parameters
     ----------
@@ -270,6 +278,8 @@ def are_sums(features: Tensor, count: Tensor, components: Tensor) -> Tensor:
         Number of spikes each template represents.
     components : Tensor, shape (q, w), float32
         wPCA.
+    n_samples : int
+        Length of the recording in which these were found.
 
     Returns
     -------
@@ -277,21 +287,25 @@ def are_sums(features: Tensor, count: Tensor, components: Tensor) -> Tensor:
     """
     nt, half = components.shape[1], components.shape[1] // 2
     delays = lagged_products(components)[:, :, nt - half : nt + half + 1].permute(2, 1, 0)  # (l, r, q)
-    present = (features != 0).any(dim=2)
+    present, count = (features != 0).any(dim=2), count.to(features.device).double()
+    most = MAX_EXCESS * count[:, None] * count * len(delays) / n_samples  # collisions of each pair (u, v)
     sums = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     for unit in torch.argsort(count.cpu(), descending=True, stable=True).tolist():
         channels = present[unit]
         larger = torch.nonzero((count > count[unit]) & ~sums & (present & channels).any(dim=1))[:, 0]
+        often = (most[larger][:, larger] >= count[unit]).fill_diagonal_(False)
+        larger, often = larger[often.any(dim=1)], often[often.any(dim=1)][:, often.any(dim=1)]
+        if not len(larger):
+            continue
         template = features[unit, channels].flatten()
         energy = float(template @ template)
-        if len(larger) < 2 or energy == 0:
-            continue
         delayed = torch.einsum("vcr,lrq->vlcq", features[larger][:, channels], delays).flatten(2)  # (v, l, c·q)
-        change = delayed.square().sum(dim=2) - 2 * delayed @ template  # of the energy that is left, by each alone
+        change = delayed.square().sum(dim=2) - 2 * delayed @ template  # by how much each alone changes what is left
         alone, lag = change.min(dim=1)
         first = delayed[torch.arange(len(larger)), lag]  # (v, c·q)
         both = alone[:, None, None] + change + 2 * torch.einsum("vd,wld->vwl", first, delayed)
-        both = both.amin(dim=2).fill_diagonal_(torch.inf)  # (v, w)
-        more = torch.minimum(alone[:, None], alone) - both  # of the energy explained by the two than by either
-        sums[unit] = bool(((energy + both < MAX_LEFT * energy) & (more > MIN_PART * energy)).any())
+        both = both.amin(dim=2)  # (v, w)
+        more = torch.minimum(alone[:, None], alone) - both  # of the energy is explained by two than by either
+        found = (energy + both < MAX_LEFT * energy) & (more > MIN_PART * energy) & often
+        sums[unit] = bool(found.any())
     return sums

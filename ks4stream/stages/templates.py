@@ -129,7 +129,7 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         return found
 
     def combine(self, parts: Iterable[RegionTemplates], run: Run) -> Templates:
-        """Align the clusters of all regions, merge near duplicates, and drop those with too few spikes."""
+        """Align the clusters of all regions, merge near duplicates, and drop those of few spikes or of collisions."""
         empty = np.zeros((0, self.probe.n_channels, self.settings.n_pcs), np.float32)
         regions = [RegionTemplates(empty, *np.zeros((4, 0))), *parts]
         features = torch.from_numpy(np.concatenate([region.features for region in regions]))
@@ -140,15 +140,18 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         components, shapes = map(torch.from_numpy, (self.waveforms.components, self.waveforms.shapes))
         aligned = templates.align(features, components, shapes)
         merged = templates.merge_similar(aligned, count, components, variance=variance)
-        enough = merged.n_spikes >= self.min_spikes
-        sums = templates.are_sums(merged.features, merged.n_spikes, components)
-        stays = enough & ~sums
-        n_peaks, n_sums = int(self.peaks.of_region.sum()), int((enough & sums).sum())
-        logger.info("%d peaks, %d learned templates; %d of collisions are left out", n_peaks, int(stays.sum()), n_sums)
+        enough = merged.at(merged.n_spikes >= self.min_spikes)
+        tiling = self.circumstances.tiling
+        sums = templates.are_sums(enough.features, enough.n_spikes, components, n_samples=len(tiling) * tiling.size)
+        known, n_peaks = enough.at(~sums), int(self.peaks.of_region.sum())
+        logger.info(
+            "%d peaks, %d learned templates; %d of collisions are left out",
+            n_peaks,
+            len(known.features),
+            int(sums.sum()),
+        )
         return Templates(
-            features=merged.features[stays].numpy(),
-            count=merged.n_spikes[stays].numpy(),
-            spread=merged.variance[stays].sqrt().float().numpy(),
+            features=known.features.numpy(), count=known.n_spikes.numpy(), spread=known.variance.sqrt().float().numpy()
         )
 
     @classmethod

@@ -224,9 +224,13 @@ class Examples:
 
     def are_two(self, unit: merging.GrowingUnit, other: merging.GrowingUnit, lag: int) -> bool:
         """Whether two units are two neurons, with the spikes and waveforms of the other moved earlier by `lag`."""
-        groups = self._groups(unit, other, lag)
-        if groups is None:
+        sides = [self._of(unit.lags), self._of({number: before + lag for number, before in other.lags.items()})]
+        channels = self._common_channels(sides)
+        if not channels:
             return True
+        trains = [unit.train(), other.train() - lag]
+        counts = splits.firsts([side["sample"] for side in sides], trains, self._rate)
+        groups = (self._group(channels, side, count) for side, count in zip(sides, counts, strict=True))
         lags = {*unit.lags.values(), *(before + lag for before in other.lags.values())} - {0}
         return splits.are_two(
             *groups,
@@ -237,29 +241,24 @@ class Examples:
 
     def line_up(self, unit: merging.GrowingUnit, other: merging.GrowingUnit, lag: int) -> int:
         """The lag by which the other unit lines up best where both were recorded, near that of their templates."""
-        groups = self._groups(unit, other, 0)
-        if groups is None:
+        sides = [self._of(unit.lags), self._of(other.lags)]
+        channels = self._common_channels(sides)
+        if not channels:
             return lag
+        a, b = (self._group(channels, side, np.ones(len(side["sample"]), bool)) for side in sides)
         near = sorted(range(-LAGS_BESIDE, LAGS_BESIDE + 1), key=abs)
         rolls = {lag + step: templates.roll_matrix(self._components, lag + step).double() for step in near}
-        return splits.lag_between(*groups, rolls)
+        return splits.lag_between(a, b, rolls)
 
-    def _groups(
-        self, unit: merging.GrowingUnit, other: merging.GrowingUnit, lag: int
-    ) -> tuple[splits.Group, splits.Group] | None:
-        """Examples of two units, the other one moved earlier by `lag`; None if they have too few channels in common."""
-        sides = [self._of(unit.lags), self._of({number: before + lag for number, before in other.lags.items()})]
-        trains = [unit.train(), other.train() - lag]
+    def _common_channels(self, sides: Sequence[Mapping[str, NDArray[Any]]]) -> list[int]:
+        """Channels on which two units are compared; none if they have too few in common."""
         channels_of = [self._shared_channels(side["template"]) for side in sides]
         channels = sorted(set.intersection(*channels_of))
-        if len(channels) < max(1, min(MIN_COMMON_CHANNELS, *map(len, channels_of))):
-            return None
-        counts = splits.firsts([side["sample"] for side in sides], trains, self._rate)
-        a, b = (
-            splits.Group(self._on(channels, side), splits.Conditions.of_columns(side, self._rate), count)
-            for side, count in zip(sides, counts, strict=True)
-        )
-        return a, b
+        return channels if len(channels) >= max(1, min(MIN_COMMON_CHANNELS, *map(len, channels_of))) else []
+
+    def _group(self, channels: list[int], side: Mapping[str, NDArray[Any]], counts: NDArray[np.bool_]) -> splits.Group:
+        """Examples of a unit, to be compared on some channels."""
+        return splits.Group(self._on(channels, side), splits.Conditions.of_columns(side, self._rate), counts)
 
     def _there_and_back(self, lag: int) -> torch.Tensor:
         """Rolls features (…, q) by −lag, then by the lag: (q, q), float64."""
@@ -367,7 +366,6 @@ class Merge(Step[Units]):
             stays[unit] = is_neuron(train, score, limit, self.min_spikes, impossible_samples=rate / 1000)
             if stays[unit]:
                 refractory[unit], contamination[unit] = labels(train, rate, settings.acg_threshold)
-        stays &= ~self._collisions(clusters, merged)
         stays &= ~self._ghosts(clusters, merged, stays)
         number = np.where(stays, np.cumsum(stays) - 1, -1)
         features = merged.features[torch.from_numpy(stays)]
@@ -381,12 +379,6 @@ class Merge(Step[Units]):
             contamination=contamination[stays],
             similarity=templates.similarity(features, components).value.numpy(),
         )
-
-    def _collisions(self, clusters: Clusters, merged: merging.MergedUnits) -> NDArray[np.bool_]:
-        """Which units are collisions of two others, matched by the template of one of them."""
-        n_spikes = np.bincount(merged.unit_of, clusters.n_spikes, len(merged.features))
-        components = torch.from_numpy(self.waveforms.components)
-        return templates.are_sums(merged.features, torch.from_numpy(n_spikes), components).numpy()
 
     def _ghosts(self, clusters: Clusters, merged: merging.MergedUnits, stays: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which units are what matching left of a larger unit's waveform."""

@@ -568,20 +568,28 @@ def test_however_far_the_tissue_moved_a_neuron_remains_alike() -> None:
     assert are_two(a, b, limit_per_um=splits.LIMIT_PER_UM)
 
 
+@pytest.mark.parametrize("offset", [8, 20])
 @pytest.mark.parametrize(("n_astray", "two"), [(20, False), (45, False), (46, True), (150, True)])
-def test_a_few_spikes_on_the_wrong_side_of_a_jump_do_not_make_two_neurons(n_astray: int, two: bool) -> None:
+def test_a_few_spikes_on_the_wrong_side_of_a_jump_do_not_make_two_neurons(
+    n_astray: int, two: bool, offset: float
+) -> None:
     """They overlap others, which makes them unlike those that are on their own side."""
     before, after = SIZE * axis(0), SIZE * (0.95 * axis(0) + 0.3 * axis(1))
-    moved_um = np.repeat([0.0, 20.0], 300)
-    astray = 8 * axis(2) * (torch.arange(300) < n_astray)[:, None]
-    a = group(noise(300, 47) + before, displacement_um=moved_um[:300])
-    b_um = np.where(np.arange(300) < n_astray, 0.0, 20.0)
-    b = group(
-        noise(300, 48) + torch.where((torch.arange(300) < n_astray)[:, None], before, after) + astray,
-        displacement_um=b_um,
-    )
+    a = group(noise(300, 47) + before, displacement_um=np.zeros(300))
+    astray = torch.arange(300)[:, None] < n_astray
+    waveforms = torch.where(astray, before + offset * axis(2), after)
+    moved_um = np.where(astray[:, 0].numpy(), 0.0, 20.0)
+    b = group(noise(300, 48) + waveforms, displacement_um=moved_um)
     assert are_two(a, b) is two
     assert are_two(b, a) is two
+
+
+@pytest.mark.parametrize("distance", [6, 8, 10])
+def test_groups_that_are_compared_in_wide_ranges_take_turns_only_if_they_do_in_these(distance: float) -> None:
+    """They are in two ranges, but one of twice the width."""
+    a = group(noise(300, 56) + SIZE * axis(0), displacement_um=np.full(300, 0.4))
+    b = group(noise(300, 57) + SIZE * axis(0) + distance * axis(1), displacement_um=np.full(300, 2.5))
+    assert are_two(a, b) and are_two(b, a)
 
 
 @pytest.mark.parametrize(

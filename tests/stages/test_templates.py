@@ -240,6 +240,7 @@ def combined(parts: list[RegionTemplates], folder: Path) -> Templates:
         probe=linear_probe(3),
         waveforms=Waveforms(pcs, pcs[:1]),
         peaks=Peaks([]),
+        circumstances=Circumstances(Tiling(0, 10_000, 5000, 0, 2), 30_000.0),
         min_spikes=5,
     )
     return LearnTemplates.combine(cast(Any, stage), parts, RunHere(folder))
@@ -264,9 +265,10 @@ def test_templates_know_how_their_scores_vary(tmp_path: Path) -> None:
 def test_collisions_have_no_templates(tmp_path: Path) -> None:
     one, other = np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32)
     one[0, 0], other[2, 0] = 20, 30
-    count, nothing = np.array([90.0, 20.0, 70.0]), np.zeros(3)
-    parts = [RegionTemplates(np.stack([one, one + other, other]), count, nothing, nothing, nothing)]
-    assert combined(parts, tmp_path).count.tolist() == [90, 70]
+    for n, count in ((9, [90, 70]), (10, [90, 10, 70])):  # within ±2 samples, 3.15 are expected
+        columns = (np.array([90.0, n, 70.0]), *np.zeros((3, 3)))
+        parts = [RegionTemplates(np.stack([one, one + other, other]), *columns)]
+        assert combined(parts, tmp_path).count.tolist() == count
 
 
 def test_the_documented_examples_run() -> None:

@@ -473,16 +473,6 @@ def test_units_that_coincide_with_a_larger_one_nearby_are_left_out(
     assert len(units.features) == 1 + stays
 
 
-def test_collisions_of_two_units_are_none(tmp_path: Path) -> None:
-    """Whatever the larger ones of which they consist were taken for at these times."""
-    seconds = 30_000 * np.arange(100)
-    features = np.zeros((3, 4, 1), np.float32)
-    features[0, 0], features[1, 2] = 30, 40
-    features[2] = features[0] + features[1]
-    units = units_of(tmp_path, [seconds, seconds[:90] + 9000, seconds[:80] + 18_000], features)
-    assert units.unit_of.tolist() == [0, 1, -1]
-
-
 def test_clusters_are_numbered_through_all_regions(tmp_path: Path) -> None:
     receipts = [
         write_block(tmp_path / f"{n}.npz", {"sample": np.array(times, np.int64)}, np.array(unit, np.int64), n_units)
