@@ -35,7 +35,7 @@ AreTwo = Callable[["GrowingUnit", "GrowingUnit", int], bool]
 """Whether two units are two neurons; the spikes and waveforms of the second one are moved earlier by the lag."""
 
 LineUp = Callable[["GrowingUnit", "GrowingUnit", int], int]
-"""The lag by which the second of two units lines up best with the first; the lag of their templates is given."""
+"""By how much to move the second of two units earlier, so that it lines up with the first; near the lag given."""
 
 SimilarityRow = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Similarity of one template (c, q) to others (v, c, q): values (v,) and lags (v,); see :func:`merge_clusters`."""

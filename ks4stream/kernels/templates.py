@@ -268,7 +268,7 @@ def are_sums(features: Tensor, count: Tensor, components: Tensor, *, n_samples: 
     Either of the two may be delayed by up to half a window. The search is greedy: each template that represents more
     spikes, at the lag at which it explains most, with that of all others, at any lag, which explains most of the rest.
     On the channels on which the sum is not zero, they leave less than :data:`MAX_LEFT` of its energy, and both explain
-    more than either does alone, by more than :data:`MIN_PART` of the energy. As some waveforms resemble a sum by chance,
+    more than either does alone, by more than :data:`MIN_PART` of the energy. As waveforms may resemble a sum by chance,
     there are also no more spikes than :data:`MAX_EXCESS` times the number of collisions that is expected.
 
     Parameters
