@@ -236,7 +236,7 @@ class Examples:
             *groups,
             time_derivative=templates.time_derivative(self._components),
             rolled=[self._there_and_back(lag) for lag in sorted(lags)],
-            limit_per_um=splits.LIMIT_PER_UM,
+            max_limit=splits.MAX_LIMIT,
         )
 
     def line_up(self, unit: merging.GrowingUnit, other: merging.GrowingUnit, lag: int) -> int:

@@ -556,8 +556,8 @@ def test_units_that_take_turns_may_differ_more_the_farther_the_tissue_moved(n: i
     turned = SIZE * (float(np.cos(angle)) * axis(0) + float(np.sin(angle)) * axis(1))
     b = group(noise(n, 44) + turned, displacement_um=np.full(n, gap_um))
     assert are_two(a, b) and are_two(b, a)
-    assert are_two(a, b, limit_per_um=splits.LIMIT_PER_UM) is two
-    assert are_two(b, a, limit_per_um=splits.LIMIT_PER_UM) is two
+    assert are_two(a, b, max_limit=splits.MAX_LIMIT) is two
+    assert are_two(b, a, max_limit=splits.MAX_LIMIT) is two
 
 
 def test_however_far_the_tissue_moved_a_neuron_remains_alike() -> None:
@@ -565,7 +565,7 @@ def test_however_far_the_tissue_moved_a_neuron_remains_alike() -> None:
     a = group(noise(300, 45) + SIZE * axis(0), displacement_um=np.zeros(300))
     turned = SIZE * (0.55 * axis(0) + math.sqrt(1 - 0.55**2) * axis(1))
     b = group(noise(300, 46) + turned, displacement_um=np.full(300, 200.0))
-    assert are_two(a, b, limit_per_um=splits.LIMIT_PER_UM)
+    assert are_two(a, b, max_limit=splits.MAX_LIMIT)
 
 
 @pytest.mark.parametrize("offset", [8, 20])
@@ -584,12 +584,13 @@ def test_a_few_spikes_on_the_wrong_side_of_a_jump_do_not_make_two_neurons(
     assert are_two(b, a) is two
 
 
-@pytest.mark.parametrize("distance", [6, 8, 10])
-def test_groups_that_are_compared_in_wide_ranges_take_turns_only_if_they_do_in_these(distance: float) -> None:
-    """They are in two ranges, but one of twice the width."""
+@pytest.mark.parametrize(("distance", "two"), [(0, False), (6, False), (10, True), (14, True)])
+def test_groups_at_neighbouring_displacements_are_two_if_they_differ_much(distance: float, two: bool) -> None:
+    """They are apart in a range that contains both displacements, but may differ there by 0.45 of their norm."""
     a = group(noise(300, 56) + SIZE * axis(0), displacement_um=np.full(300, 0.4))
     b = group(noise(300, 57) + SIZE * axis(0) + distance * axis(1), displacement_um=np.full(300, 2.5))
-    assert are_two(a, b) and are_two(b, a)
+    assert are_two(a, b) is two
+    assert are_two(b, a) is two
 
 
 @pytest.mark.parametrize(

@@ -331,8 +331,8 @@ def test_clusters_of_a_unit_are_compared_at_their_own_lags(tmp_path: Path) -> No
     units[0].absorb(units[1], LATE, PCS)
     seen: list[list[float]] = []
 
-    def keep(a: splits.Group, b: splits.Group, *, limit_per_um: float, **_: object) -> bool:
-        assert limit_per_um == splits.LIMIT_PER_UM
+    def keep(a: splits.Group, b: splits.Group, *, max_limit: float, **_: object) -> bool:
+        assert max_limit == splits.MAX_LIMIT
         half = [a.features[:100], a.features[100:], b.features]
         seen.append([float((one.mean(0) - half[0].mean(0)).norm()) for one in half])
         assert np.array_equal(a.conditions.sample[100:], sparse(100, 9) - LATE)
