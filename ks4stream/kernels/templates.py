@@ -266,10 +266,10 @@ def are_sums(features: Tensor, count: Tensor, components: Tensor, *, n_samples: 
     form clusters. Without templates of their own they are matched by those of both neurons.
 
     Either of the two may be delayed by up to half a window. The search is greedy: each template that represents more
-    spikes, at the lag at which it explains most, with that of all others, at any lag, which explains most of the rest.
-    On the channels on which the sum is not zero, they leave less than :data:`MAX_LEFT` of its energy, and both explain
-    more than either does alone, by more than :data:`MIN_PART` of the energy. As waveforms may resemble a sum by chance,
-    there are also no more spikes than :data:`MAX_EXCESS` times the number of collisions that is expected.
+    spikes, at the lag at which it explains most, with each of the others, at the lag at which that explains most of the
+    rest. On the channels on which the sum is not zero, they leave less than :data:`MAX_LEFT` of its energy, and both
+    explain more than either does alone, by more than :data:`MIN_PART` of the energy. As waveforms may resemble a sum by
+    chance, there are also no more spikes than :data:`MAX_EXCESS` times the number of collisions that is expected.
 
     Parameters
     ----------
@@ -305,7 +305,7 @@ def are_sums(features: Tensor, count: Tensor, components: Tensor, *, n_samples: 
         first = delayed[torch.arange(len(larger)), lag]  # (v, c·q)
         both = alone[:, None, None] + change + 2 * torch.einsum("vd,wld->vwl", first, delayed)
         both = both.amin(dim=2)  # (v, w)
-        more = torch.minimum(alone[:, None], alone) - both  # of the energy is explained by two than by either
-        found = (energy + both < MAX_LEFT * energy) & (more > MIN_PART * energy) & often
+        second = torch.minimum(alone[:, None], alone) - both  # what the other one explains in addition
+        found = (energy + both < MAX_LEFT * energy) & (second > MIN_PART * energy) & often
         sums[unit] = bool(found.any())
     return sums
