@@ -12,6 +12,9 @@ from scipy.ndimage import gaussian_filter
 N_AMPLITUDE_BINS = 20
 MAX_SCORE = 99.0  # larger scores are clipped to this
 REFERENCE_BATCH = 300  # the first reference; in a shorter recording, the middle batch
+OTHER_REFERENCES = (0.1, 0.3, 0.7, 0.9)  # others, at these shares of the recording
+BATCHES_TRIED = 200  # batches on which first references are tried, at most
+LARGER_BY = 1.05  # factor of the squared norm of the mean fingerprint from which another first reference is better
 RIGID_ITERATIONS = 10  # the last one only compares
 RIGID_REACH = 15  # largest shift tested in one iteration, in bins
 SEGMENT_REACH = 5  # largest shift tested per segment after the rigid shift, in bins
@@ -134,12 +137,31 @@ def _chunks(counts: Counts) -> list[slice]:
 
 
 def _register_rigidly(counts: Counts, parts: slice = slice(None)) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Shifts in whole bins (b,), and the mean fingerprint that they align with (z, a)."""
+    """Shifts in whole bins (b,), and the mean fingerprint that they align with (z, a).
+
+    With some first references, batches at another displacement are aligned with the wrong neurons, and remain so. So
+    others are tried on some of the batches, and the one with which their mean fingerprint is largest counts instead, if
+    it is larger by more than the few percent by which a reference matters otherwise.
+    """
+    n_batches = counts.shape[0]
+    places = [min(REFERENCE_BATCH, n_batches // 2), *(int(share * n_batches) for share in OTHER_REFERENCES)]
+    first = [_prints(counts[place : place + 1, parts])[0] for place in places]
+    tried = counts[:: -(-n_batches // BATCHES_TRIED), parts]
+    sizes = [float(np.square(_align(tried, reference)[1]).sum()) for reference in first]
+    best = int(np.argmax(sizes))
+    return _align(counts, first[best if sizes[best] > LARGER_BY * sizes[0] else 0], parts)
+
+
+def _align(
+    counts: Counts, reference: NDArray[np.float64], parts: slice = slice(None)
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Shifts in whole bins (b,) by which all fingerprints align with a reference (z, a), then their mean, and so on.
+
+    Returns the last mean, too.
+    """
     n_batches, _, n_bins, _ = counts.shape
     reach = min(RIGID_REACH, n_bins // 2)
     steps = np.array(sorted(range(-reach, reach + 1), key=lambda step: (abs(step), step)))  # ties: the smallest
-    middle = min(REFERENCE_BATCH, n_batches // 2)
-    reference = _prints(counts[middle : middle + 1, parts])[0]
     total = np.zeros(n_batches, np.int64)
     for _ in range(RIGID_ITERATIONS - 1):
         mean = np.zeros_like(reference)

@@ -99,7 +99,9 @@ class Registration:
         fingerprints = 4 * n * bins  # two halves of 16 bits
         n_chunk = min(kernels.batches_per_chunk(depth_bins), n)
         # Logarithms of a chunk of fingerprints, and their similarity at 101 shifts; that of all at 11, in each segment.
-        registering = 24 * n_chunk * bins + 8 * (101 * n_chunk + 3 * 11 * n) * segments
+        # Beside these, the fingerprints on which first references are tried.
+        tried = 4 * bins * min(n, kernels.BATCHES_TRIED)
+        registering = tried + 24 * n_chunk * bins + 8 * (101 * n_chunk + 3 * 11 * n) * segments
         return min(fingerprints, HELD_BYTES) + registering, fingerprints if fingerprints > HELD_BYTES else 0
 
 

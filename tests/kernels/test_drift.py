@@ -91,6 +91,37 @@ def test_nothing_wraps_around(shift: int, expected: list[float]) -> None:
     assert drift._shifted(np.array([[1.0], [2.0], [3.0]]), shift).ravel().tolist() == expected
 
 
+def jumps_with_other_activity(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Displacements, and counts of six neurons, each with another rate at each of them."""
+    draw = np.random.default_rng(seed)
+    place, level, rate = draw.uniform(8, 52, 6), draw.integers(0, 20, 6), draw.uniform(10, 60, 6)
+    moved = np.repeat([0, -4, 4], [12, 8, 10])
+    active = {move: draw.uniform(0, 1, 6) ** 2 for move in (0, -4, 4)}
+    counts = np.zeros((30, 1, 60, 20), np.uint16)
+    for batch, move in enumerate(moved.tolist()):
+        for neuron, share in enumerate(active[move]):
+            z = np.floor(draw.normal(place[neuron] + move, 0.7, draw.poisson(rate[neuron] * share))).astype(int)
+            np.add.at(counts, (batch, 0, z.clip(0, 59), level[neuron]), 1)
+    return moved, counts
+
+
+@pytest.mark.parametrize("n_tried", [30, 10])
+def test_another_first_reference_counts_if_more_is_aligned_with_it(
+    monkeypatch: pytest.MonkeyPatch, n_tried: int
+) -> None:
+    moved, counts = jumps_with_other_activity(116)
+
+    def farthest_off() -> int:
+        total, _ = drift._register_rigidly(counts)
+        off = total + moved
+        return int(np.abs(off - np.median(off)).max())
+
+    monkeypatch.setattr(drift, "BATCHES_TRIED", n_tried)
+    assert farthest_off() <= 1
+    monkeypatch.setattr(drift, "LARGER_BY", 2.0)  # so that it is the middle batch
+    assert farthest_off() > 3
+
+
 def test_the_rigid_shift_is_at_most_half_the_bins() -> None:
     counts = fingerprints([0, 0, 0, 0, 25], n_bins=30, within=(1, 4))
     total, _ = drift._register_rigidly(counts)
