@@ -186,7 +186,7 @@ def are_two(
     limit, per_um = CONTINUING_BELOW, LIMIT_PER_UM
     if apart is not None:
         limit, per_um = OVERRULING_BELOW, OVERRULING_PER_UM
-        own = [in_majority(*ranges), in_majority(*ranges[::-1])]  # the others are astray
+        own = [in_majority(*ranges), in_majority(*ranges[::-1])]  # the other spikes are astray
         a, b = (group.at(kept) for group, kept in zip((a, b), own, strict=True))
         ranges = [of[kept] for of, kept in zip(ranges, own, strict=True)]
     if min(a.n, b.n) >= MIN_IN_CELLS:

@@ -288,7 +288,7 @@ def are_sums(features: Tensor, count: Tensor, components: Tensor, *, n_samples: 
     nt, half = components.shape[1], components.shape[1] // 2
     delays = lagged_products(components)[:, :, nt - half : nt + half + 1].permute(2, 1, 0)  # (l, r, q)
     present, count = (features != 0).any(dim=2), count.to(features.device).double()
-    most = MAX_EXCESS * count[:, None] * count * len(delays) / n_samples  # collisions of each pair (u, v)
+    most = MAX_EXCESS * count[:, None] * count * len(delays) / n_samples  # collisions of a pair, at most
     sums = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     for unit in torch.argsort(count.cpu(), descending=True, stable=True).tolist():
         channels = present[unit]
