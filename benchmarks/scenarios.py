@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from situations import PULSES, SITUATIONS
 from special import SPECIAL
 
 from ks4stream.probe import Probe
@@ -80,8 +81,8 @@ SCENARIOS: dict[str, Callable[..., SimulatedRecording]] = {
 }
 """The scenarios by name; each takes the seed and, optionally, ``duration_s``."""
 
-ALL = SCENARIOS | SPECIAL
-"""These, and the small ones about one question each."""
+ALL = SCENARIOS | SPECIAL | SITUATIONS
+"""These, the small ones about one question each, and what happens on a real rig."""
 
 
 def probe_json(probe: Probe) -> dict[str, Any]:

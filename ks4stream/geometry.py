@@ -20,6 +20,9 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 MIN_REFERENCE_CHANNELS = 16  # a shank with fewer good channels is referenced together with others (section 1.2)
+FEWEST_REFERENCE_CHANNELS = 6  # fewer are not referenced: the median of so few has much of a spike
+WINDOW_CHANNELS, WINDOW_SPAN_UM = 16, 200.0  # in which artifacts are told by their reach, at least (section 1.3)
+FAR_SHARE = 0.25  # of the channels of a window, which are compared with the largest one
 PEAK_NEIGHBOURS, ALONE_NEIGHBOURS = 9, 13  # section 2
 WIDE_PROBE_UM = 200.0  # 2-D arrays have one column of regions per this much width (section 5)
 SAME_DEPTH_UM = 1.0  # depths closer than this are one row of contacts (section 3)
@@ -91,7 +94,10 @@ def padded(lists: list[Ints], *, fill: int | None = None) -> Ints:
 
 
 def reference_groups(probe: Probe, dead: Ints) -> list[tuple[Ints, Ints]]:
-    """For each common reference the channels it is computed from, and those it is subtracted from (section 1.2)."""
+    """For each common reference the channels it is computed from, and those it is subtracted from (section 1.2).
+
+    There is none of fewer than :data:`FEWEST_REFERENCE_CHANNELS`.
+    """
     good = np.setdiff1d(np.arange(probe.n_channels), dead)
     groups, others = [], []
     for shank in np.unique(probe.shank):
@@ -101,9 +107,43 @@ def reference_groups(probe: Probe, dead: Ints) -> list[tuple[Ints, Ints]]:
             groups.append((used, members))
         else:
             others.append(members)
-    if others and len(good):
+    if others and len(good) >= FEWEST_REFERENCE_CHANNELS:
         groups.append((good, np.sort(np.concatenate(others))))
     return groups
+
+
+def artifact_windows(probe: Probe, dead: Ints) -> list[tuple[Ints, NDArray[np.float32]]]:
+    """Parts of the probe in which artifacts are told from spikes by how far they reach (section 1.3).
+
+    They are the halves of the good channels by shank and depth, and the half between, or all where halves have too few
+    channels or are too short; none if even all are.
+
+    Returns
+    -------
+    list of (channels, far)
+        Good channels (w,), and for each of them the equal weights (w, w) of the quarter that is farthest from it.
+    """
+    good = np.setdiff1d(np.arange(probe.n_channels), dead)
+    good = good[np.lexsort((good, probe.y_um[good], probe.shank[good]))]
+    half = len(good) // 2
+    halves = [good[:half], good[half // 2 : half // 2 + half], good[half:]]
+    for parts in (halves, [good]):
+        if all(len(part) >= WINDOW_CHANNELS and _span_um(probe, part) >= WINDOW_SPAN_UM for part in parts):
+            return [(part, _farthest(probe.positions_um[part])) for part in parts]
+    return []
+
+
+def _span_um(probe: Probe, channels: Ints) -> float:
+    return float(np.ptp(probe.positions_um[channels], axis=0).max())
+
+
+def _farthest(positions_um: Floats) -> NDArray[np.float32]:
+    """Equal weights of the quarter of the positions (n, 2) that is farthest from each: (n, n)."""
+    n = max(round(FAR_SHARE * len(positions_um)), 1)
+    order = np.argsort(-np.round(distances_um(positions_um, positions_um), 6), axis=1, kind="stable")[:, :n]
+    weights = np.zeros((len(positions_um), len(positions_um)), np.float32)
+    np.put_along_axis(weights, order, 1 / n, axis=1)
+    return weights
 
 
 def vertical_pitch_um(probe: Probe) -> float:

@@ -51,6 +51,13 @@ class Whitening(Checked):
     matrix: Array = _array(("c", "c"), "float32", "1/file unit", "row: whitened channel, column: input channel")
     dead: Array = _array(("dead",), "int64", "", "channels without signal (probe order); their rows and columns are 0")
     n_batches: int = 0
+    noise: Array = _array(
+        ("c_known",),
+        "float32",
+        "file unit",
+        "usual s.d. of the noise of each channel after filter and reference; empty if it is not known",
+        default_factory=lambda: np.zeros(0, np.float32),
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -127,6 +127,9 @@ class Settings:
         group="preprocessing",
         ge=0,
     )
+    artifact_margin: float = _setting(
+        0.5, "Also blank this much before and after an artifact.", group="preprocessing", ge=0, unit="ms"
+    )
     # -- whitening -----------------------------------------------------------------------------------
     whitening_range: int = _setting(
         32, "Number of nearest channels used to whiten a channel.", group="whitening", kind=int, ge=1

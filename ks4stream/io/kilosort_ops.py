@@ -161,7 +161,7 @@ def _own_ops(sorting: Sorting) -> dict[str, Any]:
         },
     }
     if sorting.whitening is not None:
-        own["whitening_batches"] = sorting.whitening.n_batches
+        own["whitening_batches"], own["noise"] = sorting.whitening.n_batches, sorting.whitening.noise
     if waveforms is not None:
         own["waveforms"] = {"n_snippets": waveforms.n_snippets, "threshold": waveforms.threshold}
     if peaks is not None:

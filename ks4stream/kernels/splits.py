@@ -208,6 +208,8 @@ def _separation_in_cells(a: Group, b: Group, alike: Tensor, amplitude: Tensor, w
     width_um : float
         Width of a range of displacement.
     """
+    if min(a.n, b.n) < MIN_IN_CELLS:
+        return None
     widened = WIDENED if max(int(of.max()) for of in ranges_of(a, b, width_um)) > 0 else WIDENED[:1]
     counted = (a.counted(), b.counted())
     enough_counted = all(some.n >= MIN_COUNTED_SHARE * group.n for some, group in zip(counted, (a, b), strict=True))
@@ -416,7 +418,8 @@ def firsts(
         All spikes.
     sampling_rate_hz : float
     """
-    if not follow_in_bursts(trains[0], trains[1], sampling_rate_hz):
+    too_few = min(map(len, samples)) < MIN_IN_CELLS  # for any comparison in cells
+    if too_few or not follow_in_bursts(trains[0], trains[1], sampling_rate_hz):
         return [np.ones(len(sample), bool) for sample in samples]
     every = np.sort(np.concatenate(trains))
     return [is_first(sample, every, sampling_rate_hz) for sample in samples]

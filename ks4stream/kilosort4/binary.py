@@ -19,6 +19,7 @@ from ks4stream.engine import gpus
 from ks4stream.errors import OpsError, RecordingError
 from ks4stream.io.recordings import open_recording
 from ks4stream.io.sources import ArraySource
+from ks4stream.kernels.artifacts import Window
 from ks4stream.kernels.preprocessing import FILTER_FLOOR
 from ks4stream.kilosort4.ops import array, drift_of, probe_of
 from ks4stream.probe import Probe
@@ -504,9 +505,8 @@ class _OfArguments(Preprocessor):
         return torch.from_numpy(np.fft.rfft(taps).astype(np.complex64)).to(self.device)
 
     @cached_property
-    def _artifact_channels(self) -> torch.Tensor:
-        found: torch.Tensor = super()._artifact_channels
-        return found if self.has_positions else found[:0]
+    def _windows(self) -> list[Window]:
+        return super()._windows if self.has_positions else []
 
 
 _READ_ONLY = "Recordings are only read here; numpy.ndarray.tofile writes a flat file."

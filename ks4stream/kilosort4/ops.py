@@ -317,7 +317,12 @@ def whitening_of(ops: dict[str, Any], dead: NDArray[np.int64] | None = None) -> 
             "compute_preprocessing again after changing the probe."
         )
     dead = np.flatnonzero(~matrix.any(axis=1))
-    return Whitening(matrix=matrix, dead=dead, n_batches=int(own(ops).get("whitening_batches", 0)))
+    return Whitening(
+        matrix=matrix,
+        dead=dead,
+        n_batches=int(own(ops).get("whitening_batches", 0)),
+        noise=array(own(ops).get("noise", []), np.float32),
+    )
 
 
 def waveforms_of(ops: dict[str, Any]) -> Waveforms:
@@ -361,7 +366,7 @@ def template_channels_of(ops: dict[str, Any]) -> NDArray[np.int64]:
 
 def put_whitening(ops: dict[str, Any], whitening: Whitening) -> None:
     """Note what Kilosort4 has no name for in a whitening."""
-    own(ops)["whitening_batches"] = whitening.n_batches
+    own(ops)["whitening_batches"], own(ops)["noise"] = whitening.n_batches, whitening.noise
 
 
 def put_waveforms(ops: dict[str, Any], waveforms: Waveforms) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ks4stream import geometry
 from ks4stream.blocks import Tile, Tiling
 from ks4stream.errors import BadChannelWarning, ProbeError, RecordingError, SettingsError
+from ks4stream.kernels import artifacts as artifact_kernels
 from ks4stream.kernels import drift as drift_kernels
 from ks4stream.kernels import preprocessing as kernels
 from ks4stream.messages import hand_on, listeners, warn
@@ -26,8 +27,7 @@ from ks4stream.results import Drift, Whitening
 from ks4stream.settings import Settings
 from ks4stream.stages.base import Portable
 
-ARTIFACT_MARGIN_MS = 2.0  # blanked on either side of an artifact
-COMMON_SPAN_UM = 200.0  # minimum extent of probes on which artifacts are detected by the number of channels they reach
+DEAD_MS = 2.0  # for which all channels hold their value in dead time, at least
 MATCHING_REACH_WAVEFORMS = 16  # halo besides that of the filter, in waveforms: reach of a chain of overlapping spikes
 
 
@@ -48,14 +48,8 @@ def tiling_of(recording: Recording, settings: Settings) -> Tiling:
             f"{recording.name}, {rate / 2:g} Hz. Lower it, or correct the sampling rate (fs)."
         )
     reach = kernels.highpass_reach(sampling_rate_hz=rate, cutoff_hz=settings.highpass_cutoff)
-    artifact = artifact_margin(rate) + settings.nt
-    halo = reach + max(settings.nt // 2 + MATCHING_REACH_WAVEFORMS * settings.nt, artifact)
+    halo = reach + settings.nt // 2 + MATCHING_REACH_WAVEFORMS * settings.nt
     return Tiling.by_settings(settings, n_samples=recording.n_samples, sampling_rate_hz=rate, halo=halo)
-
-
-def artifact_margin(sampling_rate_hz: float) -> int:
-    """Samples blanked on either side of an artifact."""
-    return round(ARTIFACT_MARGIN_MS * sampling_rate_hz / 1000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,19 +155,40 @@ class Preprocessor(Portable):
 
     def referenced(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Filtered, referenced and blanked traces (c, t), and a mask of the blanked samples (t,)."""
-        traces = kernels.highpass(self.raw(tile), self._response)
-        if self.settings.do_CAR:
-            traces = kernels.subtract_reference(traces, self._groups)
-        margin = artifact_margin(self.sampling_rate_hz)
-        blank = kernels.artifact_mask(
-            traces,
-            threshold=self.settings.artifact_threshold,
-            margin=margin,
-            artifact_channels=self._artifact_channels,
-            first=max(self.tiling.start - tile.first, 0),
-            last=min(self.tiling.stop - tile.first, tile.length),
-        )
-        return traces.masked_fill_(blank, 0.0) if bool(blank.any()) else traces, blank
+        traces, blank, _ = self.measured(tile)
+        return traces, blank
+
+    def measured(self, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, and the standard deviation of the noise (c,): as usual in the recording or, before that is known,
+        in this tile."""
+        raw, rate = self.raw(tile), self.sampling_rate_hz
+        blank = artifact_kernels.repeated(raw, self._with_signal, round(DEAD_MS * rate / 1000))
+        traces = self._filtered(artifact_kernels.fill(raw, blank))
+        noise = self._noise
+        if noise is None:
+            recorded = slice(max(self.tiling.start - tile.first, 0), min(self.tiling.stop - tile.first, tile.length))
+            noise = artifact_kernels.noise_level(traces[:, recorded], ~blank[recorded])
+        margin = round(self.settings.artifact_margin * rate / 1000)
+        for _ in range(artifact_kernels.MAX_ROUNDS):
+            found = artifact_kernels.artifacts(
+                traces, noise, self._windows, threshold=self.settings.artifact_threshold, sampling_rate_hz=rate
+            )
+            if not bool(found.any()):
+                break
+            blank |= artifact_kernels.widen(found, margin)
+            traces = self._filtered(artifact_kernels.fill(raw, blank))  # without what the filter made of them
+        if bool(blank.any()):
+            traces = traces.masked_fill_(blank, 0.0)
+        is_loud = artifact_kernels.loud(traces, noise, self._windows, blank)
+        if bool(is_loud.any()):
+            blank |= is_loud
+            traces = traces.masked_fill_(blank, 0.0)
+        return traces, blank, noise
+
+    def _filtered(self, raw: Tensor) -> Tensor:
+        """Filtered and referenced traces (c, t)."""
+        traces = kernels.highpass(raw, self._response)
+        return kernels.subtract_reference(traces, self._groups) if self.settings.do_CAR else traces
 
     def whitened(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Whitened traces (c, t), drift-corrected if the drift is known, and a mask of the blanked samples (t,)."""
@@ -198,12 +213,15 @@ class Preprocessor(Portable):
         """Matrix of the last tile that was moved, by its index."""
         return {}
 
-    def away_from_edges(self, tile: Tile, sample: Tensor, blank: Tensor, distance: int) -> Tensor:
-        """Which samples (n,) are at least `distance` from the ends of the crop and from blanked samples (t,)."""
-        first, last = self.tiling.start - tile.first + distance, self.tiling.stop - tile.first - distance
+    def away_from_edges(self, tile: Tile, sample: Tensor, blank: Tensor, nt: int) -> Tensor:
+        """Which waveforms have no blanked samples (t,), by the sample in their middle (n,), nor are near the crop's ends.
+
+        The ends are at least `nt` samples away.
+        """
+        first, last = self.tiling.start - tile.first + nt, self.tiling.stop - tile.first - nt
         allowed = (sample >= first) & (sample < last)
         if bool(blank.any()):
-            allowed &= ~kernels.widen(blank, distance)[sample]
+            allowed &= ~artifact_kernels.widen(blank, nt // 2)[sample]
         return allowed
 
     def _drift_matrix(self, shift_um: NDArray[np.float32]) -> Tensor:
@@ -254,12 +272,23 @@ class Preprocessor(Portable):
         return [(torch.from_numpy(a).to(self.device), torch.from_numpy(b).to(self.device)) for a, b in groups]
 
     @cached_property
-    def _artifact_channels(self) -> Tensor:
-        """Channels used to detect artifacts; none if a single neuron could reach most of them."""
-        alive = np.setdiff1d(np.arange(self.probe.n_channels), self.dead)
-        positions = self.probe.positions_um[alive]
-        wide = len(alive) > 0 and float(np.ptp(positions, axis=0).max()) >= COMMON_SPAN_UM
-        return torch.from_numpy(alive if wide else alive[:0]).to(self.device)
+    def _with_signal(self) -> Tensor:
+        """Channels that have a signal in the file."""
+        return torch.from_numpy(np.setdiff1d(np.arange(self.probe.n_channels), self.dead)).to(self.device)
+
+    @cached_property
+    def _noise(self) -> Tensor | None:
+        """Usual standard deviation of the noise (c,), if it is known."""
+        known = None if self.whitening is None or not len(self.whitening.noise) else self.whitening.noise
+        return None if known is None else torch.from_numpy(known).to(self.device)
+
+    @cached_property
+    def _windows(self) -> list[artifact_kernels.Window]:
+        """Parts of the probe in which artifacts are told by how far they reach."""
+        return [
+            artifact_kernels.Window(torch.from_numpy(channels).to(self.device), torch.from_numpy(far).to(self.device))
+            for channels, far in geometry.artifact_windows(self.probe, self.dead)
+        ]
 
     @cached_property
     def _mover(self) -> tuple[Tensor, kernels.Mover]:

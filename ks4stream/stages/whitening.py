@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,24 +13,35 @@ from numpy.typing import NDArray
 
 from ks4stream import geometry
 from ks4stream.blocks import Tile
-from ks4stream.errors import RecordingError
+from ks4stream.errors import BadChannelWarning, RecordingError
 from ks4stream.io.places import Place
 from ks4stream.kernels import preprocessing as kernels
+from ks4stream.messages import warn
 from ks4stream.results import Whitening
 from ks4stream.stages.base import Block, Run, Stage
 from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
 
-Covariance = NDArray[np.float64] | None  # None if too little of the tile is left after blanking artifacts
 MIN_KEPT_SHARE = 0.5  # of a tile, after blanking artifacts
+LOUD_TILE = 2.0  # noise relative to the median of all tiles, on most channels of a window; such tiles do not enter
+SILENT, SILENT_SHARE = 0.1, 0.1
+"""Channels whose noise falls below a tenth of its median in a tenth of the tiles are left out: they died."""
+
+
+class Measured(NamedTuple):
+    """What is learned from one tile."""
+
+    covariance: NDArray[np.float64] | None  # (c, c) of samples that were not blanked; None if those are too few
+    noise: NDArray[np.float32]  # (c,) its standard deviation, in units of the file
 
 
 @dataclass(frozen=True, eq=False)
-class LearnWhitening(Stage[Block, list[Covariance], Whitening]):
+class LearnWhitening(Stage[Block, list[Measured], Whitening]):
     """Average the covariance of the channels over some batches, and whiten each channel with its neighbourhood."""
 
     name = "whitening"
     reads = ("whitening",)
+    records = (Measured,)
 
     tiles: Preprocessor
 
@@ -37,20 +49,20 @@ class LearnWhitening(Stage[Block, list[Covariance], Whitening]):
         """Every `nskip`-th batch."""
         return run.blocks(self.tiles.tiling, self.tiles.tiling.evenly(self.settings.nskip))
 
-    def task(self, item: Block, folder: Place) -> list[Covariance]:
-        """For each tile, the covariance (c, c) of the samples of its core that were not blanked, or None."""
-        return [self._covariance(tile) for tile in self.tiles.read_ahead(item)]
+    def task(self, item: Block, folder: Place) -> list[Measured]:
+        """The covariance and the noise of the core of each tile."""
+        return [self._measured(tile) for tile in self.tiles.read_ahead(item)]
 
-    def _covariance(self, tile: Tile) -> Covariance:
-        traces, blank = self.tiles.referenced(tile)
+    def _measured(self, tile: Tile) -> Measured:
+        traces, blank, noise = self.tiles.measured(tile)
         core = self.tiles.core(tile)
         traces, kept = traces[:, core], ~blank[core]
-        n_kept = int(kept.sum())
-        if n_kept < MIN_KEPT_SHARE * len(kept):
-            return None
-        return kernels.covariance(traces if n_kept == len(kept) else traces[:, kept]).cpu().numpy()
+        n_kept, covariance = int(kept.sum()), None
+        if n_kept >= MIN_KEPT_SHARE * len(kept):
+            covariance = kernels.covariance(traces if n_kept == len(kept) else traces[:, kept]).cpu().numpy()
+        return Measured(covariance, noise.cpu().numpy())
 
-    def combine(self, parts: Iterable[list[Covariance]], run: Run) -> Whitening:
+    def combine(self, parts: Iterable[list[Measured]], run: Run) -> Whitening:
         """Average in the order of the tiles.
 
         Raises
@@ -59,27 +71,47 @@ class LearnWhitening(Stage[Block, list[Covariance], Whitening]):
             If too little of every tile is left after blanking artifacts, or no channel has any signal.
         """
         total: NDArray[np.float64] | float = 0.0
-        used, seen = 0, 0
-        for covariance in chain.from_iterable(parts):
+        seen, used, levels = 0, 0, []
+        covariances = []
+        for measured in chain.from_iterable(parts):
             seen += 1
-            if covariance is not None:
-                total, used = total + covariance, used + 1
-        if used == 0:
+            if measured.covariance is not None:
+                covariances.append(measured.covariance)
+                levels.append(measured.noise)
+        if not covariances:
             raise RecordingError(
-                f"In all {seen} batches from which whitening should be learned, most samples are artifacts: within "
-                f"2 ms of samples beyond artifact_threshold={self.tiles.settings.artifact_threshold}, which should be "
-                "well above the spikes, or of samples where most channels are far beyond their noise."
+                f"In all {seen} batches from which whitening should be learned, most samples are blanked: they are near "
+                f"samples beyond artifact_threshold={self.tiles.settings.artifact_threshold}, which should be well "
+                "above the spikes, or all channels hold their value, or most channels are far beyond their noise."
             )
+        noise = np.median(levels, axis=0).astype(np.float32)
+        for covariance, level in zip(covariances, levels, strict=True):
+            if not self._is_loud(level, noise):
+                total, used = total + covariance, used + 1
         covariance = np.asarray(total / used)
         variance = covariance.diagonal()
-        dead = np.union1d(self.tiles.dead, np.flatnonzero(variance <= 1e-12 * np.median(variance)))
+        died = np.flatnonzero((np.array(levels) < SILENT * noise).mean(axis=0) >= SILENT_SHARE)
+        if len(died):
+            warn(
+                f"{self.tiles.recording.name}: channels {self.tiles.probe.chan_map[died].tolist()} of the file have "
+                "no signal in parts of the recording and are left out.",
+                BadChannelWarning,
+            )
+        dead = np.union1d(np.union1d(self.tiles.dead, died), np.flatnonzero(variance <= 1e-12 * np.median(variance)))
         if len(dead) == len(variance):
             raise RecordingError(f"{self.tiles.recording.name}: no channel has any signal after {self._steps()}.")
         neighbours = geometry.channel_neighbours(
             self.tiles.probe, self.settings.whitening_range, same_shank=False, dead=dead
         )
         matrix = kernels.local_whitening(torch.from_numpy(covariance), neighbours)
-        return Whitening(matrix=matrix.numpy(), dead=dead, n_batches=used)
+        return Whitening(matrix=matrix.numpy(), dead=dead, n_batches=used, noise=noise)
+
+    def _is_loud(self, level: NDArray[np.float32], noise: NDArray[np.float32]) -> bool:
+        """Whether most channels of a window are much louder than usual."""
+        return any(
+            np.mean(level[channels] > LOUD_TILE * noise[channels]) > 0.5
+            for channels, _ in geometry.artifact_windows(self.tiles.probe, self.tiles.dead)
+        )
 
     def _steps(self) -> str:
         if not self.tiles.settings.do_CAR:
