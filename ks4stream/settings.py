@@ -128,7 +128,7 @@ class Settings:
         ge=0,
     )
     artifact_margin: float = _setting(
-        0.5, "Also blank this much before and after an artifact.", group="preprocessing", ge=0, unit="ms"
+        0.25, "Also blank this much before and after an artifact.", group="preprocessing", ge=0, unit="ms"
     )
     # -- whitening -----------------------------------------------------------------------------------
     whitening_range: int = _setting(

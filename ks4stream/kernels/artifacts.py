@@ -114,17 +114,25 @@ def noise_level(traces: Tensor, kept: Tensor) -> Tensor:
 
 
 def artifacts(
-    traces: Tensor, noise: Tensor, windows: Sequence[Window], *, threshold: float, sampling_rate_hz: float
+    traces: Tensor,
+    noise: Tensor,
+    windows: Sequence[Window],
+    *,
+    reference: Tensor,
+    threshold: float,
+    sampling_rate_hz: float,
 ) -> Tensor:
     """Samples (t,) of artifacts, without what the filter made of them before and after.
 
     Parameters
     ----------
     traces : Tensor, shape (c, t)
-        Filtered.
+        Filtered and referenced.
     noise : Tensor, shape (c,)
         Its standard deviation.
     windows : sequence of Window
+    reference : Tensor, shape (c, t) or (1, t)
+        What was subtracted. With few channels, the median has much of a large spike, which it leaves on all of them.
     threshold : float
         Any channel that reaches it is part of an artifact; may be infinite.
     sampling_rate_hz : float
@@ -133,21 +141,23 @@ def artifacts(
     if not math.isinf(threshold):
         mask |= (traces.abs() >= threshold).any(dim=0)
     for window in windows:
-        found = _without_falling_off(traces, noise, window)
+        found = _without_falling_off(traces, reference, noise, window)
         if bool(found.any()):
             mask |= _cores(traces, noise, window.channels, found, sampling_rate_hz)
     return mask
 
 
-def _without_falling_off(traces: Tensor, noise: Tensor, window: Window) -> Tensor:
+def _without_falling_off(traces: Tensor, reference: Tensor, noise: Tensor, window: Window) -> Tensor:
     """Samples (t,), of which every eighth was tested, at which a window has what no neuron causes."""
     found = torch.zeros(traces.shape[1], dtype=torch.bool, device=traces.device)
     size = _relative(traces[:, ::STEP], noise, window.channels)
     at = ((size > DEVIATIONS).float().mean(dim=0) > SHARE).nonzero()[:, 0]
     if len(at):
         beside = torch.arange(-(NEAR_SAMPLES // STEP), NEAR_SAMPLES // STEP + 1, device=at.device)
-        near = (at[:, None] + beside).clamp(0, size.shape[1] - 1)
-        reached = size[:, near].amax(dim=2)  # (w, n)
+        near = (at[:, None] + beside).clamp(0, size.shape[1] - 1) * STEP
+        own = window.channels if len(reference) > 1 else torch.zeros_like(window.channels)
+        before = traces[window.channels[:, None, None], near] + reference[own[:, None, None], near]
+        reached = (before.abs() * _inverse(noise)[window.channels, None, None]).amax(dim=2)  # (w, n)
         largest, channel = reached.max(dim=0)
         far = (window.far[channel] * reached.T).sum(dim=1)
         found[at[far >= MIN_FAR * largest] * STEP] = True
@@ -199,8 +209,12 @@ def loud(traces: Tensor, noise: Tensor, windows: Sequence[Window], blank: Tensor
 
 def _relative(traces: Tensor, noise: Tensor, channels: Tensor) -> Tensor:
     """Absolute values relative to the noise, on some channels: (w, t). Channels without noise have none."""
-    scale = torch.where(noise > 0, 1 / noise.clamp_min(1e-30), torch.zeros_like(noise))[channels]
-    return traces.index_select(0, channels).abs_() * scale[:, None]
+    return traces.index_select(0, channels).abs_() * _inverse(noise)[channels, None]
+
+
+def _inverse(noise: Tensor) -> Tensor:
+    """1 / s.d., 0 for channels without noise: (c,)."""
+    return torch.where(noise > 0, 1 / noise.clamp_min(1e-30), torch.zeros_like(noise))
 
 
 def widen(mask: Tensor, margin: int) -> Tensor:

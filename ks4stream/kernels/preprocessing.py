@@ -95,7 +95,7 @@ def median_over_channels(traces: Tensor) -> Tensor:
     return (ranked[:, low] + ranked[:, high]) * 0.5
 
 
-def subtract_reference(traces: Tensor, groups: list[tuple[Tensor, Tensor]]) -> Tensor:
+def subtract_reference(traces: Tensor, groups: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """Subtract the common median reference, in place.
 
     Parameters
@@ -106,8 +106,8 @@ def subtract_reference(traces: Tensor, groups: list[tuple[Tensor, Tensor]]) -> T
 
     Returns
     -------
-    Tensor, shape (c, t)
-        `traces`.
+    list of Tensor, shape (t,)
+        What was subtracted, for each group.
     """
     medians = [median_over_channels(traces if len(used) == len(traces) else traces[used]) for used, _ in groups]
     for (_, corrected), median in zip(groups, medians, strict=True):
@@ -115,7 +115,7 @@ def subtract_reference(traces: Tensor, groups: list[tuple[Tensor, Tensor]]) -> T
             traces -= median
         else:
             traces[corrected] -= median
-    return traces
+    return medians
 
 
 def covariance(traces: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ class Preprocessor(Portable):
         in this tile."""
         raw, rate = self.raw(tile), self.sampling_rate_hz
         blank = artifact_kernels.repeated(raw, self._with_signal, round(DEAD_MS * rate / 1000))
-        traces = self._filtered(artifact_kernels.fill(raw, blank))
+        traces, reference = self._filtered(artifact_kernels.fill(raw, blank))
         noise = self._noise
         if noise is None:
             recorded = slice(max(self.tiling.start - tile.first, 0), min(self.tiling.stop - tile.first, tile.length))
@@ -171,12 +171,17 @@ class Preprocessor(Portable):
         margin = round(self.settings.artifact_margin * rate / 1000)
         for _ in range(artifact_kernels.MAX_ROUNDS):
             found = artifact_kernels.artifacts(
-                traces, noise, self._windows, threshold=self.settings.artifact_threshold, sampling_rate_hz=rate
+                traces,
+                noise,
+                self._windows,
+                reference=reference,
+                threshold=self.settings.artifact_threshold,
+                sampling_rate_hz=rate,
             )
             if not bool(found.any()):
                 break
             blank |= artifact_kernels.widen(found, margin)
-            traces = self._filtered(artifact_kernels.fill(raw, blank))  # without what the filter made of them
+            traces, reference = self._filtered(artifact_kernels.fill(raw, blank))  # without what the filter made of it
         if bool(blank.any()):
             traces = traces.masked_fill_(blank, 0.0)
         is_loud = artifact_kernels.loud(traces, noise, self._windows, blank)
@@ -185,10 +190,18 @@ class Preprocessor(Portable):
             traces = traces.masked_fill_(blank, 0.0)
         return traces, blank, noise
 
-    def _filtered(self, raw: Tensor) -> Tensor:
-        """Filtered and referenced traces (c, t)."""
+    def _filtered(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Filtered and referenced traces (c, t), and the reference of each channel, or that of all: (c, t) or (1, t)."""
         traces = kernels.highpass(raw, self._response)
-        return kernels.subtract_reference(traces, self._groups) if self.settings.do_CAR else traces
+        medians = kernels.subtract_reference(traces, self._groups) if self.settings.do_CAR else []
+        if len(medians) == 1 and len(self._groups[0][1]) == len(traces):
+            return traces, medians[0][None]
+        reference = torch.zeros(1, 1, device=traces.device).expand_as(traces)
+        if medians:
+            reference = torch.zeros_like(traces)
+            for (_, corrected), median in zip(self._groups, medians, strict=True):
+                reference[corrected] = median
+        return traces, reference
 
     def whitened(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Whitened traces (c, t), drift-corrected if the drift is known, and a mask of the blanked samples (t,)."""
@@ -221,7 +234,7 @@ class Preprocessor(Portable):
         first, last = self.tiling.start - tile.first + nt, self.tiling.stop - tile.first - nt
         allowed = (sample >= first) & (sample < last)
         if bool(blank.any()):
-            allowed &= ~artifact_kernels.widen(blank, nt // 2)[sample]
+            allowed &= ~artifact_kernels.widen(blank, nt // 4)[(sample - nt // 2 + nt // 3)]
         return allowed
 
     def _drift_matrix(self, shift_um: NDArray[np.float32]) -> Tensor:
