@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from situations import PULSES, SITUATIONS
+from situations import SITUATIONS
 from special import SPECIAL
 
 from ks4stream.probe import Probe

@@ -350,6 +350,7 @@ def _largest_contact(recording: SimulatedRecording) -> int:
 
 def refchannel(seed: int, duration_s: float = 60.0) -> SimulatedRecording:
     """Contact 20 has 1 µV of noise and no spikes."""
+
     def change(traces_uv: Traces, sample: NDArray[np.int64]) -> Traces:
         traces_uv[:, 20] = np.random.default_rng((seed, 16, int(sample[0]))).standard_normal(len(sample))
         return traces_uv

@@ -89,6 +89,10 @@ class BadChannelWarning(Ks4StreamWarning):
     """A channel carries no signal and is left out."""
 
 
+class ArtifactWarning(Ks4StreamWarning):
+    """Much of a recording cannot be sorted."""
+
+
 class MisreadWarning(Ks4StreamWarning):
     """Samples seem to be read differently from how they were written: type, channels, order or unit."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import platform
@@ -17,7 +18,7 @@ import scipy
 import torch
 from numpy.typing import NDArray
 
-from ks4stream import report
+from ks4stream import geometry, report
 from ks4stream.deploy import client_for, engine_for
 from ks4stream.engine import Engine, Progress, gpus, no_progress, one_thread
 from ks4stream.io.places import ObjectPath, Place, place
@@ -40,6 +41,8 @@ from ks4stream.stages.preprocessing import Preprocessor, dead_channels, tiling_o
 
 if TYPE_CHECKING:
     import xarray
+
+logger = logging.getLogger("ks4stream")
 
 
 def sort(
@@ -209,6 +212,8 @@ def prepare(recording: Recording, settings: Settings, *, device: str = "cpu") ->
     tiles.probe.check_file(recording.n_channels)
     constant = check_traces(recording, scale=settings.scale, start=tiling.start, stop=tiling.stop)
     dead = dead_channels(recording, tiles.probe, constant)
+    if settings.do_CAR and not geometry.reference_groups(tiles.probe, dead):
+        logger.info("There is no common reference: the median of so few channels has much of their spikes")
     return replace(tiles, dead=dead)
 
 

@@ -105,12 +105,25 @@ def fill(traces: Tensor, mask: Tensor) -> Tensor:
     return traces
 
 
-def noise_level(traces: Tensor, kept: Tensor) -> Tensor:
-    """Standard deviation of the noise, estimated by the median: (c, t) and a mask (t,) to (c,); 0 without samples."""
-    size = traces[:, ::STEP][:, kept[::STEP]].abs()
-    if size.shape[1] == 0:
+def noise_level(traces: Tensor, raw: Tensor, kept: Tensor) -> Tensor:
+    """Standard deviation of the noise, estimated by the median; 0 for channels that do not change, or without samples.
+
+    Parameters
+    ----------
+    traces, raw : Tensor, shape (c, t)
+        With and without filter and reference, which a channel without a signal has, too.
+    kept : Tensor of bool, shape (t,)
+
+    Returns
+    -------
+    Tensor, shape (c,)
+    """
+    at = kept.nonzero()[::STEP, 0]
+    if len(at) == 0:
         return torch.zeros(len(traces), device=traces.device)
-    return size.median(dim=1).values * MEDIAN_TO_SD
+    before = raw[:, at]
+    level = traces[:, at].abs().median(dim=1).values * MEDIAN_TO_SD
+    return level.masked_fill((before == before[:, :1]).all(dim=1), 0.0)
 
 
 def artifacts(

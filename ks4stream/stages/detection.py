@@ -104,7 +104,7 @@ class Detect(Stage[Block, Receipt, Peaks]):
             first=core.start + to_centre,
             last=core.stop + to_centre,
         )
-        allowed = self.tiles.away_from_edges(tile, peaks.sample, blank, settings.nt)
+        allowed = self.tiles.away_from_edges(tile, peaks.sample - to_centre, blank, settings.nt)
         return traces, kernels.TilePeaks(*(column[allowed] for column in peaks))
 
     def time_of(self, tile: Tile, sample: Tensor) -> Tensor:

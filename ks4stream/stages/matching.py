@@ -15,11 +15,13 @@ from torch import Tensor
 
 from ks4stream import geometry
 from ks4stream.blocks import Tile
+from ks4stream.errors import ArtifactWarning
 from ks4stream.io.places import Place
 from ks4stream.io.tables import Receipt, write_block
 from ks4stream.kernels import matching as kernels
 from ks4stream.kernels.borders import Reported, settle
 from ks4stream.kernels.matching import TileSpikes
+from ks4stream.messages import warn
 from ks4stream.probe import Probe
 from ks4stream.stages.base import Block, Run
 from ks4stream.stages.detection import rows_of_region
@@ -28,6 +30,8 @@ from ks4stream.stages.pursuit import Pursuit
 from ks4stream.stages.thresholds import Thresholds
 
 logger = logging.getLogger("ks4stream")
+
+MUCH_BLANKED = 0.05  # share of the recording above which there is a warning
 
 LARGE_SCORES, FAR_SMALLER = (24.0, 48.0), 0.25
 """From each of these scores on, features contain what spikes explain whose scores are below this share of it. At one
@@ -127,7 +131,8 @@ class Match(Pursuit[Matched, Spikes]):
         """Spikes of the core and within nt of it; those outside the core count only if settling borders decides so."""
         nt, prepared, device = self.settings.nt, self.prepared, self.tiles.device
         traces, blank = self.tiles.whitened(tile)
-        artifacts.append(spans(blank[self.tiles.core(tile)].cpu().numpy()) + tile.start)
+        without = self.tiles.without_spikes(blank, nt)[self.tiles.core(tile)]
+        artifacts.append(spans(without.cpu().numpy()) + tile.start)
         spikes = self.thresholds.spikes_of(tile, device)
         if spikes is None:
             spikes = self.matched(traces, tile)
@@ -136,7 +141,7 @@ class Match(Pursuit[Matched, Spikes]):
         every, time = spikes, self.sample_of(tile, spikes)
         residual = kernels.subtract(traces, every, prepared)
         near = (time >= tile.start - nt) & (time < tile.stop + nt)
-        near &= self.tiles.away_from_edges(tile, spikes.sample_index, blank, nt)
+        near &= self.tiles.away_from_edges(tile, time - tile.first, blank, nt)
         spikes = spikes.at(near)
         sample = time[near].cpu().numpy()
         return {
@@ -185,7 +190,15 @@ class Match(Pursuit[Matched, Spikes]):
         dropped = [np.array(sorted(row for row in of_block if not of_block[row]), np.int64) for of_block in counts]
         blanked = joined_spans(artifacts)
         blanked_s = np.diff(blanked).sum() / self.tiles.sampling_rate_hz
-        logger.info("%d artifacts were blanked, %.2f s in all", len(blanked), blanked_s)
+        share = blanked_s * self.tiles.sampling_rate_hz / max(self.tiles.tiling.n_tiles * self.tiles.tiling.size, 1)
+        message = (
+            f"In {len(blanked)} spans, {blanked_s:.2f} s or {100 * share:.1f} % of the recording, no spikes were "
+            "looked for, because of artifacts, loud noise or dead time (Sorting.artifacts)"
+        )
+        if share > MUCH_BLANKED:
+            warn(f"{message}.", ArtifactWarning)
+        else:
+            logger.info(message)
         return Spikes(
             receipts=receipts,
             first=np.array(first, np.int64),

@@ -167,7 +167,7 @@ class Preprocessor(Portable):
         noise = self._noise
         if noise is None:
             recorded = slice(max(self.tiling.start - tile.first, 0), min(self.tiling.stop - tile.first, tile.length))
-            noise = artifact_kernels.noise_level(traces[:, recorded], ~blank[recorded])
+            noise = artifact_kernels.noise_level(traces[:, recorded], raw[:, recorded], ~blank[recorded])
         margin = round(self.settings.artifact_margin * rate / 1000)
         for _ in range(artifact_kernels.MAX_ROUNDS):
             found = artifact_kernels.artifacts(
@@ -191,7 +191,7 @@ class Preprocessor(Portable):
         return traces, blank, noise
 
     def _filtered(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Filtered and referenced traces (c, t), and the reference of each channel, or that of all: (c, t) or (1, t)."""
+        """Filtered and referenced traces (c, t), and what was subtracted of each channel or of all: (c, t) or (1, t)."""
         traces = kernels.highpass(raw, self._response)
         medians = kernels.subtract_reference(traces, self._groups) if self.settings.do_CAR else []
         if len(medians) == 1 and len(self._groups[0][1]) == len(traces):
@@ -226,15 +226,19 @@ class Preprocessor(Portable):
         """Matrix of the last tile that was moved, by its index."""
         return {}
 
-    def away_from_edges(self, tile: Tile, sample: Tensor, blank: Tensor, nt: int) -> Tensor:
-        """Which waveforms have no blanked samples (t,), by the sample in their middle (n,), nor are near the crop's ends.
+    def without_spikes(self, blank: Tensor, nt: int) -> Tensor:
+        """Samples (t,) at which no spikes are looked for: blanked ones, and those a quarter of a waveform beside them.
 
-        The ends are at least `nt` samples away.
+        So much of a waveform that is left is enough to recognise it.
         """
+        return artifact_kernels.widen(blank, nt // 4)
+
+    def away_from_edges(self, tile: Tile, sample: Tensor, blank: Tensor, nt: int) -> Tensor:
+        """Which spikes (n,) may count: at least `nt` samples from the ends of the crop, and away from blanks (t,)."""
         first, last = self.tiling.start - tile.first + nt, self.tiling.stop - tile.first - nt
         allowed = (sample >= first) & (sample < last)
         if bool(blank.any()):
-            allowed &= ~artifact_kernels.widen(blank, nt // 4)[(sample - nt // 2 + nt // 3)]
+            allowed &= ~self.without_spikes(blank, nt)[sample]
         return allowed
 
     def _drift_matrix(self, shift_um: NDArray[np.float32]) -> Tensor:

@@ -61,7 +61,7 @@ class Pursuit(Stage[Block, Part, Result]):
         """Which spikes (n,) are in a tile's core, and away from the crop's ends and from blanked samples (t,)."""
         sample = self.sample_of(tile, spikes)
         in_core = (sample >= tile.start) & (sample < tile.stop)
-        return in_core & self.tiles.away_from_edges(tile, spikes.sample_index, blank, self.settings.nt)
+        return in_core & self.tiles.away_from_edges(tile, sample - tile.first, blank, self.settings.nt)
 
     @cached_property
     def prepared(self) -> kernels.PreparedTemplates:

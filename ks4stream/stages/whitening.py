@@ -24,8 +24,7 @@ from ks4stream.stages.preprocessing import Preprocessor
 
 MIN_KEPT_SHARE = 0.5  # of a tile, after blanking artifacts
 LOUD_TILE = 2.0  # noise relative to the median of all tiles, on most channels of a window; such tiles do not enter
-SILENT, SILENT_SHARE = 0.1, 0.1
-"""Channels whose noise falls below a tenth of its median in a tenth of the tiles are left out: they died."""
+SILENT_SHARE = 0.1  # of the tiles, in which a channel that is left out does not change, at least
 
 
 class Measured(NamedTuple):
@@ -80,21 +79,25 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
                 levels.append(measured.noise)
         if not covariances:
             raise RecordingError(
-                f"In all {seen} batches from which whitening should be learned, most samples are blanked: they are near "
-                f"samples beyond artifact_threshold={self.tiles.settings.artifact_threshold}, which should be well "
+                f"In all {seen} batches from which whitening should be learned, most samples are blanked: they are "
+                f"near samples beyond artifact_threshold={self.tiles.settings.artifact_threshold}, which should be well "
                 "above the spikes, or all channels hold their value, or most channels are far beyond their noise."
             )
-        noise = np.median(levels, axis=0).astype(np.float32)
+        changes = np.array(levels) > 0  # (batch, c)
+        noise = np.zeros(changes.shape[1], np.float32)
+        for channel in np.flatnonzero(changes.any(axis=0)).tolist():
+            noise[channel] = np.median(np.array(levels)[changes[:, channel], channel])
         for covariance, level in zip(covariances, levels, strict=True):
             if not self._is_loud(level, noise):
                 total, used = total + covariance, used + 1
         covariance = np.asarray(total / used)
         variance = covariance.diagonal()
-        died = np.flatnonzero((np.array(levels) < SILENT * noise).mean(axis=0) >= SILENT_SHARE)
+        died = np.flatnonzero((~changes).mean(axis=0) >= SILENT_SHARE)
+        died = np.setdiff1d(died, self.tiles.dead)
         if len(died):
             warn(
                 f"{self.tiles.recording.name}: channels {self.tiles.probe.chan_map[died].tolist()} of the file have "
-                "no signal in parts of the recording and are left out.",
+                "no signal in a part of the recording and are left out.",
                 BadChannelWarning,
             )
         dead = np.union1d(np.union1d(self.tiles.dead, died), np.flatnonzero(variance <= 1e-12 * np.median(variance)))
@@ -117,8 +120,8 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
         if not self.tiles.settings.do_CAR:
             return "filtering"
         return (
-            "filtering and referencing. The common reference is the median of the channels, which removes all of a "
-            "single channel, and of channels with the same signal; sort these with do_CAR=False"
+            "filtering and referencing. The common reference is the median of the channels, which removes all of "
+            "channels with the same signal; sort these with do_CAR=False"
         )
 
     @classmethod
