@@ -57,22 +57,25 @@ def repeated(traces: Tensor, channels: Tensor, min_samples: int) -> Tensor:
     min_samples : int
     """
     mask = torch.zeros(traces.shape[1], dtype=torch.bool, device=traces.device)
-    for number, channel in enumerate(channels.tolist()):  # nearly always, the first one has no such run
+    step = max(min_samples // 4, 1)
+    for number, channel in enumerate(channels.tolist()):
+        coarse = traces[channel, ::step]  # of which such a run contains three
+        same = coarse[1:] == coarse[:-1]
+        if not bool((same[1:] & same[:-1]).any()):  # nearly always for the first channel
+            return torch.zeros_like(mask)
         same = traces[channel, 1:] == traces[channel, :-1]
         found = _in_long_runs(same, min_samples - 1)
         found = torch.cat([found, found[-1:]]) | torch.cat([found[:1], found])
         mask = found if number == 0 else mask & found
-        if not bool(mask.any()):
-            break
     return mask
 
 
 def _in_long_runs(mask: Tensor, length: int) -> Tensor:
     """Keep runs of at least so many set samples: (t,) to (t,)."""
-    if mask.numel() < length or not bool(mask.any()):
+    if len(mask) < length or not bool(mask.any()):
         return torch.zeros_like(mask)
-    whole = -torch.nn.functional.max_pool1d(-mask[None].float(), length, 1)[0] > 0  # begins such a run
-    wide = torch.nn.functional.pad(whole.float(), (length - 1, length - 1))
+    begins = -torch.nn.functional.max_pool1d(-mask[None].float(), length, 1)[0] > 0
+    wide = torch.nn.functional.pad(begins.float(), (length - 1, length - 1))
     return torch.nn.functional.max_pool1d(wide[None], length, 1)[0] > 0
 
 
@@ -126,12 +129,18 @@ def noise_level(traces: Tensor, raw: Tensor, kept: Tensor) -> Tensor:
     return level.masked_fill((before == before[:, :1]).all(dim=1), 0.0)
 
 
+def sampled(traces: Tensor, noise: Tensor) -> Tensor:
+    """Absolute values of every eighth sample, relative to the s.d. of the noise: (c, t), (c,) to (c, t / 8)."""
+    return traces[:, ::STEP].abs().mul_(_inverse(noise)[:, None])
+
+
 def artifacts(
     traces: Tensor,
+    size: Tensor,
     noise: Tensor,
     windows: Sequence[Window],
     *,
-    reference: Tensor,
+    references: Sequence[tuple[Tensor, Tensor]],
     threshold: float,
     sampling_rate_hz: float,
 ) -> Tensor:
@@ -141,11 +150,14 @@ def artifacts(
     ----------
     traces : Tensor, shape (c, t)
         Filtered and referenced.
+    size : Tensor, shape (c, t / 8)
+        From :func:`sampled`.
     noise : Tensor, shape (c,)
         Its standard deviation.
     windows : sequence of Window
-    reference : Tensor, shape (c, t) or (1, t)
-        What was subtracted. With few channels, the median has much of a large spike, which it leaves on all of them.
+    references : sequence of (channels, reference)
+        What was subtracted (t,) from which channels. With few channels, the median has much of a large spike, which it
+        leaves on all of them.
     threshold : float
         Any channel that reaches it is part of an artifact; may be infinite.
     sampling_rate_hz : float
@@ -153,35 +165,38 @@ def artifacts(
     mask = torch.zeros(traces.shape[1], dtype=torch.bool, device=traces.device)
     if not math.isinf(threshold):
         mask |= (traces.abs() >= threshold).any(dim=0)
+    beyond = (size > DEVIATIONS).float()
     for window in windows:
-        found = _without_falling_off(traces, reference, noise, window)
-        if bool(found.any()):
-            mask |= _cores(traces, noise, window.channels, found, sampling_rate_hz)
+        at = (beyond[window.channels].mean(dim=0) > SHARE).nonzero()[:, 0] * STEP
+        at = at[_does_not_fall_off(traces, references, noise, window, at)]
+        if len(at):
+            mask |= _cores(traces, noise, window.channels, at, sampling_rate_hz)
     return mask
 
 
-def _without_falling_off(traces: Tensor, reference: Tensor, noise: Tensor, window: Window) -> Tensor:
-    """Samples (t,), of which every eighth was tested, at which a window has what no neuron causes."""
-    found = torch.zeros(traces.shape[1], dtype=torch.bool, device=traces.device)
-    size = _relative(traces[:, ::STEP], noise, window.channels)
-    at = ((size > DEVIATIONS).float().mean(dim=0) > SHARE).nonzero()[:, 0]
-    if len(at):
-        beside = torch.arange(-(NEAR_SAMPLES // STEP), NEAR_SAMPLES // STEP + 1, device=at.device)
-        near = (at[:, None] + beside).clamp(0, size.shape[1] - 1) * STEP
-        own = window.channels if len(reference) > 1 else torch.zeros_like(window.channels)
-        before = traces[window.channels[:, None, None], near] + reference[own[:, None, None], near]
-        reached = (before.abs() * _inverse(noise)[window.channels, None, None]).amax(dim=2)  # (w, n)
-        largest, channel = reached.max(dim=0)
-        far = (window.far[channel] * reached.T).sum(dim=1)
-        found[at[far >= MIN_FAR * largest] * STEP] = True
-    return found
+def _does_not_fall_off(
+    traces: Tensor, references: Sequence[tuple[Tensor, Tensor]], noise: Tensor, window: Window, at: Tensor
+) -> Tensor:
+    """At which samples (n,) a window has what no neuron causes: (n,), bool."""
+    if len(at) == 0:
+        return at > 0
+    near = at[:, None] + torch.arange(-NEAR_SAMPLES, NEAR_SAMPLES + 1, STEP, device=at.device)
+    near = near.clamp(0, traces.shape[1] - 1)
+    before = traces[:, near]  # (c, n, l)
+    for channels, reference in references:
+        before[channels] += reference[near]
+    reached = (before.abs_().amax(dim=2) * _inverse(noise)[:, None])[window.channels]  # (w, n)
+    largest, channel = reached.max(dim=0)
+    return (window.far[channel] * reached.T).sum(dim=1) >= MIN_FAR * largest
 
 
-def _cores(traces: Tensor, noise: Tensor, channels: Tensor, found: Tensor, sampling_rate_hz: float) -> Tensor:
-    """Samples (t,) near those found that exceed the noise as far, and are not much smaller than others beside them."""
+def _cores(traces: Tensor, noise: Tensor, channels: Tensor, at: Tensor, sampling_rate_hz: float) -> Tensor:
+    """Samples (t,) near those found (n,) that exceed the noise as far, and are not much smaller than others beside."""
     per_ms = sampling_rate_hz / 1000
+    found = torch.zeros(traces.shape[1], dtype=torch.bool, device=traces.device)
+    found[at] = True
     near = widen(found, round(EVENT_MS * per_ms)).nonzero()[:, 0]
-    size = _relative(traces[:, near], noise, channels)
+    size = traces[channels[:, None], near].abs_() * _inverse(noise)[channels, None]
     mean = torch.zeros(len(found), device=traces.device)
     mean[near] = size.mean(dim=0)
     reach = round(CORE_MS * per_ms)
@@ -191,38 +206,31 @@ def _cores(traces: Tensor, noise: Tensor, channels: Tensor, found: Tensor, sampl
     return beyond & (mean >= CORE_SHARE * largest)
 
 
-def loud(traces: Tensor, noise: Tensor, windows: Sequence[Window], blank: Tensor) -> Tensor:
+def loud(size: Tensor, windows: Sequence[Window], blank: Tensor) -> Tensor:
     """Samples (t,) of loud stretches, and of those beside them.
 
     Parameters
     ----------
-    traces : Tensor, shape (c, t)
-        Filtered, 0 where they are blank.
-    noise : Tensor, shape (c,)
-        Its usual standard deviation.
+    size : Tensor, shape (c, t / 8)
+        From :func:`sampled`.
     windows : sequence of Window
     blank : Tensor of bool, shape (t,)
         Samples that do not count.
     """
-    n_blocks = traces.shape[1] // LOUD_SAMPLES
-    found = torch.zeros(n_blocks, dtype=torch.bool, device=traces.device)
+    n_blocks = len(blank) // LOUD_SAMPLES
     if not windows or n_blocks == 0:
         return torch.zeros_like(blank)
-    kept = (~blank[: n_blocks * LOUD_SAMPLES : STEP]).view(n_blocks, -1).float().mean(dim=1)
-    for window in windows:
-        size = _relative(traces[:, : n_blocks * LOUD_SAMPLES : STEP], noise, window.channels)
-        level = size.view(len(size), n_blocks, -1).mean(dim=2) * MEAN_TO_SD / kept.clamp_min(1e-6)
-        found |= (level > LOUD).float().mean(dim=0) > SHARE
-    found &= kept > 0
+    size, kept = (of[..., : n_blocks * LOUD_SAMPLES // STEP] for of in (size, ~blank[::STEP]))
+    if not bool(kept.all()):
+        size = size * kept
+    kept = kept.view(n_blocks, -1).float().mean(dim=1)
+    level = size.reshape(len(size), n_blocks, -1).mean(dim=2) * MEAN_TO_SD
+    is_loud = (level > LOUD * kept).float()
+    found = torch.stack([is_loud[window.channels].mean(dim=0) > SHARE for window in windows]).any(dim=0) & (kept > 0)
     if not bool(found.any()):
         return torch.zeros_like(blank)
     block = (torch.arange(len(blank), device=blank.device) // LOUD_SAMPLES).clamp_max(n_blocks - 1)
     return widen(found, 1)[block]
-
-
-def _relative(traces: Tensor, noise: Tensor, channels: Tensor) -> Tensor:
-    """Absolute values relative to the noise, on some channels: (w, t). Channels without noise have none."""
-    return traces.index_select(0, channels).abs_() * _inverse(noise)[channels, None]
 
 
 def _inverse(noise: Tensor) -> Tensor:

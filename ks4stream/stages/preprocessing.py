@@ -159,49 +159,43 @@ class Preprocessor(Portable):
         return traces, blank
 
     def measured(self, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, and the standard deviation of the noise (c,): as usual in the recording or, before that is known,
-        in this tile."""
+        """The same, and the standard deviation of the noise (c,).
+
+        It is the usual one in the recording or, before that is known, that of this tile.
+        """
         raw, rate = self.raw(tile), self.sampling_rate_hz
         blank = artifact_kernels.repeated(raw, self._with_signal, round(DEAD_MS * rate / 1000))
-        traces, reference = self._filtered(artifact_kernels.fill(raw, blank))
+        traces, medians = self._filtered(artifact_kernels.fill(raw, blank))
         noise = self._noise
         if noise is None:
             recorded = slice(max(self.tiling.start - tile.first, 0), min(self.tiling.stop - tile.first, tile.length))
             noise = artifact_kernels.noise_level(traces[:, recorded], raw[:, recorded], ~blank[recorded])
         margin = round(self.settings.artifact_margin * rate / 1000)
+        size = artifact_kernels.sampled(traces, noise)
         for _ in range(artifact_kernels.MAX_ROUNDS):
             found = artifact_kernels.artifacts(
                 traces,
+                size,
                 noise,
                 self._windows,
-                reference=reference,
+                references=[(corrected, of) for (_, corrected), of in zip(self._groups, medians, strict=True)],
                 threshold=self.settings.artifact_threshold,
                 sampling_rate_hz=rate,
             )
             if not bool(found.any()):
                 break
             blank |= artifact_kernels.widen(found, margin)
-            traces, reference = self._filtered(artifact_kernels.fill(raw, blank))  # without what the filter made of it
+            traces, medians = self._filtered(artifact_kernels.fill(raw, blank))  # without what the filter made of it
+            size = artifact_kernels.sampled(traces, noise)
+        blank |= artifact_kernels.loud(size, self._windows, blank)
         if bool(blank.any()):
-            traces = traces.masked_fill_(blank, 0.0)
-        is_loud = artifact_kernels.loud(traces, noise, self._windows, blank)
-        if bool(is_loud.any()):
-            blank |= is_loud
             traces = traces.masked_fill_(blank, 0.0)
         return traces, blank, noise
 
-    def _filtered(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Filtered and referenced traces (c, t), and what was subtracted of each channel or of all: (c, t) or (1, t)."""
+    def _filtered(self, raw: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Filtered and referenced traces (c, t), and what was subtracted from each group of channels (t,)."""
         traces = kernels.highpass(raw, self._response)
-        medians = kernels.subtract_reference(traces, self._groups) if self.settings.do_CAR else []
-        if len(medians) == 1 and len(self._groups[0][1]) == len(traces):
-            return traces, medians[0][None]
-        reference = torch.zeros(1, 1, device=traces.device).expand_as(traces)
-        if medians:
-            reference = torch.zeros_like(traces)
-            for (_, corrected), median in zip(self._groups, medians, strict=True):
-                reference[corrected] = median
-        return traces, reference
+        return traces, kernels.subtract_reference(traces, self._groups)
 
     def whitened(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Whitened traces (c, t), drift-corrected if the drift is known, and a mask of the blanked samples (t,)."""
@@ -285,7 +279,8 @@ class Preprocessor(Portable):
 
     @cached_property
     def _groups(self) -> list[tuple[Tensor, Tensor]]:
-        groups = geometry.reference_groups(self.probe, self.dead)
+        """Channels from which a reference is computed, and from which it is subtracted."""
+        groups = geometry.reference_groups(self.probe, self.dead) if self.settings.do_CAR else []
         return [(torch.from_numpy(a).to(self.device), torch.from_numpy(b).to(self.device)) for a, b in groups]
 
     @cached_property

@@ -80,8 +80,8 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
         if not covariances:
             raise RecordingError(
                 f"In all {seen} batches from which whitening should be learned, most samples are blanked: they are "
-                f"near samples beyond artifact_threshold={self.tiles.settings.artifact_threshold}, which should be well "
-                "above the spikes, or all channels hold their value, or most channels are far beyond their noise."
+                f"near samples beyond artifact_threshold={self.tiles.settings.artifact_threshold}, which should be "
+                "well above the spikes, or all channels hold their value, or most channels are far beyond their noise."
             )
         changes = np.array(levels) > 0  # (batch, c)
         noise = np.zeros(changes.shape[1], np.float32)
