@@ -59,10 +59,13 @@ class ChangedScene(Scene):
         return np.clip(np.rint(changed / np.float32(self.gain_uv)), -32768, 32767).astype(np.int16)
 
 
-def changed(recording: SimulatedRecording, change: Change, **of_scene: Any) -> SimulatedRecording:
+def changed(
+    recording: SimulatedRecording, change: Change, amplitudes_uv: Any = None, **of_scene: Any
+) -> SimulatedRecording:
     """The same recording with other traces."""
     values = {of.name: getattr(recording.scene, of.name) for of in fields(Scene)} | of_scene
-    return from_scene(ChangedScene(**values, change=change), recording.units["amplitude_uv"])
+    amplitudes_uv = recording.units["amplitude_uv"] if amplitudes_uv is None else amplitudes_uv
+    return from_scene(ChangedScene(**values, change=change), amplitudes_uv)
 
 
 def clean(seed: int, duration_s: float = 60.0, probe: Probe | None = None, **given: Any) -> SimulatedRecording:
@@ -361,9 +364,15 @@ def refchannel(seed: int, duration_s: float = 60.0) -> SimulatedRecording:
 def outside(seed: int, duration_s: float = 60.0) -> SimulatedRecording:
     """64 contacts, of which the upper 20 have noise of 4 µV, no spikes, and twice the hum."""
     recording = clean(seed, duration_s, staggered_probe(64), n_units=16)
-    spikes, y_um = recording.scene.spikes, recording.units["y_um"]
-    inside = y_um[spikes.unit] < recording.probe.y_um[40]
-    spikes = Spikes(spikes.sample[inside], spikes.phase[inside], spikes.unit[inside], spikes.relative[inside])
+    scene, inside = recording.scene, recording.units["y_um"] < recording.probe.y_um[40]
+    number, kept = np.cumsum(inside) - 1, inside[scene.spikes.unit]
+    spikes = Spikes(
+        scene.spikes.sample[kept],
+        scene.spikes.phase[kept],
+        number[scene.spikes.unit[kept]],
+        scene.spikes.relative[kept],
+    )
+    units = (*(scene.units[index] for index in np.flatnonzero(inside)), *scene.units[recording.n_units :])
 
     def change(traces_uv: Traces, sample: NDArray[np.int64]) -> Traces:
         rng = np.random.default_rng((seed, 17, int(sample[0])))
@@ -372,7 +381,8 @@ def outside(seed: int, duration_s: float = 60.0) -> SimulatedRecording:
         traces_uv[:, :44] += hum_uv
         return traces_uv
 
-    return changed(recording, change, spikes=spikes)
+    of_scene = {"spikes": spikes, "units": units, "n_units": int(inside.sum())}
+    return changed(recording, change, recording.units["amplitude_uv"][inside], **of_scene)
 
 
 # --- electricity ----------------------------------------------------------------------------------------------

@@ -93,6 +93,10 @@ class ArtifactWarning(Ks4StreamWarning):
     """Much of a recording cannot be sorted."""
 
 
+class HumWarning(Ks4StreamWarning):
+    """The recording has mains hum."""
+
+
 class MisreadWarning(Ks4StreamWarning):
     """Samples seem to be read differently from how they were written: type, channels, order or unit."""
 

@@ -127,6 +127,13 @@ class Settings:
         group="preprocessing",
         ge=0,
     )
+    line_frequency: float = _setting(
+        0.0,
+        "Subtract mains hum of this frequency and its harmonics; 0: do not.",
+        group="preprocessing",
+        ge=0,
+        unit="Hz",
+    )
     artifact_margin: float = _setting(
         0.25, "Also blank this much before and after an artifact.", group="preprocessing", ge=0, unit="ms"
     )

@@ -20,6 +20,7 @@ from ks4stream.errors import BadChannelWarning, ProbeError, RecordingError, Sett
 from ks4stream.kernels import artifacts as artifact_kernels
 from ks4stream.kernels import drift as drift_kernels
 from ks4stream.kernels import preprocessing as kernels
+from ks4stream.kernels.hum import remove_hum
 from ks4stream.messages import hand_on, listeners, warn
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
@@ -165,7 +166,10 @@ class Preprocessor(Portable):
         """
         raw, rate = self.raw(tile), self.sampling_rate_hz
         blank = artifact_kernels.repeated(raw, self._with_signal, round(DEAD_MS * rate / 1000))
-        traces, medians = self._filtered(artifact_kernels.fill(raw, blank))
+        raw = artifact_kernels.fill(raw, blank)
+        if self.settings.line_frequency:
+            raw = remove_hum(raw, self.settings.line_frequency, rate)
+        traces, medians = self._filtered(raw)
         noise = self._noise
         if noise is None:
             recorded = slice(max(self.tiling.start - tile.first, 0), min(self.tiling.stop - tile.first, tile.length))

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from ks4stream import geometry
 from ks4stream.blocks import Tile
-from ks4stream.errors import BadChannelWarning, RecordingError
+from ks4stream.errors import BadChannelWarning, HumWarning, RecordingError
 from ks4stream.io.places import Place
 from ks4stream.kernels import preprocessing as kernels
+from ks4stream.kernels.hum import hum_share
 from ks4stream.messages import warn
 from ks4stream.results import Whitening
 from ks4stream.stages.base import Block, Run, Stage
@@ -24,6 +25,8 @@ from ks4stream.stages.preprocessing import Preprocessor
 
 MIN_KEPT_SHARE = 0.5  # of a tile, after blanking artifacts
 LOUD_TILE = 2.0  # noise relative to the median of all tiles, on most channels of a window; such tiles do not enter
+LINES_HZ, HUM_CHANNELS, MUCH_HUM = (50.0, 60.0), 32, 0.05
+"""Mains hum is looked for on so many channels, and there is a warning if it is more than 5 % of the variance of one."""
 SILENT_SHARE = 0.1  # of the tiles, in which a channel that is left out does not change, at least
 
 
@@ -32,6 +35,7 @@ class Measured(NamedTuple):
 
     covariance: NDArray[np.float64] | None  # (c, c) of samples that were not blanked; None if those are too few
     noise: NDArray[np.float32]  # (c,) its standard deviation, in units of the file
+    hum: list[float]  # share of the variance of the channel that has most of it, for each of :data:`LINES_HZ`
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +63,10 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
         n_kept, covariance = int(kept.sum()), None
         if n_kept >= MIN_KEPT_SHARE * len(kept):
             covariance = kernels.covariance(traces if n_kept == len(kept) else traces[:, kept]).cpu().numpy()
-        return Measured(covariance, noise.cpu().numpy())
+        settings, rate = self.tiles.settings, self.tiles.sampling_rate_hz
+        some = traces[:: -(-len(traces) // HUM_CHANNELS)]
+        hum = [hum_share(some, line, lowest_hz=settings.highpass_cutoff, sampling_rate_hz=rate) for line in LINES_HZ]
+        return Measured(covariance, noise.cpu().numpy(), hum)
 
     def combine(self, parts: Iterable[list[Measured]], run: Run) -> Whitening:
         """Average in the order of the tiles.
@@ -71,9 +78,10 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
         """
         total: NDArray[np.float64] | float = 0.0
         seen, used, levels = 0, 0, []
-        covariances = []
+        covariances, hum = [], []
         for measured in chain.from_iterable(parts):
             seen += 1
+            hum.append(measured.hum)
             if measured.covariance is not None:
                 covariances.append(measured.covariance)
                 levels.append(measured.noise)
@@ -84,6 +92,7 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
                 "well above the spikes, or all channels hold their value, or most channels are far beyond their noise."
             )
         changes = np.array(levels) > 0  # (batch, c)
+        self._warn_of_hum(np.median(hum, axis=0))
         noise = np.zeros(changes.shape[1], np.float32)
         for channel in np.flatnonzero(changes.any(axis=0)).tolist():
             noise[channel] = np.median(np.array(levels)[changes[:, channel], channel])
@@ -108,6 +117,15 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
         )
         matrix = kernels.local_whitening(torch.from_numpy(covariance), neighbours)
         return Whitening(matrix=matrix.numpy(), dead=dead, n_batches=used, noise=noise)
+
+    def _warn_of_hum(self, share: NDArray[np.float64]) -> None:
+        line_hz, most = LINES_HZ[int(share.argmax())], float(share.max())
+        if most > MUCH_HUM:
+            warn(
+                f"Mains hum at {line_hz:g} Hz and its harmonics is {100 * most:.0f} % of the variance of a channel after "
+                f"filtering and referencing. line_frequency={line_hz:g} subtracts it.",
+                HumWarning,
+            )
 
     def _is_loud(self, level: NDArray[np.float32], noise: NDArray[np.float32]) -> bool:
         """Whether most channels of a window are much louder than usual."""

@@ -1,0 +1,107 @@
+"""Mains hum: how much of a recording it is, and its removal (section 1.1)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+HIGHEST_HZ = 2500.0  # of the harmonics
+RANGE_HZ, STEP_CYCLES = 0.05, 0.1  # around the nominal frequency; in steps that shift the highest harmonic by so much
+N_PARTS = 64  # of a tile, within which a harmonic hardly shifts
+SEGMENT_HZ = 2.0  # resolution of the spectrum in which hum is recognised; 50 and 60 Hz are multiples
+
+
+def remove_hum(traces: Tensor, line_hz: float, sampling_rate_hz: float) -> Tensor:
+    """Subtract from each channel the best fit of a sum of harmonics of the mains frequency, in place.
+
+    The frequency of mains differs by some hundredths of a hertz from its nominal value; the one that explains most of
+    the mean of all channels is taken.
+
+    Parameters
+    ----------
+    traces : Tensor, shape (c, t)
+    line_hz : float
+        Nominal frequency, in Hz.
+    sampling_rate_hz : float
+
+    Returns
+    -------
+    Tensor, shape (c, t)
+        `traces`.
+    """
+    n_harmonics = int(min(HIGHEST_HZ, 0.4 * sampling_rate_hz) // line_hz)
+    if n_harmonics == 0:
+        return traces
+    time_s = torch.arange(traces.shape[1], device=traces.device, dtype=torch.float64) / sampling_rate_hz
+    exact_hz = _exact_frequency(traces.mean(dim=0), line_hz, n_harmonics, time_s)
+    waves = _harmonics(exact_hz, n_harmonics, time_s)
+    constant = torch.ones(1, len(time_s), device=traces.device)  # so that offsets do not matter
+    basis = torch.cat([constant, waves.real, waves.imag])  # (2k + 1, t)
+    gram = (basis @ basis.T).double()
+    size = torch.linalg.solve(gram, (basis @ traces.T).double()).to(traces.dtype)  # (2k + 1, c)
+    return traces.addmm_(size[1:].T, basis[1:], alpha=-1)
+
+
+def _harmonics(line_hz: float, n_harmonics: int, time_s: Tensor) -> Tensor:
+    """exp(2πi·k·f·t) for k = 1 … n: (k, t), complex64."""
+    angle = 2 * math.pi * torch.remainder(line_hz * time_s, 1.0)
+    first = torch.polar(torch.ones_like(angle), angle)
+    power, waves = first.clone(), torch.empty(n_harmonics, len(time_s), dtype=torch.complex64, device=time_s.device)
+    for number in range(n_harmonics):
+        waves[number] = power
+        power *= first
+    return waves
+
+
+def _exact_frequency(mean: Tensor, line_hz: float, n_harmonics: int, time_s: Tensor) -> float:
+    """Frequency near the nominal one at which the harmonics have most energy in the mean of the channels (t,)."""
+    length = len(mean) // N_PARTS
+    if length == 0:
+        return line_hz
+    time_s, mean = time_s[: length * N_PARTS], mean[: length * N_PARTS]
+    parts = (_harmonics(line_hz, n_harmonics, time_s).conj() * (mean - mean.mean())).view(n_harmonics, N_PARTS, length)
+    parts = parts.sum(2, dtype=torch.complex128)  # (k, part)
+    order = torch.arange(1, n_harmonics + 1, device=mean.device, dtype=torch.float64)
+    step_hz = STEP_CYCLES / (n_harmonics * float(time_s[-1]))
+    n_steps = math.ceil(RANGE_HZ / step_hz)
+    change_hz = torch.arange(-n_steps, n_steps + 1, device=mean.device, dtype=torch.float64) * step_hz
+    middle_s = time_s.view(N_PARTS, length).mean(1)
+    angle = -2 * math.pi * order[:, None, None] * change_hz[:, None] * middle_s  # (k, f, part)
+    energy = (parts[:, None] * torch.polar(torch.ones_like(angle), angle)).sum(2).abs().square().sum(0)
+    return line_hz + float(change_hz[int(energy.argmax())])
+
+
+def hum_share(traces: Tensor, line_hz: float, *, lowest_hz: float, sampling_rate_hz: float) -> float:
+    """Largest share of a channel's variance that is at harmonics of a frequency, beyond that of noise.
+
+    Parameters
+    ----------
+    traces : Tensor, shape (c, t)
+        Filtered.
+    line_hz : float
+        A multiple of :data:`SEGMENT_HZ`.
+    lowest_hz : float
+        Cutoff of the filter, in Hz.
+    sampling_rate_hz : float
+
+    Returns
+    -------
+    float
+        0 if the traces are shorter than one segment.
+    """
+    length = round(sampling_rate_hz / SEGMENT_HZ)
+    n_segments = traces.shape[1] // length
+    if n_segments == 0:
+        return 0.0
+    segments = traces[:, : n_segments * length].reshape(len(traces), n_segments, length)
+    power = torch.fft.rfft(segments).abs().square().mean(1)  # (c, f)
+    first, last = (int(hz // SEGMENT_HZ) for hz in (lowest_hz, min(HIGHEST_HZ, 0.4 * sampling_rate_hz)))
+    bins = torch.arange(first + 1, last, device=traces.device)
+    is_harmonic = bins % round(line_hz / SEGMENT_HZ) == 0
+    within = power[:, first + 1 : last]
+    usual = within[:, ~is_harmonic].median(dim=1).values
+    excess = (within[:, is_harmonic] - usual[:, None]).clamp_min(0).sum(1) - usual * int(is_harmonic.sum())
+    share = excess / power.sum(1).clamp_min(1e-30)
+    return max(float(share.max()), 0.0)
