@@ -122,8 +122,8 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
         line_hz, most = LINES_HZ[int(share.argmax())], float(share.max())
         if most > MUCH_HUM:
             warn(
-                f"Mains hum at {line_hz:g} Hz and its harmonics is {100 * most:.0f} % of the variance of a channel after "
-                f"filtering and referencing. line_frequency={line_hz:g} subtracts it.",
+                f"Mains hum at {line_hz:g} Hz and its harmonics is {100 * most:.0f} % of the variance of a channel "
+                f"after filtering and referencing. line_frequency={line_hz:g} subtracts it.",
                 HumWarning,
             )
 
