@@ -563,7 +563,7 @@ def _sort(
     with log, _shown_progress() as progress:
         sorting = sort(recording, settings, results_dir=folder, client=scheduler, progress=progress, **options)
     click.echo(
-        f"{sorting.n_units} units ({int(sorting.refractory.sum())} good) with {int(sorting.kept.sum())} spikes, "
+        f"{sorting.n_units} units ({int(sorting.good.sum())} good) with {int(sorting.kept.sum())} spikes, "
         f"in {time.monotonic() - began:.0f} s\n"
         f"Results: {folder}" + f"\nLook at them with: phy template-gui {folder / 'params.py'}" * is_here
     )

@@ -148,7 +148,7 @@ def to_spikeinterface(
         lengths, channel_ids = segment_lengths(recording), recording.channel_ids
     lengths = [sorting.n_samples] if lengths is None else [int(length) for length in lengths]
     _check_belongs(sorting, lengths, channel_ids)
-    units = np.flatnonzero(sorting.refractory) if keep_good_only else np.arange(sorting.n_units)
+    units = np.flatnonzero(sorting.good) if keep_good_only else np.arange(sorting.n_units)
     vector = _spike_vector(sorting, units, np.cumsum([0, *lengths]))
     found = core.NumpySorting(vector, sorting.sampling_rate_hz, units)
     while found.get_num_segments() < len(lengths):  # it counts segments up to the last one with spikes
@@ -206,7 +206,8 @@ def unit_properties(sorting: Sorting, channel_ids: Any = None) -> dict[str, NDAr
     ids = columns if channel_ids is None else np.asarray(channel_ids)[columns]
     x_um, y_um = (_mean_by_unit(sorting, values) for values in (sorting.x_um, sorting.y_um))
     return {
-        "KSLabel": np.where(sorting.refractory, "good", "mua"),
+        "KSLabel": np.where(sorting.good, "good", "mua"),
+        "reason": np.array([reason or "none" for reason in sorting.label_reasons], np.str_),
         "ContamPct": 100 * sorting.contamination,
         "Amplitude": np.linalg.norm(sorting.unit_features, axis=(1, 2)),
         "main_channel_id": ids[channels[:, 0]],

@@ -7,12 +7,14 @@ and written to files); kernels convert them to tensors on their device.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.blocks import Tiling
+from ks4stream.labels import reasons
 from ks4stream.probe import Probe
 from ks4stream.recording import FlatFile
 from ks4stream.settings import Settings
@@ -184,6 +186,16 @@ class Sorting(Checked):
     provenance: Provenance = Provenance()
     seconds: dict[str, float] = field(default_factory=dict)  # wall time per stage
     warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def label_reasons(self) -> tuple[str, ...]:
+        """Why each unit is not labelled good, or "" if it is (section 7.3): shape (u,)."""
+        return reasons(self)
+
+    @property
+    def good(self) -> NDArray[np.bool_]:
+        """Which units are labelled good: shape (u,)."""
+        return np.array([not reason for reason in self.label_reasons], np.bool_)
 
     @property
     def n_units(self) -> int:

@@ -127,7 +127,7 @@ def ops_from_sorting(
         "duplicate_spike_bins": int(sorting.settings.duplicate_spike_ms * sorting.sampling_rate_hz / 1000),
         "n_spikes": sorting.n_spikes,
         "n_units_total": sorting.n_units,
-        "n_units_good": int(sorting.refractory.sum()),
+        "n_units_good": int(sorting.good.sum()),
         "runtime": float(sum(sorting.seconds.values())),
         "ks4stream": _own_ops(sorting),
     }

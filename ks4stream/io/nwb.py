@@ -428,10 +428,13 @@ def _units_table(sorting: Sorting, electrodes: Any) -> Any:
             buffer_rows=_UNITS_AT_ONCE,
         ),
     )
-    label = np.where(sorting.refractory, "good", "mua")  # an array, as its type is also known if it is empty
+    label = np.where(sorting.good, "good", "mua")  # an array, as its type is also known if it is empty
     main = [int(own[0]) if len(own) else -1 for own in shapes.channels]
     in_file = np.append(sorting.probe.chan_map if sorting.probe else [], -1)
-    plain("KSLabel", "Label of the sorter: good if the unit has a refractory period, otherwise mua.", label)
+    plain("KSLabel", "Label of the sorter: good if the unit fires like one neuron, otherwise mua.", label)
+    plain(
+        "reason", "Why the unit is not good.", np.array([reason or "none" for reason in sorting.label_reasons], np.str_)
+    )
     plain("quality", "The same as KSLabel: it was not changed by hand.", label)
     plain("n_spikes", "Number of spikes, without duplicates.", trains.n_spikes)
     plain("contamination", "Spike pairs in the refractory period, relative to chance.", sorting.contamination)

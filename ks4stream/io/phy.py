@@ -209,10 +209,11 @@ def _inverse(matrix: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
 
 def _write_tables(sorting: Sorting, path: Path) -> None:
     """One table per property of units. The group repeats the label under another name, as Kilosort4 does."""
-    label = np.where(sorting.refractory, "good", "mua")
+    label = np.where(sorting.good, "good", "mua")
     norm = np.linalg.norm(sorting.unit_features, axis=(1, 2))
     _write_table(path / "cluster_KSLabel.tsv", "KSLabel", label)
     _write_table(path / "cluster_group.tsv", "KSLabel", label)
+    _write_table(path / "cluster_reason.tsv", "reason", [reason or "none" for reason in sorting.label_reasons])
     _write_table(path / "cluster_ContamPct.tsv", "ContamPct", [f"{100 * rate:.1f}" for rate in sorting.contamination])
     _write_table(path / "cluster_Amplitude.tsv", "Amplitude", [f"{amplitude:.1f}" for amplitude in norm])
 

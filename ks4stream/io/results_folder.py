@@ -80,6 +80,7 @@ PHY = (
     "cluster_ContamPct.tsv",
     "cluster_KSLabel.tsv",
     "cluster_group.tsv",
+    "cluster_reason.tsv",
 )
 EXTRA = ("Wall.npy", "full_amp.npy", "full_clu.npy", "full_st.npy", "tF.npy")
 PREPROCESSED_COPY = "temp_wh.dat"

@@ -569,7 +569,7 @@ def save_sorting(
         The same `ops`.
     similar_templates : ndarray of float32, shape (n_units, n_units)
     is_ref : ndarray of float64, shape (n_units,)
-        1 for refractory ("good") units, 0 for others.
+        1 for good units, 0 for others.
     est_contam_rate : ndarray of float64, shape (n_units,)
     kept_spikes : ndarray of bool, shape (n_spikes,)
         False for duplicates; in the order of `st`.
@@ -600,7 +600,7 @@ def save_sorting(
     ops.update({name: made[name] for name in ("n_spikes", "n_units_total", "n_units_good", "runtime", "is_tensor")})
     kept = np.empty_like(sorting.kept)
     kept[in_order(array(st, np.float64), array(clu, np.int32))] = sorting.kept  # in the caller's order
-    return ops, sorting.similarity, sorting.refractory.astype(np.float64), sorting.contamination, kept
+    return ops, sorting.similarity, sorting.good.astype(np.float64), sorting.contamination, kept
 
 
 def sorting_of(

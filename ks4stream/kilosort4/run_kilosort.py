@@ -196,7 +196,7 @@ def run_kilosort(
     similar_templates : ndarray of float32, shape (n_units, n_units)
         Largest correlation of two templates over all lags.
     is_ref : ndarray of float64, shape (n_units,)
-        1 for refractory ("good") units, 0 for others.
+        1 for good units, 0 for others.
     est_contam_rate : ndarray of float64, shape (n_units,)
         Estimated contamination: rate of refractory violations relative to chance.
     kept_spikes : ndarray of bool, shape (n_spikes,)
@@ -288,7 +288,7 @@ def _as_kilosort(sorting: Sorting, ops: dict[str, Any]) -> KilosortResults:
         tensor(sorting.features),
         tensor(sorting.unit_features),
         sorting.similarity,
-        sorting.refractory.astype(np.float64),
+        sorting.good.astype(np.float64),
         sorting.contamination,
         sorting.kept,
     )

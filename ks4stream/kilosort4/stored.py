@@ -50,7 +50,7 @@ def load_sorting(
         Their units, as curated if they were.
     similar_templates : ndarray of float32, shape (n_units, n_units)
     is_ref : ndarray of float64, shape (n_units,)
-        1 for refractory ("good") units, 0 for others.
+        1 for good units, 0 for others.
     est_contam_rate : ndarray of float64, shape (n_units,)
         Of ks4stream's results, both are computed again, so that they are those of a curated sorting, too. Of
         Kilosort4's, they are as its tables have them: rounded, and NaN for units that are not listed.

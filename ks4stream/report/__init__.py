@@ -273,7 +273,7 @@ def finish(
     _log.info(
         "%d units (%d good), %d spikes (%d kept) written to %s in %.1f s",
         sorting.n_units,
-        sorting.refractory.sum(),
+        sorting.good.sum(),
         sorting.n_spikes,
         sorting.kept.sum(),
         home,

@@ -158,7 +158,7 @@ def plot_diagnostics(sorting: Sorting) -> Figure:
 def plot_spike_positions(sorting: Sorting) -> Figure:
     """Draw where spikes are on the probe, each unit in its own colour; units that are not good are paler."""
     figure, axes = _figure(_width(sorting), 9.0)
-    _label(axes, f"{sorting.n_units} units, {int(sorting.refractory.sum())} good", "x (µm)", "Depth (µm)")
+    _label(axes, f"{sorting.n_units} units, {int(sorting.good.sum())} good", "x (µm)", "Depth (µm)")
     if sorting.probe is not None:
         axes.scatter(
             sorting.probe.x_um,
@@ -239,7 +239,7 @@ def _amplitude_against_count(figure: Figure, axes: Axes, sorting: Sorting) -> No
     if np.isnan(sorting.contamination).all():
         groups = [(False, _INK, "not labelled")]
     for is_good, colour, label in groups:
-        chosen = sorting.refractory == is_good
+        chosen = sorting.good == is_good
         axes.scatter(
             np.maximum(count[chosen], 1),
             norm[chosen],
@@ -316,7 +316,7 @@ def _unit_colours(sorting: Sorting) -> NDArray[np.float64]:
     rank = np.empty(sorting.n_units, np.int64)
     rank[_by_depth(sorting)] = np.arange(sorting.n_units)
     rgb = [colorsys.hls_to_rgb((at * _GOLDEN_TURN) % 1, 0.42 + 0.16 * (at % 2), 0.72) for at in rank]
-    return np.column_stack([np.array(rgb).reshape(-1, 3), np.where(sorting.refractory, 0.8, 0.25)])
+    return np.column_stack([np.array(rgb).reshape(-1, 3), np.where(sorting.good, 0.8, 0.25)])
 
 
 def _by_depth(sorting: Sorting) -> NDArray[np.int64]:

@@ -1,0 +1,166 @@
+"""Which units are good, and why others are not (section 7).
+
+A good unit fires like one neuron, in more than a short part of the recording, and is not made of what an artifact or
+mains hum leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ks4stream.results import Sorting
+
+FEW_SPIKES = "few spikes"
+NOT_REFRACTORY = "not refractory"
+LOCKED_TO_ARTIFACTS = "locked to artifacts"
+LOCKED_TO_HUM = "locked to {:g} Hz"
+BRIEF = "in less than a tenth of the recording"
+
+MIN_SPIKES = 11  # of a good unit
+LAG_MS, LAG_BIN_MS, LAG_WINDOW_MS, LOCKED_SHARE = 5.0, 0.1, 0.5, 0.5
+"""Half of the spikes of a unit that is locked to artifacts are within 0.5 ms of one lag, up to 5 ms before artifacts
+begin, or after they end."""
+MIN_ARTIFACTS = 10
+LINES_HZ, HUM_WINDOW_S, HUM_STRENGTH, HUM_SPIKES = (50.0, 60.0), 10.0, 0.8, 8
+"""The vector strength of a unit that is locked to hum, in windows of 10 s with at least 8 spikes: the mains frequency
+drifts over longer times."""
+N_PARTS, BRIEF_SHARE, MOST_SPIKES = 200, 0.1, 0.9
+"""A unit is in a short part of the recording if 90 % of its spikes are within a tenth of the time that was sorted."""
+CHUNK = 1 << 22  # spikes at a time
+
+
+def reasons(sorting: Sorting) -> tuple[str, ...]:
+    """Why each unit is not good, or "" if it is: (u,)."""
+    counts = np.zeros(sorting.n_units, np.int64)
+    artifacts = _Locking(sorting.artifacts, sorting.n_units, sorting.sampling_rate_hz)
+    hum = [_Phases(line_hz, sorting.n_units, sorting.sampling_rate_hz) for line_hz in LINES_HZ]
+    parts = _Parts(sorting)
+    for sample, unit in _chunks(sorting):
+        counts += np.bincount(unit, minlength=sorting.n_units)
+        artifacts.add(sample, unit)
+        for line in hum:
+            line.add(sample, unit)
+        parts.add(sample, unit)
+    found = [""] * sorting.n_units
+    tests = [(FEW_SPIKES, counts < MIN_SPIKES), (LOCKED_TO_ARTIFACTS, artifacts.share() >= LOCKED_SHARE)]
+    tests += [(LOCKED_TO_HUM.format(line.line_hz), line.strength() >= HUM_STRENGTH) for line in hum]
+    tests += [(BRIEF, parts.share() < BRIEF_SHARE), (NOT_REFRACTORY, ~sorting.refractory)]
+    for reason, holds in tests:
+        for unit in np.flatnonzero(holds).tolist():
+            found[unit] = found[unit] or reason
+    return tuple(found)
+
+
+def _chunks(sorting: Sorting) -> Iterable[tuple[NDArray[np.int64], NDArray[np.int32]]]:
+    """Times and units of the spikes without duplicates, some at a time."""
+    for start in range(0, sorting.n_spikes, CHUNK):
+        part = slice(start, start + CHUNK)
+        kept = sorting.kept[part]
+        yield sorting.sample[part][kept], sorting.unit[part][kept]
+
+
+class _Locking:
+    """Lags of the spikes of each unit to the artifacts nearest to them."""
+
+    def __init__(self, spans: NDArray[np.int64], n_units: int, sampling_rate_hz: float) -> None:
+        self._spans, self._bin = spans, LAG_BIN_MS * sampling_rate_hz / 1000
+        self._n_bins = round(LAG_MS / LAG_BIN_MS)
+        self._counts = np.zeros((n_units, 2, self._n_bins), np.int64)  # (u, before or after, lag)
+        self._total = np.zeros(n_units, np.int64)
+
+    def add(self, sample: NDArray[np.int64], unit: NDArray[np.int32]) -> None:
+        """Add some spikes."""
+        self._total += np.bincount(unit, minlength=len(self._total))
+        if len(self._spans) < MIN_ARTIFACTS:
+            return
+        following = np.searchsorted(self._spans[:, 0], sample, side="right")
+        before = self._spans[np.minimum(following, len(self._spans) - 1), 0] - sample
+        after = sample - self._spans[np.maximum(following - 1, 0), 1]
+        for side, lag in enumerate((before, after)):
+            number = np.floor(lag / self._bin).astype(np.int64)
+            near = (number >= 0) & (number < self._n_bins)
+            np.add.at(self._counts, (unit[near], side, number[near]), 1)
+
+    def share(self) -> NDArray[np.float64]:
+        """Largest share of the spikes of a unit that have nearly one lag: (u,)."""
+        width = round(LAG_WINDOW_MS / LAG_BIN_MS)
+        total = np.pad(np.cumsum(self._counts, axis=2), ((0, 0), (0, 0), (1, 0)))
+        within = total[:, :, width:] - total[:, :, :-width]
+        return np.asarray(within.max(axis=(1, 2)) / self._total.clip(1))
+
+
+class _Phases:
+    """Phases of the spikes of each unit in the periods of a frequency."""
+
+    def __init__(self, line_hz: float, n_units: int, sampling_rate_hz: float) -> None:
+        self.line_hz = line_hz
+        self._rate, self._window = sampling_rate_hz, round(HUM_WINDOW_S * sampling_rate_hz)
+        self._last = -1  # window whose sums are not complete
+        self._sum, self._n = np.zeros(n_units, np.complex128), np.zeros(n_units, np.int64)
+        self._length, self._counted = np.zeros(n_units), np.zeros(n_units, np.int64)
+
+    def add(self, sample: NDArray[np.int64], unit: NDArray[np.int32]) -> None:
+        """Add some spikes, which are not earlier than those before."""
+        window = sample // self._window
+        edges = np.flatnonzero(np.diff(window, prepend=-1 if not len(window) else window[0] - 1))
+        for first, after in zip(edges, [*edges[1:], len(sample)], strict=True):
+            if window[first] != self._last:
+                self._complete()
+                self._last = int(window[first])
+            phase = 2 * np.pi * ((sample[first:after] * (self.line_hz / self._rate)) % 1.0)
+            of = unit[first:after]
+            self._n += np.bincount(of, minlength=len(self._n))
+            self._sum += np.bincount(of, np.cos(phase), len(self._n)) + 1j * np.bincount(
+                of, np.sin(phase), len(self._n)
+            )
+
+    def _complete(self) -> None:
+        enough = self._n >= HUM_SPIKES
+        self._length[enough] += np.abs(self._sum[enough])
+        self._counted[enough] += self._n[enough]
+        self._sum[:], self._n[:] = 0, 0
+
+    def strength(self) -> NDArray[np.float64]:
+        """Mean vector strength of each unit: (u,); 0 without spikes that count."""
+        self._complete()
+        return np.asarray(self._length / self._counted.clip(1))
+
+
+class _Parts:
+    """Numbers of spikes of each unit in equal parts of the recording."""
+
+    def __init__(self, sorting: Sorting) -> None:
+        tiling, spans = sorting.tiling, sorting.artifacts
+        first, last = tiling.start, max(tiling.stop, tiling.start + N_PARTS)
+        self._edges = np.linspace(first, last, N_PARTS + 1)
+        covered = np.zeros(N_PARTS + 1)
+        for start, stop in ((spans[:, 0], spans[:, 1]),) if len(spans) else ():
+            before = np.concatenate([[0.0], np.cumsum(stop - start)])
+            index = np.searchsorted(start, self._edges, side="right")  # spans that begin before each edge
+            beyond = np.where(index > 0, np.maximum(stop[np.maximum(index - 1, 0)] - self._edges, 0), 0)
+            covered = before[index] - beyond
+        self._live = np.diff(self._edges) - np.diff(covered)
+        self._counts = np.zeros((sorting.n_units, N_PARTS), np.int64)
+
+    def add(self, sample: NDArray[np.int64], unit: NDArray[np.int32]) -> None:
+        """Add some spikes."""
+        part = np.clip(np.searchsorted(self._edges, sample, side="right") - 1, 0, N_PARTS - 1)
+        np.add.at(self._counts, (unit, part), 1)
+
+    def share(self) -> NDArray[np.float64]:
+        """Shortest share of the time sorted that contains most spikes of a unit: (u,)."""
+        time = np.concatenate([[0.0], np.cumsum(self._live)]) / max(self._live.sum(), 1.0)
+        share = np.ones(len(self._counts))
+        for unit, counts in enumerate(self._counts):
+            total = np.concatenate([[0], np.cumsum(counts)])
+            wanted = total[:-1] + int(np.ceil(MOST_SPIKES * total[-1]))
+            last = np.searchsorted(total, wanted)
+            enough = wanted <= total[-1]
+            if total[-1] and enough.any():
+                share[unit] = (time[last[enough]] - time[:-1][enough]).min()
+        return share
