@@ -51,8 +51,8 @@ def reasons(sorting: Sorting) -> tuple[str, ...]:
     tests += [(LOCKED_TO_HUM.format(line.line_hz), line.strength() >= HUM_STRENGTH) for line in hum]
     tests += [(BRIEF, parts.share() < BRIEF_SHARE), (NOT_REFRACTORY, ~sorting.refractory)]
     for reason, holds in tests:
-        for unit in np.flatnonzero(holds).tolist():
-            found[unit] = found[unit] or reason
+        for number in np.flatnonzero(holds).tolist():
+            found[number] = found[number] or reason
     return tuple(found)
 
 

@@ -58,6 +58,9 @@ suffice."""
 
 
 GHOST_REACH_UM = 200.0  # distance from a unit at which what matching left of its waveform may be found
+HUGE, FAR_GHOST = 50.0, 0.25
+"""Units with a norm of more than 50 standard deviations have ghosts of less than a quarter of it at any distance: the
+common reference has a part of their spikes."""
 CLUSTERS_PER_REGION = 50  # assumed by the plan
 HELD_CLUSTERS = 256  # whose examples are in memory, 130 kB each with ten channels and six components
 LAGS_BESIDE = 2  # samples by which the lag of two templates may be wrong where both were recorded
@@ -389,6 +392,7 @@ class Merge(Step[Units]):
         units = np.flatnonzero(stays)
         for unit in units[np.argsort(size[units], kind="stable")].tolist():
             near = np.hypot(*(position[units] - position[unit]).T) <= GHOST_REACH_UM
+            near |= (size[units] > HUGE**2) & (size[unit] < FAR_GHOST**2 * size[units])
             train = merging.joined_train(clusters, merged.lags_of(unit))
             enough = 2 * n_spikes[units] >= merging.GHOST_SHARE * len(train)  # others cannot coincide with half of it
             for other in units[near & enough & (size[units] > size[unit])].tolist():
