@@ -58,8 +58,8 @@ suffice."""
 
 
 GHOST_REACH_UM = 200.0  # distance from a unit at which what matching left of its waveform may be found
-HUGE, FAR_GHOST = 50.0, 0.25
-"""Units with a norm of more than 50 standard deviations have ghosts of less than a quarter of it at any distance: the
+HUGE, FAR_GHOST = 50.0, 0.5
+"""Units with a norm of more than 50 standard deviations have ghosts of less than half of it at any distance: the
 common reference has a part of their spikes."""
 CLUSTERS_PER_REGION = 50  # assumed by the plan
 HELD_CLUSTERS = 256  # whose examples are in memory, 130 kB each with ten channels and six components
