@@ -162,11 +162,11 @@ class Preprocessor(Portable):
         """The same, and the standard deviation of the noise (c,): as usual in the recording or, before that is known,
         in this tile."""
         raw, rate = self.raw(tile), self.sampling_rate_hz
-        blank = artifact_kernels.repeated(raw, self._with_signal, round(DEAD_MS * rate / 1000))
+        recorded = slice(max(self.tiling.start - tile.first, 0), min(self.tiling.stop - tile.first, tile.length))
+        blank = self._dead_time(raw, recorded)
         traces, reference = self._filtered(artifact_kernels.fill(raw, blank))
         noise = self._noise
         if noise is None:
-            recorded = slice(max(self.tiling.start - tile.first, 0), min(self.tiling.stop - tile.first, tile.length))
             noise = artifact_kernels.noise_level(traces[:, recorded], raw[:, recorded], ~blank[recorded])
         margin = round(self.settings.artifact_margin * rate / 1000)
         for _ in range(artifact_kernels.MAX_ROUNDS):
@@ -189,6 +189,15 @@ class Preprocessor(Portable):
             blank |= is_loud
             traces = traces.masked_fill_(blank, 0.0)
         return traces, blank, noise
+
+    def _dead_time(self, raw: Tensor, recorded: slice) -> Tensor:
+        """Samples (t,) in which all channels hold their value. Beyond the crop's ends, it is that of the last sample,
+        which does not make it dead time."""
+        blank = torch.zeros(raw.shape[1], dtype=torch.bool, device=raw.device)
+        n_samples = round(DEAD_MS * self.sampling_rate_hz / 1000)
+        blank[recorded] = artifact_kernels.repeated(raw[:, recorded], self._with_signal, n_samples)
+        blank[: recorded.start], blank[recorded.stop :] = blank[recorded.start], blank[recorded.stop - 1]
+        return blank
 
     def _filtered(self, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Filtered and referenced traces (c, t), and what was subtracted of each channel or of all: (c, t) or (1, t)."""
