@@ -141,6 +141,8 @@ class Preprocessor(Portable):
         if self.recording.dtype == np.uint16:  # less 2¹⁵
             samples = samples ^ -(2**15)
         traces = samples.contiguous().float()  # three times as fast as .float().contiguous()
+        if self.probe.n_channels == 1:
+            traces = traces.clone()  # it may be a view of the recording, and artifacts are filled in place
         if samples.is_floating_point() and not bool(torch.isfinite(traces).all()):
             channel, sample = (~torch.isfinite(traces)).nonzero()[0].tolist()
             raise RecordingError(
@@ -148,10 +150,10 @@ class Preprocessor(Portable):
                 f"{tile.first + sample}. Replace such samples, or exclude them with tmin, tmax or bad_channels."
             )
         if self.settings.scale is not None:
-            traces = traces * self.settings.scale  # not in place: with one channel, this may be a view of the recording
+            traces *= self.settings.scale
         if self.settings.shift is not None:
-            traces = traces + self.settings.shift
-        return traces.neg() if self.settings.invert_sign else traces
+            traces += self.settings.shift
+        return traces.neg_() if self.settings.invert_sign else traces
 
     def referenced(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Filtered, referenced and blanked traces (c, t), and a mask of the blanked samples (t,)."""
