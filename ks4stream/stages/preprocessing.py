@@ -183,6 +183,7 @@ class Preprocessor(Portable):
             if not bool(found.any()):
                 break
             blank |= artifact_kernels.widen(found, margin)
+            del traces, reference  # while traces are filtered, there is no room for others
             traces, reference = self._filtered(artifact_kernels.fill(raw, blank))  # without what the filter made of it
         if bool(blank.any()):
             traces = traces.masked_fill_(blank, 0.0)
@@ -202,7 +203,7 @@ class Preprocessor(Portable):
         return blank
 
     def _filtered(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Filtered and referenced traces (c, t), and what was subtracted of each channel or of all: (c, t) or (1, t)."""
+        """Filtered and referenced traces (c, t), and what was subtracted of each channel, or of all: (c or 1, t)."""
         traces = kernels.highpass(raw, self._response)
         medians = kernels.subtract_reference(traces, self._groups) if self.settings.do_CAR else []
         if len(medians) == 1 and len(self._groups[0][1]) == len(traces):
