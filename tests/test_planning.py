@@ -273,6 +273,7 @@ N_CLUSTERED = 20_000  # spikes of one region
 MEASURE = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 from ks4stream import Settings, geometry, open_recording, simulate
 from ks4stream.engine import one_thread
@@ -301,7 +302,8 @@ probe = simulate.staggered_probe(64)
 def made_ready(traces):
     tiles = prepare(open_recording(traces, fs=30_000, probe=probe), settings)
     learn = LearnWhitening(settings, tiles)
-    return tiles.with_whitening(learn.combine([learn.task((tiles.tiling[1],), folder)], None))
+    run = SimpleNamespace(scratch=folder)
+    return tiles.with_whitening(learn.combine([learn.task((tiles.tiling[1],), folder)], run))
 
 
 def moving():

@@ -41,6 +41,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "highpass_cutoff": (500.0, "whitening"),
     "do_CAR": (False, "whitening"),
     "artifact_threshold": (5_000.0, "whitening"),
+    "artifact_margin": (1.0, "whitening"),
     "whitening_range": (4, "whitening"),
     "nskip": (1, "whitening"),
     "nt": (41, "whitening"),  # the margin of a batch, which is filtered with it, depends on it

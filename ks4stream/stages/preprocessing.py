@@ -183,7 +183,7 @@ class Preprocessor(Portable):
             if not bool(found.any()):
                 break
             blank |= artifact_kernels.widen(found, margin)
-            del traces, reference  # while traces are filtered, there is no room for others
+            del traces  # before others are allocated
             traces, reference = self._filtered(artifact_kernels.fill(raw, blank))  # without what the filter made of it
         if bool(blank.any()):
             traces = traces.masked_fill_(blank, 0.0)

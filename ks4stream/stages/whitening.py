@@ -86,9 +86,9 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
                 levels.append(measured.noise)
         if not levels:
             raise RecordingError(
-                f"In all {seen} batches from which whitening should be learned, most samples are blanked: they are near "
-                f"samples beyond artifact_threshold={self.tiles.settings.artifact_threshold}, which should be well "
-                "above the spikes, or all channels hold their value, or most channels are far beyond their noise."
+                f"In all {seen} batches from which whitening should be learned, most samples are blanked: they are "
+                f"near samples beyond artifact_threshold={self.tiles.settings.artifact_threshold}, which should be "
+                "well above the spikes, or all channels hold their value, or most channels are far beyond their noise."
             )
         level = np.array(levels)  # (batch, c)
         changes = level > 0
