@@ -9,6 +9,7 @@ import pytest
 
 from ks4stream.errors import ProbeError, SettingsWarning
 from ks4stream.geometry import (
+    artifact_windows,
     channel_neighbours,
     clustering_regions,
     nearest_positions,
@@ -90,6 +91,66 @@ def test_dead_channels_do_not_count_but_are_corrected() -> None:
 
 def test_without_good_channels_there_is_no_reference() -> None:
     assert groups_of(linear(2), [0, 1]) == []
+
+
+@pytest.mark.parametrize(("n", "n_groups"), [(1, 0), (4, 0), (5, 0), (6, 1), (8, 1)])
+def test_few_channels_have_no_reference(n: int, n_groups: int) -> None:
+    """Their median has much of a spike."""
+    assert groups_of(linear(n), []) == [(list(range(n)), list(range(n)))] * n_groups
+
+
+def test_good_channels_are_counted_for_a_reference() -> None:
+    assert groups_of(linear(7), [2]) == [([0, 1, 3, 4, 5, 6], list(range(7)))]
+    assert groups_of(linear(7), [2, 3]) == []
+
+
+def windows_of(probe: Probe, dead: list[int]) -> list[list[int]]:
+    return [channels.tolist() for channels, _ in artifact_windows(probe, np.array(dead, np.int64))]
+
+
+@pytest.mark.parametrize(
+    ("n", "pitch_um"), [(15, 40.0), (16, 13.0), (0, 20.0)], ids=["few channels", "195 µm", "no channels"]
+)
+def test_where_a_neuron_may_reach_all_channels_artifacts_are_not_told_by_reach(n: int, pitch_um: float) -> None:
+    probe = linear(max(n, 1), pitch=pitch_um)
+    assert windows_of(probe, list(range(n, probe.n_channels))) == []
+
+
+def test_a_short_probe_is_one_window() -> None:
+    assert windows_of(linear(16), []) == [list(range(16))]
+    assert windows_of(linear(31), []) == [list(range(31))]  # halves of 15
+    assert windows_of(linear(40, pitch=10.0), []) == [list(range(40))]  # halves of 190 µm
+
+
+def test_windows_are_the_halves_and_the_half_between() -> None:
+    assert windows_of(linear(32), []) == [list(range(16)), list(range(8, 24)), list(range(16, 32))]
+    assert windows_of(linear(33), []) == [list(range(16)), list(range(8, 24)), list(range(16, 33))]
+
+
+def test_windows_are_by_depth_not_by_number() -> None:
+    upside_down = Probe.from_positions([(0.0, 20.0 * i) for i in range(31, -1, -1)])
+    assert windows_of(upside_down, [])[0] == list(range(31, 15, -1))
+
+
+def test_windows_go_by_shank() -> None:
+    assert windows_of(two_shanks(16, 16), []) == [list(range(16)), list(range(8, 24)), list(range(16, 32))]
+
+
+def test_dead_channels_are_in_no_window() -> None:
+    good = [*range(5), *range(6, 34)]
+    assert windows_of(linear(34), [5]) == [good[:16], good[8:24], good[16:]]
+    assert windows_of(linear(33), [5, 6]) == [[*range(5), *range(7, 33)]]
+
+
+def test_the_farthest_quarter_of_a_window_has_equal_weights() -> None:
+    ((channels, far),) = artifact_windows(linear(16), np.zeros(0, np.int64))
+    assert far.shape == (len(channels), len(channels)) == (16, 16)
+    assert far.dtype == np.float32
+    np.testing.assert_array_equal(far.sum(axis=1), 1)
+    assert set(np.unique(far)) == {0, 0.25}
+    assert np.flatnonzero(far[0]).tolist() == [12, 13, 14, 15]
+    assert np.flatnonzero(far[15]).tolist() == [0, 1, 2, 3]
+    assert np.flatnonzero(far[7]).tolist() == [0, 1, 14, 15]  # of 1 and 13, which are equally far, the lower one
 
 
 @pytest.mark.parametrize(

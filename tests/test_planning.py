@@ -273,6 +273,7 @@ N_CLUSTERED = 20_000  # spikes of one region
 MEASURE = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 from ks4stream import Settings, geometry, open_recording, simulate
 from ks4stream.engine import one_thread
@@ -301,7 +302,8 @@ probe = simulate.staggered_probe(64)
 def made_ready(traces):
     tiles = prepare(open_recording(traces, fs=30_000, probe=probe), settings)
     learn = LearnWhitening(settings, tiles)
-    return tiles.with_whitening(learn.combine([learn.task((tiles.tiling[1],), folder)], None))
+    run = SimpleNamespace(scratch=folder)
+    return tiles.with_whitening(learn.combine([learn.task((tiles.tiling[1],), folder)], run))
 
 
 def moving():
@@ -326,8 +328,10 @@ def regions_rows(name, kinds, kind, features):
 
 
 with one_thread():
-    still = made_ready(simulate.simulate(probe, 6.0, seed=3, n_units=30).traces.compute(scheduler="sync"))
+    simulated = simulate.simulate(probe, 6.0, seed=3, n_units=30, n_artifacts=6)
+    still = made_ready(simulated.traces.compute(scheduler="sync"))
     moved = made_ready(moving())
+    assert still.whitened(still.tiling[1])[1].any()  # it is filtered again
     assert 0.01 < (abs(moved.whitened(moved.tiling[1])[0]) > 6).float().mean() < 0.02
     shapes = LearnWaveforms(settings, still).shipped()
     shift_um = np.full((len(still.tiling), 1), 12, np.float32)
@@ -366,7 +370,7 @@ stages = [
     (SetThresholds(settings, drifting, shapes, templates), tiles),
     (ClusterSpikes(settings, spikes, shapes, probe, when, cluster), spikes_in),
 ]
-del still, drifting, moved, match  # a recording in memory is no stage's
+del simulated, still, drifting, moved, match  # a recording in memory is no stage's
 while stages:
     stage, item = stages.pop(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here

@@ -30,6 +30,8 @@ BASE = Settings(
     batch_size=9_000, nearest_chans=6, nearest_templates=40, whitening_range=8, cluster_downsampling=1, nblocks=1
 )
 MANY_BATCHES = {"batch_size": 3_000, "nskip": 2, "nblocks": 0}  # whitening is learned from at least 25
+BASES = {"nskip": MANY_BATCHES, "artifact_margin": {"artifact_threshold": 5_000.0}}
+"""Other settings with which some of them are compared."""
 CHANGES: dict[str, tuple[Any, str]] = {
     "batch_size": (7_000, "whitening"),
     "batch_downsampling": (2, "whitening"),
@@ -41,6 +43,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "highpass_cutoff": (500.0, "whitening"),
     "do_CAR": (False, "whitening"),
     "artifact_threshold": (5_000.0, "whitening"),
+    "artifact_margin": (1.0, "whitening"),
     "whitening_range": (4, "whitening"),
     "nskip": (1, "whitening"),
     "nt": (41, "whitening"),  # the margin of a batch, which is filtered with it, depends on it
@@ -162,7 +165,7 @@ def test_all_steps_are_taken(before: Any) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CHANGES if name not in OF_MERGING])
 def test_another_value_finds_something_else(name: str, recording: Recording, before: Any, tmp_path: Path) -> None:
-    settings, steps, folder = before(**MANY_BATCHES if name == "nskip" else {})
+    settings, steps, folder = before(**BASES.get(name, {}))
     value, step = CHANGES[name]
     shutil.copytree(folder / "run", tmp_path / "run")  # what the setting does not affect is recalled
     with pytest.raises(FoundElse) as caught:

@@ -14,7 +14,7 @@ SEGMENT_HZ = 2.0  # resolution of the spectrum in which hum is recognised; 50 an
 
 
 def remove_hum(traces: Tensor, line_hz: float, sampling_rate_hz: float) -> Tensor:
-    """Subtract from each channel the best fit of a sum of harmonics of the mains frequency, in place.
+    """Subtract from each channel the best fit of a sum of harmonics of the mains frequency.
 
     The frequency of mains differs by some hundredths of a hertz from its nominal value; the one that explains most of
     the mean of all channels is taken.
@@ -29,7 +29,6 @@ def remove_hum(traces: Tensor, line_hz: float, sampling_rate_hz: float) -> Tenso
     Returns
     -------
     Tensor, shape (c, t)
-        `traces`.
     """
     n_harmonics = int(min(HIGHEST_HZ, 0.4 * sampling_rate_hz) // line_hz)
     if n_harmonics == 0:
@@ -41,7 +40,7 @@ def remove_hum(traces: Tensor, line_hz: float, sampling_rate_hz: float) -> Tenso
     basis = torch.cat([constant, waves.real, waves.imag])  # (2k + 1, t)
     gram = (basis @ basis.T).double()
     size = torch.linalg.solve(gram, (basis @ traces.T).double()).to(traces.dtype)  # (2k + 1, c)
-    return traces.addmm_(size[1:].T, basis[1:], alpha=-1)
+    return torch.addmm(traces, size[1:].T, basis[1:], alpha=-1)
 
 
 def _harmonics(line_hz: float, n_harmonics: int, time_s: Tensor) -> Tensor:

@@ -190,7 +190,9 @@ class Match(Pursuit[Matched, Spikes]):
         dropped = [np.array(sorted(row for row in of_block if not of_block[row]), np.int64) for of_block in counts]
         blanked = joined_spans(artifacts)
         blanked_s = np.diff(blanked).sum() / self.tiles.sampling_rate_hz
-        share = blanked_s * self.tiles.sampling_rate_hz / max(self.tiles.tiling.n_tiles * self.tiles.tiling.size, 1)
+        tiling = self.tiles.tiling
+        n_samples = min(tiling.n_tiles * tiling.size, tiling.stop - tiling.start)  # the last batch may be shorter
+        share = blanked_s * self.tiles.sampling_rate_hz / n_samples
         message = (
             f"In {len(blanked)} spans, {blanked_s:.2f} s or {100 * share:.1f} % of the recording, no spikes were "
             "looked for, because of artifacts, loud noise or dead time (Sorting.artifacts)"

@@ -142,6 +142,8 @@ class Preprocessor(Portable):
         if self.recording.dtype == np.uint16:  # less 2¹⁵
             samples = samples ^ -(2**15)
         traces = samples.contiguous().float()  # three times as fast as .float().contiguous()
+        if self.probe.n_channels == 1:
+            traces = traces.clone()  # it may be a view of the recording, and artifacts are filled in place
         if samples.is_floating_point() and not bool(torch.isfinite(traces).all()):
             channel, sample = (~torch.isfinite(traces)).nonzero()[0].tolist()
             raise RecordingError(
@@ -149,10 +151,10 @@ class Preprocessor(Portable):
                 f"{tile.first + sample}. Replace such samples, or exclude them with tmin, tmax or bad_channels."
             )
         if self.settings.scale is not None:
-            traces = traces * self.settings.scale  # not in place: with one channel, this may be a view of the recording
+            traces *= self.settings.scale
         if self.settings.shift is not None:
-            traces = traces + self.settings.shift
-        return traces.neg() if self.settings.invert_sign else traces
+            traces += self.settings.shift
+        return traces.neg_() if self.settings.invert_sign else traces
 
     def referenced(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Filtered, referenced and blanked traces (c, t), and a mask of the blanked samples (t,)."""
@@ -165,18 +167,17 @@ class Preprocessor(Portable):
         It is the usual one in the recording or, before that is known, that of this tile.
         """
         raw, rate = self.raw(tile), self.sampling_rate_hz
-        blank = artifact_kernels.repeated(raw, self._with_signal, round(DEAD_MS * rate / 1000))
+        recorded = slice(max(self.tiling.start - tile.first, 0), min(self.tiling.stop - tile.first, tile.length))
+        blank = self._dead_time(raw, recorded)
         raw = artifact_kernels.fill(raw, blank)
         if self.settings.line_frequency:
             raw = remove_hum(raw, self.settings.line_frequency, rate)
-        traces, medians = self._filtered(raw)
-        noise = self._noise
-        if noise is None:
-            recorded = slice(max(self.tiling.start - tile.first, 0), min(self.tiling.stop - tile.first, tile.length))
-            noise = artifact_kernels.noise_level(traces[:, recorded], raw[:, recorded], ~blank[recorded])
-        margin = round(self.settings.artifact_margin * rate / 1000)
-        size = artifact_kernels.sampled(traces, noise)
-        for _ in range(artifact_kernels.MAX_ROUNDS):
+        noise, margin = self._noise, round(self.settings.artifact_margin * rate / 1000)
+        for rounds_left in range(artifact_kernels.MAX_ROUNDS, -1, -1):
+            traces, medians = self._filtered(raw)
+            if noise is None:
+                noise = artifact_kernels.noise_level(traces[:, recorded], raw[:, recorded], ~blank[recorded])
+            size = artifact_kernels.sampled(traces, noise)
             found = artifact_kernels.artifacts(
                 traces,
                 size,
@@ -189,12 +190,24 @@ class Preprocessor(Portable):
             if not bool(found.any()):
                 break
             blank |= artifact_kernels.widen(found, margin)
-            traces, medians = self._filtered(artifact_kernels.fill(raw, blank))  # without what the filter made of it
-            size = artifact_kernels.sampled(traces, noise)
+            if rounds_left:  # filter again, without what the filter made of the artifacts
+                del traces, medians
+                raw = artifact_kernels.fill(raw, blank)
         blank |= artifact_kernels.loud(size, self._windows, blank)
         if bool(blank.any()):
             traces = traces.masked_fill_(blank, 0.0)
         return traces, blank, noise
+
+    def _dead_time(self, raw: Tensor, recorded: slice) -> Tensor:
+        """Samples (t,) in which all channels hold their value.
+
+        Beyond the crop's ends, that is the value of the last sample, which does not make it dead time.
+        """
+        blank = torch.zeros(raw.shape[1], dtype=torch.bool, device=raw.device)
+        n_samples = round(DEAD_MS * self.sampling_rate_hz / 1000)
+        blank[recorded] = artifact_kernels.repeated(raw[:, recorded], self._with_signal, n_samples)
+        blank[: recorded.start], blank[recorded.stop :] = blank[recorded.start], blank[recorded.stop - 1]
+        return blank
 
     def _filtered(self, raw: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Filtered and referenced traces (c, t), and what was subtracted from each group of channels (t,)."""

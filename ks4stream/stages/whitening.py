@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ks4stream import geometry
 from ks4stream.blocks import Tile
 from ks4stream.errors import BadChannelWarning, HumWarning, RecordingError
+from ks4stream.io.mapped import HELD_BYTES, release_pages, scratch_array
 from ks4stream.io.places import Place
 from ks4stream.kernels import preprocessing as kernels
 from ks4stream.kernels.hum import hum_share
@@ -50,7 +51,11 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
 
     def items(self, run: Run) -> Sequence[Block]:
         """Every `nskip`-th batch."""
-        return run.blocks(self.tiles.tiling, self.tiles.tiling.evenly(self.settings.nskip))
+        return run.blocks(self.tiles.tiling, self._indices)
+
+    @property
+    def _indices(self) -> list[int]:
+        return self.tiles.tiling.evenly(self.settings.nskip)
 
     def task(self, item: Block, folder: Place) -> list[Measured]:
         """The covariance and the noise of the core of each tile."""
@@ -76,47 +81,52 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
         RecordingError
             If too little of every tile is left after blanking artifacts, or no channel has any signal.
         """
-        total: NDArray[np.float64] | float = 0.0
-        seen, used, levels = 0, 0, []
-        covariances, hum = [], []
+        n_tiles, n_channels = len(self._indices), self.tiles.probe.n_channels
+        covariances = scratch_array((n_tiles, n_channels, n_channels), np.float64, run.scratch)
+        levels: list[NDArray[np.float32]] = []
+        seen = 0
+        hum: list[list[float]] = []
         for measured in chain.from_iterable(parts):
             seen += 1
             hum.append(measured.hum)
             if measured.covariance is not None:
-                covariances.append(measured.covariance)
+                covariances[len(levels)] = measured.covariance
+                release_pages(covariances)
                 levels.append(measured.noise)
-        if not covariances:
+        if not levels:
             raise RecordingError(
                 f"In all {seen} batches from which whitening should be learned, most samples are blanked: they are "
                 f"near samples beyond artifact_threshold={self.tiles.settings.artifact_threshold}, which should be "
                 "well above the spikes, or all channels hold their value, or most channels are far beyond their noise."
             )
-        changes = np.array(levels) > 0  # (batch, c)
+        level = np.array(levels)  # (batch, c)
+        changes = level > 0
+        noise = np.zeros(n_channels, np.float32)
         self._warn_of_hum(np.median(hum, axis=0))
-        noise = np.zeros(changes.shape[1], np.float32)
         for channel in np.flatnonzero(changes.any(axis=0)).tolist():
-            noise[channel] = np.median(np.array(levels)[changes[:, channel], channel])
-        for covariance, level in zip(covariances, levels, strict=True):
-            if not self._is_loud(level, noise):
-                total, used = total + covariance, used + 1
-        covariance = np.asarray(total / used)
+            noise[channel] = np.median(level[changes[:, channel], channel])
+        total = np.zeros((n_channels, n_channels))
+        usual = self._usual(level, noise)
+        for index in usual.tolist():
+            total += covariances[index]
+            release_pages(covariances)
+        covariance = total / len(usual)
         variance = covariance.diagonal()
-        died = np.flatnonzero((~changes).mean(axis=0) >= SILENT_SHARE)
-        died = np.setdiff1d(died, self.tiles.dead)
+        died = np.setdiff1d(np.flatnonzero((~changes).mean(axis=0) >= SILENT_SHARE), self.tiles.dead)
+        dead = np.union1d(np.union1d(self.tiles.dead, died), np.flatnonzero(variance <= 1e-12 * np.median(variance)))
+        if len(dead) == n_channels:
+            raise RecordingError(f"{self.tiles.recording.name}: no channel has any signal after {self._steps()}.")
         if len(died):
             warn(
                 f"{self.tiles.recording.name}: channels {self.tiles.probe.chan_map[died].tolist()} of the file have "
                 "no signal in a part of the recording and are left out.",
                 BadChannelWarning,
             )
-        dead = np.union1d(np.union1d(self.tiles.dead, died), np.flatnonzero(variance <= 1e-12 * np.median(variance)))
-        if len(dead) == len(variance):
-            raise RecordingError(f"{self.tiles.recording.name}: no channel has any signal after {self._steps()}.")
         neighbours = geometry.channel_neighbours(
             self.tiles.probe, self.settings.whitening_range, same_shank=False, dead=dead
         )
         matrix = kernels.local_whitening(torch.from_numpy(covariance), neighbours)
-        return Whitening(matrix=matrix.numpy(), dead=dead, n_batches=used, noise=noise)
+        return Whitening(matrix=matrix.numpy(), dead=dead, n_batches=len(usual), noise=noise)
 
     def _warn_of_hum(self, share: NDArray[np.float64]) -> None:
         line_hz, most = LINES_HZ[int(share.argmax())], float(share.max())
@@ -127,12 +137,12 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
                 HumWarning,
             )
 
-    def _is_loud(self, level: NDArray[np.float32], noise: NDArray[np.float32]) -> bool:
-        """Whether most channels of a window are much louder than usual."""
-        return any(
-            np.mean(level[channels] > LOUD_TILE * noise[channels]) > 0.5
-            for channels, _ in geometry.artifact_windows(self.tiles.probe, self.tiles.dead)
-        )
+    def _usual(self, level: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.intp]:
+        """Indices of the tiles in which no window has most channels much louder than usual; of all if each has one."""
+        is_loud = np.zeros(len(level), bool)
+        for channels, _ in geometry.artifact_windows(self.tiles.probe, self.tiles.dead):
+            is_loud |= np.mean(level[:, channels] > LOUD_TILE * noise[channels], axis=1) > 0.5
+        return np.flatnonzero(~is_loud | is_loud.all())
 
     def _steps(self) -> str:
         if not self.tiles.settings.do_CAR:
@@ -144,6 +154,14 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
-        """Only the tile."""
+        """The tile, and in the calling process the covariances of all: which are loud is known at the end."""
         n_tiles = len(load.tiling.evenly(load.settings.nskip))
-        return load.on_tiles(cls.name, 0, n_tiles=n_tiles, n_tiles_read=n_tiles)
+        covariances = 8 * n_tiles * load.n_channels**2
+        return load.on_tiles(
+            cls.name,
+            0,
+            n_tiles=n_tiles,
+            n_tiles_read=n_tiles,
+            client_bytes=min(covariances, HELD_BYTES),
+            scratch_bytes=covariances if covariances > HELD_BYTES else 0,
+        )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ from torch import Tensor
 
 from ks4stream.kernels.preprocessing import (
     Mover,
-    artifact_mask,
     covariance,
     highpass,
     highpass_reach,
@@ -19,7 +16,6 @@ from ks4stream.kernels.preprocessing import (
     local_whitening,
     median_over_channels,
     subtract_reference,
-    widen,
 )
 
 RATE = 30_000.0
@@ -87,80 +83,30 @@ def test_median_of_odd_and_even_numbers_of_channels(rows: list[list[float]], med
 def test_references_are_subtracted_in_place_from_their_own_channels() -> None:
     traces = torch.tensor([[1.0], [3.0], [100.0], [10.0], [20.0]])
     groups = [([0, 1], [0, 1, 2]), ([3, 4], [3, 4])]  # channel 2 is corrected but does not count
-    assert subtract_reference(traces, [(torch.tensor(a), torch.tensor(b)) for a, b in groups]) is traces
+    medians = subtract_reference(traces, [(torch.tensor(a), torch.tensor(b)) for a, b in groups])
+    assert [median.tolist() for median in medians] == [[2], [15]]
     assert traces[:, 0].tolist() == [-1, 1, 98, -5, 5]
 
 
 def test_all_references_are_taken_before_any_is_subtracted() -> None:
     traces = torch.tensor([[2.0], [4.0], [9.0]])
     groups = [(torch.tensor([0, 1]), torch.tensor([0, 1])), (torch.tensor([0, 1, 2]), torch.tensor([2]))]
-    assert subtract_reference(traces, groups)[:, 0].tolist() == [-1, 1, 5]
+    subtract_reference(traces, groups)
+    assert traces[:, 0].tolist() == [-1, 1, 5]
 
 
 def test_one_reference_for_all_channels() -> None:
     everyone = torch.arange(3)
     traces = torch.tensor([[1.0, 5], [2, 5], [6, 8]])
-    assert subtract_reference(traces, [(everyone, everyone)]).tolist() == [[-1, 0], [0, 0], [4, 3]]
+    (median,) = subtract_reference(traces, [(everyone, everyone)])
+    assert median.tolist() == [2, 5]
+    assert traces.tolist() == [[-1, 0], [0, 0], [4, 3]]
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_an_artifact_on_any_channel_is_masked_with_its_margin(sign: int) -> None:
-    traces = torch.zeros(3, 20)
-    traces[1, 8] = sign * 50.0
-    traces[2, 15] = sign * 49.9
-    mask = artifact_mask(traces, threshold=50, margin=2, artifact_channels=torch.arange(3))
-    assert mask.nonzero().ravel().tolist() == [6, 7, 8, 9, 10]
-
-
-def common(traces: Tensor, artifact_channels: Tensor | None = None, **options: int) -> Tensor:
-    everyone = torch.arange(len(traces))
-    return artifact_mask(
-        traces,
-        threshold=math.inf,
-        margin=5,
-        artifact_channels=everyone if artifact_channels is None else artifact_channels,
-        **options,
-    )
-
-
-def noise_of_any_size(n_samples: int) -> Tensor:
-    draw = torch.Generator().manual_seed(3)
-    return torch.randn(24, n_samples, generator=draw) * torch.arange(1, 25)[:, None]
-
-
-def test_what_most_channels_share_is_an_artifact_and_what_a_third_share_is_not() -> None:
-    traces = noise_of_any_size(3000)
-    spike, artifact = traces.clone(), traces.clone()
-    level = 20.0 * torch.arange(1, 25)[:, None]
-    spike[:8, 1000:1020] += level[:8]
-    artifact[5:20, 1000:1020] -= level[5:20]
-    assert not common(spike).any()
-    assert common(artifact).nonzero().ravel().tolist() == list(range(995, 1016 + 6))  # every 8th sample is looked at
-    assert not common(artifact, torch.arange(15)).any()  # too few to tell it from a spike
-    assert common(artifact, torch.arange(4, 20))[1000]
-    assert not common(artifact, torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23])).any()
-
-
-@pytest.mark.parametrize("recorded", [200, 1000, 4000, 7999])
-def test_padding_and_gaps_do_not_make_noise_an_artifact(recorded: int) -> None:
-    padded = torch.nn.functional.pad(noise_of_any_size(recorded), (0, 8000 - recorded))
-    assert not common(padded, last=recorded).any()
-    assert not common(padded.flip(1), first=8000 - recorded).any()
-    gap = noise_of_any_size(8000)
-    gap[:, 500:5500] = 0
-    assert not common(gap).any()
-
-
-@pytest.mark.parametrize(
-    ("where", "margin", "wide"),
-    [([0], 2, [0, 1, 2]), ([9], 3, [6, 7, 8, 9]), ([2, 4], 1, [1, 2, 3, 4, 5]), ([5], 0, [5]), ([], 3, [])],
-)
-def test_masks_widen_up_to_the_ends(where: list[int], margin: int, wide: list[int]) -> None:
-    mask = torch.zeros(10, dtype=torch.bool)
-    mask[where] = True
-    widened = widen(mask, margin)
-    assert widened.dtype == torch.bool
-    assert widened.nonzero().ravel().tolist() == wide
+def test_without_groups_nothing_is_subtracted() -> None:
+    traces = torch.tensor([[1.0], [2.0]])
+    assert subtract_reference(traces, []) == []
+    assert traces[:, 0].tolist() == [1, 2]
 
 
 def mixed(scale: float = 1.0) -> Tensor:

@@ -301,10 +301,13 @@ def test_spikes_count_if_they_begin_a_burst() -> None:
     train = bursting(300, 5)
     place = np.arange(900) % 3
     trains = [train[place == 0], train[place > 0]]
-    assert [count.tolist() for count in firsts([trains[0][:4], trains[1][:4]], trains, RATE_HZ)] == [
-        [True] * 4,
-        [False] * 4,
+    some = [trains[0][:MIN_IN_CELLS], trains[1][:MIN_IN_CELLS]]
+    assert [count.tolist() for count in firsts(some, trains, RATE_HZ)] == [
+        [True] * MIN_IN_CELLS,
+        [False] * MIN_IN_CELLS,
     ]
+    too_few = [trains[0][:4], trains[1]]
+    assert all(count.all() for count in firsts(too_few, trains, RATE_HZ)), "which no comparison in cells would use"
 
 
 def test_without_bursts_all_spikes_count() -> None:

@@ -115,6 +115,7 @@ def match_of(traces: torch.Tensor, weights: list[list[float]], threshold: list[f
     tiles.whitened = lambda tile: (traces, torch.zeros(60, dtype=torch.bool))
     tiles.core = lambda tile: slice(0, 60)
     tiles.moving_matrix = lambda tile: None
+    tiles.without_spikes = lambda blank, nt: blank
     tiles.away_from_edges = lambda tile, sample, blank, nt: torch.ones(len(sample), dtype=torch.bool)
     delta = np.zeros((1, NT), np.float32)
     delta[0, NT // 2] = 1

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from runs import RunHere
 
 from ks4stream.blocks import Tile, Tiling
-from ks4stream.kernels.preprocessing import widen as near
+from ks4stream.kernels.artifacts import widen as near
 from ks4stream.results import Templates, Waveforms
 from ks4stream.settings import Settings
 from ks4stream.simulate import linear_probe
@@ -39,8 +39,8 @@ def stage(templates: NDArray[np.float32] = NARROW, artifact: int | None = None) 
         traces[:, start : start + NT] += WHOLE[number % 2] @ COMPONENTS
     blank = np.zeros(N_BATCHES * SIZE, bool)
     if artifact is not None:
-        blank[artifact - NT : artifact] = True
-        traces[:, artifact - NT : artifact] += 100 * COMPONENTS[0]
+        blank[artifact - NT : artifact + NT] = True
+        traces[:, artifact - NT // 2 : artifact - NT // 2 + NT] += 100 * COMPONENTS[0]
 
     def whitened(tile: Tile) -> tuple[torch.Tensor, torch.Tensor]:
         index = np.arange(tile.first, tile.first + tile.length).clip(0, N_BATCHES * SIZE - 1)
@@ -49,7 +49,7 @@ def stage(templates: NDArray[np.float32] = NARROW, artifact: int | None = None) 
     probe = linear_probe(N_CHANNELS)
     tiles: Any = SimpleNamespace(tiling=tiling, probe=probe, device="cpu", without_signal=np.zeros(0, np.int64))
     tiles.read_ahead, tiles.whitened, tiles.moving_matrix = lambda block: block, whitened, lambda tile: None
-    tiles.away_from_edges = lambda tile, sample, blank, nt: ~near(blank, nt)[sample]
+    tiles.away_from_edges = lambda tile, sample, blank, nt: ~near(blank, nt // 4)[sample]
     n = len(templates)
     known = Templates(templates, np.ones(n), np.full(n, np.inf, np.float32))
     settings = Settings(nt=NT, nt0min=20, nearest_chans=6)

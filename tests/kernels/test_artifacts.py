@@ -1,0 +1,267 @@
+"""Samples in which no spike can be found: by hand, and what neurons, stimulators and muscles make of traces."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ks4stream.geometry import artifact_windows
+from ks4stream.kernels.artifacts import LOUD_SAMPLES, Window, artifacts, fill, loud, noise_level, repeated, widen
+from ks4stream.kernels.preprocessing import highpass, highpass_response
+from ks4stream.simulate import linear_probe
+
+RATE = 30_000.0
+N, PITCH_UM = 32, 25.0
+PROBE = linear_probe(N, pitch_um=PITCH_UM)
+NOISE = torch.linspace(5, 20, N)  # its s.d. by channel
+WINDOWS = [
+    Window(torch.from_numpy(channels), torch.from_numpy(far))
+    for channels, far in artifact_windows(PROBE, np.zeros(0, np.int64))
+]
+
+
+def indices(mask: Tensor) -> list[int]:
+    return mask.nonzero().ravel().tolist()
+
+
+# -- dead time -------------------------------------------------------------------------------------------------
+
+
+def counting(n_channels: int = 3, n_samples: int = 30) -> Tensor:
+    """Traces that change at each sample."""
+    return torch.arange(n_samples).float().expand(n_channels, n_samples).clone()
+
+
+@pytest.mark.parametrize(("start", "stop", "found"), [(10, 15, True), (10, 14, False), (0, 5, True), (25, 30, True)])
+def test_dead_time_is_at_least_so_many_equal_samples(start: int, stop: int, found: bool) -> None:
+    traces = counting()
+    traces[:, start:stop] = -1
+    assert indices(repeated(traces, torch.arange(3), 5)) == list(range(start, stop)) * found
+
+
+def test_dead_time_is_that_of_all_channels_with_a_signal() -> None:
+    traces = counting()
+    traces[0, 5:15] = -1
+    traces[1, 10:20] = -1
+    traces[2] = 7  # never has a signal
+    assert indices(repeated(traces, torch.tensor([0, 1]), 5)) == list(range(10, 15))
+    traces[1] = counting(1)
+    assert not repeated(traces, torch.tensor([0, 1]), 5).any()
+
+
+def test_fewer_samples_than_dead_time_takes() -> None:
+    assert not repeated(torch.zeros(2, 4), torch.arange(2), 5).any()
+
+
+# -- filling ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("masked", "filled"),
+    [
+        ([2, 3], [0.0, 10, 15, 20, 25, 90]),
+        ([0, 1], [70.0, 70, 70, 80, 25, 90]),
+        ([4, 5], [0.0, 10, 70, 80, 80, 80]),
+        ([1, 4], [0.0, 35, 70, 80, 85, 90]),
+        ([], [0.0, 10, 70, 80, 25, 90]),
+        (range(6), [0.0] * 6),
+    ],
+    ids=["inside", "at the start", "at the end", "twice", "nowhere", "everywhere"],
+)
+def test_masked_samples_are_on_a_straight_line(masked: list[int], filled: list[float]) -> None:
+    traces = torch.tensor([[0.0, 10, 70, 80, 25, 90], [0.0, -10, -70, -80, -25, -90]])
+    mask = torch.zeros(6, dtype=torch.bool)
+    mask[list(masked)] = True
+    assert fill(traces, mask) is traces
+    torch.testing.assert_close(traces, torch.tensor([filled, [-value for value in filled]]))
+
+
+# -- noise -----------------------------------------------------------------------------------------------------
+
+
+def noise(n_samples: int = 40_000, seed: int = 0) -> Tensor:
+    return torch.randn(N, n_samples, generator=torch.Generator().manual_seed(seed)) * NOISE[:, None]
+
+
+def everything(traces: Tensor) -> Tensor:
+    return torch.ones(traces.shape[1], dtype=torch.bool)
+
+
+def test_the_noise_is_that_of_most_samples() -> None:
+    """A tenth of them is ten times as loud: a median of 55.6 % of the quiet values, 1.13 times as large."""
+    traces = noise()
+    traces[:, :4000] *= 10
+    level = noise_level(traces, traces, everything(traces))
+    torch.testing.assert_close(level, 1.13 * NOISE, rtol=0.08, atol=0)  # 4 standard errors of 1.2 / √5000
+    kept = everything(traces)
+    kept[:4000] = False
+    torch.testing.assert_close(noise_level(traces, traces, kept), NOISE, rtol=0.08, atol=0)
+
+
+def test_a_channel_that_does_not_change_has_no_noise() -> None:
+    """Though the reference of the others is subtracted from it."""
+    traces = noise(8000)
+    raw = traces.clone()
+    raw[3] = 17
+    level = noise_level(traces, raw, everything(traces))
+    assert level[3] == 0 and (level[:3] > 0).all() and (level[4:] > 0).all()
+
+
+def test_without_samples_there_is_no_noise() -> None:
+    traces = noise(100)
+    assert not noise_level(traces, traces, ~everything(traces)).any()
+
+
+# -- artifacts -------------------------------------------------------------------------------------------------
+
+
+def event(size: Tensor, start: int = 2000, n_samples: int = 30) -> Tensor:
+    """Noise, and half a period of a sine of so many times the noise on each channel."""
+    traces = noise(6000)
+    wave = torch.sin(torch.arange(n_samples) * math.pi / n_samples)
+    traces[:, start : start + n_samples] += (size * NOISE)[:, None] * wave
+    return traces
+
+
+def found(traces: Tensor, threshold: float = math.inf, reference: Tensor | None = None) -> Tensor:
+    reference = torch.zeros(1, traces.shape[1]) if reference is None else reference
+    return artifacts(traces, NOISE, WINDOWS, reference=reference, threshold=threshold, sampling_rate_hz=RATE)
+
+
+def falling(largest: float, within_um: float, channel: int = 9) -> Tensor:
+    """Of a source, by channel: largest / (1 + (distance / within)²)."""
+    distance_um = PITCH_UM * (torch.arange(N) - channel).abs()
+    return largest / (1 + (distance_um / within_um) ** 2)
+
+
+def test_noise_is_not_an_artifact() -> None:
+    assert not found(noise()).any()
+
+
+def test_a_large_neuron_that_reaches_most_channels_falls_off() -> None:
+    """200 times the noise, and more than 6 times it on 18 channels; on the quarter farthest away, 6 % of it."""
+    size = falling(200.0, 45.0)
+    assert int((size[:16] > 6).sum()) > 8, "most channels of the lower window"
+    assert not found(event(size)).any()
+
+
+@pytest.mark.parametrize(
+    "size", [torch.full((N,), 40.0), torch.linspace(20, 100, N), falling(200, 300)], ids=["flat", "graded", "far"]
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_does_not_fall_off_is_an_artifact(size: Tensor, sign: int) -> None:
+    where = found(event(sign * size))
+    assert where[2008:2024].all()
+    assert set(indices(where)) <= set(range(2000, 2030))
+
+
+def test_an_event_on_half_of_the_channels_is_an_artifact() -> None:
+    size = torch.where(torch.arange(N) < N // 2, 40.0, 0.0)
+    assert found(event(size))[2008:2024].all()
+    third = torch.where(torch.arange(N) < N // 4, 40.0, 0.0)
+    assert not found(event(third)).any(), "on half of a window's channels, which is not more than half"
+
+
+def test_what_was_subtracted_counts_as_reach() -> None:
+    """The median of the channels leaves much of a large spike on all of them; before, it fell off."""
+    size = falling(200.0, 45.0)
+    traces = event(size)
+    subtracted = torch.zeros(1, 6000)
+    subtracted[0, 2000:2030] = 50 * NOISE.mean() * torch.sin(torch.arange(30) * math.pi / 30)
+    given = {"windows": WINDOWS[:1], "threshold": math.inf, "sampling_rate_hz": RATE}
+    for reference, is_artifact in ((0 * subtracted, True), (subtracted, False), (subtracted.expand(N, -1), False)):
+        mask = artifacts(traces - subtracted, NOISE, reference=reference, **given)
+        assert bool(mask.any()) == is_artifact
+
+
+def test_channels_without_noise_are_not_reached() -> None:
+    """17 of 32 are, of which 3 have no noise: of the lower window 8 of 16, which is not more than half."""
+    traces = event(torch.where(torch.arange(N) < 9, 40.0, 0.0))
+    assert found(traces).any()
+    silent = NOISE.clone()
+    silent[0] = 0
+    mask = artifacts(traces, silent, WINDOWS, reference=torch.zeros(1, 6000), threshold=math.inf, sampling_rate_hz=RATE)
+    assert not mask.any()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_channel_that_reaches_the_threshold_is_part_of_an_artifact(sign: int) -> None:
+    traces = torch.zeros(3, 20)
+    traces[1, 8], traces[2, 15] = sign * 50.0, sign * 49.9
+    mask = artifacts(traces, torch.ones(3), [], reference=torch.zeros(1, 20), threshold=50, sampling_rate_hz=RATE)
+    assert indices(mask) == [8]
+
+
+def test_an_artifact_does_not_include_what_the_filter_made_of_it() -> None:
+    """A pulse of 0.5 ms; the filter rings for several ms, at up to 15 % of it, far beyond the noise."""
+    raw = torch.zeros(N, 6000)
+    raw[:, 3000:3015] = 1000 * NOISE[:, None]
+    traces = highpass(raw, torch.from_numpy(highpass_response(6000, sampling_rate_hz=RATE, cutoff_hz=300)))
+    beyond = (traces.abs() > 6 * NOISE[:, None]).all(dim=0)
+    assert beyond[2900:3100].float().mean() > 0.7
+    where = indices(found(traces + noise(6000)))
+    assert set(range(3000, 3015)) <= set(where)
+    assert len(where) < 60 and min(where) >= 2975 and max(where) < 3040  # 1 ms
+
+
+# -- loud noise ------------------------------------------------------------------------------------------------
+
+
+def test_loud_stretches_are_found_with_those_beside_them() -> None:
+    traces, n = noise(10 * LOUD_SAMPLES), LOUD_SAMPLES
+    traces[:, 4 * n : 5 * n] *= 4
+    mask = loud(traces, NOISE, WINDOWS, ~everything(traces))
+    assert indices(mask) == list(range(3 * n, 6 * n))
+    traces[:, 4 * n : 5 * n] /= 2
+    assert not loud(traces, NOISE, WINDOWS, ~everything(traces)).any(), "twice as loud is not loud"
+
+
+def test_noise_on_half_of_the_channels_is_loud() -> None:
+    traces, n = noise(10 * LOUD_SAMPLES), LOUD_SAMPLES
+    traces[16:, 4 * n : 5 * n] *= 4
+    assert loud(traces, NOISE, WINDOWS, ~everything(traces)).any()
+    few = noise(10 * LOUD_SAMPLES)
+    few[24:, 4 * n : 5 * n] *= 4
+    assert not loud(few, NOISE, WINDOWS, ~everything(few)).any()
+
+
+def test_samples_that_are_blank_do_not_make_a_stretch_quiet() -> None:
+    traces, n = noise(10 * LOUD_SAMPLES), LOUD_SAMPLES
+    traces[:, 4 * n : 5 * n] *= 4
+    blank = ~everything(traces)
+    blank[4 * n : 4 * n + 3 * n // 4] = True
+    traces[:, blank] = 0
+    assert loud(traces, NOISE, WINDOWS, blank)[4 * n : 5 * n].all()
+    blank[4 * n : 5 * n] = True
+    traces[:, blank] = 0
+    assert not loud(traces, NOISE, WINDOWS, blank).any(), "nothing of it is left"
+
+
+def test_samples_after_the_last_whole_stretch_belong_to_it() -> None:
+    traces, n = noise(4 * LOUD_SAMPLES + 100), LOUD_SAMPLES
+    traces[:, 3 * n :] *= 4
+    assert indices(loud(traces, NOISE, WINDOWS, ~everything(traces))) == list(range(2 * n, 4 * n + 100))
+
+
+def test_without_windows_nothing_is_loud() -> None:
+    traces = 100 * noise(5000)
+    assert not loud(traces, NOISE, [], ~everything(traces)).any()
+
+
+# -- masks -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "margin", "wide"),
+    [([0], 2, [0, 1, 2]), ([9], 3, [6, 7, 8, 9]), ([2, 4], 1, [1, 2, 3, 4, 5]), ([5], 0, [5]), ([], 3, [])],
+)
+def test_masks_widen_up_to_the_ends(where: list[int], margin: int, wide: list[int]) -> None:
+    mask = torch.zeros(10, dtype=torch.bool)
+    mask[where] = True
+    widened = widen(mask, margin)
+    assert widened.dtype == torch.bool
+    assert indices(widened) == wide
