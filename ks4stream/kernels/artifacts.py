@@ -19,8 +19,8 @@ DEVIATIONS, SHARE, STEP = 6.0, 0.5, 8
 """An artifact exceeds 6 standard deviations of the noise on more than half of the channels of a window; every 8th
 sample is tested."""
 MIN_FAR = 0.15
-"""And on the quarter of the channels that is farthest from the largest one, the mean of what it reaches is at least
-this share of what it reaches there. The waveforms of neurons fall to less than a tenth within 100 µm."""
+"""And on the quarter of the window that is farthest from its largest channel, the mean of what it reaches is at least
+this share of what it reaches anywhere. The waveforms of neurons fall to less than a tenth within 100 µm."""
 NEAR_SAMPLES = 16  # within which channels reach their largest values, as spikes travel and filters ring
 EVENT_MS = 3.0  # around a sample found, in which every sample is tested
 CORE_SHARE = 0.2  # of the largest value within 2 ms; smaller values are what the filter made of larger ones
@@ -185,9 +185,10 @@ def _does_not_fall_off(
     before = traces[:, near]  # (c, n, l)
     for channels, reference in references:
         before[channels] += reference[near]
-    reached = (before.abs_().amax(dim=2) * _inverse(noise)[:, None])[window.channels]  # (w, n)
-    largest, channel = reached.max(dim=0)
-    return (window.far[channel] * reached.T).sum(dim=1) >= MIN_FAR * largest
+    reached = before.abs_().amax(dim=2) * _inverse(noise)[:, None]  # (c, n)
+    within = reached[window.channels]
+    far = (window.far[within.argmax(dim=0)] * within.T).sum(dim=1)
+    return far >= MIN_FAR * reached.amax(dim=0)  # a neuron elsewhere reaches all channels of the window alike
 
 
 def _cores(traces: Tensor, noise: Tensor, channels: Tensor, at: Tensor, sampling_rate_hz: float) -> Tensor:

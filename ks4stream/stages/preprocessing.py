@@ -172,12 +172,12 @@ class Preprocessor(Portable):
         raw = artifact_kernels.fill(raw, blank)
         if self.settings.line_frequency:
             raw = remove_hum(raw, self.settings.line_frequency, rate)
-        noise, margin = self._noise, round(self.settings.artifact_margin * rate / 1000)
-        for rounds_left in range(artifact_kernels.MAX_ROUNDS, -1, -1):
-            traces, medians = self._filtered(raw)
-            if noise is None:
-                noise = artifact_kernels.noise_level(traces[:, recorded], raw[:, recorded], ~blank[recorded])
-            size = artifact_kernels.sampled(traces, noise)
+        traces, medians = self._filtered(raw)
+        noise = self._noise
+        if noise is None:
+            noise = artifact_kernels.noise_level(traces[:, recorded], raw[:, recorded], ~blank[recorded])
+        size = artifact_kernels.sampled(traces, noise)
+        for _ in range(artifact_kernels.MAX_ROUNDS):
             found = artifact_kernels.artifacts(
                 traces,
                 size,
@@ -189,10 +189,10 @@ class Preprocessor(Portable):
             )
             if not bool(found.any()):
                 break
-            blank |= artifact_kernels.widen(found, margin)
-            if rounds_left:  # filter again, without what the filter made of the artifacts
-                del traces, medians
-                raw = artifact_kernels.fill(raw, blank)
+            blank |= artifact_kernels.widen(found, round(self.settings.artifact_margin * rate / 1000))
+            del traces  # before others are allocated
+            traces, medians = self._filtered(artifact_kernels.fill(raw, blank))  # without what the filter made of it
+            size = artifact_kernels.sampled(traces, noise)
         blank |= artifact_kernels.loud(size, self._windows, blank)
         if bool(blank.any()):
             traces = traces.masked_fill_(blank, 0.0)
