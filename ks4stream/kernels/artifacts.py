@@ -26,6 +26,10 @@ EVENT_MS = 3.0  # around a sample found, in which every sample is tested
 CORE_SHARE = 0.2  # of the largest value within 2 ms; smaller values are what the filter made of larger ones
 CORE_MS = 2.0
 MAX_ROUNDS = 4  # of filling artifacts and filtering again
+POP_DEVIATIONS, POP_SHARE, POP_GAP_MS = 50.0, 0.05, 0.5
+"""A pop exceeds 50 standard deviations on one channel, and less than a twentieth of that on the contacts beside it, up
+to 60 µm away, which every neuron of this size would reach. It lasts until the channel has been within 6 standard
+deviations for half a millisecond."""
 LOUD, LOUD_SAMPLES = 3.0, 1024
 """Stretches of 1024 samples are loud if the noise is 3 times its usual size on more than half of the channels of a
 window."""
@@ -205,6 +209,52 @@ def _cores(traces: Tensor, noise: Tensor, channels: Tensor, at: Tensor, sampling
     beyond = torch.zeros_like(found)
     beyond[near] = (size > DEVIATIONS).float().mean(dim=0) > SHARE
     return beyond & (mean >= CORE_SHARE * largest)
+
+
+def pops(
+    traces: Tensor, size: Tensor, noise: Tensor, beside: Tensor, *, sampling_rate_hz: float
+) -> list[tuple[int, Tensor]]:
+    """Artifacts of single channels.
+
+    Parameters
+    ----------
+    traces : Tensor, shape (c, t)
+        Filtered and referenced.
+    size : Tensor, shape (c, t / 8)
+        From :func:`sampled`.
+    noise : Tensor, shape (c,)
+        Its standard deviation.
+    beside : Tensor of int64, shape (c, k)
+        The channels beside each one, padded with the first of them. Rows of −1 are not tested.
+    sampling_rate_hz : float
+
+    Returns
+    -------
+    list of (channel, mask)
+        Channels with pops, ascending, and the samples (t,) of these.
+    """
+    far_beyond = (size > POP_DEVIATIONS) & (beside[:, :1] >= 0)
+    if not bool(far_beyond.any()):
+        return []
+    near = NEAR_SAMPLES // STEP
+    reached = torch.nn.functional.max_pool1d(size[None], 2 * near + 1, 1, near)[0]
+    found = []
+    for channel in far_beyond.any(dim=1).nonzero()[:, 0].tolist():
+        around = reached[beside[channel]].amax(dim=0)
+        at = (far_beyond[channel] & (around < POP_SHARE * reached[channel])).nonzero()[:, 0] * STEP
+        if len(at):
+            beyond = traces[channel].abs() > DEVIATIONS * noise[channel]
+            found.append((channel, _runs_with(beyond, at, round(POP_GAP_MS * sampling_rate_hz / 1000))))
+    return found
+
+
+def _runs_with(mask: Tensor, at: Tensor, gap: int) -> Tensor:
+    """The runs of a mask (t,), whose gaps are shorter than so many samples, that contain one of the samples at (n,)."""
+    joined = widen(mask, gap)
+    run = torch.cumsum(joined & ~torch.cat([torch.zeros_like(joined[:1]), joined[:-1]]), 0)
+    chosen = torch.zeros(int(run[-1]) + 1, dtype=torch.bool, device=mask.device)
+    chosen[run[at]] = True
+    return joined & chosen[run]
 
 
 def loud(size: Tensor, windows: Sequence[Window], blank: Tensor) -> Tensor:

@@ -508,6 +508,11 @@ class _OfArguments(Preprocessor):
     def _windows(self) -> list[Window]:
         return super()._windows if self.has_positions else []
 
+    @cached_property
+    def _beside(self) -> torch.Tensor:
+        beside: torch.Tensor = super()._beside
+        return beside if self.has_positions else torch.full_like(beside, -1)
+
 
 _READ_ONLY = "Recordings are only read here; numpy.ndarray.tofile writes a flat file."
 

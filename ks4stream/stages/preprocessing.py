@@ -28,6 +28,7 @@ from ks4stream.results import Drift, Whitening
 from ks4stream.settings import Settings
 from ks4stream.stages.base import Portable
 
+BESIDE_UM = 60.0  # distance of contacts that every large neuron would reach together
 DEAD_MS = 2.0  # for which all channels hold their value in dead time, at least
 MATCHING_REACH_WAVEFORMS = 16  # halo besides that of the filter, in waveforms: reach of a chain of overlapping spikes
 
@@ -187,9 +188,12 @@ class Preprocessor(Portable):
                 threshold=self.settings.artifact_threshold,
                 sampling_rate_hz=rate,
             )
-            if not bool(found.any()):
+            pops = artifact_kernels.pops(traces, size, noise, self._beside, sampling_rate_hz=rate)
+            if not pops and not bool(found.any()):
                 break
             blank |= artifact_kernels.widen(found, round(self.settings.artifact_margin * rate / 1000))
+            for channel, mask in pops:
+                artifact_kernels.fill(raw[channel : channel + 1], mask)
             del traces  # before others are allocated
             traces, medians = self._filtered(artifact_kernels.fill(raw, blank))  # without what the filter made of it
             size = artifact_kernels.sampled(traces, noise)
@@ -318,6 +322,19 @@ class Preprocessor(Portable):
             artifact_kernels.Window(torch.from_numpy(channels).to(self.device), torch.from_numpy(far).to(self.device))
             for channels, far in geometry.artifact_windows(self.probe, self.dead)
         ]
+
+    @cached_property
+    def _beside(self) -> Tensor:
+        """The two channels nearest to each one (c, 2), or −1 if it has none within :data:`BESIDE_UM`."""
+        probe = self.probe
+        near = geometry.channel_neighbours(probe, 3, dead=self.dead)
+        beside = np.full((probe.n_channels, 2), -1)
+        for channel, others in enumerate(near):
+            apart_um = geometry.distances_um(probe.positions_um[[channel]], probe.positions_um[others[1:]])[0]
+            close = others[1:][apart_um <= BESIDE_UM]
+            if len(close):
+                beside[channel] = np.resize(close, 2)
+        return torch.from_numpy(beside).to(self.device)
 
     @cached_property
     def _mover(self) -> tuple[Tensor, kernels.Mover]:
