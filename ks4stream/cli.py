@@ -361,6 +361,14 @@ def _read_metadata(file: str) -> dict[str, Any]:
     help="Sort only these shanks, for instance 0,2.",
 )
 @click.option(
+    "--blank",
+    metavar="FILE",
+    cls=_Option,
+    section="Recording",
+    help="Text file of artifacts whose times are known: on each line the start of a pulse of 1 ms, or the start and "
+    "the stop of a span. Integers are samples, numbers with a decimal point are seconds.",
+)
+@click.option(
     "--results-dir",
     metavar="FOLDER",
     cls=_Option,
@@ -494,7 +502,16 @@ def sort_command(
         cache_bytes=options["cache_gb"] and round(options["cache_gb"] * 1e9),
         **{
             name: options[name]
-            for name in ("workers", "scheduler", "device", "block_batches", "save_extra_vars", "keep_run", "cache_dir")
+            for name in (
+                "workers",
+                "scheduler",
+                "device",
+                "block_batches",
+                "save_extra_vars",
+                "keep_run",
+                "cache_dir",
+                "blank",
+            )
         },
     )
 

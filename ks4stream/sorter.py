@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ks4stream import geometry, report
+from ks4stream.blanks import given_spans
 from ks4stream.deploy import client_for, engine_for
 from ks4stream.engine import Engine, Progress, gpus, no_progress, one_thread
 from ks4stream.io.places import ObjectPath, Place, place
@@ -58,6 +59,7 @@ def sort(
     save_features: bool = True,
     save_preprocessed_copy: bool = False,
     drift: Drift | xarray.DataArray | Any | None = None,
+    blank: ArrayLike | str | os.PathLike[str] | None = None,
     **of_resources: Any,
 ) -> Sorting:
     """Sort a recording into units.
@@ -97,6 +99,10 @@ def sort(
         (``sorting.drift``), or the tissue's displacement in µm, positive towards larger depth. A DataArray has dims
         ``time`` (coordinate in seconds from the recording's first sample) and ``depth`` (in µm); one depth stands for
         all.
+    blank : array_like, shape (n,) or (n, 2), or path, optional
+        Artifacts whose times are known, such as the pulses of a stimulator: starts of pulses, of 1 ms each, or starts
+        and stops. Integers are samples, floats are seconds, both from the recording's first sample. A text file has
+        one or two numbers per line. They are blanked from the start to the stop.
     **of_resources
         Any field of :class:`~ks4stream.Resources`: ``sort(recording, workers=4)``.
 
@@ -132,7 +138,7 @@ def sort(
             report.announce(results)
         given = recording
         recording = stack.enter_context(cached(recording, resources.cache_dir, resources.cache_bytes))
-        tiles = prepare(recording, settings, device=device)
+        tiles = prepare(recording, settings, device=device, blank=blank)
         found = None if drift is None else given_drift(drift, tiles)
         provenance, flat_files = provenance_of(tiles), recording.source.flat_files
         run = stack.enter_context(
@@ -200,7 +206,13 @@ def started(
         )
 
 
-def prepare(recording: Recording, settings: Settings, *, device: str = "cpu") -> Preprocessor:
+def prepare(
+    recording: Recording,
+    settings: Settings,
+    *,
+    device: str = "cpu",
+    blank: ArrayLike | str | os.PathLike[str] | None = None,
+) -> Preprocessor:
     """Check that recording, probe and settings fit each other, before work starts.
 
     Raises
@@ -208,7 +220,9 @@ def prepare(recording: Recording, settings: Settings, *, device: str = "cpu") ->
     RecordingError, ProbeError, SettingsError
     """
     tiling = tiling_of(recording, settings)
-    tiles = Preprocessor(recording, tiling, settings, device=device)
+    rate = recording.sampling_rate_hz
+    spans = given_spans([] if blank is None else blank, n_samples=recording.n_samples, sampling_rate_hz=rate)
+    tiles = Preprocessor(recording, tiling, settings, device=device, blank=spans)
     tiles.probe.check_file(recording.n_channels)
     constant = check_traces(recording, scale=settings.scale, start=tiling.start, stop=tiling.stop)
     dead = dead_channels(recording, tiles.probe, constant)

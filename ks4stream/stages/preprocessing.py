@@ -67,6 +67,8 @@ class Preprocessor(Portable):
         Those in `reads`; if drift is corrected, those in `reads_if_moved` too.
     dead : ndarray of int64
         Channels without signal (probe order): they are left out of reference and whitening.
+    blank : ndarray of int64, shape (m, 2)
+        Spans that are known to be unsortable, in samples, half-open, in order.
     whitening, drift : Whitening, Drift or None
         None until they have been estimated.
     device : str
@@ -81,6 +83,7 @@ class Preprocessor(Portable):
     settings: Settings
     dead: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     device: str = "cpu"
+    blank: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     whitening: Whitening | None = None
     drift: Drift | None = None
 
@@ -169,7 +172,7 @@ class Preprocessor(Portable):
         """
         raw, rate = self.raw(tile), self.sampling_rate_hz
         recorded = slice(max(self.tiling.start - tile.first, 0), min(self.tiling.stop - tile.first, tile.length))
-        blank = self._dead_time(raw, recorded)
+        blank = self._dead_time(raw, recorded) | self._given_blank(tile)
         raw = artifact_kernels.fill(raw, blank)
         if self.settings.line_frequency:
             raw = remove_hum(raw, self.settings.line_frequency, rate)
@@ -212,6 +215,14 @@ class Preprocessor(Portable):
         blank[recorded] = artifact_kernels.repeated(raw[:, recorded], self._with_signal, n_samples)
         blank[: recorded.start], blank[recorded.stop :] = blank[recorded.start], blank[recorded.stop - 1]
         return blank
+
+    def _given_blank(self, tile: Tile) -> Tensor:
+        """Samples (t,) that are known to be unsortable."""
+        mask = torch.zeros(tile.length, dtype=torch.bool, device=self.device)
+        first, after = np.searchsorted(self.blank[:, 1], tile.first, "right"), tile.first + tile.length
+        for start, stop in self.blank[first : np.searchsorted(self.blank[:, 0], after)].tolist():
+            mask[max(start - tile.first, 0) : max(stop - tile.first, 0)] = True
+        return mask
 
     def _filtered(self, raw: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Filtered and referenced traces (c, t), and what was subtracted from each group of channels (t,)."""
