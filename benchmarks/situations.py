@@ -7,7 +7,7 @@ Ten clean units (80 to 250 µV) on 32 contacts for a minute, unless said otherwi
   200 Hz in one of four seconds. Their times are in the truth, as ``pulse_samples``.
 - ``dead75``, ``deadpieces``: three quarters of the recording are zero, or half of it in pieces at the last value.
 - ``muscle``, ``emg``: loud noise in one of ten seconds, on half of the contacts or on all.
-- ``turns``: depths take turns being active; nothing moves.
+- ``turns``, ``turnsalike``: depths take turns being active; nothing moves.
 - ``step20``, ``step40``, ``joined``: the tissue jumps in the middle of a batch, or between two files.
 - ``one``, ``two``, ``four``, ``eight``: contacts.
 - ``hum``: 50 Hz and harmonics up to 2 kHz, not alike on all contacts.
@@ -37,6 +37,7 @@ from ks4stream.simulate.api import from_scene
 from ks4stream.simulate.motion import Motion
 from ks4stream.simulate.scene import Scene
 from ks4stream.simulate.trains import Spikes
+from ks4stream.simulate.units import scaled_to_amplitude
 
 Traces = NDArray[np.float32]
 """µV, (time, channel)."""
@@ -72,6 +73,11 @@ def clean(seed: int, duration_s: float = 60.0, probe: Probe | None = None, **giv
     """Ten units of 80 to 250 µV that fire at 3 to 15 Hz."""
     given = {"n_units": 10, "amplitude_range_uv": (80.0, 250.0), "rate_range_hz": (3.0, 15.0)} | given
     return simulate(probe or staggered_probe(32), duration_s, seed=seed, **given)
+
+
+def _chosen(spikes: Spikes, kept: NDArray[np.bool_]) -> Spikes:
+    """Some of the spikes."""
+    return Spikes(spikes.sample[kept], spikes.phase[kept], spikes.unit[kept], spikes.relative[kept])
 
 
 # --- a large neuron -------------------------------------------------------------------------------------------
@@ -164,8 +170,7 @@ def _without(recording: SimulatedRecording, change: Change, spans: list[tuple[in
     kept = np.ones(len(spikes.sample), bool)
     for start, stop in spans:
         kept &= (spikes.sample < start) | (spikes.sample >= stop)
-    spikes = Spikes(spikes.sample[kept], spikes.phase[kept], spikes.unit[kept], spikes.relative[kept])
-    return changed(recording, change, spikes=spikes)
+    return changed(recording, change, spikes=_chosen(spikes, kept))
 
 
 def dead75(seed: int, duration_s: float = 120.0) -> SimulatedRecording:
@@ -244,8 +249,22 @@ def turns(seed: int, duration_s: float = 120.0) -> SimulatedRecording:
     third = np.digitize(y_um, np.quantile(recording.probe.y_um, [1 / 3, 2 / 3]))
     active = turn[np.searchsorted(edges, spikes.sample / RATE_HZ)] == third[spikes.unit]
     kept = active | (rng.random(len(active)) < 0.1)
-    spikes = Spikes(spikes.sample[kept], spikes.phase[kept], spikes.unit[kept], spikes.relative[kept])
-    return from_scene(replace(recording.scene, spikes=spikes), recording.units["amplitude_uv"])
+    scene = replace(recording.scene, spikes=_chosen(spikes, kept))
+    return from_scene(scene, recording.units["amplitude_uv"])
+
+
+def turnsalike(seed: int, duration_s: float = 120.0) -> SimulatedRecording:
+    """14 units of 150 µV, 40 µm apart; even and odd ones take turns of 15 s, which looks like 40 µm of motion."""
+    recording = clean(seed, duration_s, n_units=14, amplitude_range_uv=(150.0, 150.0), rate_range_hz=(8.0, 8.0))
+    scene, probe = recording.scene, recording.probe
+    y_um = probe.y_um.min() + 40.0 * (1 + np.arange(14))
+    units = tuple(
+        scaled_to_amplitude(replace(unit, x_um=16.0, y_um=float(y)), probe, np.ones(32, bool), 150.0)
+        for unit, y in zip(scene.units[:14], y_um, strict=True)
+    )
+    its_turn = (scene.spikes.sample // (15 * RATE_HZ)) % 2 == scene.spikes.unit % 2
+    spikes = _chosen(scene.spikes, its_turn)
+    return from_scene(replace(scene, units=(*units, *scene.units[14:]), spikes=spikes), np.full(14, 150.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -454,6 +473,7 @@ SITUATIONS: dict[str, Callable[..., SimulatedRecording]] = {
         muscle,
         emg,
         turns,
+        turnsalike,
         step20,
         step40,
         joined,
