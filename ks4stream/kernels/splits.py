@@ -26,10 +26,10 @@ RIDGE = 1.0  # of the regression: about the variance of the noise, which few spi
 SPAN = 2.0  # farther projections, of spikes that overlap others, count as ± this
 
 MIN_SIMILARITY = 0.5  # of the means; less similar groups are two neurons
-SAME_BELOW = 0.1
-"""Distance of the means, relative to the larger one and apart from time shifts, below which groups are one neuron. The
-waveforms of a neuron of 2 mV differ by 0.07 between spikes a quarter of a sample apart, which is many standard
-deviations of the noise; those of two neurons differ by more than 0.3."""
+HUGE, SAME_BELOW = 50.0, 0.1
+"""Norm of the larger mean, in noise s.d., from which groups are one neuron if the distance of the means, relative to
+the larger one and apart from time shifts, is less. The waveforms of a neuron of 2 mV differ by 0.07 between spikes a
+quarter of a sample apart, which is many standard deviations of the noise; those of two neurons by more than 0.3."""
 CONTINUING_BELOW, LIMIT_PER_UM = 0.6, 0.015
 """Distance of the means, relative to the larger one, below which two groups that were never recorded at the same
 displacement are one neuron: that of two means of one size whose similarity is 0.82; and by how much it rises for each
@@ -141,8 +141,8 @@ def are_two(
     aligned differently; nor along what the mean loses if it is rolled, as the components do not contain all of the
     rolled waveform.
 
-    1. Means less similar than :data:`MIN_SIMILARITY` are those of two neurons (step 6b). Means that are nearly the same
-       (:data:`SAME_BELOW`) are those of one.
+    1. Means less similar than :data:`MIN_SIMILARITY` are those of two neurons (step 6b). Huge ones that are nearly the
+       same (:data:`SAME_BELOW`) are those of one.
     2. Spikes that do not follow another within a burst are compared in cells of time and displacement, if they are at
        least :data:`MIN_COUNTED_SHARE` of each group. Whatever separates them there is not bursting, fading or motion
        (step 6c).
@@ -182,7 +182,7 @@ def are_two(
     changes += [matrix - torch.eye(len(matrix)).to(matrix) for matrix in rolled]
     alike = torch.cat([amplitude[:0], *((amplitude.view(-1, len(of)) @ of).view(1, -1) for of in changes)])
     larger = max(float(mean_a.norm()), float(mean_b.norm()))
-    if float(_without(mean_a - mean_b, alike).norm()) < SAME_BELOW * larger:
+    if larger > HUGE and float(_without(mean_a - mean_b, alike).norm()) < SAME_BELOW * larger:
         return False
     width_um = range_width_um(a, b)
     ranges = ranges_of(a, b, width_um)
