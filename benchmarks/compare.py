@@ -58,6 +58,7 @@ MEANS = (
     ("n_well_detected", "found ≥ 0.8"),
     ("n_very_well_detected", "≥ 0.95"),
     ("n_false_positive", "false"),
+    ("n_false_good", "false good"),
     ("n_background", "background"),
     ("n_redundant", "redundant"),
     ("n_overmerged", "merged"),
@@ -309,7 +310,7 @@ def _measure(command: list[str], run: Run, threads: int | None) -> None:
 def _add_outcome(run: Run, truth: dict[str, np.ndarray]) -> None:
     figures, found = outcome.read(run.folder)
     run.sort_s, run.stage_s, run.versions = figures["sort_wall_s"], figures["stage_s"], figures["versions"]
-    run.quality = quick.summary_of(truth, found["sample"], found["unit"])
+    run.quality = quick.summary_of(truth, found["sample"], found["unit"], figures.get("good_units"))
     run.quality |= {"n_good": figures["n_good"], "n_spikes": len(found["sample"])}
 
 
@@ -380,6 +381,7 @@ def _quality_rows(runs: Iterable[Run]) -> list[dict[str, Any]]:
             "found ≥ 0.8": f"{run.quality['n_well_detected']} of {run.quality['n_truth']}",
             "≥ 0.95": run.quality["n_very_well_detected"],
             "false": run.quality.get("n_false_positive", "–"),
+            "false good": run.quality.get("n_false_good", "–"),
             "background": run.quality.get("n_background", "–"),
             "redundant": run.quality.get("n_redundant", "–"),
             "merged": run.quality.get("n_overmerged", "–"),

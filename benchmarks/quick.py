@@ -100,22 +100,27 @@ def score_of(truth: dict[str, np.ndarray], sample: Any, unit: Any) -> Score:
     )
 
 
-def summary_of(truth: dict[str, np.ndarray], sample: Any, unit: Any) -> dict[str, float | int]:
-    """Figures of a sorting. Units that find a neuron of the background are not false, but counted by themselves."""
+def summary_of(truth: dict[str, np.ndarray], sample: Any, unit: Any, good: Any = None) -> dict[str, float | int]:
+    """Figures of a sorting. Units that find a neuron of the background are not false, but counted by themselves.
+
+    With the units that are labelled `good`, ``n_false_good`` is the number of false ones among them.
+    """
     found = score_of(truth, sample, unit)
     very_well = int((found.accuracy >= VERY_WELL_DETECTED_SCORE).sum())
-    n_background = 0
+    false, background = found.false_positive_units, np.zeros(0)
     if "background_units" in truth:
-        rest = np.isin(unit, found.false_positive_units)
-        background = (truth["background_samples"], truth["background_units"])
+        rest = np.isin(unit, false)
+        known = (truth["background_samples"], truth["background_units"])
         rate_hz = float(truth["sampling_rate_hz"])
-        n_background = int(score(*background, sample[rest], unit[rest], sampling_rate_hz=rate_hz).is_matched.sum())
-    n_false = len(found.false_positive_units) - n_background
-    return found.summary | {
+        of_background = score(*known, sample[rest], unit[rest], sampling_rate_hz=rate_hz)
+        background = of_background.matched_unit[of_background.is_matched]
+        false = np.setdiff1d(false, background)
+    summary = found.summary | {
         "n_very_well_detected": very_well,
-        "n_background": n_background,
-        "n_false_positive": n_false,
+        "n_background": len(background),
+        "n_false_positive": len(false),
     }
+    return summary if good is None else summary | {"n_false_good": len(np.intersect1d(false, good))}
 
 
 def describe(name: str, summary: dict[str, float | int]) -> str:

@@ -92,7 +92,11 @@ def _run(recording: Path, out: Path, given: dict[str, Any]) -> tuple[Any, Any, d
         device=given["device"],
         bad_channels=given["bad_channels"],
     )
-    return st[kept, 0], np.asarray(clu)[kept], {"n_good": int(np.sum(is_ref)), "stage_s": _stage_seconds(ops)}
+    return (
+        st[kept, 0],
+        np.asarray(clu)[kept],
+        {"n_good": int(np.sum(is_ref)), "good_units": np.flatnonzero(is_ref).tolist(), "stage_s": _stage_seconds(ops)},
+    )
 
 
 def _stage_seconds(ops: dict[str, Any]) -> dict[str, float]:

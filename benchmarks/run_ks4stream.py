@@ -13,6 +13,7 @@ import resource
 import time
 from pathlib import Path
 
+import numpy as np
 import outcome
 
 
@@ -42,7 +43,9 @@ def main() -> None:
     figures = {
         "sorter": "ks4stream",
         "asked": asked,
-        "n_good": int(sorting.refractory.sum()),
+        "n_good": int(sorting.good.sum()),
+        "good_units": np.flatnonzero(sorting.good).tolist(),
+        "blanked_share": float(np.diff(sorting.artifacts, axis=1).sum() / sorting.n_samples),
         "stage_s": sorting.seconds,
         "warnings": sorting.warnings,
         "sort_wall_s": time.perf_counter() - began,
