@@ -136,9 +136,9 @@ def test_every_table_has_the_limit_and_the_means_of_all_sorters(compare):
         compare.Run("rigid", 1, "Lupin", error="ended with 1"),
     ]
     text = compare.markdown(runs, [], _machine())
-    assert "| static | 1 | limit | 0.950 | 19 of 20 | 18 | – | – | – | – | – | – |" in text
-    assert "| static | 1 | Lupin | 0.910 | 18 of 20 | 16 | 0 | 1 | 0 | 0 | 18 | 40.0 |" in text
-    assert "| Lupin | 1 | 0.910 | 18.0 | 16.0 | 0.000 | 1.000 | 0.000 | 0.000 | 4.000 | 4.000 |" in text
+    assert "| static | 1 | limit | 0.950 | 19 of 20 | 18 | – | – | – | – | – | – | – |" in text
+    assert "| static | 1 | Lupin | 0.910 | 18 of 20 | 16 | 0 | – | 1 | 0 | 0 | 18 | 40.0 |" in text
+    assert "| Lupin | 1 | 0.910 | 18.0 | 16.0 | 0.000 | – | 1.000 | 0.000 | 0.000 | 4.000 | 4.000 |" in text
     assert "- rigid-1, Lupin: ended with 1" in text
 
 

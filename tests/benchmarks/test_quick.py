@@ -39,6 +39,9 @@ def test_neurons_of_the_background_are_not_false(
     summary = quick.summary_of(truth, sample, np.repeat([4, 5, 6], 300))
     found = [summary[f"n_{name}"] for name in ("well_detected", "false_positive", "background")]
     assert found == [1, n_false, n_background]
+    assert "n_false_good" not in summary
+    good = quick.summary_of(truth, sample, np.repeat([4, 5, 6], 300), good=[4, 5])
+    assert good == summary | {"n_false_good": n_false - 1}
     assert f"false {n_false:2d}  background {n_background:2d}" in quick.describe("name", summary)
 
 
