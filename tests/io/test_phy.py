@@ -37,7 +37,7 @@ NAMES = {
     "kept_spikes",
     "ops",
 }
-TABLES = {f"cluster_{name}.tsv" for name in ("KSLabel", "group", "ContamPct", "Amplitude")}
+TABLES = {f"cluster_{name}.tsv" for name in ("KSLabel", "group", "reason", "ContamPct", "Amplitude")}
 
 
 def write_params(sorting, folder: Path) -> None:

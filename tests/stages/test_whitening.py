@@ -101,7 +101,8 @@ def test_if_each_batch_is_loud_in_some_window_all_are_used(tmp_path: Path) -> No
     level[:2, order[:16]], level[2:4, order[16:]], level[4, order[8:24]] = 9, 9, 9
     covariances = [np.diag(row.astype(float) ** 2) for row in level]
     learn = stage(np.random.default_rng(0).normal(0, 50, (30_000, 32)).astype(np.int16))
-    found = learn.combine([[Measured(*of) for of in zip(covariances, level, strict=True)]], RunHere(tmp_path))
+    measured = [Measured(*of, [0.0, 0.0]) for of in zip(covariances, level, strict=True)]
+    found = learn.combine([measured], RunHere(tmp_path))
     assert found.n_batches == 5
 
 
@@ -123,6 +124,6 @@ def test_covariances_that_are_too_large_for_memory_lie_on_disk(
 
 def test_nothing_is_learned_where_all_is_blanked(samples: np.ndarray, tmp_path: Path) -> None:
     learn = stage(samples)
-    nothing = [Measured(None, np.zeros(32, np.float32))] * 3
+    nothing = [Measured(None, np.zeros(32, np.float32), [0.0, 0.0])] * 3
     with pytest.raises(RecordingError, match=r"In all 3 batches .*, most samples are blanked"):
         learn.combine([nothing], RunHere(tmp_path))
