@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from runs import RunHere
 
 from ks4stream import simulate
-from ks4stream.errors import BadChannelWarning, RecordingError
+from ks4stream.errors import BadChannelWarning, HumWarning, RecordingError
 from ks4stream.io.recordings import open_recording
 from ks4stream.results import Whitening
 from ks4stream.settings import Settings
@@ -120,6 +121,26 @@ def test_covariances_that_are_too_large_for_memory_lie_on_disk(
     expected = learned(samples, tmp_path)
     monkeypatch.setattr("ks4stream.io.mapped.HELD_BYTES", 0)
     assert learned(samples, tmp_path).matrix.tobytes() == expected.matrix.tobytes()
+
+
+@pytest.mark.parametrize(("hz", "other_hz"), [(50, 60), (60, 50)])
+def test_there_is_a_warning_of_hum(hz: int, other_hz: int, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 30, (2 * RATE, 32))
+    angle = 2 * np.pi * hz * np.arange(2 * RATE) / RATE
+    wave = sum(np.cos(number * angle + number**2) for number in range(1, 40))
+    settings = SETTINGS.replace(batch_size=15_000)
+    noisy = np.rint(noise + 5 * wave[:, None] * np.linspace(0, 1, 32)).astype(np.float32)
+    noisy[:30_000] = 0  # most batches do not count
+    for given, expected in ((noisy, True), (np.rint(noise).astype(np.float32), False)):
+        learn = LearnWhitening(settings, prepare(open_recording(given, fs=RATE, probe=PROBE), settings))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            learn.run(RunHere(tmp_path))
+        told = [str(of.message) for of in caught if issubclass(of.category, HumWarning)]
+        assert len(told) == expected
+        if expected:
+            assert f"Mains hum at {hz} Hz" in told[0] and f"line_frequency={hz} subtracts it" in told[0]
+            assert str(other_hz) not in told[0]
 
 
 def test_nothing_is_learned_where_all_is_blanked(samples: np.ndarray, tmp_path: Path) -> None:
