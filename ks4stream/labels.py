@@ -29,6 +29,8 @@ MIN_ARTIFACTS = 10
 LINES_HZ, HUM_WINDOW_S, HUM_STRENGTH, HUM_SPIKES = (50.0, 60.0), 10.0, 0.8, 8
 """The vector strength of a unit that is locked to hum, in windows of 10 s with at least 8 spikes: the mains frequency
 drifts over longer times."""
+MOST_PERIODS = 60
+"""A unit that is locked to a half, a third … or a 60th of the mains frequency follows stimuli whose rate divides it."""
 N_PARTS, BRIEF_SHARE, MOST_SPIKES = 200, 0.1, 0.9
 """A unit is in a short part of the recording if 90 % of its spikes are within a tenth of the time that was sorted."""
 CHUNK = 1 << 22  # spikes at a time
@@ -46,9 +48,10 @@ def reasons(sorting: Sorting) -> tuple[str, ...]:
         for line in hum:
             line.add(sample, unit)
         parts.add(sample, unit)
+    locked = _locked_to_hum(sorting, hum)
     found = [""] * sorting.n_units
     tests = [(FEW_SPIKES, counts < MIN_SPIKES), (LOCKED_TO_ARTIFACTS, artifacts.share() >= LOCKED_SHARE)]
-    tests += [(LOCKED_TO_HUM.format(line.line_hz), line.strength() >= HUM_STRENGTH) for line in hum]
+    tests += [(LOCKED_TO_HUM.format(hz), of_hum) for hz, of_hum in zip(LINES_HZ, locked, strict=True)]
     tests += [(BRIEF, parts.share() < BRIEF_SHARE), (NOT_REFRACTORY, ~sorting.refractory)]
     for reason, holds in tests:
         for number in np.flatnonzero(holds).tolist():
@@ -61,7 +64,28 @@ def _chunks(sorting: Sorting) -> Iterable[tuple[NDArray[np.int64], NDArray[np.in
     for start in range(0, sorting.n_spikes, CHUNK):
         part = slice(start, start + CHUNK)
         kept = sorting.kept[part]
-        yield sorting.sample[part][kept], sorting.unit[part][kept]
+        if kept.any():
+            yield sorting.sample[part][kept], sorting.unit[part][kept]
+
+
+def _locked_to_hum(sorting: Sorting, hum: list[_Phases]) -> list[NDArray[np.bool_]]:
+    """Which units are locked to each mains frequency: a second time through the spikes of those that seem to be."""
+    found = [line.strength() >= HUM_STRENGTH for line in hum]
+    for line, seems in zip(hum, found, strict=True):
+        if not seems.any():
+            continue
+        slower = [
+            _Phases(line.frequency_hz / periods, sorting.n_units, sorting.sampling_rate_hz)
+            for periods in range(2, MOST_PERIODS + 1)
+        ]
+        for sample, unit in _chunks(sorting):
+            of_them = seems[unit]
+            if of_them.any():
+                for phases in slower:
+                    phases.add(sample[of_them], unit[of_them])
+        for phases in slower:
+            seems &= phases.strength() < HUM_STRENGTH
+    return found
 
 
 class _Locking:
@@ -97,22 +121,22 @@ class _Locking:
 class _Phases:
     """Phases of the spikes of each unit in the periods of a frequency."""
 
-    def __init__(self, line_hz: float, n_units: int, sampling_rate_hz: float) -> None:
-        self.line_hz = line_hz
+    def __init__(self, frequency_hz: float, n_units: int, sampling_rate_hz: float) -> None:
+        self.frequency_hz = frequency_hz
         self._rate, self._window = sampling_rate_hz, round(HUM_WINDOW_S * sampling_rate_hz)
         self._last = -1  # window whose sums are not complete
         self._sum, self._n = np.zeros(n_units, np.complex128), np.zeros(n_units, np.int64)
         self._length, self._counted = np.zeros(n_units), np.zeros(n_units, np.int64)
 
     def add(self, sample: NDArray[np.int64], unit: NDArray[np.int32]) -> None:
-        """Add some spikes, which are not earlier than those before."""
+        """Add some spikes, at least one, which are not earlier than those before."""
         window = sample // self._window
-        edges = np.flatnonzero(np.diff(window, prepend=-1 if not len(window) else window[0] - 1))
+        edges = np.flatnonzero(np.diff(window, prepend=window[0] - 1))
         for first, after in zip(edges, [*edges[1:], len(sample)], strict=True):
             if window[first] != self._last:
                 self._complete()
                 self._last = int(window[first])
-            phase = 2 * np.pi * ((sample[first:after] * (self.line_hz / self._rate)) % 1.0)
+            phase = 2 * np.pi * ((sample[first:after] * (self.frequency_hz / self._rate)) % 1.0)
             of = unit[first:after]
             self._n += np.bincount(of, minlength=len(self._n))
             self._sum += np.bincount(of, np.cos(phase), len(self._n)) + 1j * np.bincount(
