@@ -1,4 +1,4 @@
-"""Which units are good, and why others are not (section 7).
+"""Which units are good, and why others are not (section 7.3).
 
 A good unit fires like one neuron, in more than a short part of the recording, and is not made of what an artifact or
 mains hum leaves.
