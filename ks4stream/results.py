@@ -159,9 +159,7 @@ class Sorting(Checked):
     )
     unit_features: Array = _array(("u", "c", "q"), "float32", "noise s.d.", "Wall: final template of each unit")
     similarity: Array = _array(("u", "u"), "float32", "", "largest correlation over lags, diagonal 1")
-    refractory: Array = _array(
-        ("u",), "bool", "", "at least 11 spikes, R < acg_threshold and Q < 0.2 (section 7.2)"
-    )
+    refractory: Array = _array(("u",), "bool", "", "at least 11 spikes, R < acg_threshold and Q < 0.2 (section 7.2)")
     contamination: Array = _array(("u",), "float64", "", "est_contam_rate")
     settings: Settings = field(default_factory=Settings)
     probe: Probe | None = None
