@@ -170,6 +170,8 @@ class Preprocessor(Portable):
         recorded = slice(max(self.tiling.start - tile.first, 0), min(self.tiling.stop - tile.first, tile.length))
         blank = self._dead_time(raw, recorded)
         raw = artifact_kernels.fill(raw, blank)
+        if bool(blank.all()):
+            return raw, blank, torch.zeros(len(raw), device=raw.device) if self._noise is None else self._noise
         if self.settings.line_frequency:
             raw = self._without_hum(raw, recorded, blank)
         traces, medians = self._filtered(raw)

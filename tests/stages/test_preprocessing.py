@@ -272,6 +272,24 @@ def test_dead_time_is_blanked_and_what_is_beside_it_is_as_if_the_crop_ended_ther
     torch.testing.assert_close(traces[:, at], referenced(cropped)[:, :3_000], rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize("changes", [{}, {"line_frequency": 50.0}, {"do_CAR": False}])
+def test_a_tile_that_is_dead_throughout_is_not_filtered(
+    samples: np.ndarray, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = samples.copy()
+    dead[3_000:] = 500 + np.arange(8)
+    source = source_of(dead, SETTINGS.replace(**changes))
+    monkeypatch.delattr(Preprocessor, "_filtered")
+    traces, blank, noise = source.measured(source.tiling[1])
+    assert traces.shape == (8, source.tiling[1].length) and not traces.any() and traces.dtype == torch.float32
+    assert blank.all() and noise.tolist() == [0] * 8
+    usual = np.arange(8, dtype=np.float32)
+    known = source.with_whitening(Whitening(np.eye(8), [], noise=usual))
+    assert known.measured(source.tiling[2])[2].tolist() == usual.tolist()
+    with pytest.raises(AttributeError):
+        source.measured(source.tiling[0])
+
+
 @pytest.mark.parametrize(("n_samples", "found"), [(59, False), (60, True)])
 def test_dead_time_takes_two_milliseconds_and_all_channels(samples: np.ndarray, n_samples: int, found: bool) -> None:
     held = samples.copy()
