@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.blocks import Tiling
-from ks4stream.labels import reasons
+from ks4stream.labels import Trains, reasons
 from ks4stream.probe import Probe
 from ks4stream.recording import FlatFile
 from ks4stream.settings import Settings
@@ -188,7 +188,11 @@ class Sorting(Checked):
     @cached_property
     def label_reasons(self) -> tuple[str, ...]:
         """Why each unit is not labelled good, or "" if it is (section 7.3): shape (u,)."""
-        return reasons(self)
+        return reasons(
+            Trains(
+                self.sample, self.unit, self.kept, self.refractory, self.artifacts, self.tiling, self.sampling_rate_hz
+            )
+        )
 
     @property
     def good(self) -> NDArray[np.bool_]:

@@ -219,7 +219,7 @@ def test_the_size_of_chunks_does_not_matter(made: Made, monkeypatch: pytest.Monk
     refractory = np.array([True] * 5 + [False])
 
     def found() -> tuple[str, ...]:
-        return labels.reasons(made(*trains, artifacts=artifacts, kept=kept, refractory=refractory))
+        return made(*trains, artifacts=artifacts, kept=kept, refractory=refractory).label_reasons
 
     expected = found()
     assert expected == (FEW_SPIKES, LOCKED_TO_ARTIFACTS, HZ_50, BRIEF, "", NOT_REFRACTORY)
