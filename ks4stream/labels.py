@@ -1,4 +1,4 @@
-"""Which units are good, and why others are not (section 7).
+"""Which units are good, and why others are not (section 7.3).
 
 A good unit fires like one neuron, in more than a short part of the recording, and is not made of what an artifact or
 mains hum leaves.
@@ -7,13 +7,12 @@ mains hum leaves.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from ks4stream.results import Sorting
+from ks4stream.blocks import Tiling
 
 FEW_SPIKES = "few spikes"
 NOT_REFRACTORY = "not refractory"
@@ -29,39 +28,92 @@ MIN_ARTIFACTS = 10
 LINES_HZ, HUM_WINDOW_S, HUM_STRENGTH, HUM_SPIKES = (50.0, 60.0), 10.0, 0.8, 8
 """The vector strength of a unit that is locked to hum, in windows of 10 s with at least 8 spikes: the mains frequency
 drifts over longer times."""
+MOST_PERIODS = 60
+"""A unit that is locked to a half, a third … or a 60th of the mains frequency follows stimuli whose rate divides it."""
 N_PARTS, BRIEF_SHARE, MOST_SPIKES = 200, 0.1, 0.9
 """A unit is in a short part of the recording if 90 % of its spikes are within a tenth of the time that was sorted."""
 CHUNK = 1 << 22  # spikes at a time
 
 
-def reasons(sorting: Sorting) -> tuple[str, ...]:
+@dataclass(frozen=True, eq=False)
+class Trains:
+    """What labels follow from.
+
+    Attributes
+    ----------
+    sample, unit, kept : ndarray, shape (n,)
+        Times, ascending; units; and False for duplicates.
+    refractory : ndarray of bool, shape (u,)
+    artifacts : ndarray of int64, shape (span, 2)
+        In which no spikes were looked for.
+    tiling : Tiling
+    sampling_rate_hz : float
+    """
+
+    sample: NDArray[np.int64]
+    unit: NDArray[np.int32]
+    kept: NDArray[np.bool_]
+    refractory: NDArray[np.bool_]
+    artifacts: NDArray[np.int64]
+    tiling: Tiling
+    sampling_rate_hz: float
+
+    @property
+    def n_units(self) -> int:
+        """Number of units."""
+        return len(self.refractory)
+
+
+def reasons(trains: Trains) -> tuple[str, ...]:
     """Why each unit is not good, or "" if it is: (u,)."""
-    counts = np.zeros(sorting.n_units, np.int64)
-    artifacts = _Locking(sorting.artifacts, sorting.n_units, sorting.sampling_rate_hz)
-    hum = [_Phases(line_hz, sorting.n_units, sorting.sampling_rate_hz) for line_hz in LINES_HZ]
-    parts = _Parts(sorting)
-    for sample, unit in _chunks(sorting):
-        counts += np.bincount(unit, minlength=sorting.n_units)
+    counts = np.zeros(trains.n_units, np.int64)
+    artifacts = _Locking(trains.artifacts, trains.n_units, trains.sampling_rate_hz)
+    hum = [_Phases(line_hz, trains.n_units, trains.sampling_rate_hz) for line_hz in LINES_HZ]
+    parts = _Parts(trains)
+    for sample, unit in _chunks(trains):
+        counts += np.bincount(unit, minlength=trains.n_units)
         artifacts.add(sample, unit)
         for line in hum:
             line.add(sample, unit)
         parts.add(sample, unit)
-    found = [""] * sorting.n_units
+    locked = _locked_to_hum(trains, hum)
+    found = [""] * trains.n_units
     tests = [(FEW_SPIKES, counts < MIN_SPIKES), (LOCKED_TO_ARTIFACTS, artifacts.share() >= LOCKED_SHARE)]
-    tests += [(LOCKED_TO_HUM.format(line.line_hz), line.strength() >= HUM_STRENGTH) for line in hum]
-    tests += [(BRIEF, parts.share() < BRIEF_SHARE), (NOT_REFRACTORY, ~sorting.refractory)]
+    tests += [(LOCKED_TO_HUM.format(hz), of_hum) for hz, of_hum in zip(LINES_HZ, locked, strict=True)]
+    tests += [(BRIEF, parts.share() < BRIEF_SHARE), (NOT_REFRACTORY, ~trains.refractory)]
     for reason, holds in tests:
         for number in np.flatnonzero(holds).tolist():
             found[number] = found[number] or reason
     return tuple(found)
 
 
-def _chunks(sorting: Sorting) -> Iterable[tuple[NDArray[np.int64], NDArray[np.int32]]]:
+def _chunks(trains: Trains) -> Iterable[tuple[NDArray[np.int64], NDArray[np.int32]]]:
     """Times and units of the spikes without duplicates, some at a time."""
-    for start in range(0, sorting.n_spikes, CHUNK):
+    for start in range(0, len(trains.sample), CHUNK):
         part = slice(start, start + CHUNK)
-        kept = sorting.kept[part]
-        yield sorting.sample[part][kept], sorting.unit[part][kept]
+        kept = trains.kept[part]
+        if kept.any():
+            yield trains.sample[part][kept], trains.unit[part][kept]
+
+
+def _locked_to_hum(trains: Trains, hum: list[_Phases]) -> list[NDArray[np.bool_]]:
+    """Which units are locked to each mains frequency: a second time through the spikes of those that seem to be."""
+    found = [line.strength() >= HUM_STRENGTH for line in hum]
+    for line, seems in zip(hum, found, strict=True):
+        if not seems.any():
+            continue
+        slower = [
+            _Phases(line.frequency_hz / periods, trains.n_units, trains.sampling_rate_hz)
+            for periods in range(2, MOST_PERIODS + 1)
+        ]
+        for sample, unit in _chunks(trains):
+            of_them = seems[unit]
+            if of_them.any():
+                for phases in slower:
+                    phases.add(sample[of_them], unit[of_them])
+        for phases in slower:
+            seems &= phases.strength() < HUM_STRENGTH
+    return found
 
 
 class _Locking:
@@ -97,22 +149,22 @@ class _Locking:
 class _Phases:
     """Phases of the spikes of each unit in the periods of a frequency."""
 
-    def __init__(self, line_hz: float, n_units: int, sampling_rate_hz: float) -> None:
-        self.line_hz = line_hz
+    def __init__(self, frequency_hz: float, n_units: int, sampling_rate_hz: float) -> None:
+        self.frequency_hz = frequency_hz
         self._rate, self._window = sampling_rate_hz, round(HUM_WINDOW_S * sampling_rate_hz)
         self._last = -1  # window whose sums are not complete
         self._sum, self._n = np.zeros(n_units, np.complex128), np.zeros(n_units, np.int64)
         self._length, self._counted = np.zeros(n_units), np.zeros(n_units, np.int64)
 
     def add(self, sample: NDArray[np.int64], unit: NDArray[np.int32]) -> None:
-        """Add some spikes, which are not earlier than those before."""
+        """Add some spikes, at least one, which are not earlier than those before."""
         window = sample // self._window
-        edges = np.flatnonzero(np.diff(window, prepend=-1 if not len(window) else window[0] - 1))
+        edges = np.flatnonzero(np.diff(window, prepend=window[0] - 1))
         for first, after in zip(edges, [*edges[1:], len(sample)], strict=True):
             if window[first] != self._last:
                 self._complete()
                 self._last = int(window[first])
-            phase = 2 * np.pi * ((sample[first:after] * (self.line_hz / self._rate)) % 1.0)
+            phase = 2 * np.pi * ((sample[first:after] * (self.frequency_hz / self._rate)) % 1.0)
             of = unit[first:after]
             self._n += np.bincount(of, minlength=len(self._n))
             self._sum += np.bincount(of, np.cos(phase), len(self._n)) + 1j * np.bincount(
@@ -134,8 +186,8 @@ class _Phases:
 class _Parts:
     """Numbers of spikes of each unit in equal parts of the recording."""
 
-    def __init__(self, sorting: Sorting) -> None:
-        tiling, spans = sorting.tiling, sorting.artifacts
+    def __init__(self, trains: Trains) -> None:
+        tiling, spans = trains.tiling, trains.artifacts
         first, last = tiling.start, max(tiling.stop, tiling.start + N_PARTS)
         self._edges = np.linspace(first, last, N_PARTS + 1)
         covered = np.zeros(N_PARTS + 1)
@@ -145,7 +197,7 @@ class _Parts:
             beyond = np.where(index > 0, np.maximum(stop[np.maximum(index - 1, 0)] - self._edges, 0), 0)
             covered = before[index] - beyond
         self._live = np.diff(self._edges) - np.diff(covered)
-        self._counts = np.zeros((sorting.n_units, N_PARTS), np.int64)
+        self._counts = np.zeros((trains.n_units, N_PARTS), np.int64)
 
     def add(self, sample: NDArray[np.int64], unit: NDArray[np.int32]) -> None:
         """Add some spikes."""

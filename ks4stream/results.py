@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ks4stream.blocks import Tiling
-from ks4stream.labels import reasons
+from ks4stream.labels import Trains, reasons
 from ks4stream.probe import Probe
 from ks4stream.recording import FlatFile
 from ks4stream.settings import Settings
@@ -159,9 +159,7 @@ class Sorting(Checked):
     )
     unit_features: Array = _array(("u", "c", "q"), "float32", "noise s.d.", "Wall: final template of each unit")
     similarity: Array = _array(("u", "u"), "float32", "", "largest correlation over lags, diagonal 1")
-    refractory: Array = _array(
-        ("u",), "bool", "", "is_ref: at least 11 spikes, R < acg_threshold and Q < 0.2 (section 7)"
-    )
+    refractory: Array = _array(("u",), "bool", "", "at least 11 spikes, R < acg_threshold and Q < 0.2 (section 7.2)")
     contamination: Array = _array(("u",), "float64", "", "est_contam_rate")
     settings: Settings = field(default_factory=Settings)
     probe: Probe | None = None
@@ -190,7 +188,11 @@ class Sorting(Checked):
     @cached_property
     def label_reasons(self) -> tuple[str, ...]:
         """Why each unit is not labelled good, or "" if it is (section 7.3): shape (u,)."""
-        return reasons(self)
+        return reasons(
+            Trains(
+                self.sample, self.unit, self.kept, self.refractory, self.artifacts, self.tiling, self.sampling_rate_hz
+            )
+        )
 
     @property
     def good(self) -> NDArray[np.bool_]:

@@ -61,7 +61,7 @@ KILOSORT4: dict[str, Any] = {  # `kilosort.DEFAULT_SETTINGS` of release 4.1.7, a
 }
 ARGUMENTS = {"do_CAR": True, "invert_sign": False}  # of its run_kilosort, which change results as well
 RECORDINGS = {"n_chan_bin", "fs"}  # what a recording may know by itself
-OWN = {"artifact_margin": 0.25}  # settings that Kilosort4 does not have
+OWN = {"line_frequency": 0.0, "artifact_margin": 0.25}  # settings that Kilosort4 does not have
 
 
 def plain(value: Any) -> Any:

@@ -41,6 +41,7 @@ WORDS = {
     "results",
     "exchange",
     "geometry",
+    "labels",
     "mean_waveforms",
 }
 LAZY = {"dask", "xarray", "matplotlib", "probeinterface"} | EXTRAS  # used by words and edges within functions only

@@ -43,6 +43,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "highpass_cutoff": (500.0, "whitening"),
     "do_CAR": (False, "whitening"),
     "artifact_threshold": (5_000.0, "whitening"),
+    "line_frequency": (50.0, "whitening"),
     "artifact_margin": (1.0, "whitening"),
     "whitening_range": (4, "whitening"),
     "nskip": (1, "whitening"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,14 +28,17 @@ def situations(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("situations")
 
 
-def sorted_and_scored(recording: SimulatedRecording) -> tuple[Sorting, Score]:
+def sorted_and_scored(recording: SimulatedRecording, **changes: Any) -> tuple[Sorting, Score]:
     """Of still tissue; no unit that is called good is false."""
     samples = recording.read(0, len(recording.traces))
     sorting = sort(
-        open_recording(samples, fs=RATE, probe=recording.probe), Settings(nblocks=0), client="loop", device="cpu"
+        open_recording(samples, fs=RATE, probe=recording.probe),
+        Settings(nblocks=0, **changes),
+        client="loop",
+        device="cpu",
     )
     scored = score(recording.spike_samples, recording.spike_units, sorting.sample, sorting.unit, sampling_rate_hz=RATE)
-    assert not sorting.refractory[scored.false_positive_units].any()
+    assert not sorting.good[scored.false_positive_units].any()
     return sorting, scored
 
 
@@ -64,6 +68,21 @@ def test_stimulation_at_130_hz(situations: ModuleType) -> None:
     assert blanked_share(sorting, 0, 20) < 0.001
     assert 0.15 < blanked_share(sorting, 20, 30) < 0.4
     assert any("because of artifacts, loud noise or dead time" in text for text in sorting.warnings)
+
+
+def test_hum_is_told_of_and_its_peaks_are_blanked(situations: ModuleType) -> None:
+    sorting, scored = sorted_and_scored(situations.hum(1, 21.0))
+    assert scored.is_well_detected.sum() >= 9  # of 10
+    assert any("Mains hum at 50 Hz" in text for text in sorting.warnings)
+
+
+def test_hum_is_subtracted(situations: ModuleType) -> None:
+    """Also in a last batch of a second."""
+    sorting, scored = sorted_and_scored(situations.hum(1, 21.0), line_frequency=50.0)
+    assert scored.is_well_detected.all() and scored.accuracy.mean() > 0.99
+    assert not any("hum" in text for text in sorting.warnings)
+    assert not any("50 Hz" in reason for reason in sorting.label_reasons)
+    assert blanked_share(sorting, 0, 21) < 0.001
 
 
 def test_zeros_for_most_of_the_time(situations: ModuleType) -> None:

@@ -181,12 +181,14 @@ def detect(
     -------
     TilePeaks
     """
-    margin, parts = reach + templates.shapes.shape[1] // 2 + BIN, []
+    margin, parts = reach + templates.shapes.shape[1] // 2 + BIN, [_no_peaks(traces)]
 
     def detect_chunk(segment_start: Tensor) -> None:
         start, stop = int(segment_start[0]), min(int(segment_start[-1]) + SEGMENT, last)
         low = start - margin
         chunk = traces[:, max(low, 0) : stop + margin]
+        if not bool(chunk.any()):  # blanked throughout, as in dead time
+            return
         before, after = max(-low, 0), (low - min(stop + margin, traces.shape[1])) % BIN
         if before or after:  # every chunk begins at the same offset within a bin, and consists of whole bins
             chunk = torch.nn.functional.pad(chunk, (before, after))
@@ -195,6 +197,11 @@ def detect(
 
     in_chunks(detect_chunk, torch.arange(first, last, SEGMENT), size=SAMPLES_PER_CHUNK.on(traces.device) // SEGMENT)
     return TilePeaks(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _no_peaks(traces: Tensor) -> TilePeaks:
+    numbers, values = torch.zeros(0, dtype=torch.int64, device=traces.device), traces.new_zeros(0)
+    return TilePeaks(sample=numbers, centre=numbers, score=values, template=numbers, depth_um=values)
 
 
 def _detect_chunk(

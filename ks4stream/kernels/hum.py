@@ -9,11 +9,12 @@ from torch import Tensor
 
 HIGHEST_HZ = 2500.0  # of the harmonics
 RANGE_HZ, STEP_CYCLES = 0.05, 0.1  # around the nominal frequency; in steps that shift the highest harmonic by so much
+MIN_PERIODS = 5  # of the mains frequency that a fit takes, at least
 N_PARTS = 64  # of a tile, within which a harmonic hardly shifts
 SEGMENT_HZ = 2.0  # resolution of the spectrum in which hum is recognised; 50 and 60 Hz are multiples
 
 
-def remove_hum(traces: Tensor, line_hz: float, sampling_rate_hz: float) -> Tensor:
+def remove_hum(traces: Tensor, kept: Tensor, line_hz: float, sampling_rate_hz: float) -> Tensor:
     """Subtract from each channel the best fit of a sum of harmonics of the mains frequency.
 
     The frequency of mains differs by some hundredths of a hertz from its nominal value; the one that explains most of
@@ -22,6 +23,8 @@ def remove_hum(traces: Tensor, line_hz: float, sampling_rate_hz: float) -> Tenso
     Parameters
     ----------
     traces : Tensor, shape (c, t)
+    kept : Tensor of bool, shape (t,)
+        Samples that were recorded. There is no hum in others, which do not enter the fit.
     line_hz : float
         Nominal frequency, in Hz.
     sampling_rate_hz : float
@@ -29,17 +32,21 @@ def remove_hum(traces: Tensor, line_hz: float, sampling_rate_hz: float) -> Tenso
     Returns
     -------
     Tensor, shape (c, t)
+        The traces themselves if fewer samples than those of :data:`MIN_PERIODS` were kept.
     """
     n_harmonics = int(min(HIGHEST_HZ, 0.4 * sampling_rate_hz) // line_hz)
-    if n_harmonics == 0:
+    if n_harmonics == 0 or int(kept.sum()) * line_hz < MIN_PERIODS * sampling_rate_hz:
         return traces
     time_s = torch.arange(traces.shape[1], device=traces.device, dtype=torch.float64) / sampling_rate_hz
-    exact_hz = _exact_frequency(traces.mean(dim=0), line_hz, n_harmonics, time_s)
+    mean = traces.mean(dim=0)
+    mean = torch.where(kept, mean - mean[kept].mean(), 0.0)
+    exact_hz = _exact_frequency(mean, line_hz, n_harmonics, time_s)
     waves = _harmonics(exact_hz, n_harmonics, time_s)
     constant = torch.ones(1, len(time_s), device=traces.device)  # so that offsets do not matter
     basis = torch.cat([constant, waves.real, waves.imag])  # (2k + 1, t)
-    gram = (basis @ basis.T).double()
-    size = torch.linalg.solve(gram, (basis @ traces.T).double()).to(traces.dtype)  # (2k + 1, c)
+    fitted = basis if bool(kept.all()) else basis * kept
+    gram = (fitted @ basis.T).double()
+    size = torch.linalg.solve(gram, (fitted @ traces.T).double()).to(traces.dtype)  # (2k + 1, c)
     return torch.addmm(traces, size[1:].T, basis[1:], alpha=-1)
 
 
@@ -55,12 +62,15 @@ def _harmonics(line_hz: float, n_harmonics: int, time_s: Tensor) -> Tensor:
 
 
 def _exact_frequency(mean: Tensor, line_hz: float, n_harmonics: int, time_s: Tensor) -> float:
-    """Frequency near the nominal one at which the harmonics have most energy in the mean of the channels (t,)."""
+    """Frequency near the nominal one at which the harmonics have most energy in the mean of the channels (t,).
+
+    The mean has no offset.
+    """
     length = len(mean) // N_PARTS
     if length == 0:
         return line_hz
     time_s, mean = time_s[: length * N_PARTS], mean[: length * N_PARTS]
-    parts = (_harmonics(line_hz, n_harmonics, time_s).conj() * (mean - mean.mean())).view(n_harmonics, N_PARTS, length)
+    parts = (_harmonics(line_hz, n_harmonics, time_s).conj() * mean).view(n_harmonics, N_PARTS, length)
     parts = parts.sum(2, dtype=torch.complex128)  # (k, part)
     order = torch.arange(1, n_harmonics + 1, device=mean.device, dtype=torch.float64)
     step_hz = STEP_CYCLES / (n_harmonics * float(time_s[-1]))

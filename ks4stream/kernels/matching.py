@@ -314,7 +314,7 @@ def match(traces: Tensor, templates: PreparedTemplates, *, threshold: float | Te
     none = torch.zeros(0, dtype=torch.int64, device=traces.device)
     empty = _RoundPeaks(none, none, none, traces.new_zeros(0))
     rounds = [empty]
-    if templates.n_units and traces.shape[1] > 2 * nt:
+    if templates.n_units and traces.shape[1] > 2 * nt and bool(traces.any()):  # not blanked throughout
         search = _ScoreMap(traces, templates, threshold)
         for _ in range(max_peels):
             peaks = search.peaks()

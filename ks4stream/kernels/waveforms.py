@@ -41,6 +41,9 @@ def find_clean_peaks(
     """
     low = first - ALONE_REACH - PEAK_REACH
     traces = traces[:, low : last + ALONE_REACH + PEAK_REACH]
+    if not bool(traces.any()):  # blanked throughout, as in dead time
+        none = torch.zeros(0, dtype=torch.int64, device=traces.device)
+        return none, none
     channel, sample = _largest(traces, near, threshold)
     marks = torch.zeros(traces.shape, dtype=torch.uint8, device=traces.device)
     marks[channel, sample] = 1

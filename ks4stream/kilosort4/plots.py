@@ -6,6 +6,7 @@ They are drawn by :mod:`ks4stream.report.plots` and written under Kilosort4's na
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,15 @@ def plot_spike_positions(clu: NDArray[np.integer[Any]], is_refractory: NDArray[A
     _write("spike_positions.png", figure, folder, is_of_results=True)
 
 
+@dataclass(frozen=True, eq=False)
+class _Labelled(Sorting):
+    """A sorting whose labels are given as `refractory`: the times of its spikes are not known."""
+
+    @property
+    def good(self) -> NDArray[np.bool_]:
+        return self.refractory
+
+
 def _drawn(**known: Any) -> Sorting:
     """A sorting of which only what is drawn is known."""
     n_spikes, n_units = len(known.get("unit", ())), len(known.get("contamination", ()))
@@ -188,7 +198,7 @@ def _drawn(**known: Any) -> Sorting:
         "contamination": np.zeros(n_units),
         "sampling_rate_hz": _RATE_HZ,
     }
-    return Sorting(**empty | known)
+    return _Labelled(**empty | known)
 
 
 def _check_units(unit: NDArray[np.int32], n_units: int, of_spikes: str, of_units: str) -> None:

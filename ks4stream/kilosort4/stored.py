@@ -14,7 +14,8 @@ from ks4stream.engine import gpus
 from ks4stream.errors import ResultsError
 from ks4stream.io.kilosort_ops import OPS
 from ks4stream.kilosort4.io import PathLike, load_ops
-from ks4stream.kilosort4.ops import OWN, needed, settings_of
+from ks4stream.kilosort4.ops import OWN, artifacts_of, needed, settings_of, tiling_in
+from ks4stream.labels import Trains, reasons
 from ks4stream.stages.units import labels
 
 __all__ = ["load_sorting"]
@@ -105,11 +106,13 @@ def _labels(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Labels and contamination of units, by the times of their spikes."""
     threshold, rate_hz = settings_of(ops).acg_threshold, float(needed(ops, "fs"))
-    is_ref, est_contam_rate = np.zeros((2, n_units))
+    refractory, est_contam_rate = np.zeros(n_units, np.bool_), np.zeros(n_units)
     ends = np.cumsum(np.bincount(clu, minlength=n_units))
     for unit, rows in enumerate(np.split(np.argsort(clu, kind="stable"), ends[:-1])[:n_units]):
-        is_ref[unit], est_contam_rate[unit] = labels(st[rows], rate_hz, threshold)
-    return is_ref, est_contam_rate
+        refractory[unit], est_contam_rate[unit] = labels(st[rows], rate_hz, threshold)
+    kept = np.ones(len(st), np.bool_)
+    trains = Trains(st, clu.astype(np.int32), kept, refractory, artifacts_of(ops), tiling_in(ops), rate_hz)
+    return np.array([not reason for reason in reasons(trains)], np.float64), est_contam_rate
 
 
 def _tables(folder: Path, n_units: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

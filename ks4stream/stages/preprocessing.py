@@ -174,8 +174,10 @@ class Preprocessor(Portable):
         recorded = slice(max(self.tiling.start - tile.first, 0), min(self.tiling.stop - tile.first, tile.length))
         blank = self._dead_time(raw, recorded) | self._given_blank(tile)
         raw = artifact_kernels.fill(raw, blank)
+        if bool(blank.all()):
+            return raw, blank, torch.zeros(len(raw), device=raw.device) if self._noise is None else self._noise
         if self.settings.line_frequency:
-            raw = remove_hum(raw, self.settings.line_frequency, rate)
+            raw = self._without_hum(raw, recorded, blank)
         traces, medians = self._filtered(raw)
         noise = self._noise
         if noise is None:
@@ -204,6 +206,13 @@ class Preprocessor(Portable):
         if bool(blank.any()):
             traces = traces.masked_fill_(blank, 0.0)
         return traces, blank, noise
+
+    def _without_hum(self, raw: Tensor, recorded: slice, blank: Tensor) -> Tensor:
+        """Raw traces (c, t) without mains hum; what was not recorded, and dead time (t,), has none."""
+        kept = torch.zeros_like(blank)
+        kept[recorded] = ~blank[recorded]
+        raw = remove_hum(raw, kept, self.settings.line_frequency, self.sampling_rate_hz)
+        return artifact_kernels.fill(raw, ~kept)
 
     def _dead_time(self, raw: Tensor, recorded: slice) -> Tensor:
         """Samples (t,) in which all channels hold their value.

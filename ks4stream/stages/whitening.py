@@ -88,8 +88,8 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
         hum: list[list[float]] = []
         for measured in chain.from_iterable(parts):
             seen += 1
-            hum.append(measured.hum)
             if measured.covariance is not None:
+                hum.append(measured.hum)
                 covariances[len(levels)] = measured.covariance
                 release_pages(covariances)
                 levels.append(measured.noise)

@@ -37,7 +37,7 @@ NAMES = {
     "kept_spikes",
     "ops",
 }
-TABLES = {f"cluster_{name}.tsv" for name in ("KSLabel", "group", "ContamPct", "Amplitude")}
+TABLES = {f"cluster_{name}.tsv" for name in ("KSLabel", "group", "reason", "ContamPct", "Amplitude")}
 
 
 def write_params(sorting, folder: Path) -> None:
@@ -150,6 +150,17 @@ def test_tables(make_sorting, tmp_path):
     ]
 
 
+def test_each_unit_has_a_reason_or_none(make_sorting, tmp_path):
+    """100 spikes each but for unit 2; units 1 and 3 are not refractory."""
+    rng = np.random.default_rng(0)
+    unit = rng.permutation(np.repeat([0, 1, 3, 2], [130, 130, 130, 10])).astype(np.int32)
+    export_phy(make_sorting(unit=unit, template=unit, kept=np.ones(400, bool)), tmp_path)
+    assert (tmp_path / "cluster_reason.tsv").read_text() == (
+        "cluster_id\treason\n0\tnone\n1\tnot refractory\n2\tfew spikes\n3\tnot refractory\n"
+    )
+    assert (tmp_path / "cluster_KSLabel.tsv").read_text() == "cluster_id\tKSLabel\n0\tgood\n1\tmua\n2\tmua\n3\tmua\n"
+
+
 def test_dead_channel_does_not_break_the_inverse(make_sorting, tmp_path):
     sorting = make_sorting()
     matrix = sorting.whitening.matrix.copy()
@@ -167,7 +178,8 @@ def test_empty_and_tiny_sortings_export(make_sorting, tmp_path, changes):
     export_phy(sorting, tmp_path, save_extra_vars=True)
     assert load(tmp_path, "pc_features").shape == (int(sorting.kept.sum()), 3, 5)
     assert load(tmp_path, "templates").shape == (sorting.n_units, 21, 12)
-    assert len((tmp_path / "cluster_KSLabel.tsv").read_text().splitlines()) == 1 + sorting.n_units
+    for name in ("KSLabel", "reason"):
+        assert len((tmp_path / f"cluster_{name}.tsv").read_text().splitlines()) == 1 + sorting.n_units
 
 
 def test_an_empty_sorting_that_stopped_early_exports(make_sorting, tmp_path):

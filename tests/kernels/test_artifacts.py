@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +11,18 @@ import torch
 from torch import Tensor
 
 from ks4stream.geometry import artifact_windows
-from ks4stream.kernels.artifacts import LOUD_SAMPLES, Window, artifacts, fill, loud, noise_level, repeated, widen
+from ks4stream.kernels.artifacts import (
+    LOUD_SAMPLES,
+    STEP,
+    Window,
+    artifacts,
+    fill,
+    loud,
+    noise_level,
+    repeated,
+    sampled,
+    widen,
+)
 from ks4stream.kernels.preprocessing import highpass, highpass_response
 from ks4stream.simulate import linear_probe
 
@@ -116,6 +128,13 @@ def test_without_samples_there_is_no_noise() -> None:
     assert not noise_level(traces, traces, ~everything(traces)).any()
 
 
+def test_every_eighth_sample_is_relative_to_the_noise() -> None:
+    traces = torch.tensor([[-1.0], [2.0], [3.0]]) * torch.arange(20)
+    size = sampled(traces, torch.tensor([2.0, 0.5, 0.0]))
+    torch.testing.assert_close(size, torch.tensor([[0.0, 4, 8], [0, 32, 64], [0, 0, 0]]))
+    assert STEP == 8 and traces[0, 1] == -1, "the traces are as they were"
+
+
 # -- artifacts -------------------------------------------------------------------------------------------------
 
 
@@ -127,9 +146,16 @@ def event(size: Tensor, start: int = 2000, n_samples: int = 30) -> Tensor:
     return traces
 
 
-def found(traces: Tensor, threshold: float = math.inf, reference: Tensor | None = None) -> Tensor:
-    reference = torch.zeros(1, traces.shape[1]) if reference is None else reference
-    return artifacts(traces, NOISE, WINDOWS, reference=reference, threshold=threshold, sampling_rate_hz=RATE)
+def found(
+    traces: Tensor,
+    noise: Tensor = NOISE,
+    windows: Sequence[Window] = WINDOWS,
+    *,
+    references: Sequence[tuple[Tensor, Tensor]] = (),
+    threshold: float = math.inf,
+) -> Tensor:
+    size = sampled(traces, noise)
+    return artifacts(traces, size, noise, windows, references=references, threshold=threshold, sampling_rate_hz=RATE)
 
 
 def falling(largest: float, within_um: float, channel: int = 9) -> Tensor:
@@ -172,9 +198,10 @@ def test_what_was_subtracted_counts_as_reach() -> None:
     traces = event(size)
     subtracted = torch.zeros(1, 6000)
     subtracted[0, 2000:2030] = 50 * NOISE.mean() * torch.sin(torch.arange(30) * math.pi / 30)
-    given = {"windows": WINDOWS[:1], "threshold": math.inf, "sampling_rate_hz": RATE}
-    for reference, is_artifact in ((0 * subtracted, True), (subtracted, False), (subtracted.expand(N, -1), False)):
-        mask = artifacts(traces - subtracted, NOISE, reference=reference, **given)
+    half = torch.arange(N // 2)
+    shared, by_half = [(torch.arange(N), subtracted[0])], [(half, subtracted[0]), (half + N // 2, subtracted[0])]
+    for references, is_artifact in (([], True), (shared, False), (by_half, False)):
+        mask = found(traces - subtracted, windows=WINDOWS[:1], references=references)
         assert bool(mask.any()) == is_artifact
 
 
@@ -184,16 +211,36 @@ def test_channels_without_noise_are_not_reached() -> None:
     assert found(traces).any()
     silent = NOISE.clone()
     silent[0] = 0
-    mask = artifacts(traces, silent, WINDOWS, reference=torch.zeros(1, 6000), threshold=math.inf, sampling_rate_hz=RATE)
-    assert not mask.any()
+    assert not found(traces, silent).any()
+
+
+def test_a_neuron_elsewhere_reaches_all_channels_of_a_window_alike() -> None:
+    """It is 4000 times the noise, 1.5 mm from the upper window, on whose channels it is 20 to 14 times the noise."""
+    n = 80
+    probe = linear_probe(n, pitch_um=PITCH_UM)
+    windows = [
+        Window(torch.from_numpy(channels), torch.from_numpy(far))
+        for channels, far in artifact_windows(probe, np.zeros(0, np.int64))
+    ]
+    distance_um = PITCH_UM * torch.arange(n)
+    size = 4000 / (1 + (distance_um / 100) ** 2)
+    wave = torch.sin(torch.arange(30) * math.pi / 30)
+    traces = torch.randn(n, 6000, generator=torch.Generator().manual_seed(0))
+    traces[:, 2000:2030] += size[:, None] * wave
+    upper = windows[-1].channels
+    assert (size[upper].min() > 6) and size[upper].min() > 0.15 * size[upper].max(), "no falling off within the window"
+    alone = traces.clone()
+    alone[: n // 2] = 0
+    noise = torch.ones(n)
+    assert found(alone, noise, windows[-1:]).any()
+    assert not found(traces, noise, windows[-1:]).any()
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_channel_that_reaches_the_threshold_is_part_of_an_artifact(sign: int) -> None:
     traces = torch.zeros(3, 20)
     traces[1, 8], traces[2, 15] = sign * 50.0, sign * 49.9
-    mask = artifacts(traces, torch.ones(3), [], reference=torch.zeros(1, 20), threshold=50, sampling_rate_hz=RATE)
-    assert indices(mask) == [8]
+    assert indices(found(traces, torch.ones(3), [], threshold=50)) == [8]
 
 
 def test_an_artifact_does_not_include_what_the_filter_made_of_it() -> None:
@@ -214,19 +261,19 @@ def test_an_artifact_does_not_include_what_the_filter_made_of_it() -> None:
 def test_loud_stretches_are_found_with_those_beside_them() -> None:
     traces, n = noise(10 * LOUD_SAMPLES), LOUD_SAMPLES
     traces[:, 4 * n : 5 * n] *= 4
-    mask = loud(traces, NOISE, WINDOWS, ~everything(traces))
+    mask = loud(sampled(traces, NOISE), WINDOWS, ~everything(traces))
     assert indices(mask) == list(range(3 * n, 6 * n))
     traces[:, 4 * n : 5 * n] /= 2
-    assert not loud(traces, NOISE, WINDOWS, ~everything(traces)).any(), "twice as loud is not loud"
+    assert not loud(sampled(traces, NOISE), WINDOWS, ~everything(traces)).any(), "twice as loud is not loud"
 
 
 def test_noise_on_half_of_the_channels_is_loud() -> None:
     traces, n = noise(10 * LOUD_SAMPLES), LOUD_SAMPLES
     traces[16:, 4 * n : 5 * n] *= 4
-    assert loud(traces, NOISE, WINDOWS, ~everything(traces)).any()
+    assert loud(sampled(traces, NOISE), WINDOWS, ~everything(traces)).any()
     few = noise(10 * LOUD_SAMPLES)
     few[24:, 4 * n : 5 * n] *= 4
-    assert not loud(few, NOISE, WINDOWS, ~everything(few)).any()
+    assert not loud(sampled(few, NOISE), WINDOWS, ~everything(few)).any()
 
 
 def test_samples_that_are_blank_do_not_make_a_stretch_quiet() -> None:
@@ -235,21 +282,21 @@ def test_samples_that_are_blank_do_not_make_a_stretch_quiet() -> None:
     blank = ~everything(traces)
     blank[4 * n : 4 * n + 3 * n // 4] = True
     traces[:, blank] = 0
-    assert loud(traces, NOISE, WINDOWS, blank)[4 * n : 5 * n].all()
+    assert loud(sampled(traces, NOISE), WINDOWS, blank)[4 * n : 5 * n].all()
     blank[4 * n : 5 * n] = True
     traces[:, blank] = 0
-    assert not loud(traces, NOISE, WINDOWS, blank).any(), "nothing of it is left"
+    assert not loud(sampled(traces, NOISE), WINDOWS, blank).any(), "nothing of it is left"
 
 
 def test_samples_after_the_last_whole_stretch_belong_to_it() -> None:
     traces, n = noise(4 * LOUD_SAMPLES + 100), LOUD_SAMPLES
     traces[:, 3 * n :] *= 4
-    assert indices(loud(traces, NOISE, WINDOWS, ~everything(traces))) == list(range(2 * n, 4 * n + 100))
+    assert indices(loud(sampled(traces, NOISE), WINDOWS, ~everything(traces))) == list(range(2 * n, 4 * n + 100))
 
 
 def test_without_windows_nothing_is_loud() -> None:
     traces = 100 * noise(5000)
-    assert not loud(traces, NOISE, [], ~everything(traces)).any()
+    assert not loud(sampled(traces, NOISE), [], ~everything(traces)).any()
 
 
 # -- masks -----------------------------------------------------------------------------------------------------

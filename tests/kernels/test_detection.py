@@ -263,6 +263,32 @@ def test_nothing_is_found_in_silence() -> None:
     assert found_in(torch.zeros(3, 200)) == []
 
 
+def test_silence_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pieces of 256 samples, the first three are silent; what is found elsewhere, and types, are the same."""
+    probe, shapes = PROBES["staggered"], smooth_shapes(3)
+    templates = universal(probe, shapes)
+    traces = planted(probe, shapes, 2500, 120, seed=7)
+    traces[:, :900] = 0
+    whole = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
+    detect_chunk, searched = kernels._detect_chunk, []
+
+    def noted(chunk: torch.Tensor, *args: Any) -> kernels.TilePeaks:
+        searched.append(chunk.shape[1])
+        return detect_chunk(chunk, *args)
+
+    monkeypatch.setattr(kernels, "SAMPLES_PER_CHUNK", ChunkSize(cpu=256, gpu=256))
+    monkeypatch.setattr(kernels, "_detect_chunk", noted)
+    chunked = detect(traces, templates, threshold=7, reach=REACH, first=40, last=2460)
+    assert len(searched) == 7 < 2420 / 256 - 2
+    assert len(whole.sample) > 30
+    for one, other in zip(whole, chunked, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-3)
+    silent = detect(0 * traces, templates, threshold=7, reach=REACH, first=40, last=2460)
+    assert len(searched) == 7
+    quiet = detect(1e-3 * traces + 1e-6, templates, threshold=7, reach=REACH, first=40, last=2460)
+    assert [(of.shape, of.dtype) for of in silent] == [(of.shape, of.dtype) for of in quiet]
+
+
 def test_features_are_projections_of_the_window() -> None:
     probe = PROBES["tetrodes"]
     components = torch.linalg.qr(torch.randn(NT, 4, generator=torch.Generator().manual_seed(1)))[0].T.contiguous()

@@ -290,6 +290,14 @@ def test_no_units_no_spikes_and_an_empty_template() -> None:
         assert features(noise, spikes, templates).shape == (0, 4, 4)
 
 
+def test_silence_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    templates = small(3, 4)[1]
+    quiet = match(torch.full((4, 300), 1e-6), templates, threshold=4.0)
+    monkeypatch.delattr("ks4stream.kernels.matching._ScoreMap")
+    silent = match(torch.zeros(4, 300), templates, threshold=4.0)
+    assert [(of.shape, of.dtype) for of in silent] == [(of.shape, of.dtype) for of in quiet]
+
+
 def test_padded_channels_have_features_zero() -> None:
     units = random_units(2, 3, torch.Generator().manual_seed(3))
     near = torch.tensor([[0, 1, -1], [1, 0, -1], [2, -1, -1]])

@@ -17,6 +17,7 @@ from ks4stream.kernels.splits import (
     MIN_IN_CELL,
     MIN_IN_CELLS,
     RIDGE,
+    SAME_BELOW,
     SEPARATE_FROM,
     Conditions,
     Group,
@@ -396,6 +397,39 @@ def test_a_cloud_cut_in_two_is_one(n: int, d: int) -> None:
         widest = centred @ torch.linalg.eigh(centred.T @ centred)[1][:, -1]
         for values in (x[:, 0], x[:, 1], widest):
             assert not are_two(*parts(whole, larger(values)))
+
+
+@pytest.mark.parametrize("share", [0.07, 0.13])
+def test_means_that_are_nearly_the_same_are_those_of_one_neuron(share: float) -> None:
+    """Of 200 s.d.: two groups that differ by 14 or 26 s.d. in one direction, which separates them completely."""
+    assert share < SAME_BELOW or share > SAME_BELOW
+    large = 10 * SIZE
+    a, b = (noise(300, seed) + large * axis(0) for seed in (30, 31))
+    b = b + share * large * axis(1)
+    assert separation_within(a, b, *[np.zeros(300, np.int64)] * 2) > 2 * SEPARATE_FROM
+    assert are_two(group(a), group(b)) == are_two(group(b), group(a)) == (share > SAME_BELOW)
+
+
+def test_how_nearly_the_same_is_relative_to_the_larger_mean() -> None:
+    a, b = noise(300, 30) + 200 * axis(0), noise(300, 31) + 150 * axis(0)
+    b = b + 60 * axis(1)  # 78 in all, less than 0.4 and 0.5 of them
+    for limit, two in ((0.37, True), (0.41, False)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(splits, "SAME_BELOW", limit)
+            assert are_two(group(a), group(b)) == are_two(group(b), group(a)) == two
+
+
+def test_what_time_shifts_change_is_no_difference_of_means() -> None:
+    """25 s.d. along the time derivative, 40 s.d. along what rolling loses, which are not perpendicular, and 12 s.d."""
+    a, b = (noise(300, seed) + 200 * axis(0) for seed in (32, 33))
+    b = b + 25 * axis(1) + 40 * (axis(1) + axis(2)) / math.sqrt(2) + 12 * axis(3)
+    derivative, rolled = torch.zeros(D, D).double(), torch.eye(D).double()
+    derivative[0, 1] = 1.0
+    rolled[0, 1] = rolled[0, 2] = 0.1
+    assert are_two(group(a), group(b))
+    assert are_two(group(a), group(b), time_derivative=derivative)
+    assert are_two(group(a), group(b), rolled=[rolled])
+    assert not are_two(group(a), group(b), time_derivative=derivative, rolled=[rolled])
 
 
 @pytest.mark.parametrize("n", [200, 2000])

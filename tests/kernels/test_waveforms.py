@@ -35,6 +35,12 @@ def test_silence_has_no_peaks() -> None:
     assert peaks((1, 100, -6.0)) == []  # the threshold itself is not above it
 
 
+def test_silence_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of what is reported, and what may spoil that, there may be peaks."""
+    monkeypatch.delattr(waveforms, "_largest")
+    assert peaks((1, 10, 9.0)) == []
+
+
 def test_the_largest_among_the_nearest_is_the_peak() -> None:
     assert peaks((1, 100, -10.0), (2, 100, -8.0), (1, 103, 7.0), (0, 105, 9.0)) == [(1, 100)]
 

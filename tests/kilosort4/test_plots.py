@@ -113,7 +113,7 @@ def test_positions(make_sorting: Any, tmp_path: Path, drawn: list[Any], curated:
     for found in drawn:
         assert np.array_equal(found.unit, sorting.unit[sorting.kept]) and found.kept.all()
         assert np.array_equal(found.x_um, sorting.x_um[sorting.kept])
-        assert np.array_equal(found.refractory, sorting.refractory) and found.probe.n_channels == 12
+        assert np.array_equal(found.good, sorting.refractory) and found.probe.n_channels == 12
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         **before,
         "spike_positions.png": b"a picture",

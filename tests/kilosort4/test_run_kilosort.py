@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 from plain_pickle import load_plain
 
+from ks4stream.blocks import Tiling
 from ks4stream.errors import CurationWarning, ProbeError, RecordingError, ResultsError, SettingsError
 from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.kilosort4 import run_kilosort
@@ -134,6 +135,7 @@ def test_signature_is_kilosort4s():
 
 @pytest.mark.slow
 def test_nine_results(fake, data):
+    fake.changes["tiling"] = Tiling(3_000, 330_000, 60_000, 100, 6, 1)  # as long as the spikes, which the data are not
     results = run_kilosort(SETTINGS | {"tmin": 0.1}, probe=PROBE, filename=data)
     assert isinstance(results, tuple) and len(results) == 9
     ops, st, clu, tF, Wall, similar_templates, is_ref, est_contam_rate, kept_spikes = results
@@ -144,7 +146,7 @@ def test_nine_results(fake, data):
     assert isinstance(tF, torch.Tensor) and tF.shape == (400, 5, 3)
     assert isinstance(Wall, torch.Tensor) and Wall.shape == (4, 12, 3)
     assert similar_templates.shape == (4, 4)
-    assert is_ref.dtype == np.float64 and np.array_equal(is_ref, sorting.refractory)
+    assert is_ref.dtype == np.float64 and np.array_equal(is_ref, sorting.good) and is_ref.any()
     assert est_contam_rate.shape == (4,) and kept_spikes.dtype == bool
     assert ops["dshift"].dtype == ops["yblk"].dtype == np.float64
     assert isinstance(ops["wPCA"], torch.Tensor) and ops["do_CAR"] is True and ops["settings"]["n_chan_bin"] == 13

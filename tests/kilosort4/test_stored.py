@@ -32,6 +32,7 @@ def test_seven_values(folder: Path, make_sorting: Any) -> None:
     assert clu.dtype == np.int32 and np.array_equal(clu, sorting.unit[sorting.kept])
     assert similar_templates.dtype == np.float32 and np.array_equal(similar_templates, sorting.similarity)
     expected = [labels(st[clu == unit], sorting.sampling_rate_hz, 0.2) for unit in range(4)]
+    assert any(is_refractory for is_refractory, _ in expected)
     assert is_ref.dtype == np.float64 and est_contam_rate.dtype == np.float64
     assert list(zip(is_ref.tolist(), est_contam_rate.tolist(), strict=True)) == expected
     assert kept_spikes.dtype == bool and np.array_equal(kept_spikes, sorting.kept)
@@ -64,11 +65,39 @@ def forget(folder: Path) -> None:
     np.save(folder / "ops.npy", np.array(ops, dtype=object), allow_pickle=True)
 
 
+def test_labels_are_those_of_the_sorting(make_sorting: Any, tmp_path: Path) -> None:
+    """Of five refractory units, the second is locked to artifacts, and the third fires for a second of eleven."""
+    artifacts = np.stack([np.arange(60) * 5_000 + 2_000, np.arange(60) * 5_000 + 2_100], 1)
+    regular = 3_000 * np.arange(1, 60) + 617 * (np.arange(1, 60) % 4)
+    trains = [regular, artifacts[:, 1] + 40, 100_000 + 500 * np.arange(60), regular + 777, regular + 1_555]
+    sample = np.concatenate(trains)
+    unit = np.repeat(np.arange(5), [len(train) for train in trains]).astype(np.int32)[np.argsort(sample)]
+    sorting = make_sorting(
+        n_spikes=len(sample),
+        n_units=5,
+        sample=np.sort(sample),
+        unit=unit,
+        template=unit,
+        artifacts=artifacts,
+        kept=np.ones(len(sample), bool),
+        refractory=np.ones(5, bool),
+    )
+    export_phy(sorting, tmp_path)
+    found = load_sorting(tmp_path, "cpu")[4]
+    of_file = [
+        line.split("\t")[1] == "good" for line in (tmp_path / "cluster_KSLabel.tsv").read_text().splitlines()[1:]
+    ]
+    assert of_file == sorting.good.tolist() == [True, False, False, True, True]
+    refractory = [labels(np.sort(train), 30_000.0, 0.2)[0] for train in trains]
+    assert found.tolist() == [good and also for good, also in zip(of_file, refractory, strict=True)]
+    assert found.any() and refractory[1]
+
+
 def test_tables_of_kilosort4(folder: Path, make_sorting: Any) -> None:
     forget(folder)
     sorting = make_sorting()
     *_, is_ref, est_contam_rate, _ = load_sorting(folder, "cpu")
-    assert is_ref.dtype == np.float64 and np.array_equal(is_ref, sorting.refractory)
+    assert is_ref.dtype == np.float64 and np.array_equal(is_ref, sorting.good)
     np.testing.assert_allclose(est_contam_rate, sorting.contamination, rtol=0, atol=0.0006)
 
 

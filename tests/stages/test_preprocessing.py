@@ -272,6 +272,24 @@ def test_dead_time_is_blanked_and_what_is_beside_it_is_as_if_the_crop_ended_ther
     torch.testing.assert_close(traces[:, at], referenced(cropped)[:, :3_000], rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize("changes", [{}, {"line_frequency": 50.0}, {"do_CAR": False}])
+def test_a_tile_that_is_dead_throughout_is_not_filtered(
+    samples: np.ndarray, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = samples.copy()
+    dead[3_000:] = 500 + np.arange(8)
+    source = source_of(dead, SETTINGS.replace(**changes))
+    monkeypatch.delattr(Preprocessor, "_filtered")
+    traces, blank, noise = source.measured(source.tiling[1])
+    assert traces.shape == (8, source.tiling[1].length) and not traces.any() and traces.dtype == torch.float32
+    assert blank.all() and noise.tolist() == [0] * 8
+    usual = np.arange(8, dtype=np.float32)
+    known = source.with_whitening(Whitening(np.eye(8), [], noise=usual))
+    assert known.measured(source.tiling[2])[2].tolist() == usual.tolist()
+    with pytest.raises(AttributeError):
+        source.measured(source.tiling[0])
+
+
 @pytest.mark.parametrize(("n_samples", "found"), [(59, False), (60, True)])
 def test_dead_time_takes_two_milliseconds_and_all_channels(samples: np.ndarray, n_samples: int, found: bool) -> None:
     held = samples.copy()
@@ -317,6 +335,42 @@ def test_artifacts_are_told_by_their_reach_where_no_neuron_reaches_as_far(pitch_
     samples[8000:8030] += (1500 * np.arange(-8, 8)).astype(np.int16)  # more than the reference takes away
     source = source_of(samples, probe=simulate.linear_probe(16, pitch_um=pitch_um))
     assert bool(source.referenced(source.tiling[1])[1].any()) == found
+
+
+def humming(samples: np.ndarray) -> np.ndarray:
+    """With hum at 50.01 Hz and its harmonics up to 1 kHz, of another size on each channel."""
+    angle = 2 * np.pi * 50.01 * np.arange(len(samples)) / RATE
+    wave = sum(np.cos(number * angle + number) for number in range(1, 21))
+    return samples + 30 * wave[:, None] * np.linspace(-1, 5, samples.shape[1])
+
+
+def test_hum_is_subtracted_before_the_filter(samples: np.ndarray) -> None:
+    """Also from a last batch that is shorter than the others: 0.07 s, of which most is padding."""
+    clean = referenced(source_of(samples[:20_000].astype(np.float32)))
+    spoilt = humming(samples[:20_000]).astype(np.float32)
+    rest, far = [(referenced(source_of(spoilt, SETTINGS.replace(line_frequency=hz))) - clean) for hz in (50, 0)]
+    assert clean.shape[1] == 20_000 and far.std() > 2 * clean.std()
+    for batch, share in ((slice(100, 6_000), 0.1), (slice(18_000, 19_900), 0.15)):
+        assert rest[:, batch].std() < share * far[:, batch].std()
+
+
+def test_hum_is_subtracted_beside_dead_time(samples: np.ndarray) -> None:
+    """Which has none, and fills three quarters of a batch."""
+    spoilt, clean = humming(samples).astype(np.float32), samples.astype(np.float32)
+    for of in (spoilt, clean):
+        of[6_000:10_500] = 0
+    settings = SETTINGS.replace(line_frequency=50.0)
+    traces, blank = source_of(spoilt, settings).referenced(source_of(spoilt).tiling[1])
+    expected, same = source_of(clean).referenced(source_of(clean).tiling[1])
+    assert torch.equal(blank, same) and blank.any()
+    left = slice(1449 + 4_500 + 30, 1449 + 6_000)
+    assert (traces - expected)[:, left].std() < 0.5 * expected[:, left].std()
+
+
+def test_without_hum_line_frequency_changes_little(samples: np.ndarray) -> None:
+    traces, clean = (referenced(source_of(samples, SETTINGS.replace(line_frequency=hz))) for hz in (60, 0))
+    assert not torch.equal(traces, clean)
+    assert (traces - clean).std() < 0.2 * clean.std()  # 83 of 1500 degrees of freedom below 2.5 kHz
 
 
 def test_damage_outside_of_what_is_sorted_does_not_stop_a_sort():

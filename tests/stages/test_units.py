@@ -305,7 +305,7 @@ def test_what_rolling_loses_is_no_difference(tmp_path: Path) -> None:
     """A waveform that is too narrow for the components: of what they lack, a part is within them two samples later."""
 
     def seen(late: int, sizes: tuple[float, ...]) -> NDArray[np.float32]:
-        narrow = torch.exp(-0.5 * ((torch.arange(NT) - NT // 2 - late) / 2.5) ** 2)
+        narrow = torch.exp(-0.5 * ((torch.arange(NT) - NT // 2 - late) / 1.5) ** 2)
         return np.outer(sizes, (narrow / narrow.norm()) @ PCS.T).astype(np.float32)
 
     def two(sizes: tuple[float, ...]) -> bool:
@@ -471,6 +471,27 @@ def test_units_that_coincide_with_a_larger_one_nearby_are_left_out(
     units = units_of(tmp_path, [large, small], features)
     assert units.unit_of.tolist() == ([0, 1] if stays else [0, -1])
     assert len(units.features) == 1 + stays
+
+
+@pytest.mark.parametrize(
+    ("large_norm", "small_norm", "share", "distance_um", "stays"),
+    [
+        *((60, 25, 1.0, 340, False), (60, 25, 0.45, 340, True)),
+        *((60, 35, 1.0, 340, True), (60, 35, 1.0, 200, False)),  # not much smaller
+        *((45, 10, 1.0, 340, True), (45, 10, 1.0, 200, False)),  # not huge
+    ],
+)
+def test_units_that_coincide_with_a_huge_one_at_any_distance_are_left_out(
+    tmp_path: Path, large_norm: float, small_norm: float, share: float, distance_um: int, stays: bool
+) -> None:
+    """If they have less than half of its norm."""
+    n = 100
+    large = 30_000 * np.arange(n)
+    small = np.where(np.arange(n) < round(share * n), large + 12, large + 15_000)
+    features = np.zeros((2, 20, 1), np.float32)
+    features[0, 0], features[1, distance_um // 20] = large_norm, small_norm
+    units = units_of(tmp_path, [large, small], features)
+    assert units.unit_of.tolist() == ([0, 1] if stays else [0, -1])
 
 
 def test_clusters_are_numbered_through_all_regions(tmp_path: Path) -> None:

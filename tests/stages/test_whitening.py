@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from runs import RunHere
 
 from ks4stream import simulate
-from ks4stream.errors import BadChannelWarning, RecordingError
+from ks4stream.errors import BadChannelWarning, HumWarning, RecordingError
 from ks4stream.io.recordings import open_recording
 from ks4stream.results import Whitening
 from ks4stream.settings import Settings
@@ -101,7 +102,8 @@ def test_if_each_batch_is_loud_in_some_window_all_are_used(tmp_path: Path) -> No
     level[:2, order[:16]], level[2:4, order[16:]], level[4, order[8:24]] = 9, 9, 9
     covariances = [np.diag(row.astype(float) ** 2) for row in level]
     learn = stage(np.random.default_rng(0).normal(0, 50, (30_000, 32)).astype(np.int16))
-    found = learn.combine([[Measured(*of) for of in zip(covariances, level, strict=True)]], RunHere(tmp_path))
+    measured = [Measured(*of, [0.0, 0.0]) for of in zip(covariances, level, strict=True)]
+    found = learn.combine([measured], RunHere(tmp_path))
     assert found.n_batches == 5
 
 
@@ -121,8 +123,28 @@ def test_covariances_that_are_too_large_for_memory_lie_on_disk(
     assert learned(samples, tmp_path).matrix.tobytes() == expected.matrix.tobytes()
 
 
+@pytest.mark.parametrize(("hz", "other_hz"), [(50, 60), (60, 50)])
+def test_there_is_a_warning_of_hum(hz: int, other_hz: int, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 30, (2 * RATE, 32))
+    angle = 2 * np.pi * hz * np.arange(2 * RATE) / RATE
+    wave = sum(np.cos(number * angle + number**2) for number in range(1, 40))
+    settings = SETTINGS.replace(batch_size=15_000)
+    noisy = np.rint(noise + 5 * wave[:, None] * np.linspace(0, 1, 32)).astype(np.float32)
+    noisy[:30_000] = 0  # most batches do not count
+    for given, expected in ((noisy, True), (np.rint(noise).astype(np.float32), False)):
+        learn = LearnWhitening(settings, prepare(open_recording(given, fs=RATE, probe=PROBE), settings))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            learn.run(RunHere(tmp_path))
+        told = [str(of.message) for of in caught if issubclass(of.category, HumWarning)]
+        assert len(told) == expected
+        if expected:
+            assert f"Mains hum at {hz} Hz" in told[0] and f"line_frequency={hz} subtracts it" in told[0]
+            assert str(other_hz) not in told[0]
+
+
 def test_nothing_is_learned_where_all_is_blanked(samples: np.ndarray, tmp_path: Path) -> None:
     learn = stage(samples)
-    nothing = [Measured(None, np.zeros(32, np.float32))] * 3
+    nothing = [Measured(None, np.zeros(32, np.float32), [0.0, 0.0])] * 3
     with pytest.raises(RecordingError, match=r"In all 3 batches .*, most samples are blanked"):
         learn.combine([nothing], RunHere(tmp_path))
