@@ -15,12 +15,13 @@ from torch import Tensor
 
 MEDIAN_TO_SD = 1.4826  # of normally distributed noise: its s.d. relative to the median of its absolute values
 MEAN_TO_SD = math.sqrt(math.pi / 2)  # and relative to their mean
-DEVIATIONS, SHARE, STEP = 6.0, 0.5, 8
-"""An artifact exceeds 6 standard deviations of the noise on more than half of the channels of a window; every 8th
-sample is tested."""
+DEVIATIONS, SHARE, STEP = 6.0, 2 / 3, 8
+"""An artifact exceeds 6 standard deviations of the noise on more than two thirds of the channels of a window, which two
+simultaneous spikes do not reach; every 8th sample is tested."""
 MIN_FAR = 0.15
-"""And on the quarter of the window that is farthest from its largest channel, the mean of what it reaches is at least
-this share of what it reaches anywhere. The waveforms of neurons fall to less than a tenth within 100 µm."""
+"""And on the quarter of the window that is farthest from its largest channel, the mean of what it reaches is as large,
+and at least this share of what it reaches anywhere. The waveforms of neurons fall to less than a tenth within
+100 µm."""
 NEAR_SAMPLES = 16  # within which channels reach their largest values, as spikes travel and filters ring
 EVENT_MS = 3.0  # around a sample found, in which every sample is tested
 CORE_SHARE = 0.2  # of the largest value within 2 ms; smaller values are what the filter made of larger ones
@@ -30,13 +31,13 @@ POP_DEVIATIONS, POP_SHARE, POP_GAP_MS = 50.0, 0.05, 0.5
 """A pop exceeds 50 standard deviations on one channel, and less than a twentieth of that on the contacts beside it, up
 to 60 µm away, which every neuron of this size would reach. It lasts until the channel has been within 6 standard
 deviations for half a millisecond."""
-LOUD, LOUD_SAMPLES = 3.0, 1024
+LOUD, LOUD_SHARE, LOUD_SAMPLES = 3.0, 0.5, 1024
 """Stretches of 1024 samples are loud if the noise is 3 times its usual size on more than half of the channels of a
 window."""
 
 
 class Window(NamedTuple):
-    """Some neighbouring channels, of which an artifact reaches more than half.
+    """Some neighbouring channels, of which an artifact reaches most.
 
     Attributes
     ----------
@@ -192,7 +193,8 @@ def _does_not_fall_off(
     reached = before.abs_().amax(dim=2) * _inverse(noise)[:, None]  # (c, n)
     within = reached[window.channels]
     far = (window.far[within.argmax(dim=0)] * within.T).sum(dim=1)
-    return far >= MIN_FAR * reached.amax(dim=0)  # a neuron elsewhere reaches all channels of the window alike
+    enough = (MIN_FAR * reached.amax(dim=0)).clamp_min(DEVIATIONS)  # a neuron elsewhere reaches all of a window alike
+    return far >= enough
 
 
 def _cores(traces: Tensor, noise: Tensor, channels: Tensor, at: Tensor, sampling_rate_hz: float) -> Tensor:
@@ -237,7 +239,7 @@ def pops(
     if not bool(far_beyond.any()):
         return []
     near = NEAR_SAMPLES // STEP
-    reached = torch.nn.functional.max_pool1d(size[None], 2 * near + 1, 1, near)[0]
+    reached = torch.nn.functional.max_pool1d((size * noise[:, None])[None], 2 * near + 1, 1, near)[0]  # file unit
     found = []
     for channel in far_beyond.any(dim=1).nonzero()[:, 0].tolist():
         around = reached[beside[channel]].amax(dim=0)
@@ -277,7 +279,9 @@ def loud(size: Tensor, windows: Sequence[Window], blank: Tensor) -> Tensor:
     kept = kept.view(n_blocks, -1).float().mean(dim=1)
     level = size.reshape(len(size), n_blocks, -1).mean(dim=2) * MEAN_TO_SD
     is_loud = (level > LOUD * kept).float()
-    found = torch.stack([is_loud[window.channels].mean(dim=0) > SHARE for window in windows]).any(dim=0) & (kept > 0)
+    found = torch.stack([is_loud[window.channels].mean(dim=0) > LOUD_SHARE for window in windows]).any(dim=0) & (
+        kept > 0
+    )
     if not bool(found.any()):
         return torch.zeros_like(blank)
     block = (torch.arange(len(blank), device=blank.device) // LOUD_SAMPLES).clamp_max(n_blocks - 1)

@@ -25,7 +25,10 @@ from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
 
 MIN_KEPT_SHARE = 0.5  # of a tile, after blanking artifacts
-LOUD_TILE = 2.0  # noise relative to the median of all tiles, on most channels of a window; such tiles do not enter
+USUAL_QUANTILE = 0.75
+"""Which of the levels of noise in the tiles is the usual one: what is as loud in more than a quarter of the recording,
+such as a second session with a larger gain, is no artifact."""
+LOUD_TILE = 2.0  # noise relative to the usual one, on most channels of a window; such tiles do not enter
 LINES_HZ, HUM_CHANNELS, MUCH_HUM = (50.0, 60.0), 32, 0.05
 """Mains hum is looked for on so many channels, and there is a warning if it is more than 5 % of the variance of one."""
 SILENT_SHARE = 0.1  # of the tiles, in which a channel that is left out does not change, at least
@@ -104,7 +107,7 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
         noise = np.zeros(n_channels, np.float32)
         self._warn_of_hum(np.median(hum, axis=0))
         for channel in np.flatnonzero(changes.any(axis=0)).tolist():
-            noise[channel] = np.median(level[changes[:, channel], channel])
+            noise[channel] = np.quantile(level[changes[:, channel], channel], USUAL_QUANTILE)
         total = np.zeros((n_channels, n_channels))
         usual = self._usual(level, noise)
         for index in usual.tolist():
