@@ -19,6 +19,7 @@ from ks4stream.kernels.artifacts import (
     fill,
     loud,
     noise_level,
+    pops,
     repeated,
     sampled,
     widen,
@@ -38,6 +39,52 @@ WINDOWS = [
 
 def indices(mask: Tensor) -> list[int]:
     return mask.nonzero().ravel().tolist()
+
+
+# -- pops ------------------------------------------------------------------------------------------------------
+
+BESIDE = torch.tensor([[1, 1], *([c - 1, c + 1] for c in range(1, N - 1)), [N - 2, N - 2]])
+
+
+def popped(traces: Tensor, noise: Tensor = NOISE, beside: Tensor = BESIDE) -> list[tuple[int, list[int]]]:
+    found = pops(traces, sampled(traces, noise), noise, beside, sampling_rate_hz=RATE)
+    return [(channel, indices(mask)) for channel, mask in found]
+
+
+def test_a_pop_is_on_one_channel_until_it_is_in_the_noise() -> None:
+    size = torch.zeros(N)
+    size[10] = 300.0
+    ((channel, samples),) = popped(event(size))
+    assert channel == 10
+    # Half a period of 30 samples exceeds 6 of 300 s.d. in all but its first; 15 samples are added on either side.
+    assert samples == list(range(2001 - 15, 2030 + 15))
+
+
+def test_what_reaches_the_channels_beside_it_is_no_pop() -> None:
+    size = torch.zeros(N)
+    size[10], size[11] = 300.0, 40.0
+    assert popped(event(size)) == []
+
+
+def test_a_pop_is_large() -> None:
+    size = torch.zeros(N)
+    size[10] = 45.0
+    assert popped(event(size)) == []
+
+
+def test_a_loud_channel_beside_it_does_not_make_a_spike_a_pop() -> None:
+    """The channels beside it record a fifth of a spike, which is little relative to their noise."""
+    noise_sd = torch.where((torch.arange(N) == 9) | (torch.arange(N) == 11), 300.0, 10.0)
+    traces = torch.randn(N, 6000, generator=torch.Generator().manual_seed(2)) * noise_sd[:, None]
+    wave = torch.sin(torch.arange(30) * math.pi / 30)
+    traces[9:12, 2000:2030] += torch.tensor([[200.0], [1000.0], [200.0]]) * wave
+    assert popped(traces, noise_sd) == []
+
+
+def test_channels_without_others_beside_them_are_not_tested() -> None:
+    size = torch.zeros(N)
+    size[10] = 300.0
+    assert popped(event(size), beside=torch.full_like(BESIDE, -1)) == []
 
 
 # -- dead time -------------------------------------------------------------------------------------------------
@@ -206,8 +253,8 @@ def test_what_was_subtracted_counts_as_reach() -> None:
 
 
 def test_channels_without_noise_are_not_reached() -> None:
-    """17 of 32 are, of which 3 have no noise: of the lower window 8 of 16, which is not more than half."""
-    traces = event(torch.where(torch.arange(N) < 9, 40.0, 0.0))
+    """Of the lower window 11 of 16 are, and without the one that has no noise 10, which is less than two thirds."""
+    traces = event(torch.where(torch.arange(N) < 11, 40.0, 0.0))
     assert found(traces).any()
     silent = NOISE.clone()
     silent[0] = 0

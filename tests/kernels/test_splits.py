@@ -410,6 +410,12 @@ def test_means_that_are_nearly_the_same_are_those_of_one_neuron(share: float) ->
     assert are_two(group(a), group(b)) == are_two(group(b), group(a)) == (share > SAME_BELOW)
 
 
+def test_only_huge_means_are_nearly_the_same() -> None:
+    """Of 45 s.d., 9 % are 4 s.d., which two neurons may differ by."""
+    a, b = (noise(300, seed) + 45 * axis(0) for seed in (30, 31))
+    assert are_two(group(a), group(b + 4 * axis(1)))
+
+
 def test_how_nearly_the_same_is_relative_to_the_larger_mean() -> None:
     a, b = noise(300, 30) + 200 * axis(0), noise(300, 31) + 150 * axis(0)
     b = b + 60 * axis(1)  # 78 in all, less than 0.4 and 0.5 of them

@@ -48,8 +48,8 @@ def test_the_noise_is_that_of_the_traces(tmp_path: Path) -> None:
     found = learn.run(RunHere(tmp_path))
     assert found.n_batches == 10
     # The filter takes 2 % of the variance of white noise. Estimated from 1000 samples by the median, it has a
-    # standard error of 1.17 / √1000 = 4 %, and the median of ten such estimates 1.6 %.
-    np.testing.assert_allclose(found.noise, np.sqrt(0.98) * sd, rtol=0.05)
+    # standard error of 1.17 / √1000 = 4 %; the 0.75 quantile of ten such estimates is 2.5 % too large, ± 1.7 %.
+    np.testing.assert_allclose(found.noise, 1.025 * np.sqrt(0.98) * sd, rtol=0.05)
 
 
 def test_dead_time_changes_nothing(samples: np.ndarray, tmp_path: Path) -> None:
