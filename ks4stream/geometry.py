@@ -7,6 +7,7 @@ channel indices are in probe order.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ MIN_REFERENCE_CHANNELS = 16  # a shank with fewer good channels is referenced to
 FEWEST_REFERENCE_CHANNELS = 6  # fewer are not referenced: the median of so few has much of a spike
 WINDOW_CHANNELS, WINDOW_SPAN_UM = 16, 200.0  # in which artifacts are told by their reach, at least (section 1.3)
 FAR_SHARE = 0.25  # of the channels of a window, which are compared with the largest one
+NEURON_REACH_UM, MIN_FAR = 250.0, 0.25
+"""Distance that no neuron reaches, and share of what it reaches anywhere that an artifact has on nearer channels. The
+waveforms of neurons fall to less than a tenth within 100 µm, but dense probes are short."""
 PEAK_NEIGHBOURS, ALONE_NEIGHBOURS = 9, 13  # section 2
 WIDE_PROBE_UM = 200.0  # 2-D arrays have one column of regions per this much width (section 5)
 SAME_DEPTH_UM = 1.0  # depths closer than this are one row of contacts (section 3)
@@ -112,16 +116,28 @@ def reference_groups(probe: Probe, dead: Ints) -> list[tuple[Ints, Ints]]:
     return groups
 
 
-def artifact_windows(probe: Probe, dead: Ints) -> list[tuple[Ints, NDArray[np.float32]]]:
+class ArtifactWindow(NamedTuple):
+    """Some neighbouring channels, of which an artifact reaches most.
+
+    Attributes
+    ----------
+    channels : ndarray of int64, shape (w,)
+    far : ndarray of float32, shape (w, w)
+        Row: a channel. Columns: equal weights of the quarter of the channels that is farthest from it, 0 elsewhere.
+    least : ndarray of float32, shape (w,)
+        For each channel, the share of what it reaches anywhere that an artifact has there, at least.
+    """
+
+    channels: Ints
+    far: NDArray[np.float32]
+    least: NDArray[np.float32]
+
+
+def artifact_windows(probe: Probe, dead: Ints) -> list[ArtifactWindow]:
     """Parts of the probe in which artifacts are told from spikes by how far they reach (section 1.3).
 
     They are the halves of the good channels by shank and depth, and the half between, or all where halves have too few
     channels or are too short; none if even all are.
-
-    Returns
-    -------
-    list of (channels, far)
-        Good channels (w,), and for each of them the equal weights (w, w) of the quarter that is farthest from it.
     """
     good = np.setdiff1d(np.arange(probe.n_channels), dead)
     good = good[np.lexsort((good, probe.y_um[good], probe.shank[good]))]
@@ -129,7 +145,7 @@ def artifact_windows(probe: Probe, dead: Ints) -> list[tuple[Ints, NDArray[np.fl
     halves = [good[:half], good[half // 2 : half // 2 + half], good[half:]]
     for parts in (halves, [good]):
         if all(len(part) >= WINDOW_CHANNELS and _span_um(probe, part) >= WINDOW_SPAN_UM for part in parts):
-            return [(part, _farthest(probe.positions_um[part])) for part in parts]
+            return [_window(part, probe.positions_um[part]) for part in parts]
     return []
 
 
@@ -137,13 +153,14 @@ def _span_um(probe: Probe, channels: Ints) -> float:
     return float(np.ptp(probe.positions_um[channels], axis=0).max())
 
 
-def _farthest(positions_um: Floats) -> NDArray[np.float32]:
-    """Equal weights of the quarter of the positions (n, 2) that is farthest from each: (n, n)."""
-    n = max(round(FAR_SHARE * len(positions_um)), 1)
-    order = np.argsort(-np.round(distances_um(positions_um, positions_um), 6), axis=1, kind="stable")[:, :n]
-    weights = np.zeros((len(positions_um), len(positions_um)), np.float32)
-    np.put_along_axis(weights, order, 1 / n, axis=1)
-    return weights
+def _window(channels: Ints, positions_um: Floats) -> ArtifactWindow:
+    n = max(round(FAR_SHARE * len(channels)), 1)
+    apart_um = np.round(distances_um(positions_um, positions_um), 6)
+    order = np.argsort(-apart_um, axis=1, kind="stable")[:, :n]
+    far = np.zeros((len(channels), len(channels)), np.float32)
+    np.put_along_axis(far, order, 1 / n, axis=1)
+    nearest_um = np.take_along_axis(apart_um, order, axis=1)[:, -1]
+    return ArtifactWindow(channels, far, np.where(nearest_um > NEURON_REACH_UM, 0, MIN_FAR).astype(np.float32))
 
 
 def vertical_pitch_um(probe: Probe) -> float:

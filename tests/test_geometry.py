@@ -105,7 +105,7 @@ def test_good_channels_are_counted_for_a_reference() -> None:
 
 
 def windows_of(probe: Probe, dead: list[int]) -> list[list[int]]:
-    return [channels.tolist() for channels, _ in artifact_windows(probe, np.array(dead, np.int64))]
+    return [window.channels.tolist() for window in artifact_windows(probe, np.array(dead, np.int64))]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_dead_channels_are_in_no_window() -> None:
 
 
 def test_the_farthest_quarter_of_a_window_has_equal_weights() -> None:
-    ((channels, far),) = artifact_windows(linear(16), np.zeros(0, np.int64))
+    ((channels, far, _),) = artifact_windows(linear(16), np.zeros(0, np.int64))
     assert far.shape == (len(channels), len(channels)) == (16, 16)
     assert far.dtype == np.float32
     np.testing.assert_array_equal(far.sum(axis=1), 1)
@@ -151,6 +151,13 @@ def test_the_farthest_quarter_of_a_window_has_equal_weights() -> None:
     assert np.flatnonzero(far[0]).tolist() == [12, 13, 14, 15]
     assert np.flatnonzero(far[15]).tolist() == [0, 1, 2, 3]
     assert np.flatnonzero(far[7]).tolist() == [0, 1, 14, 15]  # of 1 and 13, which are equally far, the lower one
+
+
+def test_beyond_the_reach_of_neurons_any_share_is_that_of_an_artifact() -> None:
+    (window,) = artifact_windows(linear(16, pitch=30.0), np.zeros(0, np.int64))
+    # The nearest channel of the quarter that is farthest from one of the first four is channel 12: 360 … 270 µm away.
+    assert (window.least == 0).tolist() == [*[True] * 4, *[False] * 8, *[True] * 4]
+    assert set(window.least.tolist()) == {0.0, 0.25}
 
 
 @pytest.mark.parametrize(

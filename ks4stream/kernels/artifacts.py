@@ -18,10 +18,6 @@ MEAN_TO_SD = math.sqrt(math.pi / 2)  # and relative to their mean
 DEVIATIONS, SHARE, STEP = 6.0, 2 / 3, 8
 """An artifact exceeds 6 standard deviations of the noise on more than two thirds of the channels of a window, which two
 simultaneous spikes do not reach; every 8th sample is tested."""
-MIN_FAR = 0.15
-"""And on the quarter of the window that is farthest from its largest channel, the mean of what it reaches is as large,
-and at least this share of what it reaches anywhere. The waveforms of neurons fall to less than a tenth within
-100 µm."""
 NEAR_SAMPLES = 16  # within which channels reach their largest values, as spikes travel and filters ring
 EVENT_MS = 3.0  # around a sample found, in which every sample is tested
 CORE_SHARE = 0.2  # of the largest value within 2 ms; smaller values are what the filter made of larger ones
@@ -44,10 +40,13 @@ class Window(NamedTuple):
     channels : Tensor of int64, shape (w,)
     far : Tensor, shape (w, w), float32
         Row: a channel. Columns: equal weights of the quarter of the channels that is farthest from it, 0 elsewhere.
+    least : Tensor, shape (w,), float32
+        For each channel, the share of what it reaches anywhere that an artifact has there, at least.
     """
 
     channels: Tensor
     far: Tensor
+    least: Tensor
 
 
 def repeated(traces: Tensor, channels: Tensor, min_samples: int) -> Tensor:
@@ -192,9 +191,10 @@ def _does_not_fall_off(
         before[channels] += reference[near]
     reached = before.abs_().amax(dim=2) * _inverse(noise)[:, None]  # (c, n)
     within = reached[window.channels]
-    far = (window.far[within.argmax(dim=0)] * within.T).sum(dim=1)
-    enough = (MIN_FAR * reached.amax(dim=0)).clamp_min(DEVIATIONS)  # a neuron elsewhere reaches all of a window alike
-    return far >= enough
+    largest = within.argmax(dim=0)
+    far = (window.far[largest] * within.T).sum(dim=1)
+    # Relative to all channels: a neuron elsewhere reaches all channels of a window alike.
+    return far >= (window.least[largest] * reached.amax(dim=0)).clamp_min(DEVIATIONS)
 
 
 def _cores(traces: Tensor, noise: Tensor, channels: Tensor, at: Tensor, sampling_rate_hz: float) -> Tensor:

@@ -339,8 +339,8 @@ class Preprocessor(Portable):
     def _windows(self) -> list[artifact_kernels.Window]:
         """Parts of the probe in which artifacts are told by how far they reach."""
         return [
-            artifact_kernels.Window(torch.from_numpy(channels).to(self.device), torch.from_numpy(far).to(self.device))
-            for channels, far in geometry.artifact_windows(self.probe, self.dead)
+            artifact_kernels.Window(*(torch.from_numpy(values).to(self.device) for values in window))
+            for window in geometry.artifact_windows(self.probe, self.dead)
         ]
 
     @cached_property

@@ -143,8 +143,8 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
     def _usual(self, level: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.intp]:
         """Indices of the tiles in which no window has most channels much louder than usual; of all if each has one."""
         is_loud = np.zeros(len(level), bool)
-        for channels, _ in geometry.artifact_windows(self.tiles.probe, self.tiles.dead):
-            is_loud |= np.mean(level[:, channels] > LOUD_TILE * noise[channels], axis=1) > 0.5
+        for window in geometry.artifact_windows(self.tiles.probe, self.tiles.dead):
+            is_loud |= np.mean(level[:, window.channels] > LOUD_TILE * noise[window.channels], axis=1) > 0.5
         return np.flatnonzero(~is_loud | is_loud.all())
 
     def _steps(self) -> str:

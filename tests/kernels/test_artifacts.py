@@ -31,10 +31,7 @@ RATE = 30_000.0
 N, PITCH_UM = 32, 25.0
 PROBE = linear_probe(N, pitch_um=PITCH_UM)
 NOISE = torch.linspace(5, 20, N)  # its s.d. by channel
-WINDOWS = [
-    Window(torch.from_numpy(channels), torch.from_numpy(far))
-    for channels, far in artifact_windows(PROBE, np.zeros(0, np.int64))
-]
+WINDOWS = [Window(*map(torch.from_numpy, window)) for window in artifact_windows(PROBE, np.zeros(0, np.int64))]
 
 
 def indices(mask: Tensor) -> list[int]:
@@ -262,25 +259,25 @@ def test_channels_without_noise_are_not_reached() -> None:
 
 
 def test_a_neuron_elsewhere_reaches_all_channels_of_a_window_alike() -> None:
-    """It is 4000 times the noise, 1.5 mm from the upper window, on whose channels it is 20 to 14 times the noise."""
-    n = 80
-    probe = linear_probe(n, pitch_um=PITCH_UM)
-    windows = [
-        Window(torch.from_numpy(channels), torch.from_numpy(far))
-        for channels, far in artifact_windows(probe, np.zeros(0, np.int64))
-    ]
-    distance_um = PITCH_UM * torch.arange(n)
-    size = 4000 / (1 + (distance_um / 100) ** 2)
-    wave = torch.sin(torch.arange(30) * math.pi / 30)
-    traces = torch.randn(n, 6000, generator=torch.Generator().manual_seed(0))
-    traces[:, 2000:2030] += size[:, None] * wave
-    upper = windows[-1].channels
-    assert (size[upper].min() > 6) and size[upper].min() > 0.15 * size[upper].max(), "no falling off within the window"
+    """At its largest contact it is 300 times the noise; on the farther half of the probe 10 to 40 times."""
+    probe = linear_probe(N, pitch_um=15.0)
+    *_, upper = (Window(*map(torch.from_numpy, of)) for of in artifact_windows(probe, np.zeros(0, np.int64)))
+    size = 300 / (1 + (15.0 * torch.arange(N) / 90) ** 2)
+    of_window = size[upper.channels]
+    assert of_window.min() > 6 and of_window[-4:].mean() > upper.least.max() * of_window.max(), "it hardly falls off"
+    traces = event(size)
     alone = traces.clone()
-    alone[: n // 2] = 0
-    noise = torch.ones(n)
-    assert found(alone, noise, windows[-1:]).any()
-    assert not found(traces, noise, windows[-1:]).any()
+    alone[: N // 2] = 0
+    assert found(alone, windows=[upper]).any()
+    assert not found(traces, windows=[upper]).any()
+
+
+def test_no_neuron_reaches_250_um() -> None:
+    """It falls to a tenth within 500 µm, as the pulse of an electrode nearby may."""
+    size = 400 / (1 + (PITCH_UM * torch.arange(N) / 150) ** 2)
+    assert found(event(size)).any()
+    near = [window._replace(least=torch.full_like(window.least, 0.25)) for window in WINDOWS]
+    assert not found(event(size), windows=near).any()
 
 
 @pytest.mark.parametrize("sign", [1, -1])
