@@ -24,7 +24,7 @@ MIN_SPIKES = 11  # of a good unit
 LAG_MS, LAG_BIN_MS, LAG_WINDOW_MS, LOCKED_SHARE = 5.0, 0.1, 0.5, 0.5
 """Half of the spikes of a unit that is locked to artifacts are within 0.5 ms of one lag, up to 5 ms before artifacts
 begin, or after they end."""
-MIN_ARTIFACTS = 10
+MIN_ARTIFACTS, MIN_PAUSE_MS = 10, 2.5  # half of the spikes are near one lag by chance in pauses of 1 ms
 LINES_HZ, HUM_WINDOW_S, HUM_STRENGTH, HUM_SPIKES = (50.0, 60.0), 10.0, 0.8, 8
 """The vector strength of a unit that is locked to hum, in windows of 10 s with at least 8 spikes: the mains frequency
 drifts over longer times."""
@@ -124,11 +124,14 @@ class _Locking:
         self._n_bins = round(LAG_MS / LAG_BIN_MS)
         self._counts = np.zeros((n_units, 2, self._n_bins), np.int64)  # (u, before or after, lag)
         self._total = np.zeros(n_units, np.int64)
+        pauses = spans[1:, 0] - spans[:-1, 1]
+        short = MIN_PAUSE_MS * sampling_rate_hz / 1000
+        self._tested = len(spans) >= MIN_ARTIFACTS and float(np.median(pauses)) >= short
 
     def add(self, sample: NDArray[np.int64], unit: NDArray[np.int32]) -> None:
         """Add some spikes."""
         self._total += np.bincount(unit, minlength=len(self._total))
-        if len(self._spans) < MIN_ARTIFACTS:
+        if not self._tested:
             return
         following = np.searchsorted(self._spans[:, 0], sample, side="right")
         before = self._spans[np.minimum(following, len(self._spans) - 1), 0] - sample

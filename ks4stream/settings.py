@@ -135,7 +135,7 @@ class Settings:
         unit="Hz",
     )
     artifact_margin: float = _setting(
-        0.25, "Also blank this much before and after an artifact.", group="preprocessing", ge=0, unit="ms"
+        0.25, "Also blank this much before and after an artifact.", group="preprocessing", ge=0, le=10, unit="ms"
     )
     # -- whitening -----------------------------------------------------------------------------------
     whitening_range: int = _setting(

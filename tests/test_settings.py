@@ -102,7 +102,7 @@ def test_only_limits_may_be_infinite(spec: Field[Any]) -> None:
     if spec.name in UNLIMITED:
         assert getattr(Settings(**{spec.name: math.inf}), spec.name) == math.inf
     else:
-        with pytest.raises(SettingsError, match=f"{spec.name}=inf must be finite"):
+        with pytest.raises(SettingsError, match=f"{spec.name}=inf (must be finite|is too large)"):
             Settings(**{spec.name: math.inf})
 
 

@@ -25,7 +25,7 @@ CORE_MS = 2.0
 MAX_ROUNDS = 4  # of filling artifacts and filtering again
 POP_DEVIATIONS, POP_SHARE, POP_GAP_MS = 50.0, 0.05, 0.5
 """A pop exceeds 50 standard deviations on one channel, and less than a twentieth of that on the contacts beside it, up
-to 60 µm away, which every neuron of this size would reach. It lasts until the channel has been within 6 standard
+to 40 µm away, which every neuron of this size would reach. It lasts until the channel has been within 6 standard
 deviations for half a millisecond."""
 LOUD, LOUD_SHARE, LOUD_SAMPLES = 3.0, 0.5, 1024
 """Stretches of 1024 samples are loud if the noise is 3 times its usual size on more than half of the channels of a
@@ -227,7 +227,7 @@ def pops(
     noise : Tensor, shape (c,)
         Its standard deviation.
     beside : Tensor of int64, shape (c, k)
-        The channels beside each one, padded with the first of them. Rows of −1 are not tested.
+        The channels beside each one. Channels are not tested if one of these is −1, or has no noise.
     sampling_rate_hz : float
 
     Returns
@@ -235,7 +235,8 @@ def pops(
     list of (channel, mask)
         Channels with pops, ascending, and the samples (t,) of these.
     """
-    far_beyond = (size > POP_DEVIATIONS) & (beside[:, :1] >= 0)
+    tested = (beside >= 0).all(dim=1) & (noise[beside] > 0).all(dim=1)
+    far_beyond = (size > POP_DEVIATIONS) & tested[:, None]
     if not bool(far_beyond.any()):
         return []
     near = NEAR_SAMPLES // STEP
@@ -277,7 +278,7 @@ def loud(size: Tensor, windows: Sequence[Window], blank: Tensor) -> Tensor:
     if not bool(kept.all()):
         size = size * kept
     kept = kept.view(n_blocks, -1).float().mean(dim=1)
-    level = size.reshape(len(size), n_blocks, -1).mean(dim=2) * MEAN_TO_SD
+    level = size.clamp_max(DEVIATIONS).reshape(len(size), n_blocks, -1).mean(dim=2) * MEAN_TO_SD  # not by few spikes
     is_loud = (level > LOUD * kept).float()
     found = torch.stack([is_loud[window.channels].mean(dim=0) > LOUD_SHARE for window in windows]).any(dim=0) & (
         kept > 0

@@ -9,6 +9,9 @@ from torch import Tensor
 
 HIGHEST_HZ = 2500.0  # of the harmonics
 RANGE_HZ, STEP_CYCLES = 0.05, 0.1  # around the nominal frequency; in steps that shift the highest harmonic by so much
+MAX_HARMONICS = 60
+AWAY = 9.0  # times the median distance of the channels' mean from its median, about 6 s.d.; samples beyond do not enter
+RIDGE = 1e-3  # of the fit, per sample: where samples of few phases are kept, it is not determined
 MIN_PERIODS = 5  # of the mains frequency that a fit takes, at least
 N_PARTS = 64  # of a tile, within which a harmonic hardly shifts
 SEGMENT_HZ = 2.0  # resolution of the spectrum in which hum is recognised; 50 and 60 Hz are multiples
@@ -34,11 +37,13 @@ def remove_hum(traces: Tensor, kept: Tensor, line_hz: float, sampling_rate_hz: f
     Tensor, shape (c, t)
         The traces themselves if fewer samples than those of :data:`MIN_PERIODS` were kept.
     """
-    n_harmonics = int(min(HIGHEST_HZ, 0.4 * sampling_rate_hz) // line_hz)
+    n_harmonics = min(int(min(HIGHEST_HZ, 0.4 * sampling_rate_hz) // line_hz), MAX_HARMONICS)
     if n_harmonics == 0 or int(kept.sum()) * line_hz < MIN_PERIODS * sampling_rate_hz:
         return traces
     time_s = torch.arange(traces.shape[1], device=traces.device, dtype=torch.float64) / sampling_rate_hz
     mean = traces.mean(dim=0)
+    away = (mean - mean[kept].median()).abs()
+    kept = kept & (away <= AWAY * away[kept].median())  # without artifacts, which the fit would spread
     mean = torch.where(kept, mean - mean[kept].mean(), 0.0)
     exact_hz = _exact_frequency(mean, line_hz, n_harmonics, time_s)
     waves = _harmonics(exact_hz, n_harmonics, time_s)
@@ -46,6 +51,7 @@ def remove_hum(traces: Tensor, kept: Tensor, line_hz: float, sampling_rate_hz: f
     basis = torch.cat([constant, waves.real, waves.imag])  # (2k + 1, t)
     fitted = basis if bool(kept.all()) else basis * kept
     gram = (fitted @ basis.T).double()
+    gram.diagonal()[1:] += RIDGE * int(kept.sum())
     size = torch.linalg.solve(gram, (fitted @ traces.T).double()).to(traces.dtype)  # (2k + 1, c)
     return torch.addmm(traces, size[1:].T, basis[1:], alpha=-1)
 
@@ -98,7 +104,7 @@ def hum_share(traces: Tensor, line_hz: float, *, lowest_hz: float, sampling_rate
     Returns
     -------
     float
-        0 if the traces are shorter than one segment.
+        0 if the traces are shorter than one segment, or there are no harmonics above the cutoff.
     """
     length = round(sampling_rate_hz / SEGMENT_HZ)
     n_segments = traces.shape[1] // length
@@ -107,8 +113,10 @@ def hum_share(traces: Tensor, line_hz: float, *, lowest_hz: float, sampling_rate
     segments = traces[:, : n_segments * length].reshape(len(traces), n_segments, length)
     power = torch.fft.rfft(segments).abs().square().mean(1)  # (c, f)
     first, last = (int(hz // SEGMENT_HZ) for hz in (lowest_hz, min(HIGHEST_HZ, 0.4 * sampling_rate_hz)))
-    bins = torch.arange(first + 1, last, device=traces.device)
+    bins = torch.arange(first + 1, max(last, first + 1), device=traces.device)
     is_harmonic = bins % round(line_hz / SEGMENT_HZ) == 0
+    if not bool(is_harmonic.any()) or bool(is_harmonic.all()):
+        return 0.0
     within = power[:, first + 1 : last]
     usual = within[:, ~is_harmonic].median(dim=1).values
     excess = (within[:, is_harmonic] - usual[:, None]).clamp_min(0).sum(1) - usual * int(is_harmonic.sum())

@@ -28,7 +28,7 @@ from ks4stream.results import Drift, Whitening
 from ks4stream.settings import Settings
 from ks4stream.stages.base import Portable
 
-BESIDE_UM = 60.0  # distance of contacts that every large neuron would reach together
+BESIDE_UM = 40.0  # distance of contacts that every large neuron would reach together
 DEAD_MS = 2.0  # for which all channels hold their value in dead time, at least
 MATCHING_REACH_WAVEFORMS = 16  # halo besides that of the filter, in waveforms: reach of a chain of overlapping spikes
 
@@ -345,15 +345,15 @@ class Preprocessor(Portable):
 
     @cached_property
     def _beside(self) -> Tensor:
-        """The two channels nearest to each one (c, 2), or −1 if it has none within :data:`BESIDE_UM`."""
+        """The two channels nearest to each one (c, 2), or −1 if it does not have two within :data:`BESIDE_UM`."""
         probe = self.probe
-        near = geometry.channel_neighbours(probe, 3, dead=self.dead)
+        near = geometry.channel_neighbours(probe, 3, dead=self.without_signal)
         beside = np.full((probe.n_channels, 2), -1)
         for channel, others in enumerate(near):
             apart_um = geometry.distances_um(probe.positions_um[[channel]], probe.positions_um[others[1:]])[0]
             close = others[1:][apart_um <= BESIDE_UM]
-            if len(close):
-                beside[channel] = np.resize(close, 2)
+            if len(close) == 2:
+                beside[channel] = close
         return torch.from_numpy(beside).to(self.device)
 
     @cached_property

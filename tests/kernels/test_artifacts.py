@@ -38,6 +38,15 @@ def indices(mask: Tensor) -> list[int]:
     return mask.nonzero().ravel().tolist()
 
 
+def test_a_burst_of_large_spikes_is_not_loud() -> None:
+    """Six half periods of 30 samples, of 400 s.d. on all channels, in a stretch of 1024."""
+    traces = noise(4 * LOUD_SAMPLES)
+    wave = torch.sin(torch.arange(30) * math.pi / 30)
+    for start in range(1100, 1820, 120):
+        traces[:, start : start + 30] += 400 * NOISE[:, None] * wave
+    assert not loud(sampled(traces, NOISE), WINDOWS, ~everything(traces)).any()
+
+
 # -- pops ------------------------------------------------------------------------------------------------------
 
 BESIDE = torch.tensor([[1, 1], *([c - 1, c + 1] for c in range(1, N - 1)), [N - 2, N - 2]])
@@ -78,10 +87,12 @@ def test_a_loud_channel_beside_it_does_not_make_a_spike_a_pop() -> None:
     assert popped(traces, noise_sd) == []
 
 
-def test_channels_without_others_beside_them_are_not_tested() -> None:
+def test_channels_without_others_beside_them_that_record_are_not_tested() -> None:
     size = torch.zeros(N)
     size[10] = 300.0
     assert popped(event(size), beside=torch.full_like(BESIDE, -1)) == []
+    disconnected = torch.where(torch.arange(N) == 11, 0.0, NOISE)
+    assert popped(event(size), disconnected) == []
 
 
 # -- dead time -------------------------------------------------------------------------------------------------
