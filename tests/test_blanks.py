@@ -125,7 +125,9 @@ def test_no_spike_is_found_in_a_given_span(tmp_path: Path) -> None:
     recording = open_recording(samples, fs=RATE, probe=linear_probe(4))
     settings = Settings(batch_size=6000, nblocks=0, nearest_chans=4)
     (tmp_path / "pulses.txt").write_text("0.5 0.7\n")
-    with pytest.warns(ArtifactWarning, match="no spikes were looked for"):
+    with pytest.warns(
+        ArtifactWarning, match=r"No spikes were looked for in 0\.20 s, 10\.1 % of the recording.*number of spans: 1"
+    ):
         found = sort(recording, settings, client="loop", blank=tmp_path / "pulses.txt")
     assert found.artifacts.tolist() == [[15_000 - 15, 21_000 + 15]]  # a quarter of a waveform beside it
     assert len(found.sample)

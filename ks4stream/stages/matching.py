@@ -194,8 +194,8 @@ class Match(Pursuit[Matched, Spikes]):
         n_samples = min(tiling.n_tiles * tiling.size, tiling.stop - tiling.start)  # the last batch may be shorter
         share = blanked_s * self.tiles.sampling_rate_hz / n_samples
         message = (
-            f"In {len(blanked)} spans, {blanked_s:.2f} s or {100 * share:.1f} % of the recording, no spikes were "
-            "looked for, because of artifacts, loud noise or dead time (Sorting.artifacts)"
+            f"No spikes were looked for in {blanked_s:.2f} s, {100 * share:.1f} % of the recording, because of "
+            f"artifacts, loud noise or dead time (Sorting.artifacts; number of spans: {len(blanked)})"
         )
         if share > MUCH_BLANKED:
             warn(f"{message}.", ArtifactWarning)
