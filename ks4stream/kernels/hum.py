@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +16,13 @@ RIDGE = 1e-3  # of the fit, per sample: where samples of few phases are kept, it
 MIN_PERIODS = 5  # of the mains frequency that a fit takes, at least
 N_PARTS = 64  # of a tile, within which a harmonic hardly shifts
 SEGMENT_HZ = 2.0  # resolution of the spectrum in which hum is recognised; 50 and 60 Hz are multiples
+
+
+def harmonics_of(line_hz: float, sampling_rate_hz: float) -> int:
+    """How many harmonics are subtracted; none if `line_hz` is 0."""
+    if line_hz == 0:
+        return 0
+    return min(int(min(HIGHEST_HZ, 0.4 * sampling_rate_hz) // line_hz), MAX_HARMONICS)
 
 
 def remove_hum(traces: Tensor, kept: Tensor, line_hz: float, sampling_rate_hz: float) -> Tensor:
@@ -37,7 +45,7 @@ def remove_hum(traces: Tensor, kept: Tensor, line_hz: float, sampling_rate_hz: f
     Tensor, shape (c, t)
         The traces themselves if fewer samples than those of :data:`MIN_PERIODS` were kept.
     """
-    n_harmonics = min(int(min(HIGHEST_HZ, 0.4 * sampling_rate_hz) // line_hz), MAX_HARMONICS)
+    n_harmonics = harmonics_of(line_hz, sampling_rate_hz)
     if n_harmonics == 0 or int(kept.sum()) * line_hz < MIN_PERIODS * sampling_rate_hz:
         return traces
     time_s = torch.arange(traces.shape[1], device=traces.device, dtype=torch.float64) / sampling_rate_hz
@@ -49,6 +57,7 @@ def remove_hum(traces: Tensor, kept: Tensor, line_hz: float, sampling_rate_hz: f
     waves = _harmonics(exact_hz, n_harmonics, time_s)
     constant = torch.ones(1, len(time_s), device=traces.device)  # so that offsets do not matter
     basis = torch.cat([constant, waves.real, waves.imag])  # (2k + 1, t)
+    del waves  # before another is allocated
     fitted = basis if bool(kept.all()) else basis * kept
     gram = (fitted @ basis.T).double()
     gram.diagonal()[1:] += RIDGE * int(kept.sum())
@@ -88,37 +97,40 @@ def _exact_frequency(mean: Tensor, line_hz: float, n_harmonics: int, time_s: Ten
     return line_hz + float(change_hz[int(energy.argmax())])
 
 
-def hum_share(traces: Tensor, line_hz: float, *, lowest_hz: float, sampling_rate_hz: float) -> float:
+def hum_shares(traces: Tensor, lines_hz: Sequence[float], *, lowest_hz: float, sampling_rate_hz: float) -> list[float]:
     """Largest share of a channel's variance that is at harmonics of a frequency, beyond that of noise.
 
     Parameters
     ----------
     traces : Tensor, shape (c, t)
         Filtered.
-    line_hz : float
-        A multiple of :data:`SEGMENT_HZ`.
+    lines_hz : sequence of float
+        Frequencies, which are multiples of :data:`SEGMENT_HZ`.
     lowest_hz : float
         Cutoff of the filter, in Hz.
     sampling_rate_hz : float
 
     Returns
     -------
-    float
-        0 if the traces are shorter than one segment, or there are no harmonics above the cutoff.
+    list of float
+        For each frequency; 0 if the traces are shorter than one segment, or there are no harmonics above the cutoff.
     """
     length = round(sampling_rate_hz / SEGMENT_HZ)
-    n_segments = traces.shape[1] // length
-    if n_segments == 0:
-        return 0.0
-    segments = traces[:, : n_segments * length].reshape(len(traces), n_segments, length)
-    power = torch.fft.rfft(segments).abs().square().mean(1)  # (c, f)
+    if traces.shape[1] < length:
+        return [0.0] * len(lines_hz)
+    segments = traces.split(length, 1)[: traces.shape[1] // length]
+    power = sum(torch.view_as_real(torch.fft.rfft(segment)).square_().sum(-1) for segment in segments)  # (c, f)
+    assert isinstance(power, Tensor)
     first, last = (int(hz // SEGMENT_HZ) for hz in (lowest_hz, min(HIGHEST_HZ, 0.4 * sampling_rate_hz)))
     bins = torch.arange(first + 1, max(last, first + 1), device=traces.device)
-    is_harmonic = bins % round(line_hz / SEGMENT_HZ) == 0
-    if not bool(is_harmonic.any()) or bool(is_harmonic.all()):
-        return 0.0
-    within = power[:, first + 1 : last]
-    usual = within[:, ~is_harmonic].median(dim=1).values
-    excess = (within[:, is_harmonic] - usual[:, None]).clamp_min(0).sum(1) - usual * int(is_harmonic.sum())
-    share = excess / power.sum(1).clamp_min(1e-30)
-    return max(float(share.max()), 0.0)
+    within, total = power[:, first + 1 : last], power.sum(1).clamp_min(1e-30)
+    shares = []
+    for line_hz in lines_hz:
+        is_harmonic = bins % round(line_hz / SEGMENT_HZ) == 0
+        if not bool(is_harmonic.any()) or bool(is_harmonic.all()):
+            shares.append(0.0)
+            continue
+        usual = within[:, ~is_harmonic].median(dim=1).values
+        excess = (within[:, is_harmonic] - usual[:, None]).clamp_min(0).sum(1) - usual * int(is_harmonic.sum())
+        shares.append(max(float((excess / total).max()), 0.0))
+    return shares

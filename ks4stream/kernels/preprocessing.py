@@ -11,10 +11,14 @@ from scipy.fft import next_fast_len
 from scipy.signal import butter, sosfreqz
 from torch import Tensor
 
+from ks4stream.kernels.memory import ChunkSize, in_chunks
+
 BUTTERWORTH_ORDER = 3
 FILTER_FLOOR = 1e-8  # the impulse response of the squared filter is cut off where it stays below this
 WHITENING_FLOOR = 1e-6  # added to the eigenvalues; relative to the mean variance, so independent of the file's unit
 INTERPOLATION_NOISE = 0.01  # noise variance of the Gaussian interpolation, section 4
+FILTERED_CHANNELS = ChunkSize(cpu=16, gpu=64)  # at a time
+RANKED_SAMPLES = ChunkSize(cpu=1 << 13, gpu=1 << 15)
 MIN_NOISE = 0.5  # assumed in sums of moved traces; beyond the probe's ends there is little noise, but no signal either
 
 
@@ -69,8 +73,14 @@ def highpass(traces: Tensor, response: Tensor) -> Tensor:
     Tensor, shape (c, t)
         Valid farther than :func:`highpass_reach` from both ends.
     """
-    n_fft = 2 * (len(response) - 1)
-    return torch.fft.irfft(torch.fft.rfft(traces, n=n_fft).mul_(response), n=n_fft)[:, : traces.shape[1]]
+    n_fft, filtered = 2 * (len(response) - 1), torch.empty_like(traces)
+
+    def some(traces: Tensor, filtered: Tensor) -> None:
+        spectrum = torch.fft.rfft(traces, n=n_fft).mul_(response)
+        filtered.copy_(torch.fft.irfft(spectrum, n=n_fft)[:, : traces.shape[1]])
+
+    in_chunks(some, traces, filtered, size=FILTERED_CHANNELS.on(traces.device))
+    return filtered
 
 
 def median_over_channels(traces: Tensor) -> Tensor:
@@ -84,15 +94,20 @@ def median_over_channels(traces: Tensor) -> Tensor:
     -------
     Tensor, shape (t,)
     """
-    n_channels = len(traces)
+    n_channels, n_samples = traces.shape
     low, high = (n_channels - 1) // 2, n_channels // 2
-    if traces.device.type == "cpu":  # NumPy sorts short rows with vector instructions, ten times as fast as torch
-        rows = traces.T.contiguous().numpy()
-        rows.sort(axis=1)
-        ranked = torch.from_numpy(rows)
-    else:
-        ranked = traces.T.sort(dim=1).values
-    return (ranked[:, low] + ranked[:, high]) * 0.5
+    medians = torch.empty(n_samples, dtype=traces.dtype, device=traces.device)
+
+    def some(rows: Tensor, medians: Tensor) -> None:
+        if rows.device.type == "cpu":  # NumPy sorts short rows with vector instructions, ten times as fast as torch
+            rows = rows.clone(memory_format=torch.contiguous_format)
+            rows.numpy().sort(axis=1)
+        else:
+            rows = rows.sort(dim=1).values
+        torch.add(rows[:, low], rows[:, high], out=medians).mul_(0.5)
+
+    in_chunks(some, traces.T, medians, size=RANKED_SAMPLES.on(traces.device))
+    return medians
 
 
 def subtract_reference(traces: Tensor, groups: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
@@ -118,9 +133,21 @@ def subtract_reference(traces: Tensor, groups: list[tuple[Tensor, Tensor]]) -> l
     return medians
 
 
-def covariance(traces: Tensor) -> Tensor:
-    """Mean outer product over samples, without subtracting the mean: (c, t) to (c, c), float64."""
-    return (traces @ traces.T).double() / traces.shape[1]
+def covariance(traces: Tensor, n_kept: int | None = None) -> Tensor:
+    """Mean outer product over samples, without subtracting the mean.
+
+    Parameters
+    ----------
+    traces : Tensor, shape (c, t)
+        0 where they are blanked.
+    n_kept : int, optional
+        Number of samples that are not blanked, by default all.
+
+    Returns
+    -------
+    Tensor of float64, shape (c, c)
+    """
+    return (traces @ traces.T).double() / (n_kept or traces.shape[1])
 
 
 def local_whitening(covariance: Tensor, neighbours: list[NDArray[np.int64]]) -> Tensor:

@@ -14,7 +14,8 @@ from functools import cached_property
 from ks4stream import geometry
 from ks4stream.blocks import Tiling, tiles_per_task
 from ks4stream.errors import ProbeError
-from ks4stream.kernels.preprocessing import fft_length
+from ks4stream.kernels.hum import harmonics_of
+from ks4stream.kernels.preprocessing import FILTERED_CHANNELS, fft_length
 from ks4stream.messages import silent
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
@@ -27,7 +28,7 @@ TEMPLATES_PER_CHANNEL = 2.0  # learned templates; published recordings of 384 ch
 CROWDED = 5.0  # number of spikes in the largest region, relative to an average region
 
 HOLES = 1.2  # fragmentation by arrays of many sizes in a heap that does not return memory (one_thread)
-WORKING_BYTES = 32 << 20  # per task on tiles, besides its arrays: libraries, and the thread that reads ahead
+WORKING_BYTES = 40 << 20  # per task on tiles, besides its arrays: libraries, and the thread that reads ahead
 CUDA_BYTES = 600 << 20  # used by CUDA and cuFFT themselves
 COPIES = 4  # of the rows of a block at the end of its task: by tile, joined, by region, and as they are written
 SPIKE_BYTES = 20  # per row besides its features: sample, template or centre, depth, score
@@ -201,16 +202,19 @@ class Load:
         return self.fft_samples(size) * self.recording.dtype.itemsize * self.recording.n_channels
 
     def min_tile_bytes(self, size: int | None = None) -> int:
-        """Minimum bytes of a tile with a core of `size` samples: input, spectrum and output of the filter."""
-        return 12 * self.n_channels * self.fft_samples(size)
+        """Minimum bytes of a tile with a core of `size` samples: input and output of the filter, and some of its work."""
+        return (8 * self.n_channels + 12 * min(FILTERED_CHANNELS.cpu, self.n_channels)) * self.fft_samples(size)
 
     def tile_bytes(self, size: int | None = None) -> int:
         """Bytes of a tile: as read, its channels in the probe's order (time-major, then channel-major), and filtered.
 
-        Filtering takes the traces, their spectrum, its copy, and the filtered traces.
+        Filtering takes the traces, the filtered traces and, of some channels at a time, spectrum, its copy and result;
+        subtracting hum takes the traces, those without hum, and all its harmonics twice, if that is more.
         """
         read = self.file_bytes(size) + 2 * self.fft_samples(size) * self.recording.dtype.itemsize * self.n_channels
-        return read + 16 * self.n_channels * self.fft_samples(size)
+        filtering = 12 * min(FILTERED_CHANNELS.on(self.device), self.n_channels)
+        harmonics = 16 * harmonics_of(self.settings.line_frequency, self.recording.sampling_rate_hz)
+        return read + (8 * self.n_channels + max(filtering, harmonics)) * self.fft_samples(size)
 
     def pinned_bytes(self) -> int:
         """Bytes of a tile of the file, and of pinned memory for this tile and the next, rounded up to powers of 2."""

@@ -17,7 +17,7 @@ from ks4stream.errors import BadChannelWarning, HumWarning, RecordingError
 from ks4stream.io.mapped import HELD_BYTES, release_pages, scratch_array
 from ks4stream.io.places import Place
 from ks4stream.kernels import preprocessing as kernels
-from ks4stream.kernels.hum import hum_share
+from ks4stream.kernels.hum import hum_shares
 from ks4stream.messages import warn
 from ks4stream.results import Whitening
 from ks4stream.stages.base import Block, Run, Stage
@@ -67,13 +67,15 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
     def _measured(self, tile: Tile) -> Measured:
         traces, blank, noise = self.tiles.measured(tile)
         core = self.tiles.core(tile)
-        traces, kept = traces[:, core], ~blank[core]
-        n_kept, covariance = int(kept.sum()), None
-        if n_kept >= MIN_KEPT_SHARE * len(kept):
-            covariance = kernels.covariance(traces if n_kept == len(kept) else traces[:, kept]).cpu().numpy()
-        settings, rate = self.tiles.settings, self.tiles.sampling_rate_hz
-        some = traces[:: -(-len(traces) // HUM_CHANNELS)]
-        hum = [hum_share(some, line, lowest_hz=settings.highpass_cutoff, sampling_rate_hz=rate) for line in LINES_HZ]
+        traces, n_kept, covariance = traces[:, core], int((~blank[core]).sum()), None
+        if n_kept >= MIN_KEPT_SHARE * traces.shape[1]:
+            covariance = kernels.covariance(traces, n_kept).cpu().numpy()
+        hum = hum_shares(
+            traces[:: -(-len(traces) // HUM_CHANNELS)],
+            LINES_HZ,
+            lowest_hz=self.tiles.settings.highpass_cutoff,
+            sampling_rate_hz=self.tiles.sampling_rate_hz,
+        )
         return Measured(covariance, noise.cpu().numpy(), hum)
 
     def combine(self, parts: Iterable[list[Measured]], run: Run) -> Whitening:

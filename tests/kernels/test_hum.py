@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ks4stream.kernels.hum import MIN_PERIODS, hum_share, remove_hum
+from ks4stream.kernels.hum import MIN_PERIODS, hum_shares, remove_hum
 
 RATE = 30_000.0
 N, N_SAMPLES = 4, 63_000  # 2.1 s, as a tile has by default
@@ -96,7 +96,8 @@ def test_other_frequencies_stay() -> None:
 
 
 def share(traces: Tensor, line_hz: float = 50.0) -> float:
-    return hum_share(traces, line_hz, lowest_hz=300.0, sampling_rate_hz=RATE)
+    (found,) = hum_shares(traces, [line_hz], lowest_hz=300.0, sampling_rate_hz=RATE)
+    return found
 
 
 @pytest.mark.parametrize("n_samples", [15_000, 60_000])

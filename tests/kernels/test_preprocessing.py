@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ks4stream.kernels.preprocessing import (
+    FILTERED_CHANNELS,
+    RANKED_SAMPLES,
     Mover,
     covariance,
     highpass,
@@ -80,6 +82,14 @@ def test_median_of_odd_and_even_numbers_of_channels(rows: list[list[float]], med
     assert traces.tolist() == rows
 
 
+def test_channels_and_samples_in_chunks_are_as_at_once() -> None:
+    traces = torch.from_numpy(np.random.default_rng(0).normal(size=(45, 20_001)).astype(np.float32))
+    assert 2 * FILTERED_CHANNELS.cpu < len(traces) and 2 * RANKED_SAMPLES.cpu < traces.shape[1]
+    alone = torch.cat([filtered(some, cutoff_hz=300) for some in traces.split(9)])
+    torch.testing.assert_close(filtered(traces, cutoff_hz=300), alone, atol=1e-5, rtol=0)  # float32
+    assert median_over_channels(traces).equal(traces.median(dim=0).values)
+
+
 def test_references_are_subtracted_in_place_from_their_own_channels() -> None:
     traces = torch.tensor([[1.0], [3.0], [100.0], [10.0], [20.0]])
     groups = [([0, 1], [0, 1, 2]), ([3, 4], [3, 4])]  # channel 2 is corrected but does not count
@@ -121,6 +131,11 @@ ALL = [np.roll(np.arange(4), -channel) for channel in range(4)]
 
 def test_covariance_takes_no_mean_away() -> None:
     assert covariance(torch.tensor([[1.0, 3.0], [2.0, 2.0]])).tolist() == [[5, 4], [4, 4]]
+
+
+def test_blanked_samples_do_not_enter_the_covariance() -> None:
+    traces = torch.tensor([[1.0, 0.0, 3.0], [2.0, 0.0, 2.0]])
+    assert covariance(traces, 2).equal(covariance(traces[:, [0, 2]]))
 
 
 def test_whitened_traces_have_the_identity_as_covariance() -> None:
