@@ -202,7 +202,7 @@ class Load:
         return self.fft_samples(size) * self.recording.dtype.itemsize * self.recording.n_channels
 
     def min_tile_bytes(self, size: int | None = None) -> int:
-        """Minimum bytes of a tile with a core of `size` samples: input and output of the filter, and some of its work."""
+        """Minimum bytes of a tile with a core of `size` samples: input, output and some work of the filter."""
         return (8 * self.n_channels + 12 * min(FILTERED_CHANNELS.cpu, self.n_channels)) * self.fft_samples(size)
 
     def tile_bytes(self, size: int | None = None) -> int:
