@@ -66,11 +66,7 @@ TRIES = (
         "0",
         "Short or sparse probes, 2-D arrays, or preparations that cannot move. Drift is not corrected then.",
     ),
-    (
-        "`nblocks`",
-        "3 to 5",
-        "A long shank whose tissue moves differently at different depths. On 32 simulated channels it did not help.",
-    ),
+    ("`nblocks`", "a number", "`drift_scatter.png` shows that tissue moves in more, or fewer, parts than was found."),
     ("`tmin`, `tmax`", "seconds", "The first minutes are unusable, or you want a quick look at a part."),
     (
         "`batch_size`",

@@ -59,7 +59,7 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings, drift: Drift |
         tiles = tiles.with_drift(drift, settings)
     waveforms, peaks = find_peaks(run, tiles, settings, centres, regions)
     plotted = None
-    if drift is None and settings.nblocks > 0:
+    if drift is None and settings.nblocks != 0:
         drift, plotted = run.do(EstimateDrift(settings, tiles, peaks))
         if np.any(drift.shift_um):
             tiles = tiles.with_drift(drift, settings)

@@ -198,12 +198,14 @@ class Settings:
         32.0, "Largest distance of a template centre from the nearest contact.", group="detection", ge=1, unit="µm"
     )
     # -- drift ---------------------------------------------------------------------------------------
-    nblocks: int = _setting(
-        1,
-        "Depth blocks of the drift estimate (2n − 1 overlapping segments): 1 is rigid, 0 turns it off.",
+    nblocks: int | str = _setting(
+        AUTO,
+        "Depth blocks of the drift estimate (2n − 1 overlapping segments): 1 is rigid, 0 turns it off; auto: as many "
+        "as both halves of the peaks agree on.",
         group="drift",
         kind=int,
         ge=0,
+        kilosort4=1,
     )
     binning_depth: float = _setting(
         5.0, "Size of the depth bins of the drift estimate.", group="drift", gt=0, unit="µm"

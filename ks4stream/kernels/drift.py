@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +20,8 @@ LARGER_BY = 1.1  # factor of the squared norm of the mean fingerprint from which
 RIGID_ITERATIONS = 10  # the last one only compares
 RIGID_REACH = 15  # largest shift tested in one iteration, in bins
 SEGMENT_REACH = 5  # largest shift tested per segment after the rigid shift, in bins
+BLOCKS_TRIED, MIN_BLOCK_UM = (1, 2, 3, 4, 6, 8, 12), 300.0  # for nblocks="auto"
+AS_WELL = 0.2  # bins; errors whose mean squares differ by less than its square are equal
 UPSAMPLING = 10  # steps per bin of the final shift
 MIN_DEPTH_BINS = 16  # with fewer depth bins a shift cannot be determined
 BINS_PER_CHUNK = 1 << 19  # of the fingerprints that are compared at a time: a few megabytes
@@ -103,20 +107,99 @@ def register(
     ndarray of float64, shape (b, g)
         Shift in depth bins; positive moves a batch to larger depth.
     """
-    n_batches, _, n_bins, _ = counts.shape
-    rigid, reference = _register_rigidly(counts, parts)
-    reach = min(SEGMENT_REACH, n_bins // 2)
-    segments = segment_bounds(n_bins, nblocks)
-    similarity = np.zeros((2 * reach + 1, n_batches, len(segments)))
-    for g, (first, last) in enumerate(segments):
-        window = np.zeros_like(reference)
-        window[first:last] = reference[first:last]
-        shifts = np.arange(-reach, reach + 1)
-        for rows in _chunks(counts):
-            similarity[:, rows, g] = _compare(_prints(counts[rows, parts]), window, rigid[rows], shifts).T
-    similarity = gaussian_filter(similarity, smoothing, mode="reflect")
-    residual = [_peak_between_bins(similarity[:, rows], reach) for rows in _chunks(counts)]
-    return np.asarray(rigid[:, None] + np.concatenate(residual), np.float64)
+    return Registered.rigidly(counts, parts).in_segments([nblocks], smoothing)[0]
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Fingerprints that are aligned by a rigid shift, and can then be aligned in segments.
+
+    Attributes
+    ----------
+    counts, parts
+        As :func:`register` has them.
+    shift : ndarray of int64, shape (b,)
+        In whole bins.
+    reference : ndarray, shape (z, a)
+        The mean fingerprint that the batches align with.
+    """
+
+    counts: Counts
+    parts: slice
+    shift: NDArray[np.int64]
+    reference: NDArray[np.float64]
+
+    @classmethod
+    def rigidly(cls, counts: Counts, parts: slice = slice(None)) -> Registered:
+        """Find the rigid shifts."""
+        return cls(counts, parts, *_register_rigidly(counts, parts))
+
+    def in_segments(self, nblocks: Sequence[int], smoothing: tuple[float, float, float]) -> list[NDArray[np.float64]]:
+        """Shifts in depth bins (b, g), for each number of blocks."""
+        n_batches, _, n_bins, _ = self.counts.shape
+        reach = min(SEGMENT_REACH, n_bins // 2)
+        bounds = [np.array(segment_bounds(n_bins, n)) for n in nblocks]
+        similarity = [np.zeros((2 * reach + 1, n_batches, len(of))) for of in bounds]
+        chunks = _chunks(self.counts)
+        for rows in chunks:
+            prints = _prints(self.counts[rows, self.parts])
+            product = _products_at_depths(prints, self.reference, self.shift[rows], np.arange(-reach, reach + 1))
+            below = np.concatenate([np.zeros_like(product[..., :1]), np.cumsum(product, axis=2)], axis=2)
+            for found, of in zip(similarity, bounds, strict=True):
+                found[:, rows] = below[..., of[:, 1]] - below[..., of[:, 0]]
+        shifts = []
+        for found in similarity:
+            smooth = gaussian_filter(found, smoothing, mode="reflect")
+            residual = np.concatenate([_peak_between_bins(smooth[:, rows], reach) for rows in chunks])
+            shifts.append(np.asarray(self.shift[:, None] + residual, np.float64))
+        return shifts
+
+
+def blocks_tried(span_um: float) -> list[int]:
+    """Numbers of depth blocks, of which :func:`best_nblocks` chooses: 1, and those that are at least 300 µm long.
+
+    >>> blocks_tried(620), blocks_tried(3820)
+    ([1, 2], [1, 2, 3, 4, 6, 8, 12])
+    """
+    return [n for n in BLOCKS_TRIED if n == 1 or n * MIN_BLOCK_UM <= span_um]
+
+
+def best_nblocks(
+    nblocks: Sequence[int], even: Sequence[NDArray[np.float64]], odd: Sequence[NDArray[np.float64]], n_bins: int
+) -> int:
+    """Number of depth blocks with which one half of the peaks best predicts what the other half tells in most detail.
+
+    Too few cannot follow the tissue; too many follow the noise, which differs between the halves.
+
+    Parameters
+    ----------
+    nblocks : sequence of int
+        Ascending.
+    even, odd : sequence of ndarray, shape (b, g)
+        Shifts in depth bins estimated from the two halves, for each of these.
+    n_bins : int
+        Number of depth bins.
+
+    Returns
+    -------
+    int
+        Of those that predict about as well as the best one (see :data:`AS_WELL`), the smallest.
+    """
+    centres = [np.mean(segment_bounds(n_bins, n), axis=1) for n in nblocks]
+    halves = [
+        [shift @ _interpolation(centre, centres[-1]) for shift, centre in zip(half, centres, strict=True)]
+        for half in (even, odd)
+    ]
+    errors = [
+        np.mean([np.square(shift - other[-1]).mean() for shift, other in zip(pair, reversed(halves), strict=True)])
+        for pair in zip(*halves, strict=True)
+    ]
+    return next(n for n, error in zip(nblocks, errors, strict=True) if error <= min(errors) + AS_WELL**2)
+
+
+def _interpolation(centre: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The matrix (g, d) by which shifts at segment centres (g,) are interpolated as in :func:`shift_at`."""
+    return np.stack([shift_at(at, centre, unit) for unit in np.eye(len(centre))])
 
 
 def _prints(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
@@ -177,6 +260,22 @@ def _align(
     return total, reference
 
 
+def _products_at_depths(
+    prints: NDArray[np.float64], reference: NDArray[np.float64], base: NDArray[np.int64], steps: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Inner products as of :func:`_compare`, at each depth of the reference: (step, b, z)."""
+    n_bins = len(reference)
+    products = np.zeros((len(steps), len(prints), n_bins))
+    for shift in np.unique(base):
+        rows = np.flatnonzero(base == shift)
+        some = prints[rows]
+        for index, moved in enumerate((shift + steps).tolist()):
+            if abs(moved) < n_bins:
+                to, of = slice(max(moved, 0), n_bins + min(moved, 0)), slice(max(-moved, 0), n_bins - max(moved, 0))
+                products[index, rows, to] = np.einsum("bza,za->bz", some[:, of], reference[to])
+    return products
+
+
 def _compare(
     prints: NDArray[np.float64], reference: NDArray[np.float64], base: NDArray[np.int64], steps: NDArray[np.int64]
 ) -> NDArray[np.float64]:
@@ -207,7 +306,7 @@ def _peak_between_bins(similarity: NDArray[np.float64], reach: int) -> NDArray[n
 
 
 def shift_at(
-    depth_um: NDArray[np.float64], centre_um: NDArray[np.float32], shift_um: NDArray[np.float32]
+    depth_um: NDArray[np.float64], centre_um: NDArray[np.floating], shift_um: NDArray[np.floating]
 ) -> NDArray[np.float64]:
     """Shift at given depths, linear between segment centres and extrapolated outside: (c,), (g,), (g,) to (c,).
 

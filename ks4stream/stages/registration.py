@@ -15,7 +15,7 @@ from ks4stream.kernels import drift as kernels
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
 from ks4stream.results import Drift
-from ks4stream.settings import Settings
+from ks4stream.settings import AUTO, Settings
 from ks4stream.stages.detection import lowest_peak
 from ks4stream.stages.needs import Load
 
@@ -35,7 +35,8 @@ class Registration:
     def __init__(self, settings: Settings, tiling: Tiling, probe: Probe, scratch: Path | None = None) -> None:
         self._settings, self._tiling = settings, tiling
         self._lowest_um = float(probe.y_um.min())
-        self._n_bins = kernels.n_depth_bins(float(np.ptp(probe.y_um)), settings.binning_depth)
+        self._span_um = float(np.ptp(probe.y_um))
+        self._n_bins = kernels.n_depth_bins(self._span_um, settings.binning_depth)
         shape = (len(tiling), 2, self._n_bins, kernels.N_AMPLITUDE_BINS)  # (b, half, z, a)
         self._counts = scratch_array(shape, np.uint16, scratch, held_bytes=HELD_BYTES)
 
@@ -63,46 +64,58 @@ class Registration:
 
     def of(self, counts: StreamedArray | NDArray[np.uint16]) -> Drift:
         """Shifts of all batches from their fingerprints (b, half, z, a)."""
-        settings = self._settings
-        segments = kernels.segment_bounds(self._n_bins, settings.nblocks)
-        centre = (
-            self._lowest_um - 1 + settings.binning_depth * np.array([(first + last) / 2 for first, last in segments])
-        )
-        no_drift = Drift(shift_um=np.zeros((counts.shape[0], len(segments))), centre_um=centre)
-        if self._n_bins < kernels.MIN_DEPTH_BINS:  # not worth a warning on every tetrode
-            return no_drift
-        if counts.shape[0] < 2:
-            return no_drift
+        n_batches, blocks, smoothing = counts.shape[0], self._blocks, self._settings.drift_smoothing
+        if self._n_bins < kernels.MIN_DEPTH_BINS or n_batches < 2:  # not worth a warning on every tetrode
+            return self._drift(np.zeros((n_batches, 2 * blocks[0] - 1)))
 
-        def register(halves: slice) -> NDArray[np.float64]:
-            shift = kernels.register(counts, halves, nblocks=settings.nblocks, smoothing=settings.drift_smoothing)
-            return shift - np.median(shift, axis=0)
+        def registered(halves: slice, blocks: list[int]) -> list[NDArray[np.float64]]:
+            shifts = kernels.Registered.rigidly(counts, halves).in_segments(blocks, smoothing)
+            return [shift - np.median(shift, axis=0) for shift in shifts]
 
-        shift = register(slice(None))
-        reliability = _correlation(*(register(slice(half, half + 1)) for half in (0, 1)))
-        if reliability < MIN_RELIABILITY:
-            if shift.std() > STILL_BINS:
-                warn(
-                    "Drift is taken as zero: the correlation of the shifts estimated from even and from odd peaks is "
-                    f"only {reliability:.2f} (few peaks).",
-                    DriftWarning,
-                )
-            return no_drift
-        return Drift(shift_um=shift * settings.binning_depth, centre_um=centre)
+        even, odd = (registered(slice(half, half + 1), blocks) for half in (0, 1))
+        nblocks = kernels.best_nblocks(blocks, even, odd, self._n_bins)
+        (shift,) = registered(slice(None), [nblocks])
+        reliability = _correlation(*(half[blocks.index(nblocks)] for half in (even, odd)))
+        if reliability >= MIN_RELIABILITY:
+            return self._drift(shift)
+        if shift.std() > STILL_BINS:
+            warn(
+                "Drift is taken as zero: the correlation of the shifts estimated from even and from odd peaks is "
+                f"only {reliability:.2f} (few peaks).",
+                DriftWarning,
+            )
+        return self._drift(np.zeros_like(shift))
+
+    @property
+    def _blocks(self) -> list[int]:
+        """Numbers of depth blocks, of which the best one is taken."""
+        return _blocks(self._settings, self._span_um)
+
+    def _drift(self, shift: NDArray[np.float64]) -> Drift:
+        """Shifts of segments (b, g) in bins, as a Drift in µm."""
+        bin_um = self._settings.binning_depth
+        segments = kernels.segment_bounds(self._n_bins, (shift.shape[1] + 1) // 2)
+        centre_um = self._lowest_um - 1 + bin_um * np.mean(segments, axis=1)
+        return Drift(shift_um=shift * bin_um, centre_um=centre_um)
 
     @staticmethod
     def n_bytes(load: Load) -> tuple[int, int]:
         """Fingerprints of all batches, in memory or on disk, and the arrays of the registration."""
-        n, segments = len(load.tiling), 2 * load.settings.nblocks - 1
-        depth_bins = kernels.n_depth_bins(float(np.ptp(load.probe.y_um)), load.settings.binning_depth)
+        n, span_um = len(load.tiling), float(np.ptp(load.probe.y_um))
+        segments = sum(2 * blocks - 1 for blocks in _blocks(load.settings, span_um))
+        depth_bins = kernels.n_depth_bins(span_um, load.settings.binning_depth)
         bins = depth_bins * kernels.N_AMPLITUDE_BINS
         fingerprints = 4 * n * bins  # two halves of 16 bits
         n_chunk = min(kernels.batches_per_chunk(depth_bins), n)
-        # Logarithms of a chunk of fingerprints, and their similarity at 101 shifts; that of all at 11, in each segment.
-        # Beside these, the fingerprints on which first references are tried.
+        # Logarithms of a chunk of fingerprints, and their similarity at 31 shifts, and by depth at 11; that of all at
+        # 11, in each segment, smoothed and upsampled. Beside these, those on which first references are tried.
         tried = 4 * bins * min(n, kernels.BATCHES_TRIED)
-        registering = tried + 24 * n_chunk * bins + 8 * (101 * n_chunk + 3 * 11 * n) * segments
+        registering = tried + 24 * n_chunk * bins + 8 * 11 * (2 * n_chunk * depth_bins + 3 * n * segments)
         return min(fingerprints, HELD_BYTES) + registering, fingerprints if fingerprints > HELD_BYTES else 0
+
+
+def _blocks(settings: Settings, span_um: float) -> list[int]:
+    return kernels.blocks_tried(span_um) if settings.nblocks == AUTO else [int(settings.nblocks)]
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from ks4stream.kernels import drift
-from ks4stream.kernels.drift import fingerprint_bins, n_depth_bins, register, segment_bounds, shift_at
+from ks4stream.kernels.drift import (
+    Registered,
+    best_nblocks,
+    blocks_tried,
+    fingerprint_bins,
+    n_depth_bins,
+    register,
+    segment_bounds,
+    shift_at,
+)
 
 UNSMOOTHED = (0.0, 0.0, 0.0)
 LEVELS = np.arange(20)
@@ -58,6 +67,41 @@ def test_segments_move_on_their_own() -> None:
     assert estimate.shape == (9, 3)
     np.testing.assert_allclose(estimate[-1, [0, 2]], [-2, 2], atol=0.3)  # as above
     np.testing.assert_allclose(estimate[:-1], 0, atol=0.2)
+
+
+def test_segments_are_aligned_as_if_each_were_alone() -> None:
+    """A segment compares its bins of the reference with the whole batch, at the rigid shift and beside it."""
+    counts = fingerprints([0, 3, -2, 9, 0, 1], n_bins=90, within=(8, 82))
+    registered = Registered.rigidly(counts)
+    found = registered.in_segments([1, 3], UNSMOOTHED)
+    prints = drift._prints(counts)
+    steps = np.arange(-5, 6)
+    for nblocks, shift in zip([1, 3], found, strict=True):
+        for segment, (first, last) in enumerate(segment_bounds(90, nblocks)):
+            window = np.zeros_like(registered.reference)
+            window[first:last] = registered.reference[first:last]
+            similarity = drift._compare(prints, window, registered.shift, steps).T[:, :, None]
+            alone = registered.shift + drift._peak_between_bins(similarity, 5)[:, 0]
+            assert shift[:, segment].tolist() == alone.tolist()
+
+
+@pytest.mark.parametrize(("knots", "nblocks"), [([0.5], 1), ([0, 1], 2), ([0, 0.5, 1], 2), ([0, 1 / 3, 2 / 3, 1], 3)])
+def test_the_number_of_blocks_follows_from_the_halves(knots: list[float], nblocks: int) -> None:
+    """Tissue that moves at some depths, and linearly between; noise differs between the halves."""
+    draw, tried = np.random.default_rng(5), [1, 2, 3, 4, 6]
+    true = draw.normal(0, 2, (200, len(knots)))
+
+    def half() -> list[np.ndarray]:
+        centres = [np.mean(segment_bounds(600, n), axis=1) / 600 for n in tried]
+        seen = [np.stack([np.interp(centre, knots, row) for row in true]) for centre in centres]
+        return [shift + draw.normal(0, 0.1 * math.sqrt(n), shift.shape) for n, shift in zip(tried, seen, strict=True)]
+
+    assert best_nblocks(tried, half(), half(), 600) == nblocks
+
+
+def test_blocks_are_at_least_300_um_long() -> None:
+    assert blocks_tried(0) == blocks_tried(599) == [1]
+    assert blocks_tried(900) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("n_bins", [1, 2, 7, 15, 60])
