@@ -21,7 +21,7 @@ RIGID_ITERATIONS = 10  # the last one only compares
 RIGID_REACH = 15  # largest shift tested in one iteration, in bins
 SEGMENT_REACH = 5  # largest shift tested per segment after the rigid shift, in bins
 BLOCKS_TRIED, MIN_BLOCK_UM = (1, 2, 3, 4, 6, 8, 12), 300.0  # for nblocks="auto"
-AS_WELL = 0.2  # bins; errors whose mean squares differ by less than its square are equal
+AS_WELL = 0.25  # bins; errors whose mean squares differ by less than its square are equal
 UPSAMPLING = 10  # steps per bin of the final shift
 MIN_DEPTH_BINS = 16  # with fewer depth bins a shift cannot be determined
 BINS_PER_CHUNK = 1 << 19  # of the fingerprints that are compared at a time: a few megabytes
