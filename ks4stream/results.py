@@ -80,6 +80,13 @@ class Drift(Checked):
         ("b", "g"), "float32", "µm", "correction of each batch; positive: traces move to larger depth"
     )
     centre_um: Array = _array(("g",), "float32", "µm", "depth of the segment centres (yblk)")
+    error_um: Array = _array(
+        ("b_known", "g_known"),
+        "float32",
+        "µm",
+        "half the difference between estimates from even and from odd peaks; empty if it is not known",
+        default_factory=lambda: np.zeros((0, 0), np.float32),
+    )
 
 
 @dataclass(frozen=True, eq=False)

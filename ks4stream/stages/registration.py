@@ -24,6 +24,9 @@ MIN_FINGERPRINT_SCORE = 9.0
 """Minimum score of the peaks that are counted, if detection finds smaller ones: those are mostly of distant neurons,
 and so many that all depths look alike."""
 MIN_RELIABILITY = 0.5  # correlation of the shifts estimated from the two halves of the peaks; lower ones are noise
+UNCERTAIN_BINS, MUCH_UNCERTAIN = 1.0, 0.1
+"""There is a warning if half the difference between the estimates from the two halves exceeds one bin in more than a
+tenth of batches and segments; where it does, it is usually several bins, as a half is aligned with other neurons."""
 STILL_BINS = 1.0  # s.d. of unreliable shifts up to which they are set to zero without a warning
 
 
@@ -75,28 +78,38 @@ class Registration:
         even, odd = (registered(slice(half, half + 1), blocks) for half in (0, 1))
         nblocks = kernels.best_nblocks(blocks, even, odd, self._n_bins)
         (shift,) = registered(slice(None), [nblocks])
-        reliability = _correlation(*(half[blocks.index(nblocks)] for half in (even, odd)))
-        if reliability >= MIN_RELIABILITY:
-            return self._drift(shift)
-        if shift.std() > STILL_BINS:
+        halves = [half[blocks.index(nblocks)] for half in (even, odd)]
+        error, reliability = np.abs(halves[0] - halves[1]) / 2, _correlation(*halves)
+        if reliability < MIN_RELIABILITY:
+            if shift.std() > STILL_BINS:
+                warn(
+                    "Drift is taken as zero: the correlation of the shifts estimated from even and from odd peaks is "
+                    f"only {reliability:.2f} (few peaks).",
+                    DriftWarning,
+                )
+            return self._drift(np.zeros_like(shift), error)
+        uncertain = float(np.mean(error > UNCERTAIN_BINS))
+        if uncertain > MUCH_UNCERTAIN:
             warn(
-                "Drift is taken as zero: the correlation of the shifts estimated from even and from odd peaks is "
-                f"only {reliability:.2f} (few peaks).",
+                f"Drift is uncertain in {100 * uncertain:.0f} % of the recording: there, shifts estimated from even "
+                f"and from odd peaks differ by more than {2 * UNCERTAIN_BINS * self._settings.binning_depth:g} µm. "
+                "See drift.error_um of the result for where; units there may be cut into pieces.",
                 DriftWarning,
             )
-        return self._drift(np.zeros_like(shift))
+        return self._drift(shift, error)
 
     @property
     def _blocks(self) -> list[int]:
         """Numbers of depth blocks, of which the best one is taken."""
         return _blocks(self._settings, self._span_um)
 
-    def _drift(self, shift: NDArray[np.float64]) -> Drift:
-        """Shifts of segments (b, g) in bins, as a Drift in µm."""
+    def _drift(self, shift: NDArray[np.float64], error: NDArray[np.float64] | None = None) -> Drift:
+        """Shifts and errors of segments (b, g) in bins, as a Drift in µm."""
         bin_um = self._settings.binning_depth
         segments = kernels.segment_bounds(self._n_bins, (shift.shape[1] + 1) // 2)
         centre_um = self._lowest_um - 1 + bin_um * np.mean(segments, axis=1)
-        return Drift(shift_um=shift * bin_um, centre_um=centre_um)
+        known = {} if error is None else {"error_um": error * bin_um}
+        return Drift(shift_um=shift * bin_um, centre_um=centre_um, **known)
 
     @staticmethod
     def n_bytes(load: Load) -> tuple[int, int]:

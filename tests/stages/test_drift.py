@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from runs import RunHere
 
 from ks4stream import Settings, simulate
 from ks4stream.blocks import Tiling
+from ks4stream.errors import DriftWarning
 from ks4stream.io.sources import ArraySource
 from ks4stream.io.tables import Receipt, read_column, write_block
 from ks4stream.recording import Recording
@@ -126,6 +128,36 @@ def faint(seed: int) -> dict[str, NDArray[np.generic]]:
         "depth_um": (60 + 15 * patch + 20 * sample / (SIZE * N_BATCHES) + rng.normal(0, 2, n)).astype(np.float32),
         "score": (10 + 4 * patch + rng.normal(0, 1, n)).clip(9).astype(np.float32),
     }
+
+
+def halves_that_disagree(source: Preprocessor, batches: list[int]) -> NDArray[np.uint16]:
+    """Counts of neurons that move by up to 10 bins; in some batches, the odd peaks are 6 bins off."""
+    estimator = registration.Registration(Settings(), source.tiling, source.probe)
+    counts = np.zeros(estimator._counts.shape, np.uint16)
+    place, level = np.arange(20, 45, 5), np.arange(0, 20, 4)
+    for batch in range(N_BATCHES):
+        moved = round(5 * np.sin(batch / 4))
+        for half in (0, 1):
+            off = 6 * (half == 1 and batch in batches)
+            counts[batch, half, place + moved + off, level] = 40 if off == 0 else 10
+    return counts
+
+
+@pytest.mark.parametrize("batches", [[7, 20], [3, 7, 11, 20, 28, 33]])
+def test_errors_are_large_where_the_halves_disagree(source: Preprocessor, batches: list[int]) -> None:
+    counts = halves_that_disagree(source, batches)
+    estimator = registration.Registration(Settings(), source.tiling, source.probe)
+    much = len(batches) > 0.1 * N_BATCHES
+    with pytest.warns(DriftWarning, match="in 15 % of the recording") if much else nullcontext():
+        found = estimator.of(counts)
+    assert found.shift_um.any() and found.error_um.shape == found.shift_um.shape
+    assert np.flatnonzero(found.error_um[:, 0] > 5).tolist() == batches
+    assert found.error_um[batches, 0] == pytest.approx(15, abs=2)  # half of 6 bins
+
+
+def test_without_an_estimate_there_is_no_error(source: Preprocessor) -> None:
+    estimator = registration.Registration(Settings(), source.tiling, source.probe)
+    assert estimator.of(np.zeros((1, *estimator._counts.shape[1:]), np.uint16)).error_um.size == 0
 
 
 @pytest.mark.slow
