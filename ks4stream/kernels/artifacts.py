@@ -27,8 +27,8 @@ POP_DEVIATIONS, POP_SHARE, POP_GAP_MS = 50.0, 0.05, 0.5
 """A pop exceeds 50 standard deviations on one channel, and less than a twentieth of that on the contacts beside it, up
 to 40 µm away, which every neuron of this size would reach. It lasts until the channel has been within 6 standard
 deviations for half a millisecond."""
-LOUD, LOUD_SHARE, LOUD_SAMPLES = 3.0, 0.5, 1024
-"""Stretches of 1024 samples are loud if the noise is 3 times its usual size on more than half of the channels of a
+LOUD, LOUD_SHARE, LOUD_SAMPLES = 2.5, 0.5, 1024
+"""Stretches of 1024 samples are loud if the noise is 2.5 times its usual size on more than half of the channels of a
 window."""
 
 

@@ -21,7 +21,7 @@ RIGID_ITERATIONS = 10  # the last one only compares
 RIGID_REACH = 15  # largest shift tested in one iteration, in bins
 SEGMENT_REACH = 5  # largest shift tested per segment after the rigid shift, in bins
 BLOCKS_TRIED, MIN_BLOCK_UM = (1, 2, 3, 4, 6, 8, 12), 300.0  # for nblocks="auto"
-AS_WELL = 0.25  # bins; errors whose mean squares differ by less than its square are equal
+AS_WELL = 0.23  # bins; errors whose mean squares differ by less than its square are equal
 UPSAMPLING = 10  # steps per bin of the final shift
 MIN_DEPTH_BINS = 16  # with fewer depth bins a shift cannot be determined
 BINS_PER_CHUNK = 1 << 19  # of the fingerprints that are compared at a time: a few megabytes
@@ -186,10 +186,12 @@ def best_nblocks(
         Of those that predict about as well as the best one (see :data:`AS_WELL`), the smallest.
     """
     centres = [np.mean(segment_bounds(n_bins, n), axis=1) for n in nblocks]
-    halves = [
-        [shift @ _interpolation(centre, centres[-1]) for shift, centre in zip(half, centres, strict=True)]
-        for half in (even, odd)
-    ]
+
+    def detail(shift: NDArray[np.float64], centre: NDArray[np.float64]) -> NDArray[np.float64]:
+        fine = shift @ _interpolation(centre, centres[-1])
+        return np.asarray(fine - fine.mean(axis=1, keepdims=True))  # what is rigid is no reason for more blocks
+
+    halves = [[detail(*pair) for pair in zip(half, centres, strict=True)] for half in (even, odd)]
     errors = [
         np.mean([np.square(shift - other[-1]).mean() for shift, other in zip(pair, reversed(halves), strict=True)])
         for pair in zip(*halves, strict=True)

@@ -99,6 +99,16 @@ def test_the_number_of_blocks_follows_from_the_halves(knots: list[float], nblock
     assert best_nblocks(tried, half(), half(), 600) == nblocks
 
 
+def test_halves_that_move_apart_rigidly_need_no_more_blocks() -> None:
+    draw, tried = np.random.default_rng(6), [1, 2, 3]
+    apart = np.repeat([0, 4], 100)[:, None]  # one half took other neurons for those of the reference
+
+    def half(offset: float | np.ndarray) -> list[np.ndarray]:
+        return [offset + draw.normal(0, 0.1, (200, 2 * n - 1)) for n in tried]
+
+    assert best_nblocks(tried, half(apart), half(0), 600) == 1
+
+
 def test_blocks_are_at_least_300_um_long() -> None:
     assert blocks_tried(0) == blocks_tried(599) == [1]
     assert blocks_tried(900) == [1, 2, 3]
