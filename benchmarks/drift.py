@@ -21,6 +21,7 @@ import quick
 from numpy.typing import NDArray
 
 from ks4stream import Settings, sort
+from ks4stream.kernels.drift import shift_at
 
 HERE = Path(__file__).parent
 N_DEPTHS = 9  # at which drift is compared
@@ -52,7 +53,9 @@ def _ours(binary: Path, truth: dict[str, NDArray[Any]], nblocks: str) -> str:
     assert sorting.drift is not None, "nblocks=0 estimates none"
     shift_um, centre_um = sorting.drift.shift_um, sorting.drift.centre_um
     batch_s = settings.batch_size / float(truth["sampling_rate_hz"])
-    error = rms_um(truth, batch_s * (np.arange(len(shift_um)) + 0.5), centre_um, -shift_um)
+    error = rms_um(
+        truth, batch_s * (np.arange(len(shift_um)) + 0.5), depths_um(truth), applied_um(truth, shift_um, centre_um)
+    )
     summary = quick.summary_of(truth, sorting.sample[sorting.kept], sorting.unit[sorting.kept])
     return f"{error:6.2f} µm, {len(centre_um)} segments   {quick.describe('', summary).strip()}"
 
@@ -63,7 +66,7 @@ def _theirs(binary: Path, truth: dict[str, NDArray[Any]], python: str, preset: s
         files = [str(binary), "--probe", str(binary.with_suffix(".probe.json")), "--out", str(out)]
         done = subprocess.run([python, str(HERE / "run_motion.py"), preset, *files], capture_output=True, text=True)
         if done.returncode:
-            return f"failed: {done.stderr.strip().splitlines()[-1]}"
+            return f"failed: {(done.stderr.strip().splitlines() or [f'exit status {done.returncode}'])[-1]}"
         with np.load(out) as found:
             error = rms_um(truth, found["time_s"], found["depth_um"], found["displacement_um"])
             return f"{error:6.2f} µm, {found['cpu_s']:.1f} CPU s"
@@ -82,11 +85,21 @@ def rms_um(
     displacement_um : ndarray, shape (t, d)
         Of the tissue, at these times and depths; constant below the first depth and above the last.
     """
-    at_um = np.linspace(truth["drift_y_um"].min(), truth["drift_y_um"].max(), N_DEPTHS)
+    at_um = depths_um(truth)
     true = np.stack([np.interp(time_s, truth["drift_time_s"], depth) for depth in truth["drift_um"].T], axis=1)
     error = _at(displacement_um, depth_um, at_um) - _at(true, truth["drift_y_um"], at_um)
     error -= np.median(error, axis=0)
     return float(np.sqrt(np.mean(np.square(error))))
+
+
+def depths_um(truth: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
+    """Depths at which drift is compared."""
+    return np.linspace(truth["drift_y_um"].min(), truth["drift_y_um"].max(), N_DEPTHS)
+
+
+def applied_um(truth: dict[str, NDArray[Any]], shift_um: NDArray[Any], centre_um: NDArray[Any]) -> NDArray[np.float64]:
+    """The displacement that is corrected at these depths, which is extrapolated beyond the outer segments."""
+    return -np.stack([shift_at(depths_um(truth), centre_um, shift) for shift in shift_um])
 
 
 def _at(values: NDArray[Any], depth_um: NDArray[Any], at_um: NDArray[Any]) -> NDArray[Any]:

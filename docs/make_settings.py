@@ -22,7 +22,7 @@ HEAD = """\
 # Settings
 
 This page lists every setting, and which ones to try first. Names are Kilosort4's, and so are defaults, except for
-two thresholds: `run_kilosort` keeps Kilosort4's, 9 and 8; otherwise they follow from the data ("auto").
+three: the two thresholds and `nblocks` follow from the data ("auto"); `run_kilosort` keeps Kilosort4's 9, 8 and 1.
 
 Everything that changes a result is a setting, and nothing else is. The number of workers, the device, and the number of
 batches per task never change a result, except that another kind of processor may change last digits; see
@@ -66,7 +66,7 @@ TRIES = (
         "0",
         "Short or sparse probes, 2-D arrays, or preparations that cannot move. Drift is not corrected then.",
     ),
-    ("`nblocks`", "a number", "`drift_scatter.png` shows that tissue moves in more, or fewer, parts than was found."),
+    ("`nblocks`", "a number", "`drift_scatter.png` shows that tissue moves in more, or fewer, parts than were found."),
     ("`tmin`, `tmax`", "seconds", "The first minutes are unusable, or you want a quick look at a part."),
     (
         "`batch_size`",

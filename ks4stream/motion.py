@@ -75,6 +75,11 @@ def _checked(drift: Drift, tiles: Preprocessor) -> Drift:
         raise SettingsError(
             f"The given drift has shifts at {drift.shift_um.shape[1]} depths, but {len(drift.centre_um)} depths."
         )
+    if drift.error_um.size and drift.error_um.shape != drift.shift_um.shape:
+        raise SettingsError(
+            f"The given drift has shifts of shape {drift.shift_um.shape}, but errors (error_um) of shape "
+            f"{drift.error_um.shape}. They must have the same shape, or leave error_um out."
+        )
     _check_finite(drift.shift_um)
     _check_ascending(drift.centre_um, "depths")
     return drift

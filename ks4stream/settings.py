@@ -91,8 +91,8 @@ def _refuses_unknown_names(cls: Class) -> Class:
 class Settings:
     """Everything that changes the result of a sort; frozen, and checked on construction.
 
-    Names are Kilosort4's, and so are defaults, except for ``Th_universal`` and ``Th_learned``; those of Kilosort4 are
-    given by :meth:`like_kilosort4`.
+    Names are Kilosort4's, and so are defaults, except for ``Th_universal``, ``Th_learned`` and ``nblocks``; those of
+    Kilosort4 are given by :meth:`like_kilosort4`.
 
     Raises
     ------
@@ -200,8 +200,8 @@ class Settings:
     # -- drift ---------------------------------------------------------------------------------------
     nblocks: int | str = _setting(
         AUTO,
-        "Depth blocks of the drift estimate (2n − 1 overlapping segments): 1 is rigid, 0 turns it off; auto: as many "
-        "as both halves of the peaks agree on.",
+        "Depth blocks of the drift estimate (2n − 1 overlapping segments): 1 is rigid, 0 turns it off; auto: chosen "
+        "by comparing the estimates from two halves of the peaks.",
         group="drift",
         kind=int,
         ge=0,

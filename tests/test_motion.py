@@ -70,6 +70,7 @@ def test_a_drift_of_ours_is_taken_as_it_is() -> None:
         (Drift(np.zeros((4, 1)), [0.0]), RecordingError, "for 4 batches, but .* has 5"),
         (Drift(np.zeros((5, 2)), [0.0]), SettingsError, "shifts at 2 depths, but 1 depths"),
         (Drift(np.full((5, 1), np.inf), [0.0]), SettingsError, "not a finite number at 5 of 5 places"),
+        (Drift(np.zeros((5, 1)), [0.0], np.zeros((7, 2))), SettingsError, r"errors \(error_um\) of shape \(7, 2\)"),
         (Drift(np.zeros((5, 2)), [10.0, 0.0]), SettingsError, "depths .* ascending"),
     ],
 )

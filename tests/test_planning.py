@@ -408,6 +408,50 @@ def test_no_process_takes_more_than_was_said(tmp_path: Path):
     assert {stage for stage, _ in measured} == set(need)
 
 
+MEASURE_HUM = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from ks4stream import Settings, open_recording, simulate
+from ks4stream.engine import one_thread
+from ks4stream.sorter import prepare
+from ks4stream.stages.whitening import LearnWhitening
+
+n_channels = int(sys.argv[1])
+settings = Settings(line_frequency=50, batch_size=480_000)
+traces = np.random.default_rng(0).normal(0, 20, (1_440_000, n_channels)).astype(np.int16)
+tiles = prepare(open_recording(traces, fs=30_000, probe=simulate.staggered_probe(n_channels)), settings)
+learn = LearnWhitening(settings, tiles)
+with one_thread():
+    learn.task((tiles.tiling[0],), Path())  # libraries are loaded
+Path("/proc/self/clear_refs").write_text("5")
+before = Path("/proc/self/status").read_text()
+with one_thread():
+    learn.task((tiles.tiling[1],), Path())
+after = Path("/proc/self/status").read_text()
+kilobytes = [int(text.split(name)[1].split()[0]) for text, name in ((before, "VmRSS:"), (after, "VmHWM:"))]
+print(1024 * (kilobytes[1] - kilobytes[0]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_channels", [4, 32])  # with few, the harmonics take most of it; with many, the traces
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are asked of Linux")
+def test_subtracting_hum_takes_no_more_than_was_said(n_channels: int):
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE_HUM, str(n_channels)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(ks4stream.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    settings = Settings(line_frequency=50, batch_size=480_000)
+    found = plan(recording_of(n_channels, hours=48 / 3600), settings, n_workers=1, block_batches=1)
+    need = next(stage.memory_bytes for stage in found.stages if stage.name == "whitening")
+    assert int(done.stdout) <= need <= 2 * int(done.stdout), (done.stdout, need)  # as above
+
+
 def test_snippets_are_counted_whatever_the_spikes():
     """Movement makes clean peaks, too: there may be as many as a tile hands over."""
     few, many = (plan(recording_of(), spikes_per_channel_hz=rate, **ROOMY).stages[1] for rate in (0.1, 100))

@@ -21,7 +21,8 @@ RIGID_ITERATIONS = 10  # the last one only compares
 RIGID_REACH = 15  # largest shift tested in one iteration, in bins
 SEGMENT_REACH = 5  # largest shift tested per segment after the rigid shift, in bins
 BLOCKS_TRIED, MIN_BLOCK_UM = (1, 2, 3, 4, 6, 8, 12), 300.0  # for nblocks="auto"
-AS_WELL = 0.23  # bins; errors whose mean squares differ by less than its square are equal
+EQUAL_WITHIN = 0.23  # bins; errors whose mean squares differ by less than its square count as equal
+TRUNCATED = 4.0  # standard deviations of the Gaussians that smooth, beyond which they are 0
 UPSAMPLING = 10  # steps per bin of the final shift
 MIN_DEPTH_BINS = 16  # with fewer depth bins a shift cannot be determined
 BINS_PER_CHUNK = 1 << 19  # of the fingerprints that are compared at a time: a few megabytes
@@ -137,22 +138,26 @@ class Registered:
     def in_segments(self, nblocks: Sequence[int], smoothing: tuple[float, float, float]) -> list[NDArray[np.float64]]:
         """Shifts in depth bins (b, g), for each number of blocks."""
         n_batches, _, n_bins, _ = self.counts.shape
-        reach = min(SEGMENT_REACH, n_bins // 2)
+        steps = np.arange(-min(SEGMENT_REACH, n_bins // 2), min(SEGMENT_REACH, n_bins // 2) + 1)
         bounds = [np.array(segment_bounds(n_bins, n)) for n in nblocks]
-        similarity = [np.zeros((2 * reach + 1, n_batches, len(of))) for of in bounds]
-        chunks = _chunks(self.counts)
-        for rows in chunks:
-            prints = _prints(self.counts[rows, self.parts])
-            product = _products_at_depths(prints, self.reference, self.shift[rows], np.arange(-reach, reach + 1))
+        shifts = [np.zeros((n_batches, len(of))) for of in bounds]
+        beside = smoothing_reach(smoothing)
+        for rows in _chunks(self.counts):
+            around = slice(max(rows.start - beside, 0), min(rows.stop + beside, n_batches))
+            prints = _prints(self.counts[around, self.parts])
+            product = _products_at_depths(prints, self.reference, self.shift[around], steps)
             below = np.concatenate([np.zeros_like(product[..., :1]), np.cumsum(product, axis=2)], axis=2)
-            for found, of in zip(similarity, bounds, strict=True):
-                found[:, rows] = below[..., of[:, 1]] - below[..., of[:, 0]]
-        shifts = []
-        for found in similarity:
-            smooth = gaussian_filter(found, smoothing, mode="reflect")
-            residual = np.concatenate([_peak_between_bins(smooth[:, rows], reach) for rows in chunks])
-            shifts.append(np.asarray(self.shift[:, None] + residual, np.float64))
+            core = slice(rows.start - around.start, min(rows.stop, n_batches) - around.start)
+            for shift, of in zip(shifts, bounds, strict=True):
+                similarity = below[..., of[:, 1]] - below[..., of[:, 0]]  # (step, b, g)
+                smooth = gaussian_filter(similarity, smoothing, mode="reflect", truncate=TRUNCATED)[:, core]
+                shift[rows] = self.shift[rows, None] + _peak_between_bins(smooth, int(steps[-1]))
         return shifts
+
+
+def smoothing_reach(smoothing: tuple[float, float, float]) -> int:
+    """Number of batches on either side that smoothing reaches."""
+    return int(TRUNCATED * smoothing[1] + 0.5)
 
 
 def blocks_tried(span_um: float) -> list[int]:
@@ -167,7 +172,7 @@ def blocks_tried(span_um: float) -> list[int]:
 def best_nblocks(
     nblocks: Sequence[int], even: Sequence[NDArray[np.float64]], odd: Sequence[NDArray[np.float64]], n_bins: int
 ) -> int:
-    """Number of depth blocks with which one half of the peaks best predicts what the other half tells in most detail.
+    """Number of depth blocks with which the estimate from one half best predicts the most detailed one from the other.
 
     Too few cannot follow the tissue; too many follow the noise, which differs between the halves.
 
@@ -183,7 +188,7 @@ def best_nblocks(
     Returns
     -------
     int
-        Of those that predict about as well as the best one (see :data:`AS_WELL`), the smallest.
+        Of those whose errors count as equal to the smallest one, the smallest number.
     """
     centres = [np.mean(segment_bounds(n_bins, n), axis=1) for n in nblocks]
 
@@ -191,12 +196,13 @@ def best_nblocks(
         fine = shift @ _interpolation(centre, centres[-1])
         return np.asarray(fine - fine.mean(axis=1, keepdims=True))  # what is rigid is no reason for more blocks
 
-    halves = [[detail(*pair) for pair in zip(half, centres, strict=True)] for half in (even, odd)]
+    finest = detail(even[-1], centres[-1]), detail(odd[-1], centres[-1])
     errors = [
-        np.mean([np.square(shift - other[-1]).mean() for shift, other in zip(pair, reversed(halves), strict=True)])
-        for pair in zip(*halves, strict=True)
+        (np.square(detail(of_even, centre) - finest[1]).mean() + np.square(detail(of_odd, centre) - finest[0]).mean())
+        / 2
+        for of_even, of_odd, centre in zip(even, odd, centres, strict=True)
     ]
-    return next(n for n, error in zip(nblocks, errors, strict=True) if error <= min(errors) + AS_WELL**2)
+    return next(n for n, error in zip(nblocks, errors, strict=True) if error <= min(errors) + EQUAL_WITHIN**2)
 
 
 def _interpolation(centre: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:

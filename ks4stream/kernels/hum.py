@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ MAX_HARMONICS = 60
 AWAY = 9.0  # times the median distance of the channels' mean from its median, about 6 s.d.; samples beyond do not enter
 RIDGE = 1e-3  # of the fit, per sample: where samples of few phases are kept, it is not determined
 MIN_PERIODS = 5  # of the mains frequency that a fit takes, at least
+FITTED_SAMPLES = 1 << 13  # at a time
+WAVE_BYTES = 80  # per sample: times, the mean of the channels, and one harmonic as it is computed
 N_PARTS = 64  # of a tile, within which a harmonic hardly shifts
 SEGMENT_HZ = 2.0  # resolution of the spectrum in which hum is recognised; 50 and 60 Hz are multiples
 
@@ -23,6 +25,12 @@ def harmonics_of(line_hz: float, sampling_rate_hz: float) -> int:
     if line_hz == 0:
         return 0
     return min(int(min(HIGHEST_HZ, 0.4 * sampling_rate_hz) // line_hz), MAX_HARMONICS)
+
+
+def bytes_per_sample(line_hz: float, sampling_rate_hz: float) -> int:
+    """Memory that :func:`remove_hum` takes besides the traces and its result, per sample of a tile."""
+    n_harmonics = harmonics_of(line_hz, sampling_rate_hz)
+    return 8 * n_harmonics + WAVE_BYTES if n_harmonics else 0
 
 
 def remove_hum(traces: Tensor, kept: Tensor, line_hz: float, sampling_rate_hz: float) -> Tensor:
@@ -54,26 +62,36 @@ def remove_hum(traces: Tensor, kept: Tensor, line_hz: float, sampling_rate_hz: f
     kept = kept & (away <= AWAY * away[kept].median())  # without artifacts, which the fit would spread
     mean = torch.where(kept, mean - mean[kept].mean(), 0.0)
     exact_hz = _exact_frequency(mean, line_hz, n_harmonics, time_s)
-    waves = _harmonics(exact_hz, n_harmonics, time_s)
-    constant = torch.ones(1, len(time_s), device=traces.device)  # so that offsets do not matter
-    basis = torch.cat([constant, waves.real, waves.imag])  # (2k + 1, t)
-    del waves  # before another is allocated
-    fitted = basis if bool(kept.all()) else basis * kept
-    gram = (fitted @ basis.T).double()
+    basis = torch.empty(2 * n_harmonics + 1, len(time_s), device=traces.device)
+    basis[0] = 1.0  # so that offsets do not matter
+    for number, wave in enumerate(_harmonics(exact_hz, n_harmonics, time_s), 1):
+        basis[number], basis[n_harmonics + number] = wave.real, wave.imag
+    gram = torch.zeros(len(basis), len(basis), dtype=torch.float64, device=traces.device)
+    product = torch.zeros(len(basis), len(traces), dtype=torch.float64, device=traces.device)
+    for some, some_traces, some_kept in zip(
+        *(values.split(FITTED_SAMPLES, -1) for values in (basis, traces, kept)), strict=True
+    ):
+        fitted = some * some_kept
+        gram += fitted @ some.T
+        product += fitted @ some_traces.T
     gram.diagonal()[1:] += RIDGE * int(kept.sum())
-    size = torch.linalg.solve(gram, (fitted @ traces.T).double()).to(traces.dtype)  # (2k + 1, c)
-    return torch.addmm(traces, size[1:].T, basis[1:], alpha=-1)
+    size = torch.linalg.solve(gram, product).to(traces.dtype)  # (2k + 1, c)
+    left = torch.empty_like(traces)
+    for some_left, some_traces, some in zip(
+        *(values.split(FITTED_SAMPLES, -1) for values in (left, traces, basis[1:])), strict=True
+    ):
+        torch.addmm(some_traces, size[1:].T, some, alpha=-1, out=some_left)
+    return left
 
 
-def _harmonics(line_hz: float, n_harmonics: int, time_s: Tensor) -> Tensor:
-    """exp(2πi·k·f·t) for k = 1 … n: (k, t), complex64."""
+def _harmonics(line_hz: float, n_harmonics: int, time_s: Tensor) -> Iterator[Tensor]:
+    """Yield exp(2πi·k·f·t) (t,), complex128, for k = 1 … n; each takes the place of the last."""
     angle = 2 * math.pi * torch.remainder(line_hz * time_s, 1.0)
     first = torch.polar(torch.ones_like(angle), angle)
-    power, waves = first.clone(), torch.empty(n_harmonics, len(time_s), dtype=torch.complex64, device=time_s.device)
-    for number in range(n_harmonics):
-        waves[number] = power
-        power *= first
-    return waves
+    wave = first.clone()
+    for _ in range(n_harmonics):
+        yield wave
+        wave *= first
 
 
 def _exact_frequency(mean: Tensor, line_hz: float, n_harmonics: int, time_s: Tensor) -> float:
@@ -85,15 +103,14 @@ def _exact_frequency(mean: Tensor, line_hz: float, n_harmonics: int, time_s: Ten
     if length == 0:
         return line_hz
     time_s, mean = time_s[: length * N_PARTS], mean[: length * N_PARTS]
-    parts = (_harmonics(line_hz, n_harmonics, time_s).conj() * mean).view(n_harmonics, N_PARTS, length)
-    parts = parts.sum(2, dtype=torch.complex128)  # (k, part)
-    order = torch.arange(1, n_harmonics + 1, device=mean.device, dtype=torch.float64)
     step_hz = STEP_CYCLES / (n_harmonics * float(time_s[-1]))
     n_steps = math.ceil(RANGE_HZ / step_hz)
     change_hz = torch.arange(-n_steps, n_steps + 1, device=mean.device, dtype=torch.float64) * step_hz
-    middle_s = time_s.view(N_PARTS, length).mean(1)
-    angle = -2 * math.pi * order[:, None, None] * change_hz[:, None] * middle_s  # (k, f, part)
-    energy = (parts[:, None] * torch.polar(torch.ones_like(angle), angle)).sum(2).abs().square().sum(0)
+    angle = 2 * math.pi * change_hz[:, None] * time_s.view(N_PARTS, length).mean(1)  # (f, part)
+    energy = torch.zeros_like(change_hz)
+    for order, wave in enumerate(_harmonics(line_hz, n_harmonics, time_s), 1):
+        parts = (wave * mean).view(N_PARTS, length).sum(1)
+        energy += (torch.polar(torch.ones_like(angle), order * angle) @ parts).abs().square()
     return line_hz + float(change_hz[int(energy.argmax())])
 
 

@@ -147,7 +147,7 @@ def covariance(traces: Tensor, n_kept: int | None = None) -> Tensor:
     -------
     Tensor of float64, shape (c, c)
     """
-    return (traces @ traces.T).double() / (n_kept or traces.shape[1])
+    return (traces @ traces.T).double() / (traces.shape[1] if n_kept is None else n_kept)
 
 
 def local_whitening(covariance: Tensor, neighbours: list[NDArray[np.int64]]) -> Tensor:

@@ -336,7 +336,9 @@ def drift_of(ops: dict[str, Any]) -> Drift | None:
     """The drift; None if there is none, or it was not estimated."""
     if ops.get("dshift") is None:
         return None
-    return Drift(shift_um=array(ops["dshift"], np.float32), centre_um=array(needed(ops, "yblk"), np.float32))
+    shift_um, error_um = array(ops["dshift"], np.float32), array(own(ops).get("drift_error", [[]]), np.float32)
+    known = {"error_um": error_um} if error_um.shape == shift_um.shape else {}  # not that of another drift
+    return Drift(shift_um=shift_um, centre_um=array(needed(ops, "yblk"), np.float32), **known)
 
 
 def peaks_of(ops: dict[str, Any]) -> PeakSample | None:

@@ -400,6 +400,7 @@ def _estimate_drift(ops: Ops, at: _Computing) -> NDArray[np.float64]:
         yblk=drift.centre_um.astype(np.float64),
         iKxx=torch.from_numpy(tiles.with_drift(drift, settings).interpolation()),
     )
+    own(ops)["drift_error"] = drift.error_um
     return drift_table(peaks, tiles, run.scratch)
 
 

@@ -121,8 +121,8 @@ def run_kilosort(
     ----------
     settings : mapping or Settings
         Kilosort4's settings by name; ``n_chan_bin`` is required, all others have Kilosort4's defaults.
-        ``Th_universal`` and ``Th_learned`` may be "auto", as in :func:`ks4stream.sort`. As in Kilosort4, it may also
-        contain ``filename``, ``data_dir``, ``results_dir``, ``data_dtype``, ``probe``, ``probe_name`` and
+        ``Th_universal``, ``Th_learned`` and ``nblocks`` may be "auto", as in :func:`ks4stream.sort`. As in Kilosort4,
+        it may also contain ``filename``, ``data_dir``, ``results_dir``, ``data_dtype``, ``probe``, ``probe_name`` and
         ``probe_path``; arguments of the same name take precedence.
     probe : Probe, mapping or path, optional
         A :class:`~ks4stream.probe.Probe`, a dictionary with ``chanMap``, ``xc``, ``yc``, ``kcoords``, or a

@@ -14,7 +14,7 @@ from functools import cached_property
 from ks4stream import geometry
 from ks4stream.blocks import Tiling, tiles_per_task
 from ks4stream.errors import ProbeError
-from ks4stream.kernels.hum import harmonics_of
+from ks4stream.kernels.hum import bytes_per_sample
 from ks4stream.kernels.preprocessing import FILTERED_CHANNELS, fft_length
 from ks4stream.messages import silent
 from ks4stream.probe import Probe
@@ -209,12 +209,12 @@ class Load:
         """Bytes of a tile: as read, its channels in the probe's order (time-major, then channel-major), and filtered.
 
         Filtering takes the traces, the filtered traces and, of some channels at a time, spectrum, its copy and result;
-        subtracting hum takes the traces, those without hum, and all its harmonics twice, if that is more.
+        subtracting hum takes the traces, those without hum, and all its harmonics, if that is more.
         """
         read = self.file_bytes(size) + 2 * self.fft_samples(size) * self.recording.dtype.itemsize * self.n_channels
         filtering = 12 * min(FILTERED_CHANNELS.on(self.device), self.n_channels)
-        harmonics = 16 * harmonics_of(self.settings.line_frequency, self.recording.sampling_rate_hz)
-        return read + (8 * self.n_channels + max(filtering, harmonics)) * self.fft_samples(size)
+        hum = bytes_per_sample(self.settings.line_frequency, self.recording.sampling_rate_hz)
+        return read + (8 * self.n_channels + max(filtering, hum)) * self.fft_samples(size)
 
     def pinned_bytes(self) -> int:
         """Bytes of a tile of the file, and of pinned memory for this tile and the next, rounded up to powers of 2."""

@@ -67,7 +67,8 @@ class Registration:
 
     def of(self, counts: StreamedArray | NDArray[np.uint16]) -> Drift:
         """Shifts of all batches from their fingerprints (b, half, z, a)."""
-        n_batches, blocks, smoothing = counts.shape[0], self._blocks, self._settings.drift_smoothing
+        n_batches, smoothing = counts.shape[0], self._settings.drift_smoothing
+        blocks = blocks_of(self._settings, self._span_um)
         if self._n_bins < kernels.MIN_DEPTH_BINS or n_batches < 2:  # not worth a warning on every tetrode
             return self._drift(np.zeros((n_batches, 2 * blocks[0] - 1)))
 
@@ -98,11 +99,6 @@ class Registration:
             )
         return self._drift(shift, error)
 
-    @property
-    def _blocks(self) -> list[int]:
-        """Numbers of depth blocks, of which the best one is taken."""
-        return _blocks(self._settings, self._span_um)
-
     def _drift(self, shift: NDArray[np.float64], error: NDArray[np.float64] | None = None) -> Drift:
         """Shifts and errors of segments (b, g) in bins, as a Drift in µm."""
         bin_um = self._settings.binning_depth
@@ -115,19 +111,23 @@ class Registration:
     def n_bytes(load: Load) -> tuple[int, int]:
         """Fingerprints of all batches, in memory or on disk, and the arrays of the registration."""
         n, span_um = len(load.tiling), float(np.ptp(load.probe.y_um))
-        segments = sum(2 * blocks - 1 for blocks in _blocks(load.settings, span_um))
+        segments = [2 * blocks - 1 for blocks in blocks_of(load.settings, span_um)]
         depth_bins = kernels.n_depth_bins(span_um, load.settings.binning_depth)
         bins = depth_bins * kernels.N_AMPLITUDE_BINS
         fingerprints = 4 * n * bins  # two halves of 16 bits
-        n_chunk = min(kernels.batches_per_chunk(depth_bins), n)
-        # Logarithms of a chunk of fingerprints, and their similarity at 31 shifts, and by depth at 11; that of all at
-        # 11, in each segment, smoothed and upsampled. Beside these, those on which first references are tried.
+        beside = 2 * kernels.smoothing_reach(load.settings.drift_smoothing)
+        n_chunk = min(kernels.batches_per_chunk(depth_bins) + beside, n)
+        # Logarithms of a chunk of fingerprints and of the batches beside it; their similarity at 11 shifts by depth,
+        # and, for one number of blocks at a time, in each segment, then at 101 shifts. Those on which first references
+        # are tried; the shifts of all.
         tried = 4 * bins * min(n, kernels.BATCHES_TRIED)
-        registering = tried + 24 * n_chunk * bins + 8 * 11 * (2 * n_chunk * depth_bins + 3 * n * segments)
+        comparing = n_chunk * (24 * bins + 8 * (11 * 3 * depth_bins + (3 * 11 + 101) * max(segments)))
+        registering = tried + comparing + 8 * 4 * n * sum(segments)
         return min(fingerprints, HELD_BYTES) + registering, fingerprints if fingerprints > HELD_BYTES else 0
 
 
-def _blocks(settings: Settings, span_um: float) -> list[int]:
+def blocks_of(settings: Settings, span_um: float) -> list[int]:
+    """Numbers of depth blocks, of which the best one is taken."""
     return kernels.blocks_tried(span_um) if settings.nblocks == AUTO else [int(settings.nblocks)]
 
 

@@ -15,6 +15,7 @@ from ks4stream.blocks import Tiling
 from ks4stream.errors import DriftWarning
 from ks4stream.io.sources import ArraySource
 from ks4stream.io.tables import Receipt, read_column, write_block
+from ks4stream.kernels.drift import segment_bounds
 from ks4stream.recording import Recording
 from ks4stream.simulate import staggered_probe
 from ks4stream.stages import drift, registration
@@ -153,6 +154,27 @@ def test_errors_are_large_where_the_halves_disagree(source: Preprocessor, batche
     assert found.shift_um.any() and found.error_um.shape == found.shift_um.shape
     assert np.flatnonzero(found.error_um[:, 0] > 5).tolist() == batches
     assert found.error_um[batches, 0] == pytest.approx(15, abs=2)  # half of 6 bins
+
+
+def test_ends_that_move_on_their_own_are_found_by_default(tmp_path: Path) -> None:
+    """A probe of 1.2 mm; at its upper half the tissue moves by ±4 bins."""
+    probe = simulate.staggered_probe(62)
+    tiling = Tiling.of(n_samples=SIZE * N_BATCHES, size=SIZE, halo=0, shortest=61)
+    estimator = registration.Registration(Settings(), tiling, probe)
+    n_bins = estimator._n_bins
+    counts = np.zeros(estimator._counts.shape, np.uint16)
+    place, level = np.arange(10, n_bins - 10, 7), np.arange(len(range(10, n_bins - 10, 7))) % 20
+    moved = np.round(4 * np.sin(np.arange(N_BATCHES) / 4)).astype(int)
+    upper = place > n_bins / 2
+    for batch in range(N_BATCHES):
+        counts[batch, :, place + np.where(upper, moved[batch], 0), level] = 40
+    found = estimator.of(counts)
+    segments = (found.shift_um.shape[1] + 1) // 2
+    assert 2 <= segments <= 4 and found.error_um.shape == found.shift_um.shape
+    ends_um = found.shift_um[:, [0, -1]]
+    expected_um = -5.0 * (moved - np.median(moved))[:, None] * [0, 1]
+    assert np.abs(ends_um - expected_um).max() < 5.0  # a bin
+    assert found.centre_um == pytest.approx([-1 + 2.5 * (a + b) for a, b in segment_bounds(n_bins, segments)], abs=1e-3)
 
 
 def test_without_an_estimate_there_is_no_error(source: Preprocessor) -> None:
