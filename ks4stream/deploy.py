@@ -23,7 +23,7 @@ from ks4stream.stages.preprocessing import tiling_of
 logger = logging.getLogger("ks4stream")
 
 SPIKES_PER_CHANNEL_HZ = 10.0  # 13 hours of 384 channels with 150 million spikes have 8.3
-PYTHON_BYTES = 450 << 20  # a process with torch and distributed, before its first task
+PYTHON_BYTES = 460 << 20  # a process with torch and distributed, before its first task
 PROCESSES_FROM_CHANNEL_S = 10_000  # seconds of recording × channels: less is sorted before processes pay off
 SHARED_GPU_FROM_CHANNEL_S = 40_000  # and before several processes per GPU do
 
