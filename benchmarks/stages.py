@@ -448,7 +448,8 @@ def compare_drift(pair: Pair) -> list[Line]:
     )
     counts = np.zeros((len(pair.tiling), 2, n_bins, drift_kernels.N_AMPLITUDE_BINS), np.uint16)
     np.add.at(counts, (batch.astype(int), np.arange(len(batch)) % 2, *bins), 1)
-    ours = drift_kernels.register(counts, nblocks=settings.nblocks, smoothing=settings.drift_smoothing)
+    registered = drift_kernels.Registered.rigidly(counts)
+    (ours,) = registered.in_segments([settings.nblocks], settings.drift_smoothing)
     ours, theirs = ours * settings.binning_depth, pair.theirs["drift_um"]
     difference = (ours - np.median(ours, axis=0)) - (theirs - np.median(theirs, axis=0))
     decided = Registration(settings, pair.tiling, pair.probe).of(counts)

@@ -84,41 +84,19 @@ class Counts(Protocol):
         """Counts of some batches, or of some parts of them."""
 
 
-def register(
-    counts: Counts, parts: slice = slice(None), *, nblocks: int, smoothing: tuple[float, float, float]
-) -> NDArray[np.float64]:
-    """Align the fingerprints of all batches.
+@dataclass(frozen=True)
+class Registered:
+    """Fingerprints of all batches that are aligned by a rigid shift, and can then be aligned in segments.
 
     Shifts do not wrap around: bins shifted in from beyond the probe contain the mean (0), and the total
     rigid shift is at most half of the depth bins.
 
-    Parameters
+    Attributes
     ----------
     counts : ndarray, shape (b, h, z, a), or an object indexed like one
         Read a few batches at a time.
     parts : slice
         Parts (second axis) that are summed.
-    nblocks : int
-        Number of depth segments if they did not overlap; see :func:`segment_bounds`.
-    smoothing : tuple of float
-        Widths of the smoothing over shift, batch and segment.
-
-    Returns
-    -------
-    ndarray of float64, shape (b, g)
-        Shift in depth bins; positive moves a batch to larger depth.
-    """
-    return Registered.rigidly(counts, parts).in_segments([nblocks], smoothing)[0]
-
-
-@dataclass(frozen=True)
-class Registered:
-    """Fingerprints that are aligned by a rigid shift, and can then be aligned in segments.
-
-    Attributes
-    ----------
-    counts, parts
-        As :func:`register` has them.
     shift : ndarray of int64, shape (b,)
         In whole bins.
     reference : ndarray, shape (z, a)
@@ -136,7 +114,20 @@ class Registered:
         return cls(counts, parts, *_register_rigidly(counts, parts))
 
     def in_segments(self, nblocks: Sequence[int], smoothing: tuple[float, float, float]) -> list[NDArray[np.float64]]:
-        """Shifts in depth bins (b, g), for each number of blocks."""
+        """Align the segments of the batches on their own.
+
+        Parameters
+        ----------
+        nblocks : sequence of int
+            Numbers of depth segments if they did not overlap; see :func:`segment_bounds`.
+        smoothing : tuple of float
+            Widths of the smoothing over shift, batch and segment.
+
+        Returns
+        -------
+        list of ndarray of float64, shape (b, g)
+            For each of `nblocks`, shifts in depth bins; positive moves a batch to larger depth.
+        """
         n_batches, _, n_bins, _ = self.counts.shape
         steps = np.arange(-min(SEGMENT_REACH, n_bins // 2), min(SEGMENT_REACH, n_bins // 2) + 1)
         bounds = [np.array(segment_bounds(n_bins, n)) for n in nblocks]

@@ -15,7 +15,6 @@ from ks4stream.kernels.drift import (
     blocks_tried,
     fingerprint_bins,
     n_depth_bins,
-    register,
     segment_bounds,
     shift_at,
 )
@@ -34,6 +33,10 @@ def fingerprints(moves: list[float], n_bins: int = 60, within: tuple[float, floa
         across = np.exp(-0.5 * ((z[:, None] - depth - move) / 1.5) ** 2)
         counts[batch, 0] = 200 * across @ np.exp(-0.5 * (LEVELS - level[:, None]) ** 2)
     return counts.round().astype(np.uint16)
+
+
+def register(counts: np.ndarray, *, nblocks: int, smoothing: tuple[float, float, float]) -> np.ndarray:
+    return Registered.rigidly(counts).in_segments([nblocks], smoothing)[0]
 
 
 def shifts(counts: np.ndarray, nblocks: int = 1, smoothing: tuple[float, float, float] = UNSMOOTHED) -> np.ndarray:
