@@ -210,7 +210,7 @@ def load_pair(options: argparse.Namespace) -> Pair:
         dtype="int16",
         probe=load_probe(probe_file).drop_channels(bad) if bad else load_probe(probe_file),
     )
-    ours = Settings.from_dict(settings)
+    ours = Settings.like_kilosort4(settings)  # same settings as the sorter it is compared with
     with np.load(folder / "stages.npz") as file:
         return Pair(prepare(recording, ours), ours, dict(file), truth)
 
