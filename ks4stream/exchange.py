@@ -31,10 +31,11 @@ DIM_NAMES = {
     "p": "waveform",
     "b": "batch",
     "g": "segment",
+    "k": "span",
 }
 """Names of the axes of results, for people."""
 
-NESTED = ("whitening", "waveforms", "drift", "peaks")
+NESTED = ("whitening", "waveforms", "drift", "peaks", "diagnostics")
 """Fields of a sorting that are results themselves."""
 
 _UNITS_AT_ONCE = 256

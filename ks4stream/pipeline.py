@@ -12,7 +12,7 @@ import numpy as np
 from ks4stream.errors import FewSpikesWarning
 from ks4stream.geometry import Centres, Regions, clustering_regions, template_centres
 from ks4stream.messages import warn
-from ks4stream.results import Drift, Sorting, Templates, Waveforms
+from ks4stream.results import Diagnostics, Drift, Sorting, Templates, Waveforms
 from ks4stream.run import Run
 from ks4stream.settings import Settings
 from ks4stream.stages.clustering import CLUSTER_METHOD, Circumstances
@@ -66,7 +66,7 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings, drift: Drift |
             waveforms, peaks = find_peaks(run, tiles, settings, centres, regions)
 
     # Learn the templates of the neurons from these peaks, find all their spikes, and sort them into units.
-    _, spikes = find_spikes(run, tiles, settings, waveforms, peaks, centres, regions)
+    templates, spikes = find_spikes(run, tiles, settings, waveforms, peaks, centres, regions)
     units = cluster_spikes(run, tiles, settings, waveforms, spikes)
     columns = run.do(Join(settings, units, spikes, waveforms, tiles.probe))
 
@@ -93,6 +93,7 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings, drift: Drift |
         n_chan_file=recording.n_channels,
         gain_uv=recording.gain_uv,
         seconds=dict(run.seconds),
+        diagnostics=diagnostics(run, peaks, templates, spikes, units),
     )
     if sorting.n_spikes < FEW_SPIKES or sorting.n_units < 2:
         warn(
@@ -101,6 +102,29 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings, drift: Drift |
             FewSpikesWarning,
         )
     return sorting
+
+
+def diagnostics(run: Run, peaks: Peaks, templates: Templates, spikes: Spikes, units: Units) -> Diagnostics:
+    """What happened on the way, for the report."""
+    edge, energy = spikes.energy or (np.zeros(1, np.int64), np.zeros((0, 2, 0), np.float32))
+    of_traces, rest = energy.sum(axis=2, dtype=np.float64).T
+    n_spikes = int(spikes.of_region.sum()) - sum(map(len, spikes.dropped))
+    return Diagnostics(
+        edge=edge,
+        noise=np.sqrt(energy[:, 1]),
+        explained=1 - np.divide(rest, of_traces, out=np.full(len(rest), np.nan), where=of_traces > 0),
+        counts={
+            "peaks": int(peaks.of_region.sum()),
+            "templates": len(templates.features),
+            "matched spikes": n_spikes,
+            "clusters": len(units.unit_of),
+            "merged clusters": len(units.features) + sum(n_units for n_units, _ in units.left_out.values()),
+            "units": len(units.features),
+        },
+        left_out=units.left_out,
+        recalled=dict(run.recalled),
+        n_workers=run.engine.n_workers,
+    )
 
 
 def layout(tiles: Preprocessor, settings: Settings) -> tuple[Centres, Regions]:

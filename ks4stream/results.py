@@ -109,6 +109,49 @@ class Templates(Checked):
     spread: Array = _array(("v",), "float32", "noise s.d.", "standard deviation of their scores")
 
 
+@dataclass(frozen=True, eq=False)
+class Diagnostics(Checked):
+    """What happened on the way, for the report: no result depends on it.
+
+    Attributes
+    ----------
+    counts : dict of int
+        Numbers of peaks, templates, spikes …, by what they are.
+    left_out : dict of (int, int)
+        Numbers of clusters that are no units, and of their spikes, by reason.
+    recalled : dict of (int, int)
+        Numbers of tasks that an earlier run had finished, and of all, by stage.
+    n_workers : int
+        Number of tasks at a time; 0 if it is not known.
+    """
+
+    edge: Array = _array(
+        ("k_edge",),
+        "int64",
+        "samples",
+        "first sample of each span of time, and the one after the last",
+        default_factory=lambda: np.zeros(1, np.int64),
+    )
+    noise: Array = _array(
+        ("k", "c"),
+        "float32",
+        "usual noise s.d.",
+        "root mean square of whitened traces without spikes; about 1 if they are as loud as usual",
+        default_factory=lambda: np.zeros((0, 0), np.float32),
+    )
+    explained: Array = _array(
+        ("k",),
+        "float32",
+        "",
+        "share of the energy of whitened traces, noise included, that spikes explain",
+        default_factory=lambda: np.zeros(0, np.float32),
+    )
+    counts: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
+    recalled: dict[str, tuple[int, int]] = field(default_factory=dict)
+    n_workers: int = 0
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Inputs and software of a sorting: with settings, what it takes to reproduce it on such a processor.
@@ -190,6 +233,7 @@ class Sorting(Checked):
     gain_uv: float | None = None  # µV per unit of the file, the same for all sorted channels; None if unknown
     provenance: Provenance = Provenance()
     seconds: dict[str, float] = field(default_factory=dict)  # wall time per stage
+    diagnostics: Diagnostics | None = None
     warnings: tuple[str, ...] = ()
 
     @cached_property

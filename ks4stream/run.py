@@ -43,6 +43,8 @@ class Run:
     progress : callable
     seconds : dict of float
         Wall time by step, of all its passes together; the log has each pass.
+    recalled : dict of (int, int)
+        Numbers of tasks that an earlier run had finished, and of all tasks, by stage, in all passes.
     """
 
     engine: Engine
@@ -52,6 +54,7 @@ class Run:
     clear_cache: bool = False
     progress: Progress = no_progress
     seconds: dict[str, float] = field(default_factory=dict)
+    recalled: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def scratch(self) -> Path:
@@ -73,6 +76,8 @@ class Run:
         """Yield the tasks' results in order: recalled from an earlier run, or computed now and kept in the store."""
         store = self.store.stage(stage.name, key_of(stage, METHOD_VERSION, torch.__version__), stage.records)
         known = store.recall(items)
+        before = self.recalled.get(stage.name, (0, 0))
+        self.recalled[stage.name] = before[0] + len(known), before[1] + len(items)
         if known:
             logger.info("%s: %d of %d tasks were already finished", stage.name, len(known), len(items))
         missing = [item for index, item in enumerate(items) if index not in known]

@@ -34,13 +34,20 @@ from ks4stream.io.places import place, size_of
 from ks4stream.io.zarrs import without_pickle
 from ks4stream.probe import Probe
 from ks4stream.recording import FlatFile
-from ks4stream.results import Drift, PeakSample, Provenance, Sorting, Waveforms, Whitening
+from ks4stream.results import Diagnostics, Drift, PeakSample, Provenance, Sorting, Waveforms, Whitening
 from ks4stream.settings import Settings
 
 __all__ = ["load_sorting", "save_sorting"]
 
 FORMAT = "ks4stream.Sorting/1"
-_NESTED = {"probe": Probe, "whitening": Whitening, "waveforms": Waveforms, "drift": Drift, "peaks": PeakSample}
+_NESTED = {
+    "probe": Probe,
+    "whitening": Whitening,
+    "waveforms": Waveforms,
+    "drift": Drift,
+    "peaks": PeakSample,
+    "diagnostics": Diagnostics,
+}
 _CHUNK_BYTES = 2**23
 _CODEC = Blosc(cname="zstd", clevel=3, shuffle=Blosc.BITSHUFFLE)
 

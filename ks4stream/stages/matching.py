@@ -26,6 +26,7 @@ from ks4stream.probe import Probe
 from ks4stream.stages.base import Block, Run
 from ks4stream.stages.detection import rows_of_region
 from ks4stream.stages.needs import Load, Needs
+from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.pursuit import Pursuit
 from ks4stream.stages.thresholds import Thresholds
 
@@ -45,6 +46,17 @@ class Edge(NamedTuple):
     spikes: Reported
 
 
+N_SPANS = 1000  # of the time course of the energy, at most
+
+
+class InTile(NamedTuple):
+    """What was found in one tile."""
+
+    rows: dict[str, NDArray[Any]]  # columns of its spikes, and whether they count
+    artifacts: NDArray[np.int64]  # (m, 2) blanked spans, in samples, half-open
+    energy: NDArray[np.float32]  # (2, c)
+
+
 class Matched(NamedTuple):
     """Spikes of one block."""
 
@@ -53,6 +65,14 @@ class Matched(NamedTuple):
     left: Edge
     right: Edge
     artifacts: NDArray[np.int64]  # (m, 2) blanked spans, in samples, half-open
+    energy: NDArray[np.float32]  # (tile, 2, c) mean square of whitened traces, and of what spikes do not explain
+
+
+class Energy(NamedTuple):
+    """Mean square of whitened traces over time, away from blanked spans: NaN if there are only those."""
+
+    edge: NDArray[np.int64]  # (k + 1,) of the spans of time, samples
+    energy: NDArray[np.float32]  # (k, 2, c) of the traces, and of what spikes do not explain
 
 
 @dataclass(frozen=True)
@@ -70,6 +90,7 @@ class Spikes:
     region_of: NDArray[np.int64]  # (v,) region of each template
     threshold: NDArray[np.float64]  # (v,) of each template, noise s.d.
     sampling_rate_hz: float
+    energy: Energy | None = None
 
     @property
     def of_region(self) -> NDArray[np.int64]:
@@ -103,8 +124,8 @@ class Match(Pursuit[Matched, Spikes]):
 
     def task(self, item: Block, folder: Place) -> Matched:
         """Match a block and write its spikes, with features, grouped by the region of their template."""
-        artifacts: list[NDArray[np.int64]] = []
-        tiles = [self._rows(tile, artifacts) for tile in self.tiles.read_ahead(item)]
+        found = [self._in_tile(tile) for tile in self.tiles.read_ahead(item)]
+        tiles = [of_tile.rows for of_tile in found]
         for i in range(1, len(item)):
             if item[i - 1].stop == item[i].start:  # otherwise batches between the two are not sorted
                 left, right = tiles[i - 1], tiles[i]
@@ -125,14 +146,15 @@ class Match(Pursuit[Matched, Spikes]):
             return Edge(np.flatnonzero(rows), Reported(sample[rows], template[rows], counts[rows]))
 
         left_edge, right_edge = edge(sample < first + nt), edge(sample >= last - nt)
-        return Matched(first, receipt, left_edge, right_edge, joined_spans(artifacts))
+        artifacts = joined_spans(of_tile.artifacts for of_tile in found)
+        energy = np.stack([of_tile.energy for of_tile in found])
+        return Matched(first, receipt, left_edge, right_edge, artifacts, energy)
 
-    def _rows(self, tile: Tile, artifacts: list[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
+    def _in_tile(self, tile: Tile) -> InTile:
         """Spikes of the core and within nt of it; those outside the core count only if settling borders decides so."""
         nt, prepared, device = self.settings.nt, self.prepared, self.tiles.device
         traces, blank = self.tiles.whitened(tile)
         without = self.tiles.without_spikes(blank, nt)[self.tiles.core(tile)]
-        artifacts.append(spans(without.cpu().numpy()) + tile.start)
         spikes = self.thresholds.spikes_of(tile, device)
         if spikes is None:
             spikes = self.matched(traces, tile)
@@ -140,17 +162,26 @@ class Match(Pursuit[Matched, Spikes]):
         spikes = spikes.at(spikes.score > threshold[spikes.unit])
         every, time = spikes, self.sample_of(tile, spikes)
         residual = kernels.subtract(traces, every, prepared)
+        energy = self._energy(tile, without, traces, residual)
         near = (time >= tile.start - nt) & (time < tile.stop + nt)
         near &= self.tiles.away_from_edges(tile, time - tile.first, blank, nt)
         spikes = spikes.at(near)
         sample = time[near].cpu().numpy()
-        return {
+        rows = {
             "sample": sample,
             "template": spikes.unit.cpu().numpy().astype(np.int32),
             "score": spikes.score.cpu().numpy(),
             "features": self._features(residual, every, spikes).cpu().numpy(),
             "counts": (sample >= tile.start) & (sample < tile.stop),
         }
+        return InTile(rows, spans(without.cpu().numpy()) + tile.start, energy)
+
+    def _energy(self, tile: Tile, without: Tensor, *traces: Tensor) -> NDArray[np.float32]:
+        """Mean square of traces (c, t) in the core of a tile, where spikes were looked for: (2, c)."""
+        core = self.tiles.core(tile)
+        n_samples = (~without).sum()
+        norms = torch.stack([torch.linalg.vector_norm(each[:, core], dim=1) for each in traces])
+        return np.asarray((norms.square() / n_samples).cpu().numpy(), np.float32)
 
     def _features(self, residual: Tensor, every: TileSpikes, spikes: TileSpikes) -> Tensor:
         """Features of some spikes (n, j, q), given the residual without any; large ones keep what is far smaller."""
@@ -171,11 +202,13 @@ class Match(Pursuit[Matched, Spikes]):
         """Settle the borders between blocks."""
         first, receipts, artifacts = [], [], []
         counts: list[dict[int, bool]] = []  # for each block, whether the rows near its borders count
+        energy = _EnergyOverTime(self.tiles)
         before: Matched | None = None
         for block in parts:
             first.append(block.first)
             receipts.append(block.receipt)
             artifacts.append(block.artifacts)
+            energy.add(block.energy)
             counts.append(
                 _by_row(block.left, block.left.spikes.counts) | _by_row(block.right, block.right.spikes.counts)
             )
@@ -210,6 +243,7 @@ class Match(Pursuit[Matched, Spikes]):
             region_of=self.region_of,
             threshold=self.thresholds.score,
             sampling_rate_hz=self.tiles.sampling_rate_hz,
+            energy=energy.found(),
         )
 
     @cached_property
@@ -233,6 +267,33 @@ class Match(Pursuit[Matched, Spikes]):
             n_tiles_read=len(load.tiling),
             writes_blocks=True,
         )
+
+
+class _EnergyOverTime:
+    """The mean energy of the batches in each of a bounded number of spans of time, added in order."""
+
+    def __init__(self, tiles: Preprocessor) -> None:
+        tiling = tiles.tiling
+        self._per_span = -(-len(tiling) // N_SPANS)
+        n_spans = -(-len(tiling) // self._per_span)
+        tiles_per_span = self._per_span * tiling.step * tiling.size
+        self._edge = np.minimum(tiling.start + np.arange(n_spans + 1) * tiles_per_span, tiling.stop)
+        self._sum = np.zeros((n_spans, 2, tiles.probe.n_channels))
+        self._count = np.zeros(n_spans)
+        self._n_tiles = 0
+
+    def add(self, energy: NDArray[np.float32]) -> None:
+        """Add the next batches (tile, 2, c)."""
+        for of_tile in energy:
+            if np.isfinite(of_tile).all():  # there is nothing in a blanked batch
+                self._sum[self._n_tiles // self._per_span] += of_tile
+                self._count[self._n_tiles // self._per_span] += 1
+            self._n_tiles += 1
+
+    def found(self) -> Energy:
+        """The spans and their energy; NaN where nothing was added."""
+        count = np.where(self._count, self._count, np.nan)
+        return Energy(self._edge, (self._sum / count[:, None, None]).astype(np.float32))
 
 
 def template_regions(

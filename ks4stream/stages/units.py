@@ -57,6 +57,13 @@ SECONDS_PER_SPIKE, MIN_SPIKES, ENOUGH_SPIKES = 3.0, 5, 20
 suffice."""
 
 
+FEW, NEAR_THRESHOLD, BURSTS, GHOST = (
+    "too few spikes",
+    "scores near the threshold, as those of background",
+    "most spikes within 1 ms of another",
+    "ghosts: spikes coincide with those of a larger unit",
+)
+"""Why clusters are no units."""
 GHOST_REACH_UM = 200.0  # distance from a unit at which what matching left of its waveform may be found
 HUGE, FAR_GHOST = 50.0, 0.5
 """Units with a norm of more than 50 standard deviations have ghosts of less than half of it at any distance: the
@@ -309,6 +316,7 @@ class Units(NamedTuple):
     refractory: NDArray[np.bool_]  # (u,)
     contamination: NDArray[np.float64]  # (u,)
     similarity: NDArray[np.float32]  # (u, u)
+    left_out: dict[str, tuple[int, int]]  # numbers of merged clusters that are no units, and of their spikes, by reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -358,6 +366,7 @@ class Merge(Step[Units]):
         kept = scratch_array((int(clusters.n_spikes.sum()),), np.bool_, run.scratch)
         n_units = len(merged.features)
         stays, refractory, contamination = np.zeros(n_units, bool), np.zeros(n_units, bool), np.zeros(n_units)
+        why = np.full(n_units, "", object)
         for unit in range(n_units):
             members = np.flatnonzero(merged.unit_of == unit)
             train, score, kept_of = _without_duplicates(
@@ -366,10 +375,14 @@ class Merge(Step[Units]):
             for member, flags in zip(members, kept_of, strict=True):
                 kept[clusters.first[member] : clusters.first[member] + len(flags)] = flags
             limit = float(np.average(threshold[members], weights=clusters.n_spikes[members]))
-            stays[unit] = is_neuron(train, score, limit, self.min_spikes, impossible_samples=rate / 1000)
+            why[unit] = why_no_neuron(train, score, limit, self.min_spikes, impossible_samples=rate / 1000)
+            stays[unit] = not why[unit]
             if stays[unit]:
                 refractory[unit], contamination[unit] = labels(train, rate, settings.acg_threshold)
-        stays &= ~self._ghosts(clusters, merged, stays)
+        ghosts = self._ghosts(clusters, merged, stays)
+        why[ghosts] = GHOST
+        stays &= ~ghosts
+        n_spikes = np.bincount(merged.unit_of, clusters.n_spikes, n_units)
         number = np.where(stays, np.cumsum(stays) - 1, -1)
         features = merged.features[torch.from_numpy(stays)]
         return Units(
@@ -381,6 +394,11 @@ class Merge(Step[Units]):
             refractory=refractory[stays],
             contamination=contamination[stays],
             similarity=templates.similarity(features, components).value.numpy(),
+            left_out={
+                reason: (int(np.sum(why == reason)), int(n_spikes[why == reason].sum()))
+                for reason in (FEW, NEAR_THRESHOLD, BURSTS, GHOST)
+                if np.any(why == reason)
+            },
         )
 
     def _ghosts(self, clusters: Clusters, merged: merging.MergedUnits, stays: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -440,24 +458,25 @@ def labels(sample: NDArray[np.int64], sampling_rate_hz: float, acg_threshold: fl
     return is_good, correlograms.refractoriness(sample, sampling_rate_hz=sampling_rate_hz).ratio
 
 
-def is_neuron(
+def why_no_neuron(
     sample: NDArray[np.int64],
     score: NDArray[np.float32],
     threshold: float,
     min_spikes: int,
     *,
     impossible_samples: float,
-) -> bool:
-    """Whether a unit can be a neuron, by the times (n,), ascending, and scores (n,) of its spikes.
+) -> str:
+    """Why a unit cannot be a neuron, or "", by the times (n,), ascending, and scores (n,) of its spikes.
 
     A neuron has at least `min_spikes` spikes, a mean score well above the threshold, or scores that vary little around
     it, and at most half of its spikes within `impossible_samples` of the previous or the next one; units made of
     residues of artifacts have more.
     """
     if len(sample) < max(min_spikes, 1):
-        return False
+        return FEW
     close = np.diff(sample) < impossible_samples
     in_burst = np.append(close, False) | np.insert(close, 0, False)
     margin, spread = float(score.mean(dtype=np.float64)) - threshold, float(score.std(dtype=np.float64))
-    clear = margin > MIN_MARGIN or margin > max(MIN_PEAKED_MARGIN, PEAKED * spread)
-    return bool(clear and 2 * in_burst.sum() <= len(sample))
+    if margin <= MIN_MARGIN and margin <= max(MIN_PEAKED_MARGIN, PEAKED * spread):
+        return NEAR_THRESHOLD
+    return BURSTS if 2 * in_burst.sum() > len(sample) else ""

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from runs import RunHere
 
 from ks4stream.blocks import Tile, Tiling
@@ -21,7 +20,7 @@ from ks4stream.io.tables import read_column
 from ks4stream.results import Templates, Waveforms
 from ks4stream.settings import Settings
 from ks4stream.simulate import linear_probe
-from ks4stream.stages.matching import Match
+from ks4stream.stages.matching import InTile, Match
 from ks4stream.stages.thresholds import Thresholds
 
 NT, SIZE, PEAK, N_UNITS = 11, 44, 3, 2  # the shortest batch there may be, of four waveforms
@@ -42,19 +41,19 @@ class Reports(Match):
 
     given: tuple[tuple[int, int, int, int], ...] = ()
 
-    def _rows(self, tile: Tile, artifacts: list[NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
-        artifacts.append(np.zeros((0, 2), np.int64))
+    def _in_tile(self, tile: Tile) -> InTile:
         rows = np.array(self.given, np.int64).reshape(-1, 4)
         sample = rows[:, 0] + rows[:, 2 + tile.index % 2]
         number = np.arange(len(rows))[(sample >= tile.start - NT) & (sample < tile.stop + NT)]
         number = number[np.argsort(sample[number], kind="stable")]
         sample = sample[number]
-        return {
+        columns = {
             "sample": sample,
             "template": rows[number, 1].astype(np.int32),
             "number": number,
             "counts": (sample >= tile.start) & (sample < tile.stop),
         }
+        return InTile(columns, np.zeros((0, 2), np.int64), np.zeros((2, 1), np.float32))
 
 
 def spikes(folder: Path, given: list[tuple[int, int, int, int]], tail: int, step: int, per_block: int) -> list[Any]:
@@ -132,7 +131,7 @@ def test_what_is_below_its_threshold_does_not_count_and_stays_in_the_features_of
     traces[:, 30] = torch.tensor([20.0, 7.0])
     for threshold, found, features in ((6.0, [0, 1], [[20, 0], [7, 0]]), (7.5, [0], [[20, 7]])):
         match = match_of(traces, [[20.0, 0.0], [0.0, 9.0]], [12.0, threshold], spread=2.0)
-        rows = match._rows(match.tiles.tiling[0], [])
+        rows = match._in_tile(match.tiles.tiling[0]).rows
         assert rows["template"].tolist() == found
         assert rows["sample"].tolist() == [30 - NT // 2 + PEAK] * len(found)
         assert rows["score"].tolist() == [20, 7][: len(found)]
@@ -146,7 +145,7 @@ def test_features_of_large_spikes_keep_what_far_smaller_ones_explain(large: floa
     traces = torch.zeros(2, 60)
     traces[:, 30] = torch.tensor([large, small])
     match = match_of(traces, [[large, 0.0], [0.0, small]], [5.0, 5.0], spread=2.0)
-    rows = match._rows(match.tiles.tiling[0], [])
+    rows = match._in_tile(match.tiles.tiling[0]).rows
     assert rows["template"].tolist() == [0, 1]
     assert rows["features"][:, :, 0].tolist() == [[large, kept], [small, 0.0]]
 
@@ -156,9 +155,9 @@ def test_in_moved_traces_scores_are_relative_to_the_noise() -> None:
     traces = torch.zeros(2, 60)
     traces[0, 30], traces[1, 15] = 4.0, 4.0
     match = match_of(traces, [[10.0, 0.0], [0.0, 10.0]], [6.0, 6.0], spread=100.0)
-    assert len(match._rows(match.tiles.tiling[0], [])["score"]) == 0
+    assert len(match._in_tile(match.tiles.tiling[0]).rows["score"]) == 0
     match.tiles.moving_matrix = lambda tile: torch.diag(torch.tensor([0.5, 1.0]))  # type: ignore[method-assign]
-    rows = match._rows(match.tiles.tiling[0], [])
+    rows = match._in_tile(match.tiles.tiling[0]).rows
     assert (rows["template"].tolist(), rows["score"].tolist()) == ([0], [8.0])
     assert rows["features"][:, :, 0].tolist() == [[4, 0]], "what is there, whatever the noise"
 
@@ -168,4 +167,4 @@ def test_usual_amplitudes_are_those_of_the_templates() -> None:
     traces[:, 30] = torch.tensor([10.5, 1.0])
     for spread, found in ((2.0, 1), (np.inf, 0)):
         match = match_of(traces, [[20.0, 2.0], [10.0, 0.0]], [5.0, 5.0], spread)
-        assert match._rows(match.tiles.tiling[0], [])["template"].tolist() == [found]
+        assert match._in_tile(match.tiles.tiling[0]).rows["template"].tolist() == [found]

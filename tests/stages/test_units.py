@@ -29,18 +29,22 @@ from ks4stream.stages.units import (
     Merge,
     RegionClusters,
     Units,
-    is_neuron,
     min_unit_spikes,
     thinned,
+    why_no_neuron,
 )
 
 THRESHOLD, MIN_SPIKES, IMPOSSIBLE = 8.0, 5, 30.0
 WAVEFORMS = Waveforms(*(np.full((1, 3), 3**-0.5, np.float32),) * 2)
 
 
+def is_neuron(train: NDArray[np.int64], scores: NDArray[np.float32]) -> bool:
+    return not why_no_neuron(train, scores, THRESHOLD, MIN_SPIKES, impossible_samples=IMPOSSIBLE)
+
+
 def is_one(train: list[int], score: float = 20.0) -> bool:
     scores = np.full(len(train), score, np.float32)
-    return is_neuron(np.array(train, np.int64), scores, THRESHOLD, MIN_SPIKES, impossible_samples=IMPOSSIBLE)
+    return is_neuron(np.array(train, np.int64), scores)
 
 
 def regular(n: int, every: int = 1000) -> list[int]:
@@ -55,7 +59,7 @@ def test_a_neuron_has_enough_spikes(n: int, neuron: bool) -> None:
 @pytest.mark.parametrize(("score", "neuron"), [(8.0, False), (9.5, False), (9.625, True), (40.0, True)])
 def test_scores_stand_clear_of_the_threshold(score: float, neuron: bool) -> None:
     varying = (score + np.tile([-1.5, 1.5], 5)).astype(np.float32)
-    assert is_neuron(np.array(regular(10)), varying, THRESHOLD, MIN_SPIKES, impossible_samples=IMPOSSIBLE) is neuron
+    assert is_neuron(np.array(regular(10)), varying) is neuron
 
 
 @pytest.mark.parametrize(("mean", "neuron"), [(9.0, False), (9.125, True)])
@@ -71,13 +75,13 @@ def test_scores_that_fall_from_the_threshold_are_background_and_those_with_a_pea
     assert 1.0 < neuron.mean() - THRESHOLD < 1.5, "neither has the mean that is enough by itself"
     for scores, expected in ((background, False), (neuron, True)):
         train = np.array(regular(len(scores)))
-        found = is_neuron(train, scores.astype(np.float32), THRESHOLD, MIN_SPIKES, impossible_samples=IMPOSSIBLE)
+        found = is_neuron(train, scores.astype(np.float32))
         assert found is expected
 
 
 def test_it_is_the_mean_score_that_counts() -> None:
     score = np.where(np.arange(6) < 3, 8.5, 12.0).astype(np.float32)  # mean 10.25
-    assert is_neuron(np.array(regular(6)), score, THRESHOLD, MIN_SPIKES, impossible_samples=IMPOSSIBLE)
+    assert is_neuron(np.array(regular(6)), score)
 
 
 def pairs(n: int, apart: int) -> list[int]:
