@@ -93,6 +93,18 @@ def correlogram(
     return binned
 
 
+def lags(times: Samples, reach: int) -> NDArray[np.int64]:
+    """Count pairs of a train's spikes by the samples between them, from 0 to `reach`: (reach + 1,).
+
+    A spike is no pair with itself; two spikes at the same time are.
+
+    >>> lags(np.array([0, 2, 2, 5]), 3).tolist()
+    [1, 0, 2, 2]
+    """
+    after = np.arange(1, len(times) + 1)
+    return _count_lags(times, times, after, np.searchsorted(times, times + reach, side="right"), reach)[reach:]
+
+
 def _count_lags(a: Samples, b: Samples, first: Samples, last: Samples, reach: int) -> NDArray[np.int64]:
     """Histogram of b − a in samples, for each a over b[first:last]; shape (2·reach + 1,)."""
     counts = np.zeros(2 * reach + 1, np.int64)

@@ -1,0 +1,254 @@
+"""Quality metrics of all units, one unit at a time: what ``quality.csv`` and the report show.
+
+Names and definitions are SpikeInterface's (:mod:`ks4stream.kernels.metrics`), so that the same limits can be used.
+Samples in which no spikes were looked for count as no time.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ks4stream.by_unit import ByUnit
+from ks4stream.kernels import metrics
+from ks4stream.labels import live_samples
+from ks4stream.mean_waveforms import file_factor, mean_waveforms
+from ks4stream.results import Sorting
+
+__all__ = ["METRICS", "Metric", "UnitMetrics", "quality_metrics", "write_quality"]
+
+QUALITY = "quality.csv"
+INTERVAL_S = 60.0  # of presence ratio and drift; SpikeInterface's default
+LIVE_SHARE = 0.5  # of an interval that counts for the presence ratio
+UNITS_AT_ONCE = 64  # whose waveforms are in memory
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric is.
+
+    Attributes
+    ----------
+    name : str
+        SpikeInterface's name.
+    title, unit : str
+        For people; without a unit, "".
+    digits : int
+        Digits after the point that are shown.
+    better : {"high", "low", ""}
+        Which values are those of good units, if that can be said.
+    threshold : float or None
+        A limit that is in common use, by the Allen Institute and the International Brain Laboratory.
+    help : str
+        What it is, in one sentence.
+    """
+
+    name: str
+    title: str
+    unit: str
+    digits: int
+    better: str
+    threshold: float | None
+    help: str
+
+
+METRICS = (
+    Metric("n_spikes", "Spikes", "", 0, "high", None, "Number of spikes, without duplicates."),
+    Metric("firing_rate", "Firing rate", "Hz", 2, "", None, "Spikes per second of the time that was sorted."),
+    Metric(
+        "amplitude_median",
+        "Amplitude",
+        "µV",
+        1,
+        "high",
+        None,
+        "Median over the spikes of the largest deflection, in filtered traces.",
+    ),
+    Metric("snr", "SNR", "", 1, "high", None, "Amplitude of the mean waveform relative to the noise of its channel."),
+    Metric(
+        "isi_violations_ratio",
+        "ISI violations",
+        "",
+        2,
+        "low",
+        0.5,
+        "Rate of spikes within 1.5 ms of the previous one, relative to that of independent spikes.",
+    ),
+    Metric(
+        "rp_contamination",
+        "Contamination",
+        "",
+        2,
+        "low",
+        0.1,
+        "Share of foreign spikes, by pairs within 1 ms (Llobet et al. 2022).",
+    ),
+    Metric(
+        "sliding_rp_violation",
+        "Sliding RP",
+        "",
+        3,
+        "low",
+        0.1,
+        "Smallest contamination that can be excluded with 90 % confidence, whatever the refractory period; empty if "
+        "none of up to 35 % can.",
+    ),
+    Metric(
+        "presence_ratio",
+        "Presence",
+        "",
+        2,
+        "high",
+        0.9,
+        "Share of minutes with at least one spike; empty for recordings of less than a minute.",
+    ),
+    Metric(
+        "amplitude_cutoff",
+        "Missing",
+        "",
+        2,
+        "low",
+        0.1,
+        "Share of the spikes that is missing below the smallest amplitudes, if they are distributed symmetrically; "
+        "empty for fewer than 500 spikes.",
+    ),
+    Metric(
+        "drift_ptp", "Drift, range", "µm", 1, "low", None, "Range of the unit's median depth from minute to minute."
+    ),
+    Metric("drift_std", "Drift, s.d.", "µm", 1, "low", None, "Standard deviation of the median depth per minute."),
+    Metric(
+        "stability",
+        "Stability",
+        "",
+        2,
+        "high",
+        None,
+        "Number of spikes in the half of the recording with fewer, relative to the other half.",
+    ),
+)
+"""All metrics, in the order of the tables."""
+
+
+@dataclass(frozen=True, eq=False)
+class UnitMetrics:
+    """Metrics of all units.
+
+    Attributes
+    ----------
+    values : dict of ndarray, float64, shape (u,)
+        By name, as in :data:`METRICS`; NaN where a metric is not defined.
+    amplitude_unit : str
+        "µV", or "file units" if the recording's gain is not known.
+    """
+
+    values: dict[str, NDArray[np.float64]]
+    amplitude_unit: str
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        return self.values[name]
+
+
+def quality_metrics(sorting: Sorting, by_unit: ByUnit | None = None) -> UnitMetrics:
+    """Compute the quality metrics of all units of a sorting.
+
+    Parameters
+    ----------
+    sorting : Sorting
+        Its features are not needed.
+    by_unit : ByUnit, optional
+        Its spikes, if they were grouped before.
+
+    Returns
+    -------
+    UnitMetrics
+    """
+    by_unit = by_unit or ByUnit(sorting)
+    rate = sorting.sampling_rate_hz
+    start, stop = sorting.tiling.start, sorting.tiling.stop
+    n_samples = round(float(live_samples(np.array([start, stop]), sorting.artifacts).sum()))
+    time: dict[str, Any] = {"sampling_rate_hz": rate, "n_samples": n_samples}
+    edges = metrics.bin_edges(start, stop, int(INTERVAL_S * rate))
+    counted = live_samples(edges, sorting.artifacts) >= LIVE_SHARE * np.diff(edges)
+    peak, channel = peaks_of(sorting)
+    noise = noise_of(sorting)
+    values = {metric.name: np.full(sorting.n_units, math.nan) for metric in METRICS}
+    for unit in range(sorting.n_units):
+        sample = by_unit.sample(unit)
+        drift = metrics.drift(sample, by_unit.depth_um(unit), edges)
+        scaling = by_unit.scaling(unit)
+        found = {
+            "n_spikes": len(sample),
+            "firing_rate": len(sample) * rate / max(n_samples, 1),
+            "amplitude_median": peak[unit] * float(np.median(scaling)) if len(scaling) else math.nan,
+            "snr": peak[unit] / noise[channel[unit]] if noise[channel[unit]] > 0 else math.nan,
+            "isi_violations_ratio": metrics.isi_violations_ratio(sample, **time),
+            "rp_contamination": metrics.rp_contamination(sample, **time),
+            "sliding_rp_violation": metrics.sliding_rp_violation(sample, **time),
+            "presence_ratio": metrics.presence_ratio(metrics.counts_in(sample, edges)[counted]),
+            "amplitude_cutoff": metrics.amplitude_cutoff(scaling),
+            "drift_ptp": drift.ptp,
+            "drift_std": drift.std,
+            "stability": metrics.stability(sample, start, stop),
+        }
+        for name, value in found.items():
+            values[name][unit] = value
+    return UnitMetrics(values, amplitude_unit(sorting))
+
+
+def amplitude_unit(sorting: Sorting) -> str:
+    """The unit of amplitudes."""
+    return "file units" if sorting.gain_uv is None else "µV"
+
+
+def peaks_of(sorting: Sorting) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Largest deflection of the mean waveform of each unit (u,), in the unit of amplitudes, and its channel (u,)."""
+    peak, channel = np.zeros(sorting.n_units), np.zeros(sorting.n_units, np.int64)
+    if sorting.whitening is None or sorting.waveforms is None:
+        return np.full(sorting.n_units, math.nan), channel
+    for at in range(0, sorting.n_units, UNITS_AT_ONCE):
+        rows = slice(at, at + UNITS_AT_ONCE)
+        largest = np.abs(mean_waveforms(sorting, rows)).max(axis=1)  # (u, c)
+        peak[rows], channel[rows] = largest.max(axis=1), largest.argmax(axis=1)
+    return peak, channel
+
+
+def noise_of(sorting: Sorting) -> NDArray[np.float64]:
+    """Standard deviation of the noise of each channel (c,), in the unit of amplitudes; NaN if it is not known."""
+    whitening = sorting.whitening
+    if whitening is None or len(whitening.noise) != sorting.n_channels:
+        return np.full(sorting.n_channels, math.nan)
+    return whitening.noise.astype(np.float64) * abs(file_factor(sorting))
+
+
+def write_quality(sorting: Sorting, found: UnitMetrics, folder: str | os.PathLike[str]) -> Path:
+    """Write ``quality.csv``: a row for each unit in the order of templates, which Phy and SpikeInterface read, too.
+
+    Parameters
+    ----------
+    sorting : Sorting
+    found : UnitMetrics
+    folder : path
+
+    Returns
+    -------
+    Path
+        The file. Empty fields are metrics that are not defined for a unit.
+    """
+    path = Path(folder) / QUALITY
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["cluster_id", *(metric.name for metric in METRICS)])
+        for unit in range(sorting.n_units):
+            writer.writerow([unit, *(_field(found[metric.name][unit]) for metric in METRICS)])
+    return path
+
+
+def _field(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.9g}"
