@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,3 +199,40 @@ def tiles_per_task(tiling: Tiling, n_tiles: int, sampling_rate_hz: float) -> int
     """
     longest = max(int(BLOCK_SECONDS * sampling_rate_hz / tiling.size), 1)
     return min(longest, -(-n_tiles // MIN_BLOCKS))
+
+
+def observed_spans(tiling: Tiling, artifacts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What was sorted: the batches without blanked artifacts, as spans [start, stop) in samples, shape (span, 2).
+
+    >>> tiling = Tiling.of(n_samples=1000, size=300, halo=50, shortest=61)
+    >>> observed_spans(tiling, np.array([[100, 120], [110, 150]])).tolist()
+    [[0, 100], [150, 1000]]
+    """
+    cores = np.array([(tile.start, tile.stop) for tile in tiling], np.int64).reshape(-1, 2)
+    if tiling.step == 1:
+        cores = np.array([[cores[0, 0], cores[-1, 1]]]) if len(cores) else cores
+    edges = np.concatenate([cores.ravel(), artifacts.ravel()])
+    change = np.zeros((len(edges), 2), np.int64)  # of the number of batches, and of artifacts, that we are in
+    change[: cores.size, 0] = np.tile([1, -1], len(cores))
+    change[cores.size :, 1] = np.tile([1, -1], len(artifacts))
+    order = np.argsort(edges, kind="stable")
+    edges, depth = edges[order], np.cumsum(change[order], axis=0)
+    last = np.append(np.diff(edges) > 0, True)[: len(edges)]
+    edges, seen = edges[last], ((depth[:, 0] > 0) & (depth[:, 1] == 0))[last]
+    before = np.insert(seen, 0, False)[:-1] if len(seen) else seen
+    return np.column_stack([edges[seen & ~before], edges[~seen & before]])
+
+
+def covered(edges: NDArray[Any], spans: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Number of samples between edges (b + 1,), ascending, that are in spans (m, 2), which do not overlap: (b,).
+
+    >>> covered(np.array([0, 10, 20]), np.array([[8, 11], [12, 13]])).tolist()
+    [2.0, 2.0]
+    """
+    if not len(spans):
+        return np.zeros(len(edges) - 1)
+    start, stop = spans[:, 0], spans[:, 1]
+    before = np.concatenate([[0.0], np.cumsum(stop - start)])
+    index = np.searchsorted(start, edges, side="right")  # spans that begin before each edge
+    beyond = np.where(index > 0, np.maximum(stop[np.maximum(index - 1, 0)] - edges, 0), 0)
+    return np.diff(before[index] - beyond)

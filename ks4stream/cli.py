@@ -733,6 +733,31 @@ def export_command(
     click.echo(f"{sorting.n_units} units with {int(sorting.kept.sum())} spikes: {nwb}")
 
 
+# --- ks4stream report ----------------------------------------------------------------------------------------
+
+
+@main.command("report")
+@click.argument("results", metavar="RESULTS")
+@click.option("--compare", metavar="OTHER", help="Results of another sort of the same recording, to compare with.")
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Page to write. [default: report.html in RESULTS]",
+)
+@_debug_option
+def report_command(results: str, compare: str | None, out: Path | None) -> None:
+    """Write the page about a sorting: one HTML file that needs no other and no network.
+
+    RESULTS is a results folder or a sorting.zarr, on disk or at an address like s3://bucket/sorted. Every sort writes
+    this page; write it again to compare with another sort, or for results of an earlier version.
+    """
+    from ks4stream.io.places import place
+    from ks4stream.report import rewrite_page
+
+    click.echo(rewrite_page(place(results), out, compare=place(compare) if compare else None))
+
+
 # --- ks4stream demo, ks4stream probes ------------------------------------------------------------------------
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.blocks import Tiling
+from ks4stream.blocks import Tiling, covered
 
 FEW_SPIKES = "few spikes"
 NOT_REFRACTORY = "not refractory"
@@ -187,21 +186,6 @@ class _Phases:
         return np.asarray(self._length / self._counted.clip(1))
 
 
-def live_samples(edges: NDArray[Any], spans: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Number of samples between edges (b + 1,), ascending, that are not in spans (m, 2), which do not overlap: (b,).
-
-    >>> live_samples(np.array([0, 10, 20]), np.array([[8, 11], [12, 13]])).tolist()
-    [8.0, 8.0]
-    """
-    if not len(spans):
-        return np.diff(edges).astype(np.float64)
-    start, stop = spans[:, 0], spans[:, 1]
-    before = np.concatenate([[0.0], np.cumsum(stop - start)])
-    index = np.searchsorted(start, edges, side="right")  # spans that begin before each edge
-    beyond = np.where(index > 0, np.maximum(stop[np.maximum(index - 1, 0)] - edges, 0), 0)
-    return np.diff(edges) - np.diff(before[index] - beyond)
-
-
 class _Parts:
     """Numbers of spikes of each unit in equal parts of the recording."""
 
@@ -209,7 +193,7 @@ class _Parts:
         tiling, spans = trains.tiling, trains.artifacts
         first, last = tiling.start, max(tiling.stop, tiling.start + N_PARTS)
         self._edges = np.linspace(first, last, N_PARTS + 1)
-        self._live = live_samples(self._edges, spans)
+        self._live = np.diff(self._edges) - covered(self._edges, spans)
         self._counts = np.zeros((trains.n_units, N_PARTS), np.int64)
 
     def add(self, sample: NDArray[np.int64], unit: NDArray[np.int32]) -> None:

@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.by_unit import ByUnit
+from ks4stream.blocks import covered, observed_spans
+from ks4stream.io.by_unit import ByUnit
+from ks4stream.io.results_folder import QUALITY
 from ks4stream.kernels import metrics
-from ks4stream.labels import live_samples
 from ks4stream.mean_waveforms import file_factor, mean_waveforms
 from ks4stream.results import Sorting
 
 __all__ = ["METRICS", "Metric", "UnitMetrics", "quality_metrics", "write_quality"]
 
-QUALITY = "quality.csv"
+GROUPED = ("sample", "score", "y_um")  # columns of spikes that metrics are made of
 INTERVAL_S = 60.0  # of presence ratio and drift; SpikeInterface's default
 LIVE_SHARE = 0.5  # of an interval that counts for the presence ratio
 UNITS_AT_ONCE = 64  # whose waveforms are in memory
@@ -144,11 +145,17 @@ class UnitMetrics:
     ----------
     values : dict of ndarray, float64, shape (u,)
         By name, as in :data:`METRICS`; NaN where a metric is not defined.
+    peak : ndarray, float64, shape (u,)
+        Largest deflection of the mean waveform, in `amplitude_unit`.
+    channel : ndarray, int64, shape (u,)
+        Its channel, in the order of the probe.
     amplitude_unit : str
         "µV", or "file units" if the recording's gain is not known.
     """
 
     values: dict[str, NDArray[np.float64]]
+    peak: NDArray[np.float64]
+    channel: NDArray[np.int64]
     amplitude_unit: str
 
     def __getitem__(self, name: str) -> NDArray[np.float64]:
@@ -163,26 +170,28 @@ def quality_metrics(sorting: Sorting, by_unit: ByUnit | None = None) -> UnitMetr
     sorting : Sorting
         Its features are not needed.
     by_unit : ByUnit, optional
-        Its spikes, if they were grouped before.
+        Its spikes with the columns :data:`GROUPED`, if they were grouped before.
 
     Returns
     -------
     UnitMetrics
     """
-    by_unit = by_unit or ByUnit(sorting)
+    by_unit = by_unit or ByUnit(sorting, *GROUPED)
+    norm = np.linalg.norm(sorting.unit_features.astype(np.float64), axis=(1, 2))
     rate = sorting.sampling_rate_hz
     start, stop = sorting.tiling.start, sorting.tiling.stop
-    n_samples = round(float(live_samples(np.array([start, stop]), sorting.artifacts).sum()))
+    observed = observed_spans(sorting.tiling, sorting.artifacts)
+    n_samples = int(np.diff(observed).sum())
     time: dict[str, Any] = {"sampling_rate_hz": rate, "n_samples": n_samples}
     edges = metrics.bin_edges(start, stop, int(INTERVAL_S * rate))
-    counted = live_samples(edges, sorting.artifacts) >= LIVE_SHARE * np.diff(edges)
-    peak, channel = peaks_of(sorting)
+    counted = covered(edges, observed) >= LIVE_SHARE * np.diff(edges)
+    peak, channel = _peaks(sorting)
     noise = noise_of(sorting)
     values = {metric.name: np.full(sorting.n_units, math.nan) for metric in METRICS}
     for unit in range(sorting.n_units):
-        sample = by_unit.sample(unit)
-        drift = metrics.drift(sample, by_unit.depth_um(unit), edges)
-        scaling = by_unit.scaling(unit)
+        sample = by_unit.of(unit, "sample")
+        drift = metrics.drift(sample, by_unit.of(unit, "y_um"), edges)
+        scaling = by_unit.of(unit, "score") / max(norm[unit], 1e-9)  # relative to the template
         found = {
             "n_spikes": len(sample),
             "firing_rate": len(sample) * rate / max(n_samples, 1),
@@ -199,15 +208,10 @@ def quality_metrics(sorting: Sorting, by_unit: ByUnit | None = None) -> UnitMetr
         }
         for name, value in found.items():
             values[name][unit] = value
-    return UnitMetrics(values, amplitude_unit(sorting))
+    return UnitMetrics(values, peak, channel, "µV" if sorting.gain_uv is not None else "file units")
 
 
-def amplitude_unit(sorting: Sorting) -> str:
-    """The unit of amplitudes."""
-    return "file units" if sorting.gain_uv is None else "µV"
-
-
-def peaks_of(sorting: Sorting) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _peaks(sorting: Sorting) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Largest deflection of the mean waveform of each unit (u,), in the unit of amplitudes, and its channel (u,)."""
     peak, channel = np.zeros(sorting.n_units), np.zeros(sorting.n_units, np.int64)
     if sorting.whitening is None or sorting.waveforms is None:

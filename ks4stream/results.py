@@ -96,6 +96,9 @@ class PeakSample(Checked):
     sample: Array = _array(("n",), "int64", "samples", "time, counted from the start of the recording")
     depth_um: Array = _array(("n",), "float32", "µm", "depth along the probe")
     score: Array = _array(("n",), "float32", "noise s.d.", "detection score")
+    shank: Array = _array(
+        ("n_known",), "int64", "", "of each; empty if it is not known", default_factory=lambda: np.zeros(0, np.int64)
+    )
 
 
 @dataclass(frozen=True, eq=False)

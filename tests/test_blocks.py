@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ks4stream import blocks
-from ks4stream.blocks import Tiling
+from ks4stream.blocks import Tiling, observed_spans
 from ks4stream.errors import RecordingError
 
 
@@ -107,3 +107,23 @@ def test_the_documented_examples_run() -> None:
     outcome = doctest.testmod(blocks)
     assert outcome.attempted > 0
     assert outcome.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "expected"),
+    [
+        ([], [[0, 1000]]),
+        ([[100, 120], [110, 150], [150, 160]], [[0, 100], [160, 1000]]),
+        ([[0, 10], [990, 1000]], [[10, 990]]),
+        ([[990, 1100]], [[0, 990]]),
+        ([[0, 1000]], []),
+    ],
+)
+def test_artifacts_are_cut_out_of_the_sorted_span(artifacts, expected):
+    tiling = Tiling.of(n_samples=1000, size=300, halo=50, shortest=61)
+    assert observed_spans(tiling, np.array(artifacts, np.int64).reshape(-1, 2)).tolist() == expected
+
+
+def test_only_sorted_batches_were_observed():
+    tiling = Tiling.of(n_samples=1000, size=200, halo=0, shortest=61, start=100, step=2)
+    assert observed_spans(tiling, np.array([[150, 350]])).tolist() == [[100, 150], [500, 700]]

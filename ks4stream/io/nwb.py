@@ -10,7 +10,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from datetime import datetime
 from importlib.metadata import version
@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ks4stream.blocks import Tiling
+from ks4stream.blocks import observed_spans
 from ks4stream.errors import FewSpikesWarning, Ks4StreamError, Ks4StreamWarning, MissingDependencyError, ResultsError
 from ks4stream.io.atomic import atomic_draft
-from ks4stream.io.mapped import LARGE_MAP_BYTES, release_pages, scratch_array
+from ks4stream.io.by_unit import ByUnit
+from ks4stream.io.mapped import release_pages
 from ks4stream.io.objects import is_remote
 from ks4stream.io.spikeglx import find_meta, read_meta
 from ks4stream.mean_waveforms import followed_channels, mean_waveforms
@@ -292,51 +293,6 @@ def _json(value: Any) -> str:
 # -- the units ---------------------------------------------------------------------------------------
 
 
-class _Trains(NamedTuple):
-    """Spikes without duplicates, one unit after the other."""
-
-    sample: NDArray[np.int64]  # (n,) ascending within a unit
-    stop: NDArray[np.int64]  # (u,) row after the last of each unit
-    position_um: NDArray[np.float64]  # (u, 2) mean x and y
-
-    @property
-    def n_spikes(self) -> NDArray[np.int64]:
-        """Number of spikes of each unit."""
-        return np.diff(self.stop, prepend=0)
-
-
-def _trains(sorting: Sorting) -> _Trains:
-    """Group spikes by unit in two passes: one counts, one writes each spike into its unit's rows."""
-    n_units = sorting.n_units
-    count, total_um = np.zeros(n_units, np.int64), np.zeros((n_units, 2))
-    for rows, kept in _pieces(sorting):
-        unit = sorting.unit[rows][kept]
-        count += np.bincount(unit, minlength=n_units)
-        for axis, values in enumerate((sorting.x_um, sorting.y_um)):
-            total_um[:, axis] += np.bincount(unit, weights=values[rows][kept], minlength=n_units)
-    stop = np.cumsum(count)
-    sample = scratch_array((int(count.sum()),), np.int64, held_bytes=LARGE_MAP_BYTES)
-    filled = stop - count
-    for rows, kept in _pieces(sorting):
-        unit = sorting.unit[rows][kept]
-        order = np.argsort(unit, kind="stable")
-        unit, here = unit[order], np.bincount(unit, minlength=n_units)
-        first = np.cumsum(here) - here  # row of each unit's first spike in this piece
-        sample[filled[unit] + np.arange(len(unit)) - first[unit]] = sorting.sample[rows][kept][order]
-        filled += here
-        release_pages(sample)
-    return _Trains(sample, stop, total_um / np.maximum(count, 1)[:, None])
-
-
-def _pieces(sorting: Sorting) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
-    """Slices of the spikes and which of them are kept; after each, pages of mapped columns are released."""
-    for at in range(0, sorting.n_spikes, _SPIKES_AT_ONCE):
-        rows = slice(at, min(at + _SPIKES_AT_ONCE, sorting.n_spikes))
-        yield rows, sorting.kept[rows]
-        for column in (sorting.sample, sorting.unit, sorting.kept, sorting.x_um, sorting.y_um):
-            release_pages(column)
-
-
 class _Shapes(NamedTuple):
     """What is asked of the mean waveforms of all units, which are not kept."""
 
@@ -356,34 +312,13 @@ def _shapes(sorting: Sorting) -> _Shapes:
     return _Shapes(channels, np.array(amplitudes, np.float64))
 
 
-def observed_spans(tiling: Tiling, artifacts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What was sorted: the batches without blanked artifacts, as spans [start, stop) in samples, shape (span, 2).
-
-    >>> tiling = Tiling.of(n_samples=1000, size=300, halo=50, shortest=61)
-    >>> observed_spans(tiling, np.array([[100, 120], [110, 150]])).tolist()
-    [[0, 100], [150, 1000]]
-    """
-    cores = np.array([(tile.start, tile.stop) for tile in tiling], np.int64).reshape(-1, 2)
-    if tiling.step == 1:
-        cores = np.array([[cores[0, 0], cores[-1, 1]]]) if len(cores) else cores
-    edges = np.concatenate([cores.ravel(), artifacts.ravel()])
-    change = np.zeros((len(edges), 2), np.int64)  # of the number of batches, and of artifacts, that we are in
-    change[: cores.size, 0] = np.tile([1, -1], len(cores))
-    change[cores.size :, 1] = np.tile([1, -1], len(artifacts))
-    order = np.argsort(edges, kind="stable")
-    edges, depth = edges[order], np.cumsum(change[order], axis=0)
-    last = np.append(np.diff(edges) > 0, True)[: len(edges)]
-    edges, seen = edges[last], ((depth[:, 0] > 0) & (depth[:, 1] == 0))[last]
-    before = np.insert(seen, 0, False)[:-1] if len(seen) else seen
-    return np.column_stack([edges[seen & ~before], edges[~seen & before]])
-
-
 def _units_table(sorting: Sorting, electrodes: Any) -> Any:
     from hdmf.common import DynamicTableRegion, ElementIdentifiers, VectorData, VectorIndex
     from pynwb.misc import Units
 
     rate, n_units = sorting.sampling_rate_hz, sorting.n_units
-    trains, shapes = _trains(sorting), _shapes(sorting)
+    trains, shapes = ByUnit(sorting, "sample"), _shapes(sorting)
+    sample = trains.all("sample")
     columns: list[Any] = []
 
     def ragged(name: str, text: str, data: Any, stop: NDArray[np.int64], **about: Any) -> None:
@@ -398,8 +333,8 @@ def _units_table(sorting: Sorting, electrodes: Any) -> Any:
     ragged(
         "spike_times",
         "Times of the spikes, without duplicates: sample number / sampling rate.",
-        _streamed((len(trains.sample),), np.float64, lambda rows: trains.sample[rows] / rate, release=trains.sample),
-        trains.stop,
+        _streamed((len(sample),), np.float64, lambda rows: sample[rows] / rate, release=sample),
+        trains.start[1:],
     )
     spans_s = observed_spans(sorting.tiling, sorting.artifacts) / rate
     ragged(
@@ -436,7 +371,7 @@ def _units_table(sorting: Sorting, electrodes: Any) -> Any:
         "reason", "Why the unit is not good.", np.array([reason or "none" for reason in sorting.label_reasons], np.str_)
     )
     plain("quality", "The same as KSLabel: it was not changed by hand.", label)
-    plain("n_spikes", "Number of spikes, without duplicates.", trains.n_spikes)
+    plain("n_spikes", "Number of spikes, without duplicates.", trains.count)
     plain("contamination", "Spike pairs in the refractory period, relative to chance.", sorting.contamination)
     plain("amplitude", f"Peak to peak of the mean waveform where it is largest, in {unit}.", shapes.amplitude)
     plain(

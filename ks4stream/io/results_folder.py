@@ -85,7 +85,8 @@ PHY = (
 EXTRA = ("Wall.npy", "full_amp.npy", "full_clu.npy", "full_st.npy", "tF.npy")
 PREPROCESSED_COPY = "temp_wh.dat"
 PLOTS = ("diagnostics.png", "spike_positions.png", "drift_amount.png", "drift_scatter.png")
-WRITTEN = (*PHY, *EXTRA, PREPROCESSED_COPY, *PLOTS, STORE)
+QUALITY, PAGE = "quality.csv", "report.html"
+WRITTEN = (*PHY, *EXTRA, PREPROCESSED_COPY, *PLOTS, QUALITY, PAGE, STORE)
 """Everything a sort writes into its results folder, apart from the record and the log."""
 
 _SIGNS = ("spike_times.npy", RECORD)  # a folder that contains one of these holds a sorting
@@ -340,12 +341,13 @@ class ResultsFolder:
     def exchange(self, draft: Path) -> None:
         """Replace files of the results here, whosever they are, as somebody asks for by name.
 
-        Plots and the preprocessed copy of a sort of ours stay ours. Everything else counts as changed from then on.
+        Plots, metrics, the page and the preprocessed copy of a sort of ours stay ours. Everything else counts as
+        changed from then on.
         """
         record, ours, new = self._record(), self._ours(), {}
         for entry in sorted(draft.iterdir()):
             about = _described(entry)
-            if entry.name in (*PLOTS, PREPROCESSED_COPY) and self._may_go(entry.name, ours):
+            if entry.name in (*PLOTS, QUALITY, PAGE, PREPROCESSED_COPY) and self._may_go(entry.name, ours):
                 new[entry.name] = about
             self._install(entry, about)
         if new and record.get("state") == "complete":

@@ -30,7 +30,7 @@ from ks4stream.errors import ResultsError
 from ks4stream.exchange import DIM_NAMES, about, distinct
 from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.mapped import LARGE_MAP_BYTES, release_pages, scratch_array
-from ks4stream.io.places import place, size_of
+from ks4stream.io.places import ObjectPath, place, size_of
 from ks4stream.io.zarrs import without_pickle
 from ks4stream.probe import Probe
 from ks4stream.recording import FlatFile
@@ -112,7 +112,7 @@ def load_sorting(path: str | os.PathLike[str], *, features: bool = True) -> Sort
     return _load(path, _in_memory, leave_out=() if features else ("features",))
 
 
-def map_sorting(path: str | os.PathLike[str]) -> Sorting:
+def map_sorting(path: str | os.PathLike[str] | ObjectPath) -> Sorting:
     """Read a sorting without features whose large columns stay on disk, in unnamed files of the temporary folder.
 
     Parameters
@@ -128,7 +128,9 @@ def map_sorting(path: str | os.PathLike[str]) -> Sorting:
     return _load(path, _mapped, leave_out=("features",))
 
 
-def _load(path: str | os.PathLike[str], read: Callable[[Any], NDArray[Any]], leave_out: Collection[str]) -> Sorting:
+def _load(
+    path: str | os.PathLike[str] | ObjectPath, read: Callable[[Any], NDArray[Any]], leave_out: Collection[str]
+) -> Sorting:
     given = place(path)
     store = next(
         (folder for folder in (given / "sorting.zarr", given) if size_of(folder / ".zgroup") is not None), None

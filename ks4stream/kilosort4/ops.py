@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -344,8 +344,10 @@ def drift_of(ops: dict[str, Any]) -> Drift | None:
 def peaks_of(ops: dict[str, Any]) -> PeakSample | None:
     """The peaks for the plot of the drift."""
     known = own(ops).get("peaks")
-    types = {"sample": np.int64, "depth_um": np.float32, "score": np.float32}
-    return None if known is None else PeakSample(**{name: array(known[name], types[name]) for name in types})
+    types = {"sample": np.int64, "depth_um": np.float32, "score": np.float32, "shank": np.int64}
+    if known is None:
+        return None
+    return PeakSample(**{name: array(known[name], kind) for name, kind in types.items() if name in known})
 
 
 def thresholds_of(ops: dict[str, Any]) -> NDArray[np.float64]:
@@ -379,7 +381,7 @@ def put_waveforms(ops: dict[str, Any], waveforms: Waveforms) -> None:
 
 def put_peaks(ops: dict[str, Any], peaks: PeakSample) -> None:
     """Keep the peaks for the plot of the drift."""
-    own(ops)["peaks"] = {"sample": peaks.sample, "depth_um": peaks.depth_um, "score": peaks.score}
+    own(ops)["peaks"] = {spec.name: getattr(peaks, spec.name) for spec in fields(peaks)}
 
 
 _RESULTS = (

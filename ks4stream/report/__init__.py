@@ -1,4 +1,4 @@
-"""What a finished sort leaves for people: files, plots and a log."""
+"""What a finished sort leaves for people: files, a page, plots and a log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ks4stream.errors import CurationWarning, Ks4StreamError, ResultsError
-from ks4stream.io.atomic import explain_write_errors
+from ks4stream.io.atomic import atomic_write, explain_write_errors
+from ks4stream.io.by_unit import ByUnit
 from ks4stream.io.kilosort_ops import OPS
 from ks4stream.io.objects import Status, status, write_file
 from ks4stream.io.phy import PARAMS, export_phy, link, params_text
@@ -22,20 +23,23 @@ from ks4stream.io.results_folder import (
     EARLY,
     EXTRA,
     FEATURES,
+    PAGE,
     PHY,
     PLOTS,
     PREPROCESSED_COPY,
+    QUALITY,
     STORE,
     ResultsFolder,
     fingerprint,
 )
 from ks4stream.io.scratch import scratch_folder
-from ks4stream.io.store import save_sorting
+from ks4stream.io.store import map_sorting, save_sorting
 from ks4stream.messages import warn
+from ks4stream.metrics import GROUPED, quality_metrics, write_quality
 from ks4stream.report.log import LOG_NAME, length_before, log_inputs, run_log
 from ks4stream.results import Sorting
 
-__all__ = ["announce", "finish", "log_inputs", "log_kept", "results_folder", "run_log", "written_early"]
+__all__ = ["announce", "finish", "log_inputs", "log_kept", "results_folder", "rewrite_page", "run_log", "written_early"]
 
 _log = logging.getLogger(__name__)
 
@@ -190,7 +194,7 @@ def finish(
     kept: Collection[str] = (),
     check: Callable[[], None] = lambda: None,
 ) -> Place | None:
-    """Write everything a sorting leaves: the Phy folder, the native store ``sorting.zarr`` and the plots.
+    """Write everything a sorting leaves: the Phy folder, the store ``sorting.zarr``, metrics, the page and the plots.
 
     If the same result was written before, nothing is touched, as it may have been curated since; only files that were
     not requested then are added. If another result is there and was curated, or is not ours, it is moved into a
@@ -233,7 +237,7 @@ def finish(
     if isinstance(preprocessed, Path) and not preprocessed.is_file():
         raise ResultsError(f"There is no preprocessed copy {preprocessed}; write it before the results.")
     key = fingerprint(sorting)
-    wanted = {*PHY, STORE, *EXTRA[: len(EXTRA) * save_extra_vars], *plot_names(sorting)}
+    wanted = {*PHY, STORE, QUALITY, PAGE, *EXTRA[: len(EXTRA) * save_extra_vars], *plot_names(sorting)}
     wanted |= early.keys() | ({PREPROCESSED_COPY} if preprocessed is not None else set())
     missing = results.missing(key, wanted if save_features else wanted - {*FEATURES})
     if missing is not None:
@@ -255,6 +259,7 @@ def finish(
         )
         save_sorting(sorting, draft / STORE, features=save_features)
         write_plots(sorting, draft)
+        write_page(sorting, draft)
         for name, file in early.items():
             if not (draft / name).exists():
                 link(file, draft / name)
@@ -280,6 +285,76 @@ def finish(
         time.perf_counter() - began,
     )
     return moved[0] if moved else None
+
+
+def write_page(sorting: Sorting, folder: Path, *, compare: tuple[str, Sorting] | None = None) -> Path:
+    """Write ``quality.csv`` and ``report.html``, the page to look at when a sort has ended.
+
+    Parameters
+    ----------
+    sorting : Sorting
+        Its features are not needed.
+    folder : Path
+    compare : (str, Sorting), optional
+        Another sorting of the same recording, to compare with, and what it is called.
+
+    Returns
+    -------
+    Path
+        The page: one file that needs no other, and no network.
+    """
+    from ks4stream.report import page
+    from ks4stream.report.comparison import compared
+    from ks4stream.report.summary import content
+
+    by_unit = ByUnit(sorting, *GROUPED)
+    metrics = quality_metrics(sorting, by_unit)
+    write_quality(sorting, metrics, folder)
+    shown = content(sorting, by_unit, metrics)
+    if compare is not None:
+        name, other = compare
+        shown["compare"] = compared(sorting, other, name)
+    return page.write_page(shown, folder / PAGE)
+
+
+def rewrite_page(results: Place, out: Path | None = None, *, compare: Place | None = None) -> Place:
+    """Write the page of results again, or of results of a version that wrote none.
+
+    Parameters
+    ----------
+    results : Path or ObjectPath
+        A results folder, or a ``sorting.zarr``.
+    out : Path, optional
+        Where to write the page; by default into the results folder, with ``quality.csv`` if there is none.
+    compare : Path or ObjectPath, optional
+        Results of another sort of the same recording, to compare with.
+
+    Returns
+    -------
+    Path or ObjectPath
+        The page.
+
+    Raises
+    ------
+    ResultsError
+        If there is no sorting, they are of different recordings, or the page cannot be written.
+    """
+    sorting = map_sorting(results)
+    other = None if compare is None else (str(compare), map_sorting(compare))
+    if out is not None:
+        with explain_write_errors(out), scratch_folder() as folder:
+            page = write_page(sorting, folder, compare=other)
+            with atomic_write(out) as file:
+                file.write(page.read_bytes())
+        return out
+    home = results.parent if results.name == STORE else results
+    folder_of_results = ResultsFolder(home)
+    with explain_write_errors(home), folder_of_results.draft() as draft:
+        write_page(sorting, draft, compare=other)
+        if size_of(home / QUALITY) is not None:  # it may have been edited
+            (draft / QUALITY).unlink()
+        folder_of_results.exchange(draft)
+    return home / PAGE
 
 
 def _kept_early(home: Place, names: Collection[str]) -> dict[str, Path]:

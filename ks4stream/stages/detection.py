@@ -33,18 +33,24 @@ class Peaks:
     """
 
     receipts: list[Receipt]
+    shank_of_region: NDArray[np.int64] | None = None  # None: the probe has one shank
 
     @property
     def of_region(self) -> NDArray[np.int64]:
         """Number of peaks in each region."""
         return rows_of_region(self.receipts)
 
-    def in_time(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]]:
-        """Yield time, depth (µm) and score of all peaks in time order, block by block."""
+    def in_time(
+        self,
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]]:
+        """Yield time, depth (µm), score and shank of all peaks in time order, block by block."""
         for receipt in self.receipts:
             sample, depth, score = (read_column(receipt, name) for name in ("sample", "depth_um", "score"))
             order = np.lexsort((depth, score, sample))
-            yield sample[order], depth[order], score[order]
+            shank = np.zeros(len(sample), np.int64)
+            if self.shank_of_region is not None:
+                shank = np.repeat(self.shank_of_region, np.diff(receipt.start))
+            yield sample[order], depth[order], score[order], shank[order]
 
 
 def lowest_peak(settings: Settings) -> float:
@@ -84,7 +90,7 @@ class Detect(Stage[Block, Receipt, Peaks]):
 
     def combine(self, parts: Iterable[Receipt], run: Run) -> Peaks:
         """All blocks."""
-        return Peaks(list(parts))
+        return Peaks(list(parts), self.regions.shank)
 
     def peaks(self, tile: Tile) -> tuple[Tensor, kernels.TilePeaks]:
         """Whitened traces (c, t), and the peaks whose reported time is in the tile's core.

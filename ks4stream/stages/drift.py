@@ -79,11 +79,11 @@ class EstimateDrift(Step[DriftResult]):
         estimator = DRIFT_METHOD(self.settings, tiling, self.tiles.probe, run.scratch)
         max_per_tile = -(-MAX_PLOTTED // len(tiling))
         plotted = []
-        for sample, depth_um, score in self.peaks.in_time():
+        for sample, depth_um, score, shank in self.peaks.in_time():
             estimator.add(sample, depth_um, score)
             rank, n_in_tile = kernels.rank_within(tiling.tile_of(sample))
             kept = rank * max_per_tile % n_in_tile < max_per_tile  # evenly; all peaks of a tile that has fewer
-            plotted.append((sample[kept], depth_um[kept], score[kept]))
+            plotted.append((sample[kept], depth_um[kept], score[kept], shank[kept]))
         columns = (np.concatenate(column) for column in zip(*plotted, strict=True))
         return DriftResult(estimator.estimate(), PeakSample(*columns))
 

@@ -17,10 +17,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ks4stream import cli
-from ks4stream.blocks import Tiling
+from ks4stream.blocks import observed_spans
 from ks4stream.errors import FewSpikesWarning, Ks4StreamWarning, MissingDependencyError, ResultsError
 from ks4stream.io import nwb, store
-from ks4stream.io.nwb import observed_spans, session_start_of, write_nwb
+from ks4stream.io.nwb import session_start_of, write_nwb
 from ks4stream.io.store import map_sorting, save_sorting
 from ks4stream.mean_waveforms import mean_waveforms
 from ks4stream.results import Provenance, Sorting, Whitening
@@ -197,26 +197,6 @@ def test_an_empty_sorting_is_a_valid_file(make_sorting, tmp_path):
     assert found.units.spike_times == [] and len(found.electrodes) == 12
 
 
-@pytest.mark.parametrize(
-    ("artifacts", "expected"),
-    [
-        ([], [[0, 1000]]),
-        ([[100, 120], [110, 150], [150, 160]], [[0, 100], [160, 1000]]),
-        ([[0, 10], [990, 1000]], [[10, 990]]),
-        ([[990, 1100]], [[0, 990]]),
-        ([[0, 1000]], []),
-    ],
-)
-def test_artifacts_are_cut_out_of_the_sorted_span(artifacts, expected):
-    tiling = Tiling.of(n_samples=1000, size=300, halo=50, shortest=61)
-    assert observed_spans(tiling, np.array(artifacts, np.int64).reshape(-1, 2)).tolist() == expected
-
-
-def test_only_sorted_batches_were_observed():
-    tiling = Tiling.of(n_samples=1000, size=200, halo=0, shortest=61, start=100, step=2)
-    assert observed_spans(tiling, np.array([[150, 350]])).tolist() == [[100, 150], [500, 700]]
-
-
 # -- refusals ----------------------------------------------------------------------------------------
 
 
@@ -258,7 +238,7 @@ def test_a_failure_leaves_the_old_file_and_no_draft(sorting, tmp_path, monkeypat
     ],
 )
 def test_bad_input_is_refused_before_work(sorting, tmp_path, monkeypatch, changes, options, message):
-    monkeypatch.setattr(nwb, "_trains", pytest.fail)
+    monkeypatch.setattr(nwb, "ByUnit", pytest.fail)
     given: dict[str, Any] = {"file": tmp_path / "a.nwb", "session_start": START} | options
     with pytest.raises(ResultsError, match=message):
         write_nwb(replace(sorting, **changes), **given)
