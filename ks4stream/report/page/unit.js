@@ -1,0 +1,199 @@
+// One unit, opened from the table, a chart or a link: its template, correlograms, and how it was over time.
+
+const panel = document.getElementById("unit");
+const details = (() => {
+  let parsedOnce;
+  return () => (parsedOnce ??= JSON.parse(document.getElementById("details").textContent));
+})();
+let opener = null; // what had the focus before a unit was opened
+let drawnUnit = 0; // counts openings, so that what comes too late is not shown
+
+const unitOfHash = () => {
+  const found = /^#unit-(-?\d+)$/.exec(location.hash);
+  return found && rowOf.has(Number(found[1])) ? Number(found[1]) : null;
+};
+
+/** Open a unit; the address then says which, so that it can be passed on. */
+function openUnit(id) {
+  if (open === null && document.activeElement !== document.body) opener = document.activeElement;
+  history.replaceState(null, "", `#unit-${id}`);
+  showUnit(id);
+}
+
+function closeUnit() {
+  history.replaceState(null, "", location.pathname + location.search);
+  showUnit(null);
+}
+
+function showUnit(id) {
+  if (id === open) return;
+  const wasOpen = open !== null;
+  open = id;
+  listeners.forEach((listener) => listener(id));
+  document.documentElement.classList.toggle("with-unit", id !== null);
+  panel.hidden = id === null;
+  panel.querySelectorAll(".chart").forEach((element) => { drawings.delete(element); seen.unobserve(element); resized.unobserve(element); });
+  if (id === null) {
+    panel.replaceChildren();
+    if (wasOpen && opener?.isConnected) opener.focus();
+    opener = null;
+    return;
+  }
+  const focused = document.activeElement?.id; // stays on "next" if that was pressed
+  panel.replaceChildren(...unitParts(units[rowOf.get(id)]));
+  panel.scrollTop = 0;
+  const target = ["unit-next", "unit-previous"].includes(focused) ? document.getElementById(focused) : null;
+  (target && !target.disabled ? target : document.getElementById("unit-title")).focus({ preventScroll: true });
+}
+
+/** The units before and after one in the table as it is sorted and filtered. */
+function neighbours(id) {
+  const place = shown.findIndex((unit) => unit.id === id);
+  return place < 0 ? [null, shown[0] ?? null] : [shown[place - 1] ?? null, shown[place + 1] ?? null];
+}
+
+panel.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const [previous, next] = neighbours(open);
+  const target = { ArrowLeft: previous, ArrowRight: next, k: previous, j: next }[event.key];
+  if (event.key === "Escape") closeUnit();
+  else if (target) openUnit(target.id);
+  else return;
+  event.preventDefault();
+});
+
+function unitParts(unit) {
+  const [previous, next] = neighbours(unit.id);
+  const step = (name, text, target) => h("button", { type: "button", id: `unit-${name}`, disabled: !target, click: () => openUnit(target.id) }, text);
+  const facts = [
+    `${number(unit.y_um)} µm deep`, hasShanks && `shank ${unit.shank}`, `channel ${unit.channel}`, `${short(unit.n_spikes)} spikes`,
+  ].filter(Boolean).join(", ");
+  drawnUnit += 1;
+  return [
+    h("div", { class: "unit-bar" },
+      h("h2", { id: "unit-title", tabindex: "-1" }, `Unit ${unit.id}`),
+      h("span", { class: "label" }, symbol(unit.label), LABELS[unit.label] ?? unit.label),
+      step("previous", "Previous", previous), step("next", "Next", next), h("button", { type: "button", id: "unit-close", click: closeUnit }, "Close")),
+    h("p", { class: "lead" }, `${facts}.${unit.reason ? ` Not good: ${unit.reason}.` : ""}`),
+    ...unitCharts(unit, drawnUnit),
+    h("h3", {}, "Metrics"),
+    h("table", { class: "plain metrics" },
+      h("thead", { class: "hidden" }, h("tr", {}, ["Metric", "Value", "Limit"].map((name) => h("th", { scope: "col" }, name)))),
+      h("tbody", {}, metrics.map((metric) => {
+        const value = unit[metric.name];
+        const failed = fails(metric, value);
+        return h("tr", {}, h("th", { scope: "row" }, metric.title, h("span", { class: "note" }, metric.help)),
+          h("td", { class: failed ? "n failed" : "n" }, number(value, metric.digits), isNumber(value) && metric.unit && ` ${metric.unit}`),
+          h("td", { class: "note" }, failed ? `beyond the limit, ${limit(metric)}` : limit(metric)));
+      }))),
+    h("p", { class: "note" }, "Keys: → or j next, ← or k previous, Esc close. They follow the table’s order and filter."),
+  ];
+}
+
+function unitCharts(unit, opening) {
+  const all = details();
+  if (!all.template && !all.acg && !all.count) return [missing("Waveforms and correlograms were not kept.")];
+  const unpackAll = (...names) => Promise.all(names.map((name) => unpack(all[name])));
+  const unitName = recording.amplitude_unit;
+  const near = h("div", { class: "near" });
+  const edges = all.edges_s ?? [];
+  const parts = [];
+  if (all.template && content.probe) {
+    parts.push(h("div", { class: "pair" },
+      figure("Template", chart({ height: 300, label: `Mean waveform of unit ${unit.id} on the channels around channel ${unit.channel}, at the contacts' positions.`, drawn: async (width) => templatePlot(unit, width, 300, ...(await unpackAll("template", "template_scale", "template_channels"))) }), "at the contacts’ positions"),
+      all.acg ? figure("Auto-correlogram", chart({ height: 300, label: `Auto-correlogram of unit ${unit.id}, lags up to ${all.acg.shape[1]} ms.`, drawn: async (width) => acgPlot(unit, width, 300, (await unpackAll("acg"))[0]) }), "spike pairs per ms of lag") : null));
+  } else parts.push(missing("The template was not kept."));
+  if (all.count) {
+    parts.push(figure("Firing rate", chart({ height: 110, label: `Firing rate of unit ${unit.id} over time.`, drawn: async (width) => {
+      const counts = part((await unpackAll("count"))[0], unit.row);
+      const rows = middles(edges).map((x, i) => ({ x, value: counts[i] / (edges[i + 1] - edges[i]) }));
+      return plotted(overTime(width, 110, { marginBottom: 22, x: { label: null }, y: { label: "Hz", ticks: 3, zero: true }, marks: [
+        blankedSpans(), borders(), Plot.areaY(rows, { x: "x", y: "value", fill: "var(--data)", fillOpacity: 0.15 }), Plot.line(rows, { x: "x", y: "value", stroke: "var(--data)" }), Plot.ruleY([0], { stroke: "var(--axis)" })] }));
+    } }), "grey: blanked"));
+  }
+  for (const [name, title, label, height, isLast] of [["amplitude", "Amplitude", unitName, 120, false], ["depth_um", "Depth", "µm", 136, true]]) {
+    if (!all[name]) continue;
+    parts.push(figure(title, chart({ height, label: `${title} of the spikes of unit ${unit.id} over time: median, and a band from 10 to 90 %.`, drawn: async (width) => bandPlot(part((await unpackAll(name))[0], unit.row), edges, width, height, { label, zero: name === "amplitude" }, isLast) }), "median; band: 10 to 90 % of the spikes"));
+  }
+  if (all.nearest) {
+    parts.push(h("h3", {}, "Nearest units"), near);
+    unpackAll("nearest", "similarity", "ccg").then(([nearest, similarity, ccg]) => {
+      if (opening === drawnUnit) near.replaceChildren(...nearUnits(unit, nearest, similarity, ccg));
+    });
+  }
+  return parts;
+}
+
+function templatePlot(unit, width, height, template, scale, channels) {
+  const all = details();
+  const [first, last] = [all.template_ms[0], all.template_ms.at(-1)];
+  const traces = [];
+  part(channels, unit.row).forEach((channel, j) => {
+    if (channel >= 0) traces.push({ channel, x: content.probe.x_um[channel], y: content.probe.y_um[channel], values: part(template, unit.row, j) });
+  });
+  if (!traces.length) return missing("The template has no channels.");
+  const steps = (values) => {
+    const sorted = [...new Set(values)].sort((a, b) => a - b);
+    return sorted.slice(1).map((value, i) => value - sorted[i]);
+  };
+  const across = 0.86 * Math.min(...steps(traces.map((trace) => trace.x)), 60);
+  const peak = Math.max(...traces.flatMap((trace) => Array.from(trace.values, Math.abs)), 1);
+  const rows = Math.min(...steps(traces.map((trace) => trace.y)), 40);
+  const lift = (1.6 * rows) / peak; // µm of depth per step of the int8
+  const points = traces.flatMap((trace) => Array.from(trace.values, (value, i) => ({
+    channel: trace.channel, x: trace.x + across * ((all.template_ms[i] - first) / (last - first || 1) - 0.5), y: trace.y + value * lift,
+  })));
+  const scaleOf = part(scale, unit.row)[0] ?? 1;
+  const size = [500, 200, 100, 50, 20, 10, 5, 2, 1].find((value) => value / scaleOf <= peak) ?? figures(peak * scaleOf);
+  const [x0, y0] = [Math.min(...points.map((point) => point.x)), Math.min(...points.map((point) => point.y)) - 1.2 * rows];
+  const perMs = across / (last - first || 1);
+  const main = traces.reduce((best, trace) => (Math.max(...trace.values.map(Math.abs)) > Math.max(...best.values.map(Math.abs)) ? trace : best)).channel;
+  return plotted({
+    width, height, marginLeft: 40, marginRight: 4, marginTop: 6, marginBottom: 4,
+    x: { axis: null, domain: [x0 - 0.06 * across, Math.max(...points.map((point) => point.x))] },
+    y: { label: null, ticks: 5, tickSize: 4 },
+    marks: [
+      Plot.line(points, { x: "x", y: "y", z: "channel", stroke: (point) => (point.channel === main ? "var(--good)" : "currentColor"), strokeWidth: 1.3 }),
+      Plot.line([{ x: x0, y: y0 }, { x: x0 + perMs, y: y0 }], { x: "x", y: "y", stroke: "currentColor" }),
+      Plot.line([{ x: x0, y: y0 }, { x: x0, y: y0 + (size / scaleOf) * lift }], { x: "x", y: "y", stroke: "currentColor" }),
+      Plot.text([{ x: x0 + perMs, y: y0 }], { x: "x", y: "y", text: () => `1 ms, ${size} ${recording.amplitude_unit}`, textAnchor: "start", dx: 5, fill: "currentColor" }),
+    ],
+  });
+}
+
+function acgPlot(unit, width, height, acg) {
+  const bin = details().acg_bin_ms ?? 1;
+  const half = Array.from(part(acg, unit.row));
+  const both = [...half.slice(1).reverse(), ...half];
+  return bars(both, -(half.length - 0.5) * bin, bin, width, height);
+}
+
+function bandPlot(quantiles, edges, width, height, { label, zero }, isLast) {
+  const n = edges.length - 1;
+  const rows = middles(edges).map((x, i) => ({ x, low: quantiles[i], middle: quantiles[n + i], high: quantiles[2 * n + i] }));
+  if (!rows.some((row) => Number.isFinite(row.middle))) return missing("There are no spikes.");
+  return plotted(overTime(width, height, {
+    marginBottom: isLast ? 34 : 22, ...(isLast ? {} : { x: { label: null } }), y: { label, zero, ticks: 3 },
+    marks: [
+      borders(),
+      Plot.areaY(rows, { x: "x", y1: "low", y2: "high", fill: "var(--data)", fillOpacity: 0.2 }),
+      Plot.line(rows, { x: "x", y: "middle", stroke: "var(--data)", strokeWidth: 1.5 }),
+      zero && Plot.ruleY([0], { stroke: "var(--axis)" }),
+    ],
+  }));
+}
+
+function nearUnits(unit, nearest, similarity, ccg) {
+  const near = Array.from(part(nearest, unit.row)).map((id, k) => ({ id, k })).filter(({ id }) => rowOf.has(id));
+  if (!near.length) return [missing("No other unit is near.")];
+  const bin = details().acg_bin_ms ?? 1;
+  return near.map(({ id, k }) => {
+    const other = units[rowOf.get(id)];
+    const alike = similarity ? part(similarity, unit.row)[k] : null;
+    const away = Math.hypot(other.x_um - unit.x_um, other.y_um - unit.y_um);
+    const counts = ccg ? part(ccg, unit.row, k) : [];
+    return h("figure", {},
+      h("figcaption", {}, h("a", { href: `#unit-${id}` }, symbol(other.label), `Unit ${id}`), h("span", { class: "note" }, `${isNumber(alike) ? `similarity ${number(alike, 2)}, ` : ""}${number(away)} µm away`)),
+      counts.length ? chart({ height: 120, label: `Cross-correlogram of units ${unit.id} and ${id}, lags of unit ${id} up to ${number((counts.length - 1) / 2 * bin)} ms.`, drawn: (width) => bars(counts, (-counts.length / 2) * bin, bin, width, 120, { x: { ticks: 3 }, marginLeft: 30 }) }) : missing("No cross-correlogram was kept."));
+  });
+}
