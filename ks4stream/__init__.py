@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ks4stream.io.store import load_sorting
     from ks4stream.kilosort4.run_kilosort import run_kilosort
     from ks4stream.mean_waveforms import mean_waveforms
+    from ks4stream.metrics import quality_metrics
     from ks4stream.planning import plan
     from ks4stream.preprocessed import preprocess
     from ks4stream.probe import Probe
@@ -39,6 +40,7 @@ __all__ = [
     "Sorting",
     "load_sorting",
     "mean_waveforms",
+    "quality_metrics",
     "write_nwb",
     "preprocess",
     "run_kilosort",
@@ -59,6 +61,7 @@ _HOME = {
     "Sorting": "ks4stream.results",
     "load_sorting": "ks4stream.io.store",
     "mean_waveforms": "ks4stream.mean_waveforms",
+    "quality_metrics": "ks4stream.metrics",
     "write_nwb": "ks4stream.io.nwb",
     "preprocess": "ks4stream.preprocessed",
     "run_kilosort": "ks4stream.kilosort4.run_kilosort",

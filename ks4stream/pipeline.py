@@ -6,6 +6,7 @@ docs/method.md says what each step computes and why.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 
@@ -93,7 +94,9 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings, drift: Drift |
         n_chan_file=recording.n_channels,
         gain_uv=recording.gain_uv,
         seconds=dict(run.seconds),
-        diagnostics=diagnostics(run, peaks, templates, spikes, units),
+        recalled=dict(run.recalled),
+        n_workers=run.engine.n_workers,
+        diagnostics=with_units(diagnostics(peaks, templates, spikes), units),
     )
     if sorting.n_spikes < FEW_SPIKES or sorting.n_units < 2:
         warn(
@@ -104,8 +107,8 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings, drift: Drift |
     return sorting
 
 
-def diagnostics(run: Run, peaks: Peaks, templates: Templates, spikes: Spikes, units: Units) -> Diagnostics:
-    """What happened on the way, for the report."""
+def diagnostics(peaks: Peaks, templates: Templates, spikes: Spikes) -> Diagnostics:
+    """What happened on the way to the spikes, for the report."""
     edge, energy = spikes.energy or (np.zeros(1, np.int64), np.zeros((0, 2, 0), np.float32))
     of_traces, rest = energy.sum(axis=2, dtype=np.float64).T
     n_spikes = int(spikes.of_region.sum()) - sum(map(len, spikes.dropped))
@@ -113,18 +116,16 @@ def diagnostics(run: Run, peaks: Peaks, templates: Templates, spikes: Spikes, un
         edge=edge,
         noise=np.sqrt(energy[:, 1]),
         explained=1 - np.divide(rest, of_traces, out=np.full(len(rest), np.nan), where=of_traces > 0),
-        counts={
-            "peaks": int(peaks.of_region.sum()),
-            "templates": len(templates.features),
-            "matched spikes": n_spikes,
-            "clusters": len(units.unit_of),
-            "merged clusters": len(units.features) + sum(n_units for n_units, _ in units.left_out.values()),
-            "units": len(units.features),
-        },
-        left_out=units.left_out,
-        recalled=dict(run.recalled),
-        n_workers=run.engine.n_workers,
+        counts={"peaks": int(peaks.of_region.sum()), "templates": len(templates.features), "matched spikes": n_spikes},
     )
+
+
+def with_units(found: Diagnostics, units: Units) -> Diagnostics:
+    """The same with what happened on the way from spikes to units."""
+    n_units = len(units.features)
+    n_merged = n_units + sum(n_left_out for n_left_out, _ in units.left_out.values())
+    counts = {"clusters": len(units.unit_of), "merged clusters": n_merged, "units": n_units}
+    return replace(found, counts=found.counts | counts, left_out=units.left_out)
 
 
 def layout(tiles: Preprocessor, settings: Settings) -> tuple[Centres, Regions]:

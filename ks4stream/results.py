@@ -122,10 +122,6 @@ class Diagnostics(Checked):
         Numbers of peaks, templates, spikes …, by what they are.
     left_out : dict of (int, int)
         Numbers of clusters that are no units, and of their spikes, by reason.
-    recalled : dict of (int, int)
-        Numbers of tasks that an earlier run had finished, and of all, by stage.
-    n_workers : int
-        Number of tasks at a time; 0 if it is not known.
     """
 
     edge: Array = _array(
@@ -151,8 +147,6 @@ class Diagnostics(Checked):
     )
     counts: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
-    recalled: dict[str, tuple[int, int]] = field(default_factory=dict)
-    n_workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -236,6 +230,8 @@ class Sorting(Checked):
     gain_uv: float | None = None  # µV per unit of the file, the same for all sorted channels; None if unknown
     provenance: Provenance = Provenance()
     seconds: dict[str, float] = field(default_factory=dict)  # wall time per stage
+    recalled: dict[str, tuple[int, int]] = field(default_factory=dict)  # tasks of an earlier run, and all, per stage
+    n_workers: int = 0  # number of tasks at a time; 0 if it is not known
     diagnostics: Diagnostics | None = None
     warnings: tuple[str, ...] = ()
 

@@ -161,7 +161,8 @@ def test_the_page_of_results_has_every_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [results.Sorting, results.Whitening, results.Waveforms, results.Drift, results.PeakSample]
+    "kind",
+    [results.Sorting, results.Whitening, results.Waveforms, results.Drift, results.PeakSample, results.Diagnostics],
 )
 def test_the_page_of_results_has_every_array(kind: type) -> None:
     """With its axes, type and unit, as they are declared."""
@@ -175,6 +176,7 @@ def test_the_page_of_results_has_every_array(kind: type) -> None:
             results.Waveforms: "waveforms/",
             results.Drift: "drift/",
             results.PeakSample: "peaks/",
+            results.Diagnostics: "diagnostics/",
         }[kind]
     )
     for spec in fields(kind):

@@ -24,6 +24,7 @@ NAMES = [
     "Sorting",
     "load_sorting",
     "mean_waveforms",
+    "quality_metrics",
     "write_nwb",
     "preprocess",
     "run_kilosort",

@@ -25,7 +25,7 @@ from ks4stream.io.probes import load_probe
 from ks4stream.kilosort4.arguments import opened, results_folder
 from ks4stream.probe import Probe
 from ks4stream.recording import FlatFile, Recording
-from ks4stream.results import Drift, PeakSample, Provenance, Waveforms, Whitening
+from ks4stream.results import Diagnostics, Drift, PeakSample, Provenance, Waveforms, Whitening
 from ks4stream.settings import Settings
 from ks4stream.sorter import prepare, provenance_of
 from ks4stream.stages.preprocessing import Preprocessor, tiling_of
@@ -341,6 +341,16 @@ def drift_of(ops: dict[str, Any]) -> Drift | None:
     return Drift(shift_um=shift_um, centre_um=array(needed(ops, "yblk"), np.float32), **known)
 
 
+def diagnostics_of(ops: dict[str, Any]) -> Diagnostics | None:
+    """What happened on the way, as far as it is known."""
+    known = own(ops).get("diagnostics")
+    if known is None:
+        return None
+    types = {"edge": np.int64, "noise": np.float32, "explained": np.float32}
+    values: dict[str, Any] = {name: array(known[name], types[name]) if name in types else known[name] for name in known}
+    return Diagnostics(**values)
+
+
 def peaks_of(ops: dict[str, Any]) -> PeakSample | None:
     """The peaks for the plot of the drift."""
     known = own(ops).get("peaks")
@@ -379,6 +389,11 @@ def put_waveforms(ops: dict[str, Any], waveforms: Waveforms) -> None:
     own(ops)["waveforms"] = {"n_snippets": waveforms.n_snippets, "threshold": waveforms.threshold}
 
 
+def put_diagnostics(ops: dict[str, Any], found: Diagnostics) -> None:
+    """Keep what happened on the way."""
+    own(ops)["diagnostics"] = {spec.name: getattr(found, spec.name) for spec in fields(found)}
+
+
 def put_peaks(ops: dict[str, Any], peaks: PeakSample) -> None:
     """Keep the peaks for the plot of the drift."""
     own(ops)["peaks"] = {spec.name: getattr(peaks, spec.name) for spec in fields(peaks)}
@@ -404,5 +419,5 @@ def forget_results(ops: dict[str, Any], *, since: str = "preprocessing") -> None
     if since == "preprocessing":
         ops[OWN] = {name: own(ops)[name] for name in ("filled",) if name in own(ops)}
     else:
-        own(ops).pop("artifacts", None)
-        own(ops).pop("threshold", None)
+        for name in ("artifacts", "threshold", "diagnostics"):
+            own(ops).pop(name, None)

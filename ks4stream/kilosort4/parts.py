@@ -55,6 +55,7 @@ from ks4stream.kilosort4.ops import (
     OWN,
     array,
     artifacts_of,
+    diagnostics_of,
     drift_of,
     folder_of,
     forget_results,
@@ -63,6 +64,7 @@ from ks4stream.kilosort4.ops import (
     peaks_of,
     probe_of,
     probe_words,
+    put_diagnostics,
     put_peaks,
     put_waveforms,
     put_whitening,
@@ -82,7 +84,7 @@ from ks4stream.kilosort4.parameters import DEFAULT_SETTINGS
 from ks4stream.kilosort4.spikes import check_spikes, drift_table, in_order, spikes_from, table_of
 from ks4stream.messages import recorded
 from ks4stream.pipeline import cluster_spikes as cluster
-from ks4stream.pipeline import find_peaks, find_spikes, layout
+from ks4stream.pipeline import diagnostics, find_peaks, find_spikes, layout, with_units
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.report import finish
@@ -466,6 +468,7 @@ def _detect(ops: Ops, at: _Computing) -> tuple[NDArray[np.float64], NDArray[np.f
     where = channels_of_templates(tiles.probe, spikes.template_channels)
     ops.update({name: torch.from_numpy(values) for name, values in where.items()})
     own(ops)["artifacts"], own(ops)["threshold"] = spikes.artifacts, spikes.threshold
+    put_diagnostics(ops, diagnostics(peaks, learned, spikes))
     st, features = table_of(spikes, tiles.tiling.start, settings.n_pcs, run.scratch)
     return st, features, learned.features
 
@@ -527,6 +530,8 @@ def _cluster(
         run, tiles, regions, st, features, template_channels_of(ops), thresholds_of(ops), artifacts_of(ops)
     )
     units = cluster(run, tiles, settings, waveforms, spikes)
+    if (found := diagnostics_of(ops)) is not None:
+        put_diagnostics(ops, with_units(found, units))
     return run.do(Join(settings, units, spikes, waveforms, tiles.probe)), units.features
 
 
@@ -664,6 +669,7 @@ def sorting_of(
         waveforms=waveforms,
         drift=drift_of(ops),
         peaks=peaks_of(ops),
+        diagnostics=diagnostics_of(ops),
         artifacts=artifacts_of(ops),
         seconds=dict(own(ops).get("seconds", {})),
         warnings=tuple(own(ops).get("warnings", ())),

@@ -303,7 +303,7 @@ def write_page(sorting: Sorting, folder: Path, *, compare: tuple[str, Sorting] |
     Path
         The page: one file that needs no other, and no network.
     """
-    from ks4stream.report import page
+    import ks4stream.report.page as pages
     from ks4stream.report.comparison import compared
     from ks4stream.report.summary import content
 
@@ -314,7 +314,7 @@ def write_page(sorting: Sorting, folder: Path, *, compare: tuple[str, Sorting] |
     if compare is not None:
         name, other = compare
         shown["compare"] = compared(sorting, other, name)
-    return page.write_page(shown, folder / PAGE)
+    return pages.write_page(shown, folder / PAGE)
 
 
 def rewrite_page(results: Place, out: Path | None = None, *, compare: Place | None = None) -> Place:

@@ -404,7 +404,7 @@ def _funnel(sorting: Sorting) -> list[dict[str, Any]]:
 
 
 def _run(sorting: Sorting) -> dict[str, Any]:
-    from_run, found = sorting.provenance, sorting.diagnostics
+    from_run = sorting.provenance
     return {
         "settings": [
             {
@@ -428,8 +428,8 @@ def _run(sorting: Sorting) -> dict[str, Any]:
         "device": from_run.device,
         "seconds": dict(sorting.seconds),
         "memory_bytes": None,
-        "workers": found.n_workers or None if found is not None else None,
-        "resumed": {stage: list(tasks) for stage, tasks in (found.recalled if found is not None else {}).items()},
+        "workers": sorting.n_workers or None,
+        "resumed": {stage: list(tasks) for stage, tasks in sorting.recalled.items() if tasks[0]},
         "files": list(sorting.files),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "methods": _methods(sorting),

@@ -35,8 +35,6 @@ def diagnostics(n_channels=12):
         explained=np.array([0.25, np.nan]),
         counts={"peaks": 900, "templates": 7, "matched spikes": 500, "clusters": 6, "merged clusters": 5, "units": 4},
         left_out={"too few spikes": (1, 3)},
-        recalled={"matching": (2, 8)},
-        n_workers=3,
     )
 
 
