@@ -34,7 +34,7 @@ from ks4stream.stages.waveforms import LearnWaveforms
 
 CLIENT_BYTES = 600 << 20  # the calling process, with Zarr, xarray and Matplotlib and what plots take
 RESULT_COPIES = 2  # of the features among the results: Phy's and those of sorting.zarr
-RESULT_BYTES = 100  # per spike in the results, apart from features
+RESULT_BYTES = 116  # per spike in the results, apart from features, and of what the page is made of
 
 
 @dataclass(frozen=True)

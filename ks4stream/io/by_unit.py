@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ class ByUnit:
     sorting : Sorting
     *names : str
         Columns of its spikes that are wanted; in each unit, they are in order of time.
+    folder : path, optional
+        Where they lie if they are large; by default in the system's temporary folder.
 
     Attributes
     ----------
@@ -31,7 +34,7 @@ class ByUnit:
         Mean x and y of the spikes of each unit; NaN if it has none.
     """
 
-    def __init__(self, sorting: Sorting, *names: str) -> None:
+    def __init__(self, sorting: Sorting, *names: str, folder: Path | None = None) -> None:
         n_units = sorting.n_units
         count, total_um = np.zeros(n_units, np.int64), np.zeros((n_units, 2))
         for rows, kept in kept_spikes(sorting, "unit", "x_um", "y_um"):
@@ -41,8 +44,9 @@ class ByUnit:
                 total_um[:, axis] += np.bincount(unit, weights=values[rows][kept], minlength=n_units)
         self.start = np.concatenate([[0], np.cumsum(count)])
         self.position_um = total_um / np.where(count, count, np.nan)[:, None]
+        n_spikes = int(self.start[-1])
         self._columns = {
-            name: scratch_array((int(self.start[-1]),), getattr(sorting, name).dtype, held_bytes=LARGE_MAP_BYTES)
+            name: scratch_array((n_spikes,), getattr(sorting, name).dtype, folder, held_bytes=LARGE_MAP_BYTES)
             for name in names
         }
         filled = self.start[:-1].copy()

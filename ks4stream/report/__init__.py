@@ -307,7 +307,7 @@ def write_page(sorting: Sorting, folder: Path, *, compare: tuple[str, Sorting] |
     from ks4stream.report.comparison import compared
     from ks4stream.report.summary import content
 
-    by_unit = ByUnit(sorting, *GROUPED)
+    by_unit = ByUnit(sorting, *GROUPED, folder=folder)
     metrics = quality_metrics(sorting, by_unit)
     write_quality(sorting, metrics, folder)
     shown = content(sorting, by_unit, metrics)
