@@ -7,7 +7,7 @@ sorter that works in tiles, it also measures whether more spikes are missed near
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,14 @@ from scipy.optimize import linear_sum_assignment
 
 from ks4stream.errors import SettingsError
 
-__all__ = ["EdgeRates", "Score", "newcombe_interval", "score", "wilson_interval"]
+__all__ = ["EdgeRates", "Score", "count_matches", "newcombe_interval", "score", "wilson_interval"]
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 # SpikeInterface's defaults (0.105), so that the classes of units are the same.
+TOLERANCE_MS = 0.4  # its delta_time
 MATCH_SCORE = 0.5
 CHANCE_SCORE = 0.1
 WELL_DETECTED_SCORE = 0.8
@@ -31,6 +32,7 @@ REDUNDANT_SCORE = 0.2
 OVERMERGED_SCORE = 0.2
 
 _Z_95 = 1.959963984540054
+_SPIKES_AT_ONCE = 1 << 18  # of each side, for which a pairing takes some 100 MB
 
 
 # --- intervals of rates -------------------------------------------------------------------------------------
@@ -334,7 +336,7 @@ def score(
     sorted_units: ArrayLike,
     *,
     sampling_rate_hz: float,
-    tolerance_ms: float = 0.4,
+    tolerance_ms: float = TOLERANCE_MS,
     truth_ids: ArrayLike | None = None,
     edge_period_samples: int | None = None,
     edge_halo_ms: float = 3.0,
@@ -401,6 +403,74 @@ def score(
         misses=misses,
         extras=extras,
     )
+
+
+def count_matches(
+    first_samples: NDArray[np.integer[Any]],
+    first_units: NDArray[np.integer[Any]],
+    second_samples: NDArray[np.integer[Any]],
+    second_units: NDArray[np.integer[Any]],
+    *,
+    n_first: int,
+    n_second: int,
+    sampling_rate_hz: float,
+    tolerance_ms: float = TOLERANCE_MS,
+) -> IntArray:
+    """Count the spikes that each unit of one sorting shares with each unit of another.
+
+    The arrays may be mapped from files: a part of them is in memory at a time, whatever their length.
+
+    Parameters
+    ----------
+    first_samples, second_samples : ndarray of int, shape (spike,)
+        Times in samples, ascending.
+    first_units, second_units : ndarray of int, shape (spike,)
+        Unit of each spike, from 0; spikes with −1 are left out.
+    n_first, n_second : int
+        Numbers of units.
+    sampling_rate_hz : float
+        In Hz.
+    tolerance_ms : float
+        Largest time between two spikes that are paired, in ms.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_first, n_second)
+        Number of spikes of the two units that pair one to one within the tolerance.
+    """
+    n_matched, tolerance_samples = np.zeros((n_first, n_second), np.int64), _in_samples(tolerance_ms, sampling_rate_hz)
+
+    def part_of(samples: NDArray[Any], units: NDArray[Any], n_units: int, rows: slice) -> _Trains:
+        sample, unit = samples[rows].astype(np.int64), units[rows].astype(np.int64)
+        return _Trains(sample[unit >= 0], unit[unit >= 0], np.arange(n_units))
+
+    for of_first, of_second in _parts(first_samples, second_samples, tolerance_samples):
+        first = part_of(first_samples, first_units, n_first, of_first)
+        second = part_of(second_samples, second_units, n_second, of_second)
+        i_first, i_second = _pair_spikes(first, second, tolerance_samples)
+        cells = first.unit[i_first] * n_second + second.unit[i_second]
+        n_matched += np.bincount(cells, minlength=n_first * n_second).reshape(n_first, n_second)
+    return n_matched
+
+
+def _parts(first: NDArray[Any], second: NDArray[Any], tolerance_samples: int) -> Iterator[tuple[slice, slice]]:
+    """Divide two ascending trains where no spike is within the tolerance of another, so that no pair is divided."""
+    at_first, at_second, length = 0, 0, _SPIKES_AT_ONCE
+    while at_first < len(first) and at_second < len(second):
+        stretches = [train[at : at + length].astype(np.int64) for train, at in ((first, at_first), (second, at_second))]
+        left = [len(first) - at_first - length, len(second) - at_second - length]
+        if max(left) <= 0:
+            yield slice(at_first, len(first)), slice(at_second, len(second))
+            return
+        known_until = min(stretch[-1] for stretch, n_left in zip(stretches, left, strict=True) if n_left > 0)
+        both = np.sort(np.concatenate([stretch[stretch <= known_until] for stretch in stretches]))
+        gaps = np.flatnonzero(np.diff(both) > tolerance_samples)
+        if not len(gaps):
+            length *= 2
+            continue
+        n_first, n_second = (int(np.searchsorted(stretch, both[gaps[-1]], side="right")) for stretch in stretches)
+        yield slice(at_first, at_first + n_first), slice(at_second, at_second + n_second)
+        at_first, at_second, length = at_first + n_first, at_second + n_second, _SPIKES_AT_ONCE
 
 
 def _in_samples(time_ms: float, sampling_rate_hz: float) -> int:

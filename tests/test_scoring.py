@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ks4stream.errors import SettingsError
-from ks4stream.scoring import EdgeRates, Score, newcombe_interval, score, wilson_interval
+from ks4stream.scoring import EdgeRates, Score, count_matches, newcombe_interval, score, wilson_interval
 
 RATE_HZ = 30_000.0  # 0.4 ms are 12 samples
 
@@ -81,6 +81,22 @@ def test_crowded_trains_pair_as_in_a_plain_loop(seed):
         for j in range(4):
             trains = np.sort(truth[0][truth[1] == i]), np.sort(found[0][found[1] == j])
             assert result.n_matched[i, j] == largest_pairing(*trains, 12)
+
+
+@pytest.mark.parametrize("n_at_once", [1, 5, 40, 1 << 18])
+@pytest.mark.parametrize(("n_first", "n_second"), [(300, 300), (20, 500), (500, 20), (0, 9), (9, 0)])
+def test_matches_are_counted_in_parts_as_in_one(monkeypatch, n_at_once, n_first, n_second):
+    """Both where spikes are so dense that no part ends for long, and where they are sparse."""
+    monkeypatch.setattr("ks4stream.scoring._SPIKES_AT_ONCE", n_at_once)
+    rng = np.random.default_rng(3)
+    for span in (3000, 30_000):
+        first = np.sort(rng.integers(0, span, n_first)).astype(np.uint64), rng.integers(-1, 3, n_first, np.int32)
+        second = np.sort(rng.integers(span // 3, span, n_second)), rng.integers(-1, 4, n_second)
+        found = count_matches(*first, *second, n_first=3, n_second=4, sampling_rate_hz=RATE_HZ)
+        for i in range(3):
+            for j in range(4):
+                trains = first[0][first[1] == i].astype(np.int64), second[0][second[1] == j]
+                assert found[i, j] == largest_pairing(*trains, 12)
 
 
 def test_order_of_spikes_does_not_matter():
