@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ks4stream import errors, scoring, simulate
+    from ks4stream.curation import carry_curation
     from ks4stream.io.nwb import write_nwb
     from ks4stream.io.probes import load_probe
     from ks4stream.io.recordings import open_recording
@@ -42,6 +43,7 @@ __all__ = [
     "mean_waveforms",
     "quality_metrics",
     "write_nwb",
+    "carry_curation",
     "preprocess",
     "run_kilosort",
     "simulate",
@@ -63,6 +65,7 @@ _HOME = {
     "mean_waveforms": "ks4stream.mean_waveforms",
     "quality_metrics": "ks4stream.metrics",
     "write_nwb": "ks4stream.io.nwb",
+    "carry_curation": "ks4stream.curation",
     "preprocess": "ks4stream.preprocessed",
     "run_kilosort": "ks4stream.kilosort4.run_kilosort",
 }

@@ -1,4 +1,4 @@
-"""The command line: ``ks4stream sort``, ``plan``, ``export``, ``demo`` and ``probes``.
+"""The command line: ``ks4stream sort``, ``plan``, ``carry``, ``export``, ``demo`` and ``probes``.
 
 The settings' options, their help and their conversion are made from the fields of
 :class:`~ks4stream.settings.Settings`. Libraries that take long to load are imported by the commands.
@@ -676,6 +676,46 @@ def _show(found: Plan) -> None:
     Console().print(table)
     for shortfall in found.shortfalls:
         _say(Console(), f"{'Will not fit' if shortfall.certain else 'May not fit'}: {shortfall.text}", "bold red")
+
+
+# --- ks4stream carry -----------------------------------------------------------------------------------------
+
+
+@main.command("carry")
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@click.option(
+    "--agreement",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    default=0.5,
+    show_default=True,
+    metavar="NUMBER",
+    help="Least share of spikes, of all that either has, that a cluster and a unit have in common. Below 0.5, two "
+    "clusters may agree with the same unit, which then goes to the one that agrees better.",
+)
+@click.option(
+    "--over",
+    is_flag=True,
+    help="Also if NEW was curated: what is carried replaces what was decided there about the same units.",
+)
+@click.option("--dry-run", is_flag=True, help="Only show what would be carried.")
+@_debug_option
+def carry_command(old: str, new: str, agreement: float, over: bool, dry_run: bool) -> None:
+    """Carry decisions made in Phy over to a new sort of the same recording.
+
+    OLD is the results folder that was curated, of ks4stream or Kilosort4, and NEW that of the new sort; addresses like
+    s3://bucket/sorted are understood. Labels, other columns of a person's, and merges are carried where units agree.
+    What became of each decision is listed, and written to carried.tsv in NEW.
+    """
+    from ks4stream.curation import carry_curation
+
+    carried = carry_curation(old, new, agreement=agreement, over=over, dry_run=dry_run)
+    header, *rows = carried.rows()
+    table = Table(*(name.replace("_", " ") for name in header))
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
+    click.echo(carried.summary + ("; this was a dry run, nothing was written" if dry_run else ""))
 
 
 # --- ks4stream export ----------------------------------------------------------------------------------------

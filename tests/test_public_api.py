@@ -26,6 +26,7 @@ NAMES = [
     "mean_waveforms",
     "quality_metrics",
     "write_nwb",
+    "carry_curation",
     "preprocess",
     "run_kilosort",
     "simulate",

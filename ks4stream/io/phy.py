@@ -34,7 +34,15 @@ from ks4stream.io.sources import BinarySource
 from ks4stream.recording import FlatFile
 from ks4stream.results import Sorting
 
-__all__ = ["export_phy", "link", "params_text", "write_extra_vars", "write_preprocessed_copy", "write_traces"]
+__all__ = [
+    "export_phy",
+    "link",
+    "params_text",
+    "save_stream",
+    "write_extra_vars",
+    "write_preprocessed_copy",
+    "write_traces",
+]
 
 PARAMS = "params.py"
 PREPROCESSED_SCALE = 200.0  # the preprocessed copy holds whitened traces times this, as int16
@@ -105,7 +113,7 @@ def _write_spikes(sorting: Sorting, path: Path) -> None:
 
     def save(name: str, dtype: DTypeLike, column: Callable[[slice], NDArray[Any]], *rest: int) -> None:
         pieces = (column(rows)[sorting.kept[rows]] for rows in _spikes_in_turn(sorting))
-        _save_stream(path / f"{name}.npy", (n_kept, *rest), dtype, pieces)
+        save_stream(path / f"{name}.npy", (n_kept, *rest), dtype, pieces)
 
     save("spike_times", np.int64, lambda rows: sorting.sample[rows])
     save("spike_clusters", np.int32, lambda rows: sorting.unit[rows])
@@ -137,7 +145,7 @@ def _write_features(sorting: Sorting, path: Path) -> None:
             yield features.transpose(0, 2, 1)
 
     shape = (int(np.count_nonzero(sorting.kept)), sorting.features.shape[2], channels.shape[1])
-    _save_stream(path / "pc_features.npy", shape, np.float32, moved())
+    save_stream(path / "pc_features.npy", shape, np.float32, moved())
     _save(path, "pc_feature_ind", channels, np.uint32)
 
 
@@ -171,7 +179,7 @@ def _write_units(sorting: Sorting, path: Path) -> None:
         for rows in _slices(n_units, _UNITS_AT_ONCE):
             yield np.einsum("ucq,qw->uwc", sorting.unit_features[rows], components)
 
-    _save_stream(path / "templates.npy", (n_units, components.shape[1], n_channels), np.float32, templates())
+    save_stream(path / "templates.npy", (n_units, components.shape[1], n_channels), np.float32, templates())
     _save(path, "templates_ind", np.tile(np.arange(n_channels), (n_units, 1)), np.int64)
     _save(path, "similar_templates", sorting.similarity, np.float32)
 
@@ -424,7 +432,7 @@ def write_extra_vars(sorting: Sorting, folder: str | os.PathLike[str]) -> None:
     n, j, q = sorting.features.shape
 
     def save(name: str, shape: tuple[int, ...], dtype: DTypeLike, column: Callable[[slice], NDArray[Any]]) -> None:
-        _save_stream(path / f"{name}.npy", shape, dtype, (column(rows) for rows in _spikes_in_turn(sorting)))
+        save_stream(path / f"{name}.npy", shape, dtype, (column(rows) for rows in _spikes_in_turn(sorting)))
 
     save("tF", (n, j, q), np.float32, lambda rows: sorting.features[rows])
     save("full_st", (n, 3), np.float64, lambda rows: spike_table(sorting, rows))
@@ -440,7 +448,7 @@ def _save(path: Path, name: str, values: NDArray[Any], dtype: DTypeLike) -> None
     np.save(path / f"{name}.npy", np.ascontiguousarray(values, dtype), allow_pickle=False)
 
 
-def _save_stream(path: Path, shape: tuple[int, ...], dtype: DTypeLike, pieces: Iterator[NDArray[Any]]) -> None:
+def save_stream(path: Path, shape: tuple[int, ...], dtype: DTypeLike, pieces: Iterator[NDArray[Any]]) -> None:
     """Write an ``.npy`` file piece by piece along its first axis.
 
     Appending keeps one piece in memory; pages of a memory-mapped file would count as the process's own.

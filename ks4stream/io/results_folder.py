@@ -51,9 +51,10 @@ from ks4stream.io.records import key_of
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.results import Sorting
 
-__all__ = ["EARLY", "LOG", "RECORD", "STORE", "WRITTEN", "ResultsFolder", "fingerprint"]
+__all__ = ["CARRIED", "EARLY", "LOG", "RECORD", "STORE", "WRITTEN", "ResultsFolder", "fingerprint", "is_table_of_units"]
 
 RECORD, STORE, LOG = "ks4stream.json", "sorting.zarr", "kilosort4.log"
+CARRIED = "carried.tsv"  # what was carried over from an earlier curation
 EARLY = "ks4stream.early"  # folder of files of the next results, as long as others are here
 FEATURES = ("pc_feature_ind.npy", "pc_features.npy")
 PHY = (
@@ -93,7 +94,7 @@ _SIGNS = ("spike_times.npy", RECORD)  # a folder that contains one of these hold
 _CACHE = ".phy"  # Phy's cache of the spikes in the same folder
 _COMPANIONS = (_CACHE, "phy.log")  # left by viewing a sorting; moved with it, but not a user's work
 _OF_A_SORTING = (
-    *(name.casefold() for name in (*WRITTEN, RECORD, *_COMPANIONS)),
+    *(name.casefold() for name in (*WRITTEN, RECORD, *_COMPANIONS, CARRIED)),
     "cluster_*.tsv",
     "cluster_*.csv",
     "cluster_*.npy",
@@ -345,6 +346,8 @@ class ResultsFolder:
         changed from then on.
         """
         record, ours, new = self._record(), self._ours(), {}
+        if (draft / "spike_clusters.npy").exists():
+            self._retire_cache()
         for entry in sorted(draft.iterdir()):
             about = _described(entry)
             if entry.name in (*PLOTS, QUALITY, PAGE, PREPROCESSED_COPY) and self._may_go(entry.name, ours):
@@ -449,7 +452,7 @@ class ResultsFolder:
         # on some disks Params.py and params.py are the same file
         if any(fnmatchcase(name.casefold(), pattern) for pattern in _OF_A_SORTING):
             return True
-        return name.lower().endswith(_TABLES) and _is_table_of_units(self.place / name)
+        return name.lower().endswith(_TABLES) and is_table_of_units(self.place / name)
 
     def _recordings_own(self) -> set[str]:
         """Names here that are, or contain, files of the recording; one is empty if this place lies within it."""
@@ -708,7 +711,7 @@ def _digest(where: Place, n_bytes: int) -> str:
     return state.hexdigest()
 
 
-def _is_table_of_units(where: Place) -> bool:
+def is_table_of_units(where: Place) -> bool:
     """Whether a table has a column of units: tools take any such table as one of the units in its folder."""
     try:
         head = read_range(where, 0, min(_HEADER_BYTES, size_of(where) or 0)).partition(b"\n")[0]

@@ -30,14 +30,14 @@ from ks4stream.errors import ResultsError
 from ks4stream.exchange import DIM_NAMES, about, distinct
 from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.mapped import LARGE_MAP_BYTES, release_pages, scratch_array
-from ks4stream.io.places import ObjectPath, place, size_of
+from ks4stream.io.places import ObjectPath, Place, place, read_whole, size_of
 from ks4stream.io.zarrs import without_pickle
 from ks4stream.probe import Probe
 from ks4stream.recording import FlatFile
 from ks4stream.results import Diagnostics, Drift, PeakSample, Provenance, Sorting, Waveforms, Whitening
 from ks4stream.settings import Settings
 
-__all__ = ["load_sorting", "save_sorting"]
+__all__ = ["load_sorting", "save_sorting", "stored_digest"]
 
 FORMAT = "ks4stream.Sorting/1"
 _NESTED = {
@@ -126,6 +126,15 @@ def map_sorting(path: str | os.PathLike[str] | ObjectPath) -> Sorting:
         If the store does not exist or was written by something else, or the temporary folder is full.
     """
     return _load(path, _mapped, leave_out=("features",))
+
+
+def stored_digest(results: Place) -> str:
+    """The digest of the recording whose sorting is stored in a results folder; empty if it is not known."""
+    try:
+        found = json.loads(read_whole(results / "sorting.zarr" / ".zattrs"))["values"]["provenance"]["recording_digest"]
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return ""
+    return found if isinstance(found, str) else ""
 
 
 def _load(

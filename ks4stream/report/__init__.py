@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -274,7 +275,7 @@ def finish(
             )
         results.drop_early()
     for aside in moved:
-        warn(f"Earlier results or edits in {home} were moved to {aside}.", CurationWarning)
+        warn(f"Earlier results or edits in {home} were moved to {aside}.{_how_to_carry(aside, home)}", CurationWarning)
     _log.info(
         "%d units (%d good), %d spikes (%d kept) written to %s in %.1f s",
         sorting.n_units,
@@ -355,6 +356,14 @@ def rewrite_page(results: Place, out: Path | None = None, *, compare: Place | No
             (draft / QUALITY).unlink()
         folder_of_results.exchange(draft)
     return home / PAGE
+
+
+def _how_to_carry(aside: Place, home: Place) -> str:
+    """How to get a curation back, if it is of a sorting that was moved as a whole."""
+    if size_of(aside / "spike_times.npy") is None:
+        return ""
+    command = shlex.join(["ks4stream", "carry", str(aside), str(home)])
+    return f" To carry labels and merges that were made in Phy over to the new results: {command}"
 
 
 def _kept_early(home: Place, names: Collection[str]) -> dict[str, Path]:

@@ -1,0 +1,193 @@
+"""What is read from a results folder that Phy has changed, whoever wrote it, and what is not."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import phy_folders as phy
+import pytest
+from phy_folders import contents, train, write_folder
+
+from ks4stream.curation import carry_curation
+from ks4stream.errors import ResultsError
+from ks4stream.io import curation
+from ks4stream.io.curation import read_curation, write_curation
+from ks4stream.io.places import ObjectPath, read_whole
+from ks4stream.io.results_folder import ResultsFolder
+
+UNITS = {0: train(0), 1: train(1, 5), 2: train(2)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "kilosort4", UNITS)
+
+
+def read(folder: Path) -> curation.CuratedFolder:
+    return read_curation(folder, folder.parent / "scratch")
+
+
+@pytest.mark.parametrize("n_at_once", [7, 1 << 20])
+def test_clusters_know_the_units_that_they_were_made_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, n_at_once: int
+) -> None:
+    monkeypatch.setattr(curation, "_ROWS_AT_ONCE", n_at_once)
+    merged = phy.merge(folder, 0, 1)
+    parts = phy.split(folder, 2, 8000)
+    found = read(folder)
+    assert found.units == {merged: (0, 1), parts[0]: (2,), parts[1]: (2,)}
+    assert found.n_spikes == {merged: 25, parts[0]: 8, parts[1]: 12}
+    assert found.merged(merged) == (0, 1) and found.merged(parts[0]) == ()
+    assert found.split(parts[0]) == {parts[1]} and found.split(merged) == set()
+    assert found.sampling_rate_hz == 30_000 and found.recording_digest == ""
+
+
+def test_labels_and_columns_of_a_person_are_told_from_those_of_a_sorter(folder: Path) -> None:
+    assert [read(folder).decided(unit) for unit in UNITS] == [{}, {}, {}]
+    phy.label(folder, group={0: "good", 1: "unsorted"}, quality={1: "best"})
+    found = read(folder)
+    assert [found.decided(unit) for unit in UNITS] == [{"group": "good"}, {"quality": "best"}, {}]
+    assert found.columns["KSLabel"] == {0: "mua", 1: "mua", 2: "mua"}
+
+
+def test_a_column_in_two_tables_is_read_from_the_one_of_phy(folder: Path) -> None:
+    phy.label(folder, quality={0: "Phy's"})
+    phy.write_table(folder / "zzz.tsv", {"quality": {0: "another"}, "more": {0: "x"}})
+    assert read(folder).decided(0) == {"quality": "Phy's", "more": "x"}
+
+
+def test_a_folder_of_another_time_is_read(folder: Path) -> None:
+    """Columns of unsigned numbers, no clusters before Phy was first opened, and tables as pandas writes them."""
+    for name, kind in (("spike_times", np.uint64), ("spike_templates", np.uint32)):
+        np.save(folder / f"{name}.npy", np.load(folder / f"{name}.npy").astype(kind)[:, None])
+    (folder / "spike_clusters.npy").unlink()
+    (folder / "params.py").write_text("dat_path = r'C:\\rec.bin'\nsample_rate = 25000.\nhp_filtered = False\n")
+    (folder / "cluster_notes.csv").write_bytes('\ufeff"",cluster_id,notes\r\n0,1.0,"a, b"\r\n1,2.0,\r\n\r\n'.encode())
+    found = read(folder)
+    assert found.n_spikes == {0: 20, 1: 5, 2: 20} and found.sampling_rate_hz == 25_000
+    assert found.sample.shape == (45,)
+    assert found.decided(1) == {"notes": "a, b"} and found.decided(2) == {}
+
+
+def test_large_columns_are_mapped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curation, "LARGE_MAP_BYTES", 100)
+    phy.merge(folder, 0, 1)
+    found = read(folder)
+    assert isinstance(found.sample.base, np.memmap) and isinstance(found.cluster.base, np.memmap)
+    write_curation(found, {}, "", {3: 9})
+    assert list(phy.clusters_in(folder)) == [2, 9]
+
+
+# --- what is refused ------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("bang",)
+
+
+def pickled(folder: Path) -> None:
+    np.save(folder / "spike_clusters.npy", np.array([Bomb()], object), allow_pickle=True)
+
+
+def an_archive(folder: Path) -> None:
+    with (folder / "spike_times.npy").open("wb") as file:
+        np.savez(file, a=np.arange(3))
+
+
+def changed(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    return lambda folder: np.save(folder / f"{name}.npy", change(np.load(folder / f"{name}.npy")))
+
+
+def text(name: str, content: str | bytes) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+DAMAGED = {
+    "no times": (lambda folder: (folder / "spike_times.npy").unlink(), "not a results folder.*spike_times.npy"),
+    "no parameters": (lambda folder: (folder / "params.py").unlink(), "not a results folder.*params.py"),
+    "pickled": (pickled, "spike_clusters.npy cannot be read"),
+    "an archive": (an_archive, "spike_times.npy is damaged"),
+    "cut short": (lambda folder: os.truncate(folder / "spike_times.npy", 200), "spike_times.npy cannot be read"),
+    "one number": (changed("spike_times", lambda _: np.array(3)), "spike_times.npy is damaged"),
+    "pairs": (changed("spike_times", lambda t: np.column_stack([t, t])), "spike_times.npy is damaged"),
+    "seconds": (changed("spike_times", lambda t: t / 30_000), "spike_times.npy is damaged"),
+    "descending": (changed("spike_times", lambda t: t[::-1]), "not ascending"),
+    "other spikes": (changed("spike_clusters", lambda c: c[:-1]), "45 spikes, spike_clusters.npy 44"),
+    "negative": (changed("spike_clusters", lambda c: c - 1), "spike_clusters.npy is damaged"),
+    "huge": (changed("spike_clusters", lambda c: c.astype(np.int64) + (1 << 31)), "spike_clusters.npy is damaged"),
+    "no rate": (text("params.py", "dat_path = []\n"), "no sample_rate"),
+    "code": (text("params.py", "import os\nsample_rate = os.mkdir('bang') or 3e4\n"), "cannot be read as Phy's"),
+    "no code": (text("params.py", "sample_rate = = 3\n"), "cannot be read as Phy's"),
+    "nested": (text("params.py", f"sample_rate = {'-' * 99_999}3\n"), "cannot be read as Phy's"),
+    "table": (text("cluster_group.tsv", "cluster_id\tgroup\nseven\tgood\n"), "cluster_group.tsv is not a table of"),
+    "no whole number": (text("a.csv", "cluster_id,x\n1.5,good\n"), "1.5 is not a cluster"),
+    "infinite": (text("a.csv", "cluster_id,x\ninf,good\n"), "is not a table of clusters"),
+    "no text": (text("a.csv", b"cluster_id,x\n1,\xff\n"), "a.csv cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_what_cannot_be_read_is_said_and_nothing_is_run(
+    folder: Path, damage: Callable[[Path], Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    damage(folder)
+    with pytest.raises(ResultsError, match=message):
+        read(folder)
+    assert not Path("bang").exists()
+
+
+def test_a_table_of_any_size_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curation, "_MAX_TEXT_BYTES", 1 << 20)
+    with (folder / "cluster_group.tsv").open("ab") as file:
+        file.truncate(2 << 20)
+    with pytest.raises(ResultsError, match=r"cluster_group\.tsv is larger than 1 MiB"):
+        read(folder)
+
+
+@pytest.mark.parametrize("address", ["https://example.org/sorted", "/nowhere/kilosort4"])
+def test_where_there_is_no_folder_is_said(folder: Path, address: str) -> None:
+    with pytest.raises(ResultsError, match=r"Nothing can be written|not a results folder"):
+        carry_curation(address, folder)
+
+
+# --- what is written ------------------------------------------------------------------------------------------
+
+
+def test_a_kill_in_between_leaves_each_file_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install, names = ResultsFolder._install, []
+
+    def killed(self: ResultsFolder, entry: Path, about: Any) -> Any:
+        names.append(entry.name)
+        if len(names) == 3:
+            raise KeyboardInterrupt
+        return install(self, entry, about)
+
+    before = contents(folder)
+    monkeypatch.setattr(ResultsFolder, "_install", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_curation(read(folder), {"group": {0: "good"}, "notes": {0: "x"}}, "all", {0: 3, 1: 3})
+    assert names == ["carried.tsv", "cluster_group.tsv", "cluster_notes.tsv"]
+    expected = {"carried.tsv": b"all", "cluster_group.tsv": b"cluster_id\tgroup\n0\tgood\n"}
+    assert contents(folder) == before | expected, "the clusters come last"
+
+
+@pytest.mark.slow
+def test_results_in_buckets_are_carried(object_store: Any, tmp_path: Path) -> None:
+    where = ObjectPath(f"s3://recordings/{tmp_path.name}-{os.getpid()}-{time.monotonic_ns()}")
+    first, second = (write_folder(tmp_path / name, UNITS) for name in ("old", "new"))
+    phy.label(first, group={phy.merge(first, 0, 2): "good"})
+    for path in (first, second):
+        object_store.put(path, f"{where.name}/{path.name}")
+    (one,) = carry_curation(str(where / "old"), str(where / "new")).clusters
+    assert (one.to, one.of_units) == (3, (0, 2))
+    for name in ("spike_clusters.npy", "cluster_group.tsv", "carried.tsv"):
+        (second / name).write_bytes(read_whole(where / "new" / name))
+    assert {number: len(times) for number, times in phy.clusters_in(second).items()} == {1: 5, 3: 40}
+    assert phy.column_in(second, "group") == {1: "unsorted", 3: "good"}

@@ -1,0 +1,474 @@
+"""Decisions of a person, carried to another sort: each rule on spike trains small enough to count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import phy_folders as phy
+import pytest
+from click.testing import CliRunner
+from phy_folders import clusters_in, column_in, contents, train, write_folder
+
+from ks4stream import carry_curation, cli
+from ks4stream.curation import DIFFERENT, DIVIDED, TAKEN, TOGETHER, UNHEARD, Carried, CarriedCluster
+from ks4stream.errors import CurationWarning, ResultsError, SettingsError
+from ks4stream.io.results_folder import ResultsFolder
+from ks4stream.report import finish
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes the earlier result."""
+    return lambda units, **options: write_folder(tmp_path / "old", units, **options)
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes the new one."""
+    return lambda units, **options: write_folder(tmp_path / "new", units, **options)
+
+
+def only(carried: Carried) -> CarriedCluster:
+    (one,) = carried.clusters
+    return one
+
+
+def by_cluster(carried: Carried) -> dict[int, CarriedCluster]:
+    return {one.cluster: one for one in carried.clusters}
+
+
+# --- labels ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [-12, 0, 12])  # 0.4 ms
+def test_a_label_goes_to_the_unit_with_the_same_spikes(old, new, shift: int) -> None:
+    first = old({0: train(0), 1: train(1), 2: train(2)})
+    second = new({0: train(2, shift=shift), 1: train(0, shift=shift), 7: train(1, shift=shift)})
+    phy.label(first, group={0: "good", 1: "noise", 2: "my own"})
+    carried = carry_curation(first, second)
+    assert {one.cluster: one.to for one in carried.clusters} == {0: 1, 1: 7, 2: 0}
+    assert column_in(second, "group") == {0: "my own", 1: "good", 7: "noise"}
+    assert carried.summary == "3 of 3 decisions carried"
+
+
+def test_spikes_farther_apart_than_the_tolerance_do_not_match(old, new) -> None:
+    first, second = old({0: train(0)}), new({0: train(0, shift=13)})
+    phy.label(first, group={0: "good"})
+    assert only(carry_curation(first, second)).agreement == 0
+
+
+def test_half_of_the_spikes_are_enough_and_less_is_not(old, new) -> None:
+    first = old({0: train(0), 1: train(1), 2: train(2)})
+    second = new({3: train(0, 10), 4: train(1, 9), 5: train(2)})  # 10 / 20, and 9 / 20
+    phy.label(first, group={0: "good", 1: "good"})
+    before = contents(second)
+    carried = carry_curation(first, second, dry_run=True)
+    assert contents(second) == before
+    half, less = carried.clusters
+    assert (half.to, half.agreement) == (3, 0.5)
+    assert (less.to, less.agreement, less.why_not, less.detail) == (None, 0.45, DIFFERENT, "best: 4, 0.45")
+    assert carried.summary == f"1 of 2 decisions carried; 1 not: {DIFFERENT} (1)"
+    carry_curation(first, second)
+    assert column_in(second, "group") == {3: "good", 4: "unsorted", 5: "unsorted"}
+    carried = carry_curation(first, second, agreement=0.45, over=True)
+    assert by_cluster(carried)[1].to == 4
+
+
+def test_below_one_half_a_unit_goes_to_the_cluster_that_agrees_better(old, new) -> None:
+    first = old({0: train(0, 8), 1: train(1, 10)})
+    second = new({5: [*train(0, 8), *train(1, 10)]})  # 8 / 18 and 10 / 18
+    phy.label(first, group={0: "good", 1: "mua"})
+    carried = by_cluster(carry_curation(first, second, agreement=0.3, dry_run=True))
+    assert (carried[1].to, carried[0].to, carried[0].why_not) == (5, None, TOGETHER)
+    assert carried[0].detail == "cluster 1 in unit 5"
+
+
+def test_a_unit_that_another_cluster_took_is_named(old, new) -> None:
+    first = old({0: train(0, 20), 1: train(1, 10), 2: train(2, 20)})
+    second = new({5: [*train(0, 9), *train(1, 10)], 6: train(2, 20)})  # 9 / 30 and 10 / 19
+    phy.label(first, group={0: "good"})  # nothing was decided about 1, which the unit is nevertheless
+    one = only(carry_curation(first, second, agreement=0.3, dry_run=True))
+    assert (one.why_not, one.detail) == (TAKEN, "unit 5 to cluster 1")
+
+
+def test_other_columns_go_along_and_those_of_sorters_do_not(old, new) -> None:
+    first, second = old({0: train(0), 1: train(1)}, label="good"), new({3: train(1), 4: train(0)})
+    phy.label(first, notes={0: "drifts, then\tgone"})
+    phy.write_table(first / "cluster_mine.csv", {"depth": {1: "deep"}, "checked": {0: "", 1: "2.50"}})
+    phy.write_table(first / "cluster_info.tsv", {"fr": {0: "3", 1: "4"}})  # Phy computes it
+    phy.label(first, si_unit_id={0: "0", 1: "1"})
+    (first / "trials.csv").write_bytes(b"trial,\xe4\n1,2\n")  # of an experiment, not of clusters
+    carried = carry_curation(first, second)
+    assert [one.values for one in carried.clusters] == [
+        {"notes": "drifts, then\tgone"},
+        {"depth": "deep", "checked": "2.50"},
+    ]
+    assert column_in(second, "notes") == {3: "", 4: "drifts, then\tgone"}
+    assert column_in(second, "depth") == {3: "deep", 4: ""}
+    assert column_in(second, "checked") == {3: "2.50", 4: ""}
+    assert {path.name for path in second.glob("cluster_*")} == {
+        *("cluster_KSLabel.tsv", "cluster_group.tsv", "cluster_Amplitude.tsv"),
+        *("cluster_notes.tsv", "cluster_depth.tsv", "cluster_checked.tsv"),
+    }
+    assert column_in(second, "KSLabel") == {3: "mua", 4: "mua"}
+
+
+def test_a_column_that_cannot_name_a_file_is_refused(old, new) -> None:
+    first, second = old({0: train(0)}), new({0: train(0)})
+    phy.write_table(first / "cluster_mine.csv", {"../../notes": {0: "x"}})
+    before = contents(second.parent)
+    with pytest.raises(ResultsError, match=r"\.\./notes.*Rename"):
+        carry_curation(first, second)
+    assert contents(second.parent) == before
+
+
+# --- merges and splits ----------------------------------------------------------------------------------------
+
+
+def test_a_merge_is_repeated_as_phy_does_it(old, new) -> None:
+    first = old({0: train(0), 1: train(1), 2: train(2)})
+    second = new({4: train(1), 5: train(2), 6: train(0, 15)})
+    phy.write_table(second / "cluster_Amplitude.tsv", {"Amplitude": {4: "9.0", 5: "7.0", 6: "5.0"}})
+    merged = phy.merge(first, 0, 1)
+    phy.label(first, group={merged: "good"}, notes={merged: "two halves"})
+    templates = (second / "spike_templates.npy").read_bytes()
+    one = only(carry_curation(first, second))
+    assert (merged, one.merged_from, one.to, one.of_units) == (3, (0, 1), 7, (4, 6))
+    assert one.agreement == pytest.approx(35 / 40)
+    assert clusters_in(second) == {5: train(2), 7: sorted(train(1) + train(0, 15))}
+    assert np.load(second / "spike_clusters.npy").dtype == np.int32
+    assert (second / "spike_templates.npy").read_bytes() == templates
+    assert column_in(second, "group") == {5: "unsorted", 7: "good"}
+    assert column_in(second, "notes") == {5: "", 7: "two halves"}
+    assert column_in(second, "KSLabel") == {5: "mua", 7: "mua"}
+    assert column_in(second, "Amplitude") == {5: "7.0", 7: "9.0"}, "that of the larger part"
+
+
+def test_a_merge_without_a_label_is_repeated_too(old, new) -> None:
+    first, second = old({0: train(0), 1: train(1)}), new({0: train(0), 1: train(1)})
+    phy.merge(first, 0, 1)
+    assert only(carry_curation(first, second)).to == 2
+    assert list(clusters_in(second)) == [2]
+    assert column_in(second, "group") == {2: "unsorted"}
+
+
+def test_units_are_merged_only_where_a_person_merged_some(old, new) -> None:
+    first = old({0: train(0, 20)})
+    second = new({0: train(0, 12), 1: train(0, 8, first=12)})
+    phy.label(first, group={0: "good"})
+    one = only(carry_curation(first, second))
+    assert (one.to, one.agreement) == (0, 0.6)
+    assert list(clusters_in(second)) == [0, 1]
+
+
+def test_a_cluster_that_became_several_units_is_listed_with_these(old, new) -> None:
+    first = old({0: train(0, 20), 1: train(1)})
+    second = new({3: train(0, 9), 4: train(0, 9, first=9), 5: train(1)})
+    phy.label(first, group={0: "good"})
+    one = only(carry_curation(first, second))
+    assert (one.to, one.why_not, one.detail) == (None, DIVIDED, "units 3 and 4, together 0.90")
+
+
+def test_what_the_new_sort_merged_itself_only_gets_the_label(old, new) -> None:
+    first, second = old({0: train(0), 1: train(1)}), new({5: sorted(train(0) + train(1)), 6: train(2)})
+    phy.label(first, group={phy.merge(first, 0, 1): "good"})
+    one = only(carry_curation(first, second))
+    assert (one.to, one.of_units, one.agreement) == (5, (), 1.0)
+    assert list(clusters_in(second)) == [5, 6]
+
+
+def test_units_that_add_more_other_spikes_than_shared_ones_are_not_merged(old, new) -> None:
+    first = old({0: train(0), 1: train(1)})
+    second = new({0: train(0), 1: [*train(1, 8), *train(5, 12)], 2: train(1, 12, first=8)})
+    phy.label(first, group={phy.merge(first, 0, 1): "good"})
+    one = only(carry_curation(first, second))
+    assert one.of_units == (0, 2) and one.agreement == pytest.approx(32 / 40)
+    assert set(clusters_in(second)) == {1, 3}
+
+
+def test_units_with_the_same_spikes_twice_are_not_merged(old, new) -> None:
+    """Each of both coincides with the cluster, but together they have twice its spikes."""
+    first = old({0: train(0, 18), 1: train(1, 2)})
+    second = new({0: train(0, 18), 1: train(0, 18, shift=3)})
+    phy.label(first, group={phy.merge(first, 0, 1): "good"})
+    one = only(carry_curation(first, second))
+    assert (one.to, one.of_units, one.agreement) == (0, (), 0.9)
+
+
+def test_two_merges_get_two_numbers(old, new) -> None:
+    units = {unit: train(unit) for unit in range(5)}
+    first, second = old(units), new(units)
+    phy.merge(first, 3, 1), phy.merge(first, 0, 4)
+    carried = carry_curation(first, second)
+    assert {one.cluster: (one.to, one.of_units) for one in carried.clusters} == {5: (5, (1, 3)), 6: (6, (0, 4))}
+    assert clusters_in(second) == clusters_in(first)
+
+
+def test_templates_of_other_sorters_may_differ_within_a_unit(old, new) -> None:
+    """Such a unit, which has the number of one of its templates, is not a merge; a new number is one."""
+    units = {unit: train(unit) for unit in range(4)}
+    first, second = old(units), new(units)
+    (first / "spike_detection_templates.npy").unlink()
+    clusters = np.load(first / "spike_clusters.npy")
+    clusters[clusters == 1] = 0
+    np.save(first / "spike_clusters.npy", clusters)
+    merged = phy.merge(first, 2, 3)
+    assert {one.cluster: one.merged_from for one in carry_curation(first, second).clusters} == {merged: (2, 3)}
+
+
+def test_a_split_is_kept_where_the_new_sort_has_two_units(old, new) -> None:
+    first = old({0: train(0, 20), 1: train(1)})
+    second = new({0: train(0, 10), 1: train(0, 10, first=10), 2: train(1)})
+    one, other = phy.split(first, 0, 10_000)
+    phy.label(first, group={one: "good", other: "noise"})
+    carried = carry_curation(first, second)
+    assert {one.cluster: (one.to, one.split_from) for one in carried.clusters} == {2: (0, (3,)), 3: (1, (2,))}
+    assert column_in(second, "group") == {0: "good", 1: "noise", 2: "unsorted"}
+
+
+def test_a_split_that_the_new_sort_does_not_have_is_listed(old, new) -> None:
+    first, second = old({0: train(0, 20)}), new({4: train(0, 20)})
+    large, small = phy.split(first, 0, 15_000)
+    phy.label(first, group={large: "good", small: "noise"})
+    carried = by_cluster(carry_curation(first, second))
+    assert carried[large].to == 4 and f"cluster {small}, which had been split off" in carried[large].outcome
+    assert (carried[small].to, carried[small].why_not) == (None, TOGETHER)
+    assert carried[small].detail == f"cluster {large} in unit 4"
+    assert column_in(second, "group") == {4: "good"}
+
+
+def test_a_lost_split_without_labels_is_not_carried_at_all(old, new) -> None:
+    first, second = old({0: train(0, 20)}), new({4: train(0, 20)})
+    phy.split(first, 0, 15_000)
+    before = contents(second)
+    carried = carry_curation(first, second)
+    assert [one.why_not for one in carried.clusters] == [TOGETHER, TOGETHER]
+    assert contents(second) == before, "nothing was carried, so nothing is written"
+
+
+def test_units_that_are_one_in_the_new_sort_are_named(old, new) -> None:
+    first = old({0: train(0), 1: train(1, 6), 2: train(2)})
+    second = new({4: [*train(0), *train(1, 6)], 5: train(2)})
+    phy.label(first, group={0: "good", 1: "mua"})
+    carried = by_cluster(carry_curation(first, second))
+    assert carried[0].to == 4
+    assert (carried[1].to, carried[1].why_not, carried[1].detail) == (None, TOGETHER, "cluster 0 in unit 4")
+
+
+# --- recordings -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_longer", [True, False])
+def test_only_the_time_that_both_sorts_cover_counts(old, new, is_longer: bool) -> None:
+    short, long = {0: train(0, 20), 1: train(1, 20)}, {0: train(0, 90), 1: train(1, 90), 2: train(2, 50, first=40)}
+    first, second = (old(short), new(long)) if is_longer else (old(long), new(short))
+    phy.label(first, group={0: "good", 1: "mua"} | ({} if is_longer else {2: "good"}))
+    carried = by_cluster(carry_curation(first, second))
+    assert {one: carried[one].to for one in (0, 1)} == {0: 0, 1: 1}
+    assert carried[0].agreement >= 0.95
+    if not is_longer:
+        assert (carried[2].to, carried[2].why_not, carried[2].agreement) == (None, UNHEARD, 0.0)
+
+
+def test_another_sampling_rate_is_another_recording(old, new) -> None:
+    first, second = old({0: train(0)}), new({0: train(0)}, rate_hz=25_000.0)
+    phy.label(first, group={0: "good"})
+    with pytest.raises(ResultsError, match=r"30000 Hz.*25000 Hz.*same recording"):
+        carry_curation(first, second)
+
+
+def digest(folder: Path, text: str) -> None:
+    (folder / "sorting.zarr").mkdir()
+    (folder / "sorting.zarr" / ".zattrs").write_text(
+        f'{{"values": {{"provenance": {{"recording_digest": "{text}"}}}}}}'
+    )
+
+
+def test_another_digest_is_another_recording_unless_spikes_agree(old, new) -> None:
+    """A longer or converted recording has another digest, too."""
+    first, second = old({0: train(0), 1: train(1)}), new({0: train(0), 1: train(9)})
+    phy.label(first, group={1: "good"})
+    digest(first, "a"), digest(second, "b")
+    assert only(carry_curation(first, second)).why_not == DIFFERENT
+    np.save(second / "spike_times.npy", np.load(second / "spike_times.npy") + 500)
+    with pytest.raises(ResultsError, match=r"different recordings.* 0\.00"):
+        carry_curation(first, second)
+    (second / "sorting.zarr" / ".zattrs").write_text("{}")
+    assert only(carry_curation(first, second)).why_not == DIFFERENT
+
+
+def test_empty_results_are_results(old, new) -> None:
+    first, second = old({0: train(0)}), new({})
+    phy.label(first, group={0: "good"})
+    assert only(carry_curation(first, second)).why_not == UNHEARD
+
+
+# --- what is refused ------------------------------------------------------------------------------------------
+
+
+def test_results_that_nobody_curated_are_refused(old, new) -> None:
+    first, second = old({0: train(0)}), new({0: train(0)})
+    phy.label(first, group={0: "unsorted"})  # which is Phy's word for no label
+    with pytest.raises(ResultsError, match=r"was not curated.*curated results first"):
+        carry_curation(first, second)
+
+
+DECISIONS = {
+    "label": lambda folder: phy.label(folder, group={2: "mua"}),
+    "note": lambda folder: phy.label(folder, notes={2: "x"}),
+    "merge": lambda folder: phy.merge(folder, 1, 2),
+    "split": lambda folder: phy.split(folder, 2, 10_000),
+}
+
+
+@pytest.mark.parametrize("decide", DECISIONS.values(), ids=DECISIONS)
+def test_a_curation_is_replaced_only_when_asked(old, new, decide: Callable[[Path], Any]) -> None:
+    units = {unit: train(unit) for unit in range(3)}
+    first, second = old(units), new(units)
+    phy.label(first, group={0: "good"})
+    decide(second)
+    before = contents(second)
+    with pytest.raises(ResultsError, match=r"was curated itself.*--over"):
+        carry_curation(first, second)
+    assert contents(second) == before
+    assert only(carry_curation(first, second, over=True)).to == 0
+
+
+def test_over_another_curation_the_rest_stays(old, new) -> None:
+    units = {unit: train(unit) for unit in range(4)}
+    first, second = old(units), new(units)
+    phy.label(first, group={0: "good", 1: "noise"})
+    merged = phy.merge(second, 2, 3)
+    phy.label(second, group={1: "good", merged: "mua"}, notes={0: "mine"})
+    carry_curation(first, second, over=True)
+    assert column_in(second, "group") == {0: "good", 1: "noise", merged: "mua"}
+    assert column_in(second, "notes")[0] == "mine" and list(clusters_in(second)) == [0, 1, merged]
+
+
+def test_a_folder_is_not_carried_to_itself(old) -> None:
+    first = old({0: train(0)})
+    phy.label(first, group={0: "good"})
+    with pytest.raises(ResultsError, match="given twice"):
+        carry_curation(first, f"{first}/", over=True)
+
+
+@pytest.mark.parametrize("agreement", [0, -1, 1.1, float("nan")])
+def test_an_agreement_out_of_range_is_refused(old, new, agreement: float) -> None:
+    with pytest.raises(SettingsError, match="agreement="):
+        carry_curation(old({0: train(0)}), new({0: train(0)}), agreement=agreement)
+
+
+# --- the folder afterwards ------------------------------------------------------------------------------------
+
+
+def test_the_list_of_decisions_is_no_table_of_clusters(old, new) -> None:
+    """Phy and SpikeInterface take every table with a column cluster_id as columns of clusters."""
+    first, second = old({0: train(0), 1: train(1)}), new({0: train(0), 1: train(9)})
+    phy.label(first, group={0: "good", 1: "mua"})
+    carry_curation(first, second)
+    assert (second / "carried.tsv").read_text().splitlines() == [
+        "old_cluster\tspikes\tdecision\tnew_cluster\tagreement\toutcome",
+        "0\t20\tgood\t0\t1.00\tcarried",
+        f"1\t20\tmua\t\t0.00\tnot carried: {DIFFERENT} (best: 0, 0.00)",
+    ]
+    assert not [path for path in second.iterdir() if path.name.startswith(".ks4stream")]
+
+
+def test_what_phy_remembers_of_the_new_results_is_put_away(old, new) -> None:
+    """Its cache has the number that the next cluster would have, and its summary would hide the new labels."""
+    units = {0: train(0), 1: train(1)}
+    first, second = old(units), new(units)
+    phy.merge(first, 0, 1)
+    (second / ".phy").mkdir()
+    (second / ".phy" / "new_cluster_id.pkl").write_bytes(b"2")
+    phy.write_table(second / "cluster_info.tsv", {"fr": {0: "1", 1: "2"}})
+    carry_curation(first, second)
+    assert not (second / ".phy").exists() and (second / ".phy-1" / "new_cluster_id.pkl").read_bytes() == b"2"
+    assert not (second / "cluster_info.tsv").exists()
+
+
+@pytest.fixture
+def sort(make_sorting, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A function that writes a sorting as a sort does, without plots."""
+    monkeypatch.setattr("ks4stream.report.plots.write_plots", lambda *_: None)
+
+    def sort(folder: Path, **changes: Any) -> Path:
+        finish(make_sorting(**changes), ResultsFolder.open(folder))
+        return folder
+
+    return sort
+
+
+def renumbered(unit: np.ndarray, order: list[int]) -> np.ndarray:
+    return np.array(order, np.int32)[unit]
+
+
+def test_a_real_result_is_carried_and_counts_as_curated(sort, make_sorting, tmp_path: Path) -> None:
+    """A sort into the folder that was curated moves it aside, and says how to get the curation back."""
+    load_model = pytest.importorskip("phylib.io.model").load_model
+    folder, unit = sort(tmp_path / "kilosort4"), make_sorting().unit
+    kept = make_sorting().kept
+    merged = phy.merge(folder, 0, 3)
+    phy.label(folder, group={1: "good", merged: "mua"}, notes={2: "look again"})
+    with pytest.warns(CurationWarning, match=r"ks4stream carry .*kilosort4-1 .*kilosort4"):
+        sort(folder, unit=renumbered(unit, [3, 0, 2, 1]), score=np.full(400, 9.0))
+    aside = tmp_path / "kilosort4-1"
+    assert ResultsFolder.open(folder).somebodys() == []
+    carried = carry_curation(aside, folder)
+    assert {one.cluster: (one.to, one.of_units) for one in carried.clusters} == {1: (0, ()), 2: (2, ()), 4: (4, (1, 3))}
+    expected = renumbered(unit, [4, 0, 2, 4])[kept]
+    assert np.array_equal(np.load(folder / "spike_clusters.npy"), expected)
+    model = load_model(folder / "params.py")
+    try:
+        assert np.array_equal(model.spike_clusters, expected)
+        assert model.metadata["group"] == {0: "good", 2: "unsorted", 4: "mua"}
+        assert model.metadata["notes"] == {2: "look again"}
+        assert set(model.metadata["KSLabel"]) == set(model.metadata["reason"]) == {0, 2, 4}
+        assert model.get_cluster_spikes(4).size == (expected == 4).sum()
+        assert model.get_cluster_mean_waveforms(4) is not None
+    finally:
+        model.close()
+    assert "spike_clusters.npy" in ResultsFolder.open(folder).somebodys()
+    with pytest.warns(CurationWarning, match="moved to"):
+        sort(folder, n_units=3)
+    assert (tmp_path / "kilosort4-2" / "carried.tsv").exists() and not (folder / "carried.tsv").exists()
+    assert np.array_equal(np.load(tmp_path / "kilosort4-2" / "spike_clusters.npy"), expected)
+
+
+def test_a_full_disk_leaves_the_new_results_as_they_were(old, new, monkeypatch: pytest.MonkeyPatch) -> None:
+    units = {0: train(0), 1: train(1)}
+    first, second = old(units), new(units)
+    phy.label(first, group={phy.merge(first, 0, 1): "good"})
+    before = contents(second)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ks4stream.io.curation.save_stream", full)
+    with pytest.raises(ResultsError, match="cannot be written to: No space left"):
+        carry_curation(first, second)
+    assert contents(second) == before
+
+
+# --- the command line -----------------------------------------------------------------------------------------
+
+
+def test_the_command_shows_what_became_of_each_decision(old, new) -> None:
+    first, second = old({0: train(0), 1: train(1)}), new({3: train(0), 4: train(9)})
+    phy.label(first, group={0: "good", 1: "noise"})
+    before = contents(second)
+    shown = CliRunner().invoke(cli.main, ["carry", str(first), str(second), "--dry-run"], terminal_width=200)
+    assert shown.exit_code == 0, shown.output
+    assert f"1 of 2 decisions carried; 1 not: {DIFFERENT} (1); this was a dry run" in shown.output
+    assert "old cluster" in shown.output and "noise" in shown.output
+    assert contents(second) == before
+    done = CliRunner().invoke(cli.main, ["carry", str(first), str(second)])
+    assert done.exit_code == 0 and done.output.endswith("(1)\n")
+    assert column_in(second, "group") == {3: "good", 4: "unsorted"}
+    again = CliRunner().invoke(cli.main, ["carry", str(first), str(second)])
+    assert again.exit_code == 1 and "--over" in again.output
+    assert CliRunner().invoke(cli.main, ["carry", str(first), str(second), "--over"]).exit_code == 0
+    assert CliRunner().invoke(cli.main, ["carry", str(first), str(second), "--agreement", "1.5"]).exit_code == 2
