@@ -715,7 +715,7 @@ def carry_command(old: str, new: str, agreement: float, over: bool, dry_run: boo
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
-    click.echo(carried.summary + ("; this was a dry run, nothing was written" if dry_run else ""))
+    click.echo(carried.summary + "; nothing was written" * (dry_run or not carried.n_carried))
 
 
 # --- ks4stream export ----------------------------------------------------------------------------------------

@@ -40,6 +40,10 @@ TOGETHER = "one unit with others in the new sort"
 TAKEN = "another cluster agrees better with its unit"
 DIVIDED = "several units in the new sort"
 DIFFERENT = "no unit of the new sort agrees"
+
+SPLIT_OFF = 0.1
+"""Largest share of a unit that may be spikes which a person had split off, for a label to be carried to it."""
+
 _SPIKES_AT_ONCE = 1 << 20
 
 
@@ -334,17 +338,24 @@ class _Comparison:
         n_matched = _matches(old, new, rate_hz)
         best = _agreement(n_matched, old, new).max(axis=1, initial=0.0)
         unions: dict[int, tuple[int, ...]] = {}
+        union_of: dict[int, int] = {}
         is_free, number = np.ones(len(new.ids), np.bool_), max(later.units, default=-1) + 1  # Phy's next number
-        for row in np.flatnonzero([bool(earlier.merged(one)) for one in old.ids.tolist()]).tolist():
+        for row, cluster in enumerate(old.ids.tolist()):
+            if not earlier.merged(cluster):
+                continue
             parts, together = _together(old, new, n_matched[row] * is_free, row, rate_hz)
-            if len(parts) > 1 and together >= least and together > best[row]:
+            split_off = n_matched[np.isin(old.ids, list(earlier.split(cluster)))][:, parts].sum()
+            is_split = split_off > SPLIT_OFF * new.n_spikes[parts].sum()
+            if len(parts) > 1 and together >= least and together > best[row] and not is_split:
                 is_free[parts] = False
-                unions[number + len(unions)] = tuple(sorted(new.ids[parts].tolist()))
+                union_of[row] = number + len(unions)
+                unions[union_of[row]] = tuple(sorted(new.ids[parts].tolist()))
         if unions:
             new = new.joined(unions)
             n_matched = _matches(old, new, rate_hz)
         agreement = _agreement(n_matched, old, new)
-        return cls(earlier, old, new, n_matched, agreement, unions, _partners(agreement, least), least)
+        partner = {row: int(np.searchsorted(new.ids, union)) for row, union in union_of.items()}
+        return cls(earlier, old, new, n_matched, agreement, unions, _partners(agreement, least, partner), least)
 
     def became(self, cluster: int) -> CarriedCluster:
         """What becomes of a cluster of the earlier result."""
@@ -355,11 +366,13 @@ class _Comparison:
         agreement = float(self.agreement[row].max(initial=0.0) if partner is None else self.agreement[row, partner])
         if partner is None:
             why_not, detail = self._why_not(row)
-        elif lost := [one for one in self._mostly_in(partner) if one in split]:
-            if values or merged:
-                detail = f"with the spikes of {_named('cluster', lost)}, which had been split off"
-            else:  # the split was all that was decided
-                why_not, detail = TOGETHER, f"{_named('cluster', lost)} in unit {self.new.ids[partner]}"
+        elif others := [one for one in self._mostly_in(partner) if one != cluster]:
+            lost = [one for one in others if one in split]
+            n_lost = self.n_matched[np.isin(self.old.ids, lost), partner].sum()
+            if n_lost > SPLIT_OFF * self.new.n_spikes[partner] or (lost and not values and not merged):
+                why_not, detail = TOGETHER, f"{_named('cluster', others)} in unit {self.new.ids[partner]}"
+            else:
+                detail = f"with the spikes of {_named('cluster', others)}"
         to = None if partner is None or why_not else int(self.new.ids[partner])
         return CarriedCluster(
             cluster=cluster,
@@ -412,28 +425,28 @@ def _common_span(first: NDArray[np.integer[Any]], second: NDArray[np.integer[Any
 def _together(old: _Trains, new: _Trains, n_matched: IntArray, row: int, rate_hz: float) -> tuple[list[int], float]:
     """The rows of `new`, each mostly within a cluster of `old`, that together agree with it best, and how well.
 
-    The union of some of them is best if it has those with the most matches for each other spike; whether one adds more
-    than it costs is counted, as two may have found the same spikes.
+    Each of them adds more matches than other spikes, unless another one has found the same spikes.
     """
-    n_others = new.n_spikes - n_matched
-    parts = np.flatnonzero(n_matched > n_others)
-    parts = parts[np.argsort(n_others[parts] / n_matched[parts], kind="stable")]
+    parts = np.flatnonzero(2 * n_matched > new.n_spikes)
     train, pool = old.only([row]).as_one, new.only(parts.tolist())
-    chosen: list[int] = []
-    reached = 0.0
-    for part in parts.tolist():
-        union = pool.only([*chosen, part]).as_one
-        together = float(_agreement(_matches(train, union, rate_hz), train, union)[0, 0])
-        if together > reached:
-            chosen, reached = [*chosen, part], together
+
+    def together(some: list[int]) -> float:
+        union = pool.only(some).as_one
+        return float(_agreement(_matches(train, union, rate_hz), train, union)[0, 0])
+
+    chosen = parts.tolist()
+    reached = together(chosen)
+    for part in parts[np.argsort(n_matched[parts], kind="stable")].tolist():
+        others = [one for one in chosen if one != part]
+        if (without := together(others)) > reached:
+            chosen, reached = others, without
     return chosen, reached
 
 
-def _partners(agreement: NDArray[np.float64], least: float) -> dict[int, int]:
-    """Rows and columns that agree, one to one: first those that agree best."""
+def _partners(agreement: NDArray[np.float64], least: float, known: Mapping[int, int]) -> dict[int, int]:
+    """Rows and columns that agree, one to one: those that are known, then those that agree best."""
     rows, columns = np.nonzero(agreement >= least)
-    partner: dict[int, int] = {}
-    taken: set[int] = set()
+    partner, taken = {**known}, {*known.values()}
     for at in np.argsort(-agreement[rows, columns], kind="stable"):
         row, column = int(rows[at]), int(columns[at])
         if row not in partner and column not in taken:

@@ -198,6 +198,63 @@ def test_units_with_the_same_spikes_twice_are_not_merged(old, new) -> None:
     assert (one.to, one.of_units, one.agreement) == (0, (), 0.9)
 
 
+def test_units_that_were_merged_for_a_cluster_go_to_no_other(old, new) -> None:
+    """Cluster 2, which nobody merged, has the same spikes and agrees better with both units together."""
+    first = old({0: train(0, 8), 1: train(1, 8), 2: [*train(0, 10, shift=2), *train(1, 10, shift=2)]})
+    second = new({4: train(0, 10), 5: train(1, 10)})
+    phy.label(first, group={phy.merge(first, 0, 1): "good", 2: "mua"})
+    carried = by_cluster(carry_curation(first, second))
+    assert (carried[3].to, carried[3].of_units, carried[3].agreement) == (6, (4, 5), 0.8)
+    assert (carried[2].to, carried[2].why_not) == (None, TOGETHER)
+    assert column_in(second, "group") == {6: "good"}
+
+
+def test_of_units_with_the_same_spikes_the_largest_is_merged(old, new) -> None:
+    first = old({0: train(0, 18), 1: train(1, 2)})
+    second = new({0: train(0, 8, shift=3), 1: [*train(0, 18), 500], 2: train(1, 2)})
+    phy.label(first, group={phy.merge(first, 0, 1): "good"})
+    one = only(carry_curation(first, second))
+    assert one.of_units == (1, 2) and one.agreement == pytest.approx(20 / 21)
+    assert list(clusters_in(second)) == [0, 3]
+
+
+def test_units_are_not_merged_where_one_alone_agrees_better(old, new) -> None:
+    first = old({0: train(0, 10), 1: train(1, 10)})
+    second = new({5: [*train(0, 10), *train(1, 10), *train(7, 10), *train(8, 10)], 6: train(0, 4), 7: train(1, 5)})
+    phy.merge(first, 0, 1)
+    one = only(carry_curation(first, second, agreement=0.4))
+    assert (one.to, one.of_units) == (5, ()), "20 / 40, and 9 / 20 of both others together"
+
+
+def test_units_that_together_agree_too_little_are_not_merged(old, new) -> None:
+    first = old({0: train(0, 10), 1: train(1, 10)})
+    second = new({0: train(0, 4), 1: train(1, 5), 2: train(5, 10)})
+    phy.merge(first, 0, 1)
+    one = only(carry_curation(first, second))
+    assert (one.to, one.why_not, one.detail) == (None, DIFFERENT, "best: 1, 0.25")
+    assert list(clusters_in(second)) == [0, 1, 2]
+
+
+def test_a_unit_is_merged_once(old, new) -> None:
+    """Two clusters with the same spikes, both merged."""
+    first = old({0: train(0), 1: train(1), 2: train(0, shift=2), 3: train(1, shift=2)})
+    second = new({0: train(0), 1: train(1)})
+    phy.label(first, group={phy.merge(first, 0, 1): "good", phy.merge(first, 2, 3): "mua"})
+    carried = by_cluster(carry_curation(first, second))
+    assert (carried[4].of_units, carried[5].to) == ((0, 1), None)
+    assert column_in(second, "group") == {2: "good"}
+
+
+def test_a_new_number_may_be_that_of_a_unit_without_spikes(old, new) -> None:
+    """Phy counts from the last cluster that has spikes; what the tables say of the empty one is not kept."""
+    units = {0: train(0), 1: train(1)}
+    first, second = old(units), new(units)
+    phy.write_table(second / "cluster_Amplitude.tsv", {"Amplitude": {2: "99.0"}})
+    phy.merge(first, 0, 1)
+    assert only(carry_curation(first, second)).to == 2
+    assert column_in(second, "Amplitude") == {} and column_in(second, "KSLabel") == {2: "mua"}
+
+
 def test_two_merges_get_two_numbers(old, new) -> None:
     units = {unit: train(unit) for unit in range(5)}
     first, second = old(units), new(units)
@@ -229,15 +286,37 @@ def test_a_split_is_kept_where_the_new_sort_has_two_units(old, new) -> None:
     assert column_in(second, "group") == {0: "good", 1: "noise", 2: "unsorted"}
 
 
-def test_a_split_that_the_new_sort_does_not_have_is_listed(old, new) -> None:
+@pytest.mark.parametrize(("n_off", "is_carried"), [(2, True), (3, False)])
+def test_of_a_split_that_the_new_sort_does_not_have_the_label_of_most_spikes_is_carried(
+    old, new, n_off: int, is_carried: bool
+) -> None:
+    """If at most a tenth of them had been split off; otherwise, the label was given to something else."""
     first, second = old({0: train(0, 20)}), new({4: train(0, 20)})
-    large, small = phy.split(first, 0, 15_000)
+    large, small = phy.split(first, 0, 1000 * (20 - n_off))
     phy.label(first, group={large: "good", small: "noise"})
+    before = contents(second)
     carried = by_cluster(carry_curation(first, second))
-    assert carried[large].to == 4 and f"cluster {small}, which had been split off" in carried[large].outcome
     assert (carried[small].to, carried[small].why_not) == (None, TOGETHER)
     assert carried[small].detail == f"cluster {large} in unit 4"
-    assert column_in(second, "group") == {4: "good"}
+    if is_carried:
+        assert (carried[large].to, carried[large].detail) == (4, f"with the spikes of cluster {small}")
+        assert column_in(second, "group") == {4: "good"}
+    else:
+        assert (carried[large].to, carried[large].why_not) == (None, TOGETHER)
+        assert carried[large].agreement == 0.85 and contents(second) == before
+
+
+@pytest.mark.parametrize(("n_off", "is_merged"), [(4, True), (6, False)])
+def test_a_cluster_that_was_merged_and_then_split(old, new, n_off: int, is_merged: bool) -> None:
+    """The new sort has the units from before, of which the merge would bring together what was split off again."""
+    units = {0: train(0, 20), 1: train(1, 20), 2: train(2, 20)}
+    first, second = old(units), new(units)
+    large, small = phy.split(first, phy.merge(first, 0, 1), 1000 * (20 - n_off // 2))
+    phy.label(first, group={2: "good", large: "good", small: "noise"})
+    carried = by_cluster(carry_curation(first, second))
+    assert carried[2].to == 2 and carried[small].to is None
+    assert carried[large].of_units == ((0, 1) if is_merged else ())
+    assert list(clusters_in(second)) == ([2, 3] if is_merged else [0, 1, 2])
 
 
 def test_a_lost_split_without_labels_is_not_carried_at_all(old, new) -> None:
@@ -254,7 +333,7 @@ def test_units_that_are_one_in_the_new_sort_are_named(old, new) -> None:
     second = new({4: [*train(0), *train(1, 6)], 5: train(2)})
     phy.label(first, group={0: "good", 1: "mua"})
     carried = by_cluster(carry_curation(first, second))
-    assert carried[0].to == 4
+    assert (carried[0].to, carried[0].outcome) == (4, "carried; with the spikes of cluster 1")
     assert (carried[1].to, carried[1].why_not, carried[1].detail) == (None, TOGETHER, "cluster 0 in unit 4")
 
 
@@ -462,7 +541,7 @@ def test_the_command_shows_what_became_of_each_decision(old, new) -> None:
     before = contents(second)
     shown = CliRunner().invoke(cli.main, ["carry", str(first), str(second), "--dry-run"], terminal_width=200)
     assert shown.exit_code == 0, shown.output
-    assert f"1 of 2 decisions carried; 1 not: {DIFFERENT} (1); this was a dry run" in shown.output
+    assert f"1 of 2 decisions carried; 1 not: {DIFFERENT} (1); nothing was written" in shown.output
     assert "old cluster" in shown.output and "noise" in shown.output
     assert contents(second) == before
     done = CliRunner().invoke(cli.main, ["carry", str(first), str(second)])
