@@ -343,7 +343,7 @@ class ResultsFolder:
         """Replace files of the results here, whosever they are, as somebody asks for by name.
 
         Plots, metrics, the page and the preprocessed copy of a sort of ours stay ours. Everything else counts as
-        changed from then on.
+        changed from then on. If clusters are exchanged, Phy's cache of them is renamed.
         """
         record, ours, new = self._record(), self._ours(), {}
         if (draft / "spike_clusters.npy").exists():
