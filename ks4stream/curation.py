@@ -218,10 +218,11 @@ def _check(earlier: CuratedFolder, later: CuratedFolder, decisions: Sequence[int
             "merged or split. Give the curated results first, then the new ones."
         )
     if not over and (done := _decisions(later)):
+        what = ", ".join(later.decided(done[0])) or "merged or split"
         raise ResultsError(
             f"{later.place} was curated itself: something was decided about {len(done)} of its clusters, for instance "
-            f"{done[0]}. Use --over (over=True) to replace that where the earlier curation says something about the "
-            "same units."
+            f"about {done[0]} ({what}). Use --over (over=True) to replace that where the earlier curation says "
+            "something about the same units."
         )
 
 
