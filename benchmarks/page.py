@@ -18,10 +18,10 @@ import numpy as np
 from ks4stream import Settings, simulate
 from ks4stream.blocks import Tiling
 from ks4stream.io.by_unit import ByUnit
-from ks4stream.metrics import GROUPED, quality_metrics, write_quality
 from ks4stream.report.page import write_page
 from ks4stream.report.summary import content
 from ks4stream.results import Diagnostics, Drift, PeakSample, Sorting, Waveforms, Whitening
+from ks4stream.unit_metrics import GROUPED, quality_metrics, write_quality
 
 RATE_HZ = 30_000.0
 REFRACTORY_SAMPLES = 75

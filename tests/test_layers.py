@@ -43,6 +43,7 @@ WORDS = {
     "geometry",
     "labels",
     "mean_waveforms",
+    "metrics",
 }
 LAZY = {"dask", "xarray", "matplotlib", "probeinterface"} | EXTRAS  # used by words and edges within functions only
 FILES = sorted(ROOT.rglob("*.py"))

@@ -28,13 +28,15 @@ from ks4stream.io.phy import PARAMS, save_stream
 from ks4stream.io.places import Place, below, copy_here, read_whole, remove, size_of
 from ks4stream.io.results_folder import CARRIED, WRITTEN, ResultsFolder, is_table_of_units
 from ks4stream.io.store import stored_digest
+from ks4stream.metrics import METRICS
 
 __all__ = ["GROUP", "LABEL", "SORTERS", "UNSORTED", "CuratedFolder", "Table", "read_curation", "write_curation"]
 
 GROUP, UNSORTED, LABEL = "group", "unsorted", "KSLabel"
 _OF_COLUMN = re.compile(r"cluster_(\w+)\.tsv")
 SORTERS = {found[1] for name in WRITTEN if (found := _OF_COLUMN.fullmatch(name))} - {GROUP}
-"""Columns that a sorter writes."""
+SORTERS |= {metric.name for metric in METRICS}
+"""Columns that a sorter writes; Phy saves those of ``quality.csv`` in tables of their own."""
 _NOBODYS = SORTERS | {"si_unit_id", "channel_group"}  # and SpikeInterface, which finds units by them again
 
 _TIMES, _CLUSTERS, _TEMPLATES = "spike_times.npy", "spike_clusters.npy", "spike_templates.npy"

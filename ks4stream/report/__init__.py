@@ -36,9 +36,9 @@ from ks4stream.io.results_folder import (
 from ks4stream.io.scratch import scratch_folder
 from ks4stream.io.store import map_sorting, save_sorting
 from ks4stream.messages import warn
-from ks4stream.metrics import GROUPED, quality_metrics, write_quality
 from ks4stream.report.log import LOG_NAME, length_before, log_inputs, run_log
 from ks4stream.results import Sorting
+from ks4stream.unit_metrics import GROUPED, quality_metrics, write_quality
 
 __all__ = ["announce", "finish", "log_inputs", "log_kept", "results_folder", "rewrite_page", "run_log", "written_early"]
 

@@ -19,9 +19,10 @@ from ks4stream.blocks import covered, observed_spans
 from ks4stream.io.by_unit import ByUnit, kept_spikes
 from ks4stream.kernels.correlograms import correlogram
 from ks4stream.mean_waveforms import mean_waveforms
-from ks4stream.metrics import METRICS, UNITS_AT_ONCE, UnitMetrics, noise_of
+from ks4stream.metrics import METRICS
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
+from ks4stream.unit_metrics import UNITS_AT_ONCE, UnitMetrics, noise_of
 
 TIME_BINS, UNIT_TIME_BINS = 200, 60
 RASTER_TIMES, RASTER_DEPTHS, MARGIN_UM = 600, 200, 10.0  # pixels, and what is shown beyond the contacts
@@ -281,7 +282,7 @@ def _units(sorting: Sorting, by_unit: ByUnit, metrics: UnitMetrics) -> dict[str,
         "shank": shank.tolist(),
         "channel": in_file.tolist(),
         **{metric.name: _plain(metrics[metric.name]) for metric in METRICS},
-        "n_spikes": metrics["n_spikes"].astype(np.int64).tolist(),
+        "n_spikes": by_unit.count.tolist(),
     }
 
 

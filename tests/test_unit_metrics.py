@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ks4stream.mean_waveforms import mean_waveforms
-from ks4stream.metrics import METRICS, quality_metrics, write_quality
+from ks4stream.metrics import METRICS
+from ks4stream.unit_metrics import quality_metrics, write_quality
 
 
 def test_rates_and_amplitudes(make_sorting):
@@ -74,4 +75,4 @@ def test_phy_shows_the_table(make_sorting, tmp_path):
     write_quality(make_sorting(), found, tmp_path)
     shown = model.load_metadata(tmp_path / "quality.csv")
     assert set(shown) == {metric.name for metric in METRICS if not np.isnan(found[metric.name]).all()}
-    assert sorted(shown["n_spikes"]) == [0, 1, 2, 3]
+    assert sorted(shown["num_spikes"]) == [0, 1, 2, 3]
