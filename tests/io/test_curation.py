@@ -55,6 +55,12 @@ def test_labels_and_columns_of_a_person_are_told_from_those_of_a_sorter(folder: 
     assert found.columns["KSLabel"] == {0: "mua", 1: "mua", 2: "mua"}
 
 
+def test_quality_metrics_are_nobodys_decision_also_as_phy_saves_them(folder: Path) -> None:
+    (folder / "quality.csv").write_text("cluster_id,snr,firing_rate\n0,4.5,2\n1,3,1\n2,8,\n")
+    phy.write_table(folder / "cluster_snr.tsv", {"snr": {0: "4.5", 1: "3", 2: "8"}})
+    assert [read(folder).decided(unit) for unit in UNITS] == [{}, {}, {}]
+
+
 def test_a_column_in_two_tables_is_read_from_the_one_of_phy(folder: Path) -> None:
     phy.label(folder, quality={0: "Phy's"})
     phy.write_table(folder / "zzz.tsv", {"quality": {0: "another"}, "more": {0: "x"}})
