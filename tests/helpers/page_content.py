@@ -32,9 +32,15 @@ LAGS, CCG_LAGS, WIDTH, CHANNELS = 50, 25, 61, 10
 
 
 def page_content(
-    n_units: int = 100, *, n_channels: int = 384, n_shanks: int = 1, duration_s: float = 3720.0, n_parts: int = 120, seed: int = 0
+    n_units: int = 100,
+    *,
+    n_channels: int = 384,
+    n_shanks: int = 1,
+    duration_s: float = 3720.0,
+    n_parts: int = 120,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """A plausible content: layout as in Neuropixels, units of all kinds, tissue that drifts, one pause between files."""
+    """A plausible content: layout as in Neuropixels, units of all kinds, tissue that drifts, two files."""
     rng = np.random.default_rng(seed)
     probe = _probe(n_channels, n_shanks)
     depth = np.array(probe["y_um"])
@@ -48,6 +54,7 @@ def page_content(
     centre_um = np.linspace(depth.min() + 300, depth.max() - 300, 5)
     displacement = _moved(time_s, duration_s)[:, None] * np.linspace(1.0, 0.7, 5) + rng.normal(0, 0.3, (len(time_s), 5))
     rate_hz = n_spikes / duration_s * (1 + 0.2 * np.sin(middle_s / 300) + rng.normal(0, 0.03, n_parts))
+    matched = units["id"][: n_units * 4 // 5]
     blanked = np.where(rng.random(n_parts) < 0.04, rng.random(n_parts) * 0.3, 0.0)
     return {
         "recording": {
@@ -82,11 +89,11 @@ def page_content(
             "explained": (0.72 + 0.05 * np.sin(middle_s / 500) + rng.normal(0, 0.01, n_parts)).tolist(),
         },
         "funnel": [
-            {"step": "Peaks detected", "count": int(n_spikes * 1.4), "note": "in two passes; the second, corrected for drift"},
+            {"step": "Peaks detected", "count": int(n_spikes * 1.4), "note": "in two passes; the second is corrected"},
             {"step": "Clusters of peaks", "count": n_units + 80, "note": "learned from 1 in 3 batches"},
             {"step": "Templates matched", "count": n_units + 31, "note": "49 were sums of two others"},
             {"step": "Spikes matched", "count": int(n_spikes * 1.03), "note": ""},
-            {"step": "Duplicates removed", "count": int(n_spikes * 0.03), "note": "closer than 0.25 ms to another of the unit"},
+            {"step": "Duplicates removed", "count": int(n_spikes * 0.03), "note": "within 0.25 ms of another"},
             {"step": "Spikes of units", "count": n_spikes, "note": "after merging and leaving out"},
         ],
         "left_out": [
@@ -96,15 +103,25 @@ def page_content(
         "run": _run(),
         "compare": {
             "name": "m042 of 12 November (Kilosort4)", "sampled": True,
-            "rows": [{"unit": unit, "other": unit + 3, "agreement": float(1 - rng.beta(1, 6))} for unit in units["id"][: n_units * 4 // 5]],
-            "gained": units["id"][n_units * 4 // 5 :], "lost": list(range(7)),
+            "rows": [{"unit": unit, "other": unit + 3, "agreement": float(1 - rng.beta(1, 6))} for unit in matched],
+            "gained": units["id"][len(matched) :], "lost": list(range(7)),
         },
     }  # fmt: skip
 
 
 def empty_page_content() -> dict[str, Any]:
     """The content of a sort that found nothing, and knows as little as a content may."""
-    columns = ["id", "label", "reason", "x_um", "y_um", "shank", "channel", "n_spikes", *(one["name"] for one in METRICS)]
+    columns = [
+        "id",
+        "label",
+        "reason",
+        "x_um",
+        "y_um",
+        "shank",
+        "channel",
+        "n_spikes",
+        *(one["name"] for one in METRICS),
+    ]
     return {
         "recording": {
             "name": "silence.bin", "duration_s": 30.0, "start_s": 0.0, "n_channels": 16, "sampling_rate_hz": 25_000.0,
@@ -130,7 +147,7 @@ def empty_page_content() -> dict[str, Any]:
         "time": {"edges_s": [0.0, 30.0], "rate_hz": [0.0], "blanked_share": [0.0], "noise": None, "explained": None},
         "funnel": [], "left_out": [],
         "run": {
-            "settings": [{"name": "nblocks", "value": 0, "default": "auto", "changed": True, "help": "segments of drift"}],
+            "settings": [{"name": "nblocks", "value": 0, "default": "auto", "changed": True, "help": "segments"}],
             "versions": {}, "digest": "", "device": "cpu", "seconds": {}, "memory_bytes": None, "workers": None,
             "resumed": {}, "files": [], "written": "2026-11-30 10:00 UTC", "methods": "", "citations": [],
         },
@@ -179,7 +196,13 @@ def _moved(time_s: Any, duration_s: float) -> Any:
 
 
 def _rasters(
-    shank: int, depth: Any, units: dict[str, Any], duration_s: float, rng: np.random.Generator, ny: int = 300, nt: int = 700
+    shank: int,
+    depth: Any,
+    units: dict[str, Any],
+    duration_s: float,
+    rng: np.random.Generator,
+    ny: int = 300,
+    nt: int = 700,
 ) -> dict[str, Any]:
     y0_um, y1_um = float(depth.min()) - 20, float(depth.max()) + 20
     rows_um = np.linspace(y0_um, y1_um, ny)[:, None]
@@ -195,22 +218,26 @@ def _rasters(
 
     before, after = drawn(moved), drawn(np.zeros(nt))
     return {
-        "shank": shank, "t0_s": 0.0, "t1_s": duration_s, "y0_um": y0_um, "y1_um": y1_um, "before": before, "after": after,
+        "shank": shank, "t0_s": 0.0, "t1_s": duration_s, "y0_um": y0_um, "y1_um": y1_um,
+        "before": before, "after": after,
     }  # fmt: skip
 
 
-def _details(units: dict[str, Any], probe: dict[str, Any], edges_s: Any, moved_um: Any, rng: np.random.Generator) -> dict[str, Any]:
+def _details(
+    units: dict[str, Any], probe: dict[str, Any], edges_s: Any, moved_um: Any, rng: np.random.Generator
+) -> dict[str, Any]:
     n, n_parts = len(units["id"]), len(edges_s) - 1
     x_um, y_um = np.array(probe["x_um"]), np.array(probe["y_um"])
     ms = (np.arange(WIDTH) - WIDTH // 3) / 30
     template = np.zeros((n, CHANNELS, WIDTH))
-    near = np.zeros((n, CHANNELS), np.int16)
+    near, used = np.full((n, CHANNELS), -1, np.int16), min(CHANNELS, len(x_um))
     for row in range(n):
         away = np.hypot(x_um - units["x_um"][row], y_um - units["y_um"][row])
-        near[row] = np.argsort(away, kind="stable")[:CHANNELS]
+        near[row, :used] = np.argsort(away, kind="stable")[:used]
         trough, hump = rng.uniform(0.1, 0.2), rng.uniform(0.25, 0.5)
         shape = -np.exp(-((ms / trough) ** 2)) + rng.uniform(0.2, 0.6) * np.exp(-(((ms - 0.4) / hump) ** 2))
-        template[row] = np.exp(-away[near[row]] / 30)[:, None] * shape + rng.normal(0, 0.01, (CHANNELS, WIDTH))
+        sizes = np.exp(-away[near[row, :used]] / 30)[:, None]
+        template[row, :used] = sizes * shape + rng.normal(0, 0.01, (used, WIDTH))
     peak = np.abs(template).max((1, 2), keepdims=True)
     ids = np.array(units["id"])
     apart = np.hypot(*(np.subtract.outer(np.array(units[axis]), np.array(units[axis])) for axis in ("x_um", "y_um")))
@@ -220,14 +247,23 @@ def _details(units: dict[str, Any], probe: dict[str, Any], edges_s: Any, moved_u
     nearest[:, :k] = ids[order[:, :k]]
     lag = np.arange(LAGS)
     rate = np.array(units["firing_rate"])[:, None]
-    acg = rng.poisson(np.minimum(2000, 40 * rate) * (1 - np.exp(-((lag / 4) ** 2)) + 0.4 * np.exp(-((lag - 8) / 6) ** 2) * (lag > 2)))
+    acg = rng.poisson(
+        np.minimum(2000, 40 * rate)
+        * (1 - np.exp(-((lag / 4) ** 2)) + 0.4 * np.exp(-(((lag - 8) / 6) ** 2)) * (lag > 2))
+    )
     acg[:, 0] = 0
     count = rng.poisson(np.minimum(rate * np.diff(edges_s) * (1 + 0.2 * np.sin(edges_s[:-1] / 400)), 60_000))
     gone = (np.array(units["presence_ratio"])[:, None] < 0.7) & (np.arange(n_parts) > 0.6 * n_parts)
     count = np.where(gone, 0, count)
-    spread = np.array([0.82, 1.0, 1.2])[None, :, None] * (1 + 0.05 * np.sin(edges_s[:-1] / 500)) + rng.normal(0, 0.01, (n, 3, n_parts))
+    spread = np.array([0.82, 1.0, 1.2])[None, :, None] * (1 + 0.05 * np.sin(edges_s[:-1] / 500)) + rng.normal(
+        0, 0.01, (n, 3, n_parts)
+    )
     amplitude = np.array(units["amplitude_median"])[:, None, None] * spread
-    depth = np.array(units["y_um"])[:, None, None] + np.array([-6, 0, 6])[None, :, None] + rng.normal(0, 0.6, (n, 3, n_parts))
+    depth = (
+        np.array(units["y_um"])[:, None, None]
+        + np.array([-6, 0, 6])[None, :, None]
+        + rng.normal(0, 0.6, (n, 3, n_parts))
+    )
     is_none = (count == 0)[:, None, :]
     return {
         "template": np.rint(template / peak * 127).astype(np.int8),
@@ -260,8 +296,8 @@ def _run() -> dict[str, Any]:
         ],
         "versions": {"ks4stream": "0.2.0", "method": "12", "torch": "2.9.1", "python": "3.11.7"},
         "digest": "5f1c0c6f1dd3a1e2b7f0a5c3f9e0d7c41b2a", "device": "cuda (NVIDIA H200)",
-        "seconds": {"whitening": 14.2, "waveforms": 22.8, "peaks": 211.4, "drift": 9.1, "templates": 184.0, "thresholds": 31.5,
-                    "spikes": 402.7, "units": 96.3, "results": 18.8},
+        "seconds": {"whitening": 14.2, "waveforms": 22.8, "peaks": 211.4, "drift": 9.1, "templates": 184.0,
+                    "thresholds": 31.5, "spikes": 402.7, "units": 96.3, "results": 18.8},
         "memory_bytes": 6_420_000_000, "workers": 4, "resumed": {"peaks": [186, 186], "templates": [12, 96]},
         "files": ["/data/m042/m042_g0_t0.imec0.ap.bin", "/data/m042/m042_g1_t0.imec0.ap.bin"],
         "written": "2026-11-30 10:00 UTC",
@@ -269,7 +305,7 @@ def _run() -> dict[str, Any]:
         "(Pachitariu et al., 2024), with the default settings except Th_universal = 8, highpass_cutoff = 250 Hz and "
         "bad_channels = 191.",
         "citations": [
-            "Pachitariu M, Sridhar S, Pennington J, Stringer C. Spike sorting with Kilosort4. Nature Methods 21, 914–921 "
-            "(2024). https://doi.org/10.1038/s41592-024-02232-7",
+            "Pachitariu M, Sridhar S, Pennington J, Stringer C. Spike sorting with Kilosort4. Nature Methods 21, "
+            "914–921 (2024). https://doi.org/10.1038/s41592-024-02232-7",
         ],
     }  # fmt: skip

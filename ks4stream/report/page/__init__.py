@@ -1,11 +1,11 @@
 """The page that a person looks at the morning after a sort: one HTML file, which asks for nothing from elsewhere.
 
 It answers: did it work, what moved, what was lost, which units can be used, what should be changed? The page knows
-nothing of sortings. :func:`write_page` gets one dictionary, the *content*, of plain values (what JSON can hold) and NumPy
-arrays. Letters of axes: u units, c channels of the probe, g segments of the drift estimate, b its batches, j channels of
-a template, w its samples, L lags of auto-correlograms, M largest lag of cross-correlograms, k neighbours, T spans of time.
-What is followed by ``| None`` may be None or left out, and so may any list be empty; the page then says so in a sentence.
-Columns are lists; in them, None stands for what is not defined::
+nothing of sortings. :func:`write_page` gets one dictionary, the *content*, of plain values (what JSON can hold) and
+NumPy arrays. Letters of axes: u units, c channels of the probe, g segments of the drift estimate, b its batches, j
+channels of a template, w its samples, L lags of auto-correlograms, M largest lag of cross-correlograms, k neighbours, T
+spans of time. What is followed by ``| None`` may be None or left out, and any list may be empty: the page then says so
+in a sentence. Columns are lists; in them, None stands for what is not defined::
 
     {
         "recording": {

@@ -53,17 +53,24 @@ function figure(title, content, note, below) {
 const missing = (sentence) => h("p", { class: "missing" }, sentence);
 
 /** A chart of Plot in the page's type; marks may be lists, or false where there is nothing to draw. */
-const plotted = (options) => Plot.plot({ className: "plot", style: AXES, ...options, marks: options.marks.flat(3).filter(Boolean) });
+function plotted(options) {
+  const plot = Plot.plot({ className: "plot", style: AXES, ...options, marks: options.marks.flat(3).filter(Boolean) });
+  plot.setAttribute("aria-hidden", "true"); // the element around it says what it shows
+  return plot;
+}
 
 /** Options that all charts over time share, so that their axes are the same. */
 function overTime(width, height, options = {}) {
   return {
-    width, height, marginLeft: 56, marginRight: 12, marginTop: 8, marginBottom: 34,
+    width, height, marginLeft: 62, marginRight: 12, marginTop: 8, marginBottom: 34,
     ...options,
     x: { domain: span, label: `Time (${clock.name})`, labelAnchor: "center", labelArrow: "none", tickSize: 4, ticks: width < 500 ? 5 : 10, ...options.x },
     y: { labelArrow: "none", tickSize: 4, labelAnchor: "center", ...options.y },
   };
 }
+
+/** The same without the name of the axis: for charts over another with the same axis. */
+const upper = { marginBottom: 22, x: { label: null } };
 
 /** Where files or sessions were joined. */
 const borders = () => Plot.ruleX((content.borders_s ?? []).map((s) => s / clock.s), { stroke: "var(--border)", strokeDasharray: "3,3" });
@@ -84,6 +91,29 @@ function thinned(length, most = 1500) {
   return Array.from({ length: Math.ceil(length / step) }, (_, i) => i * step);
 }
 
+/** Place an element in shares of the one around it, so that it still fits when a printer scales that. */
+function place(element, left, top, width, height, ofWidth, ofHeight) {
+  Object.assign(element.style, {
+    left: `${(100 * left) / ofWidth}%`, top: `${(100 * top) / ofHeight}%`, width: `${(100 * width) / ofWidth}%`, height: `${(100 * height) / ofHeight}%`,
+  });
+}
+
+/** What the pointer is nearest to in time: a line, and its figures. */
+const hover = (rows, y, title) => [
+  Plot.ruleX(rows, Plot.pointerX({ x: "x", stroke: "var(--axis)" })),
+  Plot.tip(rows, Plot.pointerX({ x: "x", y, title, fontSize: 11 })),
+];
+
+/** Decades, and their doubles and halves where there are few, for axes of logarithms. */
+function logTicks(low, high) {
+  const decades = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) decades.push(10 ** power);
+  const inside = (ticks) => ticks.filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
+  const few = inside(decades);
+  if (few.length > 5) return few.filter((_, i) => i % 2 === 0);
+  return few.length > 2 ? few : inside(decades.flatMap((decade) => [decade, 2 * decade, 5 * decade]));
+}
+
 /**
  * A picture of grey levels (uint8, row 0 lowest) under the axes of a Plot chart, on the same scales.
  * The canvas is black with varying opacity; style sheets invert it on a dark page.
@@ -92,6 +122,7 @@ function raster({ data, shape: [rows, columns] }, extent, plotOptions) {
   const plot = plotted(plotOptions);
   const [x, y] = [plot.scale("x"), plot.scale("y")];
   const canvas = h("canvas", { width: columns, height: rows });
+  const frame = h("div", { class: "picture" }, canvas);
   const image = new ImageData(columns, rows);
   for (let row = 0; row < rows; row += 1) {
     for (let column = 0; column < columns; column += 1) {
@@ -99,15 +130,12 @@ function raster({ data, shape: [rows, columns] }, extent, plotOptions) {
     }
   }
   canvas.getContext("2d").putImageData(image, 0, 0);
-  const { width, height } = plotOptions;
+  const [[x0, x1], [y0, y1]] = [x.range, y.range];
   const [left, right, bottom, top] = [x.apply(extent.x[0]), x.apply(extent.x[1]), y.apply(extent.y[0]), y.apply(extent.y[1])];
-  // In shares of the chart, so that it still fits when a printer scales it.
-  Object.assign(canvas.style, {
-    left: `${(100 * left) / width}%`, top: `${(100 * top) / height}%`,
-    width: `${(100 * (right - left)) / width}%`, height: `${(100 * (bottom - top)) / height}%`,
-    imageRendering: columns < right - left && rows < bottom - top ? "pixelated" : "auto",
-  });
-  return h("div", { class: "raster" }, canvas, plot);
+  place(frame, x0, y1, x1 - x0, y0 - y1, plotOptions.width, plotOptions.height);
+  place(canvas, left - x0, top - y1, right - left, bottom - top, x1 - x0, y0 - y1);
+  canvas.style.imageRendering = columns < right - left && rows < bottom - top ? "pixelated" : "auto";
+  return h("div", { class: "raster" }, frame, plot);
 }
 
 /** Bars that touch, for correlograms: one per bin, from `first` on. */

@@ -33,7 +33,7 @@ function unitDots(x, extra = []) {
 function opening(plot, x) {
   plot.classList.add("opens");
   plot.addEventListener("click", () => plot.value && openUnit(plot.value.id));
-  const ring = document.createElementNS("http://www.w3.org/2000/svg", "circle");
+  const ring = document.createElementNS(plot.namespaceURI, "circle");
   Object.entries({ r: 8, fill: "none", stroke: "var(--accent)", "stroke-width": 2.5 }).forEach(([name, value]) => ring.setAttribute(name, value));
   plot.append(ring);
   const mark = (id) => {
@@ -55,7 +55,7 @@ function byDepth(title, x, options, height, isFirst = false) {
     className: "narrow",
     label: options.says,
     drawn: (width) => opening(plotted({
-      width, height, marginLeft: isFirst ? 52 : 40, marginRight: 14, marginTop: 8, marginBottom: 36,
+      width, height, marginLeft: isFirst ? 62 : 44, marginRight: 14, marginTop: 8, marginBottom: 36,
       x: { labelAnchor: "center", labelArrow: "none", tickSize: 4, ticks: 4, ...options.x },
       y: { domain: depthDomain, label: isFirst ? "Depth (µm)" : null, labelArrow: "none", labelAnchor: "center", tickSize: 4 },
       marks: unitDots(x, options.extra?.(width)).marks,
@@ -81,13 +81,13 @@ function probeSection() {
   const charts = units.length || probe ? h(
     "div",
     { class: "by-depth" },
-    byDepth("On the probe", (unit) => unit.x_um, {
+    byDepth("Position", (unit) => unit.x_um, {
       x: { label: "Across (µm)", domain: xDomain, ticks: 5 },
       extra: contacts,
       says: `Map of ${probe ? count(probe.x_um.length, "contact") : "no contacts"} and ${count(units.length, "unit")}: ${number(good.length)} good, ${number(units.length - good.length)} multi-unit. The table lists them.`,
     }, height, true),
     units.length > 0 && byDepth("Firing rate", (unit) => (unit.firing_rate > 0 ? unit.firing_rate : null), {
-      x: { label: "Hz", type: "log", tickFormat: "~g" },
+      x: logAxis(units.map((unit) => unit.firing_rate).filter((rate) => rate > 0), "Hz"),
       says: `Firing rate of each unit by depth; median ${figures(quantile(units.map((unit) => unit.firing_rate).filter(isNumber), 0.5))} Hz.`,
     }, height),
     units.length > 0 && byDepth("Amplitude", (unit) => unit.amplitude_median, {
@@ -105,6 +105,8 @@ function isLog(values) {
   const low = quantile(values, 0.02);
   return Math.min(...values) > 0 && low > 0 && quantile(values, 0.98) / low > 50;
 }
+
+const logAxis = (values, label) => ({ label, type: "log", ticks: values.length ? logTicks(Math.min(...values), Math.max(...values)) : 2, tickFormat: figures });
 
 /** Equal bins over all values, in the scale's own distances; the last includes its end. */
 function binned(values, log, bins = 28) {
@@ -126,7 +128,7 @@ function distribution(metric) {
   const undefinedFor = units.length - known.length;
   const summary = [
     middle == null ? null : `Median of good units ${number(middle, metric.digits)}${metric.unit ? ` ${metric.unit}` : ""}.`,
-    metric.threshold == null ? null : `${count(beyond, "unit")} beyond the limit, ${limit(metric)}.`,
+    limit(metric) ? `Limit: ${limit(metric)}; ${beyond ? `${count(beyond, "unit")} beyond it` : "all units meet it"}.` : null,
     undefinedFor ? `Not defined for ${number(undefinedFor)}.` : null,
   ].filter(Boolean).join(" ");
   return figure(title, chart({
@@ -145,7 +147,7 @@ function distribution(metric) {
       const isShown = metric.threshold != null && (!log || metric.threshold > 0);
       return plotted({
         width, height: 130, marginLeft: 30, marginRight: 8, marginTop: 8, marginBottom: 22,
-        x: { type: log ? "log" : "linear", label: null, tickSize: 4, ticks: 4, tickFormat: log ? "~s" : undefined },
+        x: { tickSize: 4, ...(log ? logAxis([...values, ...(isShown ? [metric.threshold] : [])], null) : { label: null, ticks: 4 }) },
         y: { label: null, ticks: 2, tickSize: 4 },
         marks: [
           Plot.rectY(rows, { x1: "x1", x2: "x2", y1: "y1", y2: "y2", fill: (row) => row.fill, insetLeft: 0.5, insetRight: 0.5 }),
@@ -190,8 +192,8 @@ function timeSection() {
   const x = edges.length > 1 ? middles(edges) : [];
   const series = (values) => x.map((when, i) => ({ x: when, value: values[i] ?? NaN }));
   const rates = (time.rate_hz ?? []).filter(isNumber);
-  const strip = (title, label, height, note, options, marks) => parts.push(figure(title, chart({
-    height, label, drawn: (width) => plotted(overTime(width, height, { ...options, marks: marks() })),
+  const strip = (title, label, height, note, options, marks, isLast = false) => parts.push(figure(title, chart({
+    height, label, drawn: (width) => plotted(overTime(width, height, { ...(isLast ? {} : upper), ...options, marks: marks() })),
   }), note));
 
   if (rates.some((rate) => rate > 0)) {
@@ -200,6 +202,7 @@ function timeSection() {
       Plot.areaY(series(time.rate_hz), { x: "x", y: "value", fill: "var(--data)", fillOpacity: 0.15 }),
       Plot.line(series(time.rate_hz), { x: "x", y: "value", stroke: "var(--data)", strokeWidth: 1.5 }),
       Plot.ruleY([0], { stroke: "var(--axis)" }),
+      hover(series(time.rate_hz), "value", (row) => `${figures(row.x)} ${clock.name}: ${figures(row.value)} spikes per s`),
     ]);
   } else parts.push(missing("There are no spikes, so there is no rate to draw."));
 
@@ -217,7 +220,7 @@ function timeSection() {
   if (explained.length) {
     strip("Explained by matching", `Share of the energy of large peaks that the matched spikes explain: median ${percent(quantile(explained, 0.5))}, from ${percent(Math.min(...explained))} to ${percent(Math.max(...explained))}.`, 130, "share of the energy that the matched spikes explain; a fall says that units are missing there", { y: { label: "Share", percent: true, ticks: 4, domain: [0, 100] } }, () => [
       borders(), Plot.line(series(time.explained), { x: "x", y: "value", stroke: "var(--data)", strokeWidth: 1.5 }), Plot.ruleY([0], { stroke: "var(--axis)" }),
-    ]);
+    ], !time.noise);
   } else parts.push(missing("How much of the signal matching explains was not measured."));
 
   if (time.noise && edges.length > 1) parts.push(noiseChart(time, edges));
@@ -242,15 +245,16 @@ function noiseChart(time, edges) {
     drawn: async (width) => {
       const { data, shape } = await unpack(time.noise);
       const known = data.filter((value) => Number.isFinite(value));
-      const high = quantile(known, 0.995) || 1;
+      const middle = quantile(known, 0.5) || 1;
+      const [low, high] = [0.7 * middle, Math.max(2 * middle, quantile(known, 0.995) ?? 0)]; // white, black
       const grey = new Uint8Array(data.length);
       order.forEach((channel, row) => {
-        for (let t = 0; t < shape[1]; t += 1) grey[row * shape[1] + t] = (255 * Math.min(1, Math.max(0, data[channel * shape[1] + t] / high))) || 0;
+        for (let t = 0; t < shape[1]; t += 1) grey[row * shape[1] + t] = 255 * Math.min(1, Math.max(0, (data[channel * shape[1] + t] - low) / (high - low))) || 0;
       });
       const extent = { x: [edges[0] / clock.s, edges.at(-1) / clock.s], y: [0, channels] };
       return [
         raster({ data: grey, shape }, extent, overTime(width, height, { y: { domain: extent.y, label: "Channel, by depth", ticks: 5 }, marks: [Plot.frame({ stroke: "var(--rule)" }), borders()] })),
-        h("p", { class: "scale note" }, `0 ${unit}`, h("span", { class: "ramp" }), `${figures(high)} ${unit} and more. Median ${figures(quantile(known, 0.5))} ${unit}.`),
+        h("p", { class: "scale note" }, `${figures(low)} ${unit} and less`, h("span", { class: "ramp" }), `${figures(high)} ${unit} and more; median ${figures(middle)} ${unit}`),
       ];
     },
   }), "standard deviation; darker is louder");

@@ -77,7 +77,7 @@ function save(name, text, type) {
 
 function unitsSection() {
   if (!units.length) return section("units", "Units", "No units were found.");
-  const body = h("tbody");
+  const body = h("tbody", { click: (event) => !event.target.closest("a") && openUnit(Number(event.target.closest("tr").dataset.unit)) });
   const headers = columns.map((column) => h("th", { scope: "col", class: column.isText ? null : "n", "aria-sort": "none" },
     h("button", { type: "button", title: [column.help, limit(column) && `Limit: ${limit(column)}.`].filter(Boolean).join(" "), click: () => sortBy(column) },
       column.title, column.unit && h("span", { class: "unit" }, ` ${column.unit}`), h("span", { class: "arrow", "aria-hidden": "true" }))));

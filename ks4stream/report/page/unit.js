@@ -44,6 +44,7 @@ function showUnit(id) {
   panel.scrollTop = 0;
   const target = ["unit-next", "unit-previous"].includes(focused) ? document.getElementById(focused) : null;
   (target && !target.disabled ? target : document.getElementById("unit-title")).focus({ preventScroll: true });
+  whenIdle(drawRest);
 }
 
 /** The units before and after one in the table as it is sorted and filtered. */
@@ -107,7 +108,7 @@ function unitCharts(unit, opening) {
     parts.push(figure("Firing rate", chart({ height: 110, label: `Firing rate of unit ${unit.id} over time.`, drawn: async (width) => {
       const counts = part((await unpackAll("count"))[0], unit.row);
       const rows = middles(edges).map((x, i) => ({ x, value: counts[i] / (edges[i + 1] - edges[i]) }));
-      return plotted(overTime(width, 110, { marginBottom: 22, x: { label: null }, y: { label: "Hz", ticks: 3, zero: true }, marks: [
+      return plotted(overTime(width, 110, { ...upper, y: { label: "Hz", ticks: 3, zero: true }, marks: [
         blankedSpans(), borders(), Plot.areaY(rows, { x: "x", y: "value", fill: "var(--data)", fillOpacity: 0.15 }), Plot.line(rows, { x: "x", y: "value", stroke: "var(--data)" }), Plot.ruleY([0], { stroke: "var(--axis)" })] }));
     } }), "grey: blanked"));
   }
@@ -119,6 +120,7 @@ function unitCharts(unit, opening) {
     parts.push(h("h3", {}, "Nearest units"), near);
     unpackAll("nearest", "similarity", "ccg").then(([nearest, similarity, ccg]) => {
       if (opening === drawnUnit) near.replaceChildren(...nearUnits(unit, nearest, similarity, ccg));
+      whenIdle(drawRest);
     });
   }
   return parts;
@@ -173,7 +175,7 @@ function bandPlot(quantiles, edges, width, height, { label, zero }, isLast) {
   const rows = middles(edges).map((x, i) => ({ x, low: quantiles[i], middle: quantiles[n + i], high: quantiles[2 * n + i] }));
   if (!rows.some((row) => Number.isFinite(row.middle))) return missing("There are no spikes.");
   return plotted(overTime(width, height, {
-    marginBottom: isLast ? 34 : 22, ...(isLast ? {} : { x: { label: null } }), y: { label, zero, ticks: 3 },
+    ...(isLast ? {} : upper), y: { label, zero, ticks: 3 },
     marks: [
       borders(),
       Plot.areaY(rows, { x: "x", y1: "low", y2: "high", fill: "var(--data)", fillOpacity: 0.2 }),

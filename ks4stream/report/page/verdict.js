@@ -37,8 +37,8 @@ function verdictSection() {
       "dl",
       { class: "facts" },
       fact("Good units", number(verdict.good), total ? `${percent(verdict.good / total)} of all` : null),
-      fact("Multi-unit", number(verdict.mua), "may be used with care"),
-      fact("Left out", number(verdict.left_out), verdict.left_out == null ? "not known" : "no neuron's spikes"),
+      fact("Multi-unit", number(verdict.mua), total ? `${percent(verdict.mua / total)} of all` : null),
+      fact("Left out", number(verdict.left_out), verdict.left_out == null ? "not known" : "clusters, not neurons"),
       fact("Spikes", verdict.n_spikes >= 1e6 ? `${figures(verdict.n_spikes / 1e6)} M` : number(verdict.n_spikes), `${figures(verdict.n_spikes / Math.max(recording.duration_s, 1e-9))} per second`),
       driftFact(),
       fact("Blanked", percent(verdict.blanked_share), verdict.blanked_s ? `${duration(verdict.blanked_s)} without spikes` : "spikes looked for everywhere"),
@@ -94,10 +94,34 @@ function driftRaster(picture, which, height) {
   return async (width) => {
     const [image, segments] = await Promise.all([unpack(picture[which]), which === "before" ? displacement() : null]);
     const lines = (segments ?? []).map((segment) =>
-      Plot.line(segment.points, { x: "x", y: (point) => segment.centre + point.um, stroke: "var(--third)", strokeWidth: 1.5 }),
+      Plot.line(segment.points, { x: "x", y: (point) => segment.centre + point.um, stroke: "var(--third)", strokeWidth: 1.5, clip: true }),
     );
-    return raster(image, extent, overTime(width, height, { y: { domain: extent.y, label: "Depth (µm)" }, marks: [Plot.frame({ stroke: "var(--rule)" }), borders(), lines] }));
+    const depths = shownDepths ?? extent.y;
+    return raster(image, extent, overTime(width, height, {
+      ...(which === "before" && picture.after ? upper : {}), marginRight: driftMargin(width), y: { domain: depths, label: "Depth (µm)", ticks: 6 },
+      marks: [Plot.frame({ stroke: "var(--rule)" }), borders(), lines],
+    }));
   };
+}
+
+/** Room for the names of segments, the same in all charts of drift, so that their times are in line. */
+const driftMargin = (width) => (width > 500 && content.drift?.centre_um.length > 1 && content.drift.centre_um.length <= 12 ? 66 : 12);
+
+let shownDepths = null; // all
+
+/** Chooses a part of the probe for all rasters: a drift of tens of µm is not visible on a probe of millimetres. */
+function depthChoice() {
+  const rasters = content.rasters ?? [];
+  const [low, high] = [Math.min(...rasters.map((picture) => picture.y0_um)), Math.max(...rasters.map((picture) => picture.y1_um))];
+  if (!(high - low > 1000)) return null;
+  const step = 500;
+  const windows = Array.from({ length: Math.ceil((high - low) / step) }, (_, i) => [low + i * step, Math.min(high, low + (i + 1) * step)]).reverse();
+  const change = (event) => {
+    shownDepths = windows[event.target.value] ?? null;
+    document.querySelectorAll("#drift .chart").forEach((element) => drawings.get(element).width && draw(element, true));
+  };
+  return h("p", { class: "filters" }, h("label", { for: "depths" }, "Depths"),
+    h("select", { id: "depths", change }, h("option", { value: "" }, "all of the probe"), windows.map(([from, to], i) => h("option", { value: i }, `${number(from)} to ${number(to)} µm`))));
 }
 
 function driftCharts() {
@@ -105,7 +129,7 @@ function driftCharts() {
   const parts = [];
   for (const picture of content.rasters ?? []) {
     const of = (content.rasters.length > 1) ? `, shank ${picture.shank}` : "";
-    const height = 280;
+    const height = 300;
     const pair = [
       ["before", `As recorded${of}`, drift ? "peaks by depth; darker are more or larger. Orange: the estimate, at the depth of each segment" : "peaks by depth; darker are more or larger"],
       ["after", `Corrected${of}`, "the same peaks at the depth they are given by the correction"],
@@ -136,9 +160,9 @@ function driftCharts() {
           const all = segments.flatMap((segment) => segment.points.map((point) => point.um));
           const gap = ((Math.max(...all, 1) - Math.min(...all, 0)) * 13) / (height - 42);
           ends.forEach((end, i) => { end.label = i ? Math.max(end.um, ends[i - 1].label + gap) : end.um; });
-          const labelled = width > 500 && segments.length > 1 && segments.length <= 12;
+          const points = segments.flatMap((segment) => segment.points.map((point) => ({ ...point, centre: segment.centre })));
           return plotted(overTime(width, height, {
-            marginRight: labelled ? 64 : 12,
+            marginRight: driftMargin(width),
             y: { label: "Displacement (µm)", ticks: 5 },
             marks: [
               Plot.gridY({ stroke: "var(--rule)", strokeOpacity: 1, ticks: 5 }),
@@ -147,7 +171,8 @@ function driftCharts() {
                 drift.error_um && Plot.areaY(segment.points, { x: "x", y1: "low", y2: "high", fill: segmentColour(segment), fillOpacity: 0.22 }),
                 Plot.line(segment.points, { x: "x", y: "um", stroke: segmentColour(segment), strokeWidth: 1.5 }),
               ]),
-              labelled && ends.map((end) => Plot.text([end], { x: span[1], y: "label", text: "text", fill: "currentColor", textAnchor: "start", dx: 6 })),
+              hover(points, "um", (point) => `${figures(point.x)} ${clock.name}, segment at ${number(point.centre)} µm\n${number(point.um, 1)} µm${drift.error_um ? ` ± ${number(point.high - point.um, 1)}` : ""}`),
+              driftMargin(width) > 12 && ends.map((end) => Plot.text([end], { x: span[1], y: "label", text: "text", fill: "currentColor", textAnchor: "start", dx: 6 })),
             ],
           }));
         },
@@ -157,4 +182,4 @@ function driftCharts() {
   return parts;
 }
 
-const driftSection = () => section("drift", "Drift", driftLead(), driftCharts());
+const driftSection = () => section("drift", "Drift", driftLead(), depthChoice(), driftCharts());
