@@ -110,8 +110,8 @@ function logTicks(low, high) {
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) decades.push(10 ** power);
   const inside = (ticks) => ticks.filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
   const few = inside(decades);
-  if (few.length > 5) return few.filter((_, i) => i % 2 === 0);
-  return few.length > 2 ? few : inside(decades.flatMap((decade) => [decade, 2 * decade, 5 * decade]));
+  if (few.length > 3) return few.filter((_, i) => i % 2 === few.length % 2);
+  return few.length > 1 ? few : inside(decades.flatMap((decade) => [decade, 2 * decade, 5 * decade]));
 }
 
 /**

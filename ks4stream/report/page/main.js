@@ -16,9 +16,9 @@ document.getElementById("footer").replaceChildren(
 function follow() {
   const id = unitOfHash();
   if (id !== null) {
-    if (open === null) opener = document.activeElement === document.body ? null : document.activeElement;
+    if (openedUnit === null) returnTo = document.activeElement === document.body ? null : document.activeElement;
     showUnit(id);
-  } else if (open !== null && location.hash.startsWith("#unit")) showUnit(null);
+  } else if (openedUnit !== null && location.hash.startsWith("#unit")) showUnit(null);
   if (location.hash.startsWith("#setting-")) {
     const row = document.getElementById(location.hash.slice(1));
     row?.closest("details")?.setAttribute("open", "");

@@ -1,7 +1,7 @@
 // Where units are on the probe, how their metrics are distributed, and how the recording was over time.
 
-const listeners = []; // called with the open unit, or null
-let open = null;
+const listeners = new Map(); // by part of the page; called with the number of the unit that is opened, or null
+let openedUnit = null;
 
 const depthDomain = (() => {
   const depths = [...(content.probe?.y_um ?? []), ...units.map((unit) => unit.y_um)].filter(isNumber);
@@ -30,7 +30,7 @@ function unitDots(x, extra = []) {
 }
 
 /** What makes a chart of units one that units are opened from, and in which the open one is marked. */
-function opening(plot, x) {
+function opening(title, plot, x) {
   plot.classList.add("opens");
   plot.addEventListener("click", () => plot.value && openUnit(plot.value.id));
   const ring = document.createElementNS(plot.namespaceURI, "circle");
@@ -44,8 +44,8 @@ function opening(plot, x) {
     ring.setAttribute("cx", plot.scale("x").apply(x(unit)));
     ring.setAttribute("cy", plot.scale("y").apply(unit.y_um));
   };
-  mark(open);
-  listeners.push(mark);
+  mark(openedUnit);
+  listeners.set(title, mark);
   return plot;
 }
 
@@ -54,7 +54,7 @@ function byDepth(title, x, options, height, isFirst = false) {
     height,
     className: "narrow",
     label: options.says,
-    drawn: (width) => opening(plotted({
+    drawn: (width) => opening(title, plotted({
       width, height, marginLeft: isFirst ? 62 : 44, marginRight: 14, marginTop: 8, marginBottom: 36,
       x: { labelAnchor: "center", labelArrow: "none", tickSize: 4, ticks: 4, ...options.x },
       y: { domain: depthDomain, label: isFirst ? "Depth (µm)" : null, labelArrow: "none", labelAnchor: "center", tickSize: 4 },

@@ -27,7 +27,7 @@ const rowElements = new Map();
 
 function rowElement(unit) {
   if (!rowElements.has(unit.id)) {
-    rowElements.set(unit.id, h("tr", { "data-unit": unit.id, "aria-current": open === unit.id && "true" }, columns.map((column) => cell(column, unit))));
+    rowElements.set(unit.id, h("tr", { "data-unit": unit.id, "aria-current": openedUnit === unit.id && "true" }, columns.map((column) => cell(column, unit))));
   }
   return rowElements.get(unit.id);
 }
@@ -104,7 +104,7 @@ function unitsSection() {
 
   headers[0].setAttribute("aria-sort", "ascending");
   update();
-  listeners.push((id) => rowElements.forEach((element, unit) => (unit === id ? element.setAttribute("aria-current", "true") : element.removeAttribute("aria-current"))));
+  listeners.set("table", (id) => rowElements.forEach((element, unit) => (unit === id ? element.setAttribute("aria-current", "true") : element.removeAttribute("aria-current"))));
   return section(
     "units", "Units", null,
     h("form", { class: "filters", submit: (event) => event.preventDefault() },

@@ -5,7 +5,7 @@ const details = (() => {
   let parsedOnce;
   return () => (parsedOnce ??= JSON.parse(document.getElementById("details").textContent));
 })();
-let opener = null; // what had the focus before a unit was opened
+let returnTo = null; // what had the focus before a unit was opened
 let drawnUnit = 0; // counts openings, so that what comes too late is not shown
 
 const unitOfHash = () => {
@@ -15,7 +15,7 @@ const unitOfHash = () => {
 
 /** Open a unit; the address then says which, so that it can be passed on. */
 function openUnit(id) {
-  if (open === null && document.activeElement !== document.body) opener = document.activeElement;
+  if (openedUnit === null && document.activeElement !== document.body) returnTo = document.activeElement;
   history.replaceState(null, "", `#unit-${id}`);
   showUnit(id);
 }
@@ -26,17 +26,17 @@ function closeUnit() {
 }
 
 function showUnit(id) {
-  if (id === open) return;
-  const wasOpen = open !== null;
-  open = id;
+  if (id === openedUnit) return;
+  const wasOpen = openedUnit !== null;
+  openedUnit = id;
   listeners.forEach((listener) => listener(id));
   document.documentElement.classList.toggle("with-unit", id !== null);
   panel.hidden = id === null;
   panel.querySelectorAll(".chart").forEach((element) => { drawings.delete(element); seen.unobserve(element); resized.unobserve(element); });
   if (id === null) {
     panel.replaceChildren();
-    if (wasOpen && opener?.isConnected) opener.focus();
-    opener = null;
+    if (wasOpen && returnTo?.isConnected) returnTo.focus();
+    returnTo = null;
     return;
   }
   const focused = document.activeElement?.id; // stays on "next" if that was pressed
@@ -55,7 +55,7 @@ function neighbours(id) {
 
 panel.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const [previous, next] = neighbours(open);
+  const [previous, next] = neighbours(openedUnit);
   const target = { ArrowLeft: previous, ArrowRight: next, k: previous, j: next }[event.key];
   if (event.key === "Escape") closeUnit();
   else if (target) openUnit(target.id);
