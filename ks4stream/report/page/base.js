@@ -31,12 +31,16 @@ function number(value, digits = 0) {
 }
 
 /** A number to three digits, without the zeros at its end. */
-const figures = (value) => (value == null ? "–" : Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 }).replace("-", "−"));
+const figures = (value) =>
+  value == null
+    ? "–"
+    : Number(value.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 }).replace("-", "−");
 
 /** 8.3 million, 12,300, 34. */
 const short = (value) => (value >= 1e6 ? `${figures(value / 1e6)} million` : number(value));
 
-const percent = (share) => (share > 0 && share < 0.001 ? "under 0.1 %" : `${number(100 * share, share >= 0.1 || share === 0 ? 0 : 1)} %`);
+const percent = (share) =>
+  share > 0 && share < 0.001 ? "under 0.1 %" : `${number(100 * share, share >= 0.1 || share === 0 ? 0 : 1)} %`;
 
 const count = (n, one, many = `${one}s`) => `${number(n)} ${n === 1 ? one : many}`;
 
@@ -51,7 +55,12 @@ function bytes(n) {
 }
 
 /** All times of the page are drawn in one unit. */
-const clock = recording.duration_s < 180 ? { s: 1, name: "s" } : recording.duration_s < 10800 ? { s: 60, name: "min" } : { s: 3600, name: "h" };
+const clock =
+  recording.duration_s < 180
+    ? { s: 1, name: "s" }
+    : recording.duration_s < 10800
+      ? { s: 60, name: "min" }
+      : { s: 3600, name: "h" };
 const span = [recording.start_s / clock.s, (recording.start_s + Math.max(recording.duration_s, 1e-3)) / clock.s];
 const at = (seconds) => `${figures(seconds / clock.s)} ${clock.name}`;
 
@@ -66,8 +75,14 @@ function quantile(values, share) {
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
 const ARRAYS = {
-  int8: Int8Array, uint8: Uint8Array, int16: Int16Array, uint16: Uint16Array, int32: Int32Array, uint32: Uint32Array,
-  float32: Float32Array, float64: Float64Array,
+  int8: Int8Array,
+  uint8: Uint8Array,
+  int16: Int16Array,
+  uint16: Uint16Array,
+  int32: Int32Array,
+  uint32: Uint32Array,
+  float32: Float32Array,
+  float64: Float64Array,
 };
 const unpacked = new WeakMap();
 
@@ -113,7 +128,10 @@ function fails(metric, value) {
   return metric.better === "low" ? value > metric.threshold : value < metric.threshold;
 }
 
-const limit = (metric) => (metric.threshold == null || !metric.better ? "" : `${metric.better === "low" ? "at most" : "at least"} ${figures(metric.threshold)}${metric.unit ? ` ${metric.unit}` : ""}`);
+const limit = (metric) =>
+  metric.threshold == null || !metric.better
+    ? ""
+    : `${metric.better === "low" ? "at most" : "at least"} ${figures(metric.threshold)}${metric.unit ? ` ${metric.unit}` : ""}`;
 
 const withUnit = (text, unit) => (unit ? `${text} ${unit}` : text);
 

@@ -20,9 +20,11 @@ async function draw(element, again = false) {
   if (!drawing || (drawing.width && !again) || !element.clientWidth) return;
   drawing.width = element.clientWidth;
   seen.unobserve(element);
+  const say = (label) => element.setAttribute("aria-label", label);
   try {
-    element.replaceChildren(...[await drawing.draw(drawing.width)].flat().filter(Boolean));
-  } catch (error) { // the others are drawn all the same
+    element.replaceChildren(...[await drawing.draw(drawing.width, say)].flat().filter(Boolean));
+  } catch (error) {
+    // the others are drawn all the same
     console.error(error);
     element.replaceChildren(missing("This chart could not be drawn; the browser’s console says why."));
   }
@@ -34,11 +36,20 @@ function drawRest() {
   if (next) draw(next).then(() => whenIdle(drawRest));
 }
 
-const whenIdle = (task) => ("requestIdleCallback" in window ? requestIdleCallback(task, { timeout: 500 }) : setTimeout(task, 30));
+const whenIdle = (task) =>
+  "requestIdleCallback" in window ? requestIdleCallback(task, { timeout: 500 }) : setTimeout(task, 30);
 
-/** A chart: `label` says what it shows, with figures; `drawn(width)` returns the elements, or promises them. */
+/**
+ * A chart: `label` says what it shows, with figures; `drawn(width, say)` returns the elements, or promises them, and
+ * says more where figures are known only then.
+ */
 function chart({ label, height, drawn, className = "" }) {
-  const element = h("div", { class: `chart ${className}`, role: "img", "aria-label": label, style: `min-height:${height}px` });
+  const element = h("div", {
+    class: `chart ${className}`,
+    role: "img",
+    "aria-label": label,
+    style: `min-height:${height}px`,
+  });
   drawings.set(element, { draw: drawn });
   seen.observe(element);
   resized.observe(element);
@@ -47,7 +58,13 @@ function chart({ label, height, drawn, className = "" }) {
 
 /** A chart under its title, or a sentence where there is nothing to draw. */
 function figure(title, content, note, below) {
-  return h("figure", {}, h("figcaption", {}, h("strong", {}, title), note && h("span", { class: "note" }, note)), content, below && h("p", { class: "note" }, below));
+  return h(
+    "figure",
+    {},
+    h("figcaption", {}, h("strong", {}, title), note && h("span", { class: "note" }, note)),
+    content,
+    below && h("p", { class: "note" }, below),
+  );
 }
 
 const missing = (sentence) => h("p", { class: "missing" }, sentence);
@@ -62,9 +79,22 @@ function plotted(options) {
 /** Options that all charts over time share, so that their axes are the same. */
 function overTime(width, height, options = {}) {
   return {
-    width, height, marginLeft: 62, marginRight: 12, marginTop: 8, marginBottom: 34,
+    width,
+    height,
+    marginLeft: 62,
+    marginRight: 12,
+    marginTop: 8,
+    marginBottom: 34,
     ...options,
-    x: { domain: span, label: `Time (${clock.name})`, labelAnchor: "center", labelArrow: "none", tickSize: 4, ticks: width < 500 ? 5 : 10, ...options.x },
+    x: {
+      domain: span,
+      label: `Time (${clock.name})`,
+      labelAnchor: "center",
+      labelArrow: "none",
+      tickSize: 4,
+      ticks: width < 500 ? 5 : 10,
+      ...options.x,
+    },
     y: { labelArrow: "none", tickSize: 4, labelAnchor: "center", ...options.y },
   };
 }
@@ -73,12 +103,18 @@ function overTime(width, height, options = {}) {
 const upper = { marginBottom: 22, x: { label: null } };
 
 /** Where files or sessions were joined. */
-const borders = () => Plot.ruleX((content.borders_s ?? []).map((s) => s / clock.s), { stroke: "var(--border)", strokeDasharray: "3,3" });
+const borders = () =>
+  Plot.ruleX(
+    (content.borders_s ?? []).map((s) => s / clock.s),
+    { stroke: "var(--border)", strokeDasharray: "3,3" },
+  );
 
 /** Spans without spikes, shaded. */
 function blankedSpans() {
   const { edges_s: edges = [], blanked_share: share = [] } = content.time ?? {};
-  const spans = share.map((value, i) => ({ x1: edges[i] / clock.s, x2: edges[i + 1] / clock.s, value })).filter((one) => one.value > 0.001);
+  const spans = share
+    .map((value, i) => ({ x1: edges[i] / clock.s, x2: edges[i + 1] / clock.s, value }))
+    .filter((one) => one.value > 0.001);
   return Plot.rect(spans, { x1: "x1", x2: "x2", fill: "var(--blank)" });
 }
 
@@ -94,7 +130,10 @@ function thinned(length, most = 1500) {
 /** Place an element in shares of the one around it, so that it still fits when a printer scales that. */
 function place(element, left, top, width, height, ofWidth, ofHeight) {
   Object.assign(element.style, {
-    left: `${(100 * left) / ofWidth}%`, top: `${(100 * top) / ofHeight}%`, width: `${(100 * width) / ofWidth}%`, height: `${(100 * height) / ofHeight}%`,
+    left: `${(100 * left) / ofWidth}%`,
+    top: `${(100 * top) / ofHeight}%`,
+    width: `${(100 * width) / ofWidth}%`,
+    height: `${(100 * height) / ofHeight}%`,
   });
 }
 
@@ -107,7 +146,8 @@ const hover = (rows, y, title) => [
 /** Decades, and their doubles and halves where there are few, for axes of logarithms. */
 function logTicks(low, high) {
   const decades = [];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) decades.push(10 ** power);
+  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1)
+    decades.push(10 ** power);
   const inside = (ticks) => ticks.filter((tick) => tick >= low * 0.999 && tick <= high * 1.001);
   const few = inside(decades);
   if (few.length > 3) return few.filter((_, i) => i % 2 === few.length % 2);
@@ -131,7 +171,12 @@ function raster({ data, shape: [rows, columns] }, extent, plotOptions) {
   }
   canvas.getContext("2d").putImageData(image, 0, 0);
   const [[x0, x1], [y0, y1]] = [x.range, y.range];
-  const [left, right, bottom, top] = [x.apply(extent.x[0]), x.apply(extent.x[1]), y.apply(extent.y[0]), y.apply(extent.y[1])];
+  const [left, right, bottom, top] = [
+    x.apply(extent.x[0]),
+    x.apply(extent.x[1]),
+    y.apply(extent.y[0]),
+    y.apply(extent.y[1]),
+  ];
   place(frame, x0, y1, x1 - x0, y0 - y1, plotOptions.width, plotOptions.height);
   place(canvas, left - x0, top - y1, right - left, bottom - top, x1 - x0, y0 - y1);
   canvas.style.imageRendering = columns < right - left && rows < bottom - top ? "pixelated" : "auto";
@@ -142,7 +187,12 @@ function raster({ data, shape: [rows, columns] }, extent, plotOptions) {
 function bars(counts, first, bin, width, height, options = {}) {
   const rows = Array.from(counts, (value, i) => ({ x1: first + i * bin, x2: first + (i + 1) * bin, value }));
   return plotted({
-    width, height, marginLeft: 36, marginRight: 6, marginTop: 6, marginBottom: 32,
+    width,
+    height,
+    marginLeft: 36,
+    marginRight: 6,
+    marginTop: 6,
+    marginBottom: 32,
     ...options,
     x: { label: "Lag (ms)", labelAnchor: "center", labelArrow: "none", tickSize: 4, ticks: 5, ...options.x },
     y: { label: null, ticks: 2, tickSize: 4, tickFormat: "~s", ...options.y },

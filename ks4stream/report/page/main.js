@@ -1,16 +1,30 @@
 // Puts the sections together, and follows the address, the theme and the printer.
 
 const SECTIONS = [
-  ["verdict", "Verdict", verdictSection], ["drift", "Drift", driftSection], ["probe", "Probe", probeSection],
-  ["units", "Units", unitsSection], ["metrics", "Quality", metricsSection], ["time", "Over time", timeSection],
-  ["steps", "Steps", funnelSection], ["run", "Run", runSection], ["compare", "Compared", compareSection],
+  ["verdict", "Verdict", verdictSection],
+  ["drift", "Drift", driftSection],
+  ["probe", "Probe", probeSection],
+  ["units", "Units", unitsSection],
+  ["metrics", "Quality", metricsSection],
+  ["time", "Over time", timeSection],
+  ["steps", "Steps", funnelSection],
+  ["run", "Run", runSection],
+  ["compare", "Compared", compareSection],
 ].filter(([id]) => id !== "compare" || content.compare);
 
 document.getElementById("main").replaceChildren(...SECTIONS.map(([, , make]) => make()));
-document.getElementById("sections").replaceChildren(...SECTIONS.map(([id, name]) => h("li", {}, h("a", { href: `#${id}` }, name))));
-document.getElementById("footer").replaceChildren(
-  h("p", {}, `Written by ks4stream${run.versions?.ks4stream ? ` ${run.versions.ks4stream}` : ""}${run.written ? ` on ${run.written}` : ""}. This file is complete: it loads nothing from elsewhere. Charts are drawn with Observable Plot.`),
-);
+document
+  .getElementById("sections")
+  .replaceChildren(...SECTIONS.map(([id, name]) => h("li", {}, h("a", { href: `#${id}` }, name))));
+document
+  .getElementById("footer")
+  .replaceChildren(
+    h(
+      "p",
+      {},
+      `Written by ks4stream${run.versions?.ks4stream ? ` ${run.versions.ks4stream}` : ""}${run.written ? ` on ${run.written}` : ""}. This file is complete: it loads nothing from elsewhere. Charts are drawn with Observable Plot.`,
+    ),
+  );
 
 // Links within the page: units open, settings are shown even if they are folded away.
 function follow() {
@@ -29,10 +43,24 @@ window.addEventListener("hashchange", follow);
 follow();
 
 const theme = document.getElementById("theme");
-const isDark = () => (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+const isDark = () =>
+  (document.documentElement.dataset.theme ??
+    (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
 const stored = {
-  get() { try { return localStorage.getItem("ks4stream-theme"); } catch { return null; } },
-  set(value) { try { localStorage.setItem("ks4stream-theme", value); } catch { /* files have no storage in some browsers */ } },
+  get() {
+    try {
+      return localStorage.getItem("ks4stream-theme");
+    } catch {
+      return null;
+    }
+  },
+  set(value) {
+    try {
+      localStorage.setItem("ks4stream-theme", value);
+    } catch {
+      /* files have no storage in some browsers */
+    }
+  },
 };
 function showTheme() {
   theme.textContent = isDark() ? "Light colours" : "Dark colours";
