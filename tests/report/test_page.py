@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from page_content import METRICS, empty_page_content, page_content
 from ks4stream.report import page as page_module
 from ks4stream.report.page import SCRIPTS, write_page
 
-CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM = which("chromium") or which("chromium-browser") or which("google-chrome")
 HERE = Path(page_module.__file__).parent
 NASTY = "</script><script>alert(1)</script><!-- \u2028\u2029 \"'&amp;{{script}}\\ <b>.bin"
 
@@ -189,8 +190,8 @@ def test_every_file_of_the_page_is_used_or_explained(tmp_path):
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no {CHROMIUM}")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium")
     with playwright.sync_playwright() as running:
         browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
@@ -208,6 +209,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     bare.update(details=None, drift=None, rasters=[], probe=None, compare=None, time={}, funnel=[], left_out=[], run={})
     pages = {
         "full": page_content(60, n_parts=40, n_channels=96),
+        "deep": page_content(4, n_parts=6, n_channels=200),
         "shanks": page_content(20, n_parts=10, n_channels=64, n_shanks=4),
         "one": page_content(1, n_parts=3, n_channels=4),
         "none": page_content(0, n_parts=3, n_channels=4),
@@ -271,6 +273,32 @@ def test_a_page_opens_without_a_complaint_and_asks_for_nothing(visit, files, nam
     assert seen.complaints == []
     assert seen.requests == [files[name].as_uri()]
     assert seen.page.get_by_text("could not be drawn").count() == 0
+
+
+@pytest.mark.slow
+def test_every_chart_says_what_it_shows_with_figures(visit):
+    seen = visit("full", "#unit-3")
+    seen.all_drawn()
+    said = seen.page.locator(".chart").evaluate_all("all => all.map(one => one.getAttribute('aria-label'))")
+    assert len(said) > 25
+    assert [label for label in said if not re.search(r"\d", label)] == []
+    assert not any(re.search(r"NaN|undefined|null|Infinity", label) for label in said)
+    assert "of spikes within" in next(label for label in said if label.startswith("Auto-correlogram"))
+
+
+@pytest.mark.slow
+def test_rasters_show_a_part_of_the_probe_when_one_is_chosen(visit):
+    seen = visit("deep")
+    seen.all_drawn()
+    depths = "document.querySelector('#drift .raster svg').scale('y').domain"
+    low, high = seen.page.evaluate(depths)
+    seen.page.select_option("#depths", "0")  # the uppermost
+    seen.wait_for(f"{depths}[0] > {low}")
+    assert seen.page.evaluate(depths)[1] == high
+    clip, picture = (
+        seen.page.locator(f"#drift {name}").first.bounding_box()["height"] for name in (".picture", ".picture canvas")
+    )
+    assert picture > 2 * clip
 
 
 @pytest.mark.slow

@@ -12,7 +12,12 @@ const depthDomain = (() => {
 })();
 
 const unitTitle = (unit) =>
-  `Unit ${unit.id}, ${LABELS[unit.label] ?? unit.label}\n${number(unit.y_um)} µm, channel ${unit.channel}\n${number(unit.n_spikes)} spikes${unit.reason ? `\n${unit.reason}` : ""}`;
+  [
+    `Unit ${unit.id}, ${LABELS[unit.label] ?? unit.label}`,
+    `${number(unit.y_um)} µm, channel ${unit.channel}`,
+    `${number(unit.n_spikes)} spikes`,
+    ...(unit.reason ? [unit.reason] : []),
+  ].join("\n");
 
 /** Units as discs (good) and diamonds (multi-unit); the nearest to the pointer says what it is, and opens on click. */
 function unitDots(x, extra = []) {
@@ -22,16 +27,13 @@ function unitDots(x, extra = []) {
       rows.filter((unit) => unit.label === label),
       { x, y: "y_um", r: units.length > 400 ? 2.8 : 3.6, symbol: symbolName, ...paint },
     );
-  return {
-    rows,
-    marks: [
-      ...extra,
-      dots("mua", "diamond", { stroke: "var(--mua)", fill: "var(--paper)", strokeWidth: 1.4 }),
-      dots("good", "circle", { fill: "var(--good)", fillOpacity: 0.85, stroke: "var(--paper)", strokeWidth: 0.6 }),
-      Plot.dot(rows, Plot.pointer({ x, y: "y_um", r: 6, stroke: "currentColor", strokeWidth: 1.5, maxRadius: 24 })),
-      Plot.tip(rows, Plot.pointer({ x, y: "y_um", title: unitTitle, maxRadius: 24, fontSize: 11 })),
-    ],
-  };
+  return [
+    ...extra,
+    dots("mua", "diamond", { stroke: "var(--mua)", fill: "var(--paper)", strokeWidth: 1.4 }),
+    dots("good", "circle", { fill: "var(--good)", fillOpacity: 0.85, stroke: "var(--paper)", strokeWidth: 0.6 }),
+    Plot.dot(rows, Plot.pointer({ x, y: "y_um", r: 6, stroke: "currentColor", strokeWidth: 1.5, maxRadius: 24 })),
+    Plot.tip(rows, Plot.pointer({ x, y: "y_um", title: unitTitle, maxRadius: 24, fontSize: 11 })),
+  ];
 }
 
 /** What makes a chart of units one that units are opened from, and in which the open one is marked. */
@@ -81,7 +83,7 @@ function byDepth(title, x, options, height, isFirst = false) {
               labelAnchor: "center",
               tickSize: 4,
             },
-            marks: unitDots(x, options.extra?.(width)).marks,
+            marks: unitDots(x, options.extra),
           }),
           x,
         ),
@@ -95,24 +97,28 @@ function probeSection() {
   const bad = (probe?.bad ?? []).flatMap((isBad, channel) => (isBad ? [channel] : []));
   const good = units.filter((unit) => unit.label === "good");
   const middle = quantile(good.map((unit) => unit.y_um).filter(isNumber), 0.5);
-  const lead =
-    !probe && !units.length
-      ? "There are no units, and the layout of the probe is not known."
-      : `${good.length ? `Half of the good units are above ${number(middle)} µm. ` : ""}${probe ? (bad.length ? `${count(bad.length, "channel")} without signal, marked ×.` : "All channels have signal.") : "The layout of the probe is not known."}`;
+  const median = (name) => figures(quantile(units.map((unit) => unit[name]).filter(isNumber), 0.5));
+  const channels = bad.length
+    ? `${count(bad.length, "channel")} without signal, marked ×.`
+    : "All channels have signal.";
+  const lead = [
+    good.length > 0 && `Half of the good units are above ${number(middle)} µm.`,
+    units.length === 0 && "There are no units.",
+    probe ? channels : "The layout of the probe is not known.",
+  ];
   const height = 540;
-  const contacts = () =>
-    probe
-      ? [
-          Plot.dot(
-            probe.x_um.map((x, c) => ({ x, y: probe.y_um[c] })).filter((_, c) => !probe.bad[c]),
-            { x: "x", y: "y", r: 1.6, symbol: "square", fill: "var(--contact)" },
-          ),
-          Plot.dot(
-            bad.map((c) => ({ x: probe.x_um[c], y: probe.y_um[c] })),
-            { x: "x", y: "y", r: 4, symbol: "times", stroke: "var(--bad)", strokeWidth: 2 },
-          ),
-        ]
-      : [];
+  const contacts = probe
+    ? [
+        Plot.dot(
+          probe.x_um.map((x, c) => ({ x, y: probe.y_um[c] })).filter((_, c) => !probe.bad[c]),
+          { x: "x", y: "y", r: 1.6, symbol: "square", fill: "var(--contact)" },
+        ),
+        Plot.dot(
+          bad.map((c) => ({ x: probe.x_um[c], y: probe.y_um[c] })),
+          { x: "x", y: "y", r: 4, symbol: "times", stroke: "var(--bad)", strokeWidth: 2 },
+        ),
+      ]
+    : [];
   const xs = [...(probe?.x_um ?? []), ...units.map((unit) => unit.x_um)].filter(isNumber);
   const xDomain = xs.length ? [Math.min(...xs) - 15, Math.max(...xs) + 15] : [0, 1];
   const charts =
@@ -126,7 +132,9 @@ function probeSection() {
             {
               x: { label: "Across (µm)", domain: xDomain, ticks: 5 },
               extra: contacts,
-              says: `Map of ${probe ? count(probe.x_um.length, "contact") : "no contacts"} and ${count(units.length, "unit")}: ${number(good.length)} good, ${number(units.length - good.length)} multi-unit. The table lists them.`,
+              says:
+                `Map of ${probe ? count(probe.x_um.length, "contact") : "no contacts"} and ${count(units.length, "unit")}: ` +
+                `${number(good.length)} good, ${number(units.length - good.length)} multi-unit. The table lists them.`,
             },
             height,
             true,
@@ -140,7 +148,7 @@ function probeSection() {
                   units.map((unit) => unit.firing_rate).filter((rate) => rate > 0),
                   "Hz",
                 ),
-                says: `Firing rate of each unit by depth; median ${figures(quantile(units.map((unit) => unit.firing_rate).filter(isNumber), 0.5))} Hz.`,
+                says: `Firing rate of each unit by depth; median ${median("firing_rate")} Hz.`,
               },
               height,
             ),
@@ -150,13 +158,13 @@ function probeSection() {
               (unit) => unit.amplitude_median,
               {
                 x: { label: recording.amplitude_unit, zero: true },
-                says: `Median amplitude of each unit by depth; median ${figures(quantile(units.map((unit) => unit.amplitude_median).filter(isNumber), 0.5))} ${recording.amplitude_unit}.`,
+                says: `Median amplitude of each unit by depth; median ${median("amplitude_median")} ${recording.amplitude_unit}.`,
               },
               height,
             ),
         )
       : null;
-  return section("probe", "On the probe", lead, units.length > 0 && key(), charts);
+  return section("probe", "On the probe", lead.filter(Boolean).join(" "), units.length > 0 && key(), charts);
 }
 
 const key = () =>

@@ -14,7 +14,7 @@ const columns = [
     title: "Depth",
     unit: "µm",
     digits: 0,
-    help: "Distance from the probe's lowest contact, or as the probe file counts it.",
+    help: "Position along the probe, as the probe file counts it: usually from the tip.",
   },
   ...(hasShanks ? [{ name: "shank", title: "Shank", digits: 0, help: "Shank of the probe." }] : []),
   { name: "channel", title: "Channel", digits: 0, help: "Channel of the file on which the unit is largest." },

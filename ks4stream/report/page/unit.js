@@ -72,7 +72,7 @@ function unitParts(unit) {
   const step = (name, text, target) =>
     h("button", { type: "button", id: `unit-${name}`, disabled: !target, click: () => openUnit(target.id) }, text);
   const facts = [
-    `${number(unit.y_um)} µm deep`,
+    `At ${number(unit.y_um)} µm`,
     hasShanks && `shank ${unit.shank}`,
     `channel ${unit.channel}`,
     `${short(unit.n_spikes)} spikes`,
@@ -253,7 +253,7 @@ function templatePlot(unit, width, height, say, template, scale, channels) {
   const peakToPeak = (Math.max(...main.values) - Math.min(...main.values)) * scaleOf;
   say(
     `Mean waveform of unit ${unit.id} on ${count(traces.length, "channel")}, at the contacts' positions: ` +
-      `${figures(peakToPeak)} ${recording.amplitude_unit} peak to peak where it is largest, ${number(main.y)} µm deep.`,
+      `${figures(peakToPeak)} ${recording.amplitude_unit} peak to peak where it is largest, at ${number(main.y)} µm.`,
   );
   return plotted({
     width,

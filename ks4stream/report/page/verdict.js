@@ -33,7 +33,7 @@ function settingLink(name) {
   return settingOf(name) ? h("a", { href: `#setting-${name}` }, h("code", {}, name)) : h("code", {}, name);
 }
 
-/** The time axis a drift estimate has been made on, and how far from its start the tissue was, at most. */
+/** How far the tissue moved, and how well that is known. */
 const driftFact = () => {
   if (verdict.drift_um == null) return fact("Drift", "–", content.drift ? "not measured" : "not estimated");
   return fact(
@@ -97,21 +97,24 @@ function verdictSection() {
   );
 }
 
-/** Largest displacement, and when: for the sentence over the charts. */
+/** The sentences over the charts of drift. */
 function driftLead() {
   const { drift } = content;
   if (!drift) {
     const blocks = settingOf("nblocks");
     return blocks && (blocks.value === 0 || blocks.value === "0")
       ? ["No drift was estimated, because ", settingLink("nblocks"), " is 0."]
-      : "No drift was estimated. Short and sparse probes have too few depths to compare, and so have recordings with few spikes.";
+      : "There is no estimate of drift. None is made on short or sparse probes, or from few spikes.";
   }
   const range = verdict.drift_um == null ? "" : ` by ${figures(verdict.drift_um)} µm in all`;
   const error = verdict.drift_error_um == null ? "" : `, known to about ${figures(verdict.drift_error_um)} µm`;
   const from = drift.given
     ? "The displacement was given, not estimated."
     : `It was estimated in ${count(drift.centre_um.length, "segment")} of depth.`;
-  return `The tissue moved${range}${error}. ${from} Where the correction is right, the bands of the upper picture are level in the lower one.`;
+  const pictures = (content.rasters ?? []).some((picture) => picture.before && picture.after)
+    ? " Where the correction is right, the bands of the upper picture are level in the lower one."
+    : "";
+  return `The tissue moved${range}${error}. ${from}${pictures}`;
 }
 
 async function displacement() {
@@ -136,7 +139,7 @@ async function displacement() {
   }));
 }
 
-/** From the tip of the probe (dark) to its top (light), by one hue. */
+/** From the lowest segment to the highest, from blue towards orange. */
 const segmentColour = (segment) =>
   `color-mix(in oklab, var(--data) ${Math.round(100 - 65 * segment.shade)}%, var(--third))`;
 
