@@ -312,7 +312,7 @@ def test_text_with_markup_is_shown_as_text(visit):
 def test_missing_parts_are_sentences(visit):
     bare = visit("bare").page
     for sentence in (
-        "No drift was estimated.",
+        "There is no estimate of drift.",
         "No raster of peaks was kept.",
         "There are no spikes",
         "Nothing was blanked.",
@@ -417,8 +417,10 @@ def test_a_unit_is_opened_by_fragment_link_row_and_key(visit):
     assert link.evaluate("link => link === document.activeElement")
     page.locator("table.units tbody tr").nth(5).locator("td").first.click()
     assert title.inner_text() == "Unit 5"
-    page.evaluate("location.hash = '#unit-7'")
-    seen.wait_for("document.getElementById('unit-title').textContent === 'Unit 7'")
+    page.evaluate("location.hash = '#unit-57'")
+    seen.wait_for("document.getElementById('unit-title').textContent === 'Unit 57'")
+    row, box = (page.locator(name).bounding_box() for name in ("tr[aria-current=true]", "#units .scroll"))
+    assert box["y"] < row["y"] < row["y"] + row["height"] <= box["y"] + box["height"]  # the table followed
     assert seen.complaints == []
 
 

@@ -76,7 +76,7 @@ in a sentence. Columns are lists; in them, None stands for what is not defined::
 ``page.html`` is the frame, ``page.css`` what it looks like. The scripts share one scope and are joined in the order of
 :data:`SCRIPTS`; ``vendor/`` holds Observable Plot, which draws the charts, and how it was made. Nothing in the content
 becomes HTML: scripts set text, and JSON is escaped so that it cannot end its element. The page's security policy allows
-these scripts, known by their hashes, and no request.
+these scripts, known by their hashes, and no request. A browser of 2024 or later is needed.
 """
 
 from __future__ import annotations

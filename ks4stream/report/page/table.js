@@ -53,7 +53,7 @@ function rowElement(unit) {
       unit.id,
       h(
         "tr",
-        { "data-unit": unit.id, "aria-current": openedUnit === unit.id && "true" },
+        { "data-unit": unit.id },
         columns.map((column) => cell(column, unit)),
       ),
     );
@@ -206,11 +206,27 @@ function unitsSection() {
 
   headers[0].setAttribute("aria-sort", "ascending");
   update();
-  listeners.set("table", (id) =>
-    rowElements.forEach((element, unit) =>
-      unit === id ? element.setAttribute("aria-current", "true") : element.removeAttribute("aria-current"),
+  const box = h(
+    "div",
+    { class: "scroll", role: "region", "aria-label": "Table of units", tabindex: "0" },
+    h(
+      "table",
+      { class: "units" },
+      h("caption", { class: "hidden" }, "Units; the buttons in the head sort by a column"),
+      h("thead", {}, h("tr", {}, headers)),
+      body,
     ),
   );
+  let current = null;
+  listeners.set("table", (id) => {
+    current?.removeAttribute("aria-current");
+    current = rowElements.get(id) ?? null;
+    current?.setAttribute("aria-current", "true");
+    if (!current?.isConnected) return;
+    const head = headers[0].offsetHeight;
+    const [above, below] = [current.offsetTop - head, current.offsetTop + current.offsetHeight - box.clientHeight];
+    if (box.scrollTop > above || box.scrollTop < below) box.scrollTop = (above + below) / 2;
+  });
   return section(
     "units",
     "Units",
@@ -227,20 +243,11 @@ function unitsSection() {
     h(
       "p",
       { class: "note", id: "filter-help" },
-      "Words of label or reason, unit numbers, and conditions with a column’s name: snr > 5, rate <= 0.5, depth < 1200. All must hold. Values beyond a limit are underlined.",
+      "Words of label or reason, unit numbers, and conditions with a column’s name: snr > 5, rate <= 0.5, depth < 1200. " +
+        "All must hold. Values beyond a limit are underlined.",
     ),
     status,
-    h(
-      "div",
-      { class: "scroll", role: "region", "aria-label": "Table of units", tabindex: "0" },
-      h(
-        "table",
-        { class: "units" },
-        h("caption", { class: "hidden" }, "Units; the buttons in the head sort by a column"),
-        h("thead", {}, h("tr", {}, headers)),
-        body,
-      ),
-    ),
+    box,
     h(
       "details",
       {},
