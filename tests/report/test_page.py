@@ -207,7 +207,20 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     nasty["run"]["settings"][0]["value"] = NASTY
     bare = page_content(6, n_parts=6, n_channels=32)
     bare.update(details=None, drift=None, rasters=[], probe=None, compare=None, time={}, funnel=[], left_out=[], run={})
+    odd = page_content(3, n_parts=1, n_channels=4, duration_s=0.5)
+    for metric in METRICS[1:]:
+        odd["units"][metric["name"]] = [None] * 3
+    odd["units"]["x_um"] = odd["units"]["y_um"] = [None] * 3
+    odd["drift"].update(
+        time_s=np.zeros(0, np.float32), displacement_um=np.zeros((0, 0), np.float32), error_um=None, centre_um=[]
+    )
+    odd["rasters"] = [{**odd["rasters"][0], "before": None}, {**odd["rasters"][0], "before": None, "after": None}]
+    odd["time"].update(noise=np.zeros((4, 1), np.float32), explained=[None], blanked_share=[1.0])
+    odd["details"].update(ccg=None, similarity=None, acg=None, count=np.zeros((3, 1), np.uint16))
+    odd["details"]["template_channels"][:] = -1
+    odd["compare"].update(rows=[], gained=[], lost=[])
     pages = {
+        "odd": odd,
         "full": page_content(60, n_parts=40, n_channels=96),
         "deep": page_content(4, n_parts=6, n_channels=200),
         "shanks": page_content(20, n_parts=10, n_channels=64, n_shanks=4),
@@ -262,7 +275,7 @@ def visit(browser: Any, files: dict[str, Path]) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["full", "shanks", "one", "none", "empty", "nasty", "bare"])
+@pytest.mark.parametrize("name", ["full", "shanks", "one", "none", "empty", "nasty", "bare", "odd"])
 def test_a_page_opens_without_a_complaint_and_asks_for_nothing(visit, files, name):
     seen = visit(name)
     seen.all_drawn()
@@ -273,6 +286,10 @@ def test_a_page_opens_without_a_complaint_and_asks_for_nothing(visit, files, nam
     assert seen.complaints == []
     assert seen.requests == [files[name].as_uri()]
     assert seen.page.get_by_text("could not be drawn").count() == 0
+    said = seen.page.evaluate(
+        "document.body.innerText + [...document.querySelectorAll('[aria-label]')].map(one => one.ariaLabel)"
+    )
+    assert not re.search(r"NaN|undefined|\bnull\b|Infinity|\[object|∞", said)
 
 
 @pytest.mark.slow

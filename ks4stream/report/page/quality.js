@@ -102,7 +102,7 @@ function probeSection() {
     ? `${count(bad.length, "channel")} without signal, marked ×.`
     : "All channels have signal.";
   const lead = [
-    good.length > 0 && `Half of the good units are above ${number(middle)} µm.`,
+    isNumber(middle) && `Half of the good units are above ${number(middle)} µm.`,
     units.length === 0 && "There are no units.",
     probe ? channels : "The layout of the probe is not known.",
   ];
@@ -166,6 +166,9 @@ function probeSection() {
       : null;
   return section("probe", "On the probe", lead.filter(Boolean).join(" "), units.length > 0 && key(), charts);
 }
+
+/** Names of the ticks of counts. */
+const whole = (value) => (Number.isInteger(value) ? number(value) : "");
 
 const key = () =>
   h(
@@ -253,7 +256,7 @@ function distribution(metric) {
             tickSize: 4,
             ...(log ? logAxis([...values, ...(isShown ? [metric.threshold] : [])], null) : { label: null, ticks: 4 }),
           },
-          y: { label: null, ticks: 2, tickSize: 4 },
+          y: { label: null, ticks: 2, tickSize: 4, tickFormat: whole },
           marks: [
             Plot.rectY(rows, {
               x1: "x1",

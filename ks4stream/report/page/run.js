@@ -101,6 +101,10 @@ function settingsTable(settings, label) {
   );
 }
 
+/** How long a run took relative to the recording. */
+const speed = (ratio) =>
+  ratio < 1 ? `${percent(ratio)} of the recording's length` : `${figures(ratio)} times the recording's length`;
+
 function runSection() {
   const settings = run.settings ?? [];
   const changed = settings.filter((setting) => setting.changed);
@@ -137,9 +141,7 @@ function runSection() {
   return section(
     "run",
     "The run",
-    total
-      ? `It took ${duration(total)}, ${figures(recording.duration_s / total)} times as fast as the recording was made.`
-      : null,
+    total ? `It took ${duration(total)}, ${speed(total / recording.duration_s)}.` : null,
     h(
       "dl",
       { class: "pairs" },
@@ -304,7 +306,7 @@ function compareSection() {
                 tickSize: 4,
                 ticks: 5,
               },
-              y: { label: null, ticks: 3, tickSize: 4 },
+              y: { label: null, ticks: 3, tickSize: 4, tickFormat: whole },
               marks: [
                 Plot.rectY(bins, { x1: "x1", x2: "x2", y: "n", fill: "var(--data)", insetLeft: 0.5, insetRight: 0.5 }),
                 Plot.ruleY([0], { stroke: "var(--axis)" }),

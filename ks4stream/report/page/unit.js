@@ -72,7 +72,7 @@ function unitParts(unit) {
   const step = (name, text, target) =>
     h("button", { type: "button", id: `unit-${name}`, disabled: !target, click: () => openUnit(target.id) }, text);
   const facts = [
-    `At ${number(unit.y_um)} µm`,
+    isNumber(unit.y_um) ? `At ${number(unit.y_um)} µm` : "At an unknown place",
     hasShanks && `shank ${unit.shank}`,
     `channel ${unit.channel}`,
     `${short(unit.n_spikes)} spikes`,
@@ -361,7 +361,9 @@ function nearUnits(unit, nearest, similarity, ccg) {
         h(
           "span",
           { class: "note" },
-          `${isNumber(alike) ? `similarity ${number(alike, 2)}, ` : ""}${number(away)} µm away`,
+          [isNumber(alike) && `similarity ${number(alike, 2)}`, isNumber(unit.x_um) && `${number(away)} µm away`]
+            .filter(Boolean)
+            .join(", "),
         ),
       ),
       counts.length

@@ -110,7 +110,7 @@ function driftLead() {
   const error = verdict.drift_error_um == null ? "" : `, known to about ${figures(verdict.drift_error_um)} µm`;
   const from = drift.given
     ? "The displacement was given, not estimated."
-    : `It was estimated in ${count(drift.centre_um.length, "segment")} of depth.`;
+    : `It was estimated in ${count(drift.centre_um.length, "segment")} along the probe.`;
   const pictures = (content.rasters ?? []).some((picture) => picture.before && picture.after)
     ? " Where the correction is right, the bands of the upper picture are level in the lower one."
     : "";
@@ -246,7 +246,9 @@ function driftCharts() {
       );
   }
   if (!parts.length) parts.push(missing("No raster of peaks was kept."));
-  if (drift) {
+  if (drift && !(drift.centre_um.length && drift.time_s.shape[0]))
+    parts.push(missing("The estimate of drift is empty."));
+  else if (drift) {
     const height = 200;
     parts.push(
       figure(
