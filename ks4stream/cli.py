@@ -36,12 +36,14 @@ if TYPE_CHECKING:
     from ks4stream.io.places import Place
     from ks4stream.planning import Plan
     from ks4stream.recording import Recording
+    from ks4stream.report.progress import JsonLines
     from ks4stream.results import Sorting
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _DEBUG = "ks4stream.debug"  # key in the context's meta, which all subcommands share
 _STOPPED = "ks4stream.stopped"  # likewise: the _Stopped that a signal asked for
+_EVENTS = "ks4stream.events"  # likewise: the JsonLines that a program reads
 _TALKATIVE = ("distributed", "tornado.application")  # these log tracebacks when they are interrupted
 _FAILED = 1
 _DEFAULT_FS_HZ = 30_000.0  # as for Kilosort4
@@ -61,7 +63,7 @@ class _Program(click.Group):
         except Ks4StreamError as error:
             if ctx.meta.get(_DEBUG):
                 raise
-            _say(console, " ".join(["Error:", str(error), *getattr(error, "__notes__", ())]), "bold red")
+            _say(console, f"Error: {_with_notes(error)}", "bold red")
             ctx.exit(_FAILED)
         except _Stopped as stopped:
             _say(console, "Stopped: the sort was not finished.", "bold red")
@@ -112,20 +114,45 @@ def _clean_stop(console: Console, ctx: click.Context) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class _Stoppable:
+    """Passes progress on to a display; raises at the next report once a signal asked to stop."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._meta = progress, click.get_current_context().meta
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if _STOPPED in self._meta:
+            raise self._meta[_STOPPED]
+        self._progress(stage, done, total)
+
+    def note(self, **facts: Any) -> None:
+        """Pass on what else is known."""
+        from ks4stream.engine import tell
+
+        tell(self._progress, **facts)
+
+
 @contextmanager
 def _shown_progress() -> Iterator[Progress]:
-    """Show progress on stderr; raises at the next report once a signal asked to stop."""
+    """Show progress on stderr."""
     from ks4stream.report.progress import shown_progress
 
-    meta = click.get_current_context().meta
     with shown_progress(Console(stderr=True)) as progress:
+        yield _Stoppable(progress)
 
-        def report(stage: str, done: int, total: int) -> None:
-            if _STOPPED in meta:
-                raise meta[_STOPPED]
-            progress(stage, done, total)
 
-        yield report
+@contextmanager
+def _events(ctx: click.Context) -> Iterator[JsonLines]:
+    """Write events to stdout: warnings, and at the end what went wrong, if anything did."""
+    from ks4stream.report.progress import JsonLines
+
+    events = ctx.meta[_EVENTS] = JsonLines(click.echo)
+    try:
+        yield events
+    except BaseException as error:
+        status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        events.event("end", status=status, error=type(error).__name__, message=_with_notes(error))
+        raise
 
 
 @contextmanager
@@ -136,6 +163,8 @@ def _short_notes(console: Console, ctx: click.Context) -> Iterator[None]:
         def note(message: Warning | str, category: type[Warning], file: str, line: int, *_: Any) -> None:
             if issubclass(category, Ks4StreamWarning):
                 _say(console, f"Note: {message}", "yellow")
+                if _EVENTS in ctx.meta:
+                    ctx.meta[_EVENTS].event("warning", category=category.__name__, message=str(message))
             elif ctx.meta.get(_DEBUG):
                 _say(console, warnings.formatwarning(message, category, file, line), "yellow")
 
@@ -143,6 +172,10 @@ def _short_notes(console: Console, ctx: click.Context) -> Iterator[None]:
         warnings.simplefilter("always", Ks4StreamWarning)
         warnings.showwarning = note  # type: ignore[assignment]
         yield
+
+
+def _with_notes(error: BaseException) -> str:
+    return " ".join([str(error), *getattr(error, "__notes__", ())])
 
 
 def _say(console: Console, text: str, style: str) -> None:
@@ -461,6 +494,17 @@ def _read_metadata(file: str) -> dict[str, Any]:
     section="Results and machine",
     help="Any setting by its name in Kilosort4, for instance Th_learned=7; may be repeated.",
 )
+@click.option(
+    "--quiet", is_flag=True, cls=_Option, section="Results and machine", help="Print nothing but warnings and errors."
+)
+@click.option(
+    "--json-progress",
+    is_flag=True,
+    cls=_Option,
+    section="Results and machine",
+    help="For programs: print progress, warnings and the result to stdout as one JSON object per line, and nothing "
+    "else.",
+)
 @_debug_option
 @click.pass_context
 def sort_command(
@@ -473,6 +517,8 @@ def sort_command(
     shanks: tuple[int, ...],
     results_dir: str | None,
     assignments: tuple[str, ...],
+    quiet: bool,
+    json_progress: bool,
     **options: Any,
 ) -> None:
     """Sort a recording into units.
@@ -487,33 +533,41 @@ def sort_command(
         raise click.UsageError(
             "--scheduler and --workers exclude each other: a scheduler has its own workers. Leave one of them out."
         )
+    if quiet and json_progress:
+        raise click.UsageError("--quiet and --json-progress exclude each other. Leave one of them out.")
     from ks4stream.io.places import place
     from ks4stream.io.recordings import default_results_dir
 
-    recording, settings = _asked_for(ctx, files, options, assignments, probe, dtype, bad_channels, shanks)
-    folder = place(results_dir or default_results_dir(files[0]))
-    click.echo(f"Sorting {recording!r}")
-    _sort(
-        recording,
-        settings,
-        folder,
-        resume=not options["fresh"],
-        save_features=not options["no_features"],
-        cache_bytes=options["cache_gb"] and round(options["cache_gb"] * 1e9),
-        **{
-            name: options[name]
-            for name in (
-                "workers",
-                "scheduler",
-                "device",
-                "block_batches",
-                "save_extra_vars",
-                "keep_run",
-                "cache_dir",
-                "blank",
-            )
-        },
-    )
+    with _events(ctx) if json_progress else nullcontext() as events:
+        recording, settings = _asked_for(ctx, files, options, assignments, probe, dtype, bad_channels, shanks)
+        folder = place(results_dir or default_results_dir(files[0]))
+        if events:
+            _send_start(events, recording, folder)
+        elif not quiet:
+            click.echo(f"Sorting {recording!r}")
+        _sort(
+            recording,
+            settings,
+            folder,
+            quiet=quiet,
+            events=events,
+            resume=not options["fresh"],
+            save_features=not options["no_features"],
+            cache_bytes=options["cache_gb"] and round(options["cache_gb"] * 1e9),
+            **{
+                name: options[name]
+                for name in (
+                    "workers",
+                    "scheduler",
+                    "device",
+                    "block_batches",
+                    "save_extra_vars",
+                    "keep_run",
+                    "cache_dir",
+                    "blank",
+                )
+            },
+        )
 
 
 def _asked_for(
@@ -568,29 +622,75 @@ def _with_channels(recording: Recording, bad_channels: Sequence[int], shanks: Se
 
 
 def _sort(
-    recording: Recording, settings: Settings, folder: Place, *, scheduler: str | None = None, **options: Any
+    recording: Recording,
+    settings: Settings,
+    folder: Place,
+    *,
+    scheduler: str | None = None,
+    quiet: bool = False,
+    events: JsonLines | None = None,
+    **options: Any,
 ) -> Sorting:
-    """Sort with progress on stderr, then print what was found and where it is."""
+    """Sort with progress on stderr, then print what was found and where it is; or, for programs, send events."""
+    from ks4stream.engine import no_progress
     from ks4stream.report import run_log
     from ks4stream.sorter import sort
 
     began = time.monotonic()
     is_here = isinstance(folder, Path)
     log = run_log(folder) if isinstance(folder, Path) else nullcontext()
-    with log, _shown_progress() as progress:
+    unseen = events or (no_progress if quiet else None)
+    with log, nullcontext(_Stoppable(unseen)) if unseen else _shown_progress() as progress:
         sorting = sort(recording, settings, results_dir=folder, client=scheduler, progress=progress, **options)
-    click.echo(
-        f"{sorting.n_units} units ({int(sorting.good.sum())} good) with {int(sorting.kept.sum())} spikes, "
-        f"in {time.monotonic() - began:.0f} s\n"
-        f"Results: {folder}" + f"\nLook at them with: phy template-gui {folder / 'params.py'}" * is_here
-    )
+    took_s = time.monotonic() - began
+    if events:
+        _send_end(events, sorting, folder, took_s)
+    elif not quiet:
+        click.echo(
+            f"{sorting.n_units} units ({int(sorting.good.sum())} good) with {int(sorting.kept.sum())} spikes, "
+            f"in {took_s:.0f} s\n"
+            f"Results: {folder}" + f"\nLook at them with: phy template-gui {folder / 'params.py'}" * is_here
+        )
     return sorting
+
+
+def _send_start(events: JsonLines, recording: Recording, folder: Place) -> None:
+    events.event(
+        "start",
+        recording=recording.name,
+        seconds=recording.n_samples / recording.sampling_rate_hz,
+        channels=recording.probe.n_channels if recording.probe else recording.n_channels,
+        results=str(folder),
+    )
+
+
+def _send_end(events: JsonLines, sorting: Sorting, folder: Place, took_s: float) -> None:
+    events.event(
+        "end",
+        status="finished",
+        results=str(folder),
+        units=sorting.n_units,
+        good_units=int(sorting.good.sum()),
+        spikes=int(sorting.kept.sum()),
+        elapsed_s=round(took_s, 2),
+    )
 
 
 # --- ks4stream plan ------------------------------------------------------------------------------------------
 
 
-_ONLY_SORTING = {"save_extra_vars", "no_features", "fresh", "keep_run", "cache_dir", "cache_gb", "scheduler", "debug"}
+_ONLY_SORTING = {
+    "save_extra_vars",
+    "no_features",
+    "fresh",
+    "keep_run",
+    "cache_dir",
+    "cache_gb",
+    "scheduler",
+    "quiet",
+    "json_progress",
+    "debug",
+}
 
 
 @main.command(

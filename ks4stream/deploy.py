@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-from ks4stream.engine import Engine, Loop, Progress, gpus
+from ks4stream.engine import Engine, Loop, Progress, gpus, tell
 from ks4stream.errors import MachineWarning, RecordingError
 from ks4stream.io.recording_cache import CachedSource, forget
 from ks4stream.messages import warn
@@ -42,6 +42,8 @@ def engine_for(
 
     `client` is what :func:`client_for` returned when `device` was chosen.
     """
+    if client in (None, "loop"):
+        tell(progress, device=device)
     if client == "loop":
         yield Loop(progress, device=device)
         return
@@ -61,6 +63,8 @@ def engine_for(
         if not is_own and not client.scheduler.address.startswith("inproc://"):
             _check_can_be_sent(recording)
         engine = cluster.Cluster(client, progress, device=device)
+        if not is_own:
+            tell(progress, dashboard=engine.dashboard)
         if not is_own and resources.device is None and device == "cpu" and (idle := engine.workers_with_gpu()):
             warn(
                 f"{len(idle)} of the client's workers see a GPU (for instance the one at {idle[0]}), but this process "

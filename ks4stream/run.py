@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from ks4stream.blocks import Tiling, tiles_per_task
-from ks4stream.engine import Engine, Progress, give_back_memory, gpus, no_progress, resident_bytes
+from ks4stream.engine import Engine, Progress, give_back_memory, gpus, no_progress, resident_bytes, tell
 from ks4stream.errors import DamagedFileError
 from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.places import place, remove
@@ -41,6 +42,7 @@ class Run:
     clear_cache : bool
         Free the GPU memory that torch keeps, after each step.
     progress : callable
+        What is found meanwhile is told to it as well (:func:`~ks4stream.engine.base.tell`).
     seconds : dict of float
         Wall time by step, of all its passes together; the log has each pass.
     recalled : dict of (int, int)
@@ -83,8 +85,15 @@ class Run:
         missing = [item for index, item in enumerate(items) if index not in known]
         task = Checkpointed(partial(stage.task, folder=store.folder), store)
         fresh = self.engine.map(task, missing, stage=stage.name, work=stage.work(missing))
+        tell(self.progress, stage=stage.name, recording_s=self._recording_s(missing))
+        counts: Counter[str] = Counter()
         for index in range(len(items)):
-            yield known.pop(index) if index in known else next(fresh)
+            part = known.pop(index) if index in known else next(fresh)
+            if found := stage.found(part):
+                counts.update(found)
+                tell(self.progress, stage=stage.name, **counts)
+            yield part
+            del part  # may be large, and is not needed while the next one is computed
             logger.log(DETAIL, "%s: task %d of %d has ended", stage.name, index + 1, len(items))
         yield from fresh  # yields nothing more, but runs the generator to its end
 
@@ -93,6 +102,11 @@ class Run:
         n_tiles = len(tiling) if indices is None else len(indices)
         per_task = self.block_batches or tiles_per_task(tiling, n_tiles, self.sampling_rate_hz)
         return tiling.blocks(per_task, indices)
+
+    def _recording_s(self, items: Sequence[Any]) -> float:
+        """Seconds of recording in blocks; regions have none."""
+        tiles = (tile for item in items if isinstance(item, tuple) for tile in item)
+        return sum(tile.stop - tile.start for tile in tiles) / self.sampling_rate_hz
 
     def retry_damaged(self, method: Callable[[], Result]) -> Result:
         """Run a method; if a file turns out to be damaged, compute its block again and recall the rest."""

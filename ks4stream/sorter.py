@@ -52,7 +52,7 @@ def sort(
     *,
     results_dir: str | os.PathLike[str] | ObjectPath | None = None,
     resources: Resources | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     resume: bool = True,
     keep_run: bool = True,
     save_extra_vars: bool = False,
@@ -76,8 +76,9 @@ def sort(
     resources : Resources, optional
         Where to compute, which never changes the result; by default the active Dask client, otherwise the cores and
         GPUs of this machine.
-    progress : callable, optional
-        Called as ``progress(stage, done, total)``.
+    progress : bool or callable, optional
+        True shows the stages on the terminal (stderr) or in the notebook, with the time left, speed, spikes and memory.
+        A callable is called as ``progress(stage, done, total)``. By default nothing is shown.
     resume : bool
         Continue where an earlier run into `results_dir` stopped: tasks that it finished on the same recording, with the
         same settings for their stage, are not computed again. False starts over. Recordings in files and Zarr arrays,
@@ -120,7 +121,6 @@ def sort(
     ResultsError
         At any time, if the disk is full or a write is refused; finished tasks are kept.
     """
-    progress = progress or no_progress
     settings = settings or Settings()
     resources = Resources.given(resources, of_resources)
     client = client_for(resources)
@@ -128,6 +128,11 @@ def sort(
     # Each of these is closed after those below it: the log records everything, the cache exists as long as something
     # reads from it, and the run's lock is held until no worker writes any more.
     with recorded() as warned, ExitStack() as stack:
+        if progress is True:
+            from ks4stream.report.progress import shown_progress
+
+            progress = stack.enter_context(shown_progress())
+        progress = progress or no_progress
         if results_dir is not None:
             results_dir = place(results_dir)
             results, folder = stack.enter_context(report.results_folder(results_dir, recording.files))

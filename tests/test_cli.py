@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from click.testing import CliRunner, Result
 from clusters import users_cluster
 
 from ks4stream import cli, sorter
-from ks4stream.engine import Progress
+from ks4stream.engine import Progress, tell
 from ks4stream.errors import Ks4StreamError, Ks4StreamWarning
 from ks4stream.settings import Settings
 
@@ -404,6 +405,84 @@ def test_a_signal_ends_with_its_status_and_leaves_the_handlers_alone(
     assert result.exit_code == 128 + number
     assert "Stopped" in result.stderr
     assert signal.getsignal(number) is before
+
+
+# --- quiet, and for programs ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sorts(monkeypatch: pytest.MonkeyPatch, make_sorting: Callable[..., Any]) -> None:
+    """A sort that reports progress and warns."""
+
+    def sort(*_: Any, progress: Any, **__: Any) -> Any:
+        tell(progress, stage="matching", recording_s=2.0)
+        for done in range(3):
+            tell(progress, stage="matching", spikes=50 * done)
+            progress("matching", done, 2)
+        warnings.warn("only few spikes", Ks4StreamWarning, stacklevel=1)
+        warnings.warn("something is deprecated", FutureWarning, stacklevel=1)
+        return make_sorting()
+
+    monkeypatch.setattr(sorter, "sort", sort)
+
+
+def test_quiet_prints_nothing_but_warnings(tetrode_file: Path, sorts: None) -> None:
+    result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", "--quiet")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert result.stderr == "Note: only few spikes\n"
+
+
+def test_quiet_prints_errors(tetrode_file: Path) -> None:
+    result = run("sort", tetrode_file, "--n-chan", 4, "--quiet")
+    assert result.exit_code == 1 and result.stdout == ""
+    assert "Give --probe" in " ".join(result.stderr.split())
+
+
+def test_a_program_reads_one_object_per_line_from_start_to_end(tetrode_file: Path, sorts: None, tmp_path: Path) -> None:
+    arguments = ("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", "--results-dir", tmp_path / "results")
+    result = run(*arguments, "--json-progress")
+    assert result.exit_code == 0
+    assert result.stderr == "Note: only few spikes\n"
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [event["event"] for event in events] == ["start", "stage", "stage", "warning", "end"]
+    start, _, stage, warning, end = events
+    assert start["seconds"] == 2.0 and start["channels"] == 4 and start["recording"] == "data.bin"
+    assert start["results"] == end["results"] == str(tmp_path / "results")
+    assert (stage["stage"], stage["done"], stage["total"], stage["spikes"]) == ("matching", 2, 2, 100)
+    assert stage["left_s"] == 0.0 and stage["elapsed_s"] >= 0.0 and stage["memory_bytes"] > 0
+    assert warning["category"] == "Ks4StreamWarning" and warning["message"] == "only few spikes"
+    assert end["status"] == "finished" and {"units", "good_units", "spikes", "elapsed_s"} <= end.keys()
+    documented = (Path(__file__).parents[1] / "docs" / "clusters.md").read_text(encoding="utf-8")
+    assert not [name for event in events for name in event if f"`{name}`" not in documented]
+
+
+def test_a_program_reads_why_a_sort_failed(tetrode_file: Path) -> None:
+    result = run("sort", tetrode_file, "--n-chan", 4, "--json-progress")
+    assert result.exit_code == 1 and "Error: " in result.stderr
+    (end,) = map(json.loads, result.stdout.splitlines())
+    assert end["event"] == "end" and end["status"] == "failed"
+    assert end["error"] == "ProbeError" and "Give --probe" in end["message"]
+
+
+@pytest.mark.parametrize("option", ["--quiet", "--json-progress"])
+def test_a_signal_stops_whatever_is_shown(tetrode_file: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    def sort(*_: Any, progress: Progress, **__: Any) -> None:
+        with suppress(KeyboardInterrupt):  # as where Python drops every exception
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(1)
+        progress("whitening", 0, 1)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(sorter, "sort", sort)
+    result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", option)
+    assert result.exit_code == 128 + signal.SIGTERM
+    if option == "--json-progress":
+        assert json.loads(result.stdout.splitlines()[-1])["status"] == "stopped"
+
+
+def test_quiet_and_for_programs_exclude_each_other(tetrode_file: Path) -> None:
+    assert "exclude each other" in run("sort", tetrode_file, "--quiet", "--json-progress").stderr
 
 
 def test_a_plan_is_a_table_and_reads_nothing(tetrode_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,14 +81,29 @@ class Case:
     recording: Recording
     sorting: Sorting
     progress: list[tuple[str, int, int]]
+    facts: list[dict[str, Any]]  # that were told besides
+
+
+class Listens:
+    """A display that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.progress: list[tuple[str, int, int]] = []
+        self.facts: list[dict[str, Any]] = []
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self.progress.append((stage, done, total))
+
+    def note(self, **facts: Any) -> None:
+        self.facts.append(facts)
 
 
 @pytest.fixture(scope="module")
 def case() -> Case:
     truth, recording = simulated(6.0, n_units=6, drift="rigid", drift_range_um=20.0)
-    progress: list[tuple[str, int, int]] = []
-    sorting = quiet_sort(recording, progress=lambda *call: progress.append(call), block_batches=1)
-    return Case(truth, recording, sorting, progress)
+    shown = Listens()
+    sorting = quiet_sort(recording, progress=shown, block_batches=1)
+    return Case(truth, recording, sorting, shown.progress, shown.facts)
 
 
 def quiet_sort(recording: Recording, settings: Settings = SETTINGS, *, client: Any = "loop", **options: Any) -> Sorting:
@@ -262,6 +277,21 @@ def test_progress_tells_every_stage_from_none_to_all(case: Case) -> None:
     for at, (stage, done, total) in enumerate(case.progress):
         ends = at + 1 == len(case.progress) or case.progress[at + 1][1] == 0
         assert (done == total) == ends, stage
+
+
+def test_a_display_is_told_what_was_found_and_how_much_recording_a_stage_goes_through(case: Case) -> None:
+    told = [fact for fact in case.facts if "peaks" in fact or "spikes" in fact]
+    assert [*dict.fromkeys((fact["stage"], *fact.keys() - {"stage"}) for fact in told)] == [
+        ("detection", "peaks"),
+        ("matching", "spikes"),
+    ]
+    spikes = [fact["spikes"] for fact in told if "spikes" in fact]
+    assert len(spikes) == 12 and spikes == sorted(spikes)  # a block each
+    assert case.sorting.n_spikes <= spikes[-1] <= 1.1 * case.sorting.n_spikes  # some at borders are in two blocks
+    recording_s = {fact["stage"]: fact["recording_s"] for fact in case.facts if "recording_s" in fact}
+    assert recording_s["detection"] == recording_s["matching"] == 6.0
+    assert recording_s["first clustering"] == 0.0
+    assert [fact["device"] for fact in case.facts if "device" in fact] == ["cpu"]
 
 
 def test_no_state_of_this_process_is_changed(case: Case) -> None:

@@ -25,7 +25,10 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, the number of tasks done and their total; first with 0 done."""
+"""Called with a stage's name, the number of tasks done and their total; first with 0 done.
+
+A display that has a method ``note(**facts)`` also gets what else is known: see :func:`tell`.
+"""
 
 
 class Engine(Protocol):
@@ -247,3 +250,24 @@ def log_failures(answers: Mapping[str, object]) -> None:
 
 def no_progress(stage: str, done: int, total: int) -> None:
     """Ignore progress."""
+
+
+def tell(progress: Progress | None, **facts: Any) -> None:
+    """Tell a display what is known besides the tasks that are done, if it has a method ``note(**facts)``.
+
+    Displays ignore facts that they do not know. There are:
+
+    ``device``
+        Where this machine computes; not told if others do.
+    ``dashboard``
+        Address of the Dask dashboard, or None.
+    ``stage`` and ``recording_s``
+        How many seconds of recording the tasks of a stage go through; 0 if they are not about time.
+    ``stage`` and ``peaks`` or ``spikes``
+        How many of them the stage has found so far.
+    ``expected_s``
+        By stage, how many seconds it may take.
+    """
+    note = getattr(progress, "note", None)
+    if note is not None:
+        note(**facts)

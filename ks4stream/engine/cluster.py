@@ -19,6 +19,7 @@ from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -129,6 +130,17 @@ class Cluster:
         self._check_new_workers()  # raises if they cannot compute
         answers = self._ask(gpus.free, self._device, of=self._workers())
         return gpus.shared(answer for answer in answers.values() if isinstance(answer, gpus.Free))
+
+    @property
+    def dashboard(self) -> str | None:
+        """Address of the scheduler's dashboard; None if it has none, or does not say."""
+        try:  # what is only for people to look at must not end a sort
+            if not self._client.run_on_scheduler(find_spec, "bokeh"):
+                return None
+            return str(self._client.dashboard_link) or None
+        except Exception as error:
+            _log.debug("No address of a dashboard: %r", error)
+            return None
 
     def workers_with_gpu(self) -> list[str]:
         """Addresses of workers that see a GPU, whether or not it is used; does not start CUDA."""

@@ -45,6 +45,39 @@ class Free(NamedTuple):
     kept_bytes: int
 
 
+class Busy(NamedTuple):
+    """What GPUs are doing, for all programs that use them.
+
+    Attributes
+    ----------
+    n_bytes : int
+        Bytes used, of all of them together.
+    percent : float or None
+        Mean share of the time in which they computed; None if NVIDIA's library for Python (nvidia-ml-py) is missing.
+    """
+
+    n_bytes: int
+    percent: float | None
+
+
+def busy(device: str) -> Busy | None:
+    """What the GPUs that `device` stands for are doing; None if there are none, or it cannot be told.
+
+    It does not start CUDA, which would take hundreds of megabytes of each GPU for a process that only watches.
+    """
+    numbers = visible(device)
+    if not numbers:
+        return None
+    try:
+        used = [torch.cuda.device_memory_used(number) for number in numbers]
+        return Busy(sum(used), sum(map(torch.cuda.utilization, numbers)) / len(numbers))
+    except Exception:  # the library is missing, or says that this GPU, or a part of one, does not tell
+        if not torch.cuda.is_initialized():
+            return None
+    free_and_all = [torch.cuda.mem_get_info(number) for number in numbers]
+    return Busy(sum(total - n_free for n_free, total in free_and_all), None)
+
+
 def clear_cache() -> None:
     """Free the GPU memory that torch keeps in this process for later."""
     if torch.cuda.is_initialized():

@@ -108,6 +108,10 @@ class Stage(Step[Result], Generic[Item, Part, Result]):
         """Process one item; all files are written to `folder`."""
         raise NotImplementedError
 
+    def found(self, part: Part) -> dict[str, int]:
+        """How many ``peaks`` or ``spikes`` a task has found, for those who watch; empty if it looked for none."""
+        return {}
+
     def combine(self, parts: Iterable[Part], run: Run) -> Result:
         """Combine the results of the tasks, which are in the order of the items."""
         raise NotImplementedError

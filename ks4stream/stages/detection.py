@@ -88,6 +88,10 @@ class Detect(Stage[Block, Receipt, Peaks]):
         path = folder / f"peaks-{item[0].index:08d}-{item[-1].index:08d}.rows"
         return write_block(path, columns, region, len(self.regions))
 
+    def found(self, part: Receipt) -> dict[str, int]:
+        """Peaks of a block."""
+        return {"peaks": part.n_rows}
+
     def combine(self, parts: Iterable[Receipt], run: Run) -> Peaks:
         """All blocks."""
         return Peaks(list(parts), self.regions.shank)

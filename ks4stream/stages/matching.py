@@ -198,6 +198,10 @@ class Match(Pursuit[Matched, Spikes]):
     def _settle(self, left: Reported, right: Reported, border: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         return settle(left, right, border=border, nt=self.settings.nt, tolerance=self.settings.peak_sample)
 
+    def found(self, part: Matched) -> dict[str, int]:
+        """Spikes of a block; the few near its borders may be counted in both blocks."""
+        return {"spikes": part.receipt.n_rows}
+
     def combine(self, parts: Iterable[Matched], run: Run) -> Spikes:
         """Settle the borders between blocks."""
         first, receipts, artifacts = [], [], []

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from distributed import Client
 from seen_gpus import see_gpus
 
 from ks4stream import simulate, sorter
-from ks4stream.deploy import client_for
+from ks4stream.deploy import client_for, engine_for
 from ks4stream.engine import workers
 from ks4stream.engine.cluster import Cluster, active_client, connected, local_client
 from ks4stream.errors import LostWorkerError, MachineWarning, WorkerError
@@ -53,6 +54,32 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     monkeypatch.setattr("ks4stream.engine.cluster.Cluster", Watched)
     return found
+
+
+def test_the_dashboard_of_a_users_cluster_is_told_if_it_has_one(
+    active: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+
+    class Display:
+        def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+        def note(self, **facts: Any) -> None:
+            told.append(facts)
+
+    def told_of(client: Any) -> list[dict[str, Any]]:
+        told.clear()
+        with engine_for(recording(), SETTINGS, Resources(), "cpu", Display(), client=client):
+            return list(told)
+
+    monkeypatch.setitem(sys.modules, "bokeh", None)  # the scheduler is in this process
+    assert told_of(active) == [{"dashboard": None}]
+    monkeypatch.delitem(sys.modules, "bokeh")
+    (tmp_path / "bokeh.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert told_of(active) == [{"dashboard": active.dashboard_link}]
+    assert active.dashboard_link.startswith("http://")
+    assert told_of(None) == told_of("loop") == [{"device": "cpu"}]  # our own has none
 
 
 def recording() -> Recording:

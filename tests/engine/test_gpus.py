@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from seen_gpus import see_gpus
 
 from ks4stream.engine import gpus
-from ks4stream.engine.gpus import Free, GpuMemory
+from ks4stream.engine.gpus import Busy, Free, GpuMemory
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,20 @@ def test_the_gpu_counts_where_each_has_least() -> None:
     found = [Free("a", 10, 0), Free("b", 16, 1), Free("b", 15, 2), Free("c", 30, 0)]
     assert gpus.shared(found) == GpuMemory(n_bytes=18, n_workers=2)
     assert gpus.shared([]) is None
+
+
+def test_what_gpus_do_is_known_with_nvidias_library_or_if_cuda_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(number: int) -> int:
+        raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
+
+    see_gpus(monkeypatch, 10, 20)
+    monkeypatch.setattr(torch.cuda, "device_memory_used", missing)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert gpus.busy("cuda") is None
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert gpus.busy("cuda") == Busy((190 + 180) * 10**9, None)
+    monkeypatch.setattr(torch.cuda, "device_memory_used", lambda number: (number + 1) * 10**9)
+    monkeypatch.setattr(torch.cuda, "utilization", lambda number: 40 + 20 * number)
+    assert gpus.busy("cuda") == Busy(3 * 10**9, 50.0)
+    assert gpus.busy("cuda:1") == Busy(2 * 10**9, 60.0)
+    assert gpus.busy("cpu") is None
