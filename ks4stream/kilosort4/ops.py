@@ -278,7 +278,7 @@ def _check_unchanged(ops: dict[str, Any], settings: Settings) -> None:
         )
     highpass = _unless_none(ops.get("preprocessing", {}).get("hp_filter"))
     rate_hz = float(own(ops).get("recording", ops).get("sampling_rate_hz", ops.get("fs", 0)))
-    if highpass.size > 1 and not np.allclose(highpass, highpass_impulse(settings, rate_hz), atol=1e-5):
+    if highpass.size > 1 and not np.allclose(highpass, highpass_impulse(settings, rate_hz), atol=3e-5):
         raise OpsError(
             "ops['preprocessing']['hp_filter'] is another filter than that of highpass_cutoff. Change highpass_cutoff "
             "and call compute_preprocessing again, or set it to None for no filter."

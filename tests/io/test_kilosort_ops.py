@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from scipy.signal import butter, sosfiltfilt
 
-from ks4stream.io.kilosort_ops import ops_from_sorting, spike_table, write_ops
+from ks4stream.io.kilosort_ops import highpass_impulse, ops_from_sorting, spike_table, write_ops
 from ks4stream.io.recordings import open_recording
 from ks4stream.recording import FlatFile
 from ks4stream.settings import Settings
@@ -42,3 +44,17 @@ def test_times_are_counted_from_where_the_first_batch_begins(make_sorting):
         == 60_300
     )
     assert spike_table(sorting)[0, 0] == 0
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "cutoff_hz", "tolerance"), [(30_000, 300, 1e-7), (25_000, 50, 1e-7), (3e4, 1, 2e-5)]
+)
+def test_the_filter_in_ops_is_kilosorts(rate_hz: float, cutoff_hz: float, tolerance: float) -> None:
+    """Kilosort4 filters an impulse forward and backward; at 1 Hz the ends of its 30122 samples matter."""
+    impulse = np.zeros(30_122)
+    impulse[15_061] = 1
+    expected = sosfiltfilt(butter(3, cutoff_hz, btype="high", fs=rate_hz, output="sos"), impulse)
+    found = highpass_impulse(Settings(highpass_cutoff=cutoff_hz), rate_hz)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+    assert highpass_impulse(Settings(highpass_cutoff=0), rate_hz).sum() == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.signal import butter, sosfreqz
 from torch import Tensor
 
 from ks4stream.kernels.preprocessing import (
@@ -41,6 +42,15 @@ def test_the_high_pass_removes_a_constant() -> None:
 def test_gain(frequency_hz: float, gain: float) -> None:
     # Whole periods, so no edges. Squared third-order Butterworth: 1/(1 + (fc/f)⁶), within 1 % of 0, ½ and 1.
     torch.testing.assert_close(filtered(tone(frequency_hz)), gain * tone(frequency_hz), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(("rate_hz", "cutoff_hz"), [(30_000.0, 300.0), (24_414.0625, 150.0), (10_000.0, 3000.0)])
+def test_the_response_is_that_of_scipys_filter_forward_and_backward(rate_hz: float, cutoff_hz: float) -> None:
+    response = highpass_response(6000, sampling_rate_hz=rate_hz, cutoff_hz=cutoff_hz)
+    sections = butter(3, cutoff_hz, btype="high", fs=rate_hz, output="sos")
+    _, expected = sosfreqz(sections, worN=np.fft.rfftfreq(2 * (len(response) - 1), 1 / rate_hz), fs=rate_hz)
+    np.testing.assert_allclose(response, np.abs(expected) ** 2, rtol=3e-7, atol=1e-15)
+    assert response[0] == 0
 
 
 def test_the_high_pass_reaches_as_far_as_documented() -> None:
