@@ -161,6 +161,14 @@ def test_help_comes_quickly_as_a_program_of_its_own() -> None:
     assert done.stdout.endswith("False\n")
 
 
+def test_a_sort_starts_without_what_it_does_not_need_yet() -> None:
+    slow = {"scipy.signal", "scipy.stats", "xarray", "pandas", "matplotlib", "distributed", "probeinterface"}
+    code = "import sys, ks4stream.sorter, ks4stream.report.progress\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "ks4stream.pipeline" in loaded and not loaded & slow
+
+
 def test_the_package_can_be_run_as_a_program() -> None:
     command = [sys.executable, "-m", "ks4stream", "plan", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -294,6 +294,12 @@ def test_a_display_is_told_what_was_found_and_how_much_recording_a_stage_goes_th
     assert [fact["device"] for fact in case.facts if "device" in fact] == ["cpu"]
 
 
+def test_progress_is_shown_if_it_is_wanted(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    for wanted in (False, True):
+        quiet_sort(case.recording, SETTINGS.replace(tmax=1.0), progress=wanted)
+        assert ("\nmatching: " in capsys.readouterr().err) == wanted
+
+
 def test_no_state_of_this_process_is_changed(case: Case) -> None:
     """Neither torch's threads nor random states; the seed of none of them matters."""
     settings, before = SETTINGS.replace(tmax=1.0), torch.get_num_threads()

@@ -237,7 +237,7 @@ def highpass_impulse(settings: Settings, sampling_rate_hz: float) -> NDArray[np.
     impulse = np.zeros(_HIGHPASS_SAMPLES)
     impulse[_HIGHPASS_SAMPLES // 2] = 1
     if settings.highpass_cutoff > 0:
-        n_fft = 8 * _HIGHPASS_SAMPLES  # at a few Hz, the response is longer than that of Kilosort4
+        n_fft = 1 << 18  # longer than the response, which at a few Hz is longer than that of Kilosort4
         with np.errstate(divide="ignore"):  # at frequency zero, where the response is zero
             ratio = np.tan(np.pi * settings.highpass_cutoff / sampling_rate_hz) / np.tan(np.pi * np.fft.rfftfreq(n_fft))
         gain = 1 / (1 + ratio**6)

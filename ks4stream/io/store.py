@@ -183,7 +183,7 @@ def _write(group: Any, result: Any) -> None:
         value = getattr(result, spec.name)
         if isinstance(value, np.ndarray):
             array = _new_array(group, spec.name, value)
-            array.attrs.update(_array_attrs(spec.metadata, value))
+            array.attrs.put(_array_attrs(spec.metadata, value))  # `update` would write them one by one
         elif is_dataclass(value) and spec.name in _NESTED:
             _write(group.create_group(spec.name), value)
         else:

@@ -281,7 +281,9 @@ def _bare(axes: Axes) -> None:
 
 
 def _label(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=10, color=_INK, loc="left")
+    axes.set_title(
+        title, fontsize=10, color=_INK, loc="left", y=1.0
+    )  # without y, matplotlib looks for room among ticks
     axes.set_xlabel(x, fontsize=9, color=_INK)
     axes.set_ylabel(y, fontsize=9, color=_INK)
 
