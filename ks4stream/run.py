@@ -84,16 +84,19 @@ class Run:
             logger.info("%s: %d of %d tasks were already finished", stage.name, len(known), len(items))
         missing = [item for index, item in enumerate(items) if index not in known]
         task = Checkpointed(partial(stage.task, folder=store.folder), store)
-        fresh = self.engine.map(task, missing, stage=stage.name, work=stage.work(missing))
+        found: Counter[str] = Counter()
+
+        def count(*parts: Part) -> None:
+            for part in parts:
+                found.update(stage.found(part))
+            if found:
+                tell(self.progress, stage=stage.name, **found)
+
         tell(self.progress, stage=stage.name, recording_s=self._recording_s(missing))
-        counts: Counter[str] = Counter()
+        count(*known.values())
+        fresh = self.engine.map(task, missing, stage=stage.name, work=stage.work(missing), arrived=count)
         for index in range(len(items)):
-            part = known.pop(index) if index in known else next(fresh)
-            if found := stage.found(part):
-                counts.update(found)
-                tell(self.progress, stage=stage.name, **counts)
-            yield part
-            del part  # may be large, and is not needed while the next one is computed
+            yield known.pop(index) if index in known else next(fresh)
             logger.log(DETAIL, "%s: task %d of %d has ended", stage.name, index + 1, len(items))
         yield from fresh  # yields nothing more, but runs the generator to its end
 

@@ -50,7 +50,13 @@ class Engine(Protocol):
         ...
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, work: Sequence[float] = ()
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        *,
+        stage: str,
+        work: Sequence[float] = (),
+        arrived: Callable[[Result], object] = lambda result: None,
     ) -> Iterator[Result]:
         """Yield ``function(item)`` for every item, in the items' order.
 
@@ -68,6 +74,8 @@ class Engine(Protocol):
         work : sequence of float, optional
             How much there is to do for each item, in any unit. Those with most start first, and it is from the time
             per work of finished items that one is known to be slow. All results may be held until the last is there.
+        arrived : callable, optional
+            Called here with each result as soon as it is there, before progress is told and in whatever order.
 
         Raises
         ------

@@ -148,7 +148,13 @@ class Cluster:
         return sorted(address for address, answer in answers.items() if isinstance(answer, list) and answer)
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, work: Sequence[float] = ()
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        *,
+        stage: str,
+        work: Sequence[float] = (),
+        arrived: Callable[[Result], object] = lambda result: None,
     ) -> Iterator[Result]:
         """Yield ``function(item)`` for every item, in order; see :class:`~ks4stream.engine.base.Engine`.
 
@@ -161,7 +167,7 @@ class Cluster:
             If workers die repeatedly, or the scheduler is lost.
         """
         try:
-            yield from self._map(function, items, stage, work)
+            yield from self._map(function, items, stage, work, arrived)
         except (OSError, RuntimeError, CancelledError) as error:
             if isinstance(error, Ks4StreamError) or self._has_scheduler():  # raised by a task
                 raise
@@ -171,7 +177,12 @@ class Cluster:
             ) from error
 
     def _map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], stage: str, work: Sequence[float]
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        stage: str,
+        work: Sequence[float],
+        arrived: Callable[[Result], object],
     ) -> Iterator[Result]:
         self._progress(stage, 0, len(items))
         if not len(items):
@@ -200,6 +211,8 @@ class Cluster:
                     early |= finished
                     waiting.extendleft(lost)
                     done += len(finished)
+                    for result in finished.values():
+                        arrived(result)
                     if finished:
                         self._progress(stage, done, len(items))
                 yield early.pop(turn)

@@ -30,13 +30,20 @@ class Loop:
         self._progress, self._device = progress or no_progress, device
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], *, stage: str, work: Sequence[float] = ()
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        *,
+        stage: str,
+        work: Sequence[float] = (),
+        arrived: Callable[[Result], object] = lambda result: None,
     ) -> Iterator[Result]:
         """Yield ``function(item)`` for every item, in order; see :class:`~ks4stream.engine.base.Engine`."""
         self._progress(stage, 0, len(items))
         for index, item in enumerate(items):
             with with_task_note(stage, index, len(items)):
                 result = run(function, item)
+            arrived(result)
             self._progress(stage, index + 1, len(items))
             yield result
 

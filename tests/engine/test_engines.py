@@ -118,6 +118,16 @@ def test_progress_is_told_from_none_to_all(client: Client) -> None:
         assert done == sorted(set(done))
 
 
+def test_a_result_arrives_before_progress_counts_it(client: Client) -> None:
+    for make in (Loop, lambda progress: Cluster(client, progress)):
+        arrived: list[int] = []
+        counted: list[tuple[int, int]] = []
+        engine = make(lambda _, done, __: counted.append((done, len(arrived))))  # noqa: B023
+        found = list(engine.map(Squares(), list(range(9)), stage="squares", arrived=arrived.append))
+        assert sorted(arrived) == found
+        assert counted[-1] == (9, 9) and all(done == n for done, n in counted)
+
+
 def test_larger_priorities_are_begun_first(client: Client) -> None:
     with local_client(n_workers=1, processes=False) as single:
         squares, items = Squares(), list(range(30))
