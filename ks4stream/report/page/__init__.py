@@ -95,8 +95,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.io.atomic import atomic_write
-
 __all__ = ["SCRIPTS", "write_page"]
 
 SCRIPTS = ("base.js", "charts.js", "verdict.js", "quality.js", "table.js", "unit.js", "run.js", "main.js")
@@ -116,7 +114,7 @@ def write_page(content: Mapping[str, Any], path: Path) -> Path:
     content : dict
         What the page shows, as described at the top of this module. It is not changed.
     path : Path
-        The file; it appears under its name only when it is complete.
+        The file; an existing one is replaced.
 
     Returns
     -------
@@ -128,8 +126,7 @@ def write_page(content: Mapping[str, Any], path: Path) -> Path:
     TypeError
         If the content has a value that neither JSON nor NumPy's numbers can hold.
     """
-    with atomic_write(path) as file:
-        file.write(_page(content).encode("utf-8", "replace"))  # names of files may hold bytes that are no text
+    path.write_bytes(_page(content).encode("utf-8", "replace"))  # names of files may hold bytes that are no text
     return path
 
 

@@ -220,7 +220,7 @@ function driftCharts() {
           ? "peaks by depth; darker are more or larger. Orange: the estimate, at the depth of each segment"
           : "peaks by depth; darker are more or larger",
       ],
-      ["after", `Corrected${of}`, "the same peaks at the depth they are given by the correction"],
+      ["after", `Corrected${of}`, "spikes of units, where they are after the correction"],
     ].filter(([which]) => picture[which]);
     if (!pair.length) parts.push(missing(`There is no picture of the peaks${of}.`));
     for (const [which, title, note] of pair) {
