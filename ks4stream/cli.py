@@ -650,7 +650,8 @@ def _sort(
             f"{sorting.n_units} units ({int(sorting.good.sum())} good) with {int(sorting.kept.sum())} spikes, "
             f"in {took_s:.0f} s\n"
             f"Results: {folder}"
-            + f"\nLook at: {folder / 'report.html'}, then: phy template-gui {folder / 'params.py'}" * is_here
+            + f"\nLook at: {folder / 'report.html'}, then: phy template-gui {folder / 'params.py'}"
+            * is_here
         )
     return sorting
 
