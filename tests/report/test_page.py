@@ -249,6 +249,12 @@ class Visit:
         """Wait until charts that are not in view are drawn, too."""
         self.wait_for("[...drawings].every(([chart]) => !chart.clientWidth || chart.childElementCount)")
 
+    def open(self, row: int) -> None:
+        """Click on the unit in a row of the table; the address changes first, then the unit opens."""
+        link = self.page.locator("table.units tbody a").nth(row)
+        link.click()
+        self.wait_for(f"document.activeElement.textContent === 'Unit {link.inner_text()}'")
+
     def wait_for(self, condition: str) -> None:
         """Playwright's own function evaluates text in the page, which its policy forbids."""
         for _ in range(500):
@@ -279,9 +285,8 @@ def visit(browser: Any, files: dict[str, Path]) -> Iterator[Any]:
 def test_a_page_opens_without_a_complaint_and_asks_for_nothing(visit, files, name):
     seen = visit(name)
     seen.all_drawn()
-    for link in seen.page.locator("table.units tbody a").all()[:3]:
-        link.click()
-        seen.wait_for("document.activeElement.id === 'unit-title'")
+    for row in range(min(3, seen.page.locator("table.units tbody a").count())):
+        seen.open(row)
         seen.all_drawn()
     assert seen.complaints == []
     assert seen.requests == [files[name].as_uri()]
@@ -327,7 +332,8 @@ def test_text_with_markup_is_shown_as_text(visit):
 
 @pytest.mark.slow
 def test_missing_parts_are_sentences(visit):
-    bare = visit("bare").page
+    seen = visit("bare")
+    bare = seen.page
     for sentence in (
         "There is no estimate of drift.",
         "No raster of peaks was kept.",
@@ -335,7 +341,7 @@ def test_missing_parts_are_sentences(visit):
         "Nothing was blanked.",
     ):
         assert bare.get_by_text(sentence).count()
-    bare.locator("table.units tbody a").first.click()
+    seen.open(0)
     assert bare.get_by_text("Waveforms and correlograms were not kept.").is_visible()
     assert visit("empty").page.get_by_text("because nblocks is 0").is_visible()
 
@@ -427,6 +433,7 @@ def test_a_unit_is_opened_by_fragment_link_row_and_key(visit):
     link = page.locator("table.units tbody a").nth(3)
     link.focus()
     link.press("Enter")
+    seen.wait_for("document.activeElement.id === 'unit-title'")
     assert title.inner_text() == "Unit 3"
     assert page.evaluate("document.activeElement.id") == "unit-title"
     assert page.locator("tr[aria-current=true]").get_attribute("data-unit") == "3"
@@ -434,10 +441,13 @@ def test_a_unit_is_opened_by_fragment_link_row_and_key(visit):
     assert link.evaluate("link => link === document.activeElement")
     page.locator("table.units tbody tr").nth(5).locator("td").first.click()
     assert title.inner_text() == "Unit 5"
+    page.keyboard.press("Escape")
     page.evaluate("location.hash = '#unit-57'")
     seen.wait_for("document.getElementById('unit-title').textContent === 'Unit 57'")
     row, box = (page.locator(name).bounding_box() for name in ("tr[aria-current=true]", "#units .scroll"))
     assert box["y"] < row["y"] < row["y"] + row["height"] <= box["y"] + box["height"]  # the table followed
+    page.go_back()
+    seen.wait_for("document.getElementById('unit').hidden")
     assert seen.complaints == []
 
 
@@ -463,7 +473,7 @@ def test_next_and_previous_follow_the_table(visit):
     seen = visit("full")
     seen.page.select_option("#label", "mua")
     shown = seen.column(1)
-    seen.page.locator("table.units tbody a").first.click()
+    seen.open(0)
     for number in shown[1:4]:
         seen.page.keyboard.press("j")
         assert seen.page.locator("#unit-title").inner_text() == f"Unit {number}"
@@ -476,7 +486,7 @@ def test_a_narrow_page_does_not_scroll_sideways(visit, name):
     seen.all_drawn()
     assert seen.page.evaluate("document.documentElement.scrollWidth") == 390
     if name != "empty":
-        seen.page.locator("table.units tbody a").first.click()
+        seen.open(0)
         seen.all_drawn()
         assert seen.page.evaluate("document.getElementById('unit').scrollWidth") <= 390
 

@@ -32,7 +32,7 @@ function follow() {
   if (id !== null) {
     if (openedUnit === null) returnTo = document.activeElement === document.body ? null : document.activeElement;
     showUnit(id);
-  } else if (openedUnit !== null && location.hash.startsWith("#unit")) showUnit(null);
+  } else if (openedUnit !== null && (location.hash === "" || location.hash.startsWith("#unit-"))) showUnit(null);
   if (location.hash.startsWith("#setting-")) {
     const row = document.getElementById(location.hash.slice(1));
     row?.closest("details")?.setAttribute("open", "");
