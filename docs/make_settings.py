@@ -66,7 +66,7 @@ TRIES = (
         "0",
         "Short or sparse probes, 2-D arrays, or preparations that cannot move. Drift is not corrected then.",
     ),
-    ("`nblocks`", "a number", "`drift_scatter.png` shows that tissue moves in more, or fewer, parts than were found."),
+    ("`nblocks`", "a number", "`report.html` shows that tissue moves in more, or fewer, parts than were found."),
     ("`tmin`, `tmax`", "seconds", "The first minutes are unusable, or you want a quick look at a part."),
     (
         "`batch_size`",

@@ -410,6 +410,14 @@ def _read_metadata(file: str) -> dict[str, Any]:
     "current folder if the file is at a URL]",
 )
 @click.option(
+    "--plots",
+    "save_plots",
+    is_flag=True,
+    cls=_Option,
+    section="Results and machine",
+    help="Also write Kilosort4's plots; report.html shows the same and more.",
+)
+@click.option(
     "--save-extra-vars",
     is_flag=True,
     cls=_Option,
@@ -561,6 +569,7 @@ def sort_command(
                     "scheduler",
                     "device",
                     "block_batches",
+                    "save_plots",
                     "save_extra_vars",
                     "keep_run",
                     "cache_dir",
@@ -682,6 +691,7 @@ def _send_end(events: JsonLines, sorting: Sorting, folder: Place, took_s: float)
 
 
 _ONLY_SORTING = {
+    "save_plots",
     "save_extra_vars",
     "no_features",
     "fresh",

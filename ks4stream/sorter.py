@@ -55,6 +55,7 @@ def sort(
     progress: Progress | bool | None = None,
     resume: bool = True,
     keep_run: bool = True,
+    save_plots: bool = False,
     save_extra_vars: bool = False,
     save_features: bool = True,
     save_preprocessed_copy: bool = False,
@@ -71,7 +72,7 @@ def sort(
     settings : Settings, optional
         Everything that changes the result; without it, the defaults.
     results_dir : path, optional
-        Folder for the Phy files, plots and ``sorting.zarr``, or an address in an object store
+        Folder for the Phy files, ``report.html`` and ``sorting.zarr``, or an address in an object store
         (``s3://bucket/key``); None writes nothing.
     resources : Resources, optional
         Where to compute, which never changes the result; by default the active Dask client, otherwise the cores and
@@ -87,6 +88,8 @@ def sort(
         Keep the results of the tasks in ``run`` in the results folder when the sort is finished: a sort with a changed
         setting then computes only the stages that the setting affects. They take about twice as much space as the
         results.
+    save_plots : bool
+        Also write Kilosort4's plots, as PNG; the page ``report.html`` shows the same and more.
     save_extra_vars : bool
         Also write Kilosort4's extra files.
     save_features : bool
@@ -159,6 +162,7 @@ def sort(
             report.finish(
                 sorting,
                 results,
+                save_plots=save_plots,
                 save_extra_vars=save_extra_vars,
                 save_features=save_features,
                 check=run.store.check,

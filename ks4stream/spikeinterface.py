@@ -36,6 +36,7 @@ _OPTIONS: dict[str, tuple[Any, str]] = {
     "workers": (None, "Number of workers on this machine; by default one per GPU, or else one per core."),
     "device": (None, "Where kernels run, 'cpu', 'cuda' or 'cuda:1'; by default the GPU if there is one."),
     "save_features": (True, "Write the features of all spikes, which Phy's feature view needs."),
+    "save_plots": (False, "Write Kilosort4's plots too; report.html shows the same and more."),
     "save_extra_vars": (False, "Write Kilosort4's extra files too."),
     "save_preprocessed_copy": (False, "Write the whitened, drift-corrected traces to temp_wh.dat too."),
     "resume": (True, "Continue where an earlier run in the same folder stopped."),
@@ -44,7 +45,7 @@ _OPTIONS: dict[str, tuple[Any, str]] = {
 }
 """Parameters that are not settings: default, and description."""
 
-_OF_SORT = ("save_features", "save_extra_vars", "save_preprocessed_copy", "resume", "keep_run")
+_OF_SORT = ("save_features", "save_plots", "save_extra_vars", "save_preprocessed_copy", "resume", "keep_run")
 
 
 def register() -> None:

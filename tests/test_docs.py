@@ -93,13 +93,11 @@ def test_the_examples_of_a_page_run(
 ) -> None:
     """One after the other, with common names, in a folder that has a small recording.
 
-    A short recording has few spikes to learn waveforms from, its plots take as long as the sort (README has them), and
-    processes take longer to start than it takes to sort: workers are threads.
+    A short recording has few spikes to learn waveforms from, and processes take longer to start than it takes to sort:
+    workers are threads.
     """
     monkeypatch.setattr(distributed, "Client", InThisProcess)
     monkeypatch.setattr("ks4stream.stages.waveforms.MIN_SNIPPETS", 100)
-    if page.name != "README.md":
-        monkeypatch.setattr("ks4stream.report.plots.write_plots", lambda *_: [])
     folder = tmp_path / "here"
     shutil.copytree(recorded, folder)
     monkeypatch.chdir(folder)

@@ -40,13 +40,6 @@ RATE = 30_000.0
 SETTINGS = Settings(batch_size=15_000, Th_universal=9)  # far fewer peaks, which do not matter here
 
 
-@pytest.fixture(autouse=True)
-def no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take longer than such a sort; the test that counts the files of results has them."""
-    if "test_results_and_store" not in request.node.name:
-        monkeypatch.setattr("ks4stream.report.plots.write_plots", lambda *_: [])
-
-
 def quiet_sort(recording: Recording, settings: Settings = SETTINGS, client: Any = "loop", **options: Any) -> Sorting:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewSpikesWarning)
@@ -226,7 +219,7 @@ def test_results_and_store_may_lie_there_too(
     assert_same(found, expected)
     assert_same(load_sorting(target), expected)
     names = {name for name, _ in below(place(target))}
-    assert names >= {"params.py", "spike_times.npy", "sorting.zarr", "kilosort4.log", "run", "diagnostics.png"}
+    assert names >= {"params.py", "spike_times.npy", "sorting.zarr", "kilosort4.log", "run", "report.html"}
     for name in ("params.py", "kilosort4.log"):
         content = read_whole(place(target) / name)
         assert str(path).encode() in content and str(temporary).encode() not in content

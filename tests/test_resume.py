@@ -38,16 +38,6 @@ PROBE = simulate.linear_probe(8)
 SETTINGS = Settings(batch_size=15_000, nblocks=0, nearest_chans=8)
 
 
-WITH_PLOTS = ("curation", "full_for_the_results")
-
-
-@pytest.fixture(autouse=True)
-def no_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take longer than a sort of three seconds; tests of files have them."""
-    if not any(word in request.node.name for word in WITH_PLOTS):
-        monkeypatch.setattr("ks4stream.report.plots.write_plots", lambda *_: [])
-
-
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
     path = tmp_path_factory.mktemp("data") / "data.bin"
@@ -286,7 +276,7 @@ def test_a_disk_that_is_full_for_the_results_costs_none_of_the_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     draft = ResultsFolder.draft
-    for name in ("spike_times.npy", "diagnostics.png"):
+    for name in ("spike_times.npy", "report.html"):
 
         @contextmanager
         def full(results: ResultsFolder, name: str = name) -> Iterator[Path]:

@@ -39,12 +39,6 @@ def registered() -> None:
     register()
 
 
-@pytest.fixture(autouse=True)
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take longer than a sort of a few seconds; the sort whose folder many tests read has them."""
-    monkeypatch.setattr("ks4stream.report.plots.write_plots", lambda *_: [])
-
-
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight neurons, some of which fire across the border between segments."""
@@ -110,6 +104,7 @@ def test_every_setting_is_a_parameter_with_its_description() -> None:
         "workers",
         "device",
         "save_features",
+        "save_plots",
         "save_extra_vars",
         "save_preprocessed_copy",
         "resume",

@@ -236,6 +236,7 @@ def run_kilosort(
         settings=Settings.like_kilosort4(values),
         arguments={
             "resources": resources,
+            "save_plots": True,
             "save_extra_vars": save_extra_vars,
             "progress": progress_of(progress_bar),
             "save_preprocessed_copy": save_preprocessed_copy,

@@ -189,13 +189,14 @@ def finish(
     sorting: Sorting,
     results: ResultsFolder,
     *,
+    save_plots: bool = True,
     save_extra_vars: bool = False,
     save_features: bool = True,
     preprocessed: Iterable[tuple[int, NDArray[Any]]] | Path | None = None,
     kept: Collection[str] = (),
     check: Callable[[], None] = lambda: None,
 ) -> Place | None:
-    """Write everything a sorting leaves: the Phy folder, the store ``sorting.zarr``, metrics, the page and the plots.
+    """Write everything a sorting leaves: the Phy folder, the store ``sorting.zarr``, metrics, the page and plots.
 
     If the same result was written before, nothing is touched, as it may have been curated since; only files that were
     not requested then are added. If another result is there and was curated, or is not ours, it is moved into a
@@ -207,6 +208,8 @@ def finish(
         A finished sorting; may be empty.
     results : ResultsFolder
         Where to write it.
+    save_plots : bool, optional
+        Also write the plots.
     save_extra_vars : bool, optional
         Also write tF, Wall, full_st, full_clu and full_amp.
     save_features : bool, optional
@@ -229,8 +232,6 @@ def finish(
         If the folder cannot be written to, its disk is full, or the store refuses it; repeating the call then writes
         everything. If there is no preprocessed copy where one should have been written.
     """
-    from ks4stream.report.plots import write_plots  # imports matplotlib: only if there is something to draw
-
     began, home = time.perf_counter(), results.place
     early = _kept_early(home, kept) if preprocessed is None else _kept_early(home, {*kept, PREPROCESSED_COPY})
     if isinstance(preprocessed, Path):
@@ -238,7 +239,8 @@ def finish(
     if isinstance(preprocessed, Path) and not preprocessed.is_file():
         raise ResultsError(f"There is no preprocessed copy {preprocessed}; write it before the results.")
     key = fingerprint(sorting)
-    wanted = {*PHY, STORE, QUALITY, PAGE, *EXTRA[: len(EXTRA) * save_extra_vars], *plot_names(sorting)}
+    wanted = {*PHY, STORE, QUALITY, PAGE, *EXTRA[: len(EXTRA) * save_extra_vars]}
+    wanted |= plot_names(sorting) if save_plots else set()
     wanted |= early.keys() | ({PREPROCESSED_COPY} if preprocessed is not None else set())
     missing = results.missing(key, wanted if save_features else wanted - {*FEATURES})
     if missing is not None:
@@ -259,7 +261,10 @@ def finish(
             preprocessed=preprocessed if missing is None or PREPROCESSED_COPY in missing else None,
         )
         save_sorting(sorting, draft / STORE, features=save_features)
-        write_plots(sorting, draft)
+        if save_plots:
+            from ks4stream.report.plots import write_plots  # imports matplotlib
+
+            write_plots(sorting, draft)
         write_page(sorting, draft)
         for name, file in early.items():
             if not (draft / name).exists():
