@@ -219,8 +219,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     odd["details"].update(ccg=None, similarity=None, acg=None, count=np.zeros((3, 1), np.uint16))
     odd["details"]["template_channels"][:] = -1
     odd["compare"].update(rows=[], gained=[], lost=[])
+    still = page_content(3, n_parts=6, n_channels=16)
+    still["drift"]["displacement_um"][:] = 0
+    still["verdict"]["drift_um"] = 0.0
     pages = {
         "odd": odd,
+        "still": still,
         "full": page_content(60, n_parts=40, n_channels=96),
         "deep": page_content(4, n_parts=6, n_channels=200),
         "shanks": page_content(20, n_parts=10, n_channels=64, n_shanks=4),
@@ -281,7 +285,7 @@ def visit(browser: Any, files: dict[str, Path]) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["full", "shanks", "one", "none", "empty", "nasty", "bare", "odd"])
+@pytest.mark.parametrize("name", ["full", "shanks", "one", "none", "empty", "nasty", "bare", "odd", "still"])
 def test_a_page_opens_without_a_complaint_and_asks_for_nothing(visit, files, name):
     seen = visit(name)
     seen.all_drawn()
@@ -344,6 +348,14 @@ def test_missing_parts_are_sentences(visit):
     seen.open(0)
     assert bare.get_by_text("Waveforms and correlograms were not kept.").is_visible()
     assert visit("empty").page.get_by_text("because nblocks is 0").is_visible()
+
+
+@pytest.mark.slow
+def test_tissue_that_did_not_move_was_not_corrected(visit):
+    still = visit("still").page
+    assert still.get_by_text("No motion of the tissue was found").is_visible()
+    assert not still.get_by_text("Displacement of the tissue").count()
+    assert still.get_by_text("Sorted", exact=True).count() and not still.get_by_text("Corrected", exact=True).count()
 
 
 @pytest.mark.slow
@@ -415,6 +427,9 @@ def test_the_csv_has_the_rows_that_are_shown_in_their_order(visit, files, tmp_pa
     assert seen.requests == [files["full"].as_uri()]
 
 
+IN_TABLE = ("tr[aria-current=true]", "#units .scroll")
+
+
 @pytest.mark.slow
 def test_a_unit_is_opened_by_fragment_link_row_and_key(visit):
     seen = visit("full", "#unit-12")
@@ -444,8 +459,8 @@ def test_a_unit_is_opened_by_fragment_link_row_and_key(visit):
     page.keyboard.press("Escape")
     page.evaluate("location.hash = '#unit-57'")
     seen.wait_for("document.getElementById('unit-title').textContent === 'Unit 57'")
-    row, box = (page.locator(name).bounding_box() for name in ("tr[aria-current=true]", "#units .scroll"))
-    assert box["y"] < row["y"] < row["y"] + row["height"] <= box["y"] + box["height"]  # the table followed
+    row, box = (f"document.querySelector('{name}').getBoundingClientRect()" for name in IN_TABLE)
+    seen.wait_for(f"{box}.top < {row}.top && {row}.bottom <= {box}.bottom")  # the table followed
     page.go_back()
     seen.wait_for("document.getElementById('unit').hidden")
     assert seen.complaints == []

@@ -106,6 +106,7 @@ function driftLead() {
       ? ["No drift was estimated, because ", settingLink("nblocks"), " is 0."]
       : "There is no estimate of drift. None is made on short or sparse probes, or from few spikes.";
   }
+  if (verdict.drift_um === 0) return "No motion of the tissue was found, and nothing was corrected.";
   const range = verdict.drift_um == null ? "" : ` by ${figures(verdict.drift_um)} µm in all`;
   const error = verdict.drift_error_um == null ? "" : `, known to about ${figures(verdict.drift_error_um)} µm`;
   const from = drift.given
@@ -211,16 +212,19 @@ function driftCharts() {
   const parts = [];
   for (const picture of content.rasters ?? []) {
     const of = content.rasters.length > 1 ? `, shank ${picture.shank}` : "";
+    const isMoved = drift && verdict.drift_um !== 0;
     const height = 300;
     const pair = [
       [
         "before",
         `As recorded${of}`,
-        drift
+        isMoved
           ? "peaks by depth; darker are more or larger. Orange: the estimate, at the depth of each segment"
           : "peaks by depth; darker are more or larger",
       ],
-      ["after", `Corrected${of}`, "spikes of units, where they are after the correction"],
+      isMoved
+        ? ["after", `Corrected${of}`, "spikes of units, where they are after the correction"]
+        : ["after", `Sorted${of}`, "spikes of units"],
     ].filter(([which]) => picture[which]);
     if (!pair.length) parts.push(missing(`There is no picture of the peaks${of}.`));
     for (const [which, title, note] of pair) {
@@ -248,7 +252,7 @@ function driftCharts() {
   if (!parts.length) parts.push(missing("No raster of peaks was kept."));
   if (drift && !(drift.centre_um.length && drift.time_s.shape[0]))
     parts.push(missing("The estimate of drift is empty."));
-  else if (drift) {
+  else if (drift && verdict.drift_um !== 0) {
     const height = 200;
     parts.push(
       figure(
