@@ -47,6 +47,8 @@ class Run:
         Wall time by step, of all its passes together; the log has each pass.
     recalled : dict of (int, int)
         Numbers of tasks that an earlier run had finished, and of all tasks, by stage, in all passes.
+    n_tiles : dict of int
+        Number of tiles that this run computed, by stage, in all passes.
     """
 
     engine: Engine
@@ -57,6 +59,7 @@ class Run:
     progress: Progress = no_progress
     seconds: dict[str, float] = field(default_factory=dict)
     recalled: dict[str, tuple[int, int]] = field(default_factory=dict)
+    n_tiles: dict[str, int] = field(default_factory=dict)
 
     @property
     def scratch(self) -> Path:
@@ -83,6 +86,8 @@ class Run:
         if known:
             logger.info("%s: %d of %d tasks were already finished", stage.name, len(known), len(items))
         missing = [item for index, item in enumerate(items) if index not in known]
+        n_tiles = sum(len(item) for item in missing if isinstance(item, tuple))
+        self.n_tiles[stage.name] = self.n_tiles.get(stage.name, 0) + n_tiles
         task = Checkpointed(partial(stage.task, folder=store.folder), store)
         found: Counter[str] = Counter()
 

@@ -18,7 +18,7 @@ from ks4stream.kernels.splits import Conditions
 from ks4stream.results import Drift
 from ks4stream.settings import Settings
 from ks4stream.stages.base import Portable
-from ks4stream.stages.needs import Load
+from ks4stream.stages.needs import CROWDED, Load
 
 GPU_FROM_SPIKES = 8192
 """Number of spikes in a region from which a GPU clusters them faster than a CPU, if a GPU is used. With fewer, the
@@ -26,6 +26,9 @@ thousands of small steps are too little work for it."""
 GRAPH_BYTES = 240
 """Per spike during clustering: its columns, order, template and labels, ten links and their flags, in the graph of the
 region and in that of one of its clusters."""
+LANDMARKS_PER_SPIKE, COMPARISONS, SPIKES_PER_REGION = 15_000, 1.5, 150
+"""How long it takes to compare a spike with landmarks, to compare one with those of other clusters, and whatever a
+region takes by itself, in spikes: fitted to recordings of 16 s, 2 min and 10 min."""
 
 
 FAST_UM = 8.0
@@ -172,6 +175,19 @@ class GraphClustering(Portable):
             + 20 * min(graph.CHUNK, n) * d  # a chunk of dense rows; those of one cluster in double precision
             + 24 * clustering.N_SEEDS * d  # means of every cluster
         )
+
+
+def clustering_work(load: Load, n: float) -> float:
+    """Work of clustering n peaks or spikes of all regions, in time that one takes by itself.
+
+    Besides that, each spike is compared with all landmarks of its region; of large clusters, only some spikes are
+    compared with those of others; and some time goes with each region, however few spikes it has.
+    """
+    settings, n_regions = load.settings, len(load.regions)
+    in_crowded = CROWDED / 2 * n / n_regions  # where the typical spike is
+    m = min(max(in_crowded / settings.cluster_downsampling, clustering.MIN_LANDMARKS), settings.landmark_limit)
+    n_compared = min(n, clustering.COMPARED_SPIKES * load.n_templates)
+    return n * (1 + m / LANDMARKS_PER_SPIKE) + COMPARISONS * n_compared + SPIKES_PER_REGION * n_regions
 
 
 CLUSTER_METHOD: type[ClusterMethod] = GraphClustering

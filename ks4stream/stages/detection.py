@@ -178,6 +178,7 @@ class Detect(Stage[Block, Receipt, Peaks]):
             scratch_bytes=round(load.row_bytes * load.peaks_per_spike * load.n_spikes),
             passes=load.detections,
             n_tiles_read=len(load.tiling),
+            work=load.samples_in(len(load.tiling)) * len(load.centres),
             remedies=("raise dminx or dmin (fewer centres)",),
             writes_blocks=True,
         )

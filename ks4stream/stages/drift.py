@@ -90,5 +90,8 @@ class EstimateDrift(Step[DriftResult]):
     @classmethod
     def needs(cls, load: Load) -> Needs:
         """Needs of the estimator."""
-        client_bytes, scratch_bytes = DRIFT_METHOD.n_bytes(load) if load.settings.nblocks else (0, 0)
-        return Needs(cls.name, client_bytes=client_bytes, scratch_bytes=scratch_bytes)
+        if not load.settings.nblocks:
+            return Needs(cls.name)
+        client_bytes, scratch_bytes = DRIFT_METHOD.n_bytes(load)
+        work = len(load.tiling) * load.n_channels  # fingerprints are as long as the probe
+        return Needs(cls.name, client_bytes=client_bytes, scratch_bytes=scratch_bytes, work=work)

@@ -88,7 +88,8 @@ class Join(Step[SpikeColumns]):
     @classmethod
     def needs(cls, load: Load) -> Needs:
         """The columns, on disk."""
-        return Needs(cls.name, scratch_bytes=(4 * load.n_features + SORTED_BYTES) * load.n_spikes)
+        scratch_bytes = (4 * load.n_features + SORTED_BYTES) * load.n_spikes
+        return Needs(cls.name, scratch_bytes=scratch_bytes, work=load.n_spikes)
 
 
 def _spans(units: Units, first: NDArray[np.int64]) -> Iterator[dict[str, NDArray[Any]]]:

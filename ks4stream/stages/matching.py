@@ -23,12 +23,13 @@ from ks4stream.kernels.borders import Reported, settle
 from ks4stream.kernels.matching import TileSpikes
 from ks4stream.messages import warn
 from ks4stream.probe import Probe
+from ks4stream.settings import AUTO
 from ks4stream.stages.base import Block, Run
 from ks4stream.stages.detection import rows_of_region
 from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.pursuit import Pursuit
-from ks4stream.stages.thresholds import Thresholds
+from ks4stream.stages.thresholds import Thresholds, chosen_batches
 
 logger = logging.getLogger("ks4stream")
 
@@ -46,6 +47,7 @@ class Edge(NamedTuple):
     spikes: Reported
 
 
+KNOWN_SHARE = 0.3  # of the time of a tile that is matched, for one by which thresholds were set: its spikes are known
 N_SPANS = 1000  # of the time course of the energy, at most
 
 
@@ -262,13 +264,16 @@ class Match(Pursuit[Matched, Spikes]):
 
     @classmethod
     def needs(cls, load: Load) -> Needs:
-        """Scores besides the tile, and the rows of a block."""
+        """Scores besides the tile, and the rows of a block. Tiles by which thresholds were set are known already."""
+        n_tiles, is_auto = len(load.tiling), load.settings.Th_learned == AUTO
+        n_known = len(chosen_batches(load.tiling)) if is_auto else 0
         return load.on_tiles(
             cls.name,
             cls.bytes_beside_tile(load),
             rows=load.block_bytes(),
             scratch_bytes=load.row_bytes * load.n_spikes,
-            n_tiles_read=len(load.tiling),
+            n_tiles_read=n_tiles,
+            work=cls.pursuit_work(load, n_tiles - (1 - KNOWN_SHARE) * n_known),
             writes_blocks=True,
         )
 

@@ -8,7 +8,7 @@ w samples of a waveform, p universal waveforms, t samples of a tile, u templates
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from ks4stream import geometry
@@ -38,7 +38,7 @@ RECORD_BYTES = 4096  # per record of a task, besides what grows with the number 
 
 @dataclass(frozen=True)
 class Needs:
-    """Memory and disk that a stage needs.
+    """Memory and disk that a stage needs, and how much there is to compute.
 
     Attributes
     ----------
@@ -62,6 +62,9 @@ class Needs:
         ``batch_size``.
     writes_blocks : bool
         Whether a task keeps the rows of a block in memory, of which smaller blocks have fewer.
+    work : float
+        Amount of work in one pass, to which the stage's time is proportional; in a unit of its own. 0 if it takes no
+        time worth mentioning.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Needs:
     n_tiles_read: int = 0
     remedies: tuple[str, ...] = ()
     writes_blocks: bool = False
+    work: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,10 @@ class Load:
         Assumed rate of spikes.
     block_batches : int or None
         Batches per task; None for the default of :func:`~ks4stream.blocks.tiles_per_task`.
+    templates_per_channel : float
+        Assumed number of learned templates.
+    rows_per_spike : float or None
+        Peaks per spike that counts; None for an upper bound.
     """
 
     recording: Recording
@@ -98,6 +106,8 @@ class Load:
     device: str
     spikes_per_channel_hz: float
     block_batches: int | None = None
+    templates_per_channel: float = TEMPLATES_PER_CHANNEL
+    rows_per_spike: float | None = None
     probe: Probe = field(init=False)
 
     def __post_init__(self) -> None:
@@ -155,7 +165,7 @@ class Load:
     @property
     def n_templates(self) -> int:
         """Expected number of learned templates (u)."""
-        return round(TEMPLATES_PER_CHANNEL * self.n_channels)
+        return round(self.templates_per_channel * self.n_channels)
 
     @property
     def largest_region(self) -> int:
@@ -175,11 +185,29 @@ class Load:
     @property
     def peaks_per_spike(self) -> float:
         """Peaks above the lowest threshold, per spike that counts."""
+        if self.rows_per_spike is not None:
+            return self.rows_per_spike
         return ROWS_PER_SPIKE if self.settings.Th_universal == AUTO else 1.0
 
     def spikes_in(self, seconds: float) -> float:
         """Expected number of spikes in a span of time."""
         return self.spikes_per_channel_hz * self.n_channels * seconds
+
+    @property
+    def n_peaks(self) -> float:
+        """Expected number of peaks."""
+        return self.peaks_per_spike * self.n_spikes
+
+    def as_found(self, **found: float) -> Load:
+        """The same load with other assumptions; what follows from the probe is not computed again."""
+        load = replace(self, **found)  # type: ignore[arg-type]
+        of_probe = ("centres", "regions", "region_features")
+        load.__dict__.update({name: value for name, value in self.__dict__.items() if name in of_probe})
+        return load
+
+    def samples_in(self, n_tiles: float) -> float:
+        """Samples per channel of so many tiles, without their halos."""
+        return n_tiles * self.tiling.size
 
     def tiles_per_task(self, n_tiles: int | None = None) -> int:
         """Number of tiles per task for `n_tiles` tiles, or for all."""

@@ -86,6 +86,11 @@ class Pursuit(Stage[Block, Part, Result]):
         return geometry.padded(geometry.channel_neighbours(self.tiles.probe, count, dead=dead), fill=-1)
 
     @staticmethod
+    def pursuit_work(load: Load, n_tiles: float) -> float:
+        """Work of matching so many tiles: their traces, and the scores of all templates."""
+        return load.samples_in(n_tiles) * (load.n_channels + load.n_templates)
+
+    @staticmethod
     def bytes_beside_tile(load: Load, size: int | None = None) -> int:
         """Bytes of the scores of all templates at all samples, and of what computes them."""
         c, u, q, w = load.n_channels, load.n_templates, load.settings.n_pcs, load.settings.nt

@@ -27,6 +27,7 @@ from ks4stream.stages.clustering import (
     Circumstances,
     ClusterMethod,
     cluster_means,
+    clustering_work,
     on_all_channels,
     scattered_rows,
     score_variances,
@@ -163,6 +164,7 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
             cls.name,
             max(choosing, CLUSTER_METHOD.n_bytes(load, n)) + load.row_bytes * n,
             remedies=("lower max_cluster_subset or cluster_downsampling (a smaller sample)",),
+            work=clustering_work(load, min(load.n_peaks, len(load.regions) * CLUSTER_METHOD(load.settings).max_peaks)),
         )
 
 

@@ -124,6 +124,7 @@ class SetThresholds(Pursuit[MatchedTiles, Thresholds]):
             cls.bytes_beside_tile(load),
             n_tiles=n_tiles,
             n_tiles_read=n_tiles,
+            work=cls.pursuit_work(load, n_tiles),
             scratch_bytes=round(MATCHED_BYTES * n_spikes),
         )
 

@@ -33,6 +33,7 @@ from ks4stream.stages.clustering import (
     Circumstances,
     ClusterMethod,
     cluster_means,
+    clustering_work,
     on_all_channels,
     scattered_rows,
 )
@@ -69,6 +70,7 @@ HUGE, FAR_GHOST = 50.0, 0.5
 """Units with a norm of more than 50 standard deviations have ghosts of less than half of it at any distance: the
 common reference has a part of their spikes."""
 CLUSTERS_PER_REGION = 50  # assumed by the plan
+SPIKES_PER_CLUSTER = 2500  # that take as long to merge as a cluster takes by itself
 HELD_CLUSTERS = 256  # whose examples are in memory, 130 kB each with ten channels and six components
 LAGS_BESIDE = 2  # samples by which the lag of two templates may be wrong where both were recorded
 MIN_COMMON_CHANNELS = 3  # of two clusters that may be one unit, unless one of them has fewer channels
@@ -169,6 +171,7 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
             min(4 * load.n_features * n, HELD_BYTES) + CLUSTER_METHOD.n_bytes(load, n),
             scratch_bytes=CLUSTERED_SPIKE_BYTES * load.n_spikes + load.row_bytes * n_examples,
             remedies=("lower max_cluster_subset (fewer landmarks)", "sort a part with tmin and tmax"),
+            work=clustering_work(load, load.n_spikes),
         )
 
 
@@ -434,7 +437,8 @@ class Merge(Step[Units]):
     def needs(cls, load: Load) -> Needs:
         """A flag for each spike, in memory or on disk, and examples of some clusters."""
         examples = HELD_CLUSTERS * EXAMPLES * load.row_bytes
-        return Needs(cls.name, client_bytes=min(load.n_spikes, HELD_BYTES) + examples)
+        work = load.n_templates + load.n_spikes / SPIKES_PER_CLUSTER
+        return Needs(cls.name, client_bytes=min(load.n_spikes, HELD_BYTES) + examples, work=work)
 
 
 def _without_duplicates(

@@ -182,6 +182,7 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
             scratch_bytes=4 * in_all,
             passes=load.detections,
             n_tiles_read=n_tiles,
+            work=load.samples_in(n_tiles) * load.n_channels,
         )
 
     @staticmethod

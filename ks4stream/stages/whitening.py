@@ -167,6 +167,7 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
             0,
             n_tiles=n_tiles,
             n_tiles_read=n_tiles,
+            work=load.samples_in(n_tiles) * load.n_channels,
             client_bytes=min(covariances, HELD_BYTES),
             scratch_bytes=covariances if covariances > HELD_BYTES else 0,
         )

@@ -104,6 +104,7 @@ class Widen(Pursuit[BlockSums, Templates]):
             cls.bytes_beside_tile(load) + sums,
             n_tiles=n_tiles,
             n_tiles_read=n_tiles,
+            work=cls.pursuit_work(load, n_tiles),
             scratch_bytes=records,
             client_bytes=records,
         )
