@@ -734,6 +734,14 @@ _ONLY_SORTING = {
     section="Results and machine",
     help="Expected spikes per second and channel. [default: 10]",
 )
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    cls=_Option,
+    section="Results and machine",
+    help="Sort a few batches now, in seconds, to tell how long a sort takes on this machine. [default: tell it by the "
+    "last sorts on this machine]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, with all sizes in bytes.")
 @_debug_option
 @click.pass_context
@@ -750,12 +758,11 @@ def plan_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Estimate the memory and disk space that a sort needs, without reading the recording.
+    """Estimate the memory, disk space and time that a sort needs, without reading the recording.
 
     Takes the files and options of ks4stream sort. If something does not fit, says so and exits with status 1.
     """
     recording, settings = _asked_for(ctx, files, options, assignments, probe, dtype, bad_channels, shanks)
-    from ks4stream.deploy import SPIKES_PER_CHANNEL_HZ
     from ks4stream.io.places import place
     from ks4stream.io.recordings import default_results_dir
     from ks4stream.planning import plan
@@ -770,7 +777,8 @@ def plan_command(
         gpu_memory_bytes=gpu_gb and gpu_gb * 1e9,
         block_batches=options["block_batches"],
         device=options["device"],
-        spikes_per_channel_hz=options["spikes_per_channel"] or SPIKES_PER_CHANNEL_HZ,
+        spikes_per_channel_hz=options["spikes_per_channel"],
+        calibrate=options["calibrate"],
     )
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=1))

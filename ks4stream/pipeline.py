@@ -34,7 +34,13 @@ logger = logging.getLogger("ks4stream")
 FEW_SPIKES = 1000
 
 
-def find_units(run: Run, tiles: Preprocessor, settings: Settings, drift: Drift | None = None) -> Sorting:
+def find_units(
+    run: Run,
+    tiles: Preprocessor,
+    settings: Settings,
+    drift: Drift | None = None,
+    known_waveforms: Waveforms | None = None,
+) -> Sorting:
     """Sort a recording that was prepared.
 
     Parameters
@@ -45,6 +51,8 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings, drift: Drift |
     settings : Settings
     drift : Drift, optional
         Used in place of an estimate.
+    known_waveforms : Waveforms, optional
+        Used in place of those that would be learned.
 
     Returns
     -------
@@ -58,13 +66,13 @@ def find_units(run: Run, tiles: Preprocessor, settings: Settings, drift: Drift |
     centres, regions = layout(tiles, settings)
     if drift is not None and np.any(drift.shift_um):
         tiles = tiles.with_drift(drift, settings)
-    waveforms, peaks = find_peaks(run, tiles, settings, centres, regions)
+    waveforms, peaks = find_peaks(run, tiles, settings, centres, regions, known_waveforms)
     plotted = None
     if drift is None and settings.nblocks != 0:
         drift, plotted = run.do(EstimateDrift(settings, tiles, peaks))
         if np.any(drift.shift_um):
             tiles = tiles.with_drift(drift, settings)
-            waveforms, peaks = find_peaks(run, tiles, settings, centres, regions)
+            waveforms, peaks = find_peaks(run, tiles, settings, centres, regions, known_waveforms)
 
     # Learn the templates of the neurons from these peaks, find all their spikes, and sort them into units.
     templates, spikes = find_spikes(run, tiles, settings, waveforms, peaks, centres, regions)
@@ -137,10 +145,15 @@ def layout(tiles: Preprocessor, settings: Settings) -> tuple[Centres, Regions]:
 
 
 def find_peaks(
-    run: Run, tiles: Preprocessor, settings: Settings, centres: Centres, regions: Regions
+    run: Run,
+    tiles: Preprocessor,
+    settings: Settings,
+    centres: Centres,
+    regions: Regions,
+    known_waveforms: Waveforms | None = None,
 ) -> tuple[Waveforms, Peaks]:
     """Learn what spikes look like on one channel, and detect everything on the probe that looks like it."""
-    waveforms = run.do(LearnWaveforms(settings, tiles))
+    waveforms = known_waveforms or run.do(LearnWaveforms(settings, tiles))
     return waveforms, run.do(Detect(settings, tiles, waveforms, centres, regions))
 
 

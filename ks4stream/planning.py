@@ -1,9 +1,9 @@
-"""What a sort will need, estimated before it begins from metadata alone: no sample is read.
+"""What a sort will need, estimated before it begins from metadata alone: no sample is read, unless it calibrates.
 
 The number of spikes is not known in advance; it, and everything that follows from it, is an assumption that the plan
 states. All else follows from recording, probe and settings. Each stage states its own `needs`, beside the code that
 they describe; a plan is their sum, with advice on what to change if something does not fit. The tests compare it with
-what processes actually use.
+what processes actually use. How long it takes is told if this machine's speed is known (:mod:`ks4stream.timing`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ks4stream import deploy
+from ks4stream import deploy, rates, timing
 from ks4stream.deploy import PYTHON_BYTES, SPIKES_PER_CHANNEL_HZ, needs_of
 from ks4stream.engine import Loop, gpus
 from ks4stream.errors import MachineError, MachineWarning
@@ -31,10 +31,17 @@ from ks4stream.stages.matching import Match
 from ks4stream.stages.needs import CUDA_BYTES, Load, Needs
 from ks4stream.stages.preprocessing import tiling_of
 from ks4stream.stages.waveforms import LearnWaveforms
+from ks4stream.timing import Measured, Timing
 
 CLIENT_BYTES = 600 << 20  # the calling process, with Zarr, xarray and Matplotlib and what plots take
 RESULT_COPIES = 2  # of the features among the results: Phy's and those of sorting.zarr
 RESULT_BYTES = 116  # per spike in the results, apart from features, and of what the page is made of
+START_S = 5.0  # that worker processes take to start, if it was not measured
+
+
+UNKNOWN_TIME = (
+    "not known, as no sort like this one has ended on this machine; --calibrate (in Python, calibrate=True) measures it"
+)
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,10 @@ class Plan:
         None if unknown.
     shortfalls : tuple of Shortfall
         What does not fit.
+    is_counted : bool
+        Whether the spike rate was counted in an excerpt, not assumed.
+    time : Timing or None
+        How long it will take; None if the speed of this machine is not known.
     """
 
     recording: str
@@ -129,6 +140,8 @@ class Plan:
     gpu_memory_bytes: int | None
     disk_bytes: int | None
     shortfalls: tuple[Shortfall, ...] = ()
+    is_counted: bool = False
+    time: Timing | None = None
 
     @property
     def fits(self) -> bool:
@@ -181,7 +194,7 @@ class Plan:
             ),
             ("probe", f"{self.n_centres} template centres, {self.n_regions} regions"),
             (
-                "assumed",
+                "counted" if self.is_counted else "assumed",
                 f"{self.spikes_per_channel_hz:g} spikes/s per channel: {self.n_spikes:.3g} spikes; "
                 f"{self.n_templates} templates",
             ),
@@ -195,6 +208,7 @@ class Plan:
             *([("memory: GPU", f"{format_bytes(gpu)} at most{each}{available['gpu']}")] if gpu else []),
             ("disk: run/", f"{format_bytes(self.scratch_bytes)}; may be deleted afterwards{available['disk']}"),
             ("disk: results", format_bytes(self.results_bytes)),
+            *(self.time.rows() if self.time else [("time", UNKNOWN_TIME)]),
         ]
 
     def __str__(self) -> str:
@@ -226,10 +240,11 @@ def plan(
     worker_memory_bytes: float | None = None,
     gpu_memory_bytes: float | None = None,
     workers_per_gpu: int | None = None,
-    spikes_per_channel_hz: float = SPIKES_PER_CHANNEL_HZ,
+    spikes_per_channel_hz: float | None = None,
+    calibrate: bool = False,
     **of_resources: Any,
 ) -> Plan:
-    """Estimate what a sort will need, and what does not fit; only metadata are read.
+    """Estimate what a sort will need, how long it takes, and what does not fit; only metadata are read.
 
     Parameters
     ----------
@@ -251,8 +266,13 @@ def plan(
         Memory of one GPU; by default the least that is free on any of the client's or this machine's.
     workers_per_gpu : int, optional
         Number of workers that share it; by default that of the client's, or that of `n_workers` on this machine's GPUs.
-    spikes_per_channel_hz : float
-        Expected spike rate. Memory of the final clustering and disk space follow from it.
+    spikes_per_channel_hz : float, optional
+        Expected spike rate, by default 10. Memory of the final clustering and disk space follow from it. The time
+        follows from that of earlier sorts, unless it is given.
+    calibrate : bool
+        Sort a few batches of the recording in this thread, which takes seconds, with hundreds of channels a minute:
+        their speed and their spikes are used in the plan. Otherwise the time follows from the last sorts on this
+        machine of about as many channels; if there are none, it is not known.
     **of_resources
         Any field of :class:`~ks4stream.Resources`: ``plan(recording, workers=4)``.
 
@@ -263,7 +283,7 @@ def plan(
     Raises
     ------
     RecordingError, ProbeError, SettingsError
-        If there is nothing to sort, or an argument is not valid.
+        If there is nothing to sort, an argument is not valid, or there are no spikes in the batches that are sorted.
     LostWorkerError, WorkerError
         If a client was given whose scheduler or workers do not answer.
     """
@@ -285,17 +305,65 @@ def plan(
             workers_per_gpu = workers_per_gpu or (gpu.n_workers if gpu else 1)
     memory_bytes = int(Loop().worker_memory_bytes)
     n_workers = n_workers or resources.workers or deploy.fitting_workers(recording, settings, resources, device)
-    load = Load(recording, settings, tiling, device, spikes_per_channel_hz, resources.block_batches)
+    excerpt = _calibrated(recording, settings, device) if calibrate else None
+    counted_hz = excerpt[0].spikes_per_channel_hz if excerpt else SPIKES_PER_CHANNEL_HZ
+    load = Load(recording, settings, tiling, device, spikes_per_channel_hz or counted_hz, resources.block_batches)
+    workers_per_gpu = workers_per_gpu or timing.sharing(device, n_workers)
     found = _plan(
         load,
         n_workers,
         memory_bytes=memory_bytes,
         worker_memory_bytes=_known(worker_memory_bytes or memory_bytes / n_workers),
         gpu_memory_bytes=_known(gpu_memory_bytes or gpus.free_here(device)),
-        workers_per_gpu=workers_per_gpu or -(-n_workers // (len(gpus.visible(device)) or n_workers)),
+        workers_per_gpu=workers_per_gpu,
         disk_bytes=None if results_dir is None else _free_bytes(place(results_dir)),
     )
-    return replace(found, shortfalls=tuple(_Advice(load, found).shortfalls()))
+    return replace(
+        found,
+        shortfalls=tuple(_Advice(load, found).shortfalls()),
+        is_counted=excerpt is not None and spikes_per_channel_hz is None,
+        time=timing.expected(
+            load,
+            [excerpt[0]] if excerpt else _alike(load, is_here=is_here),
+            n_workers=n_workers,
+            workers_per_gpu=workers_per_gpu,
+            results=results_dir is not None,
+            keep_rate=spikes_per_channel_hz is not None,
+            excerpt=excerpt[1] if excerpt else "",
+        ),
+    )
+
+
+def _alike(load: Load, *, is_here: bool) -> list[Measured]:
+    """Earlier sorts like this one; none, if the workers of a client compute, which may be on other machines."""
+    return timing.alike(rates.known(), load.recording, load.n_channels, load.device) if is_here else []
+
+
+def expected_seconds(
+    recording: Recording, settings: Settings | None = None, *, resources: Resources | None = None, **of_plan: Any
+) -> dict[str, float]:
+    """Expected wall time in s of each stage of a sort, in their order; empty if the speed of this machine is not known.
+
+    Parameters
+    ----------
+    recording, settings, resources
+        As in :func:`plan`.
+    **of_plan
+        Other arguments of :func:`plan`; with `results_dir`, "results" is among the stages.
+    """
+    time = plan(recording, settings, resources=resources, **of_plan).time
+    return dict(time.seconds) if time else {}
+
+
+def _calibrated(recording: Recording, settings: Settings, device: str) -> tuple[Measured, str]:
+    """What sorting an excerpt measured, and what it was."""
+    from ks4stream.calibration import calibrate  # which sorts, and a sort makes a plan
+
+    found = calibrate(recording, settings, device=device)
+    processes = deploy.worth_processes(recording, settings, deploy.PROCESSES_FROM_CHANNEL_S)
+    start_s = found.measured.start_s + START_S * processes
+    basis = f"an excerpt of {found.n_batches} batches, sorted in {timing.about(found.took_s)}"
+    return replace(found.measured, start_s=start_s), basis
 
 
 def _plan(load: Load, n_workers: int, **available: Any) -> Plan:

@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -18,7 +19,7 @@ import scipy
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ks4stream import geometry, report
+from ks4stream import geometry, rates, report
 from ks4stream.blanks import given_spans
 from ks4stream.deploy import client_for, engine_for
 from ks4stream.engine import Engine, Progress, gpus, no_progress, one_thread
@@ -38,7 +39,9 @@ from ks4stream.resources import Resources
 from ks4stream.results import Drift, Provenance, Sorting
 from ks4stream.run import Run
 from ks4stream.settings import Settings
+from ks4stream.stages.needs import Load
 from ks4stream.stages.preprocessing import Preprocessor, dead_channels, tiling_of
+from ks4stream.timing import measured
 
 if TYPE_CHECKING:
     import xarray
@@ -124,6 +127,7 @@ def sort(
     ResultsError
         At any time, if the disk is full or a write is refused; finished tasks are kept.
     """
+    began = time.perf_counter()
     settings = settings or Settings()
     resources = Resources.given(resources, of_resources)
     client = client_for(resources)
@@ -157,6 +161,7 @@ def sort(
         check_plan(recording, settings, resources, device, run.engine, results_dir)
         sorting = run.retry_damaged(partial(find_units, run, tiles, settings, found))
         sorting = replace(sorting, warnings=tuple(warned), provenance=provenance, flat_files=flat_files)
+        found_at = time.perf_counter()
         if results_dir is not None:
             progress("results", 0, 1)
             report.finish(
@@ -171,6 +176,12 @@ def sort(
             sorting = replace(sorting, warnings=tuple(warned))  # now also with where somebody's results were moved to
             run.store.tidy(keep=keep_run)
             progress("results", 1, 1)
+        if client in (None, "loop"):  # otherwise workers may be those of other machines
+            writes = results_dir is not None and save_features and not save_preprocessed_copy  # what is usual
+            results_s = time.perf_counter() - found_at if writes else None
+            load = Load(given, settings, tiles.tiling, device, 0.0, resources.block_batches)
+            if one := measured(load, run, sorting, found_s=found_at - began, results_s=results_s):
+                rates.keep(one)
         if caches := ending(recording, given):
             run.engine.run_on_workers(partial(forget, caches))
     return sorting

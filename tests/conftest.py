@@ -99,6 +99,14 @@ def object_store(_s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     _s3.proxy.share, _s3.proxy.heeds_conditions = 0.0, True
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_real_rates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """How fast tests sort is not kept among what real sorts on this machine measured."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KS4STREAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _stores_are_opened_again() -> Iterator[None]:
     """No test is handed a connection that another opened, perhaps with less patience."""

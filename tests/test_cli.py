@@ -501,6 +501,13 @@ def test_a_plan_is_a_table_and_reads_nothing(tetrode_file: Path, monkeypatch: py
         assert text in done.output
 
 
+def test_a_plan_tells_no_time_from_batches_of_noise(tetrode_file: Path) -> None:
+    given = ("plan", tetrode_file, "--n-chan", 4, "--probe", "tetrode")
+    assert "not known" in run(*given).stdout and "--calibrate" in run(*given).stdout
+    done = run(*given, "--calibrate")
+    assert done.exit_code == 1 and "No spikes were found in 1 batches of" in done.stderr.replace("\n", " ")
+
+
 def test_a_plan_as_json_ends_with_1_where_something_does_not_fit(tetrode_file: Path) -> None:
     given = ("plan", tetrode_file, "--n-chan", 4, "--probe", "tetrode", "--json", "--workers", 3)
     good, bad = run(*given), run(*given, "--worker-memory", "0.001")
