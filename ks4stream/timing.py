@@ -29,6 +29,7 @@ THREAD_OF_CORE = 0.3  # what a processor adds that shares a core with another
 PER_GPU = 1.5  # times as much as one worker, several that share a GPU do on tiles: it is busy most of the time
 SIMILAR = 1.25  # ratio of numbers of channels up to which rates are taken together
 N_SORTS = 5  # from which a plan is made, at most: the latest
+SHORT = 1 / 30  # of the time of the longest, below which a sort does not count: trials must not push out real ones
 SPREAD, SPREAD_OF_LONGER = 0.2, 0.04
 """Standard deviation of the logarithm of the time, beside what the sorts differ by: of another recording, and for each
 factor of e by which it takes longer than what was measured."""
@@ -229,7 +230,9 @@ def alike(sorts: Sequence[Measured], recording: Recording, n_channels: int, devi
     usable = [sort for sort in sorts if (sort.device, sort.is_remote) == (name, is_remote)]
     ratio = [abs(math.log(sort.n_channels / n_channels)) for sort in usable]
     limit = min(ratio, default=0.0) + math.log(SIMILAR)
-    return [sort for sort, far in zip(usable, ratio, strict=True) if far <= limit][-N_SORTS:]
+    near = [sort for sort, far in zip(usable, ratio, strict=True) if far <= limit]
+    longest_s = max((sort.busy_s for sort in near), default=0.0)
+    return [sort for sort in near if sort.busy_s >= SHORT * longest_s][-N_SORTS:]
 
 
 def expected(
@@ -265,7 +268,9 @@ def expected(
     if not sorts:
         return None
     known = [sort.moved for sort in sorts if sort.moved is not None]
-    moves = (statistics.fmean(known) if known else 0.5) * (load.detections - 1)
+    # Other recordings hardly tell whether this one moves; with few of them, it is about as likely as not.
+    certain = excerpt and known
+    moves = (statistics.fmean(known) if certain else (sum(known) + 1) / (len(known) + 2)) * (load.detections - 1)
 
     def seconds_by(some: Sequence[Measured], moves: float) -> dict[str, float]:
         """Seconds by stage, by some of the sorts; stages that they lack are left out."""
@@ -287,7 +292,7 @@ def expected(
     spreads = [
         SPREAD,
         SPREAD_OF_LONGER * math.log(max(busy_s / most_busy, 1.0)),
-        (UNSURE_OF_EXCERPT if excerpt and known else UNSURE) * math.log(moving_s / still_s),
+        (UNSURE_OF_EXCERPT if certain else UNSURE) * math.log(moving_s / still_s),
         *_scatter(sorts, [seconds_by([sort], moves) for sort in sorts], seconds),
     ]
     factor = math.exp(WITHIN * math.hypot(*spreads))

@@ -139,11 +139,13 @@ def expect(load: Load, *sorts: Measured, **changes: Any) -> timing.Timing:
 def test_the_same_recording_again_takes_as_long():
     load = load_of()
     once = made_up(load)
-    found = expect(load, once)
+    found = expect(load, once, excerpt="an excerpt")
     assert found.seconds == pytest.approx(
         {"start": 3.0} | {name: seconds for name, (seconds, _) in once.stages.items() if name != "results"}
     )
-    factor = math.exp(timing.WITHIN * math.hypot(timing.SPREAD, timing.UNSURE * math.log(_detected_again(found))))
+    factor = math.exp(
+        timing.WITHIN * math.hypot(timing.SPREAD, timing.UNSURE_OF_EXCERPT * math.log(_detected_again(found)))
+    )
     assert found.low_s == pytest.approx(found.total_s / factor)
     assert found.high_s == pytest.approx(found.total_s * factor)
 
@@ -155,9 +157,13 @@ def _detected_again(found: timing.Timing) -> float:
 
 def test_peaks_are_detected_twice_where_tissue_moved():
     load = load_of()
-    still, moving, unknown = (expect(load, made_up(load, moved=moved)).seconds for moved in (0, 1, None))
+    still, moving, unknown = (
+        expect(load, made_up(load, moved=moved), excerpt="an excerpt").seconds for moved in (0, 1, None)
+    )
     assert moving["detection"] == 2 * still["detection"] and unknown["detection"] == 1.5 * still["detection"]
     assert moving["matching"] == still["matching"]
+    others = [made_up(load, moved=moved) for moved in (1, 1, 0)]
+    assert expect(load, *others).seconds["detection"] == pytest.approx(1.6 * still["detection"])  # (2 + 1) / (3 + 2)
     without = load_of(settings=Settings(batch_size=BATCH, nblocks=0))
     assert expect(without, made_up(load, moved=1)).seconds["detection"] == still["detection"]
 
@@ -205,6 +211,9 @@ def test_the_sorts_that_count_are_those_of_about_as_many_channels_on_such_a_devi
     )
     assert timing.alike(sorts[1:2], recording_of(), 8, "cpu") == []
     assert len(timing.alike(sorts[:1] * 9, recording_of(), 8, "cpu")) == timing.N_SORTS
+    trials = [made_up(load, seconds_per_work=1e-8)] * 9
+    assert timing.alike([sorts[-1], *trials], recording_of(30), 30, "cpu") == [sorts[-1]]
+    assert timing.alike([made_up(load), *trials], recording_of(), 8, "cpu") == [made_up(load)]
 
 
 def test_what_was_recalled_does_not_count(tmp_path: Path, make_sorting: Any) -> None:
