@@ -100,10 +100,10 @@ def object_store(_s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_real_rates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """How fast tests sort is not kept among what real sorts on this machine measured."""
+def _no_rates() -> Iterator[None]:
+    """How fast tests sort is not kept among what real sorts on this machine measured, nor for other tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KS4STREAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("KS4STREAM_CACHE", "off")
         yield
 
 

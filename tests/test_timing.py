@@ -333,8 +333,10 @@ def test_a_plan_tells_time_once_a_sort_has_ended(cache: Path, small: Recording, 
     assert found.time is not None and set(found.time.seconds) == NAMES | {"start", "results"}
     assert all(seconds > 0 for seconds in found.time.seconds.values()) and not found.time.missing
     # It is the recording from which the rates are, so that they give its own times back.
-    for name in ("whitening", "detection", "first clustering", "thresholds", "matching", "final clustering"):
+    for name in ("whitening", "first clustering", "thresholds", "matching", "final clustering"):
         assert found.time.seconds[name] == pytest.approx(sorting.seconds[name], rel=0.05), name
+    per_pass_s, passes = sorting.seconds["detection"] / (1 + one.moved), 1 + (one.moved + 1) / 3
+    assert found.time.seconds["detection"] == pytest.approx(per_pass_s * passes, rel=0.05)
     assert found.time.low_s < found.time.total_s < found.time.high_s
     assert "by the last sort of 16 channels" in str(found)
     assert json.loads(json.dumps(found.to_dict()))["time"]["seconds"] == found.time.seconds
