@@ -263,7 +263,7 @@ def expected(
     Returns
     -------
     Timing or None
-        None if there are no sorts.
+        None if there are no sorts, or none timed a stage that is needed.
     """
     if not sorts:
         return None
@@ -285,6 +285,8 @@ def expected(
         return seconds
 
     seconds = seconds_by(sorts, moves)
+    if len(seconds) == 1:  # none of the stages was ever timed
+        return None
     needs = _needs(load, results=results)
     total_s = sum(seconds.values())
     busy_s, most_busy = (total_s - seconds[START]) * n_workers, max(sort.busy_s for sort in sorts)
@@ -317,8 +319,11 @@ def _scatter(sorts: Sequence[Measured], apart: Sequence[dict[str, float]], toget
     """Root mean square by which times expected from each sort differ from that of all, in logarithms; long ones count
     more."""
     weight = [sort.busy_s for sort in sorts]
+    names = [one.keys() - {START} for one in apart]
     differences = [
-        math.log(sum(one.values()) / sum(together[name] for name in one)) for one in apart if sum(one.values()) > 0
+        math.log(sum(one[name] for name in known) / sum(together[name] for name in known))
+        for one, known in zip(apart, names, strict=True)
+        if known
     ]
     if len(sorts) == 1 or len(differences) < len(sorts):
         return []

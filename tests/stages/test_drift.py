@@ -102,7 +102,7 @@ def test_another_estimator_plans_with_its_own_needs(monkeypatch: pytest.MonkeyPa
     usual = drift.EstimateDrift.needs(load)
     assert (usual.name, usual.scratch_bytes) == ("drift", 0) and usual.client_bytes > 1000
     monkeypatch.setattr(drift, "DRIFT_METHOD", Frugal)
-    assert drift.EstimateDrift.needs(load) == Needs("drift", client_bytes=5, scratch_bytes=7)
+    assert drift.EstimateDrift.needs(load) == Needs("drift", client_bytes=5, scratch_bytes=7, work=usual.work)
 
 
 def cut(peaks: dict[str, NDArray[np.generic]], folder: Path, tiles_per_block: int) -> list[Receipt]:
