@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from ks4stream import geometry, rates, report
 from ks4stream.blanks import given_spans
 from ks4stream.deploy import client_for, engine_for
-from ks4stream.engine import Engine, Progress, gpus, no_progress, one_thread
+from ks4stream.engine import Engine, Progress, gpus, no_progress, one_thread, tell
 from ks4stream.io.places import ObjectPath, Place, place
 from ks4stream.io.recording_cache import cached, ending, forget
 from ks4stream.io.run_store import RunStore, open_store
@@ -31,7 +31,7 @@ from ks4stream.messages import recorded
 from ks4stream.method import METHOD_VERSION
 from ks4stream.motion import given_drift
 from ks4stream.pipeline import find_units
-from ks4stream.planning import plan
+from ks4stream.planning import Plan, plan
 from ks4stream.quality import check_traces
 from ks4stream.recording import Recording
 from ks4stream.report.log import version_of
@@ -158,7 +158,8 @@ def sort(
         )
         if results_dir is not None:
             stack.enter_context(log.owned(run.store.check))
-        check_plan(recording, settings, resources, device, run.engine, results_dir)
+        expected = check_plan(recording, settings, resources, device, run.engine, results_dir).time
+        tell(progress, expected_s=dict(expected.seconds) if expected else {})
         sorting = run.retry_damaged(partial(find_units, run, tiles, settings, found))
         sorting = replace(sorting, warnings=tuple(warned), provenance=provenance, flat_files=flat_files)
         found_at = time.perf_counter()
@@ -258,10 +259,10 @@ def check_plan(
     device: str,
     engine: Engine,
     results_dir: Place | None,
-) -> None:
+) -> Plan:
     """Warn of what may not fit, or raise a MachineError if something certainly does not."""
     gpu = engine.gpu_memory
-    plan(
+    planned = plan(
         recording,
         settings,
         n_workers=engine.n_workers,
@@ -270,7 +271,9 @@ def check_plan(
         resources=replace(resources, client=None, device=device),
         gpu_memory_bytes=gpu.n_bytes if gpu else math.inf,
         workers_per_gpu=gpu.n_workers if gpu else 1,
-    ).check()
+    )
+    planned.check()
+    return planned
 
 
 def provenance_of(tiles: Preprocessor) -> Provenance:

@@ -323,6 +323,18 @@ def test_the_file_is_in_the_users_cache(
 # -- real sorts ----------------------------------------------------------------------------------------------------
 
 
+class Watching:
+    """A display that is told what is expected."""
+
+    def __init__(self) -> None:
+        self.expected_s: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+    def note(self, **facts: Any) -> None:
+        self.expected_s |= facts.get("expected_s", {})
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ks4stream.errors.FewSpikesWarning")
 def test_a_plan_tells_time_once_a_sort_has_ended(cache: Path, small: Recording, tmp_path: Path) -> None:
@@ -344,7 +356,9 @@ def test_a_plan_tells_time_once_a_sort_has_ended(cache: Path, small: Recording, 
     assert planning.expected_seconds(small, SHORT, n_workers=1, results_dir=tmp_path) == found.time.seconds
     text = (cache / "rates.json").read_text()
     assert small.name not in text and str(tmp_path) not in text
-    sort(small, SHORT, client="loop", results_dir=tmp_path / "results")  # everything is recalled
+    seen = Watching()
+    sort(small, SHORT, client="loop", results_dir=tmp_path / "results", progress=seen)  # everything is recalled
+    assert seen.expected_s["detection"] > 0, "whoever watches the next sort is told"
     assert rates.known() == [one]
 
 
