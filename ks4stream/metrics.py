@@ -23,6 +23,8 @@ class Metric:
         A limit that is in common use, by the Allen Institute and the International Brain Laboratory.
     help : str
         What it is, in one sentence.
+    undefined : str
+        What it means if it is not defined for a unit that has spikes, if that is beyond the limit.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Metric:
     better: str
     threshold: float | None
     help: str
+    undefined: str = ""
 
 
 METRICS = (
@@ -67,17 +70,18 @@ METRICS = (
     ),
     Metric(
         "sliding_rp_violation",
-        "Sliding RP",
+        "Sliding RP violation",
         "",
         3,
         "low",
         0.1,
         "Smallest contamination that can be excluded with 90 % confidence, whatever the refractory period; empty if "
         "none of up to 35 % can.",
+        "> 0.35",
     ),
     Metric(
         "presence_ratio",
-        "Presence",
+        "Presence ratio",
         "",
         2,
         "high",
@@ -86,7 +90,7 @@ METRICS = (
     ),
     Metric(
         "amplitude_cutoff",
-        "Missing",
+        "Amplitude cutoff",
         "",
         2,
         "low",

@@ -28,7 +28,7 @@ __all__ = ["UnitMetrics", "quality_metrics", "write_quality"]
 
 GROUPED = ("sample", "score", "y_um")  # columns of spikes that metrics are made of
 INTERVAL_S = 60.0  # of presence ratio and drift; SpikeInterface's default
-LIVE_SHARE = 0.5  # of an interval that counts for the presence ratio
+LIVE_SHARE = 0.5  # of what is usually sorted of an interval, if it counts for the presence ratio
 UNITS_AT_ONCE = 64  # whose waveforms are in memory
 
 
@@ -79,7 +79,8 @@ def quality_metrics(sorting: Sorting, by_unit: ByUnit | None = None) -> UnitMetr
     n_samples = int(np.diff(observed).sum())
     time: dict[str, Any] = {"sampling_rate_hz": rate, "n_samples": n_samples}
     edges = kernels.bin_edges(start, stop, int(INTERVAL_S * rate))
-    counted = covered(edges, observed) >= LIVE_SHARE * np.diff(edges)
+    usual = np.diff(edges) / sorting.tiling.step
+    counted = covered(edges, observed) >= LIVE_SHARE * usual
     peak, channel = _peaks(sorting)
     noise = noise_of(sorting)
     values = {metric.name: np.full(sorting.n_units, math.nan) for metric in METRICS}

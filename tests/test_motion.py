@@ -128,7 +128,12 @@ def test_the_shift_is_the_opposite_of_the_displacement(estimated: Any, drifting:
 def test_a_given_drift_takes_the_place_of_the_estimate(recording: Any, estimated: Any, tmp_path: Path) -> None:
     """The same drift gives the same result, whatever nblocks is; it is in the log."""
     given = ks4stream.sort(
-        recording, SETTINGS.replace(nblocks=0), client="loop", drift=estimated.drift, results_dir=tmp_path / "given"
+        recording,
+        SETTINGS.replace(nblocks=0),
+        client="loop",
+        drift=estimated.drift,
+        results_dir=tmp_path / "given",
+        save_plots=True,
     )
     assert given.peaks is None
     for spec in fields(given):
@@ -137,7 +142,8 @@ def test_a_given_drift_takes_the_place_of_the_estimate(recording: Any, estimated
     np.testing.assert_array_equal(given.drift.shift_um, estimated.drift.shift_um)
     log = (tmp_path / "given" / "kilosort4.log").read_text(encoding="utf-8")
     assert "drift = 'given as Drift'" in log and "The drift was given: shifts from" in log
-    assert (tmp_path / "given" / "drift_amount.png").exists()
+    plots = {path.name for path in (tmp_path / "given").glob("*.png")}
+    assert plots == {"drift_amount.png", "spike_positions.png", "diagnostics.png"}, "no peaks that were not needed"
 
 
 @pytest.mark.slow

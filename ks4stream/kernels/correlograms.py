@@ -65,8 +65,7 @@ def correlogram(
     Returns
     -------
     ndarray, shape (2·reach_ms + 1,), int64
-        Pairs with round((b − a) / 1 ms) = −reach_ms … reach_ms. The middle bin of an auto-correlogram is 0;
-        section 7 does not use it.
+        Pairs with round((b − a) / 1 ms) = −reach_ms … reach_ms. Section 7 does not use the middle bin.
 
     Examples
     --------
@@ -89,7 +88,7 @@ def correlogram(
     counts = _count_lags(a, b, first, last, reach)
     binned = np.bincount(bin_of, weights=counts, minlength=2 * reach_ms + 3).astype(np.int64)[1:-1]
     if times_b is None:
-        binned[reach_ms] = 0
+        binned[reach_ms] -= len(a)  # pairs of a spike with itself
     return binned
 
 

@@ -126,7 +126,8 @@ def sliding_rp_violation(sample: Samples, *, sampling_rate_hz: float, n_samples:
 def amplitude_cutoff(amplitude: NDArray[np.floating]) -> float:
     """Share of a unit's spikes that is missing below the smallest amplitudes, if their distribution is symmetric.
 
-    At most 0.5; NaN for fewer than 500 spikes (Hill et al. 2011, as in the Allen Institute's metrics).
+    At most 0.5; NaN for fewer than 500 spikes (Hill et al. 2011, as in the Allen Institute's metrics). As in
+    SpikeInterface 0.105, the smoothed histogram is rounded down, which makes it up to a third too small.
 
     Parameters
     ----------

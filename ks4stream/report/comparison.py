@@ -46,12 +46,8 @@ def compared(sorting: Sorting, other: Sorting, name: str) -> dict[str, Any]:
     share = min(1.0, MAX_SPIKES / max(sorting.n_spikes + other.n_spikes, 1))
     edges = np.linspace(start, stop, N_WINDOWS + 1)[:-1] if share < 1 else np.array([start], float)
     windows = [(int(edge), int(edge + share * (stop - start) / len(edges))) for edge in edges]
-    found = score(
-        *_spikes_in(sorting, windows),
-        *_spikes_in(other, windows),
-        sampling_rate_hz=sorting.sampling_rate_hz,
-        truth_ids=np.arange(sorting.n_units),
-    )
+    spikes, others = _spikes_in(sorting, windows), _spikes_in(other, windows)
+    found = score(*spikes, *others, sampling_rate_hz=sorting.sampling_rate_hz)
     same = found.is_matched
     return {
         "name": name,
@@ -63,7 +59,8 @@ def compared(sorting: Sorting, other: Sorting, name: str) -> dict[str, Any]:
             )
         ],
         "gained": found.truth_ids[~same].tolist(),
-        "lost": np.setdiff1d(np.arange(other.n_units), found.matched_unit[same]).tolist(),
+        "lost": np.setdiff1d(found.sorted_ids, found.matched_unit[same]).tolist(),
+        "not_compared": sorting.n_units + other.n_units - len(found.truth_ids) - len(found.sorted_ids),
     }
 
 

@@ -43,6 +43,10 @@ METHOD_PAPERS = (
 METRIC_PAPERS = (
     "Hill DN, Mehta SB, Kleinfeld D (2011). Quality metrics to accompany spike sorting of extracellular signals. "
     "Journal of Neuroscience 31, 8699–8705.",
+    "Buccino AP, Hurwitz CL, Garcia S, Magland J, Siegle JH, Hurwitz R, Hennig MH (2020). SpikeInterface, a unified "
+    "framework for spike sorting. eLife 9, e61834.",
+    "International Brain Laboratory (2022). Spike sorting pipeline for the International Brain Laboratory. figshare, "
+    "doi:10.6084/m9.figshare.19705522.",
     "Llobet V, Wyngaard A, Barbour B (2022). Automatic post-processing and merging of multiple spike-sorting analyses "
     "with Lussac. bioRxiv 2022.02.08.479192.",
 )
@@ -84,6 +88,7 @@ def content(sorting: Sorting, by_unit: ByUnit, metrics: UnitMetrics) -> dict[str
                 "digits": metric.digits,
                 "threshold": metric.threshold,
                 "better": metric.better or None,
+                "undefined": metric.undefined or None,
                 "help": metric.help,
             }
             for metric in METRICS
@@ -107,6 +112,7 @@ def _verdict(sorting: Sorting) -> dict[str, Any]:
     found, drift = sorting.diagnostics, sorting.drift
     blanked_s = float(np.diff(sorting.artifacts).sum()) / sorting.sampling_rate_hz
     duration_s = (sorting.tiling.stop - sorting.tiling.start) / sorting.sampling_rate_hz
+    observed_s = float(np.diff(observed_spans(sorting.tiling, sorting.artifacts)).sum()) / sorting.sampling_rate_hz
     error = None if drift is None or not drift.error_um.size else drift.error_um
     return {
         "good": int(sorting.good.sum()),
@@ -117,6 +123,7 @@ def _verdict(sorting: Sorting) -> dict[str, Any]:
         "drift_error_um": None if error is None else float(np.sqrt(np.mean(np.square(error)))),
         "blanked_share": blanked_s / duration_s if duration_s else 0.0,
         "blanked_s": blanked_s,
+        "observed_s": observed_s,
         "warnings": [{"text": text, "setting": _setting_in(text)} for text in sorting.warnings],
     }
 
@@ -142,11 +149,12 @@ def _drift(sorting: Sorting) -> dict[str, Any] | None:
 
 
 def _borders_s(sorting: Sorting) -> list[float]:
-    """Where the files of the recording were joined."""
+    """Where the files of the recording were joined, if they are flat files."""
     files = sorting.flat_files
     if isinstance(files, str):
         return []
     borders = np.cumsum([file.n_samples for file in files])[:-1]
+    borders = borders[(borders > sorting.tiling.start) & (borders < sorting.tiling.stop)]
     return (borders / sorting.sampling_rate_hz).tolist()
 
 
@@ -269,6 +277,8 @@ def _darkness(pixels: NDArray[np.float64]) -> NDArray[np.uint8] | None:
 
 def _units(sorting: Sorting, by_unit: ByUnit, metrics: UnitMetrics) -> dict[str, list[Any]]:
     channel = metrics.channel
+    near = _nearest(sorting.similarity)
+    most_similar = near[:, 0] if near.shape[1] else np.full(sorting.n_units, -1, np.int32)
     shank = np.zeros(sorting.n_units, np.int64)
     in_file = channel
     if sorting.probe is not None:
@@ -282,7 +292,9 @@ def _units(sorting: Sorting, by_unit: ByUnit, metrics: UnitMetrics) -> dict[str,
         "shank": shank.tolist(),
         "channel": in_file.tolist(),
         **{metric.name: _plain(metrics[metric.name]) for metric in METRICS},
-        "n_spikes": by_unit.count.tolist(),
+        "num_spikes": by_unit.count.tolist(),  # all digits
+        "similar": [other if other >= 0 else None for other in most_similar.tolist()],
+        "similarity": _plain(sorting.similarity[np.arange(sorting.n_units), most_similar], where=most_similar >= 0),
     }
 
 
@@ -294,7 +306,7 @@ def _details(sorting: Sorting, by_unit: ByUnit, metrics: UnitMetrics) -> dict[st
     norm = np.linalg.norm(sorting.unit_features.astype(np.float64), axis=(1, 2))
     acg = np.zeros((n_units, REACH_MS + 1), np.uint16)
     ccg = np.zeros((n_units, near.shape[1], 2 * REACH_MS + 1), np.uint16)
-    count = np.zeros((n_units, UNIT_TIME_BINS), np.uint16)
+    count = np.zeros((n_units, UNIT_TIME_BINS), np.uint32)
     amplitude, depth_um = np.full((2, n_units, len(QUANTILES), UNIT_TIME_BINS), np.nan, np.float32)
     for unit in range(n_units):
         sample = by_unit.of(unit, "sample")
@@ -308,7 +320,7 @@ def _details(sorting: Sorting, by_unit: ByUnit, metrics: UnitMetrics) -> dict[st
                 )
                 ccg[unit, place] = _small(pairs)
         bounds = np.searchsorted(sample, edges)
-        count[unit] = np.minimum(np.diff(bounds), np.iinfo(np.uint16).max)
+        count[unit] = np.diff(bounds)
         amplitude[unit] = metrics.peak[unit] / max(norm[unit], 1e-9) * _quantiles(by_unit.of(unit, "score"), bounds)
         depth_um[unit] = _quantiles(by_unit.of(unit, "y_um"), bounds)
     template, scale, channels = _templates(sorting)
@@ -325,6 +337,7 @@ def _details(sorting: Sorting, by_unit: ByUnit, metrics: UnitMetrics) -> dict[st
         "similarity": np.where(near >= 0, similarity, 0).astype(np.float32),
         "ccg": ccg,
         "edges_s": (edges / rate).tolist(),
+        "observed_s": _plain(covered(edges, observed_spans(sorting.tiling, sorting.artifacts)) / rate),
         "count": count,
         "amplitude": amplitude,
         "depth_um": depth_um,
@@ -428,7 +441,6 @@ def _run(sorting: Sorting) -> dict[str, Any]:
         "digest": from_run.recording_digest,
         "device": from_run.device,
         "seconds": dict(sorting.seconds),
-        "memory_bytes": None,
         "workers": sorting.n_workers or None,
         "resumed": {stage: list(tasks) for stage, tasks in sorting.recalled.items() if tasks[0]},
         "files": list(sorting.files),
@@ -465,8 +477,9 @@ def _methods(sorting: Sorting) -> str:
         "pursuit and clustered, and clusters were merged by the similarity of their templates and their correlograms. "
         + (f"Settings other than the defaults were {others}. " if others else "All settings were the defaults. ")
         + f"Of {sorting.n_units} units, {int(sorting.good.sum())} were labelled good: they had a refractory period, at "
-        "least 11 spikes in more than a tenth of the recording, and were not locked to artifacts or mains hum. Quality "
-        "metrics follow Hill et al. (2011) and Llobet et al. (2022)."
+        "least 11 spikes, not nearly all of them within a tenth of the recording, and were not locked to artifacts or "
+        "mains hum. Quality metrics are those of SpikeInterface (Buccino et al. 2020), after Hill et al. (2011), "
+        "Llobet et al. (2022) and the International Brain Laboratory (2022)."
     )
 
 
@@ -479,19 +492,20 @@ def _changed(settings: Settings) -> dict[str, Any]:
 # -- helpers -------------------------------------------------------------------------------------------
 
 
-def _plain(values: NDArray[Any]) -> list[float | None]:
-    """Numbers for JSON, with six digits; None for those that are not finite."""
-    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in np.asarray(values, float).tolist()]
+def _plain(values: NDArray[Any], *, where: NDArray[np.bool_] | None = None) -> list[float | None]:
+    """Numbers for JSON, with six digits; None for those that are not finite, and elsewhere."""
+    found = np.asarray(values, float) if where is None else np.where(where, values, np.nan)
+    return [float(f"{value:.6g}") if math.isfinite(value) else None for value in found.tolist()]
 
 
 def _text(value: Any) -> str:
     """A setting as a person would type it.
 
-    >>> [_text(value) for value in (True, 0.1, None, (1.0, 2.5), "auto")]
-    ['True', '0.1', 'none', '1, 2.5', 'auto']
+    >>> [_text(value) for value in (True, 0.1, None, (1.0, 2.5), 12345.678, "auto")]
+    ['True', '0.1', 'none', '1, 2.5', '12345.678', 'auto']
     """
     if isinstance(value, tuple | list):
         return ", ".join(map(_text, value))
     if value is None:
         return "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)

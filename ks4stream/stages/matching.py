@@ -49,6 +49,9 @@ class Edge(NamedTuple):
 
 KNOWN_SHARE = 0.3  # of the time of a tile that is matched, for one by which thresholds were set: its spikes are known
 N_SPANS = 1000  # of the time course of the energy, at most
+MIN_MOVED = (
+    1e-3  # smallest noise of a moved channel, in that of one that is not moved; channels without signal have none
+)
 
 
 class InTile(NamedTuple):
@@ -179,10 +182,15 @@ class Match(Pursuit[Matched, Spikes]):
         return InTile(rows, spans(without.cpu().numpy()) + tile.start, energy)
 
     def _energy(self, tile: Tile, without: Tensor, *traces: Tensor) -> NDArray[np.float32]:
-        """Mean square of traces (c, t) in the core of a tile, where spikes were looked for: (2, c)."""
+        """Mean square of traces (c, t) in the core of a tile, where spikes were looked for: (2, c).
+
+        Interpolation reduces the noise of traces that were moved; they are compared with others as if it did not.
+        """
         core = self.tiles.core(tile)
         n_samples = (~without).sum()
         norms = torch.stack([torch.linalg.vector_norm(each[:, core], dim=1) for each in traces])
+        if (moving := self.tiles.moving_matrix(tile)) is not None:
+            norms /= torch.linalg.vector_norm(moving, dim=1).clamp(min=MIN_MOVED)
         return np.asarray((norms.square() / n_samples).cpu().numpy(), np.float32)
 
     def _features(self, residual: Tensor, every: TileSpikes, spikes: TileSpikes) -> Tensor:

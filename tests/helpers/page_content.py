@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
-METRICS: list[dict[str, Any]] = [
-    dict(name="n_spikes", title="Spikes", unit="", digits=0, threshold=11.0, better="high", help="Number of spikes."),
-    dict(name="firing_rate", title="Firing rate", unit="Hz", digits=2, threshold=None, better=None,
-         help="Spikes per second of the time that was sorted."),
-    dict(name="amplitude_median", title="Amplitude", unit="µV", digits=0, threshold=None, better="high",
-         help="Median peak-to-peak amplitude on the channel where the unit is largest."),
-    dict(name="snr", title="Signal to noise", unit="", digits=1, threshold=None, better="high",
-         help="Amplitude of the mean waveform relative to the noise of its channel."),
-    dict(name="isi_violations_ratio", title="ISI violations", unit="", digits=3, threshold=0.5, better="low",
-         help="Intervals under 1.5 ms, relative to those expected if all violations came from another neuron."),
-    dict(name="rp_contamination", title="Contamination", unit="", digits=3, threshold=0.2, better="low",
-         help="Share of spikes that come from other neurons, estimated from spikes within the refractory period."),
-    dict(name="presence_ratio", title="Presence", unit="", digits=2, threshold=0.1, better="high",
-         help="Share of the recording in which the unit fires."),
-    dict(name="amplitude_cutoff", title="Missed spikes", unit="", digits=3, threshold=None, better="low",
-         help="Share of spikes that were too small to be found, estimated from the distribution of amplitudes."),
-    dict(name="drift_ptp", title="Drift range", unit="µm", digits=1, threshold=None, better="low",
-         help="How far the unit's position moved, after correction."),
-    dict(name="stability", title="Stability", unit="", digits=2, threshold=None, better=None,
-         help="Spikes in the second half of the recording, relative to the first."),
-]  # fmt: skip
+from ks4stream import metrics
+
+METRICS: list[dict[str, Any]] = [dataclasses.asdict(metric) for metric in metrics.METRICS]
 REASONS = ["few spikes", "not refractory", "locked to 50 Hz", "in less than a tenth of the recording"]
 LAGS, CCG_LAGS, WIDTH, CHANNELS = 50, 25, 61, 10
 
@@ -49,7 +32,7 @@ def page_content(
     moved_um = _moved(middle_s, duration_s)
     units = _units(n_units, probe, duration_s, rng)
     good = units["label"].count("good")
-    n_spikes = sum(units["n_spikes"])
+    n_spikes = sum(units["num_spikes"])
     time_s = np.arange(1, duration_s, 2.0, dtype=np.float32)
     centre_um = np.linspace(depth.min() + 300, depth.max() - 300, 5)
     displacement = _moved(time_s, duration_s)[:, None] * np.linspace(1.0, 0.7, 5) + rng.normal(0, 0.3, (len(time_s), 5))
@@ -119,7 +102,8 @@ def empty_page_content() -> dict[str, Any]:
         "y_um",
         "shank",
         "channel",
-        "n_spikes",
+        "similar",
+        "similarity",
         *(one["name"] for one in METRICS),
     ]
     return {
@@ -148,7 +132,7 @@ def empty_page_content() -> dict[str, Any]:
         "funnel": [], "left_out": [],
         "run": {
             "settings": [{"name": "nblocks", "value": 0, "default": "auto", "changed": True, "help": "segments"}],
-            "versions": {}, "digest": "", "device": "cpu", "seconds": {}, "memory_bytes": None, "workers": None,
+            "versions": {}, "digest": "", "device": "cpu", "seconds": {}, "workers": None,
             "resumed": {}, "files": [], "written": "2026-11-30 10:00 UTC", "methods": "", "citations": [],
         },
         "compare": None,
@@ -176,7 +160,7 @@ def _units(n: int, probe: dict[str, Any], duration_s: float, rng: np.random.Gene
         "y_um": (np.array(probe["y_um"])[channel] + rng.normal(0, 8, n)).round(1).tolist(),
         "shank": np.array(probe["shank"])[channel].tolist(),
         "channel": channel.tolist(),
-        "n_spikes": np.maximum(1, rate * duration_s).astype(int).tolist(),
+        "num_spikes": np.maximum(1, rate * duration_s).astype(int).tolist(),
         "firing_rate": rate.round(4).tolist(),
         "amplitude_median": np.exp(rng.normal(4.6, 0.5, n)).round(2).tolist(),
         "snr": np.exp(rng.normal(1.9, 0.5, n)).round(3).tolist(),
@@ -184,8 +168,12 @@ def _units(n: int, probe: dict[str, Any], duration_s: float, rng: np.random.Gene
         "rp_contamination": [None if rng.random() < 0.05 else round(float(one), 4) for one in contamination],
         "presence_ratio": np.minimum(1, rng.beta(9, 0.7, n)).round(3).tolist(),
         "amplitude_cutoff": [None if rng.random() < 0.2 else round(float(rng.beta(1, 12)), 4) for _ in range(n)],
+        "sliding_rp_violation": [None if rng.random() < 0.3 else round(float(one), 3) for one in contamination],
         "drift_ptp": rng.gamma(2, 4, n).round(2).tolist(),
-        "stability": np.exp(rng.normal(0, 0.25, n)).round(3).tolist(),
+        "drift_std": rng.gamma(2, 1, n).round(2).tolist(),
+        "stability": rng.beta(8, 2, n).round(3).tolist(),
+        "similar": np.roll(np.arange(n), 1).tolist() if n > 1 else [None] * n,
+        "similarity": rng.beta(4, 2, n).round(3).tolist() if n > 1 else [None] * n,
     }
     return columns
 
@@ -298,7 +286,7 @@ def _run() -> dict[str, Any]:
         "digest": "5f1c0c6f1dd3a1e2b7f0a5c3f9e0d7c41b2a", "device": "cuda (NVIDIA H200)",
         "seconds": {"whitening": 14.2, "waveforms": 22.8, "peaks": 211.4, "drift": 9.1, "templates": 184.0,
                     "thresholds": 31.5, "spikes": 402.7, "units": 96.3, "results": 18.8},
-        "memory_bytes": 6_420_000_000, "workers": 4, "resumed": {"peaks": [186, 186], "templates": [12, 96]},
+        "workers": 4, "resumed": {"peaks": [186, 186], "templates": [12, 96]},
         "files": ["/data/m042/m042_g0_t0.imec0.ap.bin", "/data/m042/m042_g1_t0.imec0.ap.bin"],
         "written": "2026-11-30 10:00 UTC",
         "methods": "Spikes were sorted with ks4stream 0.2.0 (method 12), an independent implementation of Kilosort4 "

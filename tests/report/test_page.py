@@ -351,6 +351,17 @@ def test_missing_parts_are_sentences(visit):
 
 
 @pytest.mark.slow
+def test_contamination_that_cannot_be_excluded_is_beyond_the_limit(visit, files):
+    page = visit("full").page
+    violations = json_of(files["full"].read_text("utf-8"), "content")["units"]["sliding_rp_violation"]
+    none = violations.index(None)
+    row = page.locator(f"tr[data-unit='{none}']")
+    assert row.locator("td.failed", has_text="> 0.35").count() == 1
+    beyond = [i for i, value in enumerate(violations) if value is None or value > 0.1]
+    assert page.get_by_text(f"at most 0.1; {len(beyond)} units beyond it").count()
+
+
+@pytest.mark.slow
 def test_tissue_that_did_not_move_was_not_corrected(visit):
     still = visit("still").page
     assert still.get_by_text("No motion of the tissue was found").is_visible()
@@ -361,7 +372,7 @@ def test_tissue_that_did_not_move_was_not_corrected(visit):
 @pytest.mark.slow
 def test_the_table_is_sorted_by_mouse_and_keyboard(visit):
     seen = visit("full")
-    header = seen.page.locator("table.units thead th", has_text="Spikes").first
+    header = seen.page.locator("table.units thead th", has_text="Spikes")
     header.get_by_role("button").click()
     place = seen.page.locator("table.units thead th").all_inner_texts().index(header.inner_text()) + 1
     numbers = [int(text.split()[0].replace(",", "")) for text in seen.column(place)]
@@ -376,10 +387,9 @@ def test_the_table_is_sorted_by_mouse_and_keyboard(visit):
 @pytest.mark.slow
 def test_values_that_are_not_defined_come_last_in_both_directions(visit):
     seen = visit("full")
-    button = seen.page.locator("table.units thead th", has_text="Missed").get_by_role("button")
-    place = [name.startswith("Missed") for name in seen.page.locator("table.units thead th").all_inner_texts()].index(
-        True
-    )
+    button = seen.page.locator("table.units thead th", has_text="Amplitude cutoff").get_by_role("button")
+    names = [" ".join(name.split()) for name in seen.page.locator("table.units thead th").all_inner_texts()]
+    place = names.index("Amplitude cutoff")
     for _ in range(2):
         button.click()
         is_known = [text.strip() != "–" for text in seen.column(place + 1)]
@@ -404,6 +414,8 @@ def test_the_table_is_filtered_by_words_conditions_and_label(visit, files):
     assert shown("missing < 3") == list(rows)
     assert "no column missing" in seen.page.locator("#shown").inner_text()
     assert shown("amplitude_cutoff >= 0") == [i for i in rows if units["amplitude_cutoff"][i] is not None]
+    violations = units["sliding_rp_violation"]
+    assert shown("sliding_rp_violation > 0.3") == [i for i in rows if violations[i] is None or violations[i] > 0.3]
 
 
 @pytest.mark.slow

@@ -55,9 +55,12 @@ def test_its_size_does_not_grow_with_the_recording(make_sorting):
     short = content_of(make_sorting(diagnostics=diagnostics()))
     sample = np.sort(np.random.default_rng(0).integers(0, 30_000 * 7200, 20_000))
     tall = make_sorting(n_spikes=20_000, sample=sample, n_samples=30_000 * 7200, diagnostics=diagnostics())
-    long = content_of(dataclasses.replace(tall, drift=None))
+    drift = dataclasses.replace(tall.drift, error_um=np.ones_like(tall.drift.shift_um))
+    long = content_of(dataclasses.replace(tall, drift=drift))
     sizes = [len(as_json({**each, "drift": None})) for each in (short, long)]
     assert sizes[1] < 1.5 * sizes[0], "numbers have more digits, but there are not more of them"
+    n_points = {len(long["drift"][name]) for name in ("time_s", "displacement_um", "error_um")}
+    assert n_points == {1200} and len(tall.drift.shift_um) == 3600, "every third batch"
 
 
 def test_time_strip_and_raster_have_every_spike(make_sorting):
@@ -104,7 +107,7 @@ def test_details_of_a_unit(make_sorting):
     np.testing.assert_allclose(details["similarity"][0], [0.8, 0.3, 0])
     trains = [sorting.sample[sorting.kept & (sorting.unit == unit)] for unit in range(4)]
     acg = correlogram(trains[0], sampling_rate_hz=30_000.0, reach_ms=50)
-    assert details["acg"][0].tolist() == acg[50:].tolist()
+    assert details["acg"][0].tolist() == acg[50:].tolist() and acg.sum()
     ccg = correlogram(trains[0], trains[3], sampling_rate_hz=30_000.0, reach_ms=50)
     assert details["ccg"][0, 0].tolist() == ccg.tolist()
     assert details["count"].sum(axis=1).tolist() == [np.sum(train < sorting.tiling.stop) for train in trains]
@@ -190,10 +193,22 @@ def test_units_that_were_gained_and_lost(make_sorting, monkeypatch, most):
     monkeypatch.setattr("ks4stream.report.comparison.MAX_SPIKES", most)
     monkeypatch.setattr("ks4stream.report.comparison.N_WINDOWS", 3)
     sorting = make_sorting(kept=np.ones(400, bool))
-    other = dataclasses.replace(sorting, unit=(sorting.unit + 1) % 4, kept=sorting.unit != 2)
+    sample = np.where(sorting.unit == 2, sorting.sample + 300, sorting.sample)
+    order = np.argsort(sample, kind="stable")
+    unit = ((sorting.unit + 1) % 4)[order]
+    other = dataclasses.replace(sorting, sample=sample[order], unit=unit, kept=np.ones(400, bool))
     found = compared(sorting, other, "earlier")
     assert [(row["unit"], row["other"]) for row in found["rows"]] == [(0, 1), (1, 2), (3, 0)]
-    assert (found["gained"], found["lost"], found["sampled"]) == ([2], [3], most == 200)
+    assert (found["gained"], found["lost"], found["not_compared"]) == ([2], [3], 0)
+    assert found["sampled"] == (most == 200)
+
+
+def test_units_without_spikes_in_the_time_of_both_are_not_compared(make_sorting):
+    sorting = make_sorting(kept=np.ones(400, bool))
+    other = dataclasses.replace(sorting, kept=sorting.unit != 2)
+    found = compared(sorting, other, "earlier")
+    assert [row["unit"] for row in found["rows"]] == [0, 1, 3]
+    assert (found["gained"], found["lost"], found["not_compared"]) == ([2], [], 1)
 
 
 def test_sortings_of_different_recordings_are_not_compared(make_sorting):

@@ -162,6 +162,19 @@ def test_in_moved_traces_scores_are_relative_to_the_noise() -> None:
     assert rows["features"][:, :, 0].tolist() == [[4, 0]], "what is there, whatever the noise"
 
 
+def test_energy_is_that_of_the_noise_wherever_traces_are_moved() -> None:
+    """What a spike explains is left out; interpolation that halves the noise of a channel does not count."""
+    traces = torch.zeros(2, 60)
+    traces[0, 20], traces[1, 40], traces[0, 45] = 10.0, 1.0, 1.0
+    match = match_of(traces, [[10.0, 0.0], [0.0, 10.0]], [6.0, 6.0], spread=100.0)
+    n_samples = match.tiles.tiling[0].stop - match.tiles.tiling[0].start
+    found = match._in_tile(match.tiles.tiling[0]).energy
+    np.testing.assert_allclose(found * n_samples, [[101, 1], [1, 1]], rtol=1e-5)
+    match.tiles.moving_matrix = lambda tile: torch.diag(torch.tensor([0.5, 1.0]))  # type: ignore[method-assign]
+    found = match._in_tile(match.tiles.tiling[0]).energy
+    np.testing.assert_allclose(found * n_samples, [[404, 1], [4, 1]], rtol=1e-5)
+
+
 def test_usual_amplitudes_are_those_of_the_templates() -> None:
     traces = torch.zeros(2, 60)
     traces[:, 30] = torch.tensor([10.5, 1.0])

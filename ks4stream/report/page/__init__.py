@@ -17,7 +17,7 @@ in a sentence. Columns are lists; in them, None stands for what is not defined::
             "left_out": int | None,  # clusters that are no neuron
             "n_spikes": int,
             "drift_um": float | None, "drift_error_um": float | None,  # range of the estimate, and its error
-            "blanked_share": float, "blanked_s": float,
+            "blanked_share": float, "blanked_s": float, "observed_s": float,  # time in which spikes were looked for
             "warnings": [{"text": str, "setting": str | None}],  # the name of the setting to change
         },
         "drift": {
@@ -36,12 +36,14 @@ in a sentence. Columns are lists; in them, None stands for what is not defined::
         "units": {
             "id": [u], "label": ["good" or "mua"], "reason": [str, "" if good], "x_um": [u], "y_um": [u],
             "shank": [u], "channel": [u],  # number of the channel in the file
-            "n_spikes": [u], "any metric": [u],
+            "num_spikes": [u], "any metric": [u],
+            "similar": [u], "similarity": [u],  # the unit with the most similar template; None if none is similar
         },
         "metrics": [{
             "name": str,  # of a column of units
             "title": str, "unit": str, "digits": int, "threshold": float | None,
             "better": "low" | "high" | None, "help": str,  # one sentence
+            "undefined": str | None,  # what None means, if that is beyond the threshold
         }],
         "details": {
             "template": (u, j, w) int8, "template_scale": (u,) float32,  # their product has the amplitude's unit
@@ -50,26 +52,27 @@ in a sentence. Columns are lists; in them, None stands for what is not defined::
             "acg": (u, L) uint16, "acg_bin_ms": float,  # from lag 0
             "nearest": (u, k) int32, "similarity": (u, k) float32,  # numbers of units; -1: none
             "ccg": (u, k, 2 M + 1) uint16,  # lags of the near unit after this one
-            "edges_s": [T + 1 numbers], "count": (u, T) uint16,
+            "edges_s": [T + 1 numbers], "observed_s": [T], "count": (u, T) uint32,
             "amplitude": (u, 3, T) float32, "depth_um": (u, 3, T) float32,  # 10, 50, 90 %; NaN: no spikes
         } | None,
         "time": {
             "edges_s": [T + 1 numbers], "rate_hz": [T], "blanked_share": [T],
             "noise": (c, T) float32 | None,  # standard deviation, in the amplitude's unit
-            "explained": [T] | None,  # share of the energy that matching explains
+            "explained": [T] | None,  # share of the energy of whitened traces, noise included, that spikes explain
         },
         "funnel": [{"step": str, "count": int, "note": str}],  # detections, templates, spikes …
         "left_out": [{"reason": str, "units": int, "spikes": int}],
         "run": {
             "settings": [{"name": str, "value": any, "default": any, "changed": bool, "help": str}],
             "versions": {str: str}, "digest": str, "device": str, "seconds": {stage: float},
-            "memory_bytes": int | None, "workers": int | None, "resumed": {stage: [known, all]}, "files": [str],
+            "workers": int | None, "resumed": {stage: [known, all]}, "files": [str],
             "written": str, "methods": str,  # a paragraph to paste
             "citations": [str],
         },
         "compare": {
             "name": str, "sampled": bool, "rows": [{"unit": int, "other": int, "agreement": float}],
             "gained": [ids], "lost": [ids of the other sort],
+            "not_compared": int,  # units of both without spikes in the time that was compared
         } | None,
     }
 

@@ -50,10 +50,6 @@ function duration(seconds) {
   return `${Math.floor(Math.round(seconds / 60) / 60)} h ${String(Math.round(seconds / 60) % 60).padStart(2, "0")} min`;
 }
 
-function bytes(n) {
-  return n >= 1e9 ? `${figures(n / 1e9)} GB` : `${figures(n / 1e6)} MB`;
-}
-
 /** All times of the page are drawn in one unit. */
 const clock =
   recording.duration_s < 180
@@ -122,9 +118,10 @@ const rowOf = new Map(units.map((unit) => [unit.id, unit.row]));
 const hasShanks = new Set([...(content.probe?.shank ?? []), ...units.map((unit) => unit.shank)]).size > 1;
 const LABELS = { good: "good", mua: "multi-unit" };
 
-/** Whether a unit is beyond a metric's threshold. */
+/** Whether a unit is beyond a metric's threshold; some metrics are, too, where they are not defined. */
 function fails(metric, value) {
-  if (metric.threshold == null || !metric.better || !isNumber(value)) return false;
+  if (metric.threshold == null || !metric.better) return false;
+  if (!isNumber(value)) return Boolean(metric.undefined);
   return metric.better === "low" ? value > metric.threshold : value < metric.threshold;
 }
 

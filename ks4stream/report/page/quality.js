@@ -15,7 +15,7 @@ const unitTitle = (unit) =>
   [
     `Unit ${unit.id}, ${LABELS[unit.label] ?? unit.label}`,
     `${number(unit.y_um)} µm, channel ${unit.channel}`,
-    `${number(unit.n_spikes)} spikes`,
+    `${number(unit.num_spikes)} spikes`,
     ...(unit.reason ? [unit.reason] : []),
   ].join("\n");
 
@@ -211,7 +211,8 @@ function distribution(metric) {
   const title = withUnit(metric.title, metric.unit && `(${metric.unit})`);
   if (!known.length) return figure(title, missing("Not defined for any unit."), null, metric.help);
   const values = known.map((unit) => unit[metric.name]);
-  const beyond = known.filter((unit) => fails(metric, unit[metric.name])).length;
+  const beyond = units.filter((unit) => fails(metric, unit[metric.name]));
+  const good = beyond.filter((unit) => unit.label === "good").length;
   const middle = quantile(
     known.filter((unit) => unit.label === "good").map((unit) => unit[metric.name]),
     0.5,
@@ -222,9 +223,9 @@ function distribution(metric) {
       ? null
       : `Median of good units ${number(middle, metric.digits)}${metric.unit ? ` ${metric.unit}` : ""}.`,
     limit(metric)
-      ? `Limit: ${limit(metric)}; ${beyond ? `${count(beyond, "unit")} beyond it` : "all units meet it"}.`
+      ? `Limit: ${limit(metric)}; ${beyond.length ? `${count(beyond.length, "unit")} beyond it, of which ${number(good)} ${good === 1 ? "is" : "are"} good` : "all units meet it"}.`
       : null,
-    undefinedFor ? `Not defined for ${number(undefinedFor)}.` : null,
+    undefinedFor ? `${metric.undefined ? `${metric.undefined}: ` : "Not defined for "}${number(undefinedFor)}.` : null,
   ]
     .filter(Boolean)
     .join(" ");
@@ -281,7 +282,7 @@ function distribution(metric) {
 
 function metricsSection() {
   const lead = units.length
-    ? "Good units are drawn below multi-units in each bar; a dashed line is the limit for good units."
+    ? "Good units are drawn below multi-units in each bar; a dashed line is a limit in common use, on which labels do not depend."
     : "There are no units, so there is nothing to distribute.";
   const reasons = new Map();
   units.forEach((unit) => unit.reason && reasons.set(unit.reason, (reasons.get(unit.reason) ?? 0) + 1));
@@ -404,10 +405,10 @@ function timeSection() {
   if (explained.length) {
     strip(
       "Explained by matching",
-      `Share of the energy of large peaks that the matched spikes explain: median ${percent(quantile(explained, 0.5))}, from ${percent(Math.min(...explained))} to ${percent(Math.max(...explained))}.`,
+      `Share of the energy of the whitened traces, noise included, that the matched spikes explain: median ${percent(quantile(explained, 0.5))}, from ${percent(Math.min(...explained))} to ${percent(Math.max(...explained))}.`,
       130,
-      "share of the energy that the matched spikes explain; a fall says that units are missing there",
-      { y: { label: "Share", percent: true, ticks: 4, domain: [0, 100] } },
+      "share of the energy of the whitened traces, noise included, that spikes explain; it falls with the firing rate, too",
+      { y: { label: "Share", percent: true, ticks: 4, zero: true } },
       () => [
         borders(),
         Plot.line(series(time.explained), { x: "x", y: "value", stroke: "var(--data)", strokeWidth: 1.5 }),
@@ -441,6 +442,7 @@ function noiseChart(time, edges) {
       drawn: async (width) => {
         const { data, shape } = await unpack(time.noise);
         const known = data.filter((value) => Number.isFinite(value));
+        if (!known.length) return [missing("The noise of the channels is not known.")];
         const middle = quantile(known, 0.5) || 1;
         const [low, high] = [0.7 * middle, Math.max(2 * middle, quantile(known, 0.995) ?? 0)]; // white, black
         const grey = new Uint8Array(data.length);
@@ -464,7 +466,7 @@ function noiseChart(time, edges) {
             { class: "scale note" },
             `${figures(low)} ${unit} and less`,
             h("span", { class: "ramp" }),
-            `${figures(high)} ${unit} and more; median ${figures(middle)} ${unit}`,
+            `${figures(high)} ${unit} and more; median ${figures(middle)} ${unit}${known.length < data.length ? "; also white where it is not known" : ""}`,
           ),
         ];
       },

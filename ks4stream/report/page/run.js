@@ -1,4 +1,4 @@
-// From peaks to units, the run, and what an earlier sort had found.
+// From peaks to units, the run, and what another sort had found.
 
 function funnelSection() {
   const funnel = content.funnel ?? [];
@@ -118,14 +118,13 @@ function runSection() {
     ["Written", run.written],
     ["Device", run.device],
     ["Workers", run.workers == null ? null : number(run.workers)],
-    ["Memory", run.memory_bytes == null ? null : `${bytes(run.memory_bytes)} at most`],
     ["Versions", versions.map(([name, version]) => `${name} ${version}`).join(", ")],
     ["Digest", run.digest && h("code", {}, run.digest)],
     [
       "Continued",
       resumed.length
         ? `an earlier run had finished ${resumed.map(([stage, [known, all]]) => `${number(known)} of ${number(all)} tasks of ${stage}`).join(", ")}`
-        : "nothing; all was computed in this run",
+        : null,
     ],
     [
       "Files",
@@ -141,7 +140,7 @@ function runSection() {
   return section(
     "run",
     "The run",
-    total ? `It took ${duration(total)}, ${speed(total / recording.duration_s)}.` : null,
+    total ? `${resumed.length ? "This run" : "It"} took ${duration(total)}, ${speed(total / recording.duration_s)}.` : null,
     h(
       "dl",
       { class: "pairs" },
@@ -231,8 +230,8 @@ function compareSection() {
   if (!compare)
     return section(
       "compare",
-      "Compared with an earlier sort",
-      "There is no earlier sort of this recording to compare with.",
+      "Compared with another sort",
+      "No other sort of this recording was given to compare with.",
     );
   const rows = [...(compare.rows ?? [])].sort((a, b) => a.agreement - b.agreement);
   const close = rows.filter((row) => row.agreement >= 0.8).length;
@@ -252,7 +251,7 @@ function compareSection() {
           h(
             "tr",
             {},
-            ["Unit", "Earlier unit", "Agreement"].map((name) => h("th", { scope: "col", class: "n" }, name)),
+            ["Unit", "Other unit", "Agreement"].map((name) => h("th", { scope: "col", class: "n" }, name)),
           ),
         ),
         h(
@@ -272,8 +271,8 @@ function compareSection() {
     );
   return section(
     "compare",
-    "Compared with an earlier sort",
-    `${compare.name}: ${count(rows.length, "unit")} ${rows.length === 1 ? "has" : "have"} a counterpart, ${number(close)} of them with an agreement of 0.8 or more.${compare.sampled ? " A sample of the spikes was compared." : ""}`,
+    "Compared with another sort",
+    `${compare.name}: ${count(rows.length, "unit")} ${rows.length === 1 ? "has" : "have"} a counterpart, ${number(close)} of them with an agreement of 0.8 or more.${compare.sampled ? " A sample of the spikes was compared." : ""}${compare.not_compared ? ` ${count(compare.not_compared, "unit")} of both had no spikes in the time that was compared.` : ""}`,
     rows.length > 0 &&
       figure(
         "Agreement of matched units",
@@ -321,7 +320,7 @@ function compareSection() {
       { class: "pairs" },
       h("dt", {}, "Only in this sort"),
       h("dd", {}, compare.gained?.length ? [`${number(compare.gained.length)}: `, list(compare.gained, true)] : "none"),
-      h("dt", {}, "Only in the earlier"),
+      h("dt", {}, "Only in the other"),
       h("dd", {}, compare.lost?.length ? [`${number(compare.lost.length)}: `, list(compare.lost, false)] : "none"),
     ),
     rows.length > 0 && h("details", {}, h("summary", {}, "All matched units, least agreement first"), rowsOf(rows)),

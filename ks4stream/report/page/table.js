@@ -19,9 +19,9 @@ const columns = [
   ...(hasShanks ? [{ name: "shank", title: "Shank", digits: 0, help: "Shank of the probe." }] : []),
   { name: "channel", title: "Channel", digits: 0, help: "Channel of the file on which the unit is largest." },
   ...metrics.filter((metric) => metric.name in (content.units ?? {})),
+  { name: "similar", title: "Most similar", digits: 0, help: "Unit with the most similar template." },
+  { name: "similarity", title: "Similarity", digits: 2, help: "Correlation of the two templates, at the best lag." },
 ];
-if (!metrics.some((metric) => metric.name === "n_spikes"))
-  columns.push({ name: "n_spikes", title: "Spikes", digits: 0, help: "Number of spikes." });
 
 let shown = units; // in the order of the table; next and previous unit follow it
 const sortedBy = { column: columns[0], isDescending: false };
@@ -40,7 +40,7 @@ function cell(column, unit) {
   return h(
     "td",
     { class: failed ? "n failed" : "n", title: failed && `Limit: ${limit(column)}` },
-    number(value, column.digits),
+    value == null && column.undefined ? column.undefined : number(value, column.digits),
     failed && h("span", { class: "hidden" }, " (beyond the limit)"),
   );
 }
@@ -80,7 +80,7 @@ const NAMES = new Map([
   ["unit", "id"],
   ["rate", "firing_rate"],
   ["amplitude", "amplitude_median"],
-  ["spikes", "n_spikes"],
+  ["spikes", "num_spikes"],
   ["contamination", "rp_contamination"],
   ["presence", "presence_ratio"],
 ]);
@@ -112,7 +112,13 @@ function parsed(text) {
     }
     const name = condition[1] in (content.units ?? {}) ? condition[1] : NAMES.get(condition[1]);
     if (!(name in (content.units ?? {}))) unknown.push(condition[1]);
-    else tests.push((unit) => unit[name] != null && COMPARE[condition[2]](unit[name], Number(condition[3])));
+    else {
+      const beyond = metrics.some((metric) => metric.name === name && metric.undefined) ? Infinity : null;
+      tests.push((unit) => {
+        const value = unit[name] ?? beyond;
+        return value != null && COMPARE[condition[2]](value, Number(condition[3]));
+      });
+    }
   }
   return { tests, unknown };
 }

@@ -75,7 +75,7 @@ function unitParts(unit) {
     isNumber(unit.y_um) ? `At ${number(unit.y_um)} µm` : "At an unknown place",
     hasShanks && `shank ${unit.shank}`,
     `channel ${unit.channel}`,
-    `${short(unit.n_spikes)} spikes`,
+    `${short(unit.num_spikes)} spikes`,
   ]
     .filter(Boolean)
     .join(", ");
@@ -183,15 +183,19 @@ function unitCharts(unit, opening) {
     all.amplitude &&
       band("amplitude", "Amplitude", 120, { ...upper, y: { label: recording.amplitude_unit, zero: true } }),
     all.depth_um && band("depth_um", "Depth", 136, { y: { label: "µm" } }),
-    h("h3", {}, "Nearest units"),
-    all.nearest ? near : missing("It was not kept which units are near."),
+    h("h3", {}, "Most similar units"),
+    all.nearest ? near : missing("It was not kept which units are similar."),
   ].filter(Boolean);
 }
 
 function ratePlot(unit, edges, width, height, say, counts) {
   const ofUnit = part(counts, unit.row);
-  const rows = middles(edges).map((x, i) => ({ x, value: ofUnit[i] / (edges[i + 1] - edges[i]) }));
-  const rates = rows.map((row) => row.value);
+  const { observed_s: observed } = details();
+  const rows = middles(edges).map((x, i) => {
+    const seconds = observed?.[i] ?? edges[i + 1] - edges[i];
+    return { x, value: seconds > 0 ? ofUnit[i] / seconds : NaN };
+  });
+  const rates = rows.map((row) => row.value).filter(Number.isFinite);
   say(
     `Firing rate of unit ${unit.id} over time: median ${figures(quantile(rates, 0.5))} Hz, ` +
       `from ${figures(Math.min(...rates))} to ${figures(Math.max(...rates))} Hz.`,
@@ -303,9 +307,11 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 function acgPlot(unit, width, height, say, acg) {
   const bin = details().acg_bin_ms ?? 1;
   const half = Array.from(part(acg, unit.row));
+  // The bin of lag 0 has each pair twice, in both orders. Counts may be scaled, so only shares are told.
+  const within = (bins) => half[0] / 2 + sum(half.slice(1, bins));
   say(
-    `Auto-correlogram of unit ${unit.id}: of ${count(sum(half), "pair")} of spikes within ` +
-      `${figures((half.length - 0.5) * bin)} ms, ${number(sum(half.slice(0, Math.ceil(2 / bin))))} are within 2 ms.`,
+    `Auto-correlogram of unit ${unit.id}: of the pairs of spikes within ${figures((half.length - 0.5) * bin)} ms, ` +
+      `${percent(within(half.length) ? within(2) / within(half.length) : 0)} are within ${figures(1.5 * bin)} ms.`,
   );
   const both = [...half.slice(1).reverse(), ...half];
   return bars(both, -(half.length - 0.5) * bin, bin, width, height);
@@ -344,7 +350,7 @@ function nearUnits(unit, nearest, similarity, ccg) {
   const near = Array.from(part(nearest, unit.row))
     .map((id, k) => ({ id, k }))
     .filter(({ id }) => rowOf.has(id));
-  if (!near.length) return [missing("No other unit is near.")];
+  if (!near.length) return [missing("No other unit has a similar template.")];
   const bin = details().acg_bin_ms ?? 1;
   return near.map(({ id, k }) => {
     const other = units[rowOf.get(id)];
@@ -361,7 +367,7 @@ function nearUnits(unit, nearest, similarity, ccg) {
         h(
           "span",
           { class: "note" },
-          [isNumber(alike) && `similarity ${number(alike, 2)}`, isNumber(unit.x_um) && `${number(away)} µm away`]
+          [isNumber(alike) && `similarity ${number(alike, 2)}`, isNumber(unit.x_um) && isNumber(other.x_um) && `${number(away)} µm away`]
             .filter(Boolean)
             .join(", "),
         ),
@@ -369,7 +375,7 @@ function nearUnits(unit, nearest, similarity, ccg) {
       counts.length
         ? chart({
             height: 120,
-            label: `Cross-correlogram of units ${unit.id} and ${id}: ${count(sum(counts), "pair")} of spikes, from 0 to ${number(Math.max(...counts))} per bin of lag.`,
+            label: `Cross-correlogram of units ${unit.id} and ${id}: ${count(sum(counts), "pair")} of spikes, up to ${number(Math.max(...counts))} per bin of lag. At positive lags, unit ${id} fires after unit ${unit.id}.`,
             drawn: (width) =>
               bars(counts, (-counts.length / 2) * bin, bin, width, 120, { x: { ticks: 3 }, marginLeft: 30 }),
           })

@@ -43,7 +43,7 @@ const driftFact = () => {
       ? content.drift?.given
         ? "as given"
         : "range"
-      : `range, ± ${figures(verdict.drift_error_um)} µm`,
+      : `range; uncertain by about ${figures(verdict.drift_error_um)} µm`,
   );
 };
 
@@ -53,6 +53,8 @@ function verdictSection() {
     ? `${count(verdict.good, "good unit")} in ${duration(recording.duration_s)} of ${count(recording.n_channels, "channel")}`
     : `No units in ${duration(recording.duration_s)} of ${count(recording.n_channels, "channel")}`;
   const warnings = verdict.warnings ?? [];
+  const unsorted_s = recording.duration_s - (verdict.observed_s ?? recording.duration_s) - (verdict.blanked_s ?? 0);
+  const isSampled = unsorted_s > 0.005 * recording.duration_s;
   return h(
     "section",
     { id: "verdict", "aria-labelledby": "title" },
@@ -66,13 +68,18 @@ function verdictSection() {
       fact(
         "Spikes",
         verdict.n_spikes >= 1e6 ? `${figures(verdict.n_spikes / 1e6)} M` : number(verdict.n_spikes),
-        `${figures(verdict.n_spikes / Math.max(recording.duration_s, 1e-9))} per second`,
+        `${figures(verdict.n_spikes / Math.max(verdict.observed_s ?? recording.duration_s, 1e-9))} per second`,
       ),
       driftFact(),
       fact(
         "Blanked",
         percent(verdict.blanked_share),
-        verdict.blanked_s ? `${duration(verdict.blanked_s)} without spikes` : "spikes looked for everywhere",
+        [
+          verdict.blanked_s ? `${duration(verdict.blanked_s)} without spikes` : null,
+          isSampled ? `${percent(verdict.observed_s / recording.duration_s)} of the time was sorted` : null,
+        ]
+          .filter(Boolean)
+          .join("; ") || "spikes looked for everywhere",
       ),
     ),
     warnings.length
