@@ -236,7 +236,8 @@ function distribution(metric) {
       label: `Histogram of ${metric.title} of ${count(known.length, "unit")}, from ${figures(Math.min(...values))} to ${figures(Math.max(...values))}. ${summary}`,
       drawn: (width) => {
         const log = isLog(values);
-        const bin = binned(values, log);
+        const isShown = metric.threshold != null && (!log || metric.threshold > 0);
+        const bin = binned(isShown ? [...values, metric.threshold] : values, log); // so that no bar is too narrow
         const rows = [];
         for (let i = 0; i < bin.bins; i += 1) {
           const inside = known.filter((unit) => bin.of(unit[metric.name]) === i);
@@ -245,7 +246,6 @@ function distribution(metric) {
           if (inside.length > good)
             rows.push({ x1: bin.edge(i), x2: bin.edge(i + 1), y1: good, y2: inside.length, fill: "var(--mua)" });
         }
-        const isShown = metric.threshold != null && (!log || metric.threshold > 0);
         return plotted({
           width,
           height: 130,
@@ -408,7 +408,7 @@ function timeSection() {
       `Share of the energy of the whitened traces, noise included, that the matched spikes explain: median ${percent(quantile(explained, 0.5))}, from ${percent(Math.min(...explained))} to ${percent(Math.max(...explained))}.`,
       130,
       "share of the energy of the whitened traces, noise included, that spikes explain; it falls with the firing rate, too",
-      { y: { label: "Share", percent: true, ticks: 4, zero: true } },
+      { y: { label: "Share (%)", percent: true, ticks: 4, zero: true } },
       () => [
         borders(),
         Plot.line(series(time.explained), { x: "x", y: "value", stroke: "var(--data)", strokeWidth: 1.5 }),
