@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -51,7 +52,7 @@ class Busy(NamedTuple):
     Attributes
     ----------
     n_bytes : int
-        Bytes used, of all of them together.
+        Bytes used, of all of them together; without NVIDIA's library, of those on which this process computes.
     percent : float or None
         Mean share of the time in which they computed; None if NVIDIA's library for Python (nvidia-ml-py) is missing.
     """
@@ -63,19 +64,18 @@ class Busy(NamedTuple):
 def busy(device: str) -> Busy | None:
     """What the GPUs that `device` stands for are doing; None if there are none, or it cannot be told.
 
-    It does not start CUDA, which would take hundreds of megabytes of each GPU for a process that only watches.
+    It never raises. Nor does it start CUDA on a GPU, which would take hundreds of megabytes of it for a process that
+    only watches: without NVIDIA's library, only those on which this process computes are asked.
     """
-    numbers = visible(device)
-    if not numbers:
-        return None
-    try:
-        used = [torch.cuda.device_memory_used(number) for number in numbers]
-        return Busy(sum(used), sum(map(torch.cuda.utilization, numbers)) / len(numbers))
-    except Exception:  # the library is missing, or says that this GPU, or a part of one, does not tell
-        if not torch.cuda.is_initialized():
-            return None
-    free_and_all = [torch.cuda.mem_get_info(number) for number in numbers]
-    return Busy(sum(total - n_free for n_free, total in free_and_all), None)
+    with suppress(Exception):  # the library is missing, or says that this GPU, or a part of one, does not tell
+        if numbers := visible(device):
+            used = [torch.cuda.device_memory_used(number) for number in numbers]
+            return Busy(sum(used), sum(map(torch.cuda.utilization, numbers)) / len(numbers))
+    with suppress(Exception):  # an error of CUDA is for those who compute
+        ours = [number for number in visible(device) if torch.cuda.memory_reserved(number) > 0]
+        free_and_all = [torch.cuda.mem_get_info(number) for number in ours]
+        return Busy(sum(total - n_free for n_free, total in free_and_all), None) if ours else None
+    return None
 
 
 def clear_cache() -> None:

@@ -155,20 +155,13 @@ class Watch:
     def measured(self) -> dict[str, Any]:
         """Memory of this process and those that it started, and the load of its GPUs; measured now and then.
 
-        Pages that processes share, mostly libraries, count in each.
+        What the system does not tell is None. Pages that processes share, mostly libraries, count in each.
         """
         if self._measured is None or _clock() - self._measured[0] >= MEASURE_S:
-            here = psutil.Process()
-            sizes = []
-            for process in (here, *here.children(recursive=True)):
-                try:
-                    sizes.append(process.memory_info().rss)
-                except psutil.Error:  # it has ended
-                    continue
-            busy = gpus.busy(self._device)
+            sizes, busy = _memory_of_processes(), gpus.busy(self._device)
             facts = {
-                "memory_bytes": sum(sizes),
-                "processes": len(sizes),
+                "memory_bytes": sizes and sum(sizes),
+                "processes": sizes and len(sizes),
                 "gpu_memory_bytes": busy and busy.n_bytes,
                 "gpu_percent": busy and busy.percent,
             }
@@ -182,8 +175,8 @@ class Watch:
         by, number = self._counted
         if number and (not here or by == self.stage):
             found.append(number)
-        n = now["processes"]
-        found.append(f"{_size(now['memory_bytes'])} of memory" + f" in {n} processes" * (n > 1))
+        if n := now["processes"]:
+            found.append(f"{_size(now['memory_bytes'])} of memory" + f" in {n} processes" * (n > 1))
         if now["gpu_memory_bytes"] is not None:
             load = "" if now["gpu_percent"] is None else f" at {now['gpu_percent']:.0f} %"
             found.append(f"GPU{load} with {_size(now['gpu_memory_bytes'])}")
@@ -303,6 +296,21 @@ class JsonLines(Watch):
             **self.measured(),
             dashboard=self.dashboard,
         )
+
+
+def _memory_of_processes() -> list[int] | None:
+    """Bytes of this process and of each that it started; None if the system hides processes of other users."""
+    sizes = []
+    try:
+        here = psutil.Process()
+        for process in (here, *here.children(recursive=True)):
+            try:
+                sizes.append(process.memory_info().rss)
+            except psutil.Error:  # it has ended
+                continue
+    except (psutil.Error, OSError):
+        return None
+    return sizes
 
 
 def _size(n_bytes: float) -> str:

@@ -48,18 +48,37 @@ def test_the_gpu_counts_where_each_has_least() -> None:
     assert gpus.shared([]) is None
 
 
-def test_what_gpus_do_is_known_with_nvidias_library_or_if_cuda_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_gpus_do_is_known_with_nvidias_library_or_where_this_process_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def missing(number: int) -> int:
         raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
 
     see_gpus(monkeypatch, 10, 20)
     monkeypatch.setattr(torch.cuda, "device_memory_used", missing)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    assert gpus.busy("cuda") is None
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     assert gpus.busy("cuda") == Busy((190 + 180) * 10**9, None)
+    asked: list[int] = []
+
+    def mem_get_info(number: int) -> tuple[int, int]:
+        asked.append(number)
+        return 20 * 10**9, 200 * 10**9
+
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda number: number * 10**9)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+    assert gpus.busy("cuda") == Busy(180 * 10**9, None) and gpus.busy("cuda:0") is None
+    assert asked == [1], "asking starts CUDA on a GPU"
     monkeypatch.setattr(torch.cuda, "device_memory_used", lambda number: (number + 1) * 10**9)
     monkeypatch.setattr(torch.cuda, "utilization", lambda number: 40 + 20 * number)
     assert gpus.busy("cuda") == Busy(3 * 10**9, 50.0)
     assert gpus.busy("cuda:1") == Busy(2 * 10**9, 60.0)
     assert gpus.busy("cpu") is None
+
+
+def test_an_error_of_cuda_does_not_reach_who_only_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(number: int) -> int:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    see_gpus(monkeypatch, 10)
+    monkeypatch.setattr(torch.cuda, "device_memory_used", fails)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fails)
+    assert gpus.busy("cuda") is None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
+import psutil
 import pytest
 from rich.console import Console
 from seen_gpus import see_gpus
@@ -204,6 +205,25 @@ def test_memory_is_that_of_all_processes_and_measured_every_two_seconds(clock: C
         child.communicate(b"\n")
     assert both["processes"] == alone["processes"] + 1
     assert both["memory_bytes"] > alone["memory_bytes"] + 150_000_000
+
+
+@pytest.mark.parametrize("error", [psutil.AccessDenied(1), PermissionError(13, "Permission denied", "/proc/1/stat")])
+def test_a_system_that_hides_processes_does_not_end_a_sort(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(psutil.Process, "children", refuse)
+    lines: list[str] = []
+    JsonLines(lines.append)("matching", 0, 2)
+    event = json.loads(lines[0])
+    assert event["memory_bytes"] is None and event["processes"] is None
+    console, text = a_console()
+    with shown_progress(console) as report:
+        report("matching", 0, 1)
+        report("matching", 1, 1)
+    assert text.getvalue() == "matching: 1 task in 0.0 s\n"
 
 
 def test_gpus_are_shown_where_this_machine_computes_on_them(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
