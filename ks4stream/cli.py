@@ -1,4 +1,4 @@
-"""The command line: ``ks4stream sort``, ``plan``, ``carry``, ``export``, ``demo`` and ``probes``.
+"""The command line: ``ks4stream sort``, ``plan``, ``carry``, ``export``, ``report``, ``demo`` and ``probes``.
 
 The settings' options, their help and their conversion are made from the fields of
 :class:`~ks4stream.settings.Settings`. Libraries that take long to load are imported by the commands.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import Field, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -74,8 +75,8 @@ class _Stopped(KeyboardInterrupt):
     """A signal asked the program to stop."""
 
     def __init__(self, number: int) -> None:
-        super().__init__()
-        self.status = 128 + number
+        self.signal, self.status = signal.Signals(number).name, 128 + number
+        super().__init__(f"The sort was stopped by {self.signal} before it was finished.")
 
 
 @contextmanager
@@ -143,16 +144,23 @@ def _shown_progress() -> Iterator[Progress]:
 
 @contextmanager
 def _events(ctx: click.Context) -> Iterator[JsonLines]:
-    """Write events to stdout: warnings, and at the end what went wrong, if anything did."""
+    """Write events to stdout: warnings, and at the end what went wrong, if anything did in a command that is right."""
     from ks4stream.report.progress import JsonLines
 
     events = ctx.meta[_EVENTS] = JsonLines(click.echo)
     try:
         yield events
+    except click.ClickException:
+        raise
     except BaseException as error:
         status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-        events.event("end", status=status, error=type(error).__name__, message=_with_notes(error))
+        what = error.signal if isinstance(error, _Stopped) else type(error).__name__
+        events.event("end", status=status, error=what, message=_with_notes(error))
         raise
+    finally:
+        if events.is_lost:  # what could not be written is still in a buffer, which Python would write when it ends
+            with suppress(OSError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 @contextmanager
@@ -758,9 +766,10 @@ def plan_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Estimate the memory, disk space and time that a sort needs, without reading the recording.
+    """Estimate the memory, disk space and time that a sort needs.
 
-    Takes the files and options of ks4stream sort. If something does not fit, says so and exits with status 1.
+    Takes the files and options of ks4stream sort. The recording is read only with --calibrate. If something does not
+    fit, says so and exits with status 1.
     """
     recording, settings = _asked_for(ctx, files, options, assignments, probe, dtype, bad_channels, shanks)
     from ks4stream.io.places import place

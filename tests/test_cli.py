@@ -486,7 +486,48 @@ def test_a_signal_stops_whatever_is_shown(tetrode_file: Path, monkeypatch: pytes
     result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", option)
     assert result.exit_code == 128 + signal.SIGTERM
     if option == "--json-progress":
-        assert json.loads(result.stdout.splitlines()[-1])["status"] == "stopped"
+        end = json.loads(result.stdout.splitlines()[-1])
+        assert (end["event"], end["status"], end["error"]) == ("end", "stopped", "SIGTERM")
+        assert end["message"] == "The sort was stopped by SIGTERM before it was finished."
+
+
+def test_a_command_that_is_wrong_has_no_end(tetrode_file: Path) -> None:
+    result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", "--json-progress", "--set", "foo")
+    assert result.exit_code == 2 and "must be NAME=VALUE" in " ".join(result.stderr.split())
+    assert result.stdout == ""
+
+
+WITHOUT_A_READER = """
+import sys
+from types import SimpleNamespace
+import numpy as np
+from ks4stream import sorter
+from ks4stream.cli import main
+
+def sort(*_, progress, **__):
+    input()
+    for done in range(3):
+        progress("matching", done, 2)
+    return SimpleNamespace(n_units=1, good=np.ones(1), kept=np.ones(1))
+
+sorter.sort = sort
+main()
+"""
+
+
+def test_a_sort_goes_on_if_nobody_reads_its_events(tetrode_file: Path) -> None:
+    options = ["--n-chan", "4", "--probe", "tetrode", "--json-progress"]
+    command = [sys.executable, "-c", WITHOUT_A_READER, "sort", str(tetrode_file), *options]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin and process.stdout and process.stderr
+        assert json.loads(process.stdout.readline())["event"] == "start"
+        process.stdout.close()
+        print(file=process.stdin, flush=True)
+        said = process.stderr.read()
+    assert process.returncode == 0, said
+    assert said.count("\n") == 1 and said.startswith("Note: Progress cannot be written any more"), said
 
 
 def test_quiet_and_for_programs_exclude_each_other(tetrode_file: Path) -> None:

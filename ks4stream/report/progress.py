@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -265,17 +265,30 @@ class JsonLines(Watch):
     Parameters
     ----------
     write : callable
-        Called with each line, without its end.
+        Called with each line, without its end. If it raises an OSError, nothing is written from then on.
+
+    Attributes
+    ----------
+    is_lost : bool
+        Whether that has happened.
     """
 
     def __init__(self, write: Callable[[str], object]) -> None:
         super().__init__()
         self._write = write
         self._sent = 0.0
+        self.is_lost = False
 
     def event(self, event: str, **fields: Any) -> None:
         """Write an event with its fields, which JSON must know."""
-        self._write(json.dumps({"event": event, "time_s": round(time.time(), 3), **fields}))
+        if self.is_lost:
+            return
+        try:
+            self._write(json.dumps({"event": event, "time_s": round(time.time(), 3), **fields}))
+        except OSError as error:  # whoever read them is gone, which must not end a sort
+            self.is_lost = True
+            with suppress(OSError):
+                print(f"Note: Progress cannot be written any more ({error}). The sort goes on.", file=sys.stderr)
 
     def show(self, is_new: bool) -> None:
         """Write where the stage is, unless that was done just now."""
