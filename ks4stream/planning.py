@@ -339,22 +339,6 @@ def _alike(load: Load, *, is_here: bool) -> list[Measured]:
     return timing.alike(rates.known(), load.recording, load.n_channels, load.device) if is_here else []
 
 
-def expected_seconds(
-    recording: Recording, settings: Settings | None = None, *, resources: Resources | None = None, **of_plan: Any
-) -> dict[str, float]:
-    """Expected wall time in s of each stage of a sort, in their order; empty if the speed of this machine is not known.
-
-    Parameters
-    ----------
-    recording, settings, resources
-        As in :func:`plan`.
-    **of_plan
-        Other arguments of :func:`plan`; with `results_dir`, "results" is among the stages.
-    """
-    time = plan(recording, settings, resources=resources, **of_plan).time
-    return dict(time.seconds) if time else {}
-
-
 def _calibrated(recording: Recording, settings: Settings, device: str) -> tuple[Measured, str]:
     """What sorting an excerpt measured, and what it was."""
     from ks4stream.calibration import calibrate  # which sorts, and a sort makes a plan

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import sys
 from dataclasses import asdict, fields, replace
@@ -21,9 +20,10 @@ from ks4stream.method import METHOD_VERSION
 from ks4stream.timing import Measured
 
 VARIABLE, OFF = "KS4STREAM_CACHE", "off"
-VERSION = 1  # of the file and of the units of work: with others, what it has means nothing
+VERSION = 2  # of the file and of the units of work: with others, what it has means nothing
 MAX_SORTS = 50
 MAX_BYTES = 1 << 20  # many times what they take
+LARGE = 1e18  # than which no number in it is larger, and its inverse than which none is smaller
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def known() -> list[Measured]:
         return [_checked(values) for values in stored["sorts"]]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         _log.info("%s cannot be read, so plans do not know the speed of this machine: %r", path, error)
         return []
 
@@ -81,15 +81,15 @@ def _checked(values: dict[str, Any]) -> Measured:
 
     Raises
     ------
-    ValueError, TypeError, KeyError, AttributeError
+    ValueError, TypeError, KeyError, AttributeError, OverflowError
         If it is not what was written.
     """
     one = Measured(**{spec.name: values[spec.name] for spec in fields(Measured)})
     stages = {str(name): (float(seconds), float(work)) for name, (seconds, work) in one.stages.items()}
     found = [one.spikes_per_channel_hz, one.peaks_per_spike, one.templates_per_channel, one.n_channels, one.n_workers]
     positive = [*found, *(number for pair in stages.values() for number in pair)]
-    if not all(math.isfinite(number) and number > 0 for number in positive):
-        raise ValueError("a number is not positive")
-    if not (0 <= one.start_s < math.inf and one.moved in (None, 0, 1)):
+    if not all(1 / LARGE < number < LARGE for number in positive):
+        raise ValueError("a number is not positive, or too large")
+    if not (0 <= one.start_s < LARGE and one.moved in (None, 0, 1)):
         raise ValueError(f"start_s={one.start_s!r} or moved={one.moved!r} makes no sense")
     return replace(one, stages=stages)

@@ -82,7 +82,8 @@ def sort(
         GPUs of this machine.
     progress : bool or callable, optional
         True shows the stages on the terminal (stderr) or in the notebook, with the time left, speed, spikes and memory.
-        A callable is called as ``progress(stage, done, total)``. By default nothing is shown.
+        A callable is called as ``progress(stage, done, total)``; total is without tasks that an earlier run finished,
+        and may be 0. By default nothing is shown.
     resume : bool
         Continue where an earlier run into `results_dir` stopped: tasks that it finished on the same recording, with the
         same settings for their stage, are not computed again. False starts over. Recordings in files and Zarr arrays,
@@ -131,7 +132,8 @@ def sort(
     settings = settings or Settings()
     resources = Resources.given(resources, of_resources)
     client = client_for(resources)
-    device = gpus.chosen(resources.device, here=client in (None, "loop"))
+    is_here = client in (None, "loop")  # otherwise workers may be those of other machines
+    device = gpus.chosen(resources.device, here=is_here)
     # Each of these is closed after those below it: the log records everything, the cache exists as long as something
     # reads from it, and the run's lock is held until no worker writes any more.
     with recorded() as warned, ExitStack() as stack:
@@ -159,10 +161,17 @@ def sort(
         if results_dir is not None:
             stack.enter_context(log.owned(run.store.check))
         expected = check_plan(recording, settings, resources, device, run.engine, results_dir).time
-        tell(progress, expected_s=dict(expected.seconds) if expected else {})
+        tell(progress, expected_s=expected.per_pass_s if expected and is_here else {})
         sorting = run.retry_damaged(partial(find_units, run, tiles, settings, found))
         sorting = replace(sorting, warnings=tuple(warned), provenance=provenance, flat_files=flat_files)
-        found_at = time.perf_counter()
+        found_at, has_written = time.perf_counter(), False
+
+        def check() -> None:
+            """Called only if results are written, not if they were there before."""
+            nonlocal has_written
+            run.store.check()
+            has_written = True
+
         if results_dir is not None:
             progress("results", 0, 1)
             report.finish(
@@ -171,15 +180,15 @@ def sort(
                 save_plots=save_plots,
                 save_extra_vars=save_extra_vars,
                 save_features=save_features,
-                check=run.store.check,
+                check=check,
                 preprocessed=_preprocessed(tiles, sorting) if save_preprocessed_copy else None,
             )
             sorting = replace(sorting, warnings=tuple(warned))  # now also with where somebody's results were moved to
             run.store.tidy(keep=keep_run)
             progress("results", 1, 1)
-        if client in (None, "loop"):  # otherwise workers may be those of other machines
-            writes = results_dir is not None and save_features and not save_preprocessed_copy  # what is usual
-            results_s = time.perf_counter() - found_at if writes else None
+        if is_here:
+            is_usual = save_features and not (save_plots or save_extra_vars or save_preprocessed_copy)
+            results_s = time.perf_counter() - found_at if has_written and is_usual else None
             load = Load(given, settings, tiles.tiling, device, 0.0, resources.block_batches)
             if one := measured(load, run, sorting, found_s=found_at - began, results_s=results_s):
                 rates.keep(one)

@@ -10,21 +10,22 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import psutil
 import torch
 
 from ks4stream.deploy import needs_of
 from ks4stream.engine import gpus
+from ks4stream.engine.workers import processor
 from ks4stream.recording import Recording
 from ks4stream.results import Sorting
 from ks4stream.run import Run
 from ks4stream.stages.needs import CROWDED, Load, Needs
 
 START, RESULTS = "start", "results"
-"""Names of what is no stage: checks and the start of workers; files and plots."""
-RESULTS_SPIKES = 100_000  # that take as long to write as everything that does not depend on their number, such as plots
+"""Names of what is no stage: checks and the start of workers; files and the page."""
+RESULTS_SPIKES = 100_000  # that take as long to write as everything that does not depend on their number
 THREAD_OF_CORE = 0.3  # what a processor adds that shares a core with another
 PER_GPU = 1.5  # times as much as one worker, several that share a GPU do on tiles: it is busy most of the time
 SIMILAR = 1.25  # ratio of numbers of channels up to which rates are taken together
@@ -47,6 +48,8 @@ class Measured:
     ----------
     device : str
         "cpu", or the GPU's name.
+    processor : str
+        Its model, as :func:`ks4stream.engine.workers.processor` tells it.
     n_channels, n_workers : int
     is_remote : bool
         Whether samples were fetched over a network.
@@ -61,6 +64,7 @@ class Measured:
     """
 
     device: str
+    processor: str
     n_channels: int
     n_workers: int
     is_remote: bool
@@ -100,6 +104,8 @@ class Timing:
         What was measured.
     missing : tuple of str
         Stages that were not, and are left out.
+    passes : dict of float
+        Expected number of passes of each stage that comes twice if the tissue moves.
     """
 
     seconds: dict[str, float]
@@ -107,6 +113,12 @@ class Timing:
     high_s: float
     basis: str
     missing: tuple[str, ...] = ()
+    passes: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def per_pass_s(self) -> dict[str, float]:
+        """By stage, one pass."""
+        return {name: seconds / self.passes.get(name, 1.0) for name, seconds in self.seconds.items()}
 
     @property
     def total_s(self) -> float:
@@ -189,6 +201,7 @@ def measured(load: Load, run: Run, sorting: Sorting, *, found_s: float, results_
     detections = run.recalled["detection"][1] / load.n_blocks()
     found = Measured(
         device=device_name(load.device),
+        processor=processor(),
         n_channels=load.n_channels,
         n_workers=n_workers,
         is_remote=load.recording.source.is_remote,
@@ -225,9 +238,12 @@ def _computed(need: Needs, run: Run) -> float:
 
 
 def alike(sorts: Sequence[Measured], recording: Recording, n_channels: int, device: str) -> list[Measured]:
-    """The latest sorts on such a device, with about as many channels as is nearest to those that are sorted."""
-    name, is_remote = device_name(device), recording.source.is_remote
-    usable = [sort for sort in sorts if (sort.device, sort.is_remote) == (name, is_remote)]
+    """The latest sorts on such a machine, with about as many channels as is nearest to those that are sorted.
+
+    The file that has them may be in a home folder that many machines share.
+    """
+    wanted = device_name(device), processor(), recording.source.is_remote
+    usable = [sort for sort in sorts if (sort.device, sort.processor, sort.is_remote) == wanted]
     ratio = [abs(math.log(sort.n_channels / n_channels)) for sort in usable]
     limit = min(ratio, default=0.0) + math.log(SIMILAR)
     near = [sort for sort, far in zip(usable, ratio, strict=True) if far <= limit]
@@ -306,6 +322,7 @@ def expected(
         high_s=total_s * factor,
         basis=excerpt or f"{last} of {' to '.join(map(str, dict.fromkeys(n_channels[:1] + n_channels[-1:])))} channels",
         missing=tuple(need.name for need in needs if need.work and need.name not in seconds),
+        passes={need.name: 1 + moves for need in needs if need.passes > 1},
     )
 
 

@@ -59,7 +59,7 @@ def facts(*, gpu: bool, device: str = "cuda") -> Facts:
     """
     found = {"Python": platform.python_version(), "ks4stream": f"{_version('ks4stream')} (code {code_digest()})"}
     found |= {name: _version(name) for name in LIBRARIES}
-    found["processor"] = _processor()
+    found["processor"] = processor()
     if gpu:
         names = {torch.cuda.get_device_name(number) for number in visible(device)}
         found["GPU"] = ", ".join(sorted(names)) or NO_GPU
@@ -74,7 +74,7 @@ def _version(package: str) -> str:
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
     """Vendor, family and model if the system says, and the instruction set that torch uses."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
