@@ -97,7 +97,8 @@ class Run:
             if found:
                 tell(self.progress, stage=stage.name, **found)
 
-        tell(self.progress, stage=stage.name, recording_s=self._recording_s(missing))
+        share = len(missing) / max(len(items), 1)
+        tell(self.progress, stage=stage.name, recording_s=self._recording_s(missing), share=share)
         count(*known.values())
         fresh = self.engine.map(task, missing, stage=stage.name, work=stage.work(missing), arrived=count)
         for index in range(len(items)):

@@ -51,12 +51,14 @@ class Display:
 
     def __init__(self) -> None:
         self.told: list[Any] = []
+        self.shares: list[float] = []
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         self.told.append((done, total))
 
     def note(self, **facts: Any) -> None:
         self.told += [facts["spikes"]] if "spikes" in facts else []
+        self.shares += [facts["share"]] if "share" in facts else []
 
 
 def test_what_is_found_is_told_before_the_task_counts_and_what_was_found_earlier_at_once(tmp_path: Path) -> None:
@@ -66,6 +68,14 @@ def test_what_is_found_is_told_before_the_task_counts_and_what_was_found_earlier
         assert Run(Loop(display), store, 30_000.0, progress=display).do(Finds(Settings())) == 6
         told.append(display.told)
     assert told == [[(0, 3), 1, (1, 3), 3, (2, 3), 6, (3, 3)], [6, (0, 0)]]
+
+
+def test_a_display_is_told_which_part_of_a_stage_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, display = RunStore(tmp_path), Display()
+    for items in ([1], [1, 2, 3], [1, 2, 3]):
+        monkeypatch.setattr(Finds, "items", lambda *_, items=items: items)
+        Run(Loop(), store, 30_000.0, progress=display).do(Finds(Settings()))
+    assert display.shares == [1.0, pytest.approx(2 / 3), 0.0]
 
 
 def test_a_display_need_not_take_facts(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the number of tasks done and their total; first with 0 done.
 
+Tasks that an earlier run finished do not count: the total is 0 if there are no others.
 A display that has a method ``note(**facts)`` also gets what else is known: see :func:`tell`.
 """
 
@@ -273,8 +274,10 @@ def tell(progress: Progress | None, **facts: Any) -> None:
         How many seconds of recording the tasks of a stage go through; 0 if they are not about time.
     ``stage`` and ``peaks`` or ``spikes``
         How many of them the stage has found so far.
+    ``stage`` and ``share``
+        Which part of the stage's tasks is to be computed; the others were finished by an earlier run.
     ``expected_s``
-        By stage, how many seconds it may take.
+        By stage, how many seconds one pass with all its tasks may take.
     """
     note = getattr(progress, "note", None)
     if note is not None:

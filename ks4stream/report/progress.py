@@ -92,6 +92,7 @@ class Watch:
         self._counted = ("", "")  # the stage that told the latest number of peaks or spikes, and the number in words
         self._recording_s: dict[str, float] = {}
         self._expected_s: dict[str, float] = {}
+        self._share: dict[str, float] = {}  # of the tasks of a stage, which are to be computed
         self._device = "cpu"
         self._measured: tuple[float, dict[str, Any]] | None = None
 
@@ -114,6 +115,7 @@ class Watch:
         device: str | None = None,
         dashboard: str | None = None,
         expected_s: Mapping[str, float] | None = None,
+        share: float | None = None,
         **_: Any,
     ) -> None:
         """Note other facts; they are shown the next time."""
@@ -126,6 +128,8 @@ class Watch:
         self._device = device or self._device
         self.dashboard = dashboard or self.dashboard
         self._expected_s |= expected_s or {}
+        if share is not None:
+            self._share[stage] = share
 
     def show(self, is_new: bool) -> None:
         """Show what is known; called at the beginning of a stage and whenever tasks have ended."""
@@ -144,7 +148,7 @@ class Watch:
         if self.done:
             return max((self._ended - self._began) * self.total / self.done - self.elapsed_s, 0.0)
         expected = self._expected_s.get(self.stage)
-        return None if expected is None else max(expected - self.elapsed_s, 0.0)
+        return None if expected is None else max(expected * self._share.get(self.stage, 1.0) - self.elapsed_s, 0.0)
 
     @property
     def times_real_time(self) -> float | None:
@@ -291,7 +295,9 @@ class JsonLines(Watch):
                 print(f"Note: Progress cannot be written any more ({error}). The sort goes on.", file=sys.stderr)
 
     def show(self, is_new: bool) -> None:
-        """Write where the stage is, unless that was done just now."""
+        """Write where the stage is, unless that was done just now, or nothing of it is left to compute."""
+        if self.total == 0:  # by which a program may divide
+            return
         if not is_new and self.done < self.total and _clock() - self._sent < EVENT_S:
             return
         self._sent = _clock()

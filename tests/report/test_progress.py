@@ -156,6 +156,14 @@ def test_before_a_task_has_ended_the_time_left_is_what_was_expected(clock: Clock
     assert watch.left_s == 20.0
 
 
+def test_what_an_earlier_run_finished_is_not_expected_again(clock: Clock) -> None:
+    watch = JsonLines(lambda _: None)
+    tell(watch, expected_s={"matching": 60.0})
+    tell(watch, stage="matching", share=0.25)
+    watch("matching", 0, 5)
+    assert watch.left_s == 15.0
+
+
 def test_a_notebook_without_ipywidgets_gets_lines(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     monkeypatch.setenv("FORCE_COLOR", "1")  # as kernels do
@@ -187,6 +195,14 @@ def test_a_program_gets_an_object_per_line_at_most_one_per_second_and_the_ends(c
     assert events[1]["elapsed_s"] == 1.2 and events[1]["times_real_time"] == pytest.approx(33.333)
     assert events[1]["peaks"] is None and events[1]["dashboard"] is None
     assert events[1]["memory_bytes"] > 10e6 and events[1]["gpu_percent"] is None
+
+
+def test_a_program_gets_no_stage_of_which_nothing_is_left(clock: Clock) -> None:
+    lines: list[str] = []
+    report = JsonLines(lines.append)
+    report("detection", 0, 0)
+    report("matching", 0, 1)
+    assert [json.loads(line)["stage"] for line in lines] == ["matching"]
 
 
 # --- memory and GPUs ----------------------------------------------------------------------------------------
