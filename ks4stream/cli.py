@@ -747,8 +747,8 @@ _ONLY_SORTING = {
     is_flag=True,
     cls=_Option,
     section="Results and machine",
-    help="Sort a few batches now, in seconds, to tell how long a sort takes on this machine. [default: tell it by the "
-    "last sorts on this machine]",
+    help="Sort a few batches now, in seconds, to estimate how long a sort takes on this machine. [default: estimate it "
+    "from the last sorts on this machine]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON, with all sizes in bytes.")
 @_debug_option

@@ -3,7 +3,7 @@
 The number of spikes is not known in advance; it, and everything that follows from it, is an assumption that the plan
 states. All else follows from recording, probe and settings. Each stage states its own `needs`, beside the code that
 they describe; a plan is their sum, with advice on what to change if something does not fit. The tests compare it with
-what processes actually use. How long it takes is told if this machine's speed is known (:mod:`ks4stream.timing`).
+what processes actually use. How long it takes is estimated if this machine's speed is known (:mod:`ks4stream.timing`).
 """
 
 from __future__ import annotations

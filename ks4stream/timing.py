@@ -37,7 +37,7 @@ factor of e by which it takes longer than what was measured."""
 UNSURE_OF_EXCERPT, UNSURE = 0.25, 0.5
 """Standard deviation of the number of detections beyond the first, of which there is one if the tissue moves: if drift
 was looked for in an excerpt, and if not."""
-WITHIN = 1.64  # standard deviations within which nine of ten times lie
+WITHIN = 1.64  # standard deviations on both sides: nine of ten times, as far as those above hold
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Timing:
         By stage in their order, of all passes together, with "start" for checks and the start of workers, and "results"
         if they are written.
     low_s, high_s : float
-        Nine of ten sorts should take between these.
+        A rough range.
     basis : str
         What was measured.
     missing : tuple of str
