@@ -12,7 +12,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ks4stream.errors import ResultsError
 from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.mapped import LARGE_MAP_BYTES, release_pages
+from ks4stream.io.objects import Status, entries
 from ks4stream.io.phy import PARAMS, save_stream
 from ks4stream.io.places import Place, below, copy_here, read_whole, remove, size_of
 from ks4stream.io.results_folder import CARRIED, WRITTEN, ResultsFolder, is_table_of_units
@@ -70,6 +71,8 @@ class CuratedFolder:
         Number of spikes of each cluster.
     recording_digest : str
         Which recording was sorted, if ks4stream did; otherwise empty.
+    versions : mapping of str to Status
+        Size and modification time or ETag, before they were read, of the files that hold the spikes, and of the tables.
     """
 
     place: Place
@@ -80,6 +83,7 @@ class CuratedFolder:
     units: Mapping[int, tuple[int, ...]]
     n_spikes: Mapping[int, int]
     recording_digest: str
+    versions: Mapping[str, Status]
 
     def decided(self, cluster: int) -> dict[str, str]:
         """The label and other values that a person gave a cluster, by column; "unsorted" is no label."""
@@ -120,6 +124,7 @@ def read_curation(place: Place, folder: Path) -> CuratedFolder:
     ResultsError
         If files are missing, damaged, or do not fit each other.
     """
+    versions = _versions(place)
     there = {name for name, is_folder in below(place) if not is_folder}
     if missing := [name for name in (_TIMES, _TEMPLATES, PARAMS) if name not in there]:
         raise ResultsError(
@@ -152,6 +157,7 @@ def read_curation(place: Place, folder: Path) -> CuratedFolder:
         units=units,
         n_spikes=n_spikes,
         recording_digest=stored_digest(place),
+        versions=versions,
     )
 
 
@@ -177,7 +183,7 @@ def write_curation(
     Raises
     ------
     ResultsError
-        If they cannot be written.
+        If they cannot be written, or if what is there was changed since it was read; then, nothing is replaced.
     """
     results = ResultsFolder(found.place)
     with explain_write_errors(found.place), results.draft() as draft:
@@ -187,9 +193,25 @@ def write_curation(
         if new_numbers:
             pieces = map(_renumbering(new_numbers), _in_turn(found.cluster))
             save_stream(draft / _CLUSTERS, found.cluster.shape, found.cluster.dtype, pieces)
+        _check_unchanged(found)
         for name in (f"{_SUMMARY}.tsv", f"{_SUMMARY}.csv"):
             remove(found.place / name)
         results.exchange(draft)
+
+
+def _versions(place: Place) -> dict[str, Status]:
+    there = {name: status for name, status in entries(str(place)).items() if status is not None}
+    return {name: there[name] for name in {_TIMES, _CLUSTERS, _TEMPLATES, *_tables(place, there)} & there.keys()}
+
+
+def _check_unchanged(found: CuratedFolder) -> None:
+    """A comparison may take minutes, in which a person may save something in Phy."""
+    now = _versions(found.place)
+    if changed := [name for name in sorted({*now, *found.versions}) if now.get(name) != found.versions.get(name)]:
+        raise ResultsError(
+            f"{', '.join(changed)} in {found.place} changed after it was read, so nothing was replaced there. Close "
+            "Phy, and whatever else may write to this folder, and repeat the call."
+        )
 
 
 # -- spikes ------------------------------------------------------------------------------------------
@@ -261,13 +283,18 @@ def _sampling_rate_hz(where: Place) -> float:
 def _columns(place: Place, there: set[str]) -> dict[str, Table]:
     """All columns of all tables of clusters; a column in several tables is read from the one that Phy writes."""
     found: dict[str, Table] = {}
-    tables = [name for name in there if name.endswith((".tsv", ".csv")) and Path(name).stem != _SUMMARY]
-    for name in sorted(filter(lambda name: is_table_of_units(place / name), tables)):  # .csv and .tsv of one name
+    for name in _tables(place, there):
         for column, values in _read_table(place / name).items():
             own = f"cluster_{column}.tsv"
             if column not in found or name == own or own not in there:
                 found[column] = values
     return found
+
+
+def _tables(place: Place, there: Iterable[str]) -> list[str]:
+    """Names of the tables of clusters, without Phy's summary; there may be a .csv and a .tsv of one name."""
+    tables = [name for name in there if name.endswith((".tsv", ".csv")) and Path(name).stem != _SUMMARY]
+    return sorted(name for name in tables if is_table_of_units(place / name))
 
 
 def _read_table(where: Place) -> dict[str, Table]:

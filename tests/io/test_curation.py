@@ -184,6 +184,27 @@ def test_a_kill_in_between_leaves_each_file_whole(folder: Path, monkeypatch: pyt
     assert contents(folder) == before | expected, "the clusters come last"
 
 
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda folder: phy.label(folder, notes={1: "saved meanwhile"}),
+        lambda folder: phy.label(folder, group={1: "mua"}),
+        lambda folder: phy.merge(folder, 1, 2),
+    ],
+)
+def test_what_is_saved_in_phy_meanwhile_is_not_replaced(folder: Path, save: Callable[[Path], Any]) -> None:
+    phy.label(folder, group={1: "good"})
+    phy.write_table(folder / "cluster_info.tsv", {"fr": {0: "3", 1: "4"}})
+    found = read(folder)
+    save(folder)
+    before = contents(folder)
+    with pytest.raises(ResultsError, match=r"(cluster_notes.tsv|cluster_group.tsv|spike_clusters.npy) in .*Close Phy"):
+        write_curation(found, {"group": {0: "good"}}, "all", {0: 3, 1: 3})
+    assert contents(folder) == before
+    write_curation(read(folder), {"group": {0: "good"}}, "all", {})
+    assert phy.column_in(folder, "group") == {0: "good"}
+
+
 @pytest.mark.slow
 def test_results_in_buckets_are_carried(object_store: Any, tmp_path: Path) -> None:
     where = ObjectPath(f"s3://recordings/{tmp_path.name}-{os.getpid()}-{time.monotonic_ns()}")
