@@ -463,12 +463,17 @@ def _columns(later: CuratedFolder, unions: Mapping[int, Sequence[int]], carried:
     """The columns that change, whole.
 
     A merged cluster gets the value that its parts have, or that of the largest one, as in Phy. Columns of a person's
-    have a row for each cluster: SpikeInterface leaves out clusters that any table lacks.
+    have a row for each cluster: SpikeInterface leaves out clusters that any table lacks. Clusters that an interrupted
+    call has merged get the sorter's values now, because it may not have got to the tables.
     """
     columns = {name: dict(table) for name, table in later.columns.items()}
-    for number, parts in unions.items():
-        largest = max(parts, key=lambda part: later.n_spikes[part])
-        for table in columns.values():
+    gone = {one: [part for part in later.merged(one) if part not in later.units] for one in later.units}
+    before = {one: parts for one, parts in gone.items() if parts}
+    for number, parts in {**before, **unions}.items():
+        largest = max(parts, key=lambda part: later.n_spikes.get(part, 0))
+        for name, table in columns.items():
+            if number in before and (name not in SORTERS or number in table):
+                continue
             values = {part: value for part in parts if (value := table.pop(part, ""))}
             table.pop(number, None)  # of a unit without spikes
             if values:
@@ -478,7 +483,7 @@ def _columns(later: CuratedFolder, unions: Mapping[int, Sequence[int]], carried:
             for name, value in one.values.items():
                 columns.setdefault(name, {})[one.to] = value
     changed = {name for name, table in columns.items() if table != later.columns.get(name)}
-    if unions or GROUP in changed:
+    if unions or before or GROUP in changed:
         changed.add(GROUP)
         if LABEL in columns:  # the sorter writes its label under the name of the group's table, too
             changed.add(LABEL)

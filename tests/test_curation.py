@@ -535,6 +535,37 @@ def test_a_full_disk_leaves_the_new_results_as_they_were(old, new, monkeypatch: 
     assert contents(second) == before
 
 
+@pytest.mark.parametrize("n_written", range(6))
+def test_a_call_that_failed_halfway_can_be_repeated(
+    old, new, n_written: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    units = {unit: train(unit) for unit in range(4)}
+    first, second, whole = old(units), new(units), write_folder(tmp_path / "whole", units)
+    phy.label(first, group={3: "mua", phy.merge(first, 0, 1): "good"}, notes={2: "mine"})
+    carry_curation(first, whole)
+    phy.write_table(second / "cluster_info.tsv", {"fr": {0: "3", 1: "4"}})
+    before, install, names = contents(second), ResultsFolder._install, []
+
+    def refused(self: ResultsFolder, entry: Path, about: Any) -> Any:
+        names.append(entry.name)
+        if len(names) > n_written:
+            raise PermissionError(13, "Permission denied")
+        return install(self, entry, about)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsFolder, "_install", refused)
+        with pytest.raises(ResultsError, match=r"Permission denied.*repeat the call, with --over") as raised:
+            carry_curation(first, second)
+    assert "results_dir" not in str(raised.value)
+    if not n_written:
+        assert contents(second) == before and names == ["spike_clusters.npy"]
+    carry_curation(first, second, over=n_written > 0)
+    assert clusters_in(second) == clusters_in(whole)
+    for name in ("group", "KSLabel", "Amplitude", "notes"):
+        assert column_in(second, name) == column_in(whole, name)
+    assert not (second / "cluster_info.tsv").exists()
+
+
 # --- the command line -----------------------------------------------------------------------------------------
 
 

@@ -39,8 +39,16 @@ DRAFT = re.compile(r".*\.[0-9a-f]{32}\.draft")  # name of a file that is not com
 
 
 @contextmanager
-def explain_write_errors(folder: Place) -> Iterator[None]:
+def explain_write_errors(
+    folder: Place, then: str = "repeat the same call with the same results_dir to continue where it stopped"
+) -> Iterator[None]:
     """Explain a write that the system refuses: where it was, how much space is free there, and what to do.
+
+    Parameters
+    ----------
+    folder : Path or ObjectPath
+    then : str
+        What to do when the cause is removed.
 
     Raises
     ------
@@ -54,7 +62,7 @@ def explain_write_errors(folder: Place) -> Iterator[None]:
     except OSError as error:
         raise ResultsError(
             f"{folder} cannot be written to: {error.strerror or error}.{_free(folder)} Make room there, or check its "
-            "quota and permissions; then repeat the same call with the same results_dir to continue where it stopped."
+            f"quota and permissions; then {then}."
         ) from error
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ks4stream.errors import ResultsError
 from ks4stream.io.atomic import explain_write_errors
-from ks4stream.io.mapped import LARGE_MAP_BYTES, release_pages
+from ks4stream.io.mapped import LARGE_MAP_BYTES, release_pages, scratch_array
 from ks4stream.io.objects import Status, entries
 from ks4stream.io.phy import PARAMS, save_stream
 from ks4stream.io.places import Place, below, copy_here, read_whole, remove, size_of
@@ -132,7 +132,7 @@ def read_curation(place: Place, folder: Path) -> CuratedFolder:
             "results_dir (shank_<n> in it, if shanks were sorted separately)."
         )
     sample, template = _array(place / _TIMES, folder), _array(place / _TEMPLATES, folder)
-    cluster = _array(place / _CLUSTERS, folder) if _CLUSTERS in there else template  # before Phy opens it
+    cluster = _copied(_array(place / _CLUSTERS, folder)) if _CLUSTERS in there else template  # before Phy opens it
     if not len(sample) == len(cluster) == len(template):
         raise ResultsError(
             f"{place} is damaged: {_TIMES} has {len(sample)} spikes, {_CLUSTERS} {len(cluster)} and {_TEMPLATES} "
@@ -166,8 +166,9 @@ def write_curation(
 ) -> None:
     """Write columns and merges into a results folder, which counts as curated from then on.
 
-    Each file appears whole, the clusters last. Phy's summary of the columns, which it writes anew, is removed, and its
-    cache of the spikes is renamed.
+    Each file appears whole, the clusters first: tables may say too little of a merged cluster, but never lack those
+    that are there instead. Phy's cache of the spikes is renamed, and its summary of the columns, which it writes anew,
+    is removed.
 
     Parameters
     ----------
@@ -186,7 +187,8 @@ def write_curation(
         If they cannot be written, or if what is there was changed since it was read; then, nothing is replaced.
     """
     results = ResultsFolder(found.place)
-    with explain_write_errors(found.place), results.draft() as draft:
+    again = "repeat the call, with --over (over=True) if the folder counts as curated by then"
+    with explain_write_errors(found.place, again), results.draft() as draft:
         for name, table in columns.items():
             _write_table(draft / _file_of(name), name, table)
         (draft / CARRIED).write_text(listing, encoding="utf-8", newline="\n")
@@ -194,9 +196,9 @@ def write_curation(
             pieces = map(_renumbering(new_numbers), _in_turn(found.cluster))
             save_stream(draft / _CLUSTERS, found.cluster.shape, found.cluster.dtype, pieces)
         _check_unchanged(found)
+        results.exchange(draft)
         for name in (f"{_SUMMARY}.tsv", f"{_SUMMARY}.csv"):
             remove(found.place / name)
-        results.exchange(draft)
 
 
 def _versions(place: Place) -> dict[str, Status]:
@@ -229,6 +231,16 @@ def _array(where: Place, folder: Path) -> NDArray[Any]:
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or found.shape[:1] != (found.size,):
         raise ResultsError(f"{where} is damaged: it does not hold one whole number per spike.")
     return found.reshape(-1)
+
+
+def _copied(values: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers, not mapped from their file, which Windows would not let anything replace."""
+    found = scratch_array(values.shape, values.dtype)
+    for at in range(0, len(values), _ROWS_AT_ONCE):
+        found[at : at + _ROWS_AT_ONCE] = values[at : at + _ROWS_AT_ONCE]
+        release_pages(values)
+        release_pages(found)
+    return found
 
 
 def _counted(place: Place, cluster: NDArray[Any], template: NDArray[Any]) -> Counter[tuple[int, int]]:

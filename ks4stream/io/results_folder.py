@@ -56,6 +56,7 @@ __all__ = ["CARRIED", "EARLY", "LOG", "RECORD", "STORE", "WRITTEN", "ResultsFold
 RECORD, STORE, LOG = "ks4stream.json", "sorting.zarr", "kilosort4.log"
 CARRIED = "carried.tsv"  # what was carried over from an earlier curation
 EARLY = "ks4stream.early"  # folder of files of the next results, as long as others are here
+CLUSTERS = "spike_clusters.npy"
 FEATURES = ("pc_feature_ind.npy", "pc_features.npy")
 PHY = (
     *FEATURES,
@@ -67,7 +68,7 @@ PHY = (
     "ops.npy",
     "params.py",
     "similar_templates.npy",
-    "spike_clusters.npy",
+    CLUSTERS,
     "spike_detection_templates.npy",
     "spike_positions.npy",
     "spike_templates.npy",
@@ -343,12 +344,12 @@ class ResultsFolder:
         """Replace files of the results here, whosever they are, as somebody asks for by name.
 
         Plots, metrics, the page and the preprocessed copy of a sort of ours stay ours. Everything else counts as
-        changed from then on. If clusters are exchanged, Phy's cache of them is renamed.
+        changed from then on. Clusters are exchanged before the tables about them, and Phy's cache of them is renamed.
         """
         record, ours, new = self._record(), self._ours(), {}
-        if (draft / "spike_clusters.npy").exists():
+        if (draft / CLUSTERS).exists():
             self._retire_cache()
-        for entry in sorted(draft.iterdir()):
+        for entry in sorted(draft.iterdir(), key=lambda entry: (entry.name != CLUSTERS, entry.name)):
             about = _described(entry)
             if entry.name in (*PLOTS, QUALITY, PAGE, PREPROCESSED_COPY) and self._may_go(entry.name, ours):
                 new[entry.name] = about

@@ -84,9 +84,23 @@ def test_large_columns_are_mapped(folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(curation, "LARGE_MAP_BYTES", 100)
     phy.merge(folder, 0, 1)
     found = read(folder)
-    assert isinstance(found.sample.base, np.memmap) and isinstance(found.cluster.base, np.memmap)
+    assert isinstance(found.sample.base, np.memmap)
     write_curation(found, {}, "", {3: 9})
     assert list(phy.clusters_in(folder)) == [2, 9]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the maps of a process are not listed here")
+@pytest.mark.parametrize("held_bytes", [100, 1 << 20])
+def test_the_clusters_are_not_mapped_from_the_file_that_is_replaced(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, held_bytes: int
+) -> None:
+    monkeypatch.setattr(curation, "LARGE_MAP_BYTES", 100)
+    monkeypatch.setattr("ks4stream.io.mapped.HELD_BYTES", held_bytes)
+    merged = phy.merge(folder, 0, 1)
+    found = read(folder)
+    maps = Path("/proc/self/maps").read_text()
+    assert str(folder / "spike_times.npy") in maps and str(folder / "spike_clusters.npy") not in maps
+    assert np.array_equal(found.cluster, np.load(folder / "spike_clusters.npy")) and merged in found.cluster
 
 
 # --- what is refused ------------------------------------------------------------------------------------------
@@ -179,9 +193,9 @@ def test_a_kill_in_between_leaves_each_file_whole(folder: Path, monkeypatch: pyt
     monkeypatch.setattr(ResultsFolder, "_install", killed)
     with pytest.raises(KeyboardInterrupt):
         write_curation(read(folder), {"group": {0: "good"}, "notes": {0: "x"}}, "all", {0: 3, 1: 3})
-    assert names == ["carried.tsv", "cluster_group.tsv", "cluster_notes.tsv"]
-    expected = {"carried.tsv": b"all", "cluster_group.tsv": b"cluster_id\tgroup\n0\tgood\n"}
-    assert contents(folder) == before | expected, "the clusters come last"
+    assert names == ["spike_clusters.npy", "carried.tsv", "cluster_group.tsv"]
+    expected = {"carried.tsv": b"all", "spike_clusters.npy": contents(folder)["spike_clusters.npy"]}
+    assert contents(folder) == before | expected and set(phy.clusters_in(folder)) == {2, 3}
 
 
 @pytest.mark.parametrize(
