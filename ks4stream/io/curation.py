@@ -26,7 +26,7 @@ from ks4stream.io.atomic import explain_write_errors
 from ks4stream.io.mapped import LARGE_MAP_BYTES, release_pages, scratch_array
 from ks4stream.io.objects import Status, entries
 from ks4stream.io.phy import PARAMS, save_stream
-from ks4stream.io.places import Place, below, copy_here, read_whole, remove, size_of
+from ks4stream.io.places import Place, below, copy_here, read_range, read_whole, remove, size_of
 from ks4stream.io.results_folder import CARRIED, WRITTEN, ResultsFolder, is_table_of_units
 from ks4stream.io.store import stored_digest
 from ks4stream.metrics import METRICS
@@ -42,8 +42,10 @@ _NOBODYS = SORTERS | {"si_unit_id", "channel_group"}  # and SpikeInterface, whic
 
 _TIMES, _CLUSTERS, _TEMPLATES = "spike_times.npy", "spike_clusters.npy", "spike_templates.npy"
 _OF_DETECTION = "spike_detection_templates.npy"  # where it is, spike_templates.npy has the final units
+_UNITS = "templates.npy"  # has a row for each unit, as sorted
 _SUMMARY = "cluster_info"  # Phy's summary of all columns, which it writes anew when a person saves
 _MAX_TEXT_BYTES = 1 << 26
+_HEADER_BYTES = 1 << 12
 _ROWS_AT_ONCE = 1 << 20
 _MAX_NUMBER = (1 << 31) - 1
 
@@ -146,8 +148,8 @@ def read_curation(place: Place, folder: Path) -> CuratedFolder:
     for (number, unit), n in sorted(n_both.items()):
         n_spikes[number] = n_spikes.get(number, 0) + n
         units[number] = (*units.get(number, ()), unit)
-    if _OF_DETECTION not in there:  # templates may differ within a unit, which has the number of one of them
-        units = {number: (number,) if number in its else its for number, its in units.items()}
+    if _OF_DETECTION not in there:
+        units = _of_other_sorters(units, _n_rows(place / _UNITS) if _UNITS in there else 0)
     return CuratedFolder(
         place=place,
         sampling_rate_hz=_sampling_rate_hz(place / PARAMS),
@@ -231,6 +233,31 @@ def _array(where: Place, folder: Path) -> NDArray[Any]:
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or found.shape[:1] != (found.size,):
         raise ResultsError(f"{where} is damaged: it does not hold one whole number per spike.")
     return found.reshape(-1)
+
+
+def _of_other_sorters(templates: Mapping[int, tuple[int, ...]], n_units: int) -> dict[int, tuple[int, ...]]:
+    """The units that each cluster was made of, if its spikes may have several templates without having been merged.
+
+    Usually, a unit has the number of one of its templates. In early versions of Kilosort4, templates are those of
+    detection, and their numbers have nothing to do with the units'; then, clusters numbered above all units are new,
+    and made of some of the units that are gone.
+    """
+    sorted_as = [number for number in templates if number < n_units]
+    if 2 * sum(number in templates[number] for number in sorted_as) >= len(sorted_as):
+        return {number: (number,) if number in its else its for number, its in templates.items()}
+    gone = tuple(number for number in range(n_units) if number not in templates)
+    return {number: gone if number >= n_units and gone else (number,) for number in templates}
+
+
+def _n_rows(where: Place) -> int:
+    """Length of the array in a file, of which only the header is read."""
+    try:
+        head = io.BytesIO(read_range(where, 0, min(_HEADER_BYTES, size_of(where) or 0)))
+        is_first = np.lib.format.read_magic(head) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+        return int(read(head)[0][0])
+    except (OSError, ValueError, EOFError, IndexError) as error:
+        raise ResultsError(f"{where} cannot be read: {error}.") from error
 
 
 def _copied(values: NDArray[Any]) -> NDArray[Any]:

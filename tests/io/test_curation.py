@@ -80,6 +80,40 @@ def test_a_folder_of_another_time_is_read(folder: Path) -> None:
     assert found.decided(1) == {"notes": "a, b"} and found.decided(2) == {}
 
 
+def early(folder: Path) -> None:
+    """As early versions of Kilosort4 wrote it: each unit has spikes of two of ten templates, numbered otherwise."""
+    (folder / "spike_detection_templates.npy").unlink()
+    unit = np.load(folder / "spike_clusters.npy")
+    np.save(folder / "spike_templates.npy", (np.array([7, 3, 1])[unit] + np.arange(len(unit)) % 2).astype(np.int32))
+    np.save(folder / "templates.npy", np.zeros((3, 2, 2), np.float32))
+
+
+def test_detection_templates_of_early_kilosort4_are_no_merges(folder: Path) -> None:
+    early(folder)
+    found = read(folder)
+    assert found.units == {0: (0,), 1: (1,), 2: (2,)}
+    phy.label(folder, group={1: "good"})
+    assert [one.cluster for one in carry_curation(folder, write_folder(folder.parent / "new", UNITS)).clusters] == [1]
+
+
+def test_merges_and_splits_of_early_kilosort4_are_known_by_their_numbers(folder: Path) -> None:
+    early(folder)
+    parts = phy.split(folder, 2, 8000)
+    found = read(folder)
+    assert found.units == {0: (0,), 1: (1,)} | dict.fromkeys(parts, (2,))
+    assert found.split(parts[0]) == {parts[1]} and found.split(0) == found.split(1) == set()
+    merged = phy.merge(folder, 0, parts[0])
+    found = read(folder)
+    assert found.merged(merged) == (0, 2) and found.merged(1) == ()
+
+
+def test_in_older_sorts_a_new_number_may_be_that_of_a_unit_without_spikes(folder: Path) -> None:
+    (folder / "spike_detection_templates.npy").unlink()
+    np.save(folder / "templates.npy", np.zeros((9, 2, 2), np.float32))
+    merged = phy.merge(folder, 0, 2)
+    assert read(folder).units == {1: (1,), merged: (0, 2)}
+
+
 def test_large_columns_are_mapped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curation, "LARGE_MAP_BYTES", 100)
     phy.merge(folder, 0, 1)
@@ -141,6 +175,13 @@ DAMAGED = {
     "other spikes": (changed("spike_clusters", lambda c: c[:-1]), "45 spikes, spike_clusters.npy 44"),
     "negative": (changed("spike_clusters", lambda c: c - 1), "spike_clusters.npy is damaged"),
     "huge": (changed("spike_clusters", lambda c: c.astype(np.int64) + (1 << 31)), "spike_clusters.npy is damaged"),
+    "templates": (
+        lambda folder: (
+            (folder / "spike_detection_templates.npy").unlink(),
+            (folder / "templates.npy").write_bytes(b""),
+        ),
+        "templates.npy cannot be read",
+    ),
     "no rate": (text("params.py", "dat_path = []\n"), "no sample_rate"),
     "code": (text("params.py", "import os\nsample_rate = os.mkdir('bang') or 3e4\n"), "cannot be read as Phy's"),
     "no code": (text("params.py", "sample_rate = = 3\n"), "cannot be read as Phy's"),
