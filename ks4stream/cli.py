@@ -819,8 +819,9 @@ def _show(found: Plan) -> None:
     default=0.5,
     show_default=True,
     metavar="NUMBER",
-    help="Least share of spikes, of all that either has, that a cluster and a unit have in common. Below 0.5, two "
-    "clusters may agree with the same unit, which then goes to the one that agrees better.",
+    help="Least share of spikes, of all that either has, that a cluster and a unit have in common; besides, these must "
+    "be at least 10. Below 0.5, two clusters may agree with the same unit, which then goes to the one that agrees "
+    "better.",
 )
 @click.option(
     "--over",

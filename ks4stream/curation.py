@@ -35,6 +35,7 @@ __all__ = ["Carried", "CarriedCluster", "carry_curation"]
 
 IntArray = NDArray[np.int64]
 
+FEW = "too few spikes to compare"
 UNHEARD = "no spikes in the time that both sorts cover"
 TOGETHER = "one unit with others in the new sort"
 TAKEN = "another cluster agrees better with its unit"
@@ -43,6 +44,9 @@ DIFFERENT = "no unit of the new sort agrees"
 
 SPLIT_OFF = 0.1
 """Largest share of a unit that may be spikes which a person had split off, for a label to be carried to it."""
+
+FEWEST = 10
+"""Least number of spikes that a cluster and a unit have in common: a few may coincide by chance."""
 
 _SPIKES_AT_ONCE = 1 << 20
 
@@ -56,6 +60,8 @@ class CarriedCluster:
     cluster : int
         Its number in the earlier, curated result.
     n_spikes : int
+    n_compared : int
+        Number of its spikes in the time that both sorts cover.
     values : dict
         Its label ("group") and other columns that a person filled in.
     merged_from : tuple of int
@@ -76,6 +82,7 @@ class CarriedCluster:
 
     cluster: int
     n_spikes: int
+    n_compared: int
     values: dict[str, str]
     merged_from: tuple[int, ...]
     split_from: tuple[int, ...]
@@ -132,10 +139,11 @@ class Carried:
 
     def rows(self) -> list[list[str]]:
         """A table: names of columns, and a row for each cluster."""
-        table = [["old_cluster", "spikes", "decision", "new_cluster", "agreement", "outcome"]]
+        table = [["old_cluster", "spikes", "compared", "decision", "new_cluster", "agreement", "outcome"]]
         for one in self.clusters:
             to = "" if one.to is None else str(one.to)
-            table.append([str(one.cluster), str(one.n_spikes), one.decision, to, f"{one.agreement:.2f}", one.outcome])
+            counts = [str(one.cluster), str(one.n_spikes), str(one.n_compared)]
+            table.append([*counts, one.decision, to, f"{one.agreement:.2f}", one.outcome])
         return table
 
 
@@ -161,8 +169,8 @@ def carry_curation(
     new : path
         Results folder or address of the new sort.
     agreement : float, optional
-        Least agreement of a cluster and a unit. Below 0.5, two clusters may agree with the same unit, which then goes
-        to the one that agrees better.
+        Least agreement of a cluster and a unit, which also have at least 10 spikes in common. Below 0.5, two clusters
+        may agree with the same unit, which then goes to the one that agrees better.
     over : bool, optional
         Also if `new` was curated. What is carried replaces what was decided there about the same units; the rest stays.
     dry_run : bool, optional
@@ -187,10 +195,11 @@ def carry_curation(
         decisions = _decisions(earlier)
         _check(earlier, later, decisions, over=over)
         found = _Comparison.of(earlier, later, agreement)
-        if not found.agreement.max(initial=0.0) >= agreement and _are_of_two_recordings(earlier, later):
+        if not found.partner and _are_of_two_recordings(earlier, later):
             raise ResultsError(
                 f"{old} and {new} are results of different recordings: their digests differ, and the largest agreement "
-                f"of any two units is {found.agreement.max(initial=0.0):.2f}. Give two sorts of the same recording."
+                f"of any two units with at least {FEWEST} spikes in common is {found.trusted.max(initial=0.0):.2f}. "
+                "Give two sorts of the same recording."
             )
         carried = Carried(str(old), str(new), tuple(found.became(one) for one in decisions))
         if carried.n_carried and not dry_run:
@@ -314,6 +323,8 @@ class _Comparison:
     old, new : _Trains
     n_matched : ndarray of int64, shape (old, new)
     agreement : ndarray of float64, shape (old, new)
+    trusted : ndarray of float64, shape (old, new)
+        The same; 0 where too few spikes match.
     unions : dict of int to tuple of int
         The units that are merged, by their new number.
     partner : dict of int to int
@@ -327,6 +338,7 @@ class _Comparison:
     new: _Trains
     n_matched: IntArray
     agreement: NDArray[np.float64]
+    trusted: NDArray[np.float64]
     unions: dict[int, tuple[int, ...]]
     partner: dict[int, int]
     least: float
@@ -356,7 +368,9 @@ class _Comparison:
             n_matched = _matches(old, new, rate_hz)
         agreement = _agreement(n_matched, old, new)
         partner = {row: int(np.searchsorted(new.ids, union)) for row, union in union_of.items()}
-        return cls(earlier, old, new, n_matched, agreement, unions, _partners(agreement, least, partner), least)
+        trusted = np.where(n_matched >= FEWEST, agreement, 0.0)
+        partner = _partners(trusted, least, partner)
+        return cls(earlier, old, new, n_matched, agreement, trusted, unions, partner, least)
 
     def became(self, cluster: int) -> CarriedCluster:
         """What becomes of a cluster of the earlier result."""
@@ -378,6 +392,7 @@ class _Comparison:
         return CarriedCluster(
             cluster=cluster,
             n_spikes=self.earlier.n_spikes[cluster],
+            n_compared=int(self.old.n_spikes[row]),
             values=values,
             merged_from=merged,
             split_from=tuple(sorted(split)),
@@ -396,15 +411,21 @@ class _Comparison:
             return DIFFERENT, ""
         most, best = int(self.n_matched[row].argmax()), int(self.agreement[row].argmax())
         cluster = int(self.old.ids[row])
+        few = f"unit {self.new.ids[best]} has {self.n_matched[row, best]} of {self.old.n_spikes[row]}"
+        if self.old.n_spikes[row] < min(FEWEST, self.earlier.n_spikes[cluster]):
+            return FEW, few * bool(self.n_matched[row, best])
         inside = self._mostly_in(most)
         if cluster in inside and len(inside) > 1:
             return (
                 TOGETHER,
                 f"{_named('cluster', [one for one in inside if one != cluster])} in unit {self.new.ids[most]}",
             )
+        if self.trusted[row].max() >= self.least:
+            wanted = int(self.trusted[row].argmax())
+            taken_by = next(other for other, column in self.partner.items() if column == wanted)
+            return TAKEN, f"unit {self.new.ids[wanted]} to cluster {self.old.ids[taken_by]}"
         if self.agreement[row, best] >= self.least:
-            taken_by = next(other for other, column in self.partner.items() if column == best)
-            return TAKEN, f"unit {self.new.ids[best]} to cluster {self.old.ids[taken_by]}"
+            return FEW, few
         parts, together = _together(self.old, self.new, self.n_matched[row], row, self.earlier.sampling_rate_hz)
         if len(parts) > 1 and together >= self.least:
             return DIVIDED, f"{_named('unit', sorted(self.new.ids[parts].tolist()))}, together {together:.2f}"
@@ -428,7 +449,7 @@ def _together(old: _Trains, new: _Trains, n_matched: IntArray, row: int, rate_hz
 
     Each of them adds more matches than other spikes, unless another one has found the same spikes.
     """
-    parts = np.flatnonzero(2 * n_matched > new.n_spikes)
+    parts = np.flatnonzero((2 * n_matched > new.n_spikes) & (n_matched >= FEWEST))
     train, pool = old.only([row]).as_one, new.only(parts.tolist())
 
     def together(some: list[int]) -> float:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from phy_folders import clusters_in, column_in, contents, train, write_folder
 
 from ks4stream import carry_curation, cli
-from ks4stream.curation import DIFFERENT, DIVIDED, TAKEN, TOGETHER, UNHEARD, Carried, CarriedCluster
+from ks4stream.curation import DIFFERENT, DIVIDED, FEW, TAKEN, TOGETHER, UNHEARD, Carried, CarriedCluster
 from ks4stream.errors import CurationWarning, ResultsError, SettingsError
 from ks4stream.io.results_folder import ResultsFolder
 from ks4stream.report import finish
@@ -61,8 +61,8 @@ def test_spikes_farther_apart_than_the_tolerance_do_not_match(old, new) -> None:
 
 
 def test_half_of_the_spikes_are_enough_and_less_is_not(old, new) -> None:
-    first = old({0: train(0), 1: train(1), 2: train(2)})
-    second = new({3: train(0, 10), 4: train(1, 9), 5: train(2)})  # 10 / 20, and 9 / 20
+    first = old({0: train(0, 40), 1: train(1, 40), 2: train(2, 40)})
+    second = new({3: train(0, 20), 4: train(1, 18), 5: train(2, 40)})  # 20 / 40, and 18 / 40
     phy.label(first, group={0: "good", 1: "good"})
     before = contents(second)
     carried = carry_curation(first, second, dry_run=True)
@@ -78,8 +78,8 @@ def test_half_of_the_spikes_are_enough_and_less_is_not(old, new) -> None:
 
 
 def test_below_one_half_a_unit_goes_to_the_cluster_that_agrees_better(old, new) -> None:
-    first = old({0: train(0, 8), 1: train(1, 10)})
-    second = new({5: [*train(0, 8), *train(1, 10)]})  # 8 / 18 and 10 / 18
+    first = old({0: train(0, 16), 1: train(1, 20)})
+    second = new({5: [*train(0, 16), *train(1, 20)]})  # 16 / 36 and 20 / 36
     phy.label(first, group={0: "good", 1: "mua"})
     carried = by_cluster(carry_curation(first, second, agreement=0.3, dry_run=True))
     assert (carried[1].to, carried[0].to, carried[0].why_not) == (5, None, TOGETHER)
@@ -87,8 +87,8 @@ def test_below_one_half_a_unit_goes_to_the_cluster_that_agrees_better(old, new) 
 
 
 def test_a_unit_that_another_cluster_took_is_named(old, new) -> None:
-    first = old({0: train(0, 20), 1: train(1, 10), 2: train(2, 20)})
-    second = new({5: [*train(0, 9), *train(1, 10)], 6: train(2, 20)})  # 9 / 30 and 10 / 19
+    first = old({0: train(0, 40), 1: train(1, 20), 2: train(2, 40)})
+    second = new({5: [*train(0, 18), *train(1, 20)], 6: train(2, 40)})  # 18 / 60 and 20 / 38
     phy.label(first, group={0: "good"})  # nothing was decided about 1, which the unit is nevertheless
     one = only(carry_curation(first, second, agreement=0.3, dry_run=True))
     assert (one.why_not, one.detail) == (TAKEN, "unit 5 to cluster 1")
@@ -165,8 +165,8 @@ def test_units_are_merged_only_where_a_person_merged_some(old, new) -> None:
 
 
 def test_a_cluster_that_became_several_units_is_listed_with_these(old, new) -> None:
-    first = old({0: train(0, 20), 1: train(1)})
-    second = new({3: train(0, 9), 4: train(0, 9, first=9), 5: train(1)})
+    first = old({0: train(0, 40), 1: train(1, 40)})
+    second = new({3: train(0, 18), 4: train(0, 18, first=18), 5: train(1, 40)})
     phy.label(first, group={0: "good"})
     one = only(carry_curation(first, second))
     assert (one.to, one.why_not, one.detail) == (None, DIVIDED, "units 3 and 4, together 0.90")
@@ -200,8 +200,8 @@ def test_units_with_the_same_spikes_twice_are_not_merged(old, new) -> None:
 
 def test_units_that_were_merged_for_a_cluster_go_to_no_other(old, new) -> None:
     """Cluster 2, which nobody merged, has the same spikes and agrees better with both units together."""
-    first = old({0: train(0, 8), 1: train(1, 8), 2: [*train(0, 10, shift=2), *train(1, 10, shift=2)]})
-    second = new({4: train(0, 10), 5: train(1, 10)})
+    first = old({0: train(0, 16), 1: train(1, 16), 2: [*train(0, 20, shift=2), *train(1, 20, shift=2)]})
+    second = new({4: train(0, 20), 5: train(1, 20)})
     phy.label(first, group={phy.merge(first, 0, 1): "good", 2: "mua"})
     carried = by_cluster(carry_curation(first, second))
     assert (carried[3].to, carried[3].of_units, carried[3].agreement) == (6, (4, 5), 0.8)
@@ -210,27 +210,26 @@ def test_units_that_were_merged_for_a_cluster_go_to_no_other(old, new) -> None:
 
 
 def test_of_units_with_the_same_spikes_the_largest_is_merged(old, new) -> None:
-    first = old({0: train(0, 18), 1: train(1, 2)})
-    second = new({0: train(0, 8, shift=3), 1: [*train(0, 18), 500], 2: train(1, 2)})
+    first = old({0: train(0, 36), 1: train(1, 12)})
+    second = new({0: train(0, 16, shift=3), 1: [*train(0, 36), 500], 2: train(1, 12)})
     phy.label(first, group={phy.merge(first, 0, 1): "good"})
     one = only(carry_curation(first, second))
-    assert one.of_units == (1, 2) and one.agreement == pytest.approx(20 / 21)
+    assert one.of_units == (1, 2) and one.agreement == pytest.approx(48 / 49)
     assert list(clusters_in(second)) == [0, 3]
 
 
 def test_units_are_not_merged_where_one_alone_agrees_better(old, new) -> None:
-    first = old({0: train(0, 10), 1: train(1, 10)})
-    second = new(
-        {5: [*train(0, 10), *train(1, 10), *train(7, 9), *train(8, 9), *train(9, 3)], 6: train(0, 4), 7: train(1, 5)}
-    )
+    first = old({0: train(0, 30), 1: train(1, 30)})
+    others = [*train(7, 27), *train(8, 27), *train(9, 9)]
+    second = new({5: [*train(0, 30), *train(1, 30), *others], 6: train(0, 12), 7: train(1, 15)})
     phy.merge(first, 0, 1)
     one = only(carry_curation(first, second, agreement=0.4))
-    assert (one.to, one.of_units) == (5, ()), "20 / 41, and 9 / 20 of both others together"
+    assert (one.to, one.of_units) == (5, ()), "60 / 123, and 27 / 60 of both others together"
 
 
 def test_units_that_together_agree_too_little_are_not_merged(old, new) -> None:
-    first = old({0: train(0, 10), 1: train(1, 10)})
-    second = new({0: train(0, 4), 1: train(1, 5), 2: train(5, 10)})
+    first = old({0: train(0, 30), 1: train(1, 30)})
+    second = new({0: train(0, 12), 1: train(1, 15), 2: train(5, 30)})
     phy.merge(first, 0, 1)
     one = only(carry_curation(first, second))
     assert (one.to, one.why_not, one.detail) == (None, DIFFERENT, "best: 1, 0.25")
@@ -355,6 +354,37 @@ def test_only_the_time_that_both_sorts_cover_counts(old, new, is_longer: bool) -
         assert (carried[2].to, carried[2].why_not, carried[2].agreement) == (None, UNHEARD, 0.0)
 
 
+def test_few_spikes_that_coincide_are_no_agreement(old, new) -> None:
+    """The new sort is of a short part, in which 2 of 32 spikes of a cluster are, and a unit has 1."""
+    first = old({0: train(0, 90), 1: [5040, 6040, *train(1, 30, first=50)], 2: train(2, 9), 3: train(3, 9)})
+    second = new({0: train(0, 40), 4: [6040], 5: train(2, 9), 6: train(3, 8)})
+    phy.label(first, group={0: "good", 1: "noise", 2: "mua", 3: "noise"})
+    carried = by_cluster(carry_curation(first, second))
+    assert carried[0].to == 0 and (carried[0].n_spikes, carried[0].n_compared) == (90, 40)
+    one = carried[1]
+    assert (one.to, one.n_spikes, one.n_compared, one.agreement) == (None, 32, 2, 0.5)
+    assert (one.why_not, one.detail) == (FEW, "unit 4 has 1 of 2")
+    assert (carried[2].to, carried[2].why_not, carried[2].detail) == (None, FEW, "unit 5 has 9 of 9")
+    assert column_in(second, "group") == {0: "good", 4: "unsorted", 5: "unsorted", 6: "unsorted"}
+
+
+def test_ten_spikes_are_enough(old, new) -> None:
+    units = {0: train(0), 1: train(1, 10)}
+    first, second = old(units), new(units)
+    phy.label(first, group={1: "good"})
+    assert only(carry_curation(first, second)).to == 1
+
+
+def test_a_unit_of_which_only_few_spikes_were_compared_is_not_merged(old, new) -> None:
+    """The earlier sort is of a short part, in which 1 of 50 spikes of a unit is."""
+    first = old({0: train(0), 1: train(1), 2: [1080], 3: train(3)})
+    second = new({0: train(0), 1: train(1), 2: [1080, *train(2, 49, first=40)], 3: train(3, 90)})
+    phy.label(first, group={phy.merge(first, 0, 1, 2): "good"})
+    one = only(carry_curation(first, second))
+    assert one.of_units == (0, 1) and one.agreement == pytest.approx(40 / 41)
+    assert list(clusters_in(second)) == [2, 3, 4]
+
+
 def test_another_sampling_rate_is_another_recording(old, new) -> None:
     first, second = old({0: train(0)}), new({0: train(0)}, rate_hz=25_000.0)
     phy.label(first, group={0: "good"})
@@ -452,9 +482,9 @@ def test_the_list_of_decisions_is_no_table_of_clusters(old, new) -> None:
     phy.label(first, group={0: "good", 1: "mua"})
     carry_curation(first, second)
     assert (second / "carried.tsv").read_text().splitlines() == [
-        "old_cluster\tspikes\tdecision\tnew_cluster\tagreement\toutcome",
-        "0\t20\tgood\t0\t1.00\tcarried",
-        f"1\t20\tmua\t\t0.00\tnot carried: {DIFFERENT} (best: 0, 0.00)",
+        "old_cluster\tspikes\tcompared\tdecision\tnew_cluster\tagreement\toutcome",
+        "0\t20\t20\tgood\t0\t1.00\tcarried",
+        f"1\t20\t20\tmua\t\t0.00\tnot carried: {DIFFERENT} (best: 0, 0.00)",
     ]
     assert not [path for path in second.iterdir() if path.name.startswith(".ks4stream")]
 
@@ -573,7 +603,7 @@ def test_the_command_shows_what_became_of_each_decision(old, new) -> None:
     first, second = old({0: train(0), 1: train(1)}), new({3: train(0), 4: train(9)})
     phy.label(first, group={0: "good", 1: "noise"})
     before = contents(second)
-    shown = CliRunner().invoke(cli.main, ["carry", str(first), str(second), "--dry-run"], terminal_width=200)
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(cli.main, ["carry", str(first), str(second), "--dry-run"])
     assert shown.exit_code == 0, shown.output
     assert f"1 of 2 decisions carried; 1 not: {DIFFERENT} (1); nothing was written" in shown.output
     assert "old cluster" in shown.output and "noise" in shown.output
