@@ -826,7 +826,7 @@ def _show(found: Plan) -> None:
 @click.option(
     "--over",
     is_flag=True,
-    help="Also if NEW was curated: what is carried replaces what was decided there about the same units.",
+    help="Also if NEW has already been curated: what is carried replaces what was decided there about the same units.",
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would be carried.")
 @_debug_option
@@ -835,6 +835,7 @@ def carry_command(old: str, new: str, agreement: float, over: bool, dry_run: boo
 
     OLD is the results folder that was curated, of ks4stream or Kilosort4, and NEW that of the new sort; addresses like
     s3://bucket/sorted are understood. Labels, other columns of a person's, and merges are carried where units agree.
+    Columns of Bombcell, and those of numbers that are not all whole, are a program's, and no decision by themselves.
     What became of each decision is listed, and written to carried.tsv in NEW.
     """
     from ks4stream.curation import carry_curation

@@ -15,7 +15,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -160,7 +160,9 @@ def carry_curation(
     Labels and columns of a cluster, as curated, go to the unit of the new sort that agrees with it best, one to one.
     Units of the new sort are merged where an earlier merge asks for it. A split is kept where the new sort has two
     units; otherwise, it is listed as not carried. What the sorter itself wrote (KSLabel, ContamPct, Amplitude, reason)
-    is no decision. The list of all decisions is written to ``carried.tsv`` in `new`, unless nothing could be carried.
+    is no decision. Columns that programs fill in (Bombcell's, and those of numbers that are not all whole) are none
+    either, but go along with decisions to units for which `new` has no such value. The list of all decisions is written
+    to ``carried.tsv`` in `new`, unless nothing could be carried.
 
     Parameters
     ----------
@@ -204,13 +206,13 @@ def carry_curation(
         carried = Carried(str(old), str(new), tuple(found.became(one) for one in decisions))
         if carried.n_carried and not dry_run:
             numbers = {part: number for number, parts in found.unions.items() for part in parts}
-            write_curation(later, _columns(later, found.unions, carried), _listing(carried), numbers)
+            write_curation(later, _columns(later, found.unions, carried, earlier.measured), _listing(carried), numbers)
     return carried
 
 
 def _decisions(earlier: CuratedFolder) -> list[int]:
     """The clusters about which something was decided, ascending."""
-    return [one for one in earlier.units if earlier.decided(one) or earlier.merged(one) or earlier.split(one)]
+    return [one for one in earlier.units if earlier.is_decided(one) or earlier.merged(one) or earlier.split(one)]
 
 
 def _check(earlier: CuratedFolder, later: CuratedFolder, decisions: Sequence[int], *, over: bool) -> None:
@@ -227,11 +229,11 @@ def _check(earlier: CuratedFolder, later: CuratedFolder, decisions: Sequence[int
             "merged or split. Give the curated results first, then the new ones."
         )
     if not over and (done := _decisions(later)):
-        what = ", ".join(later.decided(done[0])) or "merged or split"
+        what = ", ".join(name for name in later.decided(done[0]) if name not in later.measured) or "merged or split"
         raise ResultsError(
-            f"{later.place} was curated itself: something was decided about {len(done)} of its clusters, for instance "
-            f"about {done[0]} ({what}). Use --over (over=True) to replace that where the earlier curation says "
-            "something about the same units."
+            f"{later.place} has already been curated: something was decided about {len(done)} of its clusters, for "
+            f"instance about {done[0]} ({what}). Use --over (over=True) to replace that where the earlier curation "
+            "says something about the same units."
         )
 
 
@@ -384,7 +386,9 @@ class _Comparison:
         elif others := [one for one in self._mostly_in(partner) if one != cluster]:
             lost = [one for one in others if one in split]
             n_lost = self.n_matched[np.isin(self.old.ids, lost), partner].sum()
-            if n_lost > SPLIT_OFF * self.new.n_spikes[partner] or (lost and not values and not merged):
+            if n_lost > SPLIT_OFF * self.new.n_spikes[partner] or (
+                lost and not self.earlier.is_decided(cluster) and not merged
+            ):
                 why_not, detail = TOGETHER, f"{_named('cluster', others)} in unit {self.new.ids[partner]}"
             else:
                 detail = f"with the spikes of {_named('cluster', others)}"
@@ -480,8 +484,10 @@ def _partners(agreement: NDArray[np.float64], least: float, known: Mapping[int, 
 # --- what is written ------------------------------------------------------------------------------------------
 
 
-def _columns(later: CuratedFolder, unions: Mapping[int, Sequence[int]], carried: Carried) -> dict[str, Table]:
-    """The columns that change, whole.
+def _columns(
+    later: CuratedFolder, unions: Mapping[int, Sequence[int]], carried: Carried, measured: Collection[str]
+) -> dict[str, Table]:
+    """The columns that change, whole; values that were measured do not replace others.
 
     A merged cluster gets the value that its parts have, or that of the largest one, as in Phy. Columns of a person's
     have a row for each cluster: SpikeInterface leaves out clusters that any table lacks. Clusters that an interrupted
@@ -502,7 +508,8 @@ def _columns(later: CuratedFolder, unions: Mapping[int, Sequence[int]], carried:
     for one in carried.clusters:
         if one.to is not None:
             for name, value in one.values.items():
-                columns.setdefault(name, {})[one.to] = value
+                if name not in measured or not columns.get(name, {}).get(one.to):
+                    columns.setdefault(name, {})[one.to] = value
     changed = {name for name, table in columns.items() if table != later.columns.get(name)}
     if unions or before or GROUP in changed:
         changed.add(GROUP)

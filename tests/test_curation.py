@@ -443,10 +443,26 @@ def test_a_curation_is_replaced_only_when_asked(old, new, decide: Callable[[Path
     phy.label(first, group={0: "good"})
     decide(second)
     before = contents(second)
-    with pytest.raises(ResultsError, match=r"was curated itself.*(group|notes|merged or split).*--over"):
+    with pytest.raises(ResultsError, match=r"has already been curated.*(group|notes|merged or split).*--over"):
         carry_curation(first, second)
     assert contents(second) == before
     assert only(carry_curation(first, second, over=True)).to == 0
+
+
+def test_tables_of_programs_are_no_curation_and_stay_as_they_are(old, new) -> None:
+    units = {unit: train(unit) for unit in range(3)}
+    first, second = old(units), new(units)
+    for folder, value in ((first, "0.125"), (second, "2.5e-1")):
+        phy.label(folder, l_ratio={0: value, 1: value, 2: "nan"}, bc_unitType={0: value, 1: "GOOD", 2: "MUA"})
+    phy.label(second, l_ratio={0: "2.5e-1"})
+    with pytest.raises(ResultsError, match=r"was not curated"):
+        carry_curation(second, first)
+    phy.label(first, group={0: "good", 1: "mua"})
+    carried = carry_curation(first, second)
+    assert [(one.cluster, one.to) for one in carried.clusters] == [(0, 0), (1, 1)]
+    assert column_in(second, "group") == {0: "good", 1: "mua", 2: "unsorted"}
+    assert column_in(second, "l_ratio") == {0: "2.5e-1", 1: "0.125", 2: ""}
+    assert column_in(second, "bc_unitType") == {0: "2.5e-1", 1: "GOOD", 2: "MUA"}
 
 
 def test_over_another_curation_the_rest_stays(old, new) -> None:

@@ -38,6 +38,7 @@ _OF_COLUMN = re.compile(r"cluster_(\w+)\.tsv")
 SORTERS = {found[1] for name in WRITTEN if (found := _OF_COLUMN.fullmatch(name))} - {GROUP}
 SORTERS |= {metric.name for metric in METRICS}
 """Columns that a sorter writes; Phy saves those of ``quality.csv`` in tables of their own."""
+_BOMBCELL = "bc_"
 _NOBODYS = SORTERS | {"si_unit_id", "channel_group"}  # and SpikeInterface, which finds units by them again
 
 _TIMES, _CLUSTERS, _TEMPLATES = "spike_times.npy", "spike_clusters.npy", "spike_templates.npy"
@@ -91,6 +92,15 @@ class CuratedFolder:
         """The label and other values that a person gave a cluster, by column; "unsorted" is no label."""
         values = {name: table.get(cluster, "") for name, table in self.columns.items() if name not in _NOBODYS}
         return {name: value for name, value in values.items() if value and (name, value) != (GROUP, UNSORTED)}
+
+    def is_decided(self, cluster: int) -> bool:
+        """Whether a person has labelled a cluster, or filled in another column; measurements alone are no decision."""
+        return bool(self.decided(cluster).keys() - self.measured)
+
+    @cached_property
+    def measured(self) -> frozenset[str]:
+        """Columns that a program seems to have filled in: Bombcell's, and those of numbers that are not all whole."""
+        return frozenset(name for name, table in self.columns.items() if _is_measured(name, table))
 
     def merged(self, cluster: int) -> tuple[int, ...]:
         """The units that were merged into a cluster; empty if there are not several."""
@@ -354,6 +364,17 @@ def _read_table(where: Place) -> dict[str, Table]:
     except (ValueError, KeyError, OverflowError, csv.Error) as error:
         raise ResultsError(f"{where} is not a table of clusters: {error}. Correct it, or move it away.") from error
     return dict(columns)
+
+
+def _is_measured(column: str, table: Table) -> bool:
+    values = {value.strip() for value in table.values()} - {""}
+    if column.startswith(_BOMBCELL):
+        return True
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:
+        return False
+    return not all(map(float.is_integer, numbers)) or not all(value.lstrip("+-").isdecimal() for value in values)
 
 
 def _text(where: Place) -> str:

@@ -61,6 +61,26 @@ def test_quality_metrics_are_nobodys_decision_also_as_phy_saves_them(folder: Pat
     assert [read(folder).decided(unit) for unit in UNITS] == [{}, {}, {}]
 
 
+@pytest.mark.parametrize(
+    ("values", "is_measured"),
+    [
+        (["0.5", "2", ""], True),
+        (["3.0", "2.0", "nan"], True),
+        (["1e-3", "4", "5"], True),
+        (["-inf", "4", "5"], True),
+        (["3", "1", "-2"], False),  # a person's rating
+        (["0.5", "2", "deep"], False),
+        (["", "", ""], False),
+    ],
+)
+def test_columns_of_measurements_are_known_by_their_numbers(folder: Path, values: list[str], is_measured: bool) -> None:
+    phy.label(folder, mine=dict(enumerate(values)))
+    found = read(folder)
+    assert ("mine" in found.measured) == is_measured
+    assert [found.is_decided(unit) for unit in UNITS] == [bool(value) and not is_measured for value in values]
+    assert [found.decided(unit) for unit in UNITS] == [{"mine": value} if value else {} for value in values]
+
+
 def test_a_column_in_two_tables_is_read_from_the_one_of_phy(folder: Path) -> None:
     phy.label(folder, quality={0: "Phy's"})
     phy.write_table(folder / "zzz.tsv", {"quality": {0: "another"}, "more": {0: "x"}})
