@@ -826,7 +826,8 @@ def _show(found: Plan) -> None:
 @click.option(
     "--over",
     is_flag=True,
-    help="Also if NEW has already been curated: what is carried replaces what was decided there about the same units.",
+    help="Also if NEW has already been curated: what is carried replaces what was decided there about the same units, "
+    "and the list says what was replaced.",
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would be carried.")
 @_debug_option

@@ -16,7 +16,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -78,6 +78,8 @@ class CarriedCluster:
         Why it was not carried; empty if it was.
     detail : str
         Which units and clusters are meant, or what could not be carried although the label was.
+    replaced : dict
+        Label and other columns that a person had filled in for the units of the new sort, and that are no longer there.
     """
 
     cluster: int
@@ -91,11 +93,12 @@ class CarriedCluster:
     agreement: float
     why_not: str = ""
     detail: str = ""
+    replaced: dict[str, str] = field(default_factory=dict)
 
     @property
     def decision(self) -> str:
         """What was decided, in words."""
-        said = [value if name == GROUP else f"{name}: {value}" for name, value in self.values.items()]
+        said = _in_words(self.values)
         said += [f"merged from {_listed(self.merged_from)}"] if self.merged_from else []
         return ", ".join(said + (["split"] if self.split_from else []))
 
@@ -105,7 +108,8 @@ class CarriedCluster:
         if self.to is None:
             return f"not carried: {self.why_not}" + f" ({self.detail})" * bool(self.detail)
         merged = [f"merged from {_listed(self.of_units)}"] if self.of_units else []
-        return ", ".join(["carried", *merged]) + f"; {self.detail}" * bool(self.detail)
+        replaced = f"replaced {', '.join(_in_words(self.replaced))}" if self.replaced else ""
+        return "; ".join(filter(None, [", ".join(["carried", *merged]), self.detail, replaced]))
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,8 @@ def carry_curation(
         Least agreement of a cluster and a unit, which also have at least 10 spikes in common. Below 0.5, two clusters
         may agree with the same unit, which then goes to the one that agrees better.
     over : bool, optional
-        Also if `new` was curated. What is carried replaces what was decided there about the same units; the rest stays.
+        Also if `new` has already been curated. What is carried replaces what was decided there about the same units,
+        which is listed as replaced; the rest stays.
     dry_run : bool, optional
         Only report what would be carried.
 
@@ -203,10 +208,13 @@ def carry_curation(
                 f"of any two units with at least {FEWEST} spikes in common is {found.trusted.max(initial=0.0):.2f}. "
                 "Give two sorts of the same recording."
             )
-        carried = Carried(str(old), str(new), tuple(found.became(one) for one in decisions))
+        clusters = [found.became(one) for one in decisions]
+        columns = _columns(later, found.unions, clusters, earlier.measured)
+        clusters = [replace(one, replaced=_replaced(later, columns, one)) for one in clusters]
+        carried = Carried(str(old), str(new), tuple(clusters))
         if carried.n_carried and not dry_run:
             numbers = {part: number for number, parts in found.unions.items() for part in parts}
-            write_curation(later, _columns(later, found.unions, carried, earlier.measured), _listing(carried), numbers)
+            write_curation(later, columns, _listing(carried), numbers)
     return carried
 
 
@@ -485,7 +493,10 @@ def _partners(agreement: NDArray[np.float64], least: float, known: Mapping[int, 
 
 
 def _columns(
-    later: CuratedFolder, unions: Mapping[int, Sequence[int]], carried: Carried, measured: Collection[str]
+    later: CuratedFolder,
+    unions: Mapping[int, Sequence[int]],
+    clusters: Sequence[CarriedCluster],
+    measured: Collection[str],
 ) -> dict[str, Table]:
     """The columns that change, whole; values that were measured do not replace others.
 
@@ -505,7 +516,7 @@ def _columns(
             table.pop(number, None)  # of a unit without spikes
             if values:
                 table[number] = next(iter(values.values())) if len({*values.values()}) == 1 else values.get(largest, "")
-    for one in carried.clusters:
+    for one in clusters:
         if one.to is not None:
             for name, value in one.values.items():
                 if name not in measured or not columns.get(name, {}).get(one.to):
@@ -516,19 +527,34 @@ def _columns(
         if LABEL in columns:  # the sorter writes its label under the name of the group's table, too
             changed.add(LABEL)
     merged = {part for parts in unions.values() for part in parts}
-    clusters = sorted(({*later.units} - merged) | unions.keys())
+    numbers = sorted(({*later.units} - merged) | unions.keys())
     return {
         name: columns[name]
         if name in SORTERS
-        else {one: columns.get(name, {}).get(one) or (UNSORTED if name == GROUP else "") for one in clusters}
+        else {one: columns.get(name, {}).get(one) or (UNSORTED if name == GROUP else "") for one in numbers}
         for name in sorted(changed)
     }
+
+
+def _replaced(later: CuratedFolder, columns: Mapping[str, Table], one: CarriedCluster) -> dict[str, str]:
+    """What was decided in the new results about the units of a cluster, and is not among the columns to be written."""
+    found: dict[str, list[str]] = {}
+    if one.to is not None:
+        for part in one.of_units or (one.to,):
+            for name, value in later.decided(part).items():
+                if value != columns.get(name, later.columns[name]).get(one.to, ""):
+                    found.setdefault(name, []).append(value)
+    return {name: " and ".join(dict.fromkeys(values)) for name, values in found.items()}
 
 
 def _listing(carried: Carried) -> str:
     text = io.StringIO()
     csv.writer(text, delimiter="\t", lineterminator="\n").writerows(carried.rows())
     return text.getvalue()
+
+
+def _in_words(values: Mapping[str, str]) -> list[str]:
+    return [value if name == GROUP else f"{name}: {value}" for name, value in values.items()]
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -476,6 +476,29 @@ def test_over_another_curation_the_rest_stays(old, new) -> None:
     assert column_in(second, "notes")[0] == "mine" and list(clusters_in(second)) == [0, 1, merged]
 
 
+def test_what_was_replaced_is_listed(old, new) -> None:
+    units = {unit: train(unit) for unit in range(5)}
+    first, second = old(units), new(units)
+    phy.label(first, group={0: "good", 1: "mua", phy.merge(first, 3, 4): "noise"}, notes={2: "theirs"})
+    phy.label(second, group={0: "mua", 1: "mua", 2: "mua", 3: "good", 4: "mua"}, notes={2: "mine", 3: "a", 4: "b"})
+    carried = by_cluster(carry_curation(first, second, over=True, dry_run=True))
+    assert {one: carried[one].replaced for one in carried} == {
+        0: {"group": "mua"},
+        1: {},
+        2: {"notes": "mine"},
+        5: {"group": "good and mua", "notes": "b"},
+    }
+    carry_curation(first, second, over=True)
+    assert column_in(second, "notes") == {0: "", 1: "", 2: "theirs", 5: "a"}
+    outcomes = column_in(second, "outcome", "carried.tsv")
+    assert outcomes == {
+        0: "carried; replaced mua",
+        1: "carried",
+        2: "carried; replaced notes: mine",
+        5: "carried, merged from 3 and 4; replaced good and mua, notes: b",
+    }
+
+
 def test_a_folder_is_not_carried_to_itself(old) -> None:
     first = old({0: train(0)})
     phy.label(first, group={0: "good"})

@@ -76,7 +76,10 @@ def clusters_in(folder: Path) -> dict[int, list[int]]:
 def column_in(folder: Path, column: str, name: str = "") -> dict[int, str]:
     """A column of a table of clusters."""
     with (folder / (name or f"cluster_{column}.tsv")).open(newline="") as file:
-        return {int(row["cluster_id"]): row[column] for row in csv.DictReader(file, delimiter="\t")}
+        return {
+            int(row.get("cluster_id") or row["old_cluster"]): row[column]
+            for row in csv.DictReader(file, delimiter="\t")
+        }
 
 
 def contents(folder: Path) -> dict[str, bytes]:
