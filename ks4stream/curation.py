@@ -424,7 +424,7 @@ class _Comparison:
         most, best = int(self.n_matched[row].argmax()), int(self.agreement[row].argmax())
         cluster = int(self.old.ids[row])
         few = f"unit {self.new.ids[best]} has {self.n_matched[row, best]} of {self.old.n_spikes[row]}"
-        if self.old.n_spikes[row] < min(FEWEST, self.earlier.n_spikes[cluster]):
+        if not self._is_heard[row]:
             return FEW, few * bool(self.n_matched[row, best])
         inside = self._mostly_in(most)
         if cluster in inside and len(inside) > 1:
@@ -445,7 +445,14 @@ class _Comparison:
 
     def _mostly_in(self, column: int) -> list[int]:
         """Clusters of the earlier result that have most of their spikes in one of the new."""
-        found: list[int] = self.old.ids[2 * self.n_matched[:, column] > self.old.n_spikes].tolist()
+        found: list[int] = self.old.ids[(2 * self.n_matched[:, column] > self.old.n_spikes) & self._is_heard].tolist()
+        return found
+
+    @cached_property
+    def _is_heard(self) -> NDArray[np.bool_]:
+        """Whether enough spikes of each cluster of the earlier result were compared, or all that it has."""
+        n_spikes = np.array([self.earlier.n_spikes[one] for one in self.old.ids.tolist()], dtype=np.int64)
+        found: NDArray[np.bool_] = self.old.n_spikes >= np.minimum(FEWEST, n_spikes)
         return found
 
 

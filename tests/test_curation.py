@@ -368,6 +368,15 @@ def test_few_spikes_that_coincide_are_no_agreement(old, new) -> None:
     assert column_in(second, "group") == {0: "good", 4: "unsorted", 5: "unsorted", 6: "unsorted"}
 
 
+def test_few_spikes_that_coincide_with_those_of_another_unit_are_not_within_it(old, new) -> None:
+    first = old({0: train(0, 90), 1: [3002, *train(1, 30, first=50)]})
+    second = new({0: train(0, 40)})
+    phy.label(first, group={0: "good", 1: "noise"})
+    carried = by_cluster(carry_curation(first, second))
+    assert carried[0].outcome == "carried"
+    assert (carried[1].why_not, carried[1].detail) == (FEW, "unit 0 has 1 of 1")
+
+
 def test_ten_spikes_are_enough(old, new) -> None:
     units = {0: train(0), 1: train(1, 10)}
     first, second = old(units), new(units)
