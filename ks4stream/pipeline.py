@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ks4stream.engine import peak_bytes
 from ks4stream.errors import FewSpikesWarning
 from ks4stream.geometry import Centres, Regions, clustering_regions, template_centres
 from ks4stream.messages import warn
@@ -104,6 +105,7 @@ def find_units(
         seconds=dict(run.seconds),
         recalled=dict(run.recalled),
         n_workers=run.engine.n_workers,
+        memory_bytes=peak_bytes(),
         diagnostics=with_units(diagnostics(peaks, templates, spikes), units),
     )
     if sorting.n_spikes < FEW_SPIKES or sorting.n_units < 2:

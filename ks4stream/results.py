@@ -232,6 +232,7 @@ class Sorting(Checked):
     seconds: dict[str, float] = field(default_factory=dict)  # wall time per stage
     recalled: dict[str, tuple[int, int]] = field(default_factory=dict)  # tasks of an earlier run, and all, per stage
     n_workers: int = 0  # number of tasks at a time; 0 if it is not known
+    memory_bytes: int = 0  # peaks of the calling process and of the workers that it started, in all; 0: not known
     diagnostics: Diagnostics | None = None
     warnings: tuple[str, ...] = ()
 

@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import psutil
@@ -99,6 +100,24 @@ class Engine(Protocol):
 def resident_bytes() -> int:
     """Memory that this process uses."""
     return int(psutil.Process().memory_info().rss)
+
+
+def peak_bytes() -> int:
+    """Most memory that this process and each of those that it started has used so far, in all; 0 if it is not known."""
+    total = 0
+    with suppress(psutil.Error, OSError):  # the system may hide processes
+        here = psutil.Process()
+        for process in (here, *here.children(recursive=True)):
+            with suppress(psutil.Error, OSError, StopIteration):  # it has ended
+                total += _peak_of(process)
+    return total
+
+
+def _peak_of(process: psutil.Process) -> int:
+    if sys.platform != "linux":
+        return int(getattr(process.memory_info(), "peak_wset", 0))  # on Windows
+    lines = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
 
 
 def run(function: Callable[[Item], Result], item: Item) -> Result:

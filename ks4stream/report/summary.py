@@ -441,6 +441,7 @@ def _run(sorting: Sorting) -> dict[str, Any]:
         "digest": from_run.recording_digest,
         "device": from_run.device,
         "seconds": dict(sorting.seconds),
+        "memory_bytes": sorting.memory_bytes or None,
         "workers": sorting.n_workers or None,
         "resumed": {stage: list(tasks) for stage, tasks in sorting.recalled.items() if tasks[0]},
         "files": list(sorting.files),

@@ -286,7 +286,7 @@ def _run() -> dict[str, Any]:
         "digest": "5f1c0c6f1dd3a1e2b7f0a5c3f9e0d7c41b2a", "device": "cuda (NVIDIA H200)",
         "seconds": {"whitening": 14.2, "waveforms": 22.8, "peaks": 211.4, "drift": 9.1, "templates": 184.0,
                     "thresholds": 31.5, "spikes": 402.7, "units": 96.3, "results": 18.8},
-        "workers": 4, "resumed": {"peaks": [186, 186], "templates": [12, 96]},
+        "memory_bytes": 6_420_000_000, "workers": 4, "resumed": {"peaks": [186, 186], "templates": [12, 96]},
         "files": ["/data/m042/m042_g0_t0.imec0.ap.bin", "/data/m042/m042_g1_t0.imec0.ap.bin"],
         "written": "2026-11-30 10:00 UTC",
         "methods": "Spikes were sorted with ks4stream 0.2.0 (method 12), an independent implementation of Kilosort4 "

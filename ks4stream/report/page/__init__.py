@@ -65,6 +65,7 @@ in a sentence. Columns are lists; in them, None stands for what is not defined::
         "run": {
             "settings": [{"name": str, "value": any, "default": any, "changed": bool, "help": str}],
             "versions": {str: str}, "digest": str, "device": str, "seconds": {stage: float},
+            "memory_bytes": int | None,  # peaks of all processes on this machine, in all
             "workers": int | None, "resumed": {stage: [known, all]}, "files": [str],
             "written": str, "methods": str,  # a paragraph to paste
             "citations": [str],

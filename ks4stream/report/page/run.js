@@ -118,6 +118,12 @@ function runSection() {
     ["Written", run.written],
     ["Device", run.device],
     ["Workers", run.workers == null ? null : number(run.workers)],
+    [
+      "Memory",
+      run.memory_bytes == null
+        ? null
+        : `${figures(run.memory_bytes / 1e9)} GB, the peaks of this process and of the workers it started added`,
+    ],
     ["Versions", versions.map(([name, version]) => `${name} ${version}`).join(", ")],
     ["Digest", run.digest && h("code", {}, run.digest)],
     [
