@@ -89,7 +89,7 @@ def _sorted(recording: Recording, settings: Settings, device: str) -> Measured |
         sorting = find_units(run, tiles, settings, known_waveforms=run.do(learn))
         writing = time.perf_counter()
         with report.results_folder(stack.enter_context(scratch_folder()) / "results") as (results, _):
-            report.finish(sorting, results)
+            report.finish(sorting, results, save_plots=False)  # as sort does by default
         load = Load(recording, settings, tiles.tiling, device, 0.0)
         found = measured(load, run, sorting, found_s=writing - began, results_s=time.perf_counter() - writing)
     moved_um = 0.0 if sorting.drift is None else float(np.ptp(sorting.drift.shift_um, axis=0).max())

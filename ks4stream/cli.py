@@ -836,7 +836,7 @@ def carry_command(old: str, new: str, agreement: float, over: bool, dry_run: boo
 
     OLD is the results folder that was curated, of ks4stream or Kilosort4, and NEW that of the new sort; addresses like
     s3://bucket/sorted are understood. Labels, other columns of a person's, and merges are carried where units agree.
-    Columns of Bombcell, and those of numbers that are not all whole, are a program's, and no decision by themselves.
+    Columns of Bombcell, and columns of numbers with decimals, are a program's, and no decision by themselves.
     What became of each decision is listed, and written to carried.tsv in NEW.
     """
     from ks4stream.curation import carry_curation

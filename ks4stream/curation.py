@@ -164,9 +164,9 @@ def carry_curation(
     Labels and columns of a cluster, as curated, go to the unit of the new sort that agrees with it best, one to one.
     Units of the new sort are merged where an earlier merge asks for it. A split is kept where the new sort has two
     units; otherwise, it is listed as not carried. What the sorter itself wrote (KSLabel, ContamPct, Amplitude, reason)
-    is no decision. Columns that programs fill in (Bombcell's, and those of numbers that are not all whole) are none
-    either, but go along with decisions to units for which `new` has no such value. The list of all decisions is written
-    to ``carried.tsv`` in `new`, unless nothing could be carried.
+    is no decision. Neither are columns that programs fill in (Bombcell's, and columns of numbers with decimals), but
+    their values are carried with a decision where `new` has none. All decisions are listed in ``carried.tsv`` in `new`,
+    unless nothing could be carried.
 
     Parameters
     ----------

@@ -44,7 +44,7 @@ _NOBODYS = SORTERS | {"si_unit_id", "channel_group"}  # and SpikeInterface, whic
 _TIMES, _CLUSTERS, _TEMPLATES = "spike_times.npy", "spike_clusters.npy", "spike_templates.npy"
 _OF_DETECTION = "spike_detection_templates.npy"  # where it is, spike_templates.npy has the final units
 _UNITS = "templates.npy"  # has a row for each unit, as sorted
-_SUMMARY = "cluster_info"  # Phy's summary of all columns, which it writes anew when a person saves
+_SUMMARY = "cluster_info"  # Phy's summary of all columns, which it rewrites at every save
 _MAX_TEXT_BYTES = 1 << 26
 _HEADER_BYTES = 1 << 12
 _ROWS_AT_ONCE = 1 << 20
@@ -99,7 +99,7 @@ class CuratedFolder:
 
     @cached_property
     def measured(self) -> frozenset[str]:
-        """Columns that a program seems to have filled in: Bombcell's, and those of numbers that are not all whole."""
+        """Columns that a program seems to have filled in: Bombcell's, and columns of numbers with decimals."""
         return frozenset(name for name, table in self.columns.items() if _is_measured(name, table))
 
     def merged(self, cluster: int) -> tuple[int, ...]:
@@ -179,8 +179,8 @@ def write_curation(
     """Write columns and merges into a results folder, which counts as curated from then on.
 
     Each file appears whole, the clusters first: tables may say too little of a merged cluster, but never lack those
-    that are there instead. Phy's cache of the spikes is renamed, and its summary of the columns, which it writes anew,
-    is removed.
+    that took their place. Phy's cache of the spikes is renamed, and its summary of the columns, which it rewrites at
+    every save, is removed.
 
     Parameters
     ----------

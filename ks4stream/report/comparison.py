@@ -1,4 +1,4 @@
-"""How a sorting agrees with an earlier one of the same recording: which units were gained, and which were lost."""
+"""How a sorting agrees with another one of the same recording: which units only one of them has."""
 
 from __future__ import annotations
 

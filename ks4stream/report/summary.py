@@ -65,6 +65,7 @@ def content(sorting: Sorting, by_unit: ByUnit, metrics: UnitMetrics) -> dict[str
         Their metrics.
     """
     time, rasters = _over_time(sorting)
+    near = _nearest(sorting.similarity)
     return {
         "recording": {
             "name": sorting.provenance.recording,
@@ -79,7 +80,7 @@ def content(sorting: Sorting, by_unit: ByUnit, metrics: UnitMetrics) -> dict[str
         "borders_s": _borders_s(sorting),
         "rasters": rasters,
         "probe": _probe(sorting),
-        "units": _units(sorting, by_unit, metrics),
+        "units": _units(sorting, by_unit, metrics, near),
         "metrics": [
             {
                 "name": metric.name,
@@ -93,7 +94,7 @@ def content(sorting: Sorting, by_unit: ByUnit, metrics: UnitMetrics) -> dict[str
             }
             for metric in METRICS
         ],
-        "details": _details(sorting, by_unit, metrics),
+        "details": _details(sorting, by_unit, metrics, near),
         "time": time,
         "funnel": _funnel(sorting),
         "left_out": [
@@ -275,9 +276,9 @@ def _darkness(pixels: NDArray[np.float64]) -> NDArray[np.uint8] | None:
 # -- units ---------------------------------------------------------------------------------------------
 
 
-def _units(sorting: Sorting, by_unit: ByUnit, metrics: UnitMetrics) -> dict[str, list[Any]]:
+def _units(sorting: Sorting, by_unit: ByUnit, metrics: UnitMetrics, near: NDArray[np.int32]) -> dict[str, list[Any]]:
+    """Columns of the table, each (u,); `near` (u, k) is from :func:`_nearest`."""
     channel = metrics.channel
-    near = _nearest(sorting.similarity)
     most_similar = near[:, 0] if near.shape[1] else np.full(sorting.n_units, -1, np.int32)
     shank = np.zeros(sorting.n_units, np.int64)
     in_file = channel
@@ -298,11 +299,10 @@ def _units(sorting: Sorting, by_unit: ByUnit, metrics: UnitMetrics) -> dict[str,
     }
 
 
-def _details(sorting: Sorting, by_unit: ByUnit, metrics: UnitMetrics) -> dict[str, Any]:
-    """What is shown of a unit when it is opened."""
+def _details(sorting: Sorting, by_unit: ByUnit, metrics: UnitMetrics, near: NDArray[np.int32]) -> dict[str, Any]:
+    """What is shown of a unit when it is opened; `near` (u, k) is from :func:`_nearest`."""
     n_units, rate = sorting.n_units, sorting.sampling_rate_hz
     edges = np.linspace(sorting.tiling.start, max(sorting.tiling.stop, sorting.tiling.start + 1), UNIT_TIME_BINS + 1)
-    near = _nearest(sorting.similarity)
     norm = np.linalg.norm(sorting.unit_features.astype(np.float64), axis=(1, 2))
     acg = np.zeros((n_units, REACH_MS + 1), np.uint16)
     ccg = np.zeros((n_units, near.shape[1], 2 * REACH_MS + 1), np.uint16)
@@ -418,14 +418,14 @@ def _funnel(sorting: Sorting) -> list[dict[str, Any]]:
 
 
 def _run(sorting: Sorting) -> dict[str, Any]:
-    from_run = sorting.provenance
+    from_run, changed = sorting.provenance, _changed(sorting.settings)
     return {
         "settings": [
             {
                 "name": spec.name,
                 "value": _text(getattr(sorting.settings, spec.name)),
                 "default": _text(spec.default),
-                "changed": spec.name in _changed(sorting.settings),
+                "changed": spec.name in changed,
                 "help": spec.metadata["doc"],
             }
             for spec in fields(Settings)

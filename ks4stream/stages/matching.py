@@ -49,9 +49,7 @@ class Edge(NamedTuple):
 
 KNOWN_SHARE = 0.3  # of the time of a tile that is matched, for one by which thresholds were set: its spikes are known
 N_SPANS = 1000  # of the time course of the energy, at most
-MIN_MOVED = (
-    1e-3  # smallest noise of a moved channel, in that of one that is not moved; channels without signal have none
-)
+MIN_MOVED = 1e-3  # smallest noise of a moved channel relative to one that is not; those without signal have none
 
 
 class InTile(NamedTuple):
