@@ -372,27 +372,27 @@ class _Tasks:
     def look_for_slow_ones(self, present: Mapping[str, Mapping[str, Any]], total: int) -> None:
         """Warn of tasks that run much longer than others of this stage took, in proportion to their work.
 
-        Of the tasks sent to it, a worker runs those sent first, one in each of its threads. A task counts as running
-        from when the worker was first asked for its lines and could report them, or did not answer: until then another
-        sort may have kept the worker busy.
+        A task counts as running from when its worker was first asked for its lines and could report them: until then
+        it waits for another task there, which may be another sort's. On a worker that does not answer, the tasks
+        sent first count as running, one in each of its threads.
         """
         usual = statistics.median(self._took) if len(self._took) >= MIN_FINISHED else math.inf
         now, in_flight = _clock(), {future.key: task for future, task in self._index.items()}
         ask: dict[str, list[Any]] = {}
+        first: dict[str, list[Any]] = {}  # taken to run if the worker does not answer
         for address, keys in self._client.processing().items():
-            n_threads = 1 if self._alone else present.get(address, {}).get("nthreads", 1)
-            first = sorted((key for key in keys if key in in_flight), key=lambda key: in_flight[key].sent)[:n_threads]
-            asked = [key for key in first if self._is_slow(in_flight[key], address, key, usual, now)]
+            sent = sorted((key for key in keys if key in in_flight), key=lambda key: in_flight[key].sent)
+            asked = [key for key in sent if self._is_slow(in_flight[key], address, key, usual, now)]
             if asked:
                 ask[address] = asked
+                first[address] = sent[: 1 if self._alone else present.get(address, {}).get("nthreads", 1)]
         for (address, keys), answer in zip(ask.items(), self._stacks(list(ask.values())), strict=True):
             if isinstance(answer, KeyError):  # one of the tasks has ended
                 continue
-            lines = (
-                answer.get(address, {})
-                if isinstance(answer, dict)
-                else {key: [f"The worker did not answer: {answer!r}"] for key in keys}
-            )
+            if isinstance(answer, dict):
+                lines = {key: at for key, at in answer.get(address, {}).items() if not _waits_for_the_gpu(at)}
+            else:
+                lines = {key: [f"The worker did not answer: {answer!r}"] for key in keys if key in first[address]}
             for key in lines.keys() & in_flight.keys():
                 ran = (key, address) in self._running
                 since = self._running.setdefault((key, address), now)
@@ -543,6 +543,11 @@ _gpu = threading.Lock()  # of this process, which may be a worker with several t
 def _run(function: Callable[[Any], Any], item: Any, alone: bool, heard: tuple[str, ...]) -> Any:
     with _gpu if alone else nullcontext(), heard_by(heard):
         return run(function, item)
+
+
+def _waits_for_the_gpu(lines: Sequence[str]) -> bool:
+    """Whether a task is still where :func:`_run` waits for its turn, by the lines it is at, innermost last."""
+    return bool(lines) and f", in {_run.__name__}\n" in lines[-1]
 
 
 def active_client() -> Client | None:

@@ -487,10 +487,15 @@ def test_a_task_that_hangs_is_told_once(
 
     monkeypatch.setattr(cluster_module._Tasks, "look_for_slow_ones", counted)
 
+    def waiting_here() -> int:  # Dask may move a task to the worker that hangs
+        processing = client.processing()[of_which[0]]
+        return sum(isinstance(key, tuple) and key[1] < n_items - 1 for key in processing)
+
     def hangs_on_the_last(number: int) -> int:
         if number == n_items - 1:
             of_which.append(str(get_worker().address))
-            _wait_until(lambda: done[0] == n_items - 1 and number in seen)  # from when it is seen to run, time counts
+            # from when it is seen to run, time counts
+            _wait_until(lambda: number in seen and done[0] + waiting_here() == n_items - 1)
             clock.now += 99  # in time
             looked_twice()
             assert not said
@@ -531,6 +536,54 @@ def test_a_slow_task_is_judged_by_the_amount_of_its_work(client: Client, monkeyp
     finally:
         may_end.set()
         tasks.cancel()
+
+
+def test_a_task_that_waits_for_the_gpu_is_not_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a worker with several threads, one task at a time computes on it."""
+    clock, may_end = Clock(), threading.Event()
+    monkeypatch.setattr(cluster_module, "_clock", clock)
+    begun: list[int] = []
+    with Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as client:
+        tasks = cluster_module._Tasks(client, lambda i: (begun.append(i), may_end.wait(300)), "gpu", alone=True)
+        try:
+            tasks.begin(0, 0)
+            tasks.begin(1, 1)
+            _wait_until(lambda: len(begun) == 1 and list(client.run(_executing).values()) == [2])
+            tasks.look_for_slow_ones({}, 2)  # from here on, time counts
+            clock.now += cluster_module.ALONE_SLOW_SECONDS + 1
+            with pytest.warns(Ks4StreamWarning, match=f"Task {begun[0] + 1} of 2") as said:
+                tasks.look_for_slow_ones({}, 2)
+            assert len(said) == 1
+        finally:
+            may_end.set()
+            tasks.cancel()
+
+
+def _executing(dask_worker: Any) -> int:
+    with dask_worker.active_threads_lock:
+        return len(dask_worker.active_threads)
+
+
+def test_a_task_that_hangs_is_told_although_one_sent_earlier_waits_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask moves tasks between workers, so those sent first need not be those that run."""
+    clock, begun, may_end = Clock(), threading.Event(), threading.Event()
+    monkeypatch.setattr(cluster_module, "_clock", clock)
+    with local_client(n_workers=1, processes=False) as client:
+        tasks = cluster_module._Tasks(client, lambda _: (begun.set(), may_end.wait(300)), "moved")
+        try:
+            tasks.begin(0, 0)
+            begun.wait(300)
+            clock.now -= 50
+            tasks.begin(1, 1)
+            while len(client.processing()[next(iter(client.nthreads()))]) < 2:
+                time.sleep(0.01)
+            tasks.look_for_slow_ones({}, 2)  # from here on, time counts
+            clock.now += cluster_module.ALONE_SLOW_SECONDS + 1
+            with pytest.warns(Ks4StreamWarning, match="Task 1 of 2"):
+                tasks.look_for_slow_ones({}, 2)
+        finally:
+            may_end.set()
+            tasks.cancel()
 
 
 def test_workers_are_known_whatever_the_client_asks_meanwhile(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
