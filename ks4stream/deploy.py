@@ -24,8 +24,10 @@ logger = logging.getLogger("ks4stream")
 
 SPIKES_PER_CHANNEL_HZ = 10.0  # 13 hours of 384 channels with 150 million spikes have 8.3
 PYTHON_BYTES = 460 << 20  # a process with torch and distributed, before its first task
-PROCESSES_FROM_CHANNEL_S = 10_000  # seconds of recording × channels: less is sorted before processes pay off
-SHARED_GPU_FROM_CHANNEL_S = 40_000  # and before several processes per GPU do
+PROCESS_CHANNEL_S = 750
+"""Seconds of recording × channels, about 6 s of one core, that are worth a process, which takes 2 s to load torch."""
+PROCESSES_FROM_CHANNEL_S = 2 * PROCESS_CHANNEL_S  # less is sorted in threads
+SHARED_GPU_FROM_CHANNEL_S = 40_000  # less is sorted with one process per GPU
 
 
 @contextmanager
@@ -53,7 +55,7 @@ def engine_for(
         is_own = client is None
         if is_own:
             workers = resources.workers or fitting_workers(recording, settings, resources, device)
-            enough = device.startswith("cuda") or worth_processes(recording, settings, PROCESSES_FROM_CHANNEL_S)
+            enough = device.startswith("cuda") or for_processes(recording, settings) >= PROCESSES_FROM_CHANNEL_S
             local = cluster.local_client(n_workers=workers, processes=None if enough else False, device=device)
             client = stack.enter_context(local)
         elif isinstance(client, str):
@@ -108,7 +110,11 @@ def fitting_workers(recording: Recording, settings: Settings, resources: Resourc
     """Number of workers for this sort on this machine, by default."""
     from ks4stream.engine import cluster
 
-    if not gpus.visible(device) or not worth_processes(recording, settings, SHARED_GPU_FROM_CHANNEL_S):
+    channel_s = for_processes(recording, settings)
+    if not gpus.visible(device):
+        most = cluster.local_workers(device)
+        return most if channel_s < PROCESSES_FROM_CHANNEL_S else min(most, int(channel_s) // PROCESS_CHANNEL_S)
+    if channel_s < SHARED_GPU_FROM_CHANNEL_S:
         return cluster.local_workers(device)
     tiling = tiling_of(recording, settings)
     needs = needs_of(Load(recording, settings, tiling, device, SPIKES_PER_CHANNEL_HZ, resources.block_batches))
@@ -119,11 +125,9 @@ def fitting_workers(recording: Recording, settings: Settings, resources: Resourc
     return cluster.local_workers(device, sharing=share)
 
 
-def worth_processes(recording: Recording, settings: Settings, from_channel_s: float) -> bool:
-    """Whether there is enough to sort, in seconds × channels, that starting processes pays off.
-
-    Arrays in memory stay in this process.
-    """
-    tiling, probe = tiling_of(recording, settings), recording.probe
-    sorted_s = tiling.n_tiles * tiling.size / recording.sampling_rate_hz
-    return bool(recording.files) and probe is not None and sorted_s * probe.n_channels >= from_channel_s
+def for_processes(recording: Recording, settings: Settings) -> float:
+    """How much there is to sort that other processes can read, in seconds × channels; arrays in memory cannot be."""
+    if not recording.files or recording.probe is None:
+        return 0.0
+    tiling = tiling_of(recording, settings)
+    return tiling.n_tiles * tiling.size / recording.sampling_rate_hz * recording.probe.n_channels

@@ -344,7 +344,7 @@ def _calibrated(recording: Recording, settings: Settings, device: str) -> tuple[
     from ks4stream.calibration import calibrate  # which sorts, and a sort makes a plan
 
     found = calibrate(recording, settings, device=device)
-    processes = deploy.worth_processes(recording, settings, deploy.PROCESSES_FROM_CHANNEL_S)
+    processes = deploy.for_processes(recording, settings) >= deploy.PROCESSES_FROM_CHANNEL_S
     start_s = found.measured.start_s + START_S * processes
     basis = f"an excerpt of {found.n_batches} batches, sorted in {timing.about(found.took_s)}"
     return replace(found.measured, start_s=start_s), basis

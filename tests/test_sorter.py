@@ -210,12 +210,12 @@ def asked_of_local_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
 
 
 @pytest.mark.parametrize(
-    ("seconds", "in_memory", "processes"), [(100, False, False), (1100, False, None), (1100, True, False)]
+    ("seconds", "in_memory", "processes"), [(140, False, False), (160, False, None), (160, True, False)]
 )
 def test_processes_are_started_for_long_files_only(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: int, in_memory: bool, processes: bool | None
 ) -> None:
-    """Of 10 channels, as many seconds as make more or less than 10 000 together."""
+    """Of 10 channels, as many seconds as make more or less than 1500 together."""
     recording = sparse(tmp_path, seconds)
     if in_memory:
         recording = replace(recording, files=())
@@ -224,6 +224,19 @@ def test_processes_are_started_for_long_files_only(
             assert asked == {"n_workers": 3, "processes": processes, "device": "cpu"}
         with engine_for(recording, SETTINGS, Resources(workers=3), "cuda", client=None):
             assert asked == {"n_workers": 3, "processes": None, "device": "cuda"}
+
+
+@pytest.mark.parametrize(("seconds", "n_workers"), [(140, 64), (160, 2), (1100, 14), (8000, 64)])
+def test_each_process_has_enough_to_sort(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: int, n_workers: int
+) -> None:
+    """Of 10 channels, 750 seconds × channels, if there are many cores."""
+    recording = sparse(tmp_path, seconds)
+    monkeypatch.setattr(cluster, "CPU_COUNT", 64)
+    monkeypatch.setattr(cluster, "MEMORY_LIMIT", 512 * 10**9)
+    with asked_of_local_client(monkeypatch) as asked, engine_for(recording, SETTINGS, Resources(), "cpu", client=None):
+        assert asked["n_workers"] == n_workers
+    assert plan(recording, SETTINGS, device="cpu").n_workers == n_workers
 
 
 @pytest.mark.parametrize(("seconds", "workers", "n_workers"), [(1100, None, 1), (4100, None, 4), (4100, 2, 2)])
