@@ -99,6 +99,16 @@ METRICS = (
         "empty for fewer than 500 spikes.",
     ),
     Metric(
+        "nn_isolation",
+        "Isolation",
+        "",
+        2,
+        "high",
+        None,
+        "Share of the nearest neighbours of this unit's and another's spikes that are of the same unit, for the most "
+        "similar unit near it: 1 if they are apart, about 0.5 if they are one.",
+    ),
+    Metric(
         "drift_ptp", "Drift, range", "µm", 1, "low", None, "Range of the unit's median depth from minute to minute."
     ),
     Metric("drift_std", "Drift, s.d.", "µm", 1, "low", None, "Standard deviation of the median depth per minute."),

@@ -135,7 +135,7 @@ def with_units(found: Diagnostics, units: Units) -> Diagnostics:
     n_units = len(units.features)
     n_merged = n_units + sum(n_left_out for n_left_out, _ in units.left_out.values())
     counts = {"clusters": len(units.unit_of), "merged clusters": n_merged, "units": n_units}
-    return replace(found, counts=found.counts | counts, left_out=units.left_out)
+    return replace(found, isolation=units.isolation, counts=found.counts | counts, left_out=units.left_out)
 
 
 def layout(tiles: Preprocessor, settings: Settings) -> tuple[Centres, Regions]:

@@ -145,6 +145,14 @@ class Diagnostics(Checked):
         "share of the energy of whitened traces, noise included, that spikes explain",
         default_factory=lambda: np.zeros(0, np.float32),
     )
+    isolation: Array = _array(
+        ("u",),
+        "float64",
+        "",
+        "share of the nearest neighbours of the spikes of a unit and of another near it that are of the same unit; "
+        "the least over the others, NaN for a unit with few spikes",
+        default_factory=lambda: np.zeros(0),
+    )
     counts: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
 

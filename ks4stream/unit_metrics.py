@@ -82,7 +82,7 @@ def quality_metrics(sorting: Sorting, by_unit: ByUnit | None = None) -> UnitMetr
     usual = np.diff(edges) / sorting.tiling.step
     counted = covered(edges, observed) >= LIVE_SHARE * usual
     peak, channel = _peaks(sorting)
-    noise = noise_of(sorting)
+    noise, isolation = noise_of(sorting), _isolation(sorting)
     values = {metric.name: np.full(sorting.n_units, math.nan) for metric in METRICS}
     for unit in range(sorting.n_units):
         sample = by_unit.of(unit, "sample")
@@ -101,6 +101,7 @@ def quality_metrics(sorting: Sorting, by_unit: ByUnit | None = None) -> UnitMetr
             "drift_ptp": drift.ptp,
             "drift_std": drift.std,
             "stability": kernels.stability(sample, start, stop),
+            "nn_isolation": isolation[unit],
         }
         for name, value in found.items():
             values[name][unit] = value
@@ -117,6 +118,12 @@ def _peaks(sorting: Sorting) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         largest = np.abs(mean_waveforms(sorting, rows)).max(axis=1)  # (u, c)
         peak[rows], channel[rows] = largest.max(axis=1), largest.argmax(axis=1)
     return peak, channel
+
+
+def _isolation(sorting: Sorting) -> NDArray[np.float64]:
+    """How isolated each unit is (u,), found while units were joined; NaN if it was not."""
+    found = np.zeros(0) if sorting.diagnostics is None else sorting.diagnostics.isolation
+    return found if len(found) == sorting.n_units else np.full(sorting.n_units, math.nan)
 
 
 def noise_of(sorting: Sorting) -> NDArray[np.float64]:

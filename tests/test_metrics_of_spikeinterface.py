@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 
 from ks4stream.kernels import metrics
 
@@ -119,3 +120,17 @@ def test_drift(analyzer, trains, monkeypatch):
         expected = of_spikeinterface(analyzer, "compute_drift_metrics", column)
         assert np.isfinite(expected).sum() > 2
         np.testing.assert_allclose(found[:, column], expected, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_isolation():
+    decomposition = pytest.importorskip("sklearn.decomposition", reason="scikit-learn is not installed")
+    from spikeinterface.metrics.quality.pca_metrics import _compute_isolation
+
+    rng = np.random.default_rng(8)
+    for n, d, apart in ((200, 60, 1.0), (150, 8, 2.0), (20, 30, 0.5), (200, 60, 8.0)):
+        units = rng.normal(size=(2, n, d)) * np.linspace(3, 1, d)
+        units[1, :, 0] += apart
+        together = units.reshape(2 * n, d)
+        projected = decomposition.IncrementalPCA(n_components=min(10, d)).partial_fit(together).transform(together)
+        expected = _compute_isolation(projected[:n], projected[n:], 4)
+        assert metrics.isolation(*torch.from_numpy(units)) == pytest.approx(expected, abs=1 / (8 * n))  # one neighbour

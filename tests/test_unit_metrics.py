@@ -10,6 +10,7 @@ import pytest
 
 from ks4stream.mean_waveforms import mean_waveforms
 from ks4stream.metrics import METRICS
+from ks4stream.results import Diagnostics
 from ks4stream.unit_metrics import quality_metrics, write_quality
 
 
@@ -43,6 +44,15 @@ def test_minutes_that_are_mostly_blanked_do_not_count_as_absence(make_sorting):
     assert present.tolist() == [0.5] * 4
     blanked = np.array([[n_samples // 2, n_samples]])
     assert quality_metrics(make_sorting(artifacts=blanked, **changes))["presence_ratio"].tolist() == [1.0] * 4
+
+
+def test_isolation_is_what_was_found_when_units_were_joined(make_sorting):
+    found = np.array([0.75, np.nan, 1.0, 1.0])
+    sorting = make_sorting(diagnostics=Diagnostics(isolation=found))
+    np.testing.assert_array_equal(quality_metrics(sorting)["nn_isolation"], found)
+    assert np.isnan(quality_metrics(dataclasses.replace(sorting, diagnostics=Diagnostics()))["nn_isolation"]).all(), (
+        "an older sort"
+    )
 
 
 def test_a_sorting_without_whitening_or_without_units(make_sorting):

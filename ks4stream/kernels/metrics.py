@@ -10,9 +10,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 from scipy.special import pdtr
+from torch import Tensor
 
 from ks4stream.kernels.correlograms import Samples, lags
 
@@ -22,6 +24,7 @@ SLIDING_BIN_MS, SLIDING_LEAST_MS, SLIDING_MOST_MS = 0.25, 0.5, 10.0
 CONTAMINATION = np.arange(0.5, 35.5, 0.5) / 100
 CONFIDENCE = 0.9
 AMPLITUDE_BINS, SMOOTHING_BINS, SPIKES_PER_BIN, MOST_MISSING = 100, 3, 5, 0.5
+NEIGHBOURS, NEIGHBOUR_COMPONENTS = 4, 10
 MIN_SPIKES_PER_INTERVAL, MIN_INTERVALS, MIN_SHARE = 100, 2, 0.5
 
 
@@ -181,3 +184,23 @@ def stability(sample: Samples, start: int, stop: int) -> float:
     first = int(np.searchsorted(sample, (start + stop) // 2))
     halves = first, len(sample) - first
     return min(halves) / max(halves) if max(halves) else math.nan
+
+
+def isolation(features: Tensor, others: Tensor) -> float:
+    """Share of the four nearest neighbours of the spikes of two units that are of the same unit (Chung et al. 2017).
+
+    In the first ten principal components of both units' spikes. 1 if the units are apart, about 0.5 if they are one.
+
+    Parameters
+    ----------
+    features, others : Tensor, shape (n, d), float64
+        Of as many spikes of each unit, on the same channels.
+    """
+    x = torch.cat([features, others])
+    x = x - x.mean(dim=0)
+    if x.shape[1] > NEIGHBOUR_COMPONENTS:
+        x = x @ torch.linalg.eigh(x.T @ x).eigenvectors[:, -NEIGHBOUR_COMPONENTS:]
+    distance = torch.cdist(x, x).fill_diagonal_(torch.inf)
+    nearest = distance.topk(min(NEIGHBOURS, len(x) - 1), largest=False).indices
+    is_first = torch.arange(len(x)) < len(features)
+    return float((is_first[nearest] == is_first[:, None]).double().mean())

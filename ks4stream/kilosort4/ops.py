@@ -346,7 +346,7 @@ def diagnostics_of(ops: dict[str, Any]) -> Diagnostics | None:
     known = own(ops).get("diagnostics")
     if known is None:
         return None
-    types = {"edge": np.int64, "noise": np.float32, "explained": np.float32}
+    types = {"edge": np.int64, "noise": np.float32, "explained": np.float32, "isolation": np.float64}
     values: dict[str, Any] = {name: array(known[name], types[name]) if name in types else known[name] for name in known}
     return Diagnostics(**values)
 

@@ -41,6 +41,8 @@ METHOD_PAPERS = (
     "Python in Science Conference, 126–132.",
 )
 METRIC_PAPERS = (
+    "Chung JE, Magland JF, Barnett AH, Tolosa VM, Tooker AC, Lee KY, Shah KG, Felix SH, Frank LM, Greengard LF (2017). "
+    "A fully automated approach to spike sorting. Neuron 95, 1381–1394.",
     "Hill DN, Mehta SB, Kleinfeld D (2011). Quality metrics to accompany spike sorting of extracellular signals. "
     "Journal of Neuroscience 31, 8699–8705.",
     "Buccino AP, Hurwitz CL, Garcia S, Magland J, Siegle JH, Hurwitz R, Hennig MH (2020). SpikeInterface, a unified "
@@ -480,7 +482,7 @@ def _methods(sorting: Sorting) -> str:
         + f"Of {sorting.n_units} units, {int(sorting.good.sum())} were labelled good: they had a refractory period, at "
         "least 11 spikes, not nearly all of them within a tenth of the recording, and were not locked to artifacts or "
         "mains hum. Quality metrics are those of SpikeInterface (Buccino et al. 2020), after Hill et al. (2011), "
-        "Llobet et al. (2022) and the International Brain Laboratory (2022)."
+        "Chung et al. (2017), Llobet et al. (2022) and the International Brain Laboratory (2022)."
     )
 
 

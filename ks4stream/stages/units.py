@@ -23,7 +23,7 @@ from ks4stream.blocks import Tiling
 from ks4stream.io.mapped import HELD_BYTES, scratch_array
 from ks4stream.io.places import Place
 from ks4stream.io.tables import Receipt, localize, pick_region, read_region, write_block
-from ks4stream.kernels import correlograms, merging, splits, templates
+from ks4stream.kernels import correlograms, merging, metrics, splits, templates
 from ks4stream.kernels.graph import SHARED_FROM
 from ks4stream.probe import Probe
 from ks4stream.results import Waveforms
@@ -73,6 +73,9 @@ CLUSTERS_PER_REGION = 50  # assumed by the plan
 SPIKES_PER_CLUSTER = 2500  # that take as long to merge as a cluster takes by itself
 HELD_CLUSTERS = 256  # whose examples are in memory, 130 kB each with ten channels and six components
 LAGS_BESIDE = 2  # samples by which the lag of two templates may be wrong where both were recorded
+ISOLATION_EXAMPLES, MIN_ISOLATION_SPIKES, ISOLATION_CHANNELS = 200, 10, 0.5
+"""Maximum and minimum number of spikes by which the isolation of two units is computed, and the share of one's channels
+that both must have. Like the minimum, the share is SpikeInterface's default."""
 MIN_COMMON_CHANNELS = 3  # of two clusters that may be one unit, unless one of them has fewer channels
 
 
@@ -263,6 +266,31 @@ class Examples:
         rolls = {lag + step: templates.roll_matrix(self._components, lag + step).double() for step in near}
         return splits.lag_between(a, b, rolls)
 
+    def isolation(self, units: Sequence[Mapping[int, int]]) -> NDArray[np.float64]:
+        """Smallest isolation of each unit from any other near it (u,), given the lags of their clusters.
+
+        1 if there is none near it; NaN for units with few spikes, which others are not compared with.
+        """
+        n_spikes = np.array([self._clusters.n_spikes[list(lags)].sum() for lags in units], np.int64)
+        compared = n_spikes >= MIN_ISOLATION_SPIKES
+        found = np.where(compared, 1.0, np.nan)
+        has = np.zeros((len(units), int(self._channels.max(initial=0)) + 1), np.float32)
+        for unit in np.flatnonzero(compared).tolist():
+            has[unit, list(self._shared_channels(self._of(units[unit])["template"]))] = 1.0
+        common, size = has @ has.T, has.sum(axis=1)
+        is_near = (common > 0) & (
+            common >= ISOLATION_CHANNELS * size[:, None]
+        )  # of whose channels the other has enough
+        for unit, other in np.argwhere(np.triu(is_near | is_near.T, 1)).tolist():
+            channels = np.flatnonzero(has[unit] * has[other]).tolist()
+            features = [self._on(channels, self._of(units[of])) for of in (unit, other)]
+            n = min(ISOLATION_EXAMPLES, *map(len, features))
+            value = metrics.isolation(*(rows[torch.arange(n) * len(rows) // n] for rows in features))
+            for one, another in ((unit, other), (other, unit)):
+                if is_near[one, another]:
+                    found[one] = min(found[one], value)
+        return found
+
     def _common_channels(self, sides: Sequence[Mapping[str, NDArray[Any]]]) -> list[int]:
         """Channels on which two units are compared; none if they have too few in common."""
         channels_of = [self._shared_channels(side["template"]) for side in sides]
@@ -319,6 +347,7 @@ class Units(NamedTuple):
     refractory: NDArray[np.bool_]  # (u,)
     contamination: NDArray[np.float64]  # (u,)
     similarity: NDArray[np.float32]  # (u, u)
+    isolation: NDArray[np.float64]  # (u,)
     left_out: dict[str, tuple[int, int]]  # numbers of merged clusters that are no units, and of their spikes, by reason
 
 
@@ -397,6 +426,7 @@ class Merge(Step[Units]):
             refractory=refractory[stays],
             contamination=contamination[stays],
             similarity=templates.similarity(features, components).value.numpy(),
+            isolation=examples.isolation([merged.lags_of(unit) for unit in np.flatnonzero(stays).tolist()]),
             left_out={
                 reason: (int(np.sum(why == reason)), int(n_spikes[why == reason].sum()))
                 for reason in (FEW, NEAR_THRESHOLD, BURSTS, GHOST)

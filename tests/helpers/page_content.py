@@ -169,6 +169,7 @@ def _units(n: int, probe: dict[str, Any], duration_s: float, rng: np.random.Gene
         "presence_ratio": np.minimum(1, rng.beta(9, 0.7, n)).round(3).tolist(),
         "amplitude_cutoff": [None if rng.random() < 0.2 else round(float(rng.beta(1, 12)), 4) for _ in range(n)],
         "sliding_rp_violation": [None if rng.random() < 0.3 else round(float(one), 3) for one in contamination],
+        "nn_isolation": np.minimum(1, rng.beta(30, 1, n)).round(3).tolist(),
         "drift_ptp": rng.gamma(2, 4, n).round(2).tolist(),
         "drift_std": rng.gamma(2, 1, n).round(2).tolist(),
         "stability": rng.beta(8, 2, n).round(3).tolist(),

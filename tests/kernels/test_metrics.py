@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from ks4stream.kernels import metrics
 
@@ -97,3 +98,21 @@ def test_nothing_is_known_of_no_spikes():
         assert math.isnan(getattr(metrics, name)(none, **time)), name
     assert math.isnan(metrics.amplitude_cutoff(np.zeros(0)))
     assert math.isnan(metrics.stability(none, 0, 100))
+
+
+def test_neighbours_of_two_units_by_hand():
+    apart = torch.arange(5.0, dtype=torch.float64)[:, None]
+    assert metrics.isolation(apart, apart + 100) == 1
+    # Of two spikes each, all three others are neighbours, and one of these is of the same unit.
+    assert metrics.isolation(apart[:2], apart[:2] + 100) == pytest.approx(1 / 3)
+    # At 0 to 4 and 5 to 9, the four nearest of 3 and of 4 are 1, 2, 4, 5 and 2, 3, 5, 6: one and two are foreign.
+    assert metrics.isolation(apart, apart + 5 - 1e-9) == pytest.approx(1 - 2 * (1 + 2) / 40)
+
+
+def test_isolation_is_judged_in_principal_components():
+    """Two units that differ along one of 60 axes, in noise that hides it from distances in all of them."""
+    draw = torch.Generator().manual_seed(1)
+    units = torch.randn(2, 200, 60, generator=draw, dtype=torch.float64)
+    units[1, :, 7] += 6
+    assert metrics.isolation(*units) > 0.97
+    assert metrics.isolation(*units[:, :, torch.arange(60) != 7]) == pytest.approx(0.5, abs=0.1)  # 3 s.d.

@@ -433,6 +433,32 @@ def test_spikes_that_follow_in_bursts_do_not_count(tmp_path: Path) -> None:
     assert table.are_two()
 
 
+def test_isolation_is_that_from_the_most_similar_unit_nearby(tmp_path: Path) -> None:
+    """A unit cut in two, one that is apart, one of few spikes, one far away, and one of a late cluster."""
+    table = Table(tmp_path, [[0, 1, 2, 3], [4, 5, 6, 7], [0, 4, 5, 6]])
+    table.add(sparse(300, 30), 0, ALIKE, 31)
+    table.add(sparse(150, 32), 0, ALIKE, 33)
+    table.add(sparse(200, 34), 0, 2 * OTHER, 35)
+    table.add(sparse(9, 36), 0, 2 * OTHER, 37)
+    table.add(sparse(200, 38), 1, ALIKE, 39)
+    table.add(sparse(200, 40), 2, ALIKE[[0, 0, 0, 0]], 41)  # has one channel of the first, three of the last but one
+    _, examples = table.written()
+    halves = [{0: 0}, {1: 0}, {2: 0}, {3: 0}, {4: 0}, {5: 0}]
+    found = examples.isolation(halves)
+    assert found[:2] == pytest.approx(
+        0.5, abs=0.07
+    )  # 3 s.d. of the mean of 300 × 4 neighbours, four of which are alike
+    assert found[0] == found[1]
+    assert found[[2, 4, 5]].tolist() == [1.0, 1.0, 1.0] and np.isnan(found[3])
+    assert examples.isolation([{0: 0, 1: 0}, {2: 0}]).tolist() == [1.0, 1.0], "together they are apart from the rest"
+    late = Table(tmp_path, EVERYWHERE)
+    late.add(sparse(200, 42), 0, ALIKE, 43)
+    late.add(sparse(200, 44), 0, np.stack([size * bump(-LATE) for size in (20, 12, 8, 5)]), 45)
+    _, examples = late.written()
+    assert examples.isolation([{0: 0}, {1: 0}]).tolist() == [1.0, 1.0]
+    assert examples.isolation([{0: 0}, {1: LATE}])[0] < 0.8, "moved, they are alike"
+
+
 # -- what matching left of larger waveforms ----------------------------------------------------------
 
 
