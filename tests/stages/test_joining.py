@@ -68,6 +68,7 @@ def sorted_spikes(folder: Path, edges: list[int]) -> dict[str, np.ndarray]:
         refractory=np.zeros(2, bool),
         contamination=np.zeros(2),
         similarity=np.eye(2, dtype=np.float32),
+        isolation=np.ones(2),
         left_out={},
     )
     block_spikes = Spikes(

@@ -107,6 +107,7 @@ def test_the_example_of_the_four_numberings(tmp_path: Path) -> None:
         np.zeros(3, bool),
         np.zeros(3),
         np.eye(3, dtype=np.float32),
+        np.ones(3),
         {},
     )
     parts = list(Join(settings, units, spikes, waveforms, probe).in_order())
