@@ -10,6 +10,7 @@ might contain a local maximum above threshold. No maximum is missed.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,13 +22,13 @@ from ks4stream.kernels.preprocessing import MIN_NOISE
 
 BIN = 8  # samples, a power of 2; bins are evaluated as a whole
 SAMPLES_PER_CHUNK = ChunkSize(cpu=1 << 14, gpu=1 << 16)  # searched at a time; multiples of BIN and SEGMENT
-PAIRS_PER_CHUNK = ChunkSize(cpu=1 << 13, gpu=1 << 16)  # (centre, bin) pairs evaluated at a time
+PAIRS_PER_CHUNK = ChunkSize(cpu=1 << 10, gpu=1 << 16)  # (centre, bin) pairs evaluated, or bounded again, at a time
 ROWS_PER_CHUNK = ChunkSize(cpu=1 << 13, gpu=1 << 20)  # (channel, bin) pairs searched for their maximum at a time
 CENTRES_PER_CHUNK = ChunkSize(cpu=32, gpu=256)  # whose bounds are one product; neighbours, which share most channels
 SUMMIT_CENTRES = 32  # neighbours, one of which is assumed to have the largest score
-SIGNED_ABOVE, SHARPENED_ABOVE = 0.04, 0.25
-"""Shares of a group's pairs above threshold, from which bounds for each sign, or each waveform and sign, save more than
-they cost."""
+SIGNED_ABOVE = (
+    0.04  # share of a group's pairs above threshold, from which bounds for each sign save more than they cost
+)
 ROUNDING = 1e-5  # share by which bounds are raised
 
 
@@ -227,6 +228,8 @@ class _PeakSearch:
 
     Attributes
     ----------
+    extremes : Tensor, shape (c · bins, 2 · p)
+        Largest match of each waveform with each channel in each bin, and with its sign inverted; at least 0.
     bound : Tensor, shape (k · bins,)
         Upper bound of the scores in the bin.
     pairs : Tensor of int64, shape (n,)
@@ -244,9 +247,10 @@ class _PeakSearch:
         self.rows = matches.view(c * self.n_bins, BIN * p)
         whole = (reach + 1) // BIN - 1  # bins on either side that are within reach of every sample of a bin
         self.steps = torch.arange(-whole, whole + 1, device=matches.device)
-        signs = _extremes(self.rows, 1).view(2, c, self.n_bins)
-        self.bound = _bounds(signs.amax(dim=0), templates)
-        _sharpen(self.bound.view(-1, self.n_bins), self.rows, signs, templates, threshold)
+        self.extremes = _extremes(self.rows, p)
+        signs = _halved(self.extremes.view(-1, p), 1, torch.maximum).view(-1, 2).T.contiguous().view(2, c, self.n_bins)
+        self.bound = _bounds(torch.maximum(*signs), templates)
+        _bound_signs(self.bound.view(-1, self.n_bins), signs, templates, threshold)
         self.pairs = _where(self.bound > threshold)
         self.score = matches.new_empty(len(self.bound), BIN)
         self.best = torch.full_like(self.bound, -1.0)
@@ -256,15 +260,23 @@ class _PeakSearch:
         in_chunks(self._evaluate, pairs, size=PAIRS_PER_CHUNK.on(pairs.device))
 
     def _evaluate(self, pairs: Tensor) -> None:
-        centre = pairs // self.n_bins
-        row = self.templates.channels.index_select(0, centre) * self.n_bins + (pairs % self.n_bins)[:, None]
-        around = self.rows.index_select(0, row.flatten()).view(*row.shape, self.rows.shape[1])  # (n, j, BIN·p)
-        spread = torch.bmm(self.templates.weights.index_select(0, centre), around).abs_()  # (n, s, BIN·p)
-        largest = functools.reduce(torch.maximum, spread.unbind(1))  # several times faster than amax
+        largest = functools.reduce(torch.maximum, self._spread(self.rows, pairs).abs_().unbind(1))  # faster than amax
         score = largest.view(-1, BIN, self.n_shapes).amax(dim=2)
         best = score.amax(dim=1)
         self.score.index_copy_(0, pairs, score)
         self.best.index_copy_(0, pairs, best)
+
+    def _bound_waveforms(self, pairs: Tensor, bound: Tensor) -> None:
+        """Fill in bounds of the given pairs that allow for one waveform, of one sign, on all channels at a time."""
+        largest = functools.reduce(torch.maximum, self._spread(self.extremes, pairs).unbind(1))
+        torch.mul(largest.amax(dim=1), 1 + ROUNDING, out=bound)
+
+    def _spread(self, of_channels: Tensor, pairs: Tensor) -> Tensor:
+        """Weighted sums over the channels of each pair's centre: (c · bins, m) to (n, s, m)."""
+        centre = pairs // self.n_bins
+        row = self.templates.channels.index_select(0, centre) * self.n_bins + (pairs % self.n_bins)[:, None]
+        around = of_channels.index_select(0, row.flatten()).view(*row.shape, of_channels.shape[1])  # (n, j, m)
+        return torch.bmm(self.templates.weights.index_select(0, centre), around)
 
     def summits(self) -> Tensor:
         """Pairs with the largest bound among some centres and the bins around: high scores are likely there."""
@@ -282,7 +294,8 @@ class _PeakSearch:
     def undominated(self) -> Tensor:
         """Pairs not yet evaluated that may still contain a local maximum.
 
-        A pair does not if a neighbour has a score larger than the pair's bound within reach of all its samples.
+        A pair does not if a neighbour has a score larger than the pair's bound within reach of all its samples. Bounds
+        are lowered here by bounding each waveform by itself.
         """
         high = self.pairs[self.best[self.pairs] > self.threshold]
         observer, index = self.templates.is_neighbour[:, high // self.n_bins].nonzero(as_tuple=True)
@@ -290,7 +303,13 @@ class _PeakSearch:
         observed = observer * self.n_bins + (high % self.n_bins).index_select(0, index)
         visible_max.scatter_reduce_(0, observed, self.best[high].index_select(0, index), "amax")
         waiting = self.pairs[self.best[self.pairs] < 0]
-        return waiting[self._around(visible_max, waiting) <= self.bound[waiting]]
+        visible = self._around(visible_max, waiting)
+        stays = visible <= self.bound[waiting]
+        waiting, visible = waiting[stays], visible[stays]
+        bound = torch.empty_like(visible)
+        in_chunks(self._bound_waveforms, waiting, bound, size=PAIRS_PER_CHUNK.on(waiting.device))
+        self.bound.index_copy_(0, waiting, bound)
+        return waiting[bound >= visible.clamp_(min=self.threshold)]
 
     def candidates(self, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
         """Scores above threshold that are the largest of those evaluated at their centre and in their bin."""
@@ -352,20 +371,24 @@ def _where(mask: Tensor) -> Tensor:
 
 
 def _extremes(rows: Tensor, n_left: int) -> Tensor:
-    """Largest value of each sign, at least 0, in each row, or every n_left-th column of it: (n, m) to (2, n_left, n).
+    """Largest of every n_left-th column, then of the same with inverted sign, at least 0: (n, m) to (n, 2 · n_left)."""
+    found = rows.new_empty(len(rows), 2 * n_left)
 
-    By repeated halving, which is several times as fast as amax.
-    """
-    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for whole in rows.split(ROWS_PER_CHUNK.on(rows.device)):
-        for found, more in zip(parts, (torch.maximum, torch.minimum), strict=True):
-            part = whole
-            while part.shape[1] > n_left:
-                half = n_left * -(-part.shape[1] // (2 * n_left))  # of an odd number, the middle is in both halves
-                part = more(part[:, :half], part[:, -half:])
-            found.append(part)
-    largest, smallest = (torch.cat(found).T for found in parts)
-    return torch.stack([largest, -smallest]).clamp_(min=0)
+    def some(rows: Tensor, found: Tensor) -> None:
+        largest, smallest = _halved(rows, n_left, torch.maximum), _halved(rows, n_left, torch.minimum)
+        torch.cat([largest, smallest.neg_()], dim=1, out=found)
+        found.clamp_(min=0)
+
+    in_chunks(some, rows, found, size=ROWS_PER_CHUNK.on(rows.device))
+    return found
+
+
+def _halved(part: Tensor, n_left: int, more: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Reduce each row to n_left columns by repeated halving, several times as fast as amax: (n, m) to (n, n_left)."""
+    while part.shape[1] > n_left:
+        half = n_left * -(-part.shape[1] // (2 * n_left))  # of an odd number, the middle is in both halves
+        part = more(part[:, :half], part[:, -half:])
+    return part
 
 
 def _bounds(largest: Tensor, templates: UniversalTemplates) -> Tensor:
@@ -380,23 +403,19 @@ def _spread(spread: Spread, largest: Tensor, templates: UniversalTemplates) -> T
     return functools.reduce(torch.maximum, sizes)
 
 
-def _sharpen(bound: Tensor, rows: Tensor, signs: Tensor, templates: UniversalTemplates, threshold: float) -> None:
-    """Lower the bounds (k, bins) of centres where too many are above threshold, by bounding parts separately.
+def _bound_signs(bound: Tensor, signs: Tensor, templates: UniversalTemplates, threshold: float) -> None:
+    """Lower the bounds (k, bins) of centres where too many are above threshold, by bounding each sign by itself.
 
     The largest of the noise over six waveforms and eight samples, of either sign, is above 3 on every channel, and sums
-    up to a threshold of 9 over ten channels. If the sign has to be the same on all channels, it does not; still less if
-    the waveform has to be, too, which takes longer. `rows` is `matches` as (c · bins, BIN·p), and `signs` what
-    :func:`_extremes` finds in it: (2, c, bins).
+    up to a threshold of 9 over ten channels. If the sign has to be the same on all channels, it does not. `signs` is
+    what :func:`_extremes` finds, whatever the waveform: (2, c, bins).
     """
     sizes = [len(spread.weights) // templates.weights.shape[1] for spread in templates.spreads]
     above = (bound > threshold).sum(dim=1).cpu().split(sizes)
     share = [int(counts.sum()) / (counts.numel() * bound.shape[1]) for counts in above]
-    waveforms = _extremes(rows, len(templates.shapes)) if max(share) > SHARPENED_ABOVE else signs[:0]
-    waveforms = waveforms.view(-1, *signs.shape[1:])  # of either sign
     for of_group, bounds, spread in zip(share, bound.split(sizes), templates.spreads, strict=True):
         if of_group > SIGNED_ABOVE:
-            parts = waveforms if of_group > SHARPENED_ABOVE else signs
-            bounds.copy_(functools.reduce(torch.maximum, (_spread(spread, part, templates) for part in parts)))
+            bounds.copy_(torch.maximum(*(_spread(spread, part, templates) for part in signs)))
 
 
 def _describe(matches: Tensor, templates: UniversalTemplates, centre: Tensor, sample: Tensor) -> TilePeaks:

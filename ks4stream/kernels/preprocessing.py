@@ -17,7 +17,9 @@ FILTER_FLOOR = 1e-8  # the impulse response of the squared filter is cut off whe
 WHITENING_FLOOR = 1e-6  # added to the eigenvalues; relative to the mean variance, so independent of the file's unit
 INTERPOLATION_NOISE = 0.01  # noise variance of the Gaussian interpolation, section 4
 FILTERED_CHANNELS = ChunkSize(cpu=16, gpu=64)  # at a time
+PRODUCT_ROWS, PRODUCT_SAMPLES = 32, 1 << 13  # of a product with a matrix that is local, at a time, on a CPU
 RANKED_SAMPLES = ChunkSize(cpu=1 << 13, gpu=1 << 15)
+NEGLIGIBLE = 1e-7  # entries of the drift matrix below this share of the largest are 0; that is float32's precision
 MIN_NOISE = 0.5  # assumed in sums of moved traces; beyond the probe's ends there is little noise, but no signal either
 
 
@@ -176,6 +178,32 @@ def local_whitening(covariance: Tensor, neighbours: list[NDArray[np.int64]]) -> 
     return whitening.float()
 
 
+def local_product(matrix: Tensor, traces: Tensor) -> Tensor:
+    """``matrix @ traces`` of a matrix whose rows are 0 but for channels nearby, as those of whitening and drift are.
+
+    On a CPU, of some neighbouring rows at a time with the channels between the first and the last that they have: a
+    fourth of the time for 384 channels.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (c, c)
+    traces : Tensor, shape (c, t)
+
+    Returns
+    -------
+    Tensor, shape (c, t)
+    """
+    if matrix.device.type != "cpu" or len(matrix) <= PRODUCT_ROWS:
+        return matrix @ traces
+    product = torch.empty_like(traces)
+    for rows, of_rows in zip(matrix.split(PRODUCT_ROWS), product.split(PRODUCT_ROWS), strict=True):
+        used = (rows != 0).any(dim=0).nonzero()[:, 0].tolist() or [0]
+        band = slice(used[0], used[-1] + 1)
+        for some, out in zip(traces[band].split(PRODUCT_SAMPLES, 1), of_rows.split(PRODUCT_SAMPLES, 1), strict=True):
+            torch.mm(rows[:, band], some, out=out)
+    return product
+
+
 class Mover:
     """Moves whitened traces along the probe (section 4) with the matrix K(y − s, y) (K(y, y) + 0.01 I)⁻¹.
 
@@ -212,4 +240,5 @@ class Mover:
         """The matrix for a shift at each channel, (c,), float64; positive moves to larger depth: (c, c), float32."""
         moved = self._positions_um.clone()
         moved[:, 1] -= shift_um
-        return torch.linalg.lu_solve(*self._factors, self._kernel(moved), left=False).float()
+        matrix = torch.linalg.lu_solve(*self._factors, self._kernel(moved), left=False)
+        return matrix.masked_fill_(matrix.abs() <= NEGLIGIBLE * matrix.abs().amax(), 0.0).float()

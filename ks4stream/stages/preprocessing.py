@@ -243,7 +243,7 @@ class Preprocessor(Portable):
         traces, blank = self.referenced(tile)
         moving = self.moving_matrix(tile)
         matrix = self._whitening if moving is None else moving @ self._whitening
-        return matrix @ traces, blank
+        return kernels.local_product(matrix, traces), blank
 
     def moving_matrix(self, tile: Tile) -> Tensor | None:
         """The matrix (c, c) by which a tile's whitened traces are moved; None if they are not."""

@@ -199,15 +199,22 @@ def test_sharper_bounds_change_nothing_but_the_work(monkeypatch: pytest.MonkeyPa
         evaluate(search, pairs)
 
     monkeypatch.setattr(kernels._PeakSearch, "evaluate", counting)
-    for signed, sharpened in ((0.0, 0.0), (0.0, 1.0), (1.0, 1.0)):  # by waveform and sign, by sign, or not
+
+    def as_it_was(search: kernels._PeakSearch, pairs: torch.Tensor, bound: torch.Tensor) -> None:
+        bound.copy_(search.bound[pairs])
+
+    for signed in (0.0, 1.0):  # by sign, or not
         monkeypatch.setattr(kernels, "SIGNED_ABOVE", signed)
-        monkeypatch.setattr(kernels, "SHARPENED_ABOVE", sharpened)
-        evaluated.append(0)
-        detected.append(detect(traces, templates, threshold=4.0, reach=REACH, first=40, last=1460))
+        for by_waveform in (kernels._PeakSearch._bound_waveforms, as_it_was):
+            with monkeypatch.context() as patch:
+                patch.setattr(kernels._PeakSearch, "_bound_waveforms", by_waveform)
+                evaluated.append(0)
+                detected.append(detect(traces, templates, threshold=4.0, reach=REACH, first=40, last=1460))
     assert len(detected[0].sample) > 30
     for others in detected[1:]:
         assert all(torch.equal(one, other) for one, other in zip(detected[0], others, strict=True))
-    assert evaluated[0] < evaluated[1] < 0.8 * evaluated[2]
+    both, by_sign, by_waveform, neither = evaluated
+    assert both <= by_waveform < by_sign < 0.8 * neither
 
 
 def test_where_pieces_are_cut_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import torch
 from scipy.signal import butter, sosfreqz
 from torch import Tensor
 
+from ks4stream.kernels import preprocessing
 from ks4stream.kernels.preprocessing import (
     FILTERED_CHANNELS,
     RANKED_SAMPLES,
@@ -16,6 +17,7 @@ from ks4stream.kernels.preprocessing import (
     highpass,
     highpass_reach,
     highpass_response,
+    local_product,
     local_whitening,
     median_over_channels,
     subtract_reference,
@@ -191,6 +193,38 @@ def test_a_dead_flat_channel_does_not_blow_up() -> None:
     whitening = local_whitening(covariance(traces), ALL)
     assert bool(whitening.isfinite().all())
     assert float((whitening @ traces)[2].abs().max()) < 1e-3  # nothing leaks in through rounding × 1/√floor
+
+
+@pytest.mark.parametrize("width", [1, 5, 200])
+def test_a_local_product_is_the_whole_one(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100 channels in rows of 32, some of which have no entries."""
+    monkeypatch.setattr(preprocessing, "PRODUCT_SAMPLES", 300)
+    draw = torch.Generator().manual_seed(3)
+    apart = (torch.arange(100)[:, None] - torch.arange(100)).abs()
+    matrix = torch.randn(100, 100, generator=draw).masked_fill(apart >= width, 0.0)
+    matrix[30:70] = 0
+    traces = torch.randn(100, 1000, generator=draw)
+    product = local_product(matrix, traces)
+    torch.testing.assert_close(product, matrix @ traces, atol=1e-4, rtol=0)  # sums of up to 100 in another order
+    assert not product[32:64].any()
+
+
+def test_the_product_of_a_local_matrix_does_not_read_the_rest() -> None:
+    traces = torch.ones(200, 10)
+    traces[150:] = torch.nan
+    assert local_product(torch.eye(200), traces)[:128].isfinite().all()
+
+
+def test_the_drift_matrix_is_local() -> None:
+    """Of 384 channels 20 µm apart; what is left out is less than the rounding of the rest."""
+    y = 20.0 * np.arange(384)
+    positions = np.column_stack([np.zeros(len(y)), y])
+    matrix = moved(7.0, positions)
+    apart = (torch.arange(384)[:, None] - torch.arange(384)).abs()
+    assert not matrix[apart > 40].any()
+    exact = Mover(torch.from_numpy(positions), torch.zeros(384, dtype=torch.int64), sigma_um=20)
+    whole = exact._kernel(torch.from_numpy(positions - [0, 7.0])) @ exact.inverse
+    assert float((matrix - whole).norm(dim=1).max()) < 1e-6  # float32 and 1e-7 for each entry that is left out
 
 
 Y = 20.0 * np.arange(30)
