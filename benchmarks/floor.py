@@ -190,7 +190,7 @@ def run_floor(floor: Floor, traces: torch.Tensor, watch: Stopwatch) -> None:
     with watch.time("filter"):
         traces = filters.highpass(traces, floor.response)
     with watch.time("whiten"):
-        traces = floor.whitening @ traces
+        traces = filters.local_product(floor.whitening, traces)
     with watch.time("convolve"):
         for piece in traces.split(
             detection.SAMPLES_PER_CHUNK.on(traces.device), dim=1

@@ -171,10 +171,11 @@ def draw_search(example: Example) -> Figure:
     peaks = detection.detect(traces, templates, first=margin, last=margin + n_shown, **options)
     matches = correlate(traces, templates.shapes, layout="ctp")
     search = detection._PeakSearch(matches, templates, **options)
+    bound = search.bound.clone()
     search.evaluate(search.summits())
     search.evaluate(search.undominated())
     search.evaluate(search.rivals(*search.candidates(margin, margin + n_shown)))
-    bound, best = (values.view(len(centres), -1).numpy() for values in (search.bound, search.best))
+    bound, best = (values.view(len(centres), -1).numpy() for values in (bound, search.best))
     score = torch.stack(
         [(weights @ matches[own].flatten(1)).abs().view(len(weights), *matches.shape[1:]).amax(dim=(0, 2))
          for own, weights in zip(templates.channels, templates.weights, strict=True)]
