@@ -116,8 +116,8 @@ def peak_bytes() -> int:
 def _peak_of(process: psutil.Process) -> int:
     if sys.platform != "linux":
         return int(getattr(process.memory_info(), "peak_wset", 0))  # on Windows
-    lines = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    lines = Path(f"/proc/{process.pid}/status").read_bytes().split(b"\n")  # with its name, which may be any bytes
+    return 1024 * int(next(line for line in lines if line.startswith(b"VmHWM:")).split()[1])
 
 
 def run(function: Callable[[Item], Result], item: Item) -> Result:

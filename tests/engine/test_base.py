@@ -26,6 +26,19 @@ def test_the_peaks_of_processes_that_were_started_count():
     assert peak_bytes() < before + (190 << 20)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are told in another way")
+@pytest.mark.parametrize("name", ["größe".encode(), "größe".encode()[:3]])  # cut, if it is long, within a letter
+def test_a_process_may_have_any_name(name):
+    code = f"open('/proc/self/comm', 'wb').write({name!r}); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert base._peak_of(psutil.Process(child.pid)) > 0
+        assert peak_bytes() > 0
+        child.communicate(b"\n")
+
+
 def test_peaks_that_are_hidden_are_not_known(monkeypatch):
     def hidden(*_, **__):
         raise psutil.AccessDenied
