@@ -708,7 +708,13 @@ def _processes(n_workers: int, on_gpus: Sequence[str]) -> SpecCluster:
 
     Each has a nanny, which restarts it when it dies, and one of the GPUs, if there are any.
     """
-    options = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.ERROR, "preload": [workers.__name__]}
+    options = {
+        "nthreads": 1,
+        "memory_limit": 0,
+        "silence_logs": logging.ERROR,
+        "preload": [workers.__name__],
+        "death_timeout": START_SECONDS,  # else it looks for the scheduler forever if this process is killed meanwhile
+    }
     own: list[dict[str, Any]] = [
         {"resources": {"GPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": on_gpus[number % len(on_gpus)]}} if on_gpus else {}
         for number in range(n_workers)

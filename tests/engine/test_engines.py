@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -1042,6 +1042,40 @@ def test_a_script_needs_no_guard_and_runs_once(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=data, env=environment)
     assert done.stdout.splitlines() == ["begun", "[1, 2, 3]"], done.stderr
     assert "not to be run" not in done.stderr
+
+
+STARTS_WORKERS = """
+from ks4stream.engine import cluster
+cluster.START_SECONDS = 15
+with cluster.local_client(n_workers=1, processes=True):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_workers_whose_program_is_killed_while_they_start_end_too() -> None:
+    """They would look for its scheduler forever."""
+    code, environment = [sys.executable, "-c", STARTS_WORKERS], os.environ | {"PYTHONPATH": PACKAGE}
+    with subprocess.Popen(code, env=environment, stderr=subprocess.DEVNULL) as program:
+        started = psutil.Process(program.pid).children
+        try:
+            _wait_until(lambda: any(_is_worker(process) for process in started(recursive=True)))
+            left = started(recursive=True)
+        finally:
+            program.kill()
+    try:
+        assert not psutil.wait_procs(left, timeout=300)[1]
+    finally:
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    """Whether it is a worker, which loads torch for seconds before it looks for the scheduler, and not its nanny."""
+    with suppress(psutil.NoSuchProcess):
+        return any("spawn_main" in word for word in process.cmdline())
+    return False
 
 
 def test_a_process_that_ends_while_it_is_ended_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
