@@ -548,7 +548,7 @@ def test_a_task_that_waits_for_the_gpu_is_not_slow(monkeypatch: pytest.MonkeyPat
         try:
             tasks.begin(0, 0)
             tasks.begin(1, 1)
-            _wait_until(lambda: len(begun) == 1 and list(client.run(_executing).values()) == [2])
+            _wait_until(lambda: len(begun) == 1 and _who_wait_for_the_gpu(client) == [False, True])
             tasks.look_for_slow_ones({}, 2)  # from here on, time counts
             clock.now += cluster_module.ALONE_SLOW_SECONDS + 1
             with pytest.warns(Ks4StreamWarning, match=f"Task {begun[0] + 1} of 2") as said:
@@ -559,9 +559,10 @@ def test_a_task_that_waits_for_the_gpu_is_not_slow(monkeypatch: pytest.MonkeyPat
             tasks.cancel()
 
 
-def _executing(dask_worker: Any) -> int:
-    with dask_worker.active_threads_lock:
-        return len(dask_worker.active_threads)
+def _who_wait_for_the_gpu(client: Client) -> list[bool]:
+    """Whether each task that a worker has begun waits for its turn."""
+    lines = [at for of_worker in client.call_stack().values() for at in of_worker.values()]
+    return sorted(map(cluster_module._waits_for_the_gpu, lines))
 
 
 def test_a_task_that_hangs_is_told_although_one_sent_earlier_waits_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -688,7 +689,7 @@ def test_workers_that_hang_are_asked_side_by_side(
 def test_a_stage_begins_without_workers_that_are_busy_or_hang(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "SHARED_SECONDS", 0.2, raising=False)
     begun, may_end = threading.Event(), threading.Event()
-    others = cluster_module._Tasks(client, lambda _: (begun.set(), may_end.wait(20)), "other")
+    others = cluster_module._Tasks(client, lambda _: (begun.set(), may_end.wait(300)), "other")
     others.begin(0, 0)
     try:
         begun.wait(300)
@@ -801,19 +802,21 @@ def test_tidying_up_is_told_to_the_sort_it_belongs_to(engine: Engine, tmp_path: 
 class HangsOnce:
     """Travels by its name, so that workers that are threads see this one."""
 
-    may_end, called = threading.Event(), 0
+    may_end, called, lock = threading.Event(), 0, threading.Lock()
 
     @classmethod
     def hang(cls) -> None:
-        cls.called += 1
-        if cls.called == 1:
-            cls.may_end.wait(20)
+        with cls.lock:  # both workers call it at a time
+            cls.called += 1
+            is_first = cls.called == 1
+        if is_first:
+            cls.may_end.wait(300)
 
 
 def test_tidying_up_does_not_wait_for_a_worker_that_hangs(
     client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cluster_module, "START_SECONDS", 1.0)
+    monkeypatch.setattr(cluster_module, "START_SECONDS", 3.0)
     Cluster(client).run_on_workers(HangsOnce.hang)
     HangsOnce.may_end.set()
     assert HangsOnce.called == 2
@@ -916,7 +919,8 @@ def test_a_gpu_has_one_task_at_a_time_declared_or_not(a_gpu: None, options: dict
         assert set(engine.map(Together(), list(range(12)), stage="gpu")) == {1}
         plain = Cluster(client)  # that computes on the processor
         assert plain.n_workers == 4
-        assert max(plain.map(Together(), list(range(12)), stage="cpu")) > 1
+        both = threading.Barrier(2)  # breaks if there are never two at a time
+        assert sorted(plain.map(lambda _: both.wait(300), list(range(12)), stage="cpu")) == [0] * 6 + [1] * 6
 
 
 def test_tasks_go_only_to_workers_that_declare_a_gpu(a_gpu: None, client: Client) -> None:

@@ -22,6 +22,8 @@ def users_cluster(
     options = {"threads_per_worker": 1, "memory_limit": 0, "silence_logs": 40} | options
     with (
         LocalCluster(n_workers=n_workers, processes=processes, scheduler_kwargs=QUIET_SCHEDULER, **options) as cluster,
-        Client(cluster, **({} if timeout_s is None else {"timeout": timeout_s})) as client,
+        Client(cluster) as client,
     ):
+        if timeout_s is not None:
+            client._timeout = timeout_s  # from now on: to connect, it may need longer on a busy machine
         yield client
