@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
@@ -324,6 +324,8 @@ class _Tasks:
         self._took: list[float] = []  # seconds from sending a task to its end, per unit of work
         self._running: dict[tuple[Any, str], float] = {}  # by key and worker: when it was first seen running there
         self._reported: set[int] = set()  # items that were reported as slow
+        self._stuck: dict[Any, float] = {}  # by key: since when no worker was seen that would run it
+        self._has_told_of_stuck = False
         self._ended = as_completed(loop=client.loop)  # by default the loop of the latest client of this process
         self._losses = 0
         self._send()
@@ -380,7 +382,9 @@ class _Tasks:
         now, in_flight = _clock(), {future.key: task for future, task in self._index.items()}
         ask: dict[str, list[Any]] = {}
         first: dict[str, list[Any]] = {}  # taken to run if the worker does not answer
-        for address, keys in self._client.processing().items():
+        processing = self._client.processing()
+        self._look_whether_any_can_run(in_flight.keys(), processing, present, now)
+        for address, keys in processing.items():
             sent = sorted((key for key in keys if key in in_flight), key=lambda key: in_flight[key].sent)
             asked = [key for key in sent if self._is_slow(in_flight[key], address, key, usual, now)]
             if asked:
@@ -405,6 +409,41 @@ class _Tasks:
                         address,
                         "".join(lines[key]).rstrip(),
                     )
+
+    def _look_whether_any_can_run(
+        self,
+        in_flight: Collection[Any],
+        processing: Mapping[str, Iterable[Any]],
+        present: Mapping[str, Mapping[str, Any]],
+        now: float,
+    ) -> None:
+        """Warn, once, if no worker is left that would run any of the tasks: Dask then waits, as long as it takes.
+
+        Those that declared a GPU may have gone, or workers may be paused, as Dask does when their memory is almost full
+        until some of it is free.
+        """
+        paused = {address for address, worker in present.items() if worker.get("status") == "paused"}
+        can_run = {
+            key
+            for address, keys in processing.items()
+            for key in keys
+            if address not in paused or (key, address) in self._running
+        }
+        self._stuck = {key: self._stuck.get(key, now) for key in in_flight if key not in can_run}
+        waited_s = now - min(self._stuck.values(), default=now)
+        if len(self._stuck) < len(in_flight) or waited_s <= SLOW_SECONDS or self._has_told_of_stuck:
+            return
+        self._has_told_of_stuck = True
+        why, remedy = "none takes a task", "Start workers, or restart those that there are"
+        if paused:
+            why = f"Dask has paused {len(paused)} (for instance the one at {min(paused)}), whose memory is almost full"
+            remedy = "Restart these, or start workers with more memory"
+        elif self._resources:
+            why, remedy = "none is left that declares a GPU", "Start one with --resources GPU=1"
+        warn(
+            f"No worker has been there for {waited_s:.0f} s to run the tasks of stage {self._stage!r}: {why}. "
+            f"{remedy}, and the sort goes on. Or stop it and run it again: finished tasks are not recomputed."
+        )
 
     def _is_slow(self, task: _Begun, address: str, key: Any, usual: float, now: float) -> bool:
         """Whether a task has run for too long, or is not yet known to run."""

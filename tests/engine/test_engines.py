@@ -24,7 +24,7 @@ import psutil
 import pytest
 import torch
 from clusters import users_cluster
-from distributed import Client, get_worker
+from distributed import Client, Status, get_worker
 from seen_gpus import see_gpus
 
 import ks4stream
@@ -584,6 +584,39 @@ def test_a_task_that_hangs_is_told_although_one_sent_earlier_waits_behind_it(mon
                 tasks.look_for_slow_ones({}, 2)
         finally:
             may_end.set()
+            tasks.cancel()
+
+
+@pytest.mark.parametrize("why", ["none is left that declares a GPU", "Dask has paused 1 .*memory is almost full"])
+def test_tasks_that_no_worker_would_run_are_told_of_once(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask lets them wait, and they run when there is one."""
+    clock, paused = Clock(), "paused" in why
+    monkeypatch.setattr(cluster_module, "_clock", clock)
+    with local_client(n_workers=1, processes=False) as client:
+
+        def set_status(status: Status) -> None:
+            client.run(lambda dask_worker: setattr(dask_worker, "status", status))
+            _wait_until(lambda: [worker["status"] for worker in workers().values()] == [status.name])
+
+        workers, found = Cluster(client)._workers, dict[int, int]()
+        tasks = cluster_module._Tasks(client, Squares(), "stuck", on_gpu=not paused)
+        if paused:
+            set_status(Status.paused)
+        try:
+            tasks.begin(3, 3)
+            tasks.look_for_slow_ones(workers(), 1)
+            clock.now += 299  # a warning would be an error
+            tasks.look_for_slow_ones(workers(), 1)
+            clock.now += 2
+            with pytest.warns(Ks4StreamWarning, match=rf"No worker .* for 301 s .*'stuck': {why}"):
+                tasks.look_for_slow_ones(workers(), 1)
+            clock.now += 1000
+            tasks.look_for_slow_ones(workers(), 1)
+            if paused:
+                set_status(Status.running)
+                _wait_until(lambda: bool(found.update(tasks.finished(1)[0]) or found))
+                assert found == {3: 9}
+        finally:
             tasks.cancel()
 
 
