@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ks4stream.engine import Engine, Loop, Progress, gpus, tell
-from ks4stream.errors import MachineWarning, RecordingError
+from ks4stream.errors import LostWorkerError, MachineWarning, RecordingError
 from ks4stream.io.recording_cache import CachedSource, forget
 from ks4stream.messages import warn
 from ks4stream.pipeline import STAGES
@@ -92,12 +92,19 @@ def client_for(resources: Resources) -> Any:
 
 
 def forget_on_workers(client: Any, caches: list[CachedSource]) -> None:
-    """Make the workers of a client, or of the scheduler at an address, delete what caches keep on their machines."""
+    """Make the workers of a client, or of the scheduler at an address, delete what caches keep on their machines.
+
+    Failures are logged, not raised: the results have been written.
+    """
     from ks4stream.engine import cluster
 
     with ExitStack() as stack:
         if isinstance(client, str):
-            client = stack.enter_context(cluster.connected(client))
+            try:
+                client = stack.enter_context(cluster.connected(client))
+            except LostWorkerError as error:
+                logger.warning("What was cached on the workers' machines stays there: %s", error)
+                return
         cluster.Cluster(client).run_on_workers(partial(forget, caches))
 
 

@@ -105,13 +105,19 @@ class Cluster:
         self._client, self._progress, self._device = client, progress or no_progress, device
         self._uses_gpu = device.startswith("cuda")
         self._known: set[str] = set()  # workers whose facts were checked
+        self._n_workers = 1
 
     @property
     def n_workers(self) -> int:
-        """Number of concurrent tasks: declared GPUs, else one per worker on a GPU, or all workers' threads on CPUs."""
+        """Number of concurrent tasks: declared GPUs, else one per worker on a GPU, or all workers' threads on CPUs.
+
+        If the scheduler is lost, it is the latest that was known: when the last stage has ended, nobody needs it.
+        """
         found = self._workers()
-        n_tasks = (1 if self._uses_gpu else worker["nthreads"] for worker in found.values())
-        return max(self._gpus() or sum(n_tasks), 1)
+        if found or self._has_scheduler():
+            n_tasks = (1 if self._uses_gpu else worker["nthreads"] for worker in found.values())
+            self._n_workers = max(self._gpus() or sum(n_tasks), 1)
+        return self._n_workers
 
     @property
     def worker_memory_bytes(self) -> float:
@@ -168,7 +174,7 @@ class Cluster:
         """
         try:
             yield from self._map(function, items, stage, work, arrived)
-        except (OSError, RuntimeError, CancelledError) as error:
+        except (OSError, RuntimeError, CancelledError, AttributeError) as error:  # the last from a closed client
             if isinstance(error, Ks4StreamError) or self._has_scheduler():  # raised by a task
                 raise
             raise LostWorkerError(
@@ -241,7 +247,7 @@ class Cluster:
         scheduler: Any = self._client.scheduler
         try:
             found: dict[str, dict[str, Any]] = self._client.sync(scheduler.identity, n_workers=-1)["workers"]
-        except OSError:
+        except Exception:  # of many types, depending on where it is lost
             return {}
         return found
 

@@ -18,7 +18,7 @@ from distributed import Client
 from seen_gpus import see_gpus
 
 from ks4stream import simulate, sorter
-from ks4stream.deploy import client_for, engine_for
+from ks4stream.deploy import client_for, engine_for, forget_on_workers
 from ks4stream.engine import workers
 from ks4stream.engine.cluster import Cluster, active_client, connected, local_client
 from ks4stream.errors import LostWorkerError, MachineWarning, WorkerError
@@ -150,6 +150,11 @@ def test_run_kilosort_tidies_up_where_the_active_client_computed(
     for options in ({}, {"torch_thread_lim": 1}):
         run_kilosort({"n_chan_bin": 4}, probe=simulate.linear_probe(4), filename=tmp_path / "a.bin", **options)
     assert asked == [active]
+
+
+def test_tidying_up_where_no_scheduler_is_left_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
+    forget_on_workers("no-port", [])
+    assert "stays there: No Dask scheduler answers at 'no-port'" in caplog.text
 
 
 # -- workers that have what this process has not ---------------------------------------------------------

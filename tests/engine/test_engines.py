@@ -792,6 +792,23 @@ def test_a_lost_scheduler_is_reported() -> None:
             may_end.set()
 
 
+def test_a_scheduler_that_is_lost_when_the_stages_have_ended_ends_no_sort() -> None:
+    """This process then merges for a while, and the client has given up; only another stage would need it."""
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "500ms"}),  # to find it again
+        users_cluster(2, timeout_s=1, silence_logs=50) as client,
+    ):
+        engine = Cluster(client)
+        assert list(engine.map(Squares(), [1, 2], stage="last")) == [1, 4]
+        assert engine.n_workers == 2
+        client.sync(client.cluster.scheduler.close)
+        assert engine.n_workers == 2, "while the client looks for it"
+        _wait_until(lambda: client.status == "closed")
+        assert engine.n_workers == 2
+        with pytest.raises(LostWorkerError, match=r"scheduler was lost.*'another'.*not recomputed"):
+            list(engine.map(Squares(), [1], stage="another"))
+
+
 @pytest.mark.parametrize("last", [0, 1])
 def test_two_clusters_in_one_process_leave_its_settings_alone(last: int) -> None:
     """In whatever order they end; nor does anybody else compute with them, as with a user's own client."""
