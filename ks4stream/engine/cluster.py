@@ -355,7 +355,7 @@ class _Tasks:
         The function is then sent again to the workers that have started in the meantime.
         """
         results, lost, is_function_lost = {}, [], False
-        for future in self._next_batch():
+        for future in _next_batch(self._ended):
             task = self._index[future]
             try:
                 with with_task_note(self._stage, task.number, total):
@@ -370,12 +370,6 @@ class _Tasks:
         if is_function_lost:
             self._start_over()
         return results, sorted(lost, reverse=True)
-
-    def _next_batch(self) -> list[Future[Any]]:
-        if not self._ended.has_ready():
-            with self._ended.thread_condition:  # not for long: the notification may have come just before
-                self._ended.thread_condition.wait(timeout=0.1)
-        return list(self._ended.next_batch(block=False))
 
     def look_for_slow_ones(self, present: Mapping[str, Mapping[str, Any]], total: int) -> None:
         """Warn of tasks that run much longer than others of this stage took, in proportion to their work.
@@ -537,6 +531,14 @@ class _Tasks:
                 )
 
 
+def _next_batch(ended: as_completed) -> list[Future[Any]]:
+    """Tasks that have ended since the last call; waits briefly if there are none."""
+    if not ended.has_ready():
+        with ended.thread_condition:  # not for long: the notification may have come just before
+            ended.thread_condition.wait(timeout=0.1)
+    return list(ended.next_batch(block=False))
+
+
 def _first_worker(client: Client, timeout_s: float = math.inf) -> str | None:
     """Address of the first worker that answers a task; an adaptive cluster starts one for it.
 
@@ -544,6 +546,7 @@ def _first_worker(client: Client, timeout_s: float = math.inf) -> str | None:
     not an error if a cluster's jobs are still queued. None if the time is up.
     """
     asked: dict[str, Future[Any]] = {}
+    ended = as_completed(loop=client.loop)  # one for all: what it starts for each task stays until the task has ended
     waited_s, has_warned = 0.0, False
     while waited_s < timeout_s:
         known = list(client.nthreads())
@@ -551,9 +554,11 @@ def _first_worker(client: Client, timeout_s: float = math.inf) -> str | None:
             if address not in asked:
                 where = {"workers": [address], "allow_other_workers": True} if address else {}
                 asked[address] = client.submit(int, pure=False, **where)
-        with suppress(TimeoutError):
-            answered = next(as_completed(list(asked.values()), loop=client.loop, timeout=PATIENCE_SECONDS))
-            return next((address for found in client.who_has([answered]).values() for address in found), None)
+                ended.add(asked[address])
+        until = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < until:
+            if answered := _next_batch(ended):
+                return next((address for found in client.who_has(answered[:1]).values() for address in found), None)
         waited_s += PATIENCE_SECONDS
         if has_warned or (known and waited_s < SLOW_SECONDS):
             continue

@@ -886,6 +886,28 @@ def test_waiting_for_the_first_worker_raises_a_warning(monkeypatch: pytest.Monke
         later.join()
 
 
+def test_waiting_for_a_worker_that_is_busy_takes_no_more_memory_with_time(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "PATIENCE_SECONDS", 0.05)
+    both, may_end = threading.Barrier(3), threading.Event()
+    others = cluster_module._Tasks(client, lambda _: (both.wait(300), may_end.wait(300)), "other")
+    for number in range(2):
+        others.begin(number, number)
+
+    async def n_coroutines() -> int:
+        return len(asyncio.all_tasks())
+
+    try:
+        both.wait(300)
+        before = client.sync(n_coroutines)
+        assert cluster_module._first_worker(client, 1.0) is None  # asks again and again
+        assert client.sync(n_coroutines) < before + 20
+    finally:
+        may_end.set()
+        others.cancel()
+
+
 def _wait_until(condition: Callable[[], bool], longest_s: float = 300.0) -> None:
     end = time.monotonic() + longest_s
     while not condition():
