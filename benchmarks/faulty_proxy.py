@@ -14,9 +14,9 @@ import socket
 import struct
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -60,6 +60,7 @@ class FaultyProxy(ThreadingHTTPServer):
         self.ending = threading.Event()
         self._asked: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._writing: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # by object
 
     def reset_counts(self) -> None:
         """Begin counting anew."""
@@ -84,6 +85,11 @@ class FaultyProxy(ThreadingHTTPServer):
         """Count bytes that were sent."""
         with self._lock:
             self.sent_bytes[path] += n_bytes
+
+    def alone(self, command: str, path: str) -> AbstractContextManager[object]:
+        """Writes to one object follow each other: moto looks at a condition first and writes later."""
+        with self._lock:
+            return nullcontext() if command in ("GET", "HEAD") else self._writing[path]
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: clients that hang up are part of the game."""
@@ -111,9 +117,10 @@ class _Handler(BaseHTTPRequestHandler):
                 headers |= {"If-None-Match": "*"} if generation == "0" else {"If-Match": generation}
             if not self.server.heeds_conditions:
                 headers = {name: value for name, value in headers.items() if name.lower() not in CONDITIONS}
-            upstream.request(self.command, self.path, body or None, headers)
-            response = upstream.getresponse()
-            content = response.read()
+            with self.server.alone(self.command, path):
+                upstream.request(self.command, self.path, body or None, headers)
+                response = upstream.getresponse()
+                content = response.read()
         finally:
             upstream.close()
         kept = [(name, value) for name, value in response.getheaders() if name.lower() not in HOP_BY_HOP]

@@ -440,7 +440,7 @@ from ks4stream.errors import ResultsError
 from ks4stream.io import run_store
 from ks4stream.io.places import place
 
-run_store.RENEWED_S = 0.05
+run_store.RENEWED_S = float(sys.argv[2])
 try:
     with run_store.open_store(place(sys.argv[1]), data="a") as store:
         print("held", flush=True)
@@ -456,11 +456,12 @@ def test_a_run_that_was_suspended_ends_before_it_writes_and_leaves_the_other_its
     folder = "s3://recordings/suspended/run"
     lock = ObjectPath(f"{folder}/lock")
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD_OBJECT, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD_OBJECT, folder, "0.05"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         other.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)  # a renewal that it has sent may still be on its way
         try:
             with pytest.warns(Ks4StreamWarning, match=f"process {other.pid} on"), ObjectLock(lock, **QUICK):
                 other.send_signal(signal.SIGCONT)
@@ -475,9 +476,8 @@ def test_a_run_that_was_suspended_ends_before_it_writes_and_leaves_the_other_its
 @pytest.mark.skipif(sys.platform != "linux", reason="only there it is known in what process numbers are unique")
 def test_a_lock_of_a_process_that_died_on_this_machine_is_not_waited_for(object_store: Any) -> None:
     folder = "s3://recordings/died/run"
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD_OBJECT, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
+    command = [sys.executable, "-c", HOLD_OBJECT, folder, str(NEVER_S)]  # nothing is on its way when it is killed
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout is not None
             assert other.stdout.readline() == "held\n"
