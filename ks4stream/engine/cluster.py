@@ -430,7 +430,7 @@ class _Tasks:
             if address not in paused or (key, address) in self._running
         }
         self._stuck = {key: self._stuck.get(key, now) for key in in_flight if key not in can_run}
-        waited_s = now - min(self._stuck.values(), default=now)
+        waited_s = now - max(self._stuck.values(), default=now)  # the least: some may just not have been taken in
         if len(self._stuck) < len(in_flight) or waited_s <= SLOW_SECONDS or self._has_told_of_stuck:
             return
         self._has_told_of_stuck = True
