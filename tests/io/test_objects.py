@@ -290,9 +290,7 @@ def test_what_fails_for_a_moment_is_read_again(kind: str, object_store: Any, tmp
     assert object_store.proxy.faults[kind] >= 3
 
 
-def test_what_fails_for_good_is_an_error_that_names_it(
-    object_store: Any, impatient: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_fails_for_good_is_an_error_that_names_it(object_store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(objects.PATIENT, "max_retries", 2)
     recording = open_recording(object_store.put(SAMPLES.tobytes(), "broken/data.dat"), n_chan=4, fs=1000)
     object_store.proxy.kinds, object_store.proxy.share = ("503",), 1.0
