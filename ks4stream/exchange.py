@@ -31,7 +31,8 @@ DIM_NAMES = {
     "p": "waveform",
     "b": "batch",
     "g": "segment",
-    "k": "span",
+    "k": "period",
+    "k_edge": "period_edge",
 }
 """Names of the axes of results, for people."""
 
@@ -71,12 +72,17 @@ def to_dataset(sorting: Sorting) -> xarray.Dataset:
 
 
 def _variables(result: Any, dim_names: dict[str, str] | None = None) -> dict[str, tuple[Any, ...]]:
-    """The declared arrays of one result, in the form that xarray takes."""
+    """The declared arrays of one result, in the form that xarray takes.
+
+    An axis such as "u_known" is "unit" if the values are known, and otherwise an axis of its own, of length 0.
+    """
+    names = DIM_NAMES | (dim_names or {})
     found: dict[str, tuple[Any, ...]] = {}
     for spec in fields(result):
         if "dims" in spec.metadata:
-            dims = distinct([(DIM_NAMES | (dim_names or {})).get(d, d) for d in spec.metadata["dims"]])
-            found[spec.name] = (dims, getattr(result, spec.name), about(spec.metadata))
+            value = getattr(result, spec.name)
+            letters = [letter.removesuffix("_known") if value.size else letter for letter in spec.metadata["dims"]]
+            found[spec.name] = (distinct([names.get(d, d) for d in letters]), value, about(spec.metadata))
     return found
 
 

@@ -146,11 +146,11 @@ class Diagnostics(Checked):
         default_factory=lambda: np.zeros(0, np.float32),
     )
     isolation: Array = _array(
-        ("u",),
+        ("u_known",),
         "float64",
         "",
         "share of the nearest neighbours of the spikes of a unit and of another near it that are of the same unit; "
-        "the least over the others, NaN for a unit with few spikes",
+        "the least over the others, NaN for a unit with few spikes; empty if it is not known",
         default_factory=lambda: np.zeros(0),
     )
     counts: dict[str, int] = field(default_factory=dict)

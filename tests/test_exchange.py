@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ks4stream.errors import MissingDependencyError, ProbeError, RecordingError, ResultsError
-from ks4stream.results import Drift, Sorting
+from ks4stream.results import Diagnostics, Drift, PeakSample, Sorting
 
 
 def test_the_dataset_shares_the_arrays(make_sorting: Any, tmp_path: Any) -> None:
@@ -26,6 +26,17 @@ def test_the_dataset_shares_the_arrays(make_sorting: Any, tmp_path: Any) -> None
     assert dataset.contamination.dims == ("unit",)
     assert dataset.drift_shift_um.dims == ("batch", "segment")
     assert dataset.sizes["unit"] == sorting.n_units
+
+
+def test_the_dataset_has_diagnostics_along_axes_of_their_own(make_sorting: Any) -> None:
+    """There are as many parts of the recording as there are, whatever the number of blanked spans (2 here)."""
+    known = Diagnostics(edge=[0, 10, 20, 30], noise=np.ones((3, 12)), explained=np.ones(3), isolation=[1, 0.9, 0.5, 1])
+    dataset = make_sorting(diagnostics=known, peaks=PeakSample([1, 2], [5, 6], [9, 9], [0, 0])).to_dataset()
+    assert dataset.diagnostics_noise.dims == ("period", "channel") and dataset.sizes["span"] == 2
+    assert dataset.diagnostics_edge.dims == ("period_edge",) and dataset.peaks_shank.dims == ("peak",)
+    assert dataset.diagnostics_isolation.sel(unit=2) == 0.5
+    unknown = make_sorting(diagnostics=replace(known, isolation=np.zeros(0))).to_dataset()
+    assert unknown.diagnostics_isolation.dims == ("u_known",) and unknown.drift_error_um.dims == ("b_known", "g_known")
 
 
 @pytest.mark.parametrize("method", ["to_spikeinterface", "to_motion"])
