@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ks4stream.io.recordings import open_recording
     from ks4stream.io.store import load_sorting
     from ks4stream.kilosort4.run_kilosort import run_kilosort
-    from ks4stream.mean_waveforms import mean_waveforms
     from ks4stream.planning import plan
     from ks4stream.preprocessed import preprocess
     from ks4stream.probe import Probe
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from ks4stream.settings import Settings
     from ks4stream.sorter import sort
     from ks4stream.unit_metrics import quality_metrics
+    from ks4stream.unit_waveforms import mean_waveforms
 
 __all__ = [
     "open_recording",
@@ -62,7 +62,7 @@ _HOME = {
     "sort": "ks4stream.sorter",
     "Sorting": "ks4stream.results",
     "load_sorting": "ks4stream.io.store",
-    "mean_waveforms": "ks4stream.mean_waveforms",
+    "mean_waveforms": "ks4stream.unit_waveforms",
     "quality_metrics": "ks4stream.unit_metrics",
     "write_nwb": "ks4stream.io.nwb",
     "carry_curation": "ks4stream.curation",

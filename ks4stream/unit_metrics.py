@@ -20,9 +20,9 @@ from ks4stream.blocks import covered, observed_spans
 from ks4stream.io.by_unit import ByUnit
 from ks4stream.io.results_folder import QUALITY
 from ks4stream.kernels import metrics as kernels
-from ks4stream.mean_waveforms import file_factor, mean_waveforms
 from ks4stream.metrics import METRICS
 from ks4stream.results import Sorting
+from ks4stream.unit_waveforms import file_factor, mean_waveforms
 
 __all__ = ["UnitMetrics", "quality_metrics", "write_quality"]
 

@@ -42,7 +42,7 @@ WORDS = {
     "exchange",
     "geometry",
     "labels",
-    "mean_waveforms",
+    "unit_waveforms",
     "metrics",
 }
 LAZY = {"dask", "xarray", "matplotlib", "probeinterface"} | EXTRAS  # used by words and edges within functions only

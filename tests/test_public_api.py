@@ -61,6 +61,13 @@ def test_an_unknown_name_is_an_attribute_error():
         ks4stream.run_kilosrot  # noqa: B018
 
 
+def test_no_public_function_has_the_name_of_a_module():
+    """Python sets a module that was imported as an attribute of the package: it would hide the function."""
+    package = Path(ks4stream.__file__).parent
+    modules = {path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert modules & set(NAMES) == set(ks4stream._MODULES)
+
+
 def test_type_checkers_see_the_same_names():
     tree = ast.parse(Path(ks4stream.__file__).read_text(encoding="utf-8"))
     (guarded,) = (node for node in tree.body if isinstance(node, ast.If))

@@ -16,9 +16,9 @@ from clusters import users_cluster
 import ks4stream
 from ks4stream import simulate
 from ks4stream.errors import MissingDependencyError, ProbeError, RecordingError, SettingsError
-from ks4stream.mean_waveforms import mean_waveforms
 from ks4stream.settings import Settings
 from ks4stream.spikeinterface import register
+from ks4stream.unit_waveforms import mean_waveforms
 
 core = pytest.importorskip("spikeinterface.core")
 sorters = pytest.importorskip("spikeinterface.sorters")

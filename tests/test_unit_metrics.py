@@ -8,10 +8,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ks4stream.mean_waveforms import mean_waveforms
 from ks4stream.metrics import METRICS
 from ks4stream.results import Diagnostics
 from ks4stream.unit_metrics import quality_metrics, write_quality
+from ks4stream.unit_waveforms import mean_waveforms
 
 
 def test_rates_and_amplitudes(make_sorting):

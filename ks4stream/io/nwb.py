@@ -27,10 +27,10 @@ from ks4stream.io.by_unit import ByUnit
 from ks4stream.io.mapped import release_pages
 from ks4stream.io.objects import is_remote
 from ks4stream.io.spikeglx import find_meta, read_meta
-from ks4stream.mean_waveforms import followed_channels, mean_waveforms
 from ks4stream.messages import warn
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
+from ks4stream.unit_waveforms import followed_channels, mean_waveforms
 
 __all__ = ["session_start_of", "write_nwb"]
 

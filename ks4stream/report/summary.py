@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from ks4stream.blocks import covered, observed_spans
 from ks4stream.io.by_unit import ByUnit, kept_spikes
 from ks4stream.kernels.correlograms import correlogram
-from ks4stream.mean_waveforms import mean_waveforms
 from ks4stream.metrics import METRICS
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
 from ks4stream.unit_metrics import UNITS_AT_ONCE, UnitMetrics, noise_of
+from ks4stream.unit_waveforms import mean_waveforms
 
 TIME_BINS, UNIT_TIME_BINS = 200, 60
 RASTER_TIMES, RASTER_DEPTHS, MARGIN_UM = 600, 200, 10.0  # pixels, and what is shown beyond the contacts

@@ -22,9 +22,9 @@ from ks4stream.errors import FewSpikesWarning, Ks4StreamWarning, MissingDependen
 from ks4stream.io import nwb, store
 from ks4stream.io.nwb import session_start_of, write_nwb
 from ks4stream.io.store import map_sorting, save_sorting
-from ks4stream.mean_waveforms import mean_waveforms
 from ks4stream.results import Provenance, Sorting, Whitening
 from ks4stream.settings import Settings
+from ks4stream.unit_waveforms import mean_waveforms
 
 pynwb = pytest.importorskip("pynwb", minversion="4.2")
 START = datetime(2026, 3, 1, 14, 30, tzinfo=UTC)

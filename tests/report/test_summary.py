@@ -11,13 +11,13 @@ import pytest
 from ks4stream.errors import ResultsError
 from ks4stream.io.by_unit import ByUnit
 from ks4stream.kernels.correlograms import correlogram
-from ks4stream.mean_waveforms import mean_waveforms
 from ks4stream.metrics import METRICS
 from ks4stream.report import summary
 from ks4stream.report.comparison import compared
 from ks4stream.results import Diagnostics, Provenance
 from ks4stream.settings import Settings
 from ks4stream.unit_metrics import GROUPED, quality_metrics
+from ks4stream.unit_waveforms import mean_waveforms
 
 
 def content_of(sorting):

@@ -12,12 +12,12 @@ from ks4stream import simulate
 from ks4stream.errors import ResultsError
 from ks4stream.io.recordings import open_recording
 from ks4stream.kernels.preprocessing import highpass, highpass_response
-from ks4stream.mean_waveforms import mean_waveforms
 from ks4stream.results import Sorting, Whitening
 from ks4stream.scoring import score
 from ks4stream.settings import Settings
 from ks4stream.simulate import SimulatedRecording
 from ks4stream.sorter import sort
+from ks4stream.unit_waveforms import mean_waveforms
 
 
 def known_sorting(make_sorting, **settings) -> tuple[Sorting, np.ndarray]:
