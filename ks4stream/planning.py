@@ -287,7 +287,7 @@ def plan(
     LostWorkerError, WorkerError
         If a client was given whose scheduler or workers do not answer.
     """
-    settings = settings or Settings()
+    recording, settings = Recording.given(recording), Settings.given(settings)
     resources = Resources.given(resources, of_resources)
     n_workers, workers_per_gpu = (
         checked_number("n_workers", n_workers),

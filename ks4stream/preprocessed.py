@@ -78,7 +78,7 @@ def preprocess(
 
     if isinstance(drift, str) and drift != ESTIMATE:
         raise SettingsError(f"drift={drift!r} is not valid; give a Drift, {ESTIMATE!r}, or None for no correction.")
-    settings = settings or Settings()
+    recording, settings = Recording.given(recording), Settings.given(settings)
     resources = Resources.given(resources, of_resources)
     recording = cached_while_held(recording, resources.cache_dir, resources.cache_bytes)
     client = client_for(resources)

@@ -215,6 +215,22 @@ class Recording:
         if self.probe is not None:
             self.probe.check_file(self.n_channels)
 
+    @classmethod
+    def given(cls, recording: Recording) -> Recording:
+        """The recording that was passed to a function.
+
+        Raises
+        ------
+        RecordingError
+            If it is something else, such as a path or an array.
+        """
+        if not isinstance(recording, Recording):
+            raise RecordingError(
+                f"The recording is of type {type(recording).__name__}; it must be a ks4stream.Recording. "
+                "open_recording(…, fs=…, probe=…) makes one of a path or an array."
+            )
+        return recording
+
     @property
     def n_samples(self) -> int:
         """Number of samples per channel."""

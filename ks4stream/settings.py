@@ -299,6 +299,24 @@ class Settings:
         return 2**62 if self.max_cluster_subset is None else self.max_cluster_subset
 
     @classmethod
+    def given(cls, settings: Settings | None) -> Settings:
+        """The settings that were passed to a function, or the defaults if none were.
+
+        Raises
+        ------
+        SettingsError
+            If they are something else, such as a dictionary.
+        """
+        if settings is None:
+            return cls()
+        if not isinstance(settings, Settings):
+            raise SettingsError(
+                f"settings are of type {type(settings).__name__}; they must be a ks4stream.Settings. "
+                "Settings.from_dict(…) makes one of a dictionary."
+            )
+        return settings
+
+    @classmethod
     def like_kilosort4(cls, values: Mapping[str, Any]) -> Settings:
         """Make settings from a mapping of names to values; those that are not given are as in Kilosort4.
 
@@ -412,7 +430,7 @@ def _checked(spec: Field[Any], value: Any) -> Any:
 
 
 def _check_bounds(name: str, value: Any, number: float, about: Mapping[str, Any]) -> None:
-    unit = f" {about['unit']}" if about["unit"] else ""
+    unit = f" {about['unit']}".rstrip(".") if about["unit"] else ""  # the sentence ends with "s.d."
     if about["ge"] is not None and number < about["ge"]:
         raise SettingsError(f"{name}={value!r} is too small; it must be at least {about['ge']}{unit}.")
     if about["gt"] is not None and number <= about["gt"]:

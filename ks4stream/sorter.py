@@ -129,7 +129,7 @@ def sort(
         At any time, if the disk is full or a write is refused; finished tasks are kept.
     """
     began = time.perf_counter()
-    settings = settings or Settings()
+    recording, settings = Recording.given(recording), Settings.given(settings)
     resources = Resources.given(resources, of_resources)
     client = client_for(resources)
     is_here = client in (None, "loop")  # otherwise workers may be those of other machines

@@ -85,7 +85,7 @@ def test_a_recording_shorter_than_one_waveform(n_samples: int) -> None:
 
 
 def test_a_crop_that_holds_nothing() -> None:
-    with pytest.raises(RecordingError, match=r"0 samples to sort \(of 15000\).*tmin"):
+    with pytest.raises(RecordingError, match=r"tmin=2 s is not before the end of the recording, 0\.5 s"):
         refuse(noise(), SETTINGS.replace(tmin=2.0))
     with pytest.raises(RecordingError, match=r"batch_downsampling=4 leaves none of the recording's 3 batches"):
         refuse(noise(), SETTINGS.replace(batch_downsampling=4))
@@ -177,6 +177,24 @@ def test_no_probe() -> None:
 def test_artifacts_everywhere() -> None:
     with pytest.raises(RecordingError, match=r"In all 3 batches.*artifact_threshold=10"):
         sort(open_recording(noise(), fs=RATE, probe=PROBE), SETTINGS.replace(artifact_threshold=10), client="loop")
+
+
+def test_everything_given_as_blank() -> None:
+    """The threshold, which is infinite, is not to blame."""
+    recording = open_recording(noise(), fs=RATE, probe=PROBE)
+    with pytest.raises(RecordingError, match=r"In all 3 batches.*spans given as blank, or where all") as refused:
+        sort(recording, SETTINGS, client="loop", blank=[[0, 15_000]])
+    assert "artifact_threshold" not in str(refused.value)
+
+
+@pytest.mark.parametrize("function", [sort, plan, preprocess])
+def test_what_is_not_a_recording_or_not_settings(function: Any) -> None:
+    """A path, and a dictionary as Kilosort4 takes them."""
+    with pytest.raises(RecordingError, match=r"of type str; it must be a ks4stream\.Recording\. open_recording"):
+        function("data.bin", SETTINGS)
+    recording = open_recording(noise(), fs=RATE, probe=PROBE)
+    with pytest.raises(SettingsError, match=r"of type dict; they must be a ks4stream\.Settings\. Settings\.from_dict"):
+        function(recording, {"nblocks": 0})
 
 
 DEVICES = [
