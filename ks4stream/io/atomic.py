@@ -35,6 +35,8 @@ NOT_AS_WRITTEN = (
 """What reading a file raises if it is missing, truncated or modified."""
 
 
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)  # room does not help
+
 DRAFT = re.compile(r".*\.[0-9a-f]{32}\.draft")  # name of a file that is not complete yet
 
 
@@ -60,10 +62,11 @@ def explain_write_errors(
     except ResultsError:
         raise
     except OSError as error:
-        raise ResultsError(
-            f"{folder} cannot be written to: {error.strerror or error}.{_free(folder)} Make room there, or check its "
-            f"quota and permissions; then {then}."
-        ) from error
+        if error.errno in FORBIDDEN:
+            advice = " Check its permissions, or choose another folder."
+        else:
+            advice = f"{_free(folder)} Make room there, or check its quota and permissions; then {then}."
+        raise ResultsError(f"{folder} cannot be written to: {error.strerror or error}.{advice}") from error
 
 
 def _free(folder: Place) -> str:

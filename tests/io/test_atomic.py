@@ -21,7 +21,8 @@ def test_a_refused_write_says_where_and_what_to_do(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    match = f"run cannot be written to: .*{os.strerror(number)}.* MB are free"
+    advice = " MB are free" if number in (errno.ENOSPC, errno.EDQUOT) else "Check its permissions, or choose another"
+    match = f"run cannot be written to: .*{os.strerror(number)}.*{advice}"
     with pytest.raises(ResultsError, match=match) as found, atomic_write(tmp_path / "run" / "a.npz") as file:
         file.write(b"1")
     assert not list((tmp_path / "run").iterdir())
