@@ -39,7 +39,7 @@ def given_spans(given: Any, *, n_samples: int, sampling_rate_hz: float) -> NDArr
     Raises
     ------
     SettingsError
-        If it is something else, a span ends before it starts, or all lie outside of the recording.
+        If it is something else, a span ends before it starts, or none is within the recording.
     """
     name = f"blank={os.fspath(given)!r}" if isinstance(given, str | os.PathLike) else "blank"
     values = _read(Path(given), name) if isinstance(given, str | os.PathLike) else np.asarray(given)
@@ -59,7 +59,7 @@ def given_spans(given: Any, *, n_samples: int, sampling_rate_hz: float) -> NDArr
     inside = (spans[:, 1] > 0) & (spans[:, 0] < n_samples)
     if not inside.any():
         raise SettingsError(
-            f"{name}: all {len(spans)} spans are outside of the recording, which has {n_samples} samples or "
+            f"{name}: nothing of it is within the recording, which has {n_samples} samples or "
             f"{n_samples / sampling_rate_hz:.3f} s: {WANTED}."
         )
     return _joined(spans[inside].clip(0, n_samples))
@@ -77,7 +77,7 @@ def _read(path: Path, name: str) -> NDArray[Any]:
     try:
         if path.suffix == ".npy":
             return np.asarray(np.load(path, allow_pickle=False))
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise SettingsError(f"{name} cannot be read: {error}") from error
     rows = [line.replace(",", " ").split() for line in lines if line.strip() and not line.lstrip().startswith("#")]

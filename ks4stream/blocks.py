@@ -138,12 +138,18 @@ class Tiling:
         RecordingError
             If there are fewer samples to sort than one waveform has.
         """
+        start = round(settings.tmin * sampling_rate_hz)
+        if 0 < n_samples <= start:
+            raise RecordingError(
+                f"tmin={settings.tmin:g} s is not before the end of the recording, {n_samples / sampling_rate_hz:g} s. "
+                "Lower it, or check n_chan, dtype and the sampling rate (fs)."
+            )
         return cls.of(
             n_samples=n_samples,
             size=settings.batch_size,
             halo=halo,
             shortest=settings.nt,
-            start=round(settings.tmin * sampling_rate_hz),
+            start=start,
             stop=None if math.isinf(settings.tmax) else round(settings.tmax * sampling_rate_hz),
             step=settings.batch_downsampling,
         )

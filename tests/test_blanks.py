@@ -38,7 +38,7 @@ def test_spans_are_put_in_order_and_joined_where_they_overlap_or_touch() -> None
 
 def test_what_is_outside_of_the_recording_is_cut_off() -> None:
     assert spans([[-5, 10], [90, 120], [200, 300]], n_samples=100) == [[0, 10], [90, 100]]
-    with pytest.raises(SettingsError, match=r"all 1 spans are outside of the recording, which has 100 samples"):
+    with pytest.raises(SettingsError, match=r"nothing of it is within the recording, which has 100 samples"):
         spans([[200, 300]], n_samples=100)
 
 
@@ -53,12 +53,13 @@ def test_nothing_given() -> None:
         ("0.001\n0.002\n", [[30, 90]]),
         ("1\n100\n", [[1, 31], [100, 130]]),
         ("1, 2.0\n", [[30_000, 60_000]]),
+        ("\ufeff10,20\r\n", [[10, 20]]),  # as Excel writes it
         ("", []),
     ],
 )
 def test_text_files(tmp_path: Path, text: str, expected: list[list[int]]) -> None:
     path = tmp_path / "pulses.txt"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     assert spans(path) == expected
     assert spans(str(path)) == expected
 

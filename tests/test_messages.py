@@ -59,7 +59,7 @@ def test_a_warning_from_deep_inside_names_the_line_that_called_sort():
     settings = Settings(batch_size=10_000, nblocks=0, Th_single_ch=50)
     with pytest.warns(Ks4StreamWarning) as shown:
         sort(recording, settings, client="loop", device="cpu")  # the line to be named
-    issued_by = {"clean spikes": "LearnWaveforms", "nearest_chans": "geometry", "units were found": "pipeline"}
+    issued_by = {"clean spikes": "LearnWaveforms", "nearest_chans": "geometry", "If you expected more": "pipeline"}
     for text, where in issued_by.items():
         assert any(text in str(one.message) for one in shown), where
     assert {(one.filename, one.lineno) for one in shown} == {(__file__, line_of("# the line to be named"))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -99,10 +100,16 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
                 release_pages(covariances)
                 levels.append(measured.noise)
         if not levels:
+            threshold = self.tiles.settings.artifact_threshold
+            causes = ["in the spans given as blank"] if len(self.tiles.blank) else []
+            if math.isfinite(threshold):
+                causes += [
+                    f"near samples beyond artifact_threshold={threshold:g}, which should be well above the spikes"
+                ]
+            causes += ["where all channels hold their value", "where most channels are far beyond their noise"]
             raise RecordingError(
                 f"In all {seen} batches from which whitening should be learned, most samples are blanked: they are "
-                f"near samples beyond artifact_threshold={self.tiles.settings.artifact_threshold}, which should be "
-                "well above the spikes, or all channels hold their value, or most channels are far beyond their noise."
+                f"{', or '.join(causes)}."
             )
         level = np.array(levels)  # (batch, c)
         changes = level > 0
