@@ -86,6 +86,7 @@ ADVICE = (
 
 
 _log = logging.getLogger(__name__)
+_lost_messages = logging.getLogger("distributed.batched")
 _clock = time.monotonic
 
 
@@ -690,6 +691,10 @@ def local_client(
         n_workers = local_workers(device)
     if processes is None:
         processes = n_workers > 1
+    # Dask logs the traceback of a message that was still to be sent when a connection was closed, perhaps after this
+    # context has ended; the level is therefore not restored.
+    if _lost_messages.level == logging.NOTSET:
+        _lost_messages.setLevel(logging.WARNING)
     paths = [path for path in sys.path if isinstance(path, str)]  # Python passes over what is not
     environment = WORKER_ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)}
     with ExitStack() as stack:

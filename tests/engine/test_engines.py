@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -88,6 +89,12 @@ def settled(client: Client) -> None:
             return
         time.sleep(0.05)
     raise AssertionError(f"{n_tasks} tasks and {len(client.futures)} futures are stuck")
+
+
+def test_what_could_not_be_sent_as_workers_stopped_is_not_logged_with_a_traceback(client: Client) -> None:
+    """Dask logs it as information, at a time when the level of its other messages is no longer ours."""
+    assert not logging.getLogger("distributed.batched").isEnabledFor(logging.INFO)
+    assert logging.getLogger("distributed.batched").isEnabledFor(logging.ERROR)
 
 
 @pytest.mark.parametrize("slow", [(), (0,), (5, 6)])
