@@ -495,8 +495,10 @@ def test_few_channels_per_shank_are_sorted_with_default_settings(probe: Probe) -
 
 
 def test_results_are_written_where_asked(case: Case, tmp_path: Any) -> None:
-    quiet_sort(case.recording, SETTINGS.replace(tmax=1.0), results_dir=tmp_path / "found")
+    found = quiet_sort(case.recording, SETTINGS.replace(tmax=1.0), results_dir=tmp_path / "found")
+    assert not len(found.artifacts)
     assert (tmp_path / "found" / "spike_times.npy").is_file()
     assert (tmp_path / "found" / "sorting.zarr").exists()
     log = (tmp_path / "found" / "kilosort4.log").read_text()
     assert "tmax = 1.0" in log and "whitening:" in log  # what was asked for, and what was done
+    assert "No spikes were looked for" not in log  # nothing is blanked here

@@ -244,7 +244,7 @@ class Match(Pursuit[Matched, Spikes]):
         )
         if share > MUCH_BLANKED:
             warn(f"{message}.", ArtifactWarning)
-        else:
+        elif len(blanked):
             logger.info(message)
         return Spikes(
             receipts=receipts,
