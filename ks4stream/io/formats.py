@@ -32,6 +32,7 @@ _MIN_CHARACTERS = 8  # different ones in a text: samples that hardly change are 
 _ENOUGH_BYTES = 8  # that agree, to need no further proof
 _RANDOM_BITS = 7.5  # of entropy per byte: 4096 random bytes have 7.95, samples that use ten of their 16 bits 6
 _FOLDERS_LOOKED_INTO = 200
+_RESULTS = {"params.py", "spike_times.npy"}  # in every folder for Phy
 
 _NPY = re.compile(rb"\x93NUMPY[\x01\x02]\x00.{2,4}\{'descr'", re.DOTALL)
 
@@ -110,11 +111,14 @@ def refusal(path: str, head: bytes) -> str | None:
 
 def folder_refusal(folder: str) -> str:
     """Return why a folder cannot be read as a recording, and which of its files can."""
-    names = [
-        os.path.relpath(os.path.join(where, name), folder)
-        for where, _, files in islice(os.walk(folder), _FOLDERS_LOOKED_INTO)
-        for name in sorted(files)
-    ]
+    names = []
+    for where, below, here in islice(os.walk(folder), _FOLDERS_LOOKED_INTO):
+        if _RESULTS.issubset(here):
+            below.clear()  # what a sort wrote is no recording, such as the arrays of sorting.zarr
+            if where == folder:
+                return f"{folder} is a folder (with the results of a sort); give the recording that was sorted."
+            continue
+        names += [os.path.relpath(os.path.join(where, name), folder) for name in sorted(here)]
     for ending, what, how in _FOLDERS:
         if found := [name for name in names if f"{os.sep}{name}".endswith(ending.replace("/", os.sep))]:
             files = ", ".join(sorted(found)[:4]) + (", …" if len(found) > 4 else "")

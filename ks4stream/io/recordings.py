@@ -99,7 +99,7 @@ def open_recording(
     >>> recording.duration_s
     2.0
     """
-    found = _look_at(source, n_chan, dtype)
+    found = _look_at(source, _whole(n_chan), dtype)
     rates = (given if given is None else checked_rate(given) for given in (fs, found.sampling_rate_hz, default_fs))
     rate_hz = next((rate for rate in rates if rate is not None), None)
     if rate_hz is None:
@@ -114,6 +114,17 @@ def open_recording(
         offset_uv=found.offset_uv,
         name=found.name,
         files=found.files,
+    )
+
+
+def _whole(n_chan: Any) -> int | None:
+    try:
+        if n_chan is None or int(n_chan) == n_chan:
+            return None if n_chan is None else int(n_chan)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise RecordingError(
+        f"n_chan={n_chan!r} (n_chan_bin in run_kilosort) must be a whole number, that of the channels in the file."
     )
 
 

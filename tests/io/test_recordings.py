@@ -211,6 +211,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
             open_recording(SAMPLES, fs=fs)  # type: ignore[arg-type]
     with pytest.raises(RecordingError, match=r"fs=0\.0 is not a sampling rate"):
         open_recording(SAMPLES, fs=0)
+    for n_chan in ("3", 2.5, [3]):
+        with pytest.raises(RecordingError, match=r"n_chan=.*must be a whole number"):
+            open_recording(tmp_path / "a.bin", n_chan=n_chan, fs=100)  # type: ignore[arg-type]
 
 
 def test_files_that_cannot_be_samples_are_refused(tmp_path: Path) -> None:
