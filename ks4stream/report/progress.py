@@ -248,7 +248,8 @@ class _Lines(Watch):
         if is_new:
             self._said = self._began, 0
         if self.done == self.total:
-            what = f"{self.stage}: {self.total} task{'s' * (self.total != 1)} in {_duration(self.elapsed_s)}"
+            done = f"{self.total} task{'s' * (self.total != 1)} in {_duration(self.elapsed_s)}"
+            what = f"{self.stage}: {done if self.total else 'nothing left to do'}"
             self._say(", ".join([what, *self.phrases(here=True)]))
         elif self._is_due():
             self._said = _clock(), self.done

@@ -57,7 +57,8 @@ def show(*, force_terminal: bool) -> str:
 
 def test_a_log_gets_one_line_per_finished_stage() -> None:
     lines = show(force_terminal=False).splitlines()
-    assert [line.partition(" in ")[0] for line in lines] == [f"{stage}: {total} tasks" for stage, total in STAGES]
+    ends = [f"{stage}: {f'{total} tasks in' if total else 'nothing left to do,'} " for stage, total in STAGES]
+    assert all(line.startswith(end) for line, end in zip(lines, ends, strict=True))
     assert all(line.endswith(" GB of memory") for line in lines)
 
 
@@ -100,6 +101,13 @@ def test_lines_have_the_speed_what_was_found_and_where_the_dashboard_is(clock: C
     assert dashboard == "Dask dashboard: http://[::1]:8787/status"  # which rich would take for markup
     assert detection.startswith("detection: 2 tasks in 8.0 s, 15 × real time, 1,234 peaks, ")
     assert drift.startswith("drift: 1 task in 0.0 s, ") and "peaks" not in drift and "real time" not in drift
+
+
+def test_a_stage_of_which_nothing_is_left_is_said_to_be_so() -> None:
+    console, text = a_console()
+    with shown_progress(console) as report:
+        report("whitening", 0, 0)
+    assert text.getvalue().startswith("whitening: nothing left to do, ")
 
 
 # --- bars ---------------------------------------------------------------------------------------------------
