@@ -331,7 +331,9 @@ def _read_assignment(text: str) -> tuple[str, Any]:
     return name, _read_setting(name, value)
 
 
-def _read_integers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...]:
+def _read_integers(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[int, ...]:
+    """The numbers of an option that may be repeated."""
+    text = ",".join(text for text in texts if text)
     try:
         return tuple(int(number) for number in text.split(",")) if text else ()
     except ValueError:
@@ -391,6 +393,7 @@ def _read_metadata(file: str) -> dict[str, Any]:
 @click.option(
     "--bad-channels",
     callback=_read_integers,
+    multiple=True,
     metavar="INTEGERS",
     cls=_Option,
     section="Recording",
@@ -400,6 +403,7 @@ def _read_metadata(file: str) -> dict[str, Any]:
     "--shank",
     "shanks",
     callback=_read_integers,
+    multiple=True,
     metavar="INTEGERS",
     cls=_Option,
     section="Recording",
@@ -668,13 +672,17 @@ def _sort(
         _send_end(events, sorting, folder, took_s)
     elif not quiet:
         click.echo(
-            f"{sorting.n_units} units ({int(sorting.good.sum())} good) with {int(sorting.kept.sum())} spikes, "
+            f"{_n_units(sorting)} ({int(sorting.good.sum())} good) with {int(sorting.kept.sum())} spikes, "
             f"in {took_s:.0f} s\n"
             f"Results: {folder}"
             + f"\nLook at: {folder / 'report.html'}, then: phy template-gui {folder / 'params.py'}"
             * is_here
         )
     return sorting
+
+
+def _n_units(sorting: Sorting) -> str:
+    return f"{sorting.n_units} unit{'s' * (sorting.n_units != 1)}"
 
 
 def _send_start(events: JsonLines, recording: Recording, folder: Place) -> None:
@@ -906,7 +914,7 @@ def export_command(
     if gain_uv is not None:
         sorting = replace(sorting, gain_uv=gain_uv)
     write_nwb(sorting, nwb, session_start=session_start, metadata=metadata, location=location, overwrite=overwrite)
-    click.echo(f"{sorting.n_units} units with {int(sorting.kept.sum())} spikes: {nwb}")
+    click.echo(f"{_n_units(sorting)} with {int(sorting.kept.sum())} spikes: {nwb}")
 
 
 # --- ks4stream report ----------------------------------------------------------------------------------------

@@ -109,7 +109,8 @@ def find_units(
         diagnostics=with_units(diagnostics(peaks, templates, spikes), units),
     )
     if sorting.n_spikes < FEW_SPIKES or sorting.n_units < 2:
-        found = f"Only {sorting.n_spikes} spikes in {sorting.n_units} units" if sorting.n_spikes else "No spikes"
+        n_units = f"{sorting.n_units} unit{'s' * (sorting.n_units != 1)}"
+        found = f"Only {sorting.n_spikes} spikes in {n_units}" if sorting.n_spikes else "No spikes"
         warn(
             f"{found} were found. If you expected more, check the probe's units (µm), the channel map, dtype and "
             "n_chan, or set Th_universal and Th_learned lower.",

@@ -270,6 +270,14 @@ def test_recording_and_machine_are_passed_on(tetrode_file: Path, asked: dict[str
     assert asked["results_dir"] == tetrode_file.parent / "kilosort4"
 
 
+def test_channels_to_leave_out_may_be_given_one_by_one(tetrode_file: Path, asked: dict[str, Any]) -> None:
+    """Of an option that is repeated, click takes the last value: the others would be sorted."""
+    channels = ("--bad-channels", 0, "--bad-channels", "1,3", "--shank", 0, "--shank", 0)
+    result = run("sort", tetrode_file, "--n-chan", 4, "--probe", "tetrode", *channels)
+    assert result.exit_code == 0, result.output
+    assert asked["recording"].probe.chan_map.tolist() == [2]
+
+
 def test_a_running_scheduler_is_used(tetrode_file: Path, asked: dict[str, Any]) -> None:
     with users_cluster(3) as client:
         address = client.scheduler_info()["address"]
@@ -324,7 +332,7 @@ def test_probes_are_listed() -> None:
         (("--n-chan", 7), "7"),
         (("--bad-channels", 99), "no contact on channel 99"),
         (("--probe", "tetrod"), "Did you mean 'tetrode'?"),
-        (("--tmin", 2), "0 samples to sort"),
+        (("--tmin", 2), "tmin=2 s is not before the end of the recording"),
     ],
 )
 def test_an_error_is_one_paragraph_with_status_1(tetrode_file: Path, arguments: tuple[Any, ...], said: str) -> None:

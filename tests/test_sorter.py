@@ -439,6 +439,7 @@ def test_one_unit_is_one_unit() -> None:
     found = quiet_sort(recording)
     assert found.n_units == 1
     assert found.refractory.tolist() == [True]
+    assert any("in 1 unit were found" in message for message in found.warnings)
     result = score(truth.spike_samples, truth.spike_units, found.sample, found.unit, sampling_rate_hz=RATE)
     assert result.accuracy[0] > 0.95
 
