@@ -53,6 +53,8 @@ def to_dataset(sorting: Sorting) -> xarray.Dataset:
     variables = {
         f"spike_{name}" if value[0][0] == "spike" else name: value for name, value in _variables(sorting).items()
     }
+    if sorting.features.shape[1] != sorting.template_channels.shape[1]:
+        del variables["spike_features"]  # they were not loaded, or not saved, and have no channels
     for name in NESTED:
         nested = getattr(sorting, name)
         if nested is not None:

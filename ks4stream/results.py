@@ -282,7 +282,7 @@ class Sorting(Checked):
             Variables by their names here, along spike, unit, channel, sample …
             Those of spikes have the prefix ``spike_`` (``spike_unit``, as ``unit`` is an axis), those of nested
             results the result's name (``drift_shift_um``). Attributes give unit and meaning. If a matrix has the same
-            axis twice, the second is called ``other_unit`` and so on.
+            axis twice, the second is called ``other_unit`` and so on. Features that were not loaded are left out.
         """
         from ks4stream.exchange import to_dataset
 

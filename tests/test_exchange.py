@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ks4stream.errors import MissingDependencyError, ProbeError, RecordingError, ResultsError
+from ks4stream.io.store import load_sorting, save_sorting
 from ks4stream.results import Diagnostics, Drift, PeakSample, Sorting
 
 
@@ -37,6 +38,13 @@ def test_the_dataset_has_diagnostics_along_axes_of_their_own(make_sorting: Any) 
     assert dataset.diagnostics_isolation.sel(unit=2) == 0.5
     unknown = make_sorting(diagnostics=replace(known, isolation=np.zeros(0))).to_dataset()
     assert unknown.diagnostics_isolation.dims == ("u_known",) and unknown.drift_error_um.dims == ("b_known", "g_known")
+
+
+def test_the_dataset_leaves_out_features_that_were_not_loaded(make_sorting: Any, tmp_path: Any) -> None:
+    path = save_sorting(make_sorting(), tmp_path / "sorting.zarr")
+    assert "spike_features" in load_sorting(path).to_dataset()
+    dataset = load_sorting(path, features=False).to_dataset()
+    assert "spike_features" not in dataset and dataset.sizes["neighbour"] == 5
 
 
 @pytest.mark.parametrize("method", ["to_spikeinterface", "to_motion"])
