@@ -23,10 +23,12 @@ from ks4stream import geometry, rates, report
 from ks4stream.blanks import given_spans
 from ks4stream.deploy import client_for, engine_for
 from ks4stream.engine import Engine, Progress, gpus, no_progress, one_thread, tell
+from ks4stream.errors import ResultsError
 from ks4stream.io.places import ObjectPath, Place, place
 from ks4stream.io.recording_cache import cached, ending, forget
 from ks4stream.io.run_store import RunStore, open_store
 from ks4stream.io.scratch import scratch_folder
+from ks4stream.io.store import stored_digest
 from ks4stream.messages import recorded
 from ks4stream.method import METHOD_VERSION
 from ks4stream.motion import given_drift
@@ -155,6 +157,8 @@ def sort(
         tiles = prepare(recording, settings, device=device, blank=blank)
         found = None if drift is None else given_drift(drift, tiles)
         provenance, flat_files = provenance_of(tiles), recording.source.flat_files
+        if results_dir is not None and resume and not results.somebodys():  # what is somebody's is moved
+            _refuse_results_of_another(results_dir, provenance)
         run = stack.enter_context(
             started(tiles, settings, resources, results_dir, client=client, fresh=not resume, progress=progress)
         )
@@ -195,6 +199,16 @@ def sort(
         if caches := ending(recording, given):
             run.engine.run_on_workers(partial(forget, caches))
     return sorting
+
+
+def _refuse_results_of_another(results_dir: Place, provenance: Provenance) -> None:
+    """The store of tasks tells another recording, too, but it may have been deleted."""
+    stored = stored_digest(results_dir)
+    if stored and provenance.digest_is_exact and stored != provenance.recording_digest:
+        raise ResultsError(
+            f"The results in {results_dir} belong to another recording (or its file has changed since). Choose another "
+            "results_dir, or replace them with resume=False (--fresh)."
+        )
 
 
 @contextmanager

@@ -358,6 +358,25 @@ def test_another_recording_is_refused(recording: Recording, tmp_path: Path, undi
         run(open_recording(other, n_chan=8, fs=30_000, dtype="int16", probe=PROBE), undisturbed[0])
 
 
+def test_results_of_another_recording_are_not_replaced_where_its_run_was_deleted(tmp_path: Path) -> None:
+    """The folder kilosort4 next to the data is the default of all recordings there."""
+    recordings = []
+    for seed in (4, 5):
+        path = tmp_path / f"{seed}.bin"
+        simulate.simulate(PROBE, 2.0, seed=seed, n_units=2).write_binary(path)
+        recordings.append(open_recording(path, n_chan=8, fs=30_000, dtype="int16", probe=PROBE))
+    one, other = recordings
+    run(one, tmp_path / "kilosort4")
+    shutil.rmtree(tmp_path / "kilosort4" / "run")
+    before = (tmp_path / "kilosort4" / "spike_times.npy").read_bytes()
+    with pytest.raises(ResultsError, match=r"belong to another recording.*--fresh"):
+        run(other, tmp_path / "kilosort4")
+    assert (tmp_path / "kilosort4" / "spike_times.npy").read_bytes() == before
+    run(one, tmp_path / "kilosort4")
+    run(other, tmp_path / "kilosort4", resume=False)
+    assert (tmp_path / "kilosort4" / "spike_times.npy").read_bytes() != before
+
+
 def test_a_file_written_to_since_is_another_recording(tmp_path: Path) -> None:
     path = tmp_path / "data.bin"
     simulate.simulate(PROBE, 2.0, seed=4, n_units=2).write_binary(path)
