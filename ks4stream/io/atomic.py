@@ -63,7 +63,7 @@ def explain_write_errors(
         raise
     except OSError as error:
         if error.errno in FORBIDDEN:
-            advice = " Check its permissions, or choose another folder."
+            advice = f" Choose another folder, or check its permissions; then {then}."
         else:
             advice = f"{_free(folder)} Make room there, or check its quota and permissions; then {then}."
         raise ResultsError(f"{folder} cannot be written to: {error.strerror or error}.{advice}") from error

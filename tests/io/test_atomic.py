@@ -21,7 +21,11 @@ def test_a_refused_write_says_where_and_what_to_do(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", refuse)
-    advice = " MB are free" if number in (errno.ENOSPC, errno.EDQUOT) else "Check its permissions, or choose another"
+    advice = (
+        " MB are free"
+        if number in (errno.ENOSPC, errno.EDQUOT)
+        else "Choose another folder, or check its permissions; then"
+    )
     match = f"run cannot be written to: .*{os.strerror(number)}.*{advice}"
     with pytest.raises(ResultsError, match=match) as found, atomic_write(tmp_path / "run" / "a.npz") as file:
         file.write(b"1")
