@@ -16,6 +16,7 @@ from ks4stream.blocks import Tiling, covered
 
 FEW_SPIKES = "few spikes"
 NOT_REFRACTORY = "not refractory"
+UNDECIDED = "too few spikes to tell if refractory"
 LOCKED_TO_ARTIFACTS = "locked to artifacts"
 LOCKED_TO_HUM = "locked to {:g} Hz"
 BRIEF = "in less than a tenth of the recording"
@@ -44,6 +45,10 @@ class Trains:
     sample, unit, kept : ndarray, shape (n,)
         Times, ascending; units; and False for duplicates.
     refractory : ndarray of bool, shape (u,)
+    contamination : ndarray, shape (u,)
+        R of section 7.1.
+    acg_threshold : float
+        The setting; not all units with a smaller R are refractory.
     artifacts : ndarray of int64, shape (span, 2)
         In which no spikes were looked for.
     tiling : Tiling
@@ -54,6 +59,8 @@ class Trains:
     unit: NDArray[np.int32]
     kept: NDArray[np.bool_]
     refractory: NDArray[np.bool_]
+    contamination: NDArray[np.float64]
+    acg_threshold: float
     artifacts: NDArray[np.int64]
     tiling: Tiling
     sampling_rate_hz: float
@@ -80,7 +87,8 @@ def reasons(trains: Trains) -> tuple[str, ...]:
     found = [""] * trains.n_units
     tests = [(FEW_SPIKES, counts < MIN_SPIKES), (LOCKED_TO_ARTIFACTS, artifacts.share() >= LOCKED_SHARE)]
     tests += [(LOCKED_TO_HUM.format(hz), of_hum) for hz, of_hum in zip(LINES_HZ, locked, strict=True)]
-    tests += [(BRIEF, parts.share() < BRIEF_SHARE), (NOT_REFRACTORY, ~trains.refractory)]
+    by_chance = ~trains.refractory & (trains.contamination < trains.acg_threshold)
+    tests += [(BRIEF, parts.share() < BRIEF_SHARE), (UNDECIDED, by_chance), (NOT_REFRACTORY, ~trains.refractory)]
     for reason, holds in tests:
         for number in np.flatnonzero(holds).tolist():
             found[number] = found[number] or reason

@@ -249,7 +249,15 @@ class Sorting(Checked):
         """Why each unit is not labelled good, or "" if it is (section 7.3): shape (u,)."""
         return reasons(
             Trains(
-                self.sample, self.unit, self.kept, self.refractory, self.artifacts, self.tiling, self.sampling_rate_hz
+                sample=self.sample,
+                unit=self.unit,
+                kept=self.kept,
+                refractory=self.refractory,
+                contamination=self.contamination,
+                acg_threshold=self.settings.acg_threshold,
+                artifacts=self.artifacts,
+                tiling=self.tiling,
+                sampling_rate_hz=self.sampling_rate_hz,
             )
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,15 @@ from numpy.typing import NDArray
 
 from ks4stream import labels
 from ks4stream.blocks import Tiling
-from ks4stream.labels import BRIEF, FEW_SPIKES, LOCKED_TO_ARTIFACTS, LOCKED_TO_HUM, MIN_ARTIFACTS, NOT_REFRACTORY
+from ks4stream.labels import (
+    BRIEF,
+    FEW_SPIKES,
+    LOCKED_TO_ARTIFACTS,
+    LOCKED_TO_HUM,
+    MIN_ARTIFACTS,
+    NOT_REFRACTORY,
+    UNDECIDED,
+)
 from ks4stream.results import Sorting
 from ks4stream.settings import Settings
 
@@ -54,6 +63,7 @@ class Made:
             "unit": unit[order],
             "kept": np.ones(len(sample), bool),
             "refractory": np.ones(len(trains), bool),
+            "contamination": np.full(len(trains), 0.2),
             "artifacts": artifacts,
             "n_samples": N_SAMPLES,
             "tiling": Tiling.by_settings(settings, n_samples=N_SAMPLES, sampling_rate_hz=RATE),
@@ -94,6 +104,16 @@ def test_the_first_reason_counts(made: Made) -> None:
     refractory = np.array([False, False])
     reasons = made(random_train(5, 0, 1), random_train(), refractory=refractory).label_reasons
     assert reasons == (FEW_SPIKES, NOT_REFRACTORY)
+
+
+def test_units_that_may_be_refractory_are_told_from_those_that_are_not(made: Made) -> None:
+    trains = [random_train(seed=seed) for seed in range(4)]
+    refractory, contamination = np.array([True, False, False, False]), np.array([0.1, 0.0, 0.19, 0.2])
+    sorting = made(*trains, refractory=refractory, contamination=contamination)
+    assert sorting.label_reasons == ("", UNDECIDED, UNDECIDED, NOT_REFRACTORY)
+    strict = made(*trains, refractory=refractory, contamination=contamination)
+    strict = dataclasses.replace(strict, settings=dataclasses.replace(strict.settings, acg_threshold=0.15))
+    assert strict.label_reasons == ("", UNDECIDED, NOT_REFRACTORY, NOT_REFRACTORY)
 
 
 # -- artifacts -------------------------------------------------------------------------------------------------

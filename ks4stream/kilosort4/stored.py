@@ -110,8 +110,17 @@ def _labels(
     ends = np.cumsum(np.bincount(clu, minlength=n_units))
     for unit, rows in enumerate(np.split(np.argsort(clu, kind="stable"), ends[:-1])[:n_units]):
         refractory[unit], est_contam_rate[unit] = labels(st[rows], rate_hz, threshold)
-    kept = np.ones(len(st), np.bool_)
-    trains = Trains(st, clu.astype(np.int32), kept, refractory, artifacts_of(ops), tiling_in(ops), rate_hz)
+    trains = Trains(
+        sample=st,
+        unit=clu.astype(np.int32),
+        kept=np.ones(len(st), np.bool_),
+        refractory=refractory,
+        contamination=est_contam_rate,
+        acg_threshold=threshold,
+        artifacts=artifacts_of(ops),
+        tiling=tiling_in(ops),
+        sampling_rate_hz=rate_hz,
+    )
     return np.array([not reason for reason in reasons(trains)], np.float64), est_contam_rate
 
 

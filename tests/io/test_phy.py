@@ -154,7 +154,9 @@ def test_each_unit_has_a_reason_or_none(make_sorting, tmp_path):
     """100 spikes each but for unit 2; units 1 and 3 are not refractory."""
     rng = np.random.default_rng(0)
     unit = rng.permutation(np.repeat([0, 1, 3, 2], [130, 130, 130, 10])).astype(np.int32)
-    export_phy(make_sorting(unit=unit, template=unit, kept=np.ones(400, bool)), tmp_path)
+    export_phy(
+        make_sorting(unit=unit, template=unit, kept=np.ones(400, bool), contamination=[0.1, 0.9, 1.0, 0.9]), tmp_path
+    )
     assert (tmp_path / "cluster_reason.tsv").read_text() == (
         "cluster_id\treason\n0\tnone\n1\tnot refractory\n2\tfew spikes\n3\tnot refractory\n"
     )
