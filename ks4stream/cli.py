@@ -316,12 +316,17 @@ def _read_setting(name: str, text: str) -> Any:
 
 def _settings_given(ctx: click.Context, options: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """The settings that were given by option or by ``--set``; others keep their defaults."""
-    by_option = {
+    given = {
         name: value
         for name, value in options.items()
         if name in _SETTINGS and ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
     }
-    return by_option | dict(_read_assignment(text) for text in assignments)
+    for text in assignments:
+        name, value = _read_assignment(text)
+        if name in given:
+            raise click.BadParameter(f"{name} is given twice; give it once.", param_hint="--set")
+        given[name] = value
+    return given
 
 
 def _read_assignment(text: str) -> tuple[str, Any]:

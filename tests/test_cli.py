@@ -380,6 +380,8 @@ def test_debug_shows_where_an_error_came_from(tetrode_file: Path) -> None:
         (("--nt", "many"), "'many' is not INTEGER."),
         (("--nt0min", "x"), "'x' is not INTEGER or none."),
         (("--set", "nblocks"), "'nblocks' must be NAME=VALUE"),
+        (("--set", "Th_learned=7", "--Th-learned", 8), "Th_learned is given twice"),
+        (("--set", "nt=61", "--set", "nt=81"), "nt is given twice"),
         (("--bad-channels", "1-3"), "'1-3' must be whole numbers"),
         (("--Th-unversal", 8), "--Th-universal"),
     ],
