@@ -331,6 +331,7 @@ class _Tasks:
         self._took: list[float] = []  # seconds from sending a task to its end, per unit of work
         self._running: dict[tuple[Any, str], float] = {}  # by key and worker: when it was first seen running there
         self._reported: set[int] = set()  # items that were reported as slow
+        self._silent: dict[str, float] = {}  # by worker that did not answer: when it was last asked
         self._stuck: dict[Any, float] = {}  # by key: since when no worker was seen that would run it
         self._has_told_of_stuck = False
         self._ended = as_completed(loop=client.loop)  # by default the loop of the latest client of this process
@@ -377,7 +378,7 @@ class _Tasks:
 
         A task counts as running from when its worker was first asked for its lines and could report them: until then
         it waits for another task there, which may be another sort's. On a worker that does not answer, the tasks
-        sent first count as running, one in each of its threads.
+        sent first count as running, one in each of its threads; it is rarely asked again, as the map waits for answers.
         """
         usual = statistics.median(self._took) if len(self._took) >= MIN_FINISHED else math.inf
         now, in_flight = _clock(), {future.key: task for future, task in self._index.items()}
@@ -388,7 +389,7 @@ class _Tasks:
         for address, keys in processing.items():
             sent = sorted((key for key in keys if key in in_flight), key=lambda key: in_flight[key].sent)
             asked = [key for key in sent if self._is_slow(in_flight[key], address, key, usual, now)]
-            if asked:
+            if asked and now - self._silent.get(address, -math.inf) > SLOW_SECONDS:
                 ask[address] = asked
                 first[address] = sent[: 1 if self._alone else present.get(address, {}).get("nthreads", 1)]
         for (address, keys), answer in zip(ask.items(), self._stacks(list(ask.values())), strict=True):
@@ -397,6 +398,7 @@ class _Tasks:
             if isinstance(answer, dict):
                 lines = {key: at for key, at in answer.get(address, {}).items() if not _waits_for_the_gpu(at)}
             else:
+                self._silent[address] = now
                 lines = {key: [f"The worker did not answer: {answer!r}"] for key in keys if key in first[address]}
             for key in lines.keys() & in_flight.keys():
                 ran = (key, address) in self._running

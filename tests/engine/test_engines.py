@@ -693,12 +693,14 @@ def test_a_task_that_hangs_without_others_is_told_later(client: Client, monkeypa
 def test_workers_that_hang_are_asked_side_by_side(
     client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock, asked, may_end = Clock(), [0, 0], threading.Event()  # now, and at most at a time
-    both = threading.Barrier(3)
+    """And not again soon, although tasks wait behind those that hang: nothing is sent to others meanwhile."""
+    clock, asked, may_end = Clock(), [0, 0, 0], threading.Event()  # now, at most at a time, and in all
+    both = threading.Barrier(3)  # with this thread
 
     async def hang(**_: Any) -> None:
         asked[0] += 1
-        asked[1] = max(asked)
+        asked[1] = max(asked[:2])
+        asked[2] += 1
         try:
             await asyncio.sleep(300)
         finally:
@@ -708,18 +710,24 @@ def test_workers_that_hang_are_asked_side_by_side(
     monkeypatch.setattr(cluster_module, "_clock", clock)
     monkeypatch.setattr(cluster_module, "ANSWER_SECONDS", 0.2)
     monkeypatch.setattr(client.scheduler, "call_stack", hang, raising=False)
-    tasks = cluster_module._Tasks(client, lambda _: (both.wait(300), may_end.wait(300)), "hung")
+    tasks = cluster_module._Tasks(client, lambda number: number > 1 or (both.wait(300), may_end.wait(300)), "hung")
     try:
         for number in range(2):
             tasks.begin(number, number)
         both.wait(300)
+        clock.now += 1  # so that those that hang are the first that were sent
+        for number in range(2, 6):
+            tasks.begin(number, number)
+        _wait_until(lambda: [len(keys) > 1 for keys in client.processing().values()] == [True, True])
         tasks._took = [1.0, 1.0, 1.0]
-        tasks.look_for_slow_ones({}, 2)
+        for _ in range(3):
+            tasks.look_for_slow_ones({}, 6)
+        assert asked == [0, 2, 2]
         clock.now += 10_000
         with pytest.warns(Ks4StreamWarning) as said:
-            tasks.look_for_slow_ones({}, 2)
+            tasks.look_for_slow_ones({}, 6)
         assert len(said) == 2 and caplog.text.count("The worker did not answer: TimeoutError()") == 2
-        assert asked == [0, 2]
+        assert asked == [0, 2, 4]
     finally:
         may_end.set()
         tasks.cancel()
