@@ -120,7 +120,8 @@ def fitting_workers(recording: Recording, settings: Settings, resources: Resourc
     channel_s = for_processes(recording, settings)
     if not gpus.visible(device):
         most = cluster.local_workers(device)
-        return most if channel_s < PROCESSES_FROM_CHANNEL_S else min(most, int(channel_s) // PROCESS_CHANNEL_S)
+        are_threads = channel_s < PROCESSES_FROM_CHANNEL_S or sys.platform == "win32"
+        return most if are_threads else min(most, int(channel_s) // PROCESS_CHANNEL_S)
     if channel_s < SHARED_GPU_FROM_CHANNEL_S:
         return cluster.local_workers(device)
     tiling = tiling_of(recording, settings)

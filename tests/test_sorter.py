@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from pretended_gpu import pretended_gpu
 from seen_gpus import see_gpus
 
 from ks4stream import simulate
-from ks4stream.deploy import engine_for
+from ks4stream.deploy import engine_for, fitting_workers
 from ks4stream.engine import cluster
 from ks4stream.engine.cluster import local_client
 from ks4stream.errors import BadChannelWarning, FewSpikesWarning, Ks4StreamWarning, SettingsError
@@ -237,6 +238,9 @@ def test_each_process_has_enough_to_sort(
     with asked_of_local_client(monkeypatch) as asked, engine_for(recording, SETTINGS, Resources(), "cpu", client=None):
         assert asked["n_workers"] == n_workers
     assert plan(recording, SETTINGS, device="cpu").n_workers == n_workers
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "platform", "win32")  # where workers are threads, which cost nothing
+        assert fitting_workers(recording, SETTINGS, Resources(), "cpu") == 64
 
 
 @pytest.mark.parametrize(("seconds", "workers", "n_workers"), [(1100, None, 1), (4100, None, 4), (4100, 2, 2)])
