@@ -32,7 +32,7 @@ _MIN_CHARACTERS = 8  # different ones in a text: samples that hardly change are 
 _ENOUGH_BYTES = 8  # that agree, to need no further proof
 _RANDOM_BITS = 7.5  # of entropy per byte: 4096 random bytes have 7.95, samples that use ten of their 16 bits 6
 _FOLDERS_LOOKED_INTO = 200
-_RESULTS = {"params.py", "spike_times.npy"}  # in every folder for Phy
+_RESULTS, _PREPROCESSED_COPY = {"params.py", "spike_times.npy"}, "temp_wh.dat"  # the first in every folder for Phy
 
 _NPY = re.compile(rb"\x93NUMPY[\x01\x02]\x00.{2,4}\{'descr'", re.DOTALL)
 
@@ -113,16 +113,16 @@ def folder_refusal(folder: str) -> str:
     """Return why a folder cannot be read as a recording, and which of its files can."""
     names = []
     for where, below, here in islice(os.walk(folder), _FOLDERS_LOOKED_INTO):
-        if _RESULTS.issubset(here):
+        if _RESULTS.issubset(here):  # perhaps beside the recording
             below.clear()  # what a sort wrote is no recording, such as the arrays of sorting.zarr
-            if where == folder:
-                return f"{folder} is a folder (with the results of a sort); give the recording that was sorted."
-            continue
+            here = [name for name in here if name != _PREPROCESSED_COPY]
         names += [os.path.relpath(os.path.join(where, name), folder) for name in sorted(here)]
     for ending, what, how in _FOLDERS:
         if found := [name for name in names if f"{os.sep}{name}".endswith(ending.replace("/", os.sep))]:
             files = ", ".join(sorted(found)[:4]) + (", …" if len(found) > 4 else "")
             return f"{folder} is a folder ({what}); {_filled(how, folder, folder).replace('{files}', files)}."
+    if _RESULTS.issubset(names):
+        return f"{folder} is a folder (with the results of a sort); give the recording that was sorted."
     return f"{folder} is a folder, but not a Zarr array or group; give the file that holds the samples."
 
 

@@ -238,7 +238,11 @@ def test_a_npy_file_is_read_as_one_under_any_name(name: str, tmp_path: Path) -> 
         ([".zmetadata", "traces_seg0/.zarray"], r"\.zgroup or zarr\.json is missing.*copy it again"),
         (["g/.zarray"], r"the array's own path \(g.\.zarray"),
         (["a.bin", "b.bin", "c.bin", "d.bin", "e.bin"], r"\(a\.bin, b\.bin, c\.bin, d\.bin, …\)"),
-        (["params.py", "spike_times.npy", "sorting.zarr/unit/.zarray"], "of a sort.*recording that was sorted"),
+        (
+            ["params.py", "spike_times.npy", "temp_wh.dat", "sorting.zarr/unit/.zarray"],
+            "of a sort.*recording that was sorted",
+        ),
+        (["params.py", "spike_times.npy", "temp_wh.dat", "raw.dat"], r"give the files themselves \(raw\.dat\)"),
         (
             ["data.bin", "kilosort4/params.py", "kilosort4/spike_times.npy", "kilosort4/sorting.zarr/unit/.zarray"],
             r"flat binaries\); give the files themselves \(data\.bin\)",
