@@ -194,7 +194,7 @@ def isolation(features: Tensor, others: Tensor) -> float:
     Parameters
     ----------
     features, others : Tensor, shape (n, d), float64
-        Of as many spikes of each unit, on the same channels.
+        Of the same number of spikes of each unit, on the same channels.
     """
     x = torch.cat([features, others])
     x = x - x.mean(dim=0)
@@ -202,5 +202,5 @@ def isolation(features: Tensor, others: Tensor) -> float:
         x = x @ torch.linalg.eigh(x.T @ x).eigenvectors[:, -NEIGHBOUR_COMPONENTS:]
     distance = torch.cdist(x, x).fill_diagonal_(torch.inf)
     nearest = distance.topk(min(NEIGHBOURS, len(x) - 1), largest=False).indices
-    is_first = torch.arange(len(x)) < len(features)
+    is_first = torch.arange(len(x), device=x.device) < len(features)
     return float((is_first[nearest] == is_first[:, None]).double().mean())

@@ -179,10 +179,10 @@ def local_whitening(covariance: Tensor, neighbours: list[NDArray[np.int64]]) -> 
 
 
 def local_product(matrix: Tensor, traces: Tensor) -> Tensor:
-    """``matrix @ traces`` of a matrix whose rows are 0 but for channels nearby, as those of whitening and drift are.
+    """``matrix @ traces`` for a matrix that is 0 except between channels near each other, as in whitening and drift.
 
-    On a CPU, of some neighbouring rows at a time with the channels between the first and the last that they have: a
-    fourth of the time for 384 channels.
+    On a CPU, some neighbouring rows are multiplied at a time, by the channels from the first to the last that they use:
+    a fourth of the time for 384 channels.
 
     Parameters
     ----------
@@ -195,7 +195,7 @@ def local_product(matrix: Tensor, traces: Tensor) -> Tensor:
     """
     if matrix.device.type != "cpu" or len(matrix) <= PRODUCT_ROWS:
         return matrix @ traces
-    product = torch.empty_like(traces)
+    product = traces.new_empty(traces.shape)
     for rows, of_rows in zip(matrix.split(PRODUCT_ROWS), product.split(PRODUCT_ROWS), strict=True):
         used = (rows != 0).any(dim=0).nonzero()[:, 0].tolist() or [0]
         band = slice(used[0], used[-1] + 1)
