@@ -45,11 +45,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _DEBUG = "ks4stream.debug"  # key in the context's meta, which all subcommands share
 _STOPPED = "ks4stream.stopped"  # likewise: the _Stopped that a signal asked for
 _EVENTS = "ks4stream.events"  # likewise: the JsonLines that a program reads
-_TALKATIVE = (
-    "distributed",
-    "distributed.batched",
-    "tornado.application",
-)  # these log tracebacks when they are interrupted
+_TALKATIVE = ("distributed", "distributed.batched", "tornado.application")  # log tracebacks when interrupted
 _FAILED = 1
 _DEFAULT_FS_HZ = 30_000.0  # as for Kilosort4
 

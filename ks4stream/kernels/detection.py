@@ -26,9 +26,8 @@ PAIRS_PER_CHUNK = ChunkSize(cpu=1 << 10, gpu=1 << 16)  # (centre, bin) pairs eva
 ROWS_PER_CHUNK = ChunkSize(cpu=1 << 13, gpu=1 << 20)  # (channel, bin) pairs searched for their maximum at a time
 CENTRES_PER_CHUNK = ChunkSize(cpu=32, gpu=256)  # whose bounds are one product; neighbours, which share most channels
 SUMMIT_CENTRES = 32  # neighbours, one of which is assumed to have the largest score
-SIGNED_ABOVE = (
-    0.04  # share of a group's pairs above threshold, from which bounds for each sign save more than they cost
-)
+SIGNED_ABOVE = 0.04
+"""Share of a group's pairs above threshold, from which bounds for each sign save more than they cost."""
 ROUNDING = 1e-5  # share by which bounds are raised
 
 

@@ -278,9 +278,7 @@ class Examples:
         for unit in np.flatnonzero(compared).tolist():
             has[unit, list(self._shared_channels(self._of(units[unit])["template"]))] = 1.0
         common, size = has @ has.T, has.sum(axis=1)
-        is_near = (common > 0) & (
-            common >= ISOLATION_CHANNELS * size[:, None]
-        )  # of whose channels the other has enough
+        is_near = (common > 0) & (common >= ISOLATION_CHANNELS * size[:, None])  # [a, b]: b has enough channels of a
         for unit, other in np.argwhere(np.triu(is_near | is_near.T, 1)).tolist():
             channels = np.flatnonzero(has[unit] * has[other]).tolist()
             features = [self._on(channels, self._of(units[of])) for of in (unit, other)]
