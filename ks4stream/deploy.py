@@ -24,9 +24,8 @@ logger = logging.getLogger("ks4stream")
 
 SPIKES_PER_CHANNEL_HZ = 10.0  # 13 hours of 384 channels with 150 million spikes have 8.3
 PYTHON_BYTES = 460 << 20  # a process with torch and distributed, before its first task
-PROCESS_CHANNEL_S = 750
-"""Seconds of recording × channels, about 6 s of one core, that are worth a process, which takes 2 s to load torch."""
-PROCESSES_FROM_CHANNEL_S = 2 * PROCESS_CHANNEL_S  # less is sorted in threads
+PROCESSES_FROM_CHANNEL_S = 1500  # seconds of recording × channels; less is sorted in threads
+PROCESS_CHANNEL_S = 250  # about 2 s of one core, as long as a process takes to load torch: at least so much for each
 SHARED_GPU_FROM_CHANNEL_S = 40_000  # less is sorted with one process per GPU
 
 

@@ -227,11 +227,11 @@ def test_processes_are_started_for_long_files_only(
             assert asked == {"n_workers": 3, "processes": None, "device": "cuda"}
 
 
-@pytest.mark.parametrize(("seconds", "n_workers"), [(140, 64), (160, 2), (1100, 14), (8000, 64)])
+@pytest.mark.parametrize(("seconds", "n_workers"), [(140, 64), (160, 6), (1100, 44), (8000, 64)])
 def test_each_process_has_enough_to_sort(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: int, n_workers: int
 ) -> None:
-    """Of 10 channels, 750 seconds × channels, if there are many cores."""
+    """Of 10 channels, 250 seconds × channels, if there are many cores."""
     recording = sparse(tmp_path, seconds)
     monkeypatch.setattr(cluster, "CPU_COUNT", 64)
     monkeypatch.setattr(cluster, "MEMORY_LIMIT", 512 * 10**9)

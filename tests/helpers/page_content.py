@@ -10,7 +10,13 @@ import numpy as np
 from ks4stream import metrics
 
 METRICS: list[dict[str, Any]] = [dataclasses.asdict(metric) for metric in metrics.METRICS]
-REASONS = ["few spikes", "not refractory", "locked to 50 Hz", "in less than a tenth of the recording"]
+REASONS = [
+    "few spikes",
+    "not refractory",
+    "too few spikes to tell if refractory",
+    "locked to 50 Hz",
+    "in less than a tenth of the recording",
+]
 LAGS, CCG_LAGS, WIDTH, CHANNELS = 50, 25, 61, 10
 
 
@@ -155,7 +161,7 @@ def _units(n: int, probe: dict[str, Any], duration_s: float, rng: np.random.Gene
     columns: dict[str, Any] = {
         "id": np.arange(n).tolist(),
         "label": ["good" if one else "mua" for one in is_good],
-        "reason": ["" if one else REASONS[rng.choice(4, p=[0.1, 0.7, 0.05, 0.15])] for one in is_good],
+        "reason": ["" if one else REASONS[rng.choice(5, p=[0.1, 0.4, 0.3, 0.05, 0.15])] for one in is_good],
         "x_um": (np.array(probe["x_um"])[channel] + rng.normal(0, 6, n)).round(1).tolist(),
         "y_um": (np.array(probe["y_um"])[channel] + rng.normal(0, 8, n)).round(1).tolist(),
         "shank": np.array(probe["shank"])[channel].tolist(),
