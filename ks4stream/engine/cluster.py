@@ -53,7 +53,7 @@ IN_FLIGHT_PER_WORKER = 3  # keeps workers busy while results travel; more would 
 FREE_GPU_SHARE = 0.8  # of a GPU's free memory that workers share: each also keeps freed memory, in fragments
 WORKERS_PER_GPU = 4  # at most: a single one leaves the GPU idle between short kernels
 WORKER_MEMORY_BYTES = 3 << 30  # what one worker needs of the machine's memory for itself, torch included
-MAX_LOSSES = 3  # times that all workers may die during one map, like scheduler.allowed-failures for one task
+MAX_LOSSES = 3  # times that all workers may die before a task ends, like scheduler.allowed-failures for one task
 RESTART_SECONDS = 300  # that a dead worker may take to come back
 PATIENCE_SECONDS = 10  # without any worker before we say that we are waiting for one
 LOOK_SECONDS = 5  # between checks whether workers have joined
@@ -221,6 +221,7 @@ class Cluster:
                     for result in finished.values():
                         arrived(result)
                     if finished:
+                        tasks.losses = 0
                         self._progress(stage, done, len(items))
                 yield early.pop(turn)
         finally:
@@ -335,7 +336,7 @@ class _Tasks:
         self._stuck: dict[Any, float] = {}  # by key: since when no worker was seen that would run it
         self._has_told_of_stuck = False
         self._ended = as_completed(loop=client.loop)  # by default the loop of the latest client of this process
-        self._losses = 0
+        self.losses = 0  # of all workers, since a task has ended
         self._send()
 
     def __len__(self) -> int:
@@ -489,11 +490,11 @@ class _Tasks:
         self._constants.release()
 
     def _start_over(self) -> None:
-        self._losses += 1
-        if self._losses > MAX_LOSSES:
-            raise LostWorkerError(ADVICE.format(stage=self._stage, times=self._losses))
+        self.losses += 1
+        if self.losses > MAX_LOSSES:
+            raise LostWorkerError(ADVICE.format(stage=self._stage, times=self.losses))
         if _first_worker(self._client, RESTART_SECONDS) is None and not self._client.nthreads():
-            raise LostWorkerError(ADVICE.format(stage=self._stage, times=self._losses))
+            raise LostWorkerError(ADVICE.format(stage=self._stage, times=self.losses))
         self._send()
 
     def _send(self) -> None:

@@ -957,6 +957,26 @@ def test_what_is_lost_with_all_workers_is_sent_and_computed_again(client: Client
     settled(client)
 
 
+def test_workers_may_be_lost_any_number_of_times_while_tasks_end_in_between(client: Client) -> None:
+    """In a stage of many hours, on machines that are taken away now and then."""
+    real, n_losses, is_due = cluster_module._Tasks.finished, [0], [True]
+
+    def losing_every_other_time(self: Any, total: int) -> tuple[dict[int, Any], list[int]]:
+        results, lost = real(self, total)
+        is_lost, is_due[0] = bool(results) and is_due[0], bool(results) != is_due[0]
+        if is_lost:
+            n_losses[0] += 1
+            self._start_over()
+            return {}, lost + list(results)
+        return results, lost
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster_module._Tasks, "finished", losing_every_other_time)
+        assert list(Cluster(client).map(Squares(), list(range(40)), stage="often")) == [n**2 for n in range(40)]
+    assert n_losses[0] > cluster_module.MAX_LOSSES + 1
+    settled(client)
+
+
 def test_cancelled_tasks_are_run_again_and_never_taken_for_results(client: Client) -> None:
     tasks = cluster_module._Tasks(client, Squares(slow=(0, 1)), "cancelled")
     tasks.begin(0, 0)
