@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ks4stream.errors import SettingsError
+from ks4stream.errors import ArtifactWarning, SettingsError
+from ks4stream.messages import warn
 
 PULSE_MS = 1.0  # of which only the time is given
 
@@ -40,6 +41,11 @@ def given_spans(given: Any, *, n_samples: int, sampling_rate_hz: float) -> NDArr
     ------
     SettingsError
         If it is something else, a span ends before it starts, or none is within the recording.
+
+    Warns
+    -----
+    ArtifactWarning
+        If some are outside of the recording.
     """
     name = f"blank={os.fspath(given)!r}" if isinstance(given, str | os.PathLike) else "blank"
     values = _read(Path(given), name) if isinstance(given, str | os.PathLike) else np.asarray(given)
@@ -61,6 +67,13 @@ def given_spans(given: Any, *, n_samples: int, sampling_rate_hz: float) -> NDArr
         raise SettingsError(
             f"{name}: nothing of it is within the recording, which has {n_samples} samples or "
             f"{n_samples / sampling_rate_hz:.3f} s: {WANTED}."
+        )
+    if not inside.all():
+        warn(
+            f"{name}: spans outside of the recording, which has {n_samples} samples or "
+            f"{n_samples / sampling_rate_hz:.3f} s, are ignored ({np.count_nonzero(~inside)} of {len(spans)}). If all "
+            "numbers are integers, they are samples; otherwise, all are seconds.",
+            ArtifactWarning,
         )
     return _joined(spans[inside].clip(0, n_samples))
 

@@ -37,7 +37,9 @@ def test_spans_are_put_in_order_and_joined_where_they_overlap_or_touch() -> None
 
 
 def test_what_is_outside_of_the_recording_is_cut_off() -> None:
-    assert spans([[-5, 10], [90, 120], [200, 300]], n_samples=100) == [[0, 10], [90, 100]]
+    assert spans([[-5, 10], [90, 120]], n_samples=100) == [[0, 10], [90, 100]]
+    with pytest.warns(ArtifactWarning, match=r"which has 100 samples or 0.003 s, are ignored \(1 of 3\)"):
+        assert spans([[-5, 10], [90, 120], [200, 300]], n_samples=100) == [[0, 10], [90, 100]]
     with pytest.raises(SettingsError, match=r"nothing of it is within the recording, which has 100 samples"):
         spans([[200, 300]], n_samples=100)
 
