@@ -196,11 +196,14 @@ class Merged(NamedTuple):
         Number of spikes each represents.
     variance : Tensor, shape (v,), float64
         Variance of the scores of these spikes.
+    n_found : Tensor, shape (v,), float64
+        Number of spikes from which each was computed.
     """
 
     features: Tensor
     n_spikes: Tensor
     variance: Tensor
+    n_found: Tensor
 
     def at(self, kept: Tensor) -> Merged:
         """Some of the templates."""
@@ -213,6 +216,7 @@ def merge_similar(
     components: Tensor,
     *,
     variance: Tensor | None = None,
+    n_found: Tensor | None = None,
     threshold: float = 0.9,
     norm_tolerance: float = 0.2,
 ) -> Merged:
@@ -232,6 +236,8 @@ def merge_similar(
         wPCA.
     variance : Tensor, shape (u,), float64, optional
         Variance of the scores of these spikes; 0 if it is not given.
+    n_found : Tensor, shape (u,), optional
+        Number of spikes from which each was computed; by default those it represents.
     threshold, norm_tolerance : float
         Constants of the method.
     """
@@ -249,14 +255,14 @@ def merge_similar(
     for shift in lag[lag != 0].unique().tolist():
         rolled[lag == shift] = features[lag == shift] @ roll_matrix(components, shift)
     kept, index = torch.unique(leader, return_inverse=True)
-    weight = torch.zeros(len(kept), len(features), dtype=torch.float64, device=features.device)
-    weight[index, torch.arange(len(features))] = count.double()
-    total = weight.sum(dim=1)
-    weight /= total.clamp_min(1e-30)[:, None]
+    of_leader = torch.zeros(len(kept), len(features), dtype=torch.float64, device=features.device)
+    of_leader[index, torch.arange(len(features))] = 1.0
+    total, found = of_leader @ count.double(), of_leader @ (count if n_found is None else n_found).double()
+    weight = of_leader * count / total.clamp_min(1e-30)[:, None]
     mean = torch.einsum("vu,ucq->vcq", weight.to(features), rolled)
     between = (norm - mean.norm(dim=(1, 2))[index]).double().square()
     within = torch.zeros_like(between) if variance is None else variance
-    return Merged(mean, total, (weight * (within + between)).sum(dim=1))
+    return Merged(mean, total, (weight * (within + between)).sum(dim=1), found)
 
 
 def are_sums(features: Tensor, count: Tensor, components: Tensor, *, n_samples: int) -> Tensor:

@@ -15,7 +15,7 @@ from ks4stream.probe import Probe
 from ks4stream.results import Drift, PeakSample
 from ks4stream.settings import Settings
 from ks4stream.stages.base import Run, Step
-from ks4stream.stages.detection import Peaks
+from ks4stream.stages.detection import Peaks, peak_thresholds
 from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.registration import Registration
@@ -78,11 +78,13 @@ class EstimateDrift(Step[DriftResult]):
         tiling = self.tiles.tiling
         estimator = DRIFT_METHOD(self.settings, tiling, self.tiles.probe, run.scratch)
         max_per_tile = -(-MAX_PLOTTED // len(tiling))
+        everywhere = peak_thresholds(self.settings, tiling).max()  # smaller ones were looked for in some batches
         plotted = []
         for sample, depth_um, score, shank in self.peaks.in_time():
             estimator.add(sample, depth_um, score)
-            rank, n_in_tile = kernels.rank_within(tiling.tile_of(sample))
-            kept = rank * max_per_tile % n_in_tile < max_per_tile  # evenly; all peaks of a tile that has fewer
+            shown = np.flatnonzero(score > everywhere)
+            rank, n_in_tile = kernels.rank_within(tiling.tile_of(sample[shown]))
+            kept = shown[rank * max_per_tile % n_in_tile < max_per_tile]  # evenly; all of a tile that has fewer
             plotted.append((sample[kept], depth_um[kept], score[kept], shank[kept]))
         columns = (np.concatenate(column) for column in zip(*plotted, strict=True))
         return DriftResult(estimator.estimate(), PeakSample(*columns))

@@ -32,7 +32,7 @@ from ks4stream.stages.clustering import (
     scattered_rows,
     score_variances,
 )
-from ks4stream.stages.detection import Peaks
+from ks4stream.stages.detection import Peaks, peak_thresholds
 from ks4stream.stages.needs import Load, Needs
 
 logger = logging.getLogger("ks4stream")
@@ -52,6 +52,7 @@ class RegionTemplates(NamedTuple):
     variance: NDArray[np.float64]  # (u,) of their projections on the mean
     projection: NDArray[np.float64]  # (u,) mean of the peaks' projections on their universal templates
     noise: NDArray[np.float64]  # (u,) energy of unit noise in the mean
+    n_peaks: NDArray[np.float64]  # (u,) number of peaks in each
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +83,17 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         return sizes
 
     def task(self, item: int, folder: Place) -> RegionTemplates:
-        """Cluster the peaks of one region, large and small ones apart; clusters of small ones have to agree."""
-        score = read_region(self.peaks.receipts, "score", item)
-        is_large = score > self._threshold(score)
-        large, small = (self._clusters(item, np.flatnonzero(some)) for some in (is_large, ~is_large))
+        """Cluster the peaks of one region, large and small ones apart; clusters of small ones have to agree.
+
+        Those that were looked for in some batches only represent those of all.
+        """
+        score, sample = (read_region(self.peaks.receipts, name, item) for name in ("score", "sample"))
+        tiling = self.circumstances.tiling
+        thresholds = peak_thresholds(self.settings, tiling)
+        complete = thresholds == thresholds.min()
+        is_large = score > self._threshold(score[complete[tiling.tile_of(sample)]])
+        weight = np.where(score > thresholds.max(), 1.0, len(tiling) / complete.sum())
+        large, small = (self._clusters(item, np.flatnonzero(some), weight) for some in (is_large, ~is_large))
         agree = of_one_neuron(small)
         pairs: Iterable[Any] = zip(large, small, strict=True)
         return RegionTemplates(*(np.concatenate([of_large, of_small[agree]]) for of_large, of_small in pairs))
@@ -94,13 +102,14 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
         """What the large ones of a region's peaks exceed; all do, if ``Th_universal`` is a number."""
         return peak_threshold(score) if self.settings.Th_universal == AUTO else 0.0
 
-    def _clusters(self, region: int, some: NDArray[np.int64]) -> RegionTemplates:
-        """Cluster a bounded number of some of a region's peaks."""
+    def _clusters(self, region: int, some: NDArray[np.int64], represented: NDArray[np.float64]) -> RegionTemplates:
+        """Cluster a bounded number of some of a region's peaks, each of which represents some number of peaks."""
         receipts = self.peaks.receipts
         centre = read_region(receipts, "centre", region)[some].astype(np.int64)
         sample = read_region(receipts, "sample", region)[some]
         chosen, weight = bounded_sample(sample, centre, max_peaks=self.cluster.max_peaks)
         centre, sample, chosen = centre[chosen], sample[chosen], some[chosen]
+        weight *= represented[chosen]
         features = pick_region(receipts, "features", region, chosen)
         own = self.centres.channels[self.regions.of_centre == region]
         union = np.unique(own[own >= 0])
@@ -117,6 +126,7 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
             variance=score_variances(rows, label, weight, mean),
             projection=np.bincount(label, weight * self._projections(features, centre), len(count)) / total,
             noise=np.bincount(label, weight**2 * n_features, len(count)) / total**2,
+            n_peaks=np.bincount(label, minlength=len(count)).astype(float),
         )
 
     def _projections(self, features: NDArray[np.float32], centre: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -132,16 +142,17 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
     def combine(self, parts: Iterable[RegionTemplates], run: Run) -> Templates:
         """Align the clusters of all regions, merge near duplicates, and drop those of few spikes or of collisions."""
         empty = np.zeros((0, self.probe.n_channels, self.settings.n_pcs), np.float32)
-        regions = [RegionTemplates(empty, *np.zeros((4, 0))), *parts]
+        regions = [RegionTemplates(empty, *np.zeros((5, 0))), *parts]
         features = torch.from_numpy(np.concatenate([region.features for region in regions]))
         count = torch.from_numpy(np.concatenate([region.n_spikes for region in regions]))
         variance = torch.from_numpy(np.concatenate([region.variance for region in regions]))
+        n_found = torch.from_numpy(np.concatenate([region.n_peaks for region in regions]))
         if not len(features):
             return Templates(features=features.numpy(), count=count.numpy(), spread=variance.float().numpy())
         components, shapes = map(torch.from_numpy, (self.waveforms.components, self.waveforms.shapes))
         aligned = templates.align(features, components, shapes)
-        merged = templates.merge_similar(aligned, count, components, variance=variance)
-        enough = merged.at(merged.n_spikes >= self.min_spikes)
+        merged = templates.merge_similar(aligned, count, components, variance=variance, n_found=n_found)
+        enough = merged.at(merged.n_found >= self.min_spikes)
         tiling = self.circumstances.tiling
         sums = templates.are_sums(enough.features, enough.n_spikes, components, n_samples=len(tiling) * tiling.size)
         known, n_peaks = enough.at(~sums), int(self.peaks.of_region.sum())

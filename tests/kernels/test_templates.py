@@ -157,6 +157,14 @@ def test_merging_weighs_by_count_and_keeps_the_order() -> None:
     merged = merge_similar(features, torch.tensor([5.0, 10.0, 30.0, 7.0]), components())
     assert merged.n_spikes.tolist() == [5.0, 40.0, 7.0]
     torch.testing.assert_close(merged.features, torch.stack([other, one * (1.05 * 10 + 30) / 40, one * 1.5]))
+    assert merged.n_found.tolist() == [5.0, 40.0, 7.0]
+
+
+def test_the_numbers_of_spikes_from_which_templates_were_computed_are_added() -> None:
+    one = random_features(1, 3, seed=2)
+    count, found = torch.tensor([30.0, 10.0]), torch.tensor([3.0, 2.0])
+    merged = merge_similar(torch.cat([one, one]), count, components(), n_found=found)
+    assert (merged.n_spikes.tolist(), merged.n_found.tolist()) == ([40.0], [5.0])
 
 
 def test_the_variance_of_merged_scores_is_that_within_and_between() -> None:

@@ -20,7 +20,7 @@ from ks4stream.kernels.thresholds import HIGHEST_PEAK
 from ks4stream.results import Templates, Waveforms
 from ks4stream.settings import Settings
 from ks4stream.simulate import linear_probe
-from ks4stream.stages import templates
+from ks4stream.stages import detection, templates
 from ks4stream.stages.clustering import Circumstances, GraphClustering
 from ks4stream.stages.detection import Peaks
 from ks4stream.stages.templates import LearnTemplates, RegionTemplates, bounded_sample, of_one_neuron
@@ -206,6 +206,26 @@ def test_small_peaks_of_many_neurons_are_none(tmp_path: Path, monkeypatch: pytes
     assert stage.task(0, tmp_path).n_spikes.sum() == 300
 
 
+def test_small_peaks_of_some_batches_represent_those_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten batches, all peaks of two, and of the others those above 9; they say nothing of the threshold."""
+    monkeypatch.setattr(detection, "EVERY_BATCH", 5)
+    monkeypatch.setattr(detection, "MIN_BATCHES", 1)
+    n, per_batch = 200, 20
+    is_small = np.isin(np.arange(n) // per_batch, [0, 5])
+    waveforms = np.where(is_small[:, None, None], SMALL, LARGE)
+    score = np.full(n, 40.0, np.float32)
+    score[is_small] = falling_scores(40)
+    stage = stage_of(tmp_path, small_peaks(waveforms), score)
+    stage = replace(stage, circumstances=Circumstances(Tiling(0, 300 * n, 300 * per_batch, 0, 10), 30_000.0))
+    judged: list[NDArray[np.float32]] = []
+    monkeypatch.setattr(templates, "peak_threshold", lambda score: judged.append(score) or HIGHEST_PEAK)
+    found = stage.task(0, tmp_path)
+    assert found.n_spikes.tolist() == [160, 40 * 5]
+    assert found.n_peaks.tolist() == [160, 40]
+    assert found.noise.tolist() == pytest.approx([18 / 160, 18 / 40])
+    assert [of_two.tolist() for of_two in judged] == [score[is_small].tolist()]
+
+
 def test_if_the_threshold_is_a_number_all_peaks_above_it_are_clustered(tmp_path: Path) -> None:
     found = stage_of(tmp_path, small_peaks(many_neurons()), falling_scores(300), Th_universal=6.5).task(0, tmp_path)
     assert found.n_spikes.sum() == 300
@@ -216,20 +236,22 @@ def test_the_noise_in_the_mean_of_few_peaks_is_no_agreement() -> None:
     mean[:, 0, 0] = [7.0, 7.0, 6.7]
     # 12 features with unit noise add 4 to the energy of the mean of 3 peaks, 0.04 to that of 300.
     noise = np.array([4.0, 0.04, 0.04])
-    found = RegionTemplates(mean, np.array([3.0, 300.0, 300.0]), np.ones(3), np.full(3, 7.0), noise)
+    count = np.array([3.0, 300.0, 300.0])
+    found = RegionTemplates(mean, count, np.ones(3), np.full(3, 7.0), noise, count)
     assert of_one_neuron(found).tolist() == [False, True, False]
 
 
 def test_the_noise_in_the_mean_is_that_of_the_peaks_that_were_chosen(tmp_path: Path) -> None:
     """Not of those that they represent, and only on channels that there are."""
     stage = stage_of(tmp_path, small_peaks(np.tile(SMALL, (400, 1, 1))), falling_scores(400))
-    every = stage._clusters(0, np.arange(400))
+    all_peaks = np.arange(400), np.ones(400)
+    every = stage._clusters(0, *all_peaks)
     assert every.noise.tolist() == pytest.approx([18 / 400])
-    few = replace(stage, cluster=AtMost100())._clusters(0, np.arange(400))
-    assert few.n_spikes.tolist() == [400]
+    few = replace(stage, cluster=AtMost100())._clusters(0, *all_peaks)
+    assert (few.n_spikes.tolist(), few.n_peaks.tolist()) == ([400], [100])
     assert few.noise.tolist() == pytest.approx([18 / 100])
     padded = replace(stage.centres, channels=np.array([[0, 1, -1]]))
-    assert replace(stage, centres=padded)._clusters(0, np.arange(400)).noise.tolist() == pytest.approx([12 / 400])
+    assert replace(stage, centres=padded)._clusters(0, *all_peaks).noise.tolist() == pytest.approx([12 / 400])
 
 
 def combined(parts: list[RegionTemplates], folder: Path) -> Templates:
@@ -246,28 +268,39 @@ def combined(parts: list[RegionTemplates], folder: Path) -> Templates:
     return LearnTemplates.combine(cast(Any, stage), parts, RunHere(folder))
 
 
+def region(
+    features: NDArray[np.float32], count: list[float], variance: list[float], n_peaks: list[float] | None = None
+) -> RegionTemplates:
+    """Clusters whose means have no noise, of as many peaks as they represent unless `n_peaks` says otherwise."""
+    columns = map(np.array, (count, variance, [9.0] * len(count), [0.0] * len(count), n_peaks or count))
+    return RegionTemplates(features, *columns)
+
+
 def test_templates_know_how_their_scores_vary(tmp_path: Path) -> None:
     """Of two regions: a template seen in both, and one of its own in the second."""
     one, other = np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32)
     one[0, 0], other[2, 0] = 10, 30
-    parts = [
-        RegionTemplates(one[None], np.array([30.0]), np.array([4.0]), np.array([9.0]), np.zeros(1)),
-        RegionTemplates(
-            np.stack([one * 1.1, other]), np.array([10.0, 50.0]), np.array([8.0, 9.0]), np.full(2, 9.0), np.zeros(2)
-        ),
-    ]
+    parts = [region(one[None], [30.0], [4.0]), region(np.stack([one * 1.1, other]), [10.0, 50.0], [8.0, 9.0])]
     found = combined(parts, tmp_path)
     between = (3 * 0.25**2 + 0.75**2) / 4  # norms of 10 and 11 around 10.25
     assert found.count.tolist() == [40, 50]
     assert found.spread.tolist() == pytest.approx([(5 + between) ** 0.5, 3.0])
 
 
+def test_few_peaks_have_no_template_however_many_they_represent(tmp_path: Path) -> None:
+    one = np.zeros((3, 2), np.float32)
+    one[0, 0] = 10
+    for n_peaks, count in ((4.0, []), (5.0, [400])):
+        assert combined([region(one[None], [400.0], [1.0], [n_peaks])], tmp_path).count.tolist() == count
+    halves = [region(one[None], [200.0], [1.0], [n_peaks]) for n_peaks in (2.0, 3.0)]  # of a neuron between regions
+    assert combined(halves, tmp_path).count.tolist() == [400]
+
+
 def test_collisions_have_no_templates(tmp_path: Path) -> None:
     one, other = np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32)
     one[0, 0], other[2, 0] = 20, 30
     for n, count in ((9, [90, 70]), (10, [90, 10, 70])):  # within ±2 samples, 3.15 are expected
-        columns = (np.array([90.0, n, 70.0]), *np.zeros((3, 3)))
-        parts = [RegionTemplates(np.stack([one, one + other, other]), *columns)]
+        parts = [region(np.stack([one, one + other, other]), [90.0, n, 70.0], [0.0] * 3)]
         assert combined(parts, tmp_path).count.tolist() == count
 
 
