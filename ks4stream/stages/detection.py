@@ -25,7 +25,7 @@ from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
 
 EVERY_BATCH, MIN_BATCHES, MAX_BATCHES = 5, 100, 400
-"""If ``Th_universal`` is "auto", small peaks (up to ``HIGHEST_PEAK``) are only detected in every so many batches, evenly
+"""With ``Th_universal="auto"``, small peaks (up to ``HIGHEST_PEAK``) are detected in every so many batches only, evenly
 spread, but at least and at most so many. They are needed to learn the templates of small neurons, and in 100 batches of
 two seconds, a neuron that fires every ten seconds has 20 spikes, which are enough for a template."""
 SMALL_PEAKS_WORK = 0.6  # additional time that they take, relative to the time without; 0.3 to 1.0 on three recordings
