@@ -38,7 +38,7 @@ GROUP_SIZE = 16  # maximum number of units that are scored together
 SAMPLES_PER_CHUNK = ChunkSize(cpu=1 << 11, gpu=1 << 15)
 """Samples of all components in memory while scoring; bins or spikes elsewhere."""
 
-ROWS_PER_CHUNK = ChunkSize(cpu=1 << 15, gpu=1 << 16)  # windows of 2·nt − 1 samples in memory while subtracting: 50 MB
+ROWS_PER_CHUNK = ChunkSize(cpu=1 << 11, gpu=1 << 16)  # windows of 2·nt − 1 samples in memory while subtracting
 
 MAX_PENALTY = 4.0
 """Maximum by which an unusual amplitude lowers the log likelihood of a spike. Spikes in bursts may be far smaller than
@@ -373,16 +373,23 @@ class _ScoreMap:
 
         def refresh(group: Tensor, bin_: Tensor) -> None:
             rows = self.templates.members[group]  # (n, m)
-            values = self._likelihood(scores[rows, bin_[:, None]], rows[:, :, None])  # (n, m, w)
-            largest = values.amax(dim=1)  # (n, w)
-            offset = largest.argmax(dim=1, keepdim=True)  # the earliest
-            at_top = values.gather(2, offset[:, None].expand(-1, rows.shape[1], -1))[:, :, 0]  # (n, m)
+            values = scores[rows, bin_[:, None]]  # (n, m, w)
+            place, member = torch.nonzero(values.amax(dim=2) > self.threshold[rows], as_tuple=True)  # few of them
+            row = rows[place, member]
+            likelihood = self._likelihood(values[place, member], row[:, None])  # (k, w)
+            largest = values.new_full((len(rows), nt), -torch.inf)
+            largest.scatter_reduce_(0, place[:, None].expand_as(likelihood), likelihood, "amax")
+            top, offset = largest.max(dim=1)  # the earliest
+            at_top = likelihood.gather(1, offset[place, None])[:, 0] == top[place]
+            last = self.templates.n_units - 1  # where nothing is above the threshold
+            top_row = torch.full_like(bin_, last)
+            top_row.scatter_reduce_(0, place, row.where(at_top, last), "amin")  # the lowest unit
             best[group, bin_] = largest
-            self.top[group, bin_] = largest.gather(1, offset)[:, 0]
-            self.top_sample[group, bin_] = bin_ * nt + offset[:, 0]
-            self.top_row[group, bin_] = rows.gather(1, at_top.argmax(dim=1, keepdim=True))[:, 0]  # the lowest unit
+            self.top[group, bin_] = top
+            self.top_sample[group, bin_] = bin_ * nt + offset
+            self.top_row[group, bin_] = top_row
 
-        size = SAMPLES_PER_CHUNK.on(dirty.device)  # at 16 units a group 26 MB on a CPU
+        size = SAMPLES_PER_CHUNK.on(dirty.device)  # at 16 units a group 8 MB on a CPU
         in_chunks(refresh, *torch.nonzero(dirty, as_tuple=True), size=size)
 
     def _likelihood(self, score: Tensor, row: Tensor) -> Tensor:

@@ -103,4 +103,5 @@ class Pursuit(Stage[Block, Part, Result]):
             + sharing * (8 * q * q + 8)  # templates, by unit and by group, and their products; those for moved traces
             + 8 * c * q * kernels.SAMPLES_PER_CHUNK.on(load.device)  # projections
             + 2 * kernels.ROWS_PER_CHUNK.on(load.device) * (4 * q * q + 24 * w)  # what is subtracted at a time
+            + 8 * kernels.SAMPLES_PER_CHUNK.on(load.device) * kernels.GROUP_SIZE * w  # bins whose maxima are found
         )
