@@ -138,24 +138,25 @@ def spike_step(graph: SpikeGraph, landmark_label: Tensor, n_labels: int, *, reso
         Ties go to the lowest label.
     """
     mass = _sum_by_label(graph.landmark_degree, landmark_label, n_labels)
-    penalty = SPIKE_NULL * resolution / max(graph.n_links, 1) * mass
+    expected = (SPIKE_NULL * resolution / max(graph.n_links, 1) * mass)[landmark_label]  # per link of a spike: (m,)
+    landmark_label = landmark_label.float()  # exact, and reduced by vector instructions
     label = torch.empty(graph.n_spikes, dtype=torch.int64, device=landmark_label.device)
     for start in range(0, graph.n_spikes, CHUNK):
         part = slice(start, start + CHUNK)
-        near = landmark_label[graph.neighbor[part].long()]  # (n, 10)
-        score = _times_in_row(near).double() - graph.spike_degree[part, None].double() * penalty[near]
-        best = score == score.amax(1, keepdim=True)
-        label[part] = torch.where(best, near, n_labels).amin(1)
+        landmark = graph.neighbor[part].T.contiguous().long()  # (10, n)
+        near = landmark_label.index_select(0, landmark.flatten()).view_as(landmark)
+        loss = expected.index_select(0, landmark.flatten()).view_as(landmark) * graph.spike_degree[part]
+        loss -= _times_in_column(near)
+        near.masked_fill_(loss > loss.amin(0), n_labels)
+        label[part] = near.amin(0).long()
     return label
 
 
-def _times_in_row(values: Tensor) -> Tensor:
-    """Count how often each value occurs in its row; shape (n, 10) to (n, 10)."""
-    if values.device.type != "cpu":
-        return (values[:, :, None] == values[:, None]).sum(2)
-    count = torch.zeros(values.shape, dtype=torch.int16)
-    for column in range(values.shape[1]):  # touches less memory
-        count += values == values[:, column : column + 1]
+def _times_in_column(values: Tensor) -> Tensor:
+    """Count how often each value occurs in its column; shape (10, n) to (10, n), float32."""
+    count, same = torch.zeros_like(values), torch.empty_like(values)
+    for row in values:
+        count += torch.eq(values, row, out=same)
     return count
 
 
