@@ -170,7 +170,7 @@ class Settings:
     # -- detection -----------------------------------------------------------------------------------
     Th_universal: float | str = _setting(
         AUTO,
-        "Threshold of detection with universal templates; auto: 6.5 or 9, and small peaks are used only where they agree.",
+        "Threshold of detection with universal templates; auto: 6.5 or 9; small peaks are used only where they agree.",
         group="detection",
         gt=0,
         unit="noise s.d.",
