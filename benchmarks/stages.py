@@ -43,12 +43,13 @@ from ks4stream.results import Drift, Templates, Waveforms, Whitening
 from ks4stream.scoring import score
 from ks4stream.sorter import prepare
 from ks4stream.stages.clustering import Circumstances, GraphClustering, scattered_rows
-from ks4stream.stages.detection import Detect, lowest_peak
+from ks4stream.stages.detection import Detect
 from ks4stream.stages.joining import Join
 from ks4stream.stages.matching import Match, Spikes
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.pursuit import lowest_score
 from ks4stream.stages.registration import Registration
+from ks4stream.stages.small_peaks import lowest_peak
 from ks4stream.stages.templates import LearnTemplates
 from ks4stream.stages.thresholds import Thresholds
 from ks4stream.stages.units import ClusterSpikes, Merge, min_unit_spikes

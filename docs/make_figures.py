@@ -34,7 +34,7 @@ from ks4stream.kernels.borders import Reported, settle
 from ks4stream.kernels.convolution import correlate
 from ks4stream.results import Sorting
 from ks4stream.stages.clustering import Circumstances, GraphClustering, scattered_rows
-from ks4stream.stages.detection import lowest_peak
+from ks4stream.stages.small_peaks import lowest_peak
 
 FOLDER = Path(__file__).parent / "figures"
 SEED, N_CHANNELS, N_UNITS, DURATION_S, DRIFT_UM = 7, 32, 18, 60.0, 25.0

@@ -91,7 +91,7 @@ class Drift(Checked):
 
 @dataclass(frozen=True, eq=False)
 class PeakSample(Checked):
-    """A bounded, evenly thinned subset of the peaks of the first pass, for plots only."""
+    """A bounded, evenly thinned subset of the first pass's peaks, of those detected in all batches; for plots only."""
 
     sample: Array = _array(("n",), "int64", "samples", "time, counted from the start of the recording")
     depth_um: Array = _array(("n",), "float32", "µm", "depth along the probe")

@@ -170,7 +170,7 @@ class Settings:
     # -- detection -----------------------------------------------------------------------------------
     Th_universal: float | str = _setting(
         AUTO,
-        "Threshold of detection with universal templates; auto: 6.5 or 9; small peaks are used only where they agree.",
+        "Threshold of detection with universal templates; auto: 9, in some batches 6.5, to learn small templates.",
         group="detection",
         gt=0,
         unit="noise s.d.",

@@ -54,7 +54,7 @@ class Measured:
     is_remote : bool
         Whether samples were fetched over a network.
     spikes_per_channel_hz, peaks_per_spike, templates_per_channel : float
-        What was found.
+        What was found; as many peaks as if small ones were looked for in all batches.
     moved : float or None
         1 if the tissue moved, and peaks were detected twice; 0 if not; None if drift was not estimated.
     start_s : float
@@ -206,7 +206,7 @@ def measured(load: Load, run: Run, sorting: Sorting, *, found_s: float, results_
         n_workers=n_workers,
         is_remote=load.recording.source.is_remote,
         spikes_per_channel_hz=n_spikes / (load.n_channels * load.duration_s),
-        peaks_per_spike=counts["peaks"] / n_spikes,
+        peaks_per_spike=counts["peaks"] / n_spikes / load.detected_share,
         templates_per_channel=counts["templates"] / load.n_channels,
         moved=min(round(detections) - 1, 1) if "drift" in run.seconds else None,
         start_s=max(found_s - sum(run.seconds.values()), 0.0),

@@ -84,9 +84,17 @@ def test_work_of_stages_on_tiles_grows_with_tiles_and_channels():
     longer = {need.name: need.work for need in needs_of(load_of(recording_of(n_batches=200)))}
     assert one["whitening"] == 25 * BATCH * 8, "at least 25 batches"
     assert longer["whitening"] == one["whitening"], "and no more for 200"
-    with_small = 100 * (1 + SMALL_PEAKS_WORK)  # batches with small peaks, as many in both
-    assert longer["detection"] / one["detection"] == (with_small + 100) / with_small
+    assert longer["detection"] == 2 * one["detection"]
     assert longer["joining"] == 2 * one["joining"] == 2 * 10 * 8 * 100 * BATCH / RATE_HZ
+
+
+def test_small_peaks_are_planned_for_the_batches_that_have_them():
+    short, long = load_of(), load_of(recording_of(n_batches=800))  # of 50 and 400 s; 200 s have small peaks
+    work = [next(need.work for need in needs_of(load) if need.name == "detection") for load in (short, long)]
+    assert work[1] / work[0] == pytest.approx(8 * (1 + 0.5 * SMALL_PEAKS_WORK) / (1 + SMALL_PEAKS_WORK), rel=1e-12)
+    assert (short.n_peaks / short.n_spikes, long.n_peaks / long.n_spikes) == (2.0, 1.5)
+    with_number = load_of(recording_of(n_batches=800), Settings(batch_size=BATCH, Th_universal=9))
+    assert with_number.n_peaks == with_number.n_spikes
 
 
 def test_tiles_by_which_thresholds_were_set_are_matched_only_once():

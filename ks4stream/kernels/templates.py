@@ -255,10 +255,11 @@ def merge_similar(
     for shift in lag[lag != 0].unique().tolist():
         rolled[lag == shift] = features[lag == shift] @ roll_matrix(components, shift)
     kept, index = torch.unique(leader, return_inverse=True)
-    of_leader = torch.zeros(len(kept), len(features), dtype=torch.float64, device=features.device)
-    of_leader[index, torch.arange(len(features))] = 1.0
-    total, found = of_leader @ count.double(), of_leader @ (count if n_found is None else n_found).double()
-    weight = of_leader * count / total.clamp_min(1e-30)[:, None]
+    weight = torch.zeros(len(kept), len(features), dtype=torch.float64, device=features.device)
+    weight[index, torch.arange(len(features))] = count.double()
+    total = weight.sum(dim=1)
+    found = (weight > 0).double() @ (count if n_found is None else n_found).double()
+    weight /= total.clamp_min(1e-30)[:, None]
     mean = torch.einsum("vu,ucq->vcq", weight.to(features), rolled)
     between = (norm - mean.norm(dim=(1, 2))[index]).double().square()
     within = torch.zeros_like(between) if variance is None else variance

@@ -34,11 +34,11 @@ def split_settings(settings: Mapping[str, Any] | Settings) -> tuple[dict[str, An
     Raises
     ------
     SettingsError
-        If ``n_chan_bin`` is missing, a name is unknown, or `settings` is no dictionary.
+        If ``n_chan_bin`` is missing, a name is unknown, or `settings` is not a dictionary.
     """
     if not isinstance(settings, Settings | Mapping):
         raise SettingsError(
-            f"settings must be a dictionary, not {settings!r}: run_kilosort(settings={{'n_chan_bin': 385}})."
+            f"settings must be a dictionary, not {settings!r}; for example, run_kilosort({{'n_chan_bin': 385}})."
         )
     values = settings.to_dict() if isinstance(settings, Settings) else dict(settings)
     places = given_places(**{name: values.pop(name, None) for name in _PLACES})

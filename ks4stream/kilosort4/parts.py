@@ -96,6 +96,7 @@ from ks4stream.sorter import check_plan, started
 from ks4stream.stages.drift import EstimateDrift
 from ks4stream.stages.joining import Join, positions
 from ks4stream.stages.preprocessing import Preprocessor
+from ks4stream.stages.small_peaks import common_peak
 from ks4stream.stages.units import labels
 from ks4stream.stages.whitening import LearnWhitening
 
@@ -372,7 +373,8 @@ def compute_drift_correction(
         The preprocessed traces, which the next functions take.
     st0 : ndarray of float64, shape (n_peaks, 6), or None
         Peaks of the first pass (see :func:`~ks4stream.kilosort4.spikes.drift_table`), for
-        :func:`~ks4stream.kilosort4.plots.plot_drift_scatter`; None without drift correction.
+        :func:`~ks4stream.kilosort4.plots.plot_drift_scatter`; with ``Th_universal="auto"``, those with scores above 9,
+        as smaller ones are detected in some batches only. None without drift correction.
 
     Raises
     ------
@@ -403,7 +405,7 @@ def _estimate_drift(ops: Ops, at: _Computing) -> NDArray[np.float64]:
         iKxx=torch.from_numpy(tiles.with_drift(drift, settings).interpolation()),
     )
     own(ops)["drift_error"] = drift.error_um
-    return drift_table(peaks, tiles, run.scratch)
+    return drift_table(peaks, tiles, common_peak(settings), run.scratch)
 
 
 def detect_spikes(

@@ -20,8 +20,8 @@ from ks4stream.stages.matching import Spikes, template_regions
 from ks4stream.stages.preprocessing import Preprocessor
 
 
-def drift_table(peaks: Peaks, tiles: Preprocessor, scratch: Path) -> NDArray[np.float64]:
-    """Kilosort4's ``st0``: the peaks of the first pass, in order of time.
+def drift_table(peaks: Peaks, tiles: Preprocessor, above: float, scratch: Path) -> NDArray[np.float64]:
+    """Kilosort4's ``st0``: the peaks of the first pass with scores above some threshold, in order of time.
 
     Returns
     -------
@@ -29,11 +29,13 @@ def drift_table(peaks: Peaks, tiles: Preprocessor, scratch: Path) -> NDArray[np.
         Seconds, counted from the first sorted sample; depth in µm; score; template centre; batch; template centre. (In
         Kilosort4, the fourth column is the universal template and the sixth its centre; here, each centre has one.)
     """
-    table = scratch_array((int(peaks.of_region.sum()), 6), np.float64, scratch)
+    n_peaks = sum(int(np.count_nonzero(read_column(receipt, "score") > above)) for receipt in peaks.receipts)
+    table = scratch_array((n_peaks, 6), np.float64, scratch)
     tiling, at = tiles.tiling, 0
     for receipt in peaks.receipts:
         sample, centre, depth_um, score = (read_column(receipt, n) for n in ("sample", "centre", "depth_um", "score"))
         order = np.lexsort((depth_um, score, sample))
+        order = order[score[order] > above]
         columns = ((sample - tiling.start) / tiles.sampling_rate_hz, depth_um, score, centre, tiling.tile_of(sample))
         table[at : at + len(order)] = np.column_stack([*columns, centre])[order]
         at += len(order)

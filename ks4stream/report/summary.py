@@ -407,8 +407,8 @@ def _funnel(sorting: Sorting) -> list[dict[str, Any]]:
     in_units, kept = sorting.n_spikes, int(np.count_nonzero(sorting.kept))
     counts = found.counts
     rows = [
-        ("Peaks detected", counts["peaks"], "anything that looks like a spike, from which templates are learned"),
-        ("Templates learned", counts["templates"], "clusters of these peaks"),
+        ("Peaks detected", counts["peaks"], "anything that looks like a spike (small ones in some batches only)"),
+        ("Templates learned", counts["templates"], "from clusters of these peaks"),
         ("Spikes matched", counts["matched spikes"], "above the threshold of their template, everywhere"),
         ("Clusters of spikes", counts["clusters"], "in all regions of the probe"),
         ("Clusters after merging", counts["merged clusters"], "those of one neuron are merged"),

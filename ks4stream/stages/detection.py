@@ -12,23 +12,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ks4stream.blocks import Tile, Tiling
+from ks4stream.blocks import Tile
 from ks4stream.geometry import Centres, Regions
 from ks4stream.io.places import Place
 from ks4stream.io.tables import Receipt, read_column, write_block
 from ks4stream.kernels import detection as kernels
-from ks4stream.kernels.thresholds import HIGHEST_PEAK, LOWEST_PEAK
 from ks4stream.results import Waveforms
-from ks4stream.settings import AUTO, Settings
 from ks4stream.stages.base import Block, Run, Stage
 from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
+from ks4stream.stages.small_peaks import common_peak, complete_batches, lowest_peak
 
-EVERY_BATCH, MIN_BATCHES, MAX_BATCHES = 5, 100, 400
-"""With ``Th_universal="auto"``, small peaks (up to ``HIGHEST_PEAK``) are detected in every so many batches only, evenly
-spread, but at least and at most so many. They are needed to learn the templates of small neurons, and in 100 batches of
-two seconds, a neuron that fires every ten seconds has 20 spikes, which are enough for a template."""
-SMALL_PEAKS_WORK = 0.6  # additional time that they take, relative to the time without; 0.3 to 1.0 on three recordings
+SMALL_PEAKS_WORK = (
+    0.6  # additional time that small peaks take, relative to the time without; 0.3 to 1.0 on three recordings
+)
 
 
 @dataclass(frozen=True)
@@ -57,20 +54,6 @@ class Peaks:
             if self.shank_of_region is not None:
                 shank = np.repeat(self.shank_of_region, np.diff(receipt.start))
             yield sample[order], depth[order], score[order], shank[order]
-
-
-def lowest_peak(settings: Settings) -> float:
-    """Threshold of detection: ``Th_universal``, or the lowest one if it is "auto"."""
-    return LOWEST_PEAK if settings.Th_universal == AUTO else float(settings.Th_universal)
-
-
-def peak_thresholds(settings: Settings, tiling: Tiling) -> NDArray[np.float64]:
-    """Threshold of detection in each batch: (b,), noise s.d. If it is "auto", small peaks are left out in most."""
-    thresholds = np.full(len(tiling), lowest_peak(settings))
-    if settings.Th_universal == AUTO:
-        complete = tiling.evenly(EVERY_BATCH, min_tiles=MIN_BATCHES, max_tiles=MAX_BATCHES)
-        thresholds[np.setdiff1d(np.arange(len(tiling)), complete)] = HIGHEST_PEAK
-    return thresholds
 
 
 def rows_of_region(receipts: Sequence[Receipt]) -> NDArray[np.int64]:
@@ -124,7 +107,7 @@ class Detect(Stage[Block, Receipt, Peaks]):
         peaks = kernels.detect(
             traces,
             self.templates if moving is None else kernels.for_moved(self.templates, moving),
-            threshold=float(self.thresholds[tile.index]),
+            threshold=(lowest_peak if self.complete[tile.index] else common_peak)(settings),
             reach=max(settings.peak_sample, kernels.BIN - 1),  # detection requires a window that contains a bin
             first=core.start + to_centre,
             last=core.stop + to_centre,
@@ -150,9 +133,9 @@ class Detect(Stage[Block, Receipt, Peaks]):
         }
 
     @cached_property
-    def thresholds(self) -> NDArray[np.float64]:
-        """Threshold of each batch, (b,)."""
-        return peak_thresholds(self.settings, self.tiles.tiling)
+    def complete(self) -> NDArray[np.bool_]:
+        """Batches (b,) in which small peaks are detected, too."""
+        return complete_batches(self.settings, self.tiles.tiling, self.tiles.sampling_rate_hz)
 
     @cached_property
     def templates(self) -> kernels.UniversalTemplates:
@@ -191,15 +174,15 @@ class Detect(Stage[Block, Receipt, Peaks]):
     @classmethod
     def needs(cls, load: Load) -> Needs:
         """One chunk of the tile, and the rows of a block."""
-        complete = np.mean(peak_thresholds(load.settings, load.tiling) < HIGHEST_PEAK)
+        small = SMALL_PEAKS_WORK * load.complete_share * (lowest_peak(load.settings) < common_peak(load.settings))
         return load.on_tiles(
             cls.name,
             cls.bytes_beside_tile(load),
             rows=load.block_bytes(load.peaks_per_spike),
-            scratch_bytes=round(load.row_bytes * load.peaks_per_spike * load.n_spikes),
+            scratch_bytes=round(load.row_bytes * load.n_peaks),
             passes=load.detections,
             n_tiles_read=len(load.tiling),
-            work=load.samples_in(len(load.tiling)) * len(load.centres) * (1 + SMALL_PEAKS_WORK * float(complete)),
+            work=load.samples_in(len(load.tiling)) * len(load.centres) * (1 + small),
             remedies=("raise dminx or dmin (fewer centres)",),
             writes_blocks=True,
         )

@@ -15,16 +15,17 @@ from ks4stream.probe import Probe
 from ks4stream.results import Drift, PeakSample
 from ks4stream.settings import Settings
 from ks4stream.stages.base import Run, Step
-from ks4stream.stages.detection import Peaks, peak_thresholds
+from ks4stream.stages.detection import Peaks
 from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.registration import Registration
+from ks4stream.stages.small_peaks import common_peak
 
 MAX_PLOTTED = 100_000  # peaks kept for the drift scatter plot
 
 
 class DriftResult(NamedTuple):
-    """The drift, and a subset of the peaks from which it was estimated."""
+    """The drift, and a subset of the peaks that are detected in all batches."""
 
     drift: Drift
     peaks: PeakSample
@@ -65,10 +66,10 @@ DRIFT_METHOD: type[DriftEstimator] = Registration
 
 @dataclass(frozen=True, eq=False)
 class EstimateDrift(Step[DriftResult]):
-    """Estimate the drift from the peaks of all batches, and keep a subset of the peaks for a plot."""
+    """Estimate the drift from the peaks of all batches, and keep some of those detected in all of them for a plot."""
 
     name = "drift"
-    reads = DRIFT_METHOD.reads
+    reads = tuple(dict.fromkeys((*DRIFT_METHOD.reads, "Th_universal")))
 
     tiles: Preprocessor
     peaks: Peaks
@@ -78,11 +79,10 @@ class EstimateDrift(Step[DriftResult]):
         tiling = self.tiles.tiling
         estimator = DRIFT_METHOD(self.settings, tiling, self.tiles.probe, run.scratch)
         max_per_tile = -(-MAX_PLOTTED // len(tiling))
-        everywhere = peak_thresholds(self.settings, tiling).max()  # smaller ones were looked for in some batches
         plotted = []
         for sample, depth_um, score, shank in self.peaks.in_time():
             estimator.add(sample, depth_um, score)
-            shown = np.flatnonzero(score > everywhere)
+            shown = np.flatnonzero(score > common_peak(self.settings))
             rank, n_in_tile = kernels.rank_within(tiling.tile_of(sample[shown]))
             kept = shown[rank * max_per_tile % n_in_tile < max_per_tile]  # evenly; all of a tile that has fewer
             plotted.append((sample[kept], depth_um[kept], score[kept], shank[kept]))

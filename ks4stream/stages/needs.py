@@ -20,6 +20,7 @@ from ks4stream.messages import silent
 from ks4stream.probe import Probe
 from ks4stream.recording import Recording
 from ks4stream.settings import AUTO, Settings
+from ks4stream.stages.small_peaks import complete_batches
 
 WIDE_CHANNELS = 32
 """Channels of a template, or ``nearest_chans`` if that is more: on Neuropixels probes, those within 120 to 160 µm of
@@ -182,9 +183,19 @@ class Load:
         """Maximum number of detection passes: if tissue moved, waveforms are learned and peaks detected again."""
         return 2 if self.settings.nblocks else 1
 
+    @cached_property
+    def complete_share(self) -> float:
+        """Share of the batches in which small peaks are detected, too."""
+        return float(complete_batches(self.settings, self.tiling, self.recording.sampling_rate_hz).mean())
+
+    @property
+    def detected_share(self) -> float:
+        """Share of all peaks above the lowest threshold that are detected, if half of them are small."""
+        return (1 + self.complete_share) / 2
+
     @property
     def peaks_per_spike(self) -> float:
-        """Peaks above the lowest threshold, per spike that counts."""
+        """Peaks above the lowest threshold, per spike that counts, where all of them are detected."""
         if self.rows_per_spike is not None:
             return self.rows_per_spike
         return ROWS_PER_SPIKE if self.settings.Th_universal == AUTO else 1.0
@@ -195,8 +206,8 @@ class Load:
 
     @property
     def n_peaks(self) -> float:
-        """Expected number of peaks."""
-        return self.peaks_per_spike * self.n_spikes
+        """Expected number of peaks that are detected."""
+        return self.detected_share * self.peaks_per_spike * self.n_spikes
 
     def as_found(self, **found: float) -> Load:
         """The same load with other assumptions; what follows from the probe is not computed again."""

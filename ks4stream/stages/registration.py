@@ -16,8 +16,8 @@ from ks4stream.messages import warn
 from ks4stream.probe import Probe
 from ks4stream.results import Drift
 from ks4stream.settings import AUTO, Settings
-from ks4stream.stages.detection import lowest_peak
 from ks4stream.stages.needs import Load
+from ks4stream.stages.small_peaks import common_peak
 
 HELD_BYTES = 8 << 20  # of fingerprints in memory; larger ones are in a file and read a few batches at a time
 MIN_FINGERPRINT_SCORE = 9.0
@@ -45,7 +45,7 @@ class Registration:
 
     def add(self, sample: NDArray[np.int64], depth_um: NDArray[np.float32], score: NDArray[np.float32]) -> None:
         """Count the peaks by batch, half, depth and amplitude."""
-        threshold = max(lowest_peak(self._settings), MIN_FINGERPRINT_SCORE)
+        threshold = max(common_peak(self._settings), MIN_FINGERPRINT_SCORE)
         large = score >= threshold
         sample, depth_um, score = sample[large], depth_um[large], score[large]
         tile = self._tiling.tile_of(sample)

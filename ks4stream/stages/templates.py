@@ -17,6 +17,7 @@ from ks4stream.io.tables import pick_region, read_region
 from ks4stream.kernels import detection as kernels
 from ks4stream.kernels import templates
 from ks4stream.kernels.graph import CHUNK
+from ks4stream.kernels.hashing import splitmix64
 from ks4stream.kernels.thresholds import peak_threshold
 from ks4stream.probe import Probe
 from ks4stream.results import Templates, Waveforms
@@ -32,8 +33,9 @@ from ks4stream.stages.clustering import (
     scattered_rows,
     score_variances,
 )
-from ks4stream.stages.detection import Peaks, peak_thresholds
+from ks4stream.stages.detection import Peaks
 from ks4stream.stages.needs import Load, Needs
+from ks4stream.stages.small_peaks import common_peak, complete_batches
 
 logger = logging.getLogger("ks4stream")
 
@@ -85,14 +87,13 @@ class LearnTemplates(Stage[int, RegionTemplates, Templates]):
     def task(self, item: int, folder: Place) -> RegionTemplates:
         """Cluster the peaks of one region, large and small ones apart; clusters of small ones have to agree.
 
-        Those that were looked for in some batches only represent those of all.
+        Peaks that are detected in only some of the batches also stand for those of the others.
         """
         score, sample = (read_region(self.peaks.receipts, name, item) for name in ("score", "sample"))
         tiling = self.circumstances.tiling
-        thresholds = peak_thresholds(self.settings, tiling)
-        complete = thresholds == thresholds.min()
+        complete = complete_batches(self.settings, tiling, self.circumstances.sampling_rate_hz)
         is_large = score > self._threshold(score[complete[tiling.tile_of(sample)]])
-        weight = np.where(score > thresholds.max(), 1.0, len(tiling) / complete.sum())
+        weight = np.where(score > common_peak(self.settings), 1.0, len(tiling) / complete.sum())
         large, small = (self._clusters(item, np.flatnonzero(some), weight) for some in (is_large, ~is_large))
         agree = of_one_neuron(small)
         pairs: Iterable[Any] = zip(large, small, strict=True)
@@ -215,7 +216,7 @@ def bounded_sample(
     for number in range(N_SLICES):
         groups = np.flatnonzero(slice_of_group == number)
         share[groups] = _shares(size[groups], int(per_slice[number]))
-    ranked = np.lexsort((_hash(sample, centre), group_of))
+    ranked = np.lexsort((splitmix64(sample, centre), group_of))
     rank = np.arange(n) - np.repeat(np.cumsum(size) - size, size)
     chosen = ranked[rank < share[group_of[ranked]]]
     weight = size[group_of[chosen]] / share[group_of[chosen]]
@@ -250,11 +251,3 @@ def _shares(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
         shares[index] = min(int(sizes[index]), left // (len(sizes) - done))
         left -= int(shares[index])
     return shares
-
-
-def _hash(sample: NDArray[np.int64], centre: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Hash of (time, centre): splitmix64."""
-    x = sample.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + centre.astype(np.uint64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    return np.asarray(x ^ (x >> np.uint64(31)))

@@ -105,6 +105,23 @@ def test_a_large_label_must_have_more_of_a_spikes_landmarks() -> None:
     assert spike_step(graph, landmark_label, 2, resolution=81.0).tolist() == [0, 0, 0, 0]
 
 
+def test_spikes_take_the_label_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many spikes, in chunks, with as many ties as ten landmarks and a few labels make."""
+    monkeypatch.setattr(clustering, "CHUNK", 100)
+    rng = np.random.default_rng(4)
+    landmark_label, landmark = torch.from_numpy(rng.integers(0, 9, 50)), torch.arange(50)
+    neighbor = np.stack([np.sort(rng.choice(50, 10, replace=False)) for _ in range(450)])
+    graph = graph_of(torch.from_numpy(neighbor.astype(np.int32)), landmark)
+    mass = np.bincount(landmark_label, graph.landmark_degree, minlength=9)
+    expected = clustering.SPIKE_NULL / graph.n_links * mass
+    wanted = []
+    for near, degree in zip(landmark_label.numpy()[neighbor], graph.spike_degree.tolist(), strict=True):
+        score = np.bincount(near, minlength=9) - degree * expected
+        score[np.bincount(near, minlength=9) == 0] = -np.inf
+        wanted.append(int(score.argmax()))  # the lowest label
+    assert spike_step(graph, landmark_label, 9, resolution=1.0).tolist() == wanted
+
+
 def test_sweeps_stop_with_labels_from_zero() -> None:
     neighbor = torch.tensor([[0, 1], [0, 1], [2, 3], [2, 3]], dtype=torch.int32)
     graph = graph_of(neighbor, torch.arange(4))

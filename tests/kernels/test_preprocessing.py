@@ -209,6 +209,14 @@ def test_a_local_product_is_the_whole_one(width: int, monkeypatch: pytest.Monkey
     assert not product[32:64].any()
 
 
+def test_few_channels_are_multiplied_in_parts_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocessing, "PRODUCT_SAMPLES", 300)
+    draw = torch.Generator().manual_seed(3)
+    matrix, traces = torch.randn(7, 7, generator=draw), torch.randn(7, 1000, generator=draw)
+    # sums of seven numbers in another order
+    torch.testing.assert_close(local_product(matrix, traces), matrix @ traces, atol=1e-5, rtol=0)
+
+
 def test_the_product_of_a_local_matrix_does_not_read_the_rest() -> None:
     traces = torch.ones(200, 10)
     traces[150:] = torch.nan

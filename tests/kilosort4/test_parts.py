@@ -157,7 +157,9 @@ def test_one_by_one_they_give_what_the_whole_gives(name, scene, sorted_whole, tm
 
 
 @pytest.mark.slow
-def test_thresholds_may_follow_from_the_data(scene, tmp_path):
+@pytest.mark.parametrize("min_seconds", [200.0, 0.0])  # small peaks in all batches, and in a fifth
+def test_thresholds_may_follow_from_the_data(scene, tmp_path, monkeypatch, min_seconds):
+    monkeypatch.setattr("ks4stream.stages.small_peaks.MIN_SECONDS", min_seconds)
     auto = {"Th_universal": "auto", "Th_learned": "auto"}
     found = sorted_by_parts(begun(scene("still"), tmp_path / "parts", **auto))
     assert_same(found, whole(scene("still"), tmp_path / "whole", **auto))

@@ -223,12 +223,12 @@ def test_kilosort4s_own_readers_open_the_folder(fake, data, tmp_path):
 # -- settings --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"n_chan_bin": None, "fs": 20_000}, Settings()])
 def test_settings_are_a_dictionary():
     with pytest.raises(SettingsError, match="must be a dictionary, not None"):
         run_kilosort(None)
 
 
+@pytest.mark.parametrize("settings", [{}, {"n_chan_bin": None, "fs": 20_000}, Settings()])
 def test_n_chan_bin_is_needed(settings, data):
     with pytest.raises(ValueError, match="n_chan_bin is missing"):
         run_kilosort(settings, probe=PROBE, filename=data)

@@ -1,4 +1,4 @@
-"""In which batches small peaks are detected."""
+"""Peaks are the same whatever the threshold of a batch, but for small ones."""
 
 from __future__ import annotations
 
@@ -9,37 +9,18 @@ import pytest
 from numpy.typing import NDArray
 from runs import RunHere
 
-from ks4stream.blocks import Tiling
 from ks4stream.io.recordings import open_recording
 from ks4stream.io.tables import read_column
-from ks4stream.kernels.thresholds import HIGHEST_PEAK, LOWEST_PEAK
+from ks4stream.kernels.thresholds import HIGHEST_PEAK
 from ks4stream.pipeline import layout
 from ks4stream.settings import Settings
 from ks4stream.simulate import linear_probe, simulate
 from ks4stream.sorter import prepare
-from ks4stream.stages import detection
-from ks4stream.stages.detection import MAX_BATCHES, MIN_BATCHES, Detect, Peaks, peak_thresholds
+from ks4stream.stages import small_peaks
+from ks4stream.stages.detection import Detect, Peaks
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.waveforms import LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
-
-
-def tiling(n_batches: int) -> Tiling:
-    return Tiling.of(n_samples=n_batches * 1000, size=1000, halo=0, shortest=61)
-
-
-@pytest.mark.parametrize("n_batches", [1, MIN_BATCHES, MIN_BATCHES + 1, 1000, 100 * MAX_BATCHES])
-def test_small_peaks_are_detected_in_some_batches_spread_evenly(n_batches: int) -> None:
-    thresholds = peak_thresholds(Settings(), tiling(n_batches))
-    complete = np.flatnonzero(thresholds == LOWEST_PEAK)
-    assert min(n_batches, MIN_BATCHES) <= len(complete) <= MAX_BATCHES
-    steps = np.diff(complete)
-    assert len(steps) == 0 or np.ptp(steps) <= 1
-    assert (np.delete(thresholds, complete) == HIGHEST_PEAK).all()
-
-
-def test_a_number_is_the_threshold_in_all_batches() -> None:
-    assert (peak_thresholds(Settings(Th_universal=7), tiling(1000)) == 7).all()
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +51,12 @@ def test_the_others_have_the_same_peaks_but_for_small_ones(
     tiles: Preprocessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_block: int
 ) -> None:
     everything = columns(detected(tiles, tmp_path / "all", 3))
-    monkeypatch.setattr(detection, "EVERY_BATCH", 3)
-    monkeypatch.setattr(detection, "MIN_BATCHES", 1)
+    monkeypatch.setattr(small_peaks, "EVERY_BATCH", 3)
+    monkeypatch.setattr(small_peaks, "MIN_SECONDS", 0.0)
+    some = np.flatnonzero(small_peaks.complete_batches(Settings(), tiles.tiling, tiles.sampling_rate_hz))
+    assert len(some) == 3
     found = columns(detected(tiles, tmp_path / "some", per_block))
-    complete = np.isin(tiles.tiling.tile_of(everything["sample"]), [0, 2, 5])  # three of eight, evenly
+    complete = np.isin(tiles.tiling.tile_of(everything["sample"]), some)
     large = everything["score"] > HIGHEST_PEAK
     assert np.sum(~complete & ~large) > 20
     assert np.sum(complete & ~large) > 10

@@ -18,7 +18,7 @@ from ks4stream.io.tables import Receipt, read_column, write_block
 from ks4stream.kernels.drift import segment_bounds
 from ks4stream.recording import Recording
 from ks4stream.simulate import staggered_probe
-from ks4stream.stages import detection, drift, registration
+from ks4stream.stages import drift, registration
 from ks4stream.stages.detection import Peaks
 from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor, tiling_of
@@ -91,20 +91,19 @@ def test_small_peaks_do_not_count(
     assert np.array_equal(*counts)
 
 
-@pytest.mark.parametrize(("min_batches", "n_small"), [(1, 0), (100, 40)])
-def test_small_peaks_are_drawn_if_they_were_looked_for_in_all_batches(
-    source: Preprocessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, min_batches: int, n_small: int
+@pytest.mark.parametrize(("threshold", "n_small"), [("auto", 0), (7.0, N_BATCHES)])
+def test_peaks_are_drawn_that_are_detected_in_all_batches(
+    source: Preprocessor, tmp_path: Path, threshold: float | str, n_small: int
 ) -> None:
-    """Otherwise, they would be stripes over the few batches in which they were."""
-    monkeypatch.setattr(detection, "MIN_BATCHES", min_batches)
+    """Small ones would be stripes over the batches in which they are looked for."""
     n = 2 * N_BATCHES
     columns = {
         "sample": np.arange(n) * (SIZE // 2),
         "depth_um": np.full(n, 60, np.float32),
         "score": np.tile(np.array([8, 20], np.float32), N_BATCHES),
     }
-    receipts = [write_block(tmp_path / "a.npz", columns, np.zeros(n, np.int64), 1)]
-    score = moved_by(source, receipts, tmp_path).peaks.score
+    peaks = Peaks([write_block(tmp_path / "a.npz", columns, np.zeros(n, np.int64), 1)])
+    score = drift.EstimateDrift(Settings(Th_universal=threshold), source, peaks).run(RunHere(tmp_path)).peaks.score
     assert (np.sum(score == 8), np.sum(score == 20)) == (n_small, N_BATCHES)
 
 

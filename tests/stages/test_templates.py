@@ -16,13 +16,14 @@ from runs import RunHere
 from ks4stream.blocks import Tiling
 from ks4stream.geometry import Centres, Regions
 from ks4stream.io.tables import write_block
-from ks4stream.kernels.thresholds import HIGHEST_PEAK
+from ks4stream.kernels.thresholds import HIGHEST_PEAK, LOWEST_PEAK
 from ks4stream.results import Templates, Waveforms
 from ks4stream.settings import Settings
 from ks4stream.simulate import linear_probe
-from ks4stream.stages import detection, templates
+from ks4stream.stages import templates
 from ks4stream.stages.clustering import Circumstances, GraphClustering
 from ks4stream.stages.detection import Peaks
+from ks4stream.stages.small_peaks import complete_batches
 from ks4stream.stages.templates import LearnTemplates, RegionTemplates, bounded_sample, of_one_neuron
 
 TIMES = np.arange(10_000) * 3  # 100 spikes in each of 100 slices of time
@@ -208,15 +209,17 @@ def test_small_peaks_of_many_neurons_are_none(tmp_path: Path, monkeypatch: pytes
 
 def test_small_peaks_of_some_batches_represent_those_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ten batches, all peaks of two, and of the others those above 9; they say nothing of the threshold."""
-    monkeypatch.setattr(detection, "EVERY_BATCH", 5)
-    monkeypatch.setattr(detection, "MIN_BATCHES", 1)
+    monkeypatch.setattr("ks4stream.stages.small_peaks.MIN_SECONDS", 0.0)
     n, per_batch = 200, 20
-    is_small = np.isin(np.arange(n) // per_batch, [0, 5])
+    circumstances = Circumstances(Tiling(0, 300 * n, 300 * per_batch, 0, 10), 30_000.0)
+    complete = np.flatnonzero(complete_batches(Settings(), circumstances.tiling, 30_000.0))
+    assert len(complete) == 2
+    is_small = np.isin(np.arange(n) // per_batch, complete)
     waveforms = np.where(is_small[:, None, None], SMALL, LARGE)
     score = np.full(n, 40.0, np.float32)
     score[is_small] = falling_scores(40)
     stage = stage_of(tmp_path, small_peaks(waveforms), score)
-    stage = replace(stage, circumstances=Circumstances(Tiling(0, 300 * n, 300 * per_batch, 0, 10), 30_000.0))
+    stage = replace(stage, circumstances=circumstances)
     judged: list[NDArray[np.float32]] = []
     monkeypatch.setattr(templates, "peak_threshold", lambda score: judged.append(score) or HIGHEST_PEAK)
     found = stage.task(0, tmp_path)
@@ -224,6 +227,10 @@ def test_small_peaks_of_some_batches_represent_those_of_all(tmp_path: Path, monk
     assert found.n_peaks.tolist() == [160, 40]
     assert found.noise.tolist() == pytest.approx([18 / 160, 18 / 40])
     assert [of_two.tolist() for of_two in judged] == [score[is_small].tolist()]
+    monkeypatch.setattr(templates, "peak_threshold", lambda score: LOWEST_PEAK)  # all are large, of one cluster or more
+    assert stage.task(0, tmp_path).n_spikes.sum() == 160 + 40 * 5
+    with_number = replace(stage, settings=Settings(n_pcs=6, Th_universal=6.5))
+    assert with_number.task(0, tmp_path).n_spikes.sum() == 200
 
 
 def test_if_the_threshold_is_a_number_all_peaks_above_it_are_clustered(tmp_path: Path) -> None:
