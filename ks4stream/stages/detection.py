@@ -23,9 +23,8 @@ from ks4stream.stages.needs import Load, Needs
 from ks4stream.stages.preprocessing import Preprocessor
 from ks4stream.stages.small_peaks import common_peak, complete_batches, lowest_peak
 
-SMALL_PEAKS_WORK = (
-    0.6  # additional time that small peaks take, relative to the time without; 0.3 to 1.0 on three recordings
-)
+SMALL_PEAKS_WORK = 0.6
+"""Additional time that small peaks take, relative to the time without them: 0.3 to 1.0 on three recordings."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Detect(Stage[Block, Receipt, Peaks]):
         peaks = kernels.detect(
             traces,
             self.templates if moving is None else kernels.for_moved(self.templates, moving),
-            threshold=(lowest_peak if self.complete[tile.index] else common_peak)(settings),
+            threshold=lowest_peak(settings) if self.complete[tile.index] else common_peak(settings),
             reach=max(settings.peak_sample, kernels.BIN - 1),  # detection requires a window that contains a bin
             first=core.start + to_centre,
             last=core.stop + to_centre,
