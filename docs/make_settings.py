@@ -71,8 +71,7 @@ TRIES = (
     (
         "`batch_size`",
         "30000",
-        "Fast drift, which is not followed within a batch: several µm per second. At 1 µm per second, sorts were "
-        "slightly worse with it.",
+        "Fast drift, which is not followed within a batch. At 1 µm per second, sorts were slightly worse with it.",
     ),
     (
         "`batch_size`",

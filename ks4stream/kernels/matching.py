@@ -38,7 +38,7 @@ GROUP_SIZE = 16  # maximum number of units that are scored together
 SAMPLES_PER_CHUNK = ChunkSize(cpu=1 << 11, gpu=1 << 15)
 """Samples of all components in memory while scoring; bins or spikes elsewhere."""
 
-ROWS_PER_CHUNK = ChunkSize(cpu=1 << 11, gpu=1 << 16)  # windows of 2·nt − 1 samples in memory while subtracting
+ROWS_PER_CHUNK = ChunkSize(cpu=1 << 11, gpu=1 << 16)  # windows of 2·nt − 1 samples while subtracting: 3 MB on a CPU
 
 MAX_PENALTY = 4.0
 """Maximum by which an unusual amplitude lowers the log likelihood of a spike. Spikes in bursts may be far smaller than

@@ -30,7 +30,10 @@ def test_shorter_batches_are_more() -> None:
 
 
 def test_they_do_not_follow_a_period() -> None:
-    """Of stimuli every 5 to 20 batches, each phase has its share of them, within a half."""
+    """Of stimuli every 5 to 20 batches, each phase has its share of them, within a half.
+
+    With a period of 20 batches, that is 50 of 1000, which chance alone varies by 7 (s.d.).
+    """
     complete = np.flatnonzero(complete_batches(Settings(), tiling(5000), RATE_HZ))
     for period in range(5, 21):
         of_phase = np.bincount(complete % period, minlength=period)
