@@ -26,8 +26,9 @@ PAIRS_PER_CHUNK = ChunkSize(cpu=1 << 10, gpu=1 << 16)  # (centre, bin) pairs eva
 ROWS_PER_CHUNK = ChunkSize(cpu=1 << 13, gpu=1 << 20)  # (channel, bin) pairs searched for their maximum at a time
 CENTRES_PER_CHUNK = ChunkSize(cpu=32, gpu=256)  # whose bounds are one product; neighbours, which share most channels
 SUMMIT_CENTRES = 32  # neighbours, one of which is assumed to have the largest score
-SIGNED_ABOVE = 0.04
-"""Share of a group's pairs above threshold, from which bounds for each sign save more than they cost."""
+SAMPLED_BINS, SIGNED_ABOVE = 16, 0.04
+"""Share of a group's pairs above threshold, in every so many bins, from which bounds for each sign save more than they
+cost."""
 ROUNDING = 1e-5  # share by which bounds are raised
 
 
@@ -248,8 +249,7 @@ class _PeakSearch:
         self.steps = torch.arange(-whole, whole + 1, device=matches.device)
         self.extremes = _extremes(self.rows, p)
         signs = _halved(self.extremes.view(-1, p), 1, torch.maximum).view(-1, 2).T.contiguous().view(2, c, self.n_bins)
-        self.bound = _bounds(torch.maximum(*signs), templates)
-        _bound_signs(self.bound.view(-1, self.n_bins), signs, templates, threshold)
+        self.bound = _bounds(signs, templates, threshold)
         self.pairs = _where(self.bound > threshold)
         self.score = matches.new_empty(len(self.bound), BIN)
         self.best = torch.full_like(self.bound, -1.0)
@@ -390,9 +390,24 @@ def _halved(part: Tensor, n_left: int, more: Callable[[Tensor, Tensor], Tensor])
     return part
 
 
-def _bounds(largest: Tensor, templates: UniversalTemplates) -> Tensor:
-    """Upper bounds of the scores of a centre in a bin, whatever the waveform: (c, bins) to (k · bins,)."""
-    return torch.cat([_spread(spread, largest, templates) for spread in templates.spreads]).flatten()
+def _bounds(signs: Tensor, templates: UniversalTemplates, threshold: float) -> Tensor:
+    """Upper bounds of the scores of a centre in a bin, whatever the waveform: (2, c, bins) to (k · bins,).
+
+    `signs` are the largest matches of either sign. The larger of them over eight samples is above 3 on every channel
+    even in noise, and such values sum up to a threshold of 9 over ten channels. Where that happens too often, each sign
+    is bounded by itself: it does not if the sign has to be the same on all channels.
+    """
+    either = torch.maximum(*signs)
+    some = [_spread(spread, either[:, ::SAMPLED_BINS], templates) > threshold for spread in templates.spreads]
+    above = torch.stack([bounds.float().mean() for bounds in some]).tolist()
+    return torch.cat(
+        [
+            torch.maximum(*(_spread(spread, sign, templates) for sign in signs))
+            if share > SIGNED_ABOVE
+            else _spread(spread, either, templates)
+            for spread, share in zip(templates.spreads, above, strict=True)
+        ]
+    ).flatten()
 
 
 def _spread(spread: Spread, largest: Tensor, templates: UniversalTemplates) -> Tensor:
@@ -400,21 +415,6 @@ def _spread(spread: Spread, largest: Tensor, templates: UniversalTemplates) -> T
     sums = spread.weights @ largest.index_select(0, spread.channels).flatten(1)  # (s·k', …)
     sizes = sums.view(templates.weights.shape[1], -1, *largest.shape[1:]).unbind(0)
     return functools.reduce(torch.maximum, sizes)
-
-
-def _bound_signs(bound: Tensor, signs: Tensor, templates: UniversalTemplates, threshold: float) -> None:
-    """Lower the bounds (k, bins) of centres where too many are above threshold, by bounding each sign by itself.
-
-    The largest of the noise over six waveforms and eight samples, of either sign, is above 3 on every channel, and sums
-    up to a threshold of 9 over ten channels. If the sign has to be the same on all channels, it does not. `signs` is
-    what :func:`_extremes` finds, whatever the waveform: (2, c, bins).
-    """
-    sizes = [len(spread.weights) // templates.weights.shape[1] for spread in templates.spreads]
-    above = (bound > threshold).sum(dim=1).cpu().split(sizes)
-    share = [int(counts.sum()) / (counts.numel() * bound.shape[1]) for counts in above]
-    for of_group, bounds, spread in zip(share, bound.split(sizes), templates.spreads, strict=True):
-        if of_group > SIGNED_ABOVE:
-            bounds.copy_(torch.maximum(*(_spread(spread, part, templates) for part in signs)))
 
 
 def _describe(matches: Tensor, templates: UniversalTemplates, centre: Tensor, sample: Tensor) -> TilePeaks:

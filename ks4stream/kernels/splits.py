@@ -53,6 +53,9 @@ some 5 % per µm (:data:`CHANGE_PER_UM`), so the ranges of a large unit are narr
 
 CHANGE_PER_UM = 0.05
 WIDENED = (1.0, 2.0)  # factors of the width of ranges; the wider ones are used if the others have too few spikes
+MIN_KNOWN_SHARE = 0.6
+"""Minimum share of a group's spikes that are to be compared, relative to the other group's share: if it is less, what
+sets the group apart is that its spikes overlap others."""
 MIN_IN_CELL, MIN_IN_CELLS = 5, 15  # spikes of either group in a cell; of the smaller group of each cell, in all cells
 BURST_MS = 20.0  # maximum interval within a burst
 BURST_EXCESS = 1.5  # pairs within a burst, relative to chance
@@ -71,7 +74,7 @@ class Conditions(NamedTuple):
         Time of the spike.
     displacement_um : ndarray, shape (n,), float32, µm
         Displacement of the tissue at that time, from the drift that was corrected; 0 if none was, NaN where it is not
-        known.
+        known, or if the spike is not to be compared.
     elapsed : ndarray, shape (n,), float64
         Share of the recording before the spike, 0 … 1.
     sampling_rate_hz : float
@@ -90,6 +93,10 @@ class Conditions(NamedTuple):
     def columns(self) -> dict[str, NDArray[Any]]:
         """As columns of a table, besides the times."""
         return {"displacement_um": self.displacement_um, "elapsed": self.elapsed}
+
+    def without(self, left_out: NDArray[np.bool_]) -> Conditions:
+        """The same, but some spikes (n,) are not to be compared."""
+        return self._replace(displacement_um=np.where(left_out, np.float32(np.nan), self.displacement_um))
 
     def at(self, index: NDArray[np.int64] | NDArray[np.bool_]) -> Conditions:
         """Those of some spikes."""
@@ -152,9 +159,9 @@ def are_two(
        one group continues that of the other (step 6e). That also decides if the second or the third rule finds two
        neurons, but hardly any spikes of the groups were recorded at the same displacements (:func:`take_turns`).
 
-    Spikes at unknown displacements do not enter. If a group has too few others (less than half, and less than
-    :data:`MIN_IN_CELLS`), only the distance of the means of all spikes decides. Too few spikes to decide are those of
-    one neuron.
+    Spikes at unknown displacements, and others that are not to be compared, do not enter. If a group has too few that
+    do (less than half, and less than :data:`MIN_IN_CELLS`), or far fewer than the other (:data:`MIN_KNOWN_SHARE`), only
+    the distance of the means of all spikes decides. Too few spikes to decide are those of one neuron.
 
     Parameters
     ----------
@@ -171,7 +178,9 @@ def are_two(
         same displacement by chance.
     """
     known = [group.at(~np.isnan(group.conditions.displacement_um)) for group in (a, b)]
-    if any(some.n < min(MIN_IN_CELLS, 0.5 * group.n) for some, group in zip(known, (a, b), strict=True)):
+    share = [some.n / group.n for some, group in zip(known, (a, b), strict=True)]
+    too_few = any(some.n < min(MIN_IN_CELLS, 0.5 * group.n) for some, group in zip(known, (a, b), strict=True))
+    if too_few or min(share) < MIN_KNOWN_SHARE * max(share):
         return distance(a.features, b.features, np.zeros(a.n, np.int64), np.zeros(b.n, np.int64)) > CONTINUING_BELOW
     a, b = known
     mean_a, mean_b = a.features.mean(0), b.features.mean(0)

@@ -25,6 +25,7 @@ from ks4stream.io.places import Place
 from ks4stream.io.tables import Receipt, localize, pick_region, read_region, write_block
 from ks4stream.kernels import correlograms, merging, metrics, splits, templates
 from ks4stream.kernels.graph import SHARED_FROM
+from ks4stream.kernels.overlaps import are_overlapped
 from ks4stream.probe import Probe
 from ks4stream.results import Waveforms
 from ks4stream.stages.base import Run, Stage, Step
@@ -52,6 +53,10 @@ MIN_PEAKED_MARGIN, PEAKED = 1.0, 1.6
 """A difference from which clusters are units, too, if it is so many times the standard deviation of the scores. That
 ratio is 1 if scores fall exponentially from the threshold, as those of background do, and 1.62 if they are normally
 distributed and the threshold is one standard deviation below their mean."""
+OVERLAPPING_FROM, OVERLAPPING_CHANNELS = 6.0, 0.4
+"""A spike overlaps others that are less than a quarter of a waveform from it, have a score of at least 6, and the
+channels of whose template are at least 0.4 of its own."""
+OVERLAP_BYTES = 150  # per spike of the largest region: times and templates in the regions around it, and their order
 EXAMPLES = 500  # maximum number of spikes of a cluster that are compared with those of other clusters
 SECONDS_PER_SPIKE, MIN_SPIKES, ENOUGH_SPIKES = 3.0, 5, 20
 """A template or a unit has at least one spike in three seconds of recording, but never fewer than 5; 20 always
@@ -136,6 +141,7 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
         n_channels, device = self.probe.n_channels, self.cluster.device
         scattered = scattered_rows(features, template, spikes.template_channels, union, n_channels, device)
         conditions = self.circumstances.of(sample, float(self.probe.y_um[own[:, 0]].mean()))
+        conditions = conditions.without(self._overlapped(item, sample, template))
         label = self.cluster(scattered, conditions, components=torch.from_numpy(self.waveforms.components))
         mean, _ = cluster_means(scattered, label, np.ones(len(label)))
         columns = {"sample": sample, "template": template, "row": self._row_in_files(item)[rows], "score": score}
@@ -148,6 +154,31 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
             write_block(folder / f"examples-{item:06d}.rows", examples, label[some], len(mean)),
             on_all_channels(mean, union, n_channels, features.shape[2]),
             np.bincount(label, spikes.threshold[template], len(mean)) / np.bincount(label, minlength=len(mean)).clip(1),
+        )
+
+    def _overlapped(self, region: int, sample: NDArray[np.int64], template: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which spikes (n,) of a region overlap others, of any region."""
+        spikes = self.spikes
+        has = np.zeros((len(spikes.template_channels), self.probe.n_channels + 1), np.float32)
+        np.put_along_axis(has, spikes.template_channels, 1.0, axis=1)
+        has = has[:, :-1]  # the last column is that of padding
+        common = has @ has.T
+        is_near = common >= OVERLAPPING_CHANNELS * common.diagonal()[:, None]
+        regions = np.unique(spikes.region_of[is_near[spikes.region_of == region].any(axis=0)])
+        parts = []
+        for near in regions.tolist():
+            rows = spikes.counted(near)
+            columns = [pick_region(spikes.receipts, name, near, rows) for name in ("sample", "template", "score")]
+            parts.append([column[columns[2] >= OVERLAPPING_FROM] for column in columns[:2]])
+        other_sample, other_template = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.argsort(other_sample, kind="stable")
+        return are_overlapped(
+            sample,
+            template,
+            other_sample[order],
+            other_template[order],
+            is_near=is_near,
+            reach=self.waveforms.components.shape[1] // 4,
         )
 
     def _row_in_files(self, region: int) -> NDArray[np.int64]:
@@ -171,7 +202,7 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
         n_examples = min(load.n_spikes, EXAMPLES * CLUSTERS_PER_REGION * len(load.regions))
         return load.on_regions(
             cls.name,
-            min(4 * load.n_features * n, HELD_BYTES) + CLUSTER_METHOD.n_bytes(load, n),
+            min(4 * load.n_features * n, HELD_BYTES) + max(CLUSTER_METHOD.n_bytes(load, n), OVERLAP_BYTES * n),
             scratch_bytes=CLUSTERED_SPIKE_BYTES * load.n_spikes + load.row_bytes * n_examples,
             remedies=("lower max_cluster_subset (fewer landmarks)", "sort a part with tmin and tmax"),
             work=clustering_work(load, load.n_spikes),

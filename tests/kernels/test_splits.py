@@ -695,6 +695,24 @@ def test_with_too_few_known_displacements_the_distance_decides(
     assert are_two(b, a) is two
 
 
+def test_a_part_of_a_neuron_that_overlaps_others_is_no_neuron() -> None:
+    """What is left of other spikes moved these 40 of its spikes by eight standard deviations, all to one side."""
+    whole = torch.cat([noise(300, 46) + SIZE * axis(0), noise(40, 47) + SIZE * axis(0) + 8 * axis(1)])
+    second = np.arange(340) >= 300
+    assert are_two(*parts(group(whole), second))
+
+    def overlapping(n_of_most: int, n_of_few: int) -> tuple[Group, Group]:
+        """Most spikes, of which so many overlap others, and the few beside them."""
+        left_out = np.zeros(340, bool)
+        left_out[:n_of_most] = left_out[300 : 300 + n_of_few] = True
+        spikes = group(whole)
+        return parts(spikes._replace(conditions=spikes.conditions.without(left_out)), second)
+
+    assert are_two(*overlapping(120, 16))  # 0.6 of both do not overlap others
+    assert not are_two(*overlapping(30, 19))  # 0.9 and 0.53
+    assert not are_two(*overlapping(30, 19)[::-1])
+
+
 # -- lining up ---------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,28 @@ def test_a_regions_spikes_are_written_by_cluster_with_their_place_in_the_blocks(
     }
 
 
+def test_spikes_that_overlap_others_of_any_region_are_not_to_be_compared(tmp_path: Path) -> None:
+    """Within a quarter of a waveform of 20 samples. Scores are times, and those of less than 6 do not count."""
+    waveforms = Waveforms(*(np.full((1, 20), 20**-0.5, np.float32),) * 2)
+    times, regions = [5, 10, 60, 65, 100, 106], [1, 0, 0, 1, 0, 1]
+    receipts = [block(tmp_path, "a", times[:4], regions[:4]), block(tmp_path, "b", times[4:], regions[4:])]
+
+    def left_out(dropped: list[list[int]], template_channels: list[list[int]]) -> list[bool]:
+        """Of the spikes at 10, 60 and 100."""
+        spikes = replace(in_blocks(receipts, [0, 100], dropped), template_channels=np.array(template_channels))
+        clustering = replace(clustering_of(spikes), waveforms=waveforms, probe=simulate.linear_probe(4))
+        found: list[bool] = clustering._overlapped(0, np.array([10, 60, 100]), np.zeros(3, np.int32)).tolist()
+        return found
+
+    assert left_out([[], []], [[0], [0]]) == [False, True, False]
+    assert left_out([[3], []], [[0], [0]]) == [False, False, False]  # the spike at 65 does not count
+    assert left_out([[], []], [[0, 1, 2], [2, 3, -1]]) == [False, False, False]  # a third of the channels
+    assert left_out([[], []], [[0, 1, -1], [1, 2, 3]]) == [False, True, False]  # a half
+    clustering = replace(clustering_of(in_blocks(receipts, [0, 100], [[], []])), waveforms=waveforms)
+    unknown = np.isnan(read_column(clustering.task(0, tmp_path).examples, "displacement_um"))
+    assert unknown.tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("n_regions", [1, 2])
 def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, n_regions: int) -> None:
     """For example, a single spike outside its tile's core that the neighbouring tile does not report."""
@@ -162,6 +185,7 @@ def test_regions_all_of_whose_spikes_were_dropped_have_no_units(tmp_path: Path, 
     }
     receipt = write_block(tmp_path / "a.npz", columns, np.array([0, n_regions - 1]), n_regions)
     spikes, run = in_blocks([receipt], [0], [[0, 1]]), RunHere(tmp_path)
+    spikes = replace(spikes, region_of=np.arange(2).clip(max=n_regions - 1))
     regions = clustering_of(spikes).run(run)
     assert [region.features.shape for region in regions] == [(0, 1, 1)] * n_regions
     settings, probe = Settings(n_pcs=1), simulate.linear_probe(1)
