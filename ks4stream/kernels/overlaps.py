@@ -1,4 +1,4 @@
-"""Which spikes overlap others (section 7.1)."""
+"""Which spikes overlap others (section 9.1)."""
 
 from __future__ import annotations
 
