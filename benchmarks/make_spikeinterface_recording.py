@@ -4,7 +4,7 @@
 
 writes what scenarios.py writes. Units, trains, noise and motion are those of ``generate_drifting_recording`` with its
 defaults; the probe is a slice of a Neuropixels 1.0 that is built without a network. ``busy`` is a recording of
-``generate_ground_truth_recording`` with its defaults, in which every unit fires 15 times per second, so that many
+``generate_ground_truth_recording`` with its defaults, but at 30 kHz: every unit fires 15 times per second, so that many
 spikes overlap others. Runs in whatever environment holds SpikeInterface; ks4stream is not needed.
 """
 

@@ -192,6 +192,7 @@ def test_refractory_periods(name: str, tmp_path: Path) -> None:
         "features": features.astype(np.float32),
         "displacement_um": np.zeros(n, np.float32),
         "elapsed": np.arange(n) / n,
+        "overlapped": np.zeros(n, bool),
     }
     clusters = RegionClusters(
         receipt,

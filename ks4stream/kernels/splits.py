@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,9 +54,9 @@ some 5 % per µm (:data:`CHANGE_PER_UM`), so the ranges of a large unit are narr
 
 CHANGE_PER_UM = 0.05
 WIDENED = (1.0, 2.0)  # factors of the width of ranges; the wider ones are used if the others have too few spikes
-MIN_KNOWN_SHARE = 0.6
-"""Minimum share of a group's spikes that are to be compared, relative to the other group's share: if it is less, what
-sets the group apart is that its spikes overlap others."""
+MIN_ALONE = 0.6
+"""Share of a group's spikes that do not overlap others, relative to the other group's share, below which what sets the
+group apart is that its spikes overlap others."""
 MIN_IN_CELL, MIN_IN_CELLS = 5, 15  # spikes of either group in a cell; of the smaller group of each cell, in all cells
 BURST_MS = 20.0  # maximum interval within a burst
 BURST_EXCESS = 1.5  # pairs within a burst, relative to chance
@@ -74,33 +75,37 @@ class Conditions(NamedTuple):
         Time of the spike.
     displacement_um : ndarray, shape (n,), float32, µm
         Displacement of the tissue at that time, from the drift that was corrected; 0 if none was, NaN where it is not
-        known, or if the spike is not to be compared.
+        known.
     elapsed : ndarray, shape (n,), float64
         Share of the recording before the spike, 0 … 1.
+    overlapped : ndarray, shape (n,), bool
+        True for spikes that are known to overlap others.
     sampling_rate_hz : float
     """
 
     sample: NDArray[np.int64]
     displacement_um: NDArray[np.float32]
     elapsed: NDArray[np.float64]
+    overlapped: NDArray[np.bool_]
     sampling_rate_hz: float
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, NDArray[Any]], sampling_rate_hz: float) -> Conditions:
         """From the columns of a table, of which :meth:`columns` are some."""
-        return cls(columns["sample"], columns["displacement_um"], columns["elapsed"], sampling_rate_hz)
+        displacement_um, elapsed, overlapped = (columns[name] for name in CONDITIONS)
+        return cls(columns["sample"], displacement_um, elapsed, overlapped, sampling_rate_hz)
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """As columns of a table, besides the times."""
-        return {"displacement_um": self.displacement_um, "elapsed": self.elapsed}
-
-    def without(self, left_out: NDArray[np.bool_]) -> Conditions:
-        """The same, but some spikes (n,) are not to be compared."""
-        return self._replace(displacement_um=np.where(left_out, np.float32(np.nan), self.displacement_um))
+        return {name: getattr(self, name) for name in CONDITIONS}
 
     def at(self, index: NDArray[np.int64] | NDArray[np.bool_]) -> Conditions:
         """Those of some spikes."""
-        return Conditions(self.sample[index], self.displacement_um[index], self.elapsed[index], self.sampling_rate_hz)
+        sample, displacement_um, elapsed, overlapped, rate_hz = self
+        return Conditions(sample[index], displacement_um[index], elapsed[index], overlapped[index], rate_hz)
+
+
+CONDITIONS = ("displacement_um", "elapsed", "overlapped")  # besides the times
 
 
 class Group(NamedTuple):
@@ -159,9 +164,13 @@ def are_two(
        one group continues that of the other (step 6e). That also decides if the second or the third rule finds two
        neurons, but hardly any spikes of the groups were recorded at the same displacements (:func:`take_turns`).
 
-    Spikes at unknown displacements, and others that are not to be compared, do not enter. If a group has too few that
-    do (less than half, and less than :data:`MIN_IN_CELLS`), or far fewer than the other (:data:`MIN_KNOWN_SHARE`), only
-    the distance of the means of all spikes decides. Too few spikes to decide are those of one neuron.
+    Spikes at unknown displacements do not enter. If a group has too few others (less than half, and less than
+    :data:`MIN_IN_CELLS`), only the distance of the means of all spikes decides. Too few spikes to decide are those of
+    one neuron.
+
+    Two neurons must also be found as such without the spikes that overlap others, if there are any. If these leave less
+    than :data:`MIN_IN_CELLS` of a group, or are far more of one group than of the other (:data:`MIN_ALONE`), the
+    distance of the means of all spikes has to be that of two neurons instead.
 
     Parameters
     ----------
@@ -177,11 +186,24 @@ def are_two(
         nearest, for groups of at least :data:`MIN_IN_CELLS` spikes; smaller ones may never have been recorded at the
         same displacement by chance.
     """
+    differ = partial(_differ, time_derivative=time_derivative, rolled=rolled, max_limit=max_limit)
+    if not differ(a, b):
+        return False
+    overlapped = [group.conditions.overlapped for group in (a, b)]
+    if not any(map(np.any, overlapped)):
+        return True
+    alone = [group.at(~of) for group, of in zip((a, b), overlapped, strict=True)]
+    share = [some.n / group.n for some, group in zip(alone, (a, b), strict=True)]
+    if min(some.n for some in alone) < MIN_IN_CELLS or min(share) < MIN_ALONE * max(share):
+        return _are_distant(a, b)
+    return differ(*alone)
+
+
+def _differ(a: Group, b: Group, *, time_derivative: Tensor | None, rolled: Sequence[Tensor], max_limit: float) -> bool:
+    """Whether two groups of spikes, overlapped or not, come from two neurons: see :func:`are_two`."""
     known = [group.at(~np.isnan(group.conditions.displacement_um)) for group in (a, b)]
-    share = [some.n / group.n for some, group in zip(known, (a, b), strict=True)]
-    too_few = any(some.n < min(MIN_IN_CELLS, 0.5 * group.n) for some, group in zip(known, (a, b), strict=True))
-    if too_few or min(share) < MIN_KNOWN_SHARE * max(share):
-        return distance(a.features, b.features, np.zeros(a.n, np.int64), np.zeros(b.n, np.int64)) > CONTINUING_BELOW
+    if any(some.n < min(MIN_IN_CELLS, 0.5 * group.n) for some, group in zip(known, (a, b), strict=True)):
+        return _are_distant(a, b)
     a, b = known
     mean_a, mean_b = a.features.mean(0), b.features.mean(0)
     if cosine(mean_a, mean_b) < MIN_SIMILARITY:
@@ -210,6 +232,11 @@ def are_two(
         x, y = nearest_means(a.features, b.features, *ranges)
         limit = min(limit + per_um * width_um * abs(x.range - y.range), max_limit)
     return distance(a.features, b.features, *ranges) > limit
+
+
+def _are_distant(a: Group, b: Group) -> bool:
+    """Whether the means of all spikes are, wherever the tissue was."""
+    return distance(a.features, b.features, np.zeros(a.n, np.int64), np.zeros(b.n, np.int64)) > CONTINUING_BELOW
 
 
 def _without(vector: Tensor, directions: Tensor) -> Tensor:

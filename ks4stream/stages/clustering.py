@@ -61,7 +61,7 @@ class Circumstances(Portable):
             moved_um[np.ptp(around, axis=1) > FAST_UM] = np.nan
             displacement_um = moved_um[tiling.tile_of(sample)].astype(np.float32)
         elapsed = (sample - tiling.start) / max(tiling.stop - tiling.start, 1)
-        return Conditions(sample, displacement_um, elapsed, self.sampling_rate_hz)
+        return Conditions(sample, displacement_um, elapsed, np.zeros(len(sample), bool), self.sampling_rate_hz)
 
 
 class ClusterMethod(Protocol):

@@ -54,9 +54,11 @@ MIN_PEAKED_MARGIN, PEAKED = 1.0, 1.6
 ratio is 1 if scores fall exponentially from the threshold, as those of background do, and 1.62 if they are normally
 distributed and the threshold is one standard deviation below their mean."""
 OVERLAPPING_FROM, OVERLAPPING_CHANNELS = 6.0, 0.4
-"""A spike overlaps others that are less than a quarter of a waveform from it, have a score of at least 6, and the
-channels of whose template are at least 0.4 of its own."""
-OVERLAP_BYTES = 150  # per spike of the largest region: times and templates in the regions around it, and their order
+"""A spike overlaps others that are less than a quarter of a waveform from it, have a score of at least 6, and whose
+template has at least 0.4 of its channels."""
+OVERLAP_BYTES = 150
+"""Per spike of the largest region, around which others have fewer: times and templates of the spikes that may overlap
+its own, their order, and themselves in that order."""
 EXAMPLES = 500  # maximum number of spikes of a cluster that are compared with those of other clusters
 SECONDS_PER_SPIKE, MIN_SPIKES, ENOUGH_SPIKES = 3.0, 5, 20
 """A template or a unit has at least one spike in three seconds of recording, but never fewer than 5; 20 always
@@ -143,7 +145,7 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
         n_channels, device = self.probe.n_channels, self.cluster.device
         scattered = scattered_rows(features, template, spikes.template_channels, union, n_channels, device)
         conditions = self.circumstances.of(sample, float(self.probe.y_um[own[:, 0]].mean()))
-        conditions = conditions.without(self._overlapped(item, sample, template))
+        conditions = conditions._replace(overlapped=self._overlapped(item, sample, template))
         label = self.cluster(scattered, conditions, components=torch.from_numpy(self.waveforms.components))
         mean, _ = cluster_means(scattered, label, np.ones(len(label)))
         columns = {"sample": sample, "template": template, "row": self._row_in_files(item)[rows], "score": score}
@@ -164,15 +166,16 @@ class ClusterSpikes(Stage[int, RegionClusters, list[RegionClusters]]):
         has = np.zeros((len(spikes.template_channels), self.probe.n_channels + 1), np.float32)
         np.put_along_axis(has, spikes.template_channels, 1.0, axis=1)
         has = has[:, :-1]  # the last column is that of padding
-        common = has @ has.T
-        is_near = common >= OVERLAPPING_CHANNELS * common.diagonal()[:, None]
-        regions = np.unique(spikes.region_of[is_near[spikes.region_of == region].any(axis=0)])
+        own = np.flatnonzero(spikes.region_of == region)
+        is_near = np.zeros((len(has), len(has)), bool)
+        is_near[own] = has[own] @ has.T >= OVERLAPPING_CHANNELS * has[own].sum(axis=1, keepdims=True)
         parts = []
-        for near in regions.tolist():
+        for near in np.unique(spikes.region_of[is_near.any(axis=0)]).tolist():
             rows = spikes.counted(near)
             columns = [pick_region(spikes.receipts, name, near, rows) for name in ("sample", "template", "score")]
             parts.append([column[columns[2] >= OVERLAPPING_FROM] for column in columns[:2]])
         other_sample, other_template = (np.concatenate(column) for column in zip(*parts, strict=True))
+        del parts, columns
         order = np.argsort(other_sample, kind="stable")
         return are_overlapped(
             sample,

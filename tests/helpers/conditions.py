@@ -16,4 +16,4 @@ def still(n: int, *, sample: NDArray[np.int64] | None = None) -> Conditions:
         seconds = max(n, 1) / 10
         sample = np.sort(np.random.default_rng(n).integers(0, round(seconds * RATE_HZ), n))
     elapsed = sample / (sample[-1] + 1) if n else np.zeros(0)
-    return Conditions(sample, np.zeros(n, np.float32), elapsed, RATE_HZ)
+    return Conditions(sample, np.zeros(n, np.float32), elapsed, np.zeros(n, bool), RATE_HZ)

@@ -149,6 +149,7 @@ def test_a_regions_spikes_are_written_by_cluster_with_their_place_in_the_blocks(
         "features": pytest.approx([0.05, 1.3]),
         "displacement_um": [0, 0],
         "elapsed": [0.025, 0.65],
+        "overlapped": [False, False],
     }
 
 
@@ -170,8 +171,7 @@ def test_spikes_that_overlap_others_of_any_region_are_not_to_be_compared(tmp_pat
     assert left_out([[], []], [[0, 1, 2], [2, 3, -1]]) == [False, False, False]  # a third of the channels
     assert left_out([[], []], [[0, 1, -1], [1, 2, 3]]) == [False, True, False]  # a half
     clustering = replace(clustering_of(in_blocks(receipts, [0, 100], [[], []])), waveforms=waveforms)
-    unknown = np.isnan(read_column(clustering.task(0, tmp_path).examples, "displacement_um"))
-    assert unknown.tolist() == [False, True, False]
+    assert read_column(clustering.task(0, tmp_path).examples, "overlapped").tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("n_regions", [1, 2])
@@ -271,6 +271,7 @@ class Table:
                 "template": np.full(n, template, np.int32),
                 "features": noisy.astype(np.float32),
                 "displacement_um": np.full(n, displacement_um, np.float32),
+                "overlapped": np.zeros(n, bool),
                 "elapsed": sample / 3e6,
             }
         )
@@ -490,6 +491,7 @@ def units_of(folder: Path, trains: list[NDArray[np.int64]], features: NDArray[np
     columns = {"sample": sample, "score": np.full(len(sample), 30, np.float32)}
     examples = {
         **{name: sample * 0 for name in ("displacement_um", "elapsed", "template")},
+        "overlapped": np.zeros(len(sample), bool),
         "sample": sample,
         "features": np.zeros((len(sample), 1, 1), np.float32),
     }
