@@ -25,10 +25,10 @@ TOGETHER_RATE, TOGETHER_CHANCE = 0.25, 0.01
 """The second condition for two neurons: so many pairs would be improbable (chance) if pairs were at this share of the
 rate at longer lags, or within bursts, if it is higher there."""
 
-GHOST_SHARE, CERTAIN_SHARE = 0.5, 0.8
+GHOST_SHARE = 0.5
 """Share of a unit's spikes that coincide with those of a larger unit at one lag, from which it is what matching left of
 that unit's waveform. Neurons that fire together because of synapses or gap junctions share fewer spikes, and
-jitter more. The second one is for units that are so far apart that nothing else suggests it."""
+jitter more."""
 GHOST_LAG_MS, GHOST_JITTER_MS = 1.0, 0.07  # maximum lag, and maximum deviation from it
 
 AreTwo = Callable[["GrowingUnit", "GrowingUnit", int], bool]

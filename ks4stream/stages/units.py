@@ -72,9 +72,7 @@ FEW, NEAR_THRESHOLD, BURSTS, GHOST = (
     "ghosts: spikes coincide with those of a larger unit",
 )
 """Why clusters are no units."""
-GHOST_REACH_UM, CERTAIN_REACH_UM = 200.0, 400.0
-"""Distance from a unit at which what matching left of its waveform may be found; and farther away, where it may be if
-the common reference carries it, and nearly all of its spikes coincide."""
+GHOST_REACH_UM = 200.0  # distance from a unit at which what matching left of its waveform may be found
 HUGE, FAR_GHOST = 50.0, 0.5
 """Units with a norm of more than 50 standard deviations have ghosts of less than half of it at any distance: the
 common reference has a part of their spikes."""
@@ -476,18 +474,15 @@ class Merge(Step[Units]):
         ghosts = np.zeros(len(stays), bool)
         units = np.flatnonzero(stays)
         for unit in units[np.argsort(size[units], kind="stable")].tolist():
-            apart_um = np.hypot(*(position[units] - position[unit]).T)
-            near = apart_um <= GHOST_REACH_UM
+            near = np.hypot(*(position[units] - position[unit]).T) <= GHOST_REACH_UM
             near |= (size[units] > HUGE**2) & (size[unit] < FAR_GHOST**2 * size[units])
             train = merging.joined_train(clusters, merged.lags_of(unit))
-            least = np.where(near, merging.GHOST_SHARE, merging.CERTAIN_SHARE)
-            enough = 2 * n_spikes[units] >= least * len(train)  # others cannot coincide with so many
-            compared = (near | (apart_um <= CERTAIN_REACH_UM)) & enough & (size[units] > size[unit])
-            for other, limit in zip(units[compared].tolist(), least[compared].tolist(), strict=True):
+            enough = 2 * n_spikes[units] >= merging.GHOST_SHARE * len(train)  # others cannot coincide with half of it
+            for other in units[near & enough & (size[units] > size[unit])].tolist():
                 share = merging.coincident_share(
                     train, merging.joined_train(clusters, merged.lags_of(other)), self.sampling_rate_hz
                 )
-                if share >= limit:
+                if share >= merging.GHOST_SHARE:
                     ghosts[unit] = True
                     logger.info(
                         "A unit of %d spikes at %.0f, %.0f µm is left out: %.0f %% of its spikes coincide with those "
