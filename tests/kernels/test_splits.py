@@ -717,7 +717,7 @@ def test_a_part_of_a_neuron_that_overlaps_others_is_no_neuron() -> None:
 @pytest.mark.parametrize("n_alone", range(5, 21))
 def test_a_small_neuron_some_of_whose_spikes_overlap_others_stays_one(n_alone: int) -> None:
     """Of 20 spikes. Its waveform differs by 0.7 of the norm, whether spikes or their means are compared."""
-    whole = torch.cat([noise(400, 48) + SIZE * axis(0), noise(20, 49) + SIZE * (axis(0) + 0.75 * axis(1))])
+    whole = torch.cat([noise(400, 48) + SIZE * axis(0), noise(20, 49) + SIZE * (axis(0) + axis(1))])
     overlapped = np.r_[np.arange(400) >= 20 * n_alone, np.arange(20) >= n_alone]
     a, b = parts(group(whole, overlapped=overlapped), np.arange(420) >= 400)
     assert are_two(a, b) and are_two(b, a)

@@ -153,23 +153,23 @@ def test_a_regions_spikes_are_written_by_cluster_with_their_place_in_the_blocks(
     }
 
 
-def test_spikes_that_overlap_others_of_any_region_are_not_to_be_compared(tmp_path: Path) -> None:
+def test_spikes_overlap_others_of_any_region(tmp_path: Path) -> None:
     """Within a quarter of a waveform of 20 samples. Scores are times, and those of less than 6 do not count."""
     waveforms = Waveforms(*(np.full((1, 20), 20**-0.5, np.float32),) * 2)
     times, regions = [5, 10, 60, 65, 100, 106], [1, 0, 0, 1, 0, 1]
     receipts = [block(tmp_path, "a", times[:4], regions[:4]), block(tmp_path, "b", times[4:], regions[4:])]
 
-    def left_out(dropped: list[list[int]], template_channels: list[list[int]]) -> list[bool]:
+    def overlapped(dropped: list[list[int]], template_channels: list[list[int]]) -> list[bool]:
         """Of the spikes at 10, 60 and 100."""
         spikes = replace(in_blocks(receipts, [0, 100], dropped), template_channels=np.array(template_channels))
         clustering = replace(clustering_of(spikes), waveforms=waveforms, probe=simulate.linear_probe(4))
         found: list[bool] = clustering._overlapped(0, np.array([10, 60, 100]), np.zeros(3, np.int32)).tolist()
         return found
 
-    assert left_out([[], []], [[0], [0]]) == [False, True, False]
-    assert left_out([[3], []], [[0], [0]]) == [False, False, False]  # the spike at 65 does not count
-    assert left_out([[], []], [[0, 1, 2], [2, 3, -1]]) == [False, False, False]  # a third of the channels
-    assert left_out([[], []], [[0, 1, -1], [1, 2, 3]]) == [False, True, False]  # a half
+    assert overlapped([[], []], [[0], [0]]) == [False, True, False]
+    assert overlapped([[3], []], [[0], [0]]) == [False, False, False]  # the spike at 65 does not count
+    assert overlapped([[], []], [[0, 1, 2], [2, 3, -1]]) == [False, False, False]  # a third of the channels
+    assert overlapped([[], []], [[0, 1, -1], [1, 2, 3]]) == [False, True, False]  # a half
     clustering = replace(clustering_of(in_blocks(receipts, [0, 100], [[], []])), waveforms=waveforms)
     assert read_column(clustering.task(0, tmp_path).examples, "overlapped").tolist() == [False, True, False]
 
