@@ -20,7 +20,7 @@ from ks4stream.results import Waveforms
 from ks4stream.settings import Settings
 from ks4stream.sorter import prepare, started
 from ks4stream.stages.base import Run
-from ks4stream.stages.needs import Load
+from ks4stream.stages.needs import Load, kept_bytes
 from ks4stream.stages.preprocessing import tiling_of
 from ks4stream.stages.waveforms import MAX_SNIPPETS, LearnWaveforms
 from ks4stream.stages.whitening import LearnWhitening
@@ -59,14 +59,15 @@ def calibrate(recording: Recording, settings: Settings, *, device: str) -> Excer
     RecordingError
         If they have no spikes.
     """
-    n_batches = len(tiling_of(recording, settings))
+    tiling = tiling_of(recording, settings)
+    n_batches, keep_traces = len(tiling), kept_bytes(tiling, recording.n_channels, device) > 0  # as a sort of all does
     wanted = min(max(CHANNEL_BATCHES // recording.n_channels, MIN_BATCHES), MAX_BATCHES)
     step = settings.batch_downsampling * -(-n_batches // wanted)
     settings = settings.replace(batch_downsampling=step)
     began = time.perf_counter()
     with silent():  # a sort emits these warnings, if they hold for the whole recording
         # On a GPU, what only the first use takes does not count.
-        found = [_sorted(recording, settings, device) for _ in range(1 if device == "cpu" else 2)][-1]
+        found = [_sorted(recording, settings, device, keep_traces) for _ in range(1 if device == "cpu" else 2)][-1]
     if found is None:
         raise RecordingError(
             f"No spikes were found in {n_batches // -(-n_batches // wanted)} batches of {recording.name}, so that they "
@@ -76,7 +77,7 @@ def calibrate(recording: Recording, settings: Settings, *, device: str) -> Excer
     return Excerpt(found, len(tiling_of(recording, settings)), time.perf_counter() - began)
 
 
-def _sorted(recording: Recording, settings: Settings, device: str) -> Measured | None:
+def _sorted(recording: Recording, settings: Settings, device: str, keep_traces: bool) -> Measured | None:
     """Sort all batches.
 
     So few do not tell whether the tissue moves by less than a bin of depth; that is then taken as unknown.
@@ -84,7 +85,8 @@ def _sorted(recording: Recording, settings: Settings, device: str) -> Measured |
     began = time.perf_counter()
     with ExitStack() as stack:
         tiles = prepare(recording, settings, device=device)
-        run = stack.enter_context(started(tiles, settings, Resources(device=device), None, client="loop"))
+        resources = Resources(device=device)
+        run = stack.enter_context(started(tiles, settings, resources, None, client="loop", keep_traces=keep_traces))
         learn = _LearnAtOnce(settings, tiles.with_whitening(run.do(LearnWhitening(settings, tiles))))
         sorting = find_units(run, tiles, settings, known_waveforms=run.do(learn))
         writing = time.perf_counter()

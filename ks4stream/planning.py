@@ -21,6 +21,7 @@ from ks4stream import deploy, rates, timing
 from ks4stream.deploy import PYTHON_BYTES, SPIKES_PER_CHANNEL_HZ, needs_of
 from ks4stream.engine import Loop, gpus
 from ks4stream.errors import MachineError, MachineWarning
+from ks4stream.io.kept_traces import has_room
 from ks4stream.io.places import ObjectPath, Place, place
 from ks4stream.messages import warn
 from ks4stream.recording import Recording
@@ -31,6 +32,7 @@ from ks4stream.stages.matching import Match
 from ks4stream.stages.needs import CUDA_BYTES, Load, Needs
 from ks4stream.stages.preprocessing import tiling_of
 from ks4stream.stages.waveforms import LearnWaveforms
+from ks4stream.stages.whitening import LearnWhitening
 from ks4stream.timing import Measured, Timing
 
 CLIENT_BYTES = 600 << 20  # the calling process, with Zarr, xarray and Matplotlib and what plots take
@@ -92,7 +94,7 @@ class Plan:
     fetch_bytes : int
         Bytes of the recording, if each sample is fetched once.
     read_bytes : int
-        Bytes read in all passes together.
+        Bytes read in all passes together. If the filtered traces are few, they are kept on disk, and read from there.
     client_bytes : int
         Memory of the calling process.
     scratch_bytes, results_bytes : int
@@ -357,6 +359,10 @@ def _plan(load: Load, n_workers: int, **available: Any) -> Plan:
     tile_bytes = sample_bytes * (load.tiling.size + 2 * load.tiling.halo)
     n_tasks = sum(need.n_tasks * need.passes for need in needs)
     records_bytes = sum(need.n_tasks for need in needs) * load.receipt_bytes
+    n_tiles_read = sum(need.passes * need.n_tiles_read for need in needs)
+    kept_bytes = load.kept_bytes if has_room(available["disk_bytes"], load.kept_bytes) else 0
+    if kept_bytes:  # once, besides those read before the traces that are kept can be computed
+        n_tiles_read = n_batches + LearnWhitening.needs(load).n_tiles_read
     return Plan(
         recording=recording.name,
         duration_s=load.duration_s,
@@ -373,9 +379,9 @@ def _plan(load: Load, n_workers: int, **available: Any) -> Plan:
         stages=tuple(need for need in needs if need.n_tasks),
         n_tasks=n_tasks,
         fetch_bytes=sample_bytes * n_batches * load.tiling.size,
-        read_bytes=tile_bytes * sum(need.passes * need.n_tiles_read for need in needs),
+        read_bytes=tile_bytes * n_tiles_read,
         client_bytes=CLIENT_BYTES + sum(need.client_bytes for need in needs) + load.n_blocks() * load.receipt_bytes,
-        scratch_bytes=sum(need.passes * need.scratch_bytes for need in needs) + records_bytes,
+        scratch_bytes=sum(need.passes * need.scratch_bytes for need in needs) + records_bytes + kept_bytes,
         results_bytes=load.n_spikes * (RESULT_COPIES * 4 * load.n_features + RESULT_BYTES),
         n_workers=n_workers,
         **available,

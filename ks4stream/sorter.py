@@ -24,6 +24,7 @@ from ks4stream.blanks import given_spans
 from ks4stream.deploy import client_for, engine_for
 from ks4stream.engine import Engine, Progress, gpus, no_progress, one_thread, tell
 from ks4stream.errors import ResultsError
+from ks4stream.io import kept_traces
 from ks4stream.io.places import ObjectPath, Place, place
 from ks4stream.io.recording_cache import cached, ending, forget
 from ks4stream.io.run_store import RunStore, open_store
@@ -41,7 +42,7 @@ from ks4stream.resources import Resources
 from ks4stream.results import Drift, Provenance, Sorting
 from ks4stream.run import Run
 from ks4stream.settings import Settings
-from ks4stream.stages.needs import Load
+from ks4stream.stages.needs import Load, kept_bytes
 from ks4stream.stages.preprocessing import Preprocessor, dead_channels, tiling_of
 from ks4stream.timing import measured
 
@@ -222,11 +223,13 @@ def started(
     fresh: bool = False,
     token: str = "",
     progress: Progress = no_progress,
+    keep_traces: bool = True,
 ) -> Iterator[Run]:
     """A run in which steps can be computed, as long as it is entered: its store is locked, and its workers are there.
 
     `client` is what :func:`client_for` returned when the device was chosen (by default it is called now); `token` is
-    that of :func:`run_store`.
+    that of :func:`run_store`. With `keep_traces`, filtered traces are kept on disk
+    if they are few.
 
     Raises
     ------
@@ -238,6 +241,9 @@ def started(
     with ExitStack() as stack:
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(tiles, results_dir, fresh=fresh, token=token))
+        n_bytes = keep_traces * kept_bytes(tiles.tiling, tiles.probe.n_channels, tiles.device)
+        if n_bytes:
+            kept_traces.make_folder(store.folder, n_bytes)
         client = client_for(resources) if client is ... else client
         engine = engine_for(tiles.recording, settings, resources, tiles.device, progress, client=client)
         yield Run(

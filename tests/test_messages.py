@@ -168,7 +168,7 @@ def test_threads_that_fetch_and_read_ahead_are_heard_by_their_sort(tmp_path):
         settings = Settings(batch_size=10_000)
         reader = Preprocessor(recording, tiling_of(recording, settings), settings)
         with messages.listening() as own:
-            for _ in reader.read_ahead(list(reader.tiling)):
+            for _ in reader.read_ahead(list(reader.tiling), tmp_path):
                 recording.read(0, 1000)
         assert source.heard == {(own,)}
 

@@ -97,6 +97,15 @@ def test_a_crop_and_no_drift_are_less():
     assert part.client_bytes < whole.client_bytes
 
 
+def test_traces_of_a_short_recording_are_kept_on_disk_and_read_once():
+    settings = Settings(nblocks=0)
+    (longer, shorter), kept = (plan(recording_of(hours=hours), settings, **ROOMY) for hours in (0.16, 0.14)), 4 * 32 + 1
+    assert longer.read_bytes > 2 * longer.fetch_bytes
+    assert 1.0 < shorter.read_bytes / shorter.fetch_bytes < 1.2, "whitening reads some batches before"
+    samples = 0.14 * 3600 * RATE_HZ
+    assert kept * samples < shorter.scratch_bytes - longer.scratch_bytes * 14 / 16 < 1.1 * kept * samples
+
+
 def test_more_channels_or_longer_batches_need_more_memory():
     few, many, long = (
         plan(recording_of(n_channels), Settings(batch_size=size), **ROOMY)

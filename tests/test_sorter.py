@@ -24,6 +24,7 @@ from ks4stream.deploy import engine_for, fitting_workers
 from ks4stream.engine import cluster
 from ks4stream.engine.cluster import local_client
 from ks4stream.errors import BadChannelWarning, FewSpikesWarning, Ks4StreamWarning, SettingsError
+from ks4stream.io import kept_traces
 from ks4stream.io.recordings import open_recording
 from ks4stream.io.records import key_of
 from ks4stream.io.store import load_sorting
@@ -41,7 +42,7 @@ from ks4stream.results import Provenance, Sorting
 from ks4stream.scoring import score
 from ks4stream.settings import Settings
 from ks4stream.sorter import sort
-from ks4stream.stages import clustering
+from ks4stream.stages import clustering, needs
 from ks4stream.stages.preprocessing import Preprocessor, tiling_of
 
 pytestmark = pytest.mark.slow  # whole sorts
@@ -171,6 +172,19 @@ def test_the_same_bytes_where_memory_holds_few_rows(
     found = quiet_sort(case.recording, BEGINNING, block_batches=1)
     assert {function.__module__ for function in smaller} == {m.__name__ for m in (detection, graph, matching)}
     assert_same_bytes(found, beginning)
+
+
+def test_the_same_bytes_whether_or_not_traces_are_kept(
+    case: Case, beginning: Sorting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, found = kept_traces.read, []
+    monkeypatch.setattr(kept_traces, "read", lambda *arrays: found.append(read(*arrays)) or found[-1])
+    quiet_sort(case.recording, BEGINNING, block_batches=2)
+    assert found.count(True) > found.count(False) == 6, "each batch is computed once"
+    found.clear()
+    monkeypatch.setattr(needs, "KEPT_BYTES", 0)
+    assert_same_bytes(quiet_sort(case.recording, BEGINNING, block_batches=2), beginning)
+    assert not found
 
 
 @pytest.mark.parametrize("from_spikes", [0, clustering.GPU_FROM_SPIKES])

@@ -30,6 +30,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from ks4stream.errors import DamagedFileError, Ks4StreamError, ResultsError
 from ks4stream.io.atomic import DRAFT, atomic_write, explain_write_errors
+from ks4stream.io.kept_traces import SCRATCH
 from ks4stream.io.objects import UnconditionalError, Version, Versioned, listing, read_versioned, write_bytes, write_if
 from ks4stream.io.places import ObjectPath, Place, below, read_whole, remove, size_of
 from ks4stream.io.records import converted, key_of, read_record, write_record
@@ -39,7 +40,7 @@ from ks4stream.messages import hand_on, listeners, warn
 from ks4stream.method import METHOD_VERSION
 
 FORMAT = "ks4stream.Run/1"
-MANIFEST, LOCK, SCRATCH = "manifest.json", "lock", "scratch"
+MANIFEST, LOCK = "manifest.json", "lock"
 RENEWED_S, LOOKED_S, LEASE_S, SETTLED_S = 20.0, 2.0, 120.0, 3.0  # see ObjectLock
 RELEASED_S = 10.0  # how long the end of a sort waits for its lock to be released
 FREE = b"free"  # content of a lock that nobody holds

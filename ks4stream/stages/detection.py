@@ -79,7 +79,7 @@ class Detect(Stage[Block, Receipt, Peaks]):
 
     def task(self, item: Block, folder: Place) -> Receipt:
         """Detect the peaks of a block and write them with their features, grouped by region."""
-        tiles = [self._rows(tile) for tile in self.tiles.read_ahead(item)]
+        tiles = [self._rows(tile) for tile in self.tiles.read_ahead(item, folder)]
         columns = {name: np.concatenate([tile[name] for tile in tiles]) for name in tiles[0]}
         region = self.regions.of_centre[columns["centre"]]
         path = folder / f"peaks-{item[0].index:08d}-{item[-1].index:08d}.rows"

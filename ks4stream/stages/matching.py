@@ -127,7 +127,7 @@ class Match(Pursuit[Matched, Spikes]):
 
     def task(self, item: Block, folder: Place) -> Matched:
         """Match a block and write its spikes, with features, grouped by the region of their template."""
-        found = [self._in_tile(tile) for tile in self.tiles.read_ahead(item)]
+        found = [self._in_tile(tile) for tile in self.tiles.read_ahead(item, folder)]
         tiles = [of_tile.rows for of_tile in found]
         for i in range(1, len(item)):
             if item[i - 1].stop == item[i].start:  # otherwise batches between the two are not sorted

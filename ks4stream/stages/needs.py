@@ -34,6 +34,9 @@ CUDA_BYTES = 600 << 20  # used by CUDA and cuFFT themselves
 COPIES = 4  # of the rows of a block at the end of its task: by tile, joined, by region, and as they are written
 SPIKE_BYTES = 20  # per row besides its features: sample, template or centre, depth, score
 ROWS_PER_SPIKE = 2.0  # peaks, or spikes, above the lowest threshold per one that counts, if the data set thresholds
+KEPT_BYTES = 2 << 30
+"""Of filtered traces, which several stages need, kept on disk: those of 9 minutes of 32 channels. They are computed
+again for each stage if the recording is longer."""
 RECORD_BYTES = 4096  # per record of a task, besides what grows with the number of regions
 
 
@@ -79,6 +82,15 @@ class Needs:
     remedies: tuple[str, ...] = ()
     writes_blocks: bool = False
     work: float = 0.0
+
+
+def kept_bytes(tiling: Tiling, n_channels: int, device: str) -> int:
+    """Bytes of the filtered traces of all tiles, with a mask of blanked samples, if they are to be kept; otherwise 0.
+
+    They are not if they are too many, or computed on a GPU, which takes less time than copying them from there.
+    """
+    n_bytes = (4 * n_channels + 1) * (tiling.size + 2 * tiling.halo) * len(tiling)
+    return n_bytes if device == "cpu" and n_bytes <= KEPT_BYTES else 0
 
 
 @dataclass(frozen=True)
@@ -177,6 +189,11 @@ class Load:
     def receipt_bytes(self) -> int:
         """Bytes that a task on a block returns: number of rows, and checksums of six columns, by region."""
         return 8 * 7 * len(self.regions) + RECORD_BYTES
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of filtered traces that are kept on disk."""
+        return kept_bytes(self.tiling, self.n_channels, self.device)
 
     @property
     def detections(self) -> int:

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch import Tensor
 from ks4stream import geometry
 from ks4stream.blocks import Tile, Tiling
 from ks4stream.errors import BadChannelWarning, ProbeError, RecordingError, SettingsError
+from ks4stream.io import kept_traces
+from ks4stream.io.places import Place
 from ks4stream.kernels import artifacts as artifact_kernels
 from ks4stream.kernels import drift as drift_kernels
 from ks4stream.kernels import preprocessing as kernels
@@ -52,6 +55,14 @@ def tiling_of(recording: Recording, settings: Settings) -> Tiling:
     reach = kernels.highpass_reach(sampling_rate_hz=rate, cutoff_hz=settings.highpass_cutoff)
     halo = reach + settings.nt // 2 + MATCHING_REACH_WAVEFORMS * settings.nt
     return Tiling.by_settings(settings, n_samples=recording.n_samples, sampling_rate_hz=rate, halo=halo)
+
+
+@dataclass
+class _AtHand:
+    """What a task has of tiles before it asks for them: those being read ahead, by index, and where some are kept."""
+
+    ahead: dict[int, Future[Tensor]] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,26 +131,43 @@ class Preprocessor(Portable):
         """The samples a tile owns, as a slice of its traces."""
         return slice(tile.halo, tile.halo + tile.stop - tile.start)
 
-    def read_ahead(self, tiles: Sequence[Tile]) -> Iterator[Tile]:
-        """Yield the tiles; while one is processed, the next one is read."""
+    def read_ahead(self, tiles: Sequence[Tile], folder: Place) -> Iterator[Tile]:
+        """Yield the tiles of a task; while one is processed, the next one is read.
+
+        `folder` is the one of the task's stage. If the run keeps traces, those that are kept beside it are not read
+        from the recording, and the others are added to them.
+        """
+        at_hand = self._at_hand
+        at_hand.folder = kept_traces.folder_for(folder)
         with ThreadPoolExecutor(1, "ks4stream-reader", hand_on, (listeners(),)) as reader:
             try:
                 for tile, following in zip_longest(tiles, tiles[1:]):
-                    if following is not None:
-                        self._ahead[following.index] = reader.submit(self._read, following)
+                    if following is not None and not self._is_kept(following):
+                        at_hand.ahead[following.index] = reader.submit(self._read, following)
                     yield tile
             finally:
-                for tile in tiles:
-                    self._ahead.pop(tile.index, None)
+                at_hand.ahead.clear()
+                at_hand.folder = None
 
     @cached_property
-    def _ahead(self) -> dict[int, Future[Tensor]]:
-        """Tiles being read ahead, by index."""
-        return {}
+    def _at_hand(self) -> _AtHand:
+        return _AtHand()
+
+    def _kept(self, tile: Tile) -> Path | None:
+        """File for the referenced traces of a tile; None if they are not kept.
+
+        Before the noise is known, other artifacts may be found in them.
+        """
+        folder = self._at_hand.folder
+        return None if folder is None or self._noise is None else folder / f"{tile.index}.traces"
+
+    def _is_kept(self, tile: Tile) -> bool:
+        path = self._kept(tile)
+        return path is not None and path.exists()
 
     def raw(self, tile: Tile) -> Tensor:
         """Traces of the file in the probe's channel order (c, t): scaled, shifted and inverted as the settings say."""
-        reading = self._ahead.pop(tile.index, None)
+        reading = self._at_hand.ahead.pop(tile.index, None)
         samples = (reading.result() if reading else self._read(tile)).to(self.device, non_blocking=True)
         mapped = self._chan_map
         samples = (samples[:, mapped] if isinstance(mapped, slice) else samples.index_select(1, mapped)).T
@@ -162,7 +190,14 @@ class Preprocessor(Portable):
 
     def referenced(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Filtered, referenced and blanked traces (c, t), and a mask of the blanked samples (t,)."""
+        path = self._kept(tile)
+        if path is not None:
+            traces, blank = torch.empty(self.probe.n_channels, tile.length), torch.empty(tile.length, dtype=torch.bool)
+            if kept_traces.read(path, traces.numpy(), blank.numpy()):
+                return traces, blank
         traces, blank, _ = self.measured(tile)
+        if path is not None:
+            kept_traces.write(path, traces.numpy(), blank.numpy())
         return traces, blank
 
     def measured(self, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:

@@ -84,7 +84,7 @@ class SetThresholds(Pursuit[MatchedTiles, Thresholds]):
     def task(self, item: Block, folder: Place) -> MatchedTiles:
         """Match a block down to the lowest scores, and write the spikes."""
         parts, scores, templates = [], [], []
-        for tile in self.tiles.read_ahead(item):
+        for tile in self.tiles.read_ahead(item, folder):
             traces, blank = self.tiles.whitened(tile)
             spikes = self.matched(traces, tile)
             own = self.owned(tile, spikes, blank)

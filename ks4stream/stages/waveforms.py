@@ -86,7 +86,7 @@ class LearnWaveforms(Stage[Block, Snippets, Waveforms]):
 
     def task(self, item: Block, folder: Place) -> Snippets:
         """Cut out the waveforms of the isolated peaks of each tile."""
-        return [self._cut(tile) for tile in self.tiles.read_ahead(item)]
+        return [self._cut(tile) for tile in self.tiles.read_ahead(item, folder)]
 
     def _cut(self, tile: Tile) -> NDArray[np.float32]:
         nt = self.settings.nt

@@ -63,7 +63,7 @@ class LearnWhitening(Stage[Block, list[Measured], Whitening]):
 
     def task(self, item: Block, folder: Place) -> list[Measured]:
         """The covariance and the noise of the core of each tile."""
-        return [self._measured(tile) for tile in self.tiles.read_ahead(item)]
+        return [self._measured(tile) for tile in self.tiles.read_ahead(item, folder)]
 
     def _measured(self, tile: Tile) -> Measured:
         traces, blank, noise = self.tiles.measured(tile)

@@ -52,7 +52,7 @@ class Widen(Pursuit[BlockSums, Templates]):
     def task(self, item: Block, folder: Place) -> BlockSums:
         """Match a block, and sum the features of its large spikes on many channels."""
         totals = self._no_sums()
-        for tile in self.tiles.read_ahead(item):
+        for tile in self.tiles.read_ahead(item, folder):
             traces, blank = self.tiles.whitened(tile)
             spikes = self.matched(traces, tile)
             residual = kernels.subtract(traces, spikes, self.prepared)

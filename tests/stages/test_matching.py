@@ -60,7 +60,9 @@ def spikes(folder: Path, given: list[tuple[int, int, int, int]], tail: int, step
     """What counts in the end: samples, templates and numbers, in order."""
     tiling = Tiling.of(n_samples=6 * SIZE + tail, size=SIZE, halo=NT, shortest=NT, step=step)
     probe = linear_probe(N_UNITS)
-    tiles: Any = SimpleNamespace(tiling=tiling, read_ahead=lambda block: block, probe=probe, sampling_rate_hz=30_000.0)
+    tiles: Any = SimpleNamespace(
+        tiling=tiling, read_ahead=lambda block, folder: block, probe=probe, sampling_rate_hz=30_000.0
+    )
     tiles.without_signal = np.zeros(0, np.int64)
     each = np.eye(N_UNITS, dtype=np.float32)[:, :, None]  # a template on each channel
     regions = Regions(probe.positions_um, np.zeros(N_UNITS, np.int64), np.arange(N_UNITS))

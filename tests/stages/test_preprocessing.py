@@ -15,6 +15,7 @@ import torch
 
 from ks4stream import simulate
 from ks4stream.errors import BadChannelWarning
+from ks4stream.io import kept_traces
 from ks4stream.io.recordings import open_recording
 from ks4stream.probe import Probe
 from ks4stream.recording import BaseSource
@@ -82,31 +83,84 @@ class Noted(BaseSource):
         return "noted"
 
 
-def test_the_next_tile_is_read_while_one_is_worked_on(samples: np.ndarray) -> None:
+def test_the_next_tile_is_read_while_one_is_worked_on(samples: np.ndarray, tmp_path: Path) -> None:
     source = source_of(samples)
     noted = Noted(samples, len(samples) + 1)
     ahead = replace(source, recording=replace(source.recording, source=noted))
     tiles = list(source.tiling)
-    for tile in ahead.read_ahead(tiles):
+    for tile in ahead.read_ahead(tiles, tmp_path):
         assert torch.equal(ahead.referenced(tile)[0], source.referenced(tile)[0])
         assert len(noted.reads) <= tile.index + 2  # never more than one ahead
     assert len(noted.reads) == len(tiles) == 4
     assert [mine for _, mine in sorted(noted.reads)] == [True, False, False, False]
-    assert not ahead._ahead
+    assert not ahead._at_hand.ahead
 
 
-def test_what_goes_wrong_while_reading_ahead_names_the_batch(samples: np.ndarray) -> None:
+def test_what_goes_wrong_while_reading_ahead_names_the_batch(samples: np.ndarray, tmp_path: Path) -> None:
     source = source_of(samples)
     tiles = list(source.tiling)
     noted = Noted(samples, broken_from=tiles[2].start)
     ahead = replace(source, recording=replace(source.recording, source=noted))
     done = []
     with pytest.raises(OSError, match="the disk is gone") as caught:
-        for tile in ahead.read_ahead(tiles):
+        for tile in ahead.read_ahead(tiles, tmp_path):
             ahead.referenced(tile)
             done.append(tile.index)
     assert caught.value.__notes__[0].startswith(f"Raised while reading batch {len(done)}, samples ")
-    assert not ahead._ahead
+    assert not ahead._at_hand.ahead
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """Folder of a stage, beside which traces are kept."""
+    (tmp_path / "run" / "scratch").mkdir(parents=True)
+    kept_traces.make_folder(tmp_path / "run", 1)
+    return tmp_path / "run" / "detection-0"
+
+
+def whitening_of(source: Preprocessor, noise: float) -> Whitening:
+    n_channels = source.probe.n_channels
+    known = np.full(n_channels, noise, np.float32)
+    return Whitening(np.eye(n_channels, dtype=np.float32), source.dead, noise=known)
+
+
+def test_traces_that_are_kept_are_neither_read_nor_computed_again(samples: np.ndarray, kept: Path) -> None:
+    source = source_of(samples, blank=[[9000, 9100]])
+    tiles = list(source.tiling)
+    source = source.with_whitening(whitening_of(source, 15.0))
+    expected = [source.whitened(tile) for tile in tiles]
+    assert expected[1][1].any()
+    for block in (tiles[1:3], tiles):  # the first task keeps two tiles, the second one uses them and keeps the others
+        noted = Noted(samples, len(samples) + 1)
+        there = {int(path.stem) for path in kept_traces.folder_for(kept).iterdir()}
+        some = replace(source, recording=replace(source.recording, source=noted))
+        for tile in some.read_ahead(block, kept):
+            for found, wanted in zip(some.whitened(tile), expected[tile.index], strict=True):
+                assert torch.equal(found, wanted)
+        assert len(noted.reads) == len({tile.index for tile in block} - there)
+    assert len(there) == 2
+    noted = Noted(samples, 0)  # reads nothing
+    moved = np.full((len(tiles), 1), 15.0, np.float32)
+    drift = Drift(moved, np.zeros(1, np.float32))
+    expected = [source.with_drift(drift, SETTINGS).whitened(tile)[0] for tile in tiles]
+    some = replace(source, recording=replace(source.recording, source=noted)).with_drift(drift, SETTINGS)
+    for tile in some.read_ahead(tiles, kept):  # what is kept is not whitened or moved yet
+        assert torch.equal(some.whitened(tile)[0], expected[tile.index])
+
+
+def test_traces_are_not_kept_before_the_noise_is_known_or_where_they_are_not_wanted(
+    samples: np.ndarray, kept: Path, tmp_path: Path
+) -> None:
+    source = source_of(samples)
+    for tile in source.read_ahead(list(source.tiling), kept):
+        source.referenced(tile)
+    source = source.with_whitening(whitening_of(source, 15.0))
+    (tmp_path / "other").mkdir()
+    for tile in source.read_ahead(list(source.tiling), tmp_path / "other"):
+        source.referenced(tile)
+    for tile in source.tiling:  # by itself, not in a task
+        source.referenced(tile)
+    assert not list(kept_traces.folder_for(kept).iterdir()) and not list((tmp_path / "other").iterdir())
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def stage(
     n_batches: int, *given: NDArray[Any], n_templates: int = 3, norm: float = 60.0, **settings: Any
 ) -> WithScores:
     tiling = Tiling.of(n_samples=n_batches * SIZE, size=SIZE, halo=200, shortest=NT)
-    tiles: Any = SimpleNamespace(tiling=tiling, read_ahead=lambda block: block)
+    tiles: Any = SimpleNamespace(tiling=tiling, read_ahead=lambda block, folder: block)
     tiles.whitened = lambda tile: (None, None)
     tiles.away_from_edges = lambda tile, sample, blank, nt: torch.ones(len(sample), dtype=torch.bool)
     templates = Templates(np.full((n_templates, 1, 1), norm, np.float32), np.ones(n_templates), np.ones(n_templates))

@@ -48,7 +48,7 @@ def stage(templates: NDArray[np.float32] = NARROW, artifact: int | None = None) 
 
     probe = linear_probe(N_CHANNELS)
     tiles: Any = SimpleNamespace(tiling=tiling, probe=probe, device="cpu", without_signal=np.zeros(0, np.int64))
-    tiles.read_ahead, tiles.whitened, tiles.moving_matrix = lambda block: block, whitened, lambda tile: None
+    tiles.read_ahead, tiles.whitened, tiles.moving_matrix = lambda block, folder: block, whitened, lambda tile: None
     tiles.away_from_edges = lambda tile, sample, blank, nt: ~near(blank, nt // 4)[sample]
     n = len(templates)
     known = Templates(templates, np.ones(n), np.full(n, np.inf, np.float32))
