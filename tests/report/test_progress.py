@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import io
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -59,7 +60,8 @@ def test_a_log_gets_one_line_per_finished_stage() -> None:
     lines = show(force_terminal=False).splitlines()
     ends = [f"{stage}: {f'{total} tasks in' if total else 'nothing left to do,'} " for stage, total in STAGES]
     assert all(line.startswith(end) for line, end in zip(lines, ends, strict=True))
-    assert all(line.endswith(" GB of memory") for line in lines)
+    ending = r" [GM]B of memory( in \d+ processes)?$"  # a worker of an earlier test may not have ended yet
+    assert all(re.search(ending, line) for line in lines)
 
 
 def test_a_long_stage_gets_a_line_each_tenth_but_not_more_often_than_each_30_seconds(clock: Clock) -> None:
