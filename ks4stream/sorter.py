@@ -228,8 +228,7 @@ def started(
     """A run in which steps can be computed, as long as it is entered: its store is locked, and its workers are there.
 
     `client` is what :func:`client_for` returned when the device was chosen (by default it is called now); `token` is
-    that of :func:`run_store`. With `keep_traces`, filtered traces are kept on disk
-    if they are few.
+    that of :func:`run_store`. With `keep_traces`, filtered traces are kept on disk if they are few.
 
     Raises
     ------

@@ -56,10 +56,10 @@ def write(path: Path, *arrays: NDArray[Any]) -> None:
 
 
 def read(path: Path, *arrays: NDArray[Any]) -> bool:
-    """Fill contiguous arrays, of the shapes that were written; returns False if there is no such file."""
+    """Fill contiguous arrays, of the shapes that were written; returns False if there is no such file to be read."""
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno()).st_size == sum(array.nbytes for array in arrays)
             return found and all(file.readinto(array.data) == array.nbytes for array in arrays)
-    except FileNotFoundError:
+    except OSError:
         return False

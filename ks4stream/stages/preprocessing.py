@@ -59,7 +59,7 @@ def tiling_of(recording: Recording, settings: Settings) -> Tiling:
 
 @dataclass
 class _AtHand:
-    """What a task has of tiles before it asks for them: those being read ahead, by index, and where some are kept."""
+    """What tasks have of tiles before they ask for them: those being read ahead, by index, and where some are kept."""
 
     ahead: dict[int, Future[Tensor]] = field(default_factory=dict)
     folder: Path | None = None
@@ -146,8 +146,8 @@ class Preprocessor(Portable):
                         at_hand.ahead[following.index] = reader.submit(self._read, following)
                     yield tile
             finally:
-                at_hand.ahead.clear()
-                at_hand.folder = None
+                for tile in tiles:  # threads may share this object: others are left as they are
+                    at_hand.ahead.pop(tile.index, None)
 
     @cached_property
     def _at_hand(self) -> _AtHand:
