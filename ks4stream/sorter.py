@@ -240,8 +240,8 @@ def started(
     with ExitStack() as stack:
         stack.enter_context(one_thread())
         store = stack.enter_context(run_store(tiles, results_dir, fresh=fresh, token=token))
-        n_bytes = keep_traces * kept_bytes(tiles.tiling, tiles.probe.n_channels, tiles.device)
-        if n_bytes:
+        n_bytes = kept_bytes(tiles.tiling, tiles.probe.n_channels, tiles.device)
+        if keep_traces and n_bytes:
             kept_traces.make_folder(store.folder, n_bytes)
         client = client_for(resources) if client is ... else client
         engine = engine_for(tiles.recording, settings, resources, tiles.device, progress, client=client)

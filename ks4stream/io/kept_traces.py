@@ -27,7 +27,7 @@ def make_folder(run: Place, n_bytes: int) -> None:
 
 
 def has_room(free_bytes: int | None, n_bytes: int) -> bool:
-    """Whether a disk has room for twice as many bytes; None if it is not known."""
+    """Whether a disk has room for twice as many bytes; assumed if `free_bytes` is not known."""
     return free_bytes is None or free_bytes >= 2 * n_bytes
 
 
@@ -42,7 +42,7 @@ def folder_for(stage: Place) -> Path | None:
 def write(path: Path, *arrays: NDArray[Any]) -> None:
     """Write contiguous arrays; the file appears when it is complete.
 
-    If that fails, for instance because the disk is full, there is no file: what was to be kept can be computed again.
+    A failed write, on a full disk for instance, is not an error and leaves no file: the traces can be computed again.
     """
     draft = path.with_suffix(f".{uuid4().hex}")  # two workers may compute the same tile at the same time
     with suppress(OSError):
@@ -56,7 +56,10 @@ def write(path: Path, *arrays: NDArray[Any]) -> None:
 
 
 def read(path: Path, *arrays: NDArray[Any]) -> bool:
-    """Fill contiguous arrays, of the shapes that were written; returns False if there is no such file to be read."""
+    """Read a file into contiguous arrays of the shapes that were written.
+
+    Returns False if the file does not exist, cannot be read, or has another size.
+    """
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno()).st_size == sum(array.nbytes for array in arrays)
