@@ -102,6 +102,11 @@ RECORDED = {  # by METHOD_VERSION
         (1.47376, 24.5939, 90.0, 31975.7, 103105.0, 135746.0, 520.897, 12.3892),
         "torch 2.13.0+cpu, numpy 2.4.6, scipy 1.17.1",
     ),
+    16: Pinned(
+        "cce0c6f468704d06",
+        (1.47376, 24.5939, 90.0, 31975.7, 103105.0, 135746.0, 520.897, 12.3892),
+        "torch 2.13.0+cpu, numpy 2.4.6, scipy 1.17.1",
+    ),
 }
 HASHED = ("sample", "unit", "template", "kept", "template_channels", "refractory")
 SUMMED = ("whitening", "waveforms", "drift", "score", "features", "y_um", "unit_features", "similarity")

@@ -17,6 +17,8 @@ from ks4stream.blocks import Tiling
 from ks4stream.io.places import Place
 from ks4stream.kernels import matching as kernels
 from ks4stream.kernels import widening
+from ks4stream.kernels.matching import TileSpikes
+from ks4stream.kernels.overlaps import are_overlapped
 from ks4stream.kernels.thresholds import LOWEST
 from ks4stream.results import Templates
 from ks4stream.stages.base import Block, Run
@@ -56,9 +58,10 @@ class Widen(Pursuit[BlockSums, Templates]):
             traces, blank = self.tiles.whitened(tile)
             spikes = self.matched(traces, tile)
             residual = kernels.subtract(traces, spikes, self.prepared)
-            spikes = spikes.at(self.owned(tile, spikes, blank) & widening.is_used(spikes))
-            features = kernels.features(residual, spikes, self.prepared)
-            sums = widening.sums_over(spikes, features, len(self.templates.features))
+            large = spikes.at(self.owned(tile, spikes, blank) & widening.is_used(spikes))
+            used = large.at(~self.in_larger(large, spikes))
+            features = kernels.features(residual, used, self.prepared)
+            sums = widening.sums_over(used, features, len(self.templates.features))
             for total, of_tile in zip(totals, sums, strict=True):
                 total += of_tile.cpu().numpy()
         return totals
@@ -75,6 +78,22 @@ class Widen(Pursuit[BlockSums, Templates]):
         grown = (wide - features).norm(dim=(1, 2)) > 0
         logger.info("%d of %d templates are on more channels now", int(grown.sum()), len(grown))
         return replace(self.templates, features=wide.numpy())
+
+    def in_larger(self, spikes: TileSpikes, among: TileSpikes) -> Tensor:
+        """Which spikes (n,) overlap those of a larger template among some (m,): they may be what it left."""
+        one, other = ([of.sample_index.cpu().numpy(), of.unit.cpu().numpy()] for of in (spikes, among))
+        reach = self.settings.nt // 4
+        return torch.from_numpy(are_overlapped(*one, *other, is_near=self.larger, reach=reach)).to(spikes.unit.device)
+
+    @cached_property
+    def larger(self) -> NDArray[np.bool_]:
+        """Which templates (columns) are larger than a template (row), and near it: (v, v)."""
+        features = torch.from_numpy(self.templates.features)
+        norm = torch.linalg.vector_norm(features, dim=(1, 2), dtype=torch.float64).numpy()
+        largest = kernels.largest_channel(features).numpy()
+        near = np.zeros((len(features), features.shape[1] + 1), bool)  # the last one is that of channel −1
+        np.put_along_axis(near, self.slots[largest], True, axis=1)
+        return near[:, largest] & (norm > norm[:, None])
 
     def _no_sums(self) -> BlockSums:
         n, _, q = self.templates.features.shape

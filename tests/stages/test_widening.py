@@ -96,6 +96,16 @@ def test_only_what_matching_leaves_is_added(tmp_path: Path) -> None:
     np.testing.assert_allclose(wide[0], NARROW[0], atol=1.0)  # 6 standard errors of 1 / √33; without matching, 8
 
 
+def test_what_a_larger_template_leaves_is_not_added_to_a_small_one(tmp_path: Path) -> None:
+    """A template that finds a part of a large neuron does not get the rest of what the neuron's template lacks."""
+    part = np.zeros((N_CHANNELS, 2), np.float32)
+    part[LARGE + 4 : LARGE + 8] = WHOLE[0, LARGE + 4 : LARGE + 8]  # norm 12.9, so that most scores are large enough
+    alone = stage(part[None]).run(RunHere(tmp_path / "alone")).features
+    beside = stage(np.stack([NARROW[0], part])).run(RunHere(tmp_path / "beside")).features
+    assert np.linalg.norm(alone[0]) > 50, "the whole neuron"
+    np.testing.assert_array_equal(beside[1], part)
+
+
 def test_without_templates_nothing_is_matched(tmp_path: Path) -> None:
     nothing = stage(NARROW[:0])
     assert nothing.items(RunHere(tmp_path)) == []
