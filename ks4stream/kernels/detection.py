@@ -4,7 +4,7 @@ The score of centre k at sample t is the largest |A[k, s, p, t]|, where A is the
 with waveform p, summed with the spatial Gaussian s as weights, in moved traces divided by the noise in the sum. B is
 computed everywhere. As no weight is negative, no score within a short bin of time is larger than the same sum over the
 largest |B| of each channel in the bin; these bounds are also computed everywhere. A is evaluated only in bins that
-might contain a local maximum above threshold. No maximum is missed.
+might contain a local maximum above threshold; everywhere, if these are many. No maximum is missed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ SUMMIT_CENTRES = 32  # neighbours, one of which is assumed to have the largest s
 SAMPLED_BINS, SIGNED_ABOVE = 16, 0.04
 """Share of a group's pairs above threshold, in every so many bins, from which bounds for each sign save more than they
 cost."""
-ROUNDING = 1e-5  # share by which bounds are raised
+SEARCHED_BELOW = 0.4
+"""Share of all pairs with a bound above threshold, from which matrix products that evaluate all of them take less
+time than the search for those that matter."""
+SAMPLES_PER_PRODUCT = ChunkSize(cpu=1 << 8, gpu=1 << 11)
+ROUNDING = 1e-5  # share by which bounds are raised, so that rounding cannot make one smaller than its score
 
 
 class Spread(NamedTuple):
@@ -40,8 +44,7 @@ class Spread(NamedTuple):
     channels : Tensor of int64, shape (c',)
         Channels used by any of them.
     weights : Tensor, shape (s · k', c')
-        Their spatial Gaussians, ordered by size first; 0 where a centre does not use a channel; slightly increased,
-        so that rounding cannot make a bound smaller than its score.
+        Their spatial Gaussians, ordered by size first; 0 where a centre does not use a channel.
     """
 
     channels: Tensor
@@ -109,7 +112,7 @@ def universal_templates(
         used, slot = channels_of.unique(return_inverse=True)
         matrix = weights_of.new_zeros(weights_of.shape[1], len(channels_of), len(used))
         matrix.scatter_add_(2, slot.expand(weights_of.shape[1], -1, -1), weights_of.transpose(0, 1))
-        spreads.append(Spread(used, matrix.flatten(0, 1) * (1 + ROUNDING)))
+        spreads.append(Spread(used, matrix.flatten(0, 1)))
     return UniversalTemplates(
         shapes=shapes,
         components=components,
@@ -210,8 +213,11 @@ def _detect_chunk(
 ) -> TilePeaks:
     matches = correlate(traces, templates.shapes, layout="ctp")  # (c, t, p)
     search = _PeakSearch(matches, templates, threshold, reach)
-    search.evaluate(search.summits())
-    search.evaluate(search.undominated())
+    if len(search.pairs) < SEARCHED_BELOW * len(search.bound):
+        search.evaluate(search.summits())
+        search.evaluate(search.undominated())
+    else:
+        search.evaluate_all(matches)
     centre, sample, value = search.candidates(first, last)
     search.evaluate(search.rivals(centre, sample, value))
     largest = search.are_largest(centre, sample, value)
@@ -264,6 +270,20 @@ class _PeakSearch:
         best = score.amax(dim=1)
         self.score.index_copy_(0, pairs, score)
         self.best.index_copy_(0, pairs, best)
+
+    def evaluate_all(self, matches: Tensor) -> None:
+        """Fill in all scores."""
+        score = self.score.view(-1, matches.shape[1])
+        of_spreads = score.split([len(of.weights) // self.templates.weights.shape[1] for of in self.templates.spreads])
+        size = SAMPLES_PER_PRODUCT.on(matches.device)
+        for spread, of_group in zip(self.templates.spreads, of_spreads, strict=True):
+            for some, found in zip(matches.split(size, dim=1), of_group.split(size, dim=1), strict=True):
+                around = some.index_select(0, spread.channels).transpose(1, 2)  # (c', p, t): for contiguous maxima
+                sums = (spread.weights @ around.flatten(1)).abs_()
+                sums = sums.view(-1, len(of_group), self.n_shapes, some.shape[1])  # (s, k', p, t)
+                largest = functools.reduce(torch.maximum, sums.unbind(0))
+                found.copy_(functools.reduce(torch.maximum, largest.unbind(1)))
+        torch.amax(self.score, dim=1, out=self.best)
 
     def _bound_waveforms(self, pairs: Tensor, bound: Tensor) -> None:
         """Fill in bounds of the given pairs that allow for one waveform, of one sign, on all channels at a time."""
@@ -414,7 +434,7 @@ def _spread(spread: Spread, largest: Tensor, templates: UniversalTemplates) -> T
     """Weighted sums over channels, the largest over all sizes: (c, …) to (k', …)."""
     sums = spread.weights @ largest.index_select(0, spread.channels).flatten(1)  # (s·k', …)
     sizes = sums.view(templates.weights.shape[1], -1, *largest.shape[1:]).unbind(0)
-    return functools.reduce(torch.maximum, sizes)
+    return functools.reduce(torch.maximum, sizes) * (1 + ROUNDING)
 
 
 def _describe(matches: Tensor, templates: UniversalTemplates, centre: Tensor, sample: Tensor) -> TilePeaks:

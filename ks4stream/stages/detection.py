@@ -161,11 +161,14 @@ class Detect(Stage[Block, Receipt, Peaks]):
         size = size or load.tiling.size
         peaks = load.spikes_in(size / load.recording.sampling_rate_hz)
         in_chunk = peaks * min(1.0, samples / size)
+        of_pairs = kernels.PAIRS_PER_CHUNK.on(load.device) * kernels.BIN * p * (j + 2 * s)
+        group = min(kernels.CENTRES_PER_CHUNK.on(load.device), k)
+        of_all = kernels.SAMPLES_PER_PRODUCT.on(load.device) * p * (2 * min(c, group * j) + (s + 1) * group)
         return int(
             4 * c * p * samples  # matches with every waveform
             + c * p * samples  # the largest of each bin, by waveform and sign
             + 8 * k * samples  # scores, and maps of centres and bins: bounds, best, visible maxima, pairs
-            + 4 * kernels.PAIRS_PER_CHUNK.on(load.device) * kernels.BIN * p * (j + 2 * s)  # pairs that are evaluated
+            + 4 * max(of_pairs, of_all)  # scores that are evaluated
             + 24 * in_chunk * settings.nearest_templates * (2 * settings.nt // kernels.BIN)  # their rivals
             + 8 * peaks * j * settings.nt  # waveforms of which features are taken
         )

@@ -101,7 +101,13 @@ PROBES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROBES)
 @pytest.mark.parametrize("threshold", [4.0, 9.0])
-def test_finds_what_the_dense_version_finds(name: str, threshold: float) -> None:
+@pytest.mark.parametrize("searched_below", [0.0, 1.1])
+def test_finds_what_the_dense_version_finds(
+    name: str, threshold: float, searched_below: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether all scores are evaluated, or only those that the search cannot exclude."""
+    monkeypatch.setattr(kernels, "SEARCHED_BELOW", searched_below)
+    monkeypatch.setattr(kernels, "SAMPLES_PER_PRODUCT", ChunkSize(cpu=400, gpu=400))
     probe, shapes = PROBES[name], smooth_shapes(3)
     templates = universal(probe, shapes)
     traces = planted(probe, shapes, 1500, 60, seed=5)
@@ -109,6 +115,17 @@ def test_finds_what_the_dense_version_finds(name: str, threshold: float) -> None
     expected = oracle(traces, templates, threshold, REACH, 40, 1460)
     assert len(expected) > 15
     assert list(zip(peaks.sample.tolist(), peaks.centre.tolist(), strict=True)) == expected
+
+
+def test_all_scores_or_those_that_matter_give_the_same_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, shapes = PROBES["staggered"], smooth_shapes(3)
+    traces, templates = planted(probe, shapes, 1500, 60, seed=5), universal(probe, shapes)
+    found = []
+    for below in (0.0, 1.1):
+        monkeypatch.setattr(kernels, "SEARCHED_BELOW", below)
+        found.append(detect(traces, templates, threshold=4.0, reach=REACH, first=40, last=1460))
+    assert len(found[0].sample) > 30
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_score_template_and_depth_are_those_of_the_dense_version() -> None:
@@ -203,6 +220,7 @@ def test_sharper_bounds_change_nothing_but_the_work(monkeypatch: pytest.MonkeyPa
     def as_it_was(search: kernels._PeakSearch, pairs: torch.Tensor, bound: torch.Tensor) -> None:
         bound.copy_(search.bound[pairs])
 
+    monkeypatch.setattr(kernels, "SEARCHED_BELOW", 1.1)
     for signed in (0.0, 1.0):  # by sign, or not
         monkeypatch.setattr(kernels, "SIGNED_ABOVE", signed)
         for by_waveform in (kernels._PeakSearch._bound_waveforms, as_it_was):
