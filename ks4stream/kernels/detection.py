@@ -29,10 +29,10 @@ SUMMIT_CENTRES = 32  # neighbours, one of which is assumed to have the largest s
 SAMPLED_BINS, SIGNED_ABOVE = 16, 0.04
 """Share of a group's pairs above threshold, in every so many bins, from which bounds for each sign save more than they
 cost."""
-SEARCHED_BELOW = 0.4
-"""Share of all pairs with a bound above threshold, from which matrix products that evaluate all of them take less
-time than the search for those that matter."""
-SAMPLES_PER_PRODUCT = ChunkSize(cpu=1 << 8, gpu=1 << 11)
+SEARCHED_BELOW = 0.5
+"""Share of all pairs with a bound above threshold, from which matrix products that evaluate all of them take less time
+than the search for those that matter (measured on a CPU)."""
+SAMPLES_PER_PRODUCT = ChunkSize(cpu=1 << 8, gpu=1 << 11)  # few, so that the scores of a group stay in the cache
 ROUNDING = 1e-5  # share by which bounds are raised, so that rounding cannot make one smaller than its score
 
 
@@ -272,7 +272,7 @@ class _PeakSearch:
         self.best.index_copy_(0, pairs, best)
 
     def evaluate_all(self, matches: Tensor) -> None:
-        """Fill in all scores."""
+        """Fill in all scores, from the matches (c, t, p) that `rows` holds, too."""
         score = self.score.view(-1, matches.shape[1])
         of_spreads = score.split([len(of.weights) // self.templates.weights.shape[1] for of in self.templates.spreads])
         size = SAMPLES_PER_PRODUCT.on(matches.device)
